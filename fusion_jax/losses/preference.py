@@ -1,0 +1,210 @@
+"""Preference losses on sequence log-probabilities: DPO and its kin, and WRPO.
+
+Every function takes log-probs [B] and returns (loss[B], metrics of arrays [B]); nothing is averaged here. Metrics
+carry no gradient. Sources: WRPO arXiv 2412.03187; DPO arXiv 2305.18290; IPO arXiv 2310.12036; SimPO arXiv 2405.14734.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+Array = jax.Array
+Metrics = dict[str, Array]
+
+
+class Pair(NamedTuple):
+    """One value for each of (chosen, rejected): float[B]."""
+
+    chosen: Array
+    rejected: Array
+
+
+class Quad(NamedTuple):
+    """One value for each of (source's chosen, target's chosen, target's rejected): float[B]."""
+
+    source_chosen: Array
+    target_chosen: Array
+    rejected: Array
+
+
+def _log_sigmoid_loss(logits: Array, smoothing: float) -> Array:
+    """-(1 - e) log sigma(logits) - e log sigma(-logits), stable for any margin."""
+    return (1.0 - smoothing) * jax.nn.softplus(-logits) + smoothing * jax.nn.softplus(logits)
+
+
+def _per_token(values: tuple[Array, ...], lengths: tuple[Array, ...] | None) -> tuple[Array, ...]:
+    """Sums to per-token means; a response without scored tokens counts as one token."""
+    if lengths is None:
+        return values
+    return tuple(v / jnp.maximum(n, 1) for v, n in zip(values, lengths, strict=True))
+
+
+def _log_ratios(policy: Pair | Quad, reference: Pair | Quad, lengths: Pair | Quad | None) -> tuple[Array, ...]:
+    ratios = tuple(p - jax.lax.stop_gradient(r) for p, r in zip(policy, reference, strict=True))
+    return _per_token(ratios, lengths)
+
+
+def _pair_metrics(chosen_reward: Array, rejected_reward: Array, policy: Pair) -> Metrics:
+    metrics = {
+        "rewards/chosen": chosen_reward,
+        "rewards/rejected": rejected_reward,
+        "rewards/margins": chosen_reward - rejected_reward,
+        "rewards/accuracies": (chosen_reward > rejected_reward).astype(chosen_reward.dtype),
+        "logps/chosen": policy.chosen,
+        "logps/rejected": policy.rejected,
+    }
+    return jax.lax.stop_gradient(metrics)
+
+
+def _quad_metrics(rewards: Quad, mixed: Array, policy: Quad) -> Metrics:
+    """Row-wise metrics of spec section 9; `mixed` is the reward of the compound preferred response."""
+
+    def wins(reward: Array) -> Array:
+        return (reward > rewards.rejected).astype(reward.dtype)
+
+    metrics = {
+        "rewards/chosen": mixed,
+        "rewards/source_chosen": rewards.source_chosen,
+        "rewards/target_chosen": rewards.target_chosen,
+        "rewards/rejected": rewards.rejected,
+        "rewards/margins": mixed - rewards.rejected,
+        "rewards/accuracies": wins(mixed),
+        "rewards/source_accuracies": wins(rewards.source_chosen),
+        "rewards/pivot_accuracies": wins(rewards.target_chosen),
+        "logps/chosen": (policy.source_chosen + policy.target_chosen) / 2,
+        "logps/source_chosen": policy.source_chosen,
+        "logps/target_chosen": policy.target_chosen,
+        "logps/rejected": policy.rejected,
+    }
+    return jax.lax.stop_gradient(metrics)
+
+
+def dpo(
+    policy: Pair,
+    reference: Pair,
+    *,
+    beta: float,
+    label_smoothing: float = 0.0,
+    lengths: Pair | None = None,
+    reference_free: bool = False,
+) -> tuple[Array, Metrics]:
+    """-log sigma(beta (D(chosen) - D(rejected))) with D the log-ratio to the reference.
+
+    Args:
+      policy, reference: sums of response log-probs, float[B] each.
+      beta: 0.01 in WRPO's runs; 5 to 10 for the length-normalised form.
+      label_smoothing: weight of the flipped preference.
+      lengths: scored tokens of each response; given, log-ratios are per-token means (length-normalised DPO).
+      reference_free: leave the reference out of the loss (it stays in the reported rewards).
+    """
+    ratios = _log_ratios(policy, reference, lengths)
+    scored = _per_token(policy, lengths) if reference_free else ratios
+    loss = _log_sigmoid_loss(beta * (scored[0] - scored[1]), label_smoothing)
+    return loss, _pair_metrics(beta * ratios[0], beta * ratios[1], policy)
+
+
+def hinge(policy: Pair, reference: Pair, *, beta: float, lengths: Pair | None = None) -> tuple[Array, Metrics]:
+    """max(0, 1 - beta (D(chosen) - D(rejected))) (SLiC-HF, arXiv 2305.10425)."""
+    chosen, rejected = _log_ratios(policy, reference, lengths)
+    loss = jax.nn.relu(1.0 - beta * (chosen - rejected))
+    return loss, _pair_metrics(beta * chosen, beta * rejected, policy)
+
+
+def ipo(
+    policy: Pair, reference: Pair, *, tau: float, lengths: Pair | None = None, reference_free: bool = False
+) -> tuple[Array, Metrics]:
+    """(D(chosen) - D(rejected) - 1/(2 tau))^2; with `lengths` D is a per-token mean, as in `trl`, else the sum."""
+    ratios = _log_ratios(policy, reference, lengths)
+    scored = _per_token(policy, lengths) if reference_free else ratios
+    loss = (scored[0] - scored[1] - 1.0 / (2.0 * tau)) ** 2
+    return loss, _pair_metrics(tau * ratios[0], tau * ratios[1], policy)
+
+
+def simpo(
+    policy: Pair,
+    *,
+    lengths: Pair,
+    beta: float,
+    gamma: float,
+    label_smoothing: float = 0.0,
+    loss_type: str = "sigmoid",
+) -> tuple[Array, Metrics]:
+    """-log sigma(beta (m(chosen) - m(rejected)) - gamma), m the per-token mean log-prob; no reference.
+
+    `gamma` is the paper's margin (SimPO's configs give gamma / beta). `loss_type` "hinge" is
+    max(0, 1 - (beta (m(chosen) - m(rejected)) - gamma)). Reported rewards leave the margin out.
+    """
+    chosen, rejected = _per_token(policy, lengths)
+    logits = beta * (chosen - rejected) - gamma
+    loss = jax.nn.relu(1.0 - logits) if loss_type == "hinge" else _log_sigmoid_loss(logits, label_smoothing)
+    return loss, _pair_metrics(beta * chosen, beta * rejected, policy)
+
+
+def _mix(values: tuple[Array, ...], alpha: Array | float) -> Array:
+    return alpha * values[0] + (1.0 - alpha) * values[1]
+
+
+def wrpo(
+    policy: Quad,
+    reference: Quad,
+    *,
+    alpha: Array | float,
+    beta: float,
+    label_smoothing: float = 0.0,
+    lengths: Quad | None = None,
+) -> tuple[Array, Metrics]:
+    """-log sigma(beta d), d = alpha D(source) + (1 - alpha) D(target) - D(rejected) (WRPO section 3).
+
+    Args:
+      policy, reference: sums of response log-probs, float[B] each.
+      alpha: fusion coefficient, scalar or [B] (0 for an example without a source response: exactly DPO).
+      beta: reward scale, 0.01 as published.
+      lengths: given, log-ratios are per-token means (an extension, not published).
+    """
+    ratios = _log_ratios(policy, reference, lengths)
+    loss = _log_sigmoid_loss(beta * (_mix(ratios, alpha) - ratios[2]), label_smoothing)
+    rewards = Quad(*(beta * r for r in ratios))
+    return loss, _quad_metrics(rewards, _mix(rewards, alpha), policy)
+
+
+def wrpo_ipo(
+    policy: Quad, reference: Quad, *, alpha: Array | float, tau: float, lengths: Quad | None = None
+) -> tuple[Array, Metrics]:
+    """(alpha D(source) + (1 - alpha) D(target) - D(rejected) - 1/(2 tau))^2 (WRPO Table 5)."""
+    ratios = _log_ratios(policy, reference, lengths)
+    loss = (_mix(ratios, alpha) - ratios[2] - 1.0 / (2.0 * tau)) ** 2
+    rewards = Quad(*(tau * r for r in ratios))
+    return loss, _quad_metrics(rewards, _mix(rewards, alpha), policy)
+
+
+def wrpo_simpo(
+    policy: Quad, *, lengths: Quad, alpha: Array | float, beta: float, gamma: float
+) -> tuple[Array, Metrics]:
+    """-log sigma(beta (alpha m(source) + (1 - alpha) m(target) - m(rejected)) - gamma) (WRPO Table 5)."""
+    means = _per_token(policy, lengths)
+    loss = _log_sigmoid_loss(beta * (_mix(means, alpha) - means[2]) - gamma, 0.0)
+    rewards = Quad(*(beta * m for m in means))
+    return loss, _quad_metrics(rewards, _mix(rewards, alpha), policy)
+
+
+def two_positives(
+    policy: Quad,
+    reference: Quad,
+    *,
+    beta: float,
+    label_smoothing: float = 0.0,
+    has_source: Array | float = 1.0,
+) -> tuple[Array, Metrics]:
+    """The control with the mixture outside the log-sigmoid: mean of DPO(source, rejected) and DPO(target, rejected).
+
+    An example without a source response (`has_source` 0) is DPO(target, rejected) alone.
+    """
+    ratios = _log_ratios(policy, reference, None)
+    source = _log_sigmoid_loss(beta * (ratios[0] - ratios[2]), label_smoothing)
+    target = _log_sigmoid_loss(beta * (ratios[1] - ratios[2]), label_smoothing)
+    share = 0.5 * has_source
+    rewards = Quad(*(beta * r for r in ratios))
+    return _mix((source, target), share), _quad_metrics(rewards, _mix(rewards, share), policy)

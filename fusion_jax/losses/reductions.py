@@ -1,0 +1,28 @@
+"""Sums that carry their weight. Micro-batches and devices add them; `divide` is the one place that divides."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+Array = jax.Array
+
+
+class Mean(NamedTuple):
+    """A weighted sum and its weight, both scalars; adding two of them is exact."""
+
+    total: Array
+    weight: Array
+
+
+def weighted(values: Array, weights: Array) -> Mean:
+    """Sum of `values` under `weights` (same shape); entries of weight 0 are left out even when not finite."""
+    kept = jnp.where(weights > 0, values, 0.0)
+    return Mean(jnp.sum(kept * weights), jnp.sum(weights))
+
+
+def divide(mean: Mean) -> Array:
+    """The mean; 0 where nothing was weighed."""
+    return jnp.where(mean.weight > 0, mean.total / jnp.where(mean.weight > 0, mean.weight, 1.0), 0.0)

@@ -1,0 +1,23 @@
+"""Llama 1, 2, 3, 3.1, 3.2 and what shares its body: Vicuna, Yi, SOLAR."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fusion_jax.models.config import DecoderConfig
+from fusion_jax.models.families.common import common_from_hf, common_to_hf, llama_like_names
+
+tensor_names = llama_like_names
+
+
+def from_hf(values: dict[str, Any]) -> DecoderConfig:
+    """config.json to `DecoderConfig`."""
+    bias = bool(values.get("attention_bias", False))
+    return DecoderConfig(
+        **common_from_hf(values), qkv_bias=bias, out_bias=bias, mlp_bias=bool(values.get("mlp_bias", False))
+    )
+
+
+def to_hf(config: DecoderConfig) -> dict[str, Any]:
+    """`DecoderConfig` to config.json."""
+    return common_to_hf(config, "Llama") | {"attention_bias": config.qkv_bias, "mlp_bias": config.mlp_bias}

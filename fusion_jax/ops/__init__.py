@@ -1,0 +1,1 @@
+"""Numerical primitives: attention, rotary positions, log-probabilities under a linear head."""

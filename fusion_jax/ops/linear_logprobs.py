@@ -1,0 +1,151 @@
+"""Log-probabilities of labels under a linear head, without ever holding the logits of all tokens.
+
+Every loss of this code base that touches the vocabulary goes through `linear_logprobs`. The vocabulary is cut
+into chunks; the forward pass keeps a running log-sum-exp and the label's logit, the backward pass computes each
+chunk's logits again and writes that chunk's head gradient once. Memory beyond inputs and gradients is
+O(N * chunk) instead of O(N * V); the price is one extra matmul in four.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+Array = jax.Array
+CHUNK_ELEMENTS = 1 << 22  # logits held at once (16 MiB in float32)
+
+
+def linear_logprobs(
+    hidden: Array,
+    kernel: Array,
+    labels: Array,
+    *,
+    soft_cap: float | None = None,
+    vocab_shards: int = 1,
+    chunk: int | None = None,
+) -> tuple[Array, Array]:
+    """log softmax(cap(hidden @ kernel.T))[label] and its normaliser.
+
+    Args:
+      hidden: [..., D] states that predict the labels, any float dtype.
+      kernel: [V, D] head, cast to the dtype of `hidden`; logits are accumulated in at least float32.
+      labels: int[...] in [0, V).
+      soft_cap: Gemma-2's c * tanh(logits / c).
+      vocab_shards: in how many parts the mesh splits V; every chunk takes an equal slice of each part, so that no
+        part of the head moves between devices.
+      chunk: vocabulary entries at once; by default what keeps N * chunk near `CHUNK_ELEMENTS`.
+
+    Returns:
+      (logprobs[...], logsumexp[...]), float32 (float64 for float64 input); both are differentiable.
+    """
+    shape, dim = labels.shape, hidden.shape[-1]
+    count = max(labels.size, 1)
+    per_shard = -(-kernel.shape[0] // vocab_shards)
+    wanted = chunk if chunk is not None else max(CHUNK_ELEMENTS // count, 256)
+    chunks = _chunk_count(per_shard, max(min(-(-wanted // vocab_shards), per_shard), 1))
+    if labels.size == 0:
+        empty = jnp.zeros(shape, _accumulator(hidden.dtype))
+        return empty, empty
+    logprobs, logsumexp = _logprobs(
+        hidden.reshape(-1, dim), kernel, labels.reshape(-1), soft_cap, vocab_shards, chunks
+    )
+    return logprobs.reshape(shape), logsumexp.reshape(shape)
+
+
+def _accumulator(dtype: jnp.dtype) -> jnp.dtype:
+    return jnp.promote_types(dtype, jnp.float32)
+
+
+def _chunk_count(size: int, wanted: int) -> int:
+    """Number of chunks of about `wanted` entries: one that divides `size` if there is one close by."""
+    least = -(-size // wanted)
+    return next((n for n in range(least, min(2 * least, size) + 1) if size % n == 0), least)
+
+
+def _split(kernel: Array, shards: int, chunks: int) -> tuple[Array, Array]:
+    """[V, D] -> chunked [chunks, shards, Vc, D] and the vocabulary ids [chunks, shards, Vc] of its rows."""
+    vocab, dim = kernel.shape
+    per_chunk = -(-vocab // (shards * chunks))
+    padded = per_chunk * shards * chunks
+    if padded != vocab:
+        kernel = jnp.pad(kernel, ((0, padded - vocab), (0, 0)))
+    ids = jnp.arange(padded, dtype=jnp.int32).reshape(shards, chunks, per_chunk)
+    return kernel.reshape(shards, chunks, per_chunk, dim).swapaxes(0, 1), ids.swapaxes(0, 1)
+
+
+def _merge(chunked: Array, vocab: int) -> Array:
+    """The inverse of `_split` for gradients."""
+    return chunked.swapaxes(0, 1).reshape(-1, chunked.shape[-1])[:vocab]
+
+
+def _chunk_logits(hidden: Array, part: Array, ids: Array, vocab: int, cap: float | None) -> Array:
+    """Logits [N, shards, Vc] of one chunk; entries that only pad the vocabulary are -inf."""
+    logits = jnp.einsum(
+        "nd,svd->nsv", hidden, part.astype(hidden.dtype), preferred_element_type=_accumulator(hidden.dtype)
+    )
+    logits = logits if cap is None else cap * jnp.tanh(logits / cap)
+    return jnp.where(ids < vocab, logits, -jnp.inf)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
+def _logprobs(
+    hidden: Array, kernel: Array, labels: Array, cap: float | None, shards: int, chunks: int
+) -> tuple[Array, Array]:
+    return _forward(hidden, kernel, labels, cap, shards, chunks)[0]
+
+
+def _forward(
+    hidden: Array, kernel: Array, labels: Array, cap: float | None, shards: int, chunks: int
+) -> tuple[tuple[Array, Array], tuple[Array, Array, Array, Array]]:
+    vocab, dtype = kernel.shape[0], _accumulator(hidden.dtype)
+
+    def body(carry: tuple[Array, Array, Array], chunk: tuple[Array, Array]) -> tuple[tuple, None]:
+        peak, total, label_logit = carry
+        part, ids = chunk
+        logits = _chunk_logits(hidden, part, ids, vocab, cap)
+        new_peak = jnp.maximum(peak, logits.max((1, 2)))
+        total = total * jnp.exp(peak - new_peak) + jnp.exp(logits - new_peak[:, None, None]).sum((1, 2))
+        hit = ids == labels[:, None, None]
+        label_logit += jnp.where(hit, logits, 0.0).sum((1, 2))
+        return (new_peak, total, label_logit), None
+
+    rows = labels.shape[0]
+    start = (jnp.full(rows, jnp.finfo(dtype).min, dtype), jnp.zeros(rows, dtype), jnp.zeros(rows, dtype))
+    (peak, total, label_logit), _ = lax.scan(body, start, _split(kernel, shards, chunks))
+    logsumexp = peak + jnp.log(total)
+    return (label_logit - logsumexp, logsumexp), (hidden, kernel, labels, logsumexp)
+
+
+def _backward(
+    cap: float | None,
+    shards: int,
+    chunks: int,
+    saved: tuple[Array, Array, Array, Array],
+    cotangents: tuple[Array, Array],
+) -> tuple[Array, Array, None]:
+    hidden, kernel, labels, logsumexp = saved
+    g_logprob, g_logsumexp = cotangents
+    vocab, dtype = kernel.shape[0], logsumexp.dtype
+    g_probs = g_logsumexp - g_logprob
+
+    def body(d_hidden: Array, chunk: tuple[Array, Array]) -> tuple[Array, Array]:
+        part, ids = chunk
+        logits = _chunk_logits(hidden, part, ids, vocab, cap)
+        probs = jnp.exp(logits - logsumexp[:, None, None])
+        d_logits = g_probs[:, None, None] * probs
+        d_logits += jnp.where(ids == labels[:, None, None], g_logprob[:, None, None], 0.0)
+        if cap is not None:
+            d_logits *= 1.0 - (jnp.where(ids < vocab, logits, 0.0) / cap) ** 2
+        d_logits = d_logits.astype(hidden.dtype)
+        d_hidden += jnp.einsum("nsv,svd->nd", d_logits, part.astype(hidden.dtype), preferred_element_type=dtype)
+        d_part = jnp.einsum("nsv,nd->svd", d_logits, hidden, preferred_element_type=dtype)
+        return d_hidden, d_part.astype(kernel.dtype)
+
+    d_hidden, d_chunks = lax.scan(body, jnp.zeros(hidden.shape, dtype), _split(kernel, shards, chunks))
+    return d_hidden.astype(hidden.dtype), _merge(d_chunks, vocab), None
+
+
+_logprobs.defvjp(_forward, _backward)

@@ -1,0 +1,70 @@
+"""Rotary position embedding with the scalings that the families use. Angles are float32 whatever the compute dtype."""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fusion_jax.models.config import RopeConfig
+
+Array = jax.Array
+
+
+def rotary_tables(positions: Array, rope: RopeConfig, head_dim: int, max_positions: int) -> tuple[Array, Array]:
+    """(cos, sin) float32[B,T,h/2] for absolute positions int[B,T]."""
+    factor = 1.0
+    if rope.kind == "dynamic":
+        length = jnp.maximum(positions.max() + 1, max_positions).astype(jnp.float32)
+        grown = rope.factor * length / max_positions - (rope.factor - 1)
+        base = rope.theta * grown ** (head_dim / (head_dim - 2))
+        frequencies = 1.0 / base ** (jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
+    else:
+        values, factor = _frequencies(rope, head_dim, max_positions)
+        frequencies = jnp.asarray(values, jnp.float32)
+    angles = positions[..., None].astype(jnp.float32) * frequencies
+    return jnp.cos(angles) * factor, jnp.sin(angles) * factor
+
+
+def _frequencies(rope: RopeConfig, head_dim: int, max_positions: int) -> tuple[np.ndarray, float]:
+    """Inverse frequencies float32[h/2] and the factor that the tables are multiplied by."""
+    plain = (1.0 / rope.theta ** (np.arange(0, head_dim, 2, dtype=np.float32) / head_dim)).astype(np.float32)
+    if rope.kind == "linear":
+        return plain / rope.factor, 1.0
+    if rope.kind == "llama3":
+        return _llama3(plain, rope), 1.0
+    if rope.kind == "yarn":
+        return _yarn(rope, head_dim, max_positions)
+    return plain, 1.0
+
+
+def _llama3(plain: np.ndarray, rope: RopeConfig) -> np.ndarray:
+    """Long wavelengths are slowed down by `factor`, short ones kept, those between interpolated (Llama 3.1)."""
+    wavelengths = 2 * math.pi / plain
+    low, high = rope.low_freq_factor, rope.high_freq_factor
+    smooth = np.clip((rope.original_max_positions / wavelengths - low) / (high - low), 0.0, 1.0)
+    return ((1 - smooth) * plain / rope.factor + smooth * plain).astype(np.float32)
+
+
+def _yarn(rope: RopeConfig, head_dim: int, max_positions: int) -> tuple[np.ndarray, float]:
+    """YaRN (arXiv 2309.00071): interpolate dimensions that turn fewer than beta_slow times in the original length."""
+    original = rope.original_max_positions or max_positions
+
+    def dimension(turns: float) -> float:
+        return head_dim * math.log(original / (turns * 2 * math.pi)) / (2 * math.log(rope.theta))
+
+    low, high = max(math.floor(dimension(rope.beta_fast)), 0), min(math.ceil(dimension(rope.beta_slow)), head_dim - 1)
+    ramp = np.clip((np.arange(head_dim // 2, dtype=np.float32) - low) / max(high - low, 1e-3), 0, 1)
+    plain = 1.0 / rope.theta ** (np.arange(0, head_dim, 2, dtype=np.float32) / head_dim)
+    default = 0.1 * math.log(rope.factor) + 1.0 if rope.factor > 1 else 1.0
+    factor = rope.attention_factor if rope.attention_factor is not None else default
+    return (plain / rope.factor * ramp + plain * (1 - ramp)).astype(np.float32), factor
+
+
+def apply_rotary(x: Array, tables: tuple[Array, Array]) -> Array:
+    """Rotate [B,T,H,h] by (cos, sin) [B,T,h/2]: the halves of h are the two coordinates (Hugging Face layout)."""
+    cos, sin = (t[:, :, None].astype(x.dtype) for t in tables)
+    first, second = jnp.split(x, 2, -1)
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], -1)

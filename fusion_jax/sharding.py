@@ -1,0 +1,76 @@
+"""The device mesh and the one table that maps logical axis names to mesh axes.
+
+Mesh axes: `data` (replicated parameters), `fsdp` (parameters and optimiser state sharded, batch sharded), `tensor`
+(heads, feed-forward width and vocabulary sharded). Every axis is Auto: the compiler places the collectives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from fusion_jax.errors import InputError
+
+AXES = ("data", "fsdp", "tensor")
+
+RULES: dict[str, str | tuple[str, ...] | None] = {
+    "batch": ("data", "fsdp"),
+    "tokens": None,
+    "layers": None,
+    "embed": "fsdp",
+    "vocab": "tensor",
+    "heads": "tensor",
+    "kv_heads": "tensor",
+    "head_dim": None,
+    "mlp": "tensor",
+    "labels": None,
+}
+
+
+def make_mesh(
+    data: int = 1, fsdp: int = 1, tensor: int = 1, *, devices: Sequence[jax.Device] | None = None
+) -> Mesh:
+    """A (data, fsdp, tensor) mesh; one of the sizes may be -1 and takes what the others leave."""
+    devices = list(jax.devices()) if devices is None else list(devices)
+    sizes = [data, fsdp, tensor]
+    if sizes.count(-1) > 1 or any(s == 0 or s < -1 for s in sizes):
+        raise InputError(f"mesh sizes {tuple(sizes)} are not valid", field="mesh",
+                         cure="Give positive sizes, at most one of them -1")
+    if -1 in sizes:
+        fixed = int(np.prod([s for s in sizes if s != -1]))
+        sizes[sizes.index(-1)] = max(len(devices) // fixed, 1)
+    if int(np.prod(sizes)) != len(devices):
+        raise InputError(f"mesh {dict(zip(AXES, sizes))} needs {int(np.prod(sizes))} devices, {len(devices)} are here",
+                         field="mesh", cure="Make the product of the sizes equal to the number of devices")
+    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+
+
+def partition_spec(axes: Sequence[str | None]) -> PartitionSpec:
+    """Logical axis names, one for each dimension, to a PartitionSpec by `RULES`."""
+    return PartitionSpec(*(None if name is None else RULES[name] for name in axes))
+
+
+def _axis_size(mesh: Mesh, entry: str | tuple[str, ...] | None) -> int:
+    names = () if entry is None else (entry,) if isinstance(entry, str) else entry
+    return int(np.prod([mesh.shape[n] for n in names], dtype=np.int64))
+
+
+def named(mesh: Mesh, axes: Sequence[str | None], shape: Sequence[int] | None = None) -> NamedSharding:
+    """The sharding of an array with these logical axes; a dimension the mesh does not divide stays whole."""
+    entries = list(partition_spec(axes))
+    if shape is not None:
+        entries = [e if size % _axis_size(mesh, e) == 0 else None for e, size in zip(entries, shape, strict=True)]
+    return NamedSharding(mesh, PartitionSpec(*entries))
+
+
+def constrain(x: jax.Array, mesh: Mesh | None, axes: Sequence[str | None]) -> jax.Array:
+    """`with_sharding_constraint` by logical names; the identity without a mesh."""
+    return x if mesh is None else jax.lax.with_sharding_constraint(x, named(mesh, axes, x.shape))
+
+
+def tensor_shards(mesh: Mesh | None) -> int:
+    """How many ways the vocabulary is split."""
+    return 1 if mesh is None else int(mesh.shape["tensor"])

@@ -1,0 +1,150 @@
+"""Objectives: a loss of `fusion_jax.losses` bound to its settings, as the step wants it.
+
+Each takes the scores of a micro-batch and the optimizer step and returns sums with their weights.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+
+from fusion_jax import losses
+from fusion_jax.errors import InputError
+from fusion_jax.losses import Mean, Pair, Quad, weighted
+from fusion_jax.train.step import Objective, Scores
+
+Array = jax.Array
+
+
+@dataclass(frozen=True)
+class PairSettings:
+    """A pairwise loss. `beta` is tau for ipo; `gamma` is SimPO's margin; `sft_weight` adds token-mean cross-entropy
+    of the chosen responses (of the micro-batches of the step) to the loss."""
+
+    loss: Literal["dpo", "dpo_norm", "ipo", "ipo_mean", "simpo", "hinge", "simpo_hinge"] = "dpo"
+    beta: float = 0.01
+    gamma: float = 1.0
+    label_smoothing: float = 0.0
+    sft_weight: float = 0.0
+
+
+@dataclass(frozen=True)
+class WrpoSettings:
+    """WRPO and its variants. `beta` is tau for wrpo_ipo; alpha rises linearly from 0 to `alpha` unless static."""
+
+    loss: Literal["wrpo", "wrpo_ipo", "wrpo_simpo", "two_positives"] = "wrpo"
+    beta: float = 0.01
+    alpha: float = 0.1
+    dynamic: bool = True
+    gamma: float = 0.0
+    label_smoothing: float = 0.0
+
+
+def _unknown(loss: str) -> InputError:
+    return InputError(f"'{loss}' is not a loss of this kind", field="loss", cure="See --help for the choices")
+
+
+def needs_reference(loss: str) -> bool:
+    """Whether a loss reads reference log-probs."""
+    return loss not in ("sft", "simpo", "simpo_hinge", "wrpo_simpo")
+
+
+def sft_objective() -> Objective:
+    """Token-mean cross-entropy over all scored tokens of the optimizer step."""
+
+    def objective(scores: Scores, step: Array) -> tuple[Mean, dict[str, Mean]]:
+        return losses.sft(scores.logprobs, scores.mask)
+
+    return objective
+
+
+def _means(metrics: dict[str, Array], weights: Array) -> dict[str, Mean]:
+    return {name: weighted(value, weights) for name, value in metrics.items()}
+
+
+def _columns(values: Array, count: int) -> tuple[Array, ...]:
+    return tuple(values[:, g] for g in range(count))
+
+
+def pair_objective(settings: PairSettings) -> Objective:
+    """A loss on (chosen, rejected) rows."""
+    s = settings
+
+    def loss_of(policy: Pair, reference: Pair, lengths: Pair) -> tuple[Array, dict[str, Array]]:
+        match s.loss:
+            case "dpo":
+                return losses.dpo(policy, reference, beta=s.beta, label_smoothing=s.label_smoothing)
+            case "dpo_norm":
+                return losses.dpo(
+                    policy, reference, beta=s.beta, label_smoothing=s.label_smoothing, lengths=lengths
+                )
+            case "ipo":
+                return losses.ipo(policy, reference, tau=s.beta)
+            case "ipo_mean":
+                return losses.ipo(policy, reference, tau=s.beta, lengths=lengths)
+            case "hinge":
+                return losses.hinge(policy, reference, beta=s.beta)
+            case "simpo" | "simpo_hinge":
+                form = "sigmoid" if s.loss == "simpo" else "hinge"
+                return losses.simpo(
+                    policy, lengths=lengths, beta=s.beta, gamma=s.gamma,
+                    label_smoothing=s.label_smoothing, loss_type=form,
+                )  # fmt: skip
+        raise _unknown(s.loss)
+
+    def objective(scores: Scores, step: Array) -> tuple[Mean, dict[str, Mean]]:
+        policy, reference, lengths = (Pair(*_columns(x, 2)) for x in (scores.sequence, scores.reference, scores.lengths))
+        per_example, metrics = loss_of(policy, reference, lengths)
+        metrics |= {"length/chosen": lengths.chosen, "length/rejected": lengths.rejected}
+        loss, means = weighted(per_example, scores.weights), _means(metrics, scores.weights)
+        if s.sft_weight:
+            nll, _ = losses.sft(scores.logprobs[:, 0], scores.mask[:, 0])
+            # The token mean is of the micro-batch, as in the official trainer, and counts once for each example.
+            loss = Mean(loss.total + s.sft_weight * losses.divide(nll) * loss.weight, loss.weight)
+            means["nll"] = nll
+        return loss, means
+
+    return objective
+
+
+def wrpo_objective(settings: WrpoSettings, num_steps: int) -> Objective:
+    """A loss on (source chosen, target chosen, rejected) rows; an example whose source row scores no token has alpha 0."""
+    s = settings
+
+    def loss_of(
+        policy: Quad, reference: Quad, lengths: Quad, alpha: Array, has_source: Array
+    ) -> tuple[Array, dict[str, Array]]:
+        match s.loss:
+            case "wrpo":
+                return losses.wrpo(
+                    policy, reference, alpha=alpha, beta=s.beta, label_smoothing=s.label_smoothing
+                )
+            case "wrpo_ipo":
+                return losses.wrpo_ipo(policy, reference, alpha=alpha, tau=s.beta)
+            case "wrpo_simpo":
+                return losses.wrpo_simpo(policy, lengths=lengths, alpha=alpha, beta=s.beta, gamma=s.gamma)
+            case "two_positives":
+                return losses.two_positives(
+                    policy, reference, beta=s.beta, label_smoothing=s.label_smoothing, has_source=has_source
+                )
+        raise _unknown(s.loss)
+
+    def objective(scores: Scores, step: Array) -> tuple[Mean, dict[str, Mean]]:
+        policy, reference, lengths = (Quad(*_columns(x, 3)) for x in (scores.sequence, scores.reference, scores.lengths))
+        has_source = (lengths.source_chosen > 0).astype(policy.rejected.dtype)
+        now = losses.alpha_at(step, alpha_end=s.alpha, num_steps=num_steps, dynamic=s.dynamic)
+        per_example, metrics = loss_of(policy, reference, lengths, now * has_source, has_source)
+        fixed, _ = loss_of(policy, reference, lengths, s.alpha * has_source, has_source)
+        for slot in Quad._fields:
+            metrics[f"length/{slot}"] = getattr(lengths, slot)
+        metrics["loss_at_fixed_alpha"] = jax.lax.stop_gradient(fixed)
+        means = _means(metrics, scores.weights)
+        for name in ("source_chosen", "source_accuracies"):
+            means[f"rewards/{name}"] = weighted(metrics[f"rewards/{name}"], scores.weights * has_source)
+        means["cur_alpha"] = Mean(now * jnp.ones(()), jnp.ones(()))
+        return weighted(per_example, scores.weights), means
+
+    return objective

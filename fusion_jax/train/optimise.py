@@ -1,0 +1,252 @@
+"""From a model, examples and an objective to a better model: the one training loop of the code base."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import grain
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from fusion_jax.data.batches import Example, TokenBatch, bucket_list, collate
+from fusion_jax.data.order import batch_order, host_rows, num_steps
+from fusion_jax.errors import InputError
+from fusion_jax.losses.reductions import Mean, divide
+from fusion_jax.losses.schedules import learning_rate
+from fusion_jax.models.folder import Model
+from fusion_jax.sharding import make_mesh
+from fusion_jax.train.checkpoints import open_checkpoints, restore_state, save_state
+from fusion_jax.train.reference import with_reference
+from fusion_jax.train.run_folder import RunFolder, append_metrics, truncate_metrics
+from fusion_jax.train.state import OptimizerSettings, TrainState, init_state, make_optimizer
+from fusion_jax.train.step import Compute, Objective, make_eval_step, make_train_step, shard_batch
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """How a stage trains. batch_size: examples an optimizer step, over all devices and micro-batches."""
+
+    optimizer: OptimizerSettings = OptimizerSettings()
+    epochs: float = 1.0
+    batch_size: int = 128
+    micro_batches: int = 8
+    seed: int = 42
+    bucket_window: int = 8
+    log_every: int = 5
+    eval_every: int = 500
+    checkpoint_every: int = 500
+    reference: Literal["stored", "in-step"] = "stored"
+    remat: Literal["none", "full", "dots"] = "full"
+    compute_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    mesh_data: int = 1
+    mesh_fsdp: int = -1
+    mesh_tensor: int = 1
+
+
+class NonFiniteLoss(InputError):
+    """The loss or the gradient of a step was not finite; the last good state is saved."""
+
+
+def compute_for(settings: TrainSettings) -> Compute:
+    """Mesh and dtype: bfloat16 where the device multiplies it natively, float32 on a CPU; no mesh on one device."""
+    dtype = settings.compute_dtype
+    if dtype == "auto":
+        dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    mesh: Mesh | None = None
+    if jax.device_count() > 1:
+        mesh = make_mesh(settings.mesh_data, settings.mesh_fsdp, settings.mesh_tensor)
+    return Compute(mesh, jnp.dtype(dtype), settings.remat)
+
+
+def step_count(examples: int, settings: TrainSettings) -> int:
+    """Optimizer steps of a run: the N of the learning-rate and fusion-coefficient schedules."""
+    if settings.batch_size % settings.micro_batches:
+        raise InputError(
+            f"batch size {settings.batch_size} is not a multiple of {settings.micro_batches} micro-batches",
+            field="batch_size", cure="Change one of the two",
+        )  # fmt: skip
+    return num_steps(examples, settings.batch_size, settings.epochs)
+
+
+def buckets_of(examples: Sequence[Example]) -> tuple[Sequence[int], Sequence[int]]:
+    """The few token and score lengths that batches of these examples are padded to."""
+    longest = max(len(row) for e in examples for row in e.rows)
+    return bucket_list(longest), bucket_list(longest)
+
+
+def step_batch(
+    examples: Sequence[Example],
+    indices: np.ndarray,
+    settings: TrainSettings,
+    buckets: tuple[Sequence[int], Sequence[int]],
+) -> TokenBatch:
+    """The rows of one optimizer step that this host feeds, as micro-batches [A,B,...]."""
+    micro = np.asarray(indices).reshape(settings.micro_batches, -1)
+    rows = np.stack([host_rows(m, jax.process_index(), jax.process_count()) for m in micro])
+    flat = collate([examples[i] for i in rows.reshape(-1)], tokens_buckets=buckets[0], score_buckets=buckets[1])
+    return jax.tree.map(lambda x: x.reshape(*rows.shape, *x.shape[1:]), flat)
+
+
+def optimise(
+    model: Model,
+    examples: Sequence[Example],
+    objective: Objective,
+    settings: TrainSettings,
+    run: RunFolder,
+    *,
+    needs_reference: bool = False,
+    validation: Sequence[Example] = (),
+    names: Callable[[int], str] = str,
+) -> Model:
+    """Train `model` on `examples`; continues from the run folder's last checkpoint if there is one.
+
+    Args:
+      objective: what to minimise; see `train.objectives`.
+      needs_reference: the starting weights also serve as the frozen reference.
+      validation: examples whose loss and metrics are logged under `eval_` every `eval_every` steps and at the end.
+      names: example index -> what a user knows the record by, for error messages.
+
+    Raises:
+      NonFiniteLoss: a step was not finite; names the records, after saving the last good state.
+    """
+    total = step_count(len(examples), settings)
+    compute = compute_for(settings)
+    buckets = buckets_of([*examples, *validation])
+    optimizer = make_optimizer(settings.optimizer, total)
+    in_step = needs_reference and settings.reference == "in-step"
+    if needs_reference and not in_step:
+        micro_size = settings.batch_size // settings.micro_batches
+
+        def referenced(name: str, these: Sequence[Example]) -> Sequence[Example]:
+            return with_reference(
+                run.sub(name).path, model.params, model.config, these, compute,
+                batch_size=micro_size, buckets=buckets,
+            ) if these else these  # fmt: skip
+
+        examples, validation = referenced("reference", examples), referenced("reference_validation", validation)
+    checkpoints = open_checkpoints(run.file("checkpoints"))
+    state = init_state(model.params, optimizer, compute.mesh)
+    state = restore_state(checkpoints, state) or state
+    order = batch_order(
+        [max(len(r) for r in e.rows) for e in examples],
+        batch_size=settings.batch_size, seed=settings.seed, epochs=settings.epochs, bucket_window=settings.bucket_window,
+    )  # fmt: skip
+    rate = learning_rate(
+        settings.optimizer.learning_rate, num_steps=total,
+        warmup_ratio=settings.optimizer.warmup_ratio, schedule=settings.optimizer.schedule,
+    )  # fmt: skip
+    step_fn = make_train_step(model.config, objective, optimizer, compute, rate)
+    evaluate = _evaluator(model, objective, compute, validation, settings, buckets)
+    reference = model.params if in_step else None
+    try:
+        state = _loop(state, step_fn, order, examples, settings, buckets, run, checkpoints, total, evaluate, names, reference)
+    finally:
+        checkpoints.wait_until_finished()
+        checkpoints.close()
+    return dataclasses.replace(model, params=state.params)
+
+
+def _loop(
+    state: TrainState,
+    step_fn: Callable[..., tuple[TrainState, dict[str, jax.Array]]],
+    order: grain.MapDataset,
+    examples: Sequence[Example],
+    settings: TrainSettings,
+    buckets: tuple[Sequence[int], Sequence[int]],
+    run: RunFolder,
+    checkpoints: Any,
+    total: int,
+    evaluate: Callable[[TrainState], dict[str, float]],
+    names: Callable[[int], str],
+    reference: Any,
+) -> TrainState:
+    first = int(state.step)
+    truncate_metrics(run, first)
+    with _progress(run) as progress:
+        task = progress.add_task(run.path.name, total=total, completed=first, note="")
+        for step in range(first, total):
+            indices = np.asarray(order[step])
+            batch = shard_batch(step_batch(examples, indices, settings, buckets), _mesh_of(state))
+            state, metrics = step_fn(state, batch, reference)
+            if bool(state.halted):
+                _stop(state, step, indices, np.asarray(metrics["bad"]), checkpoints, run, names)
+            if step % settings.log_every == 0 or step == total - 1:
+                values = {k: float(v) for k, v in metrics.items() if k != "bad"}
+                append_metrics(run, {"step": step, **values})
+                progress.update(task, note=f"loss {values['loss']:.4f}")
+            done = step + 1
+            if done % settings.eval_every == 0 or done == total:
+                held_out = evaluate(state)
+                if held_out:
+                    append_metrics(run, {"step": step, **held_out})
+            if done % settings.checkpoint_every == 0 or done == total:
+                save_state(checkpoints, state)
+            progress.update(task, completed=done)
+    return state
+
+
+def _mesh_of(state: TrainState) -> Mesh | None:
+    sharding = jax.tree.leaves(state.params)[0].sharding
+    return sharding.mesh if isinstance(sharding, jax.sharding.NamedSharding) else None
+
+
+def _progress(run: RunFolder) -> Progress:
+    columns = (
+        TextColumn("  {task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total} {task.fields[note]}"),
+        TimeRemainingColumn(),
+    )  # fmt: skip
+    return Progress(*columns, console=run.console, transient=True)
+
+
+def _evaluator(
+    model: Model,
+    objective: Objective,
+    compute: Compute,
+    validation: Sequence[Example],
+    settings: TrainSettings,
+    buckets: tuple[Sequence[int], Sequence[int]],
+) -> Callable[[TrainState], dict[str, float]]:
+    """state -> means over all validation examples, under `eval_` names; the last batch is filled with weight 0."""
+    if not validation:
+        return lambda state: {}
+    step_fn = make_eval_step(model.config, objective, compute)
+    size = settings.batch_size // settings.micro_batches
+
+    def evaluate(state: TrainState) -> dict[str, float]:
+        sums: dict[str, Mean] = {}
+        for start in range(0, len(validation), size):
+            part = list(validation[start : start + size])
+            filler = [dataclasses.replace(part[0], weight=0.0)] * (size - len(part))
+            batch = collate(part + filler, tokens_buckets=buckets[0], score_buckets=buckets[1])
+            new = step_fn(state.params, shard_batch(batch, compute.mesh), state.step)
+            sums = {k: Mean(*(a + b for a, b in zip(sums[k], v))) if sums else v for k, v in new.items()}
+        return {f"eval_{k}": float(divide(v)) for k, v in sums.items()}
+
+    return evaluate
+
+
+def _stop(
+    state: TrainState,
+    step: int,
+    indices: np.ndarray,
+    bad: np.ndarray,
+    checkpoints: Any,
+    run: RunFolder,
+    names: Callable[[int], str],
+) -> None:
+    """Save the last good state, then say which records broke the step."""
+    if step > 0:
+        save_state(checkpoints, state.replace(halted=jnp.zeros_like(state.halted)))
+    broken = indices[bad.reshape(-1)] if bad.size == indices.size and bad.any() else indices
+    listed = ", ".join(names(int(i)) for i in broken[:16]) + (" ..." if len(broken) > 16 else "")
+    which = "their log-probs are not finite" if bad.any() else "the records of the batch"
+    raise NonFiniteLoss(
+        f"loss or gradient of step {step} is not finite; {which}: {listed}. The state before the step is saved",
+        file=run.file("checkpoints"), cure="Remove or correct the records, or lower the learning rate, and --resume",
+    )  # fmt: skip

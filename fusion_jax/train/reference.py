@@ -1,0 +1,100 @@
+"""Reference log-probabilities as data: computed once by the scoring step, kept in the run folder."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from fusion_jax.data.batches import Example, collate
+from fusion_jax.errors import InputError
+from fusion_jax.models.config import DecoderConfig
+from fusion_jax.train.run_folder import read_json, write_json
+from fusion_jax.train.state import Params
+from fusion_jax.train.step import Compute, make_score_step, shard_batch
+
+
+def fingerprint(params: Params) -> str:
+    """A hash of every weight's path, shape and content."""
+    digest = hashlib.sha256()
+    for path, value in jax.tree_util.tree_leaves_with_path(params):
+        digest.update(jax.tree_util.keystr(path).encode())
+        array = np.asarray(value)
+        digest.update(f"{array.shape}{array.dtype}".encode())
+        digest.update(np.ascontiguousarray(array).view(np.uint8).data)
+    return digest.hexdigest()
+
+
+def examples_fingerprint(examples: Sequence[Example]) -> str:
+    """A hash of every token and boundary, in order."""
+    digest = hashlib.sha256()
+    for example in examples:
+        for row, start in zip(example.rows, example.starts):
+            digest.update(np.asarray([len(row), start, *row], np.int64).data)
+    return digest.hexdigest()
+
+
+def sequence_logprobs(
+    params: Params,
+    config: DecoderConfig,
+    examples: Sequence[Example],
+    compute: Compute,
+    *,
+    batch_size: int,
+    buckets: tuple[Sequence[int], Sequence[int]],
+) -> np.ndarray:
+    """float32[n, G]: sequence log-probs of every row, in the order of `examples`; rows of similar length together."""
+    step = make_score_step(config, compute)
+    order = np.argsort([max(len(r) for r in e.rows) for e in examples], kind="stable")
+    out = np.zeros((len(examples), len(examples[0].rows)), np.float32)
+    for start in range(0, len(order), batch_size):
+        chosen = order[start : start + batch_size]
+        padded = np.concatenate([chosen, np.repeat(chosen[:1], batch_size - len(chosen))])
+        batch = collate([examples[i] for i in padded], tokens_buckets=buckets[0], score_buckets=buckets[1])
+        values = np.asarray(step(params, shard_batch(batch, compute.mesh)))
+        out[chosen] = values[: len(chosen)]
+    return out
+
+
+def with_reference(
+    folder: Path,
+    params: Params,
+    config: DecoderConfig,
+    examples: Sequence[Example],
+    compute: Compute,
+    *,
+    batch_size: int,
+    buckets: tuple[Sequence[int], Sequence[int]],
+) -> list[Example]:
+    """The examples with their reference log-probs, read from `folder` or computed and stored there.
+
+    Raises:
+      InputError: the stored values belong to another model or other examples, or are not finite.
+    """
+    identity = {"model": fingerprint(params), "examples": examples_fingerprint(examples)}
+    values_file, identity_file = folder / "reference.npy", folder / "reference.json"
+    if identity_file.exists():
+        stored = read_json(identity_file)
+        for name, value in identity.items():
+            if stored.get(name) != value:
+                raise InputError(
+                    f"was computed with another {name.rstrip('s')} than this run's", file=values_file, field=name,
+                    cure="Delete reference.json and reference.npy to compute them again",
+                )  # fmt: skip
+        values = np.load(values_file, allow_pickle=False)
+    else:
+        values = sequence_logprobs(params, config, examples, compute, batch_size=batch_size, buckets=buckets)
+        wrong = np.flatnonzero(~np.isfinite(values).all(1))
+        if wrong.size:
+            raise InputError(
+                "the reference model gives log-probs that are not finite", record=int(wrong[0]) + 1,
+                cure="Check the record and the model's weights",
+            )  # fmt: skip
+        with open(values_file, "wb") as out:
+            np.save(out, values, allow_pickle=False)
+        write_json(identity_file, identity)
+    return [dataclasses.replace(e, reference=tuple(map(float, v))) for e, v in zip(examples, values, strict=True)]

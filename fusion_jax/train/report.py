@@ -1,0 +1,98 @@
+"""The report of a run: tables in Markdown and plots beside them, made from the run's own files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from fusion_jax.data.jsonl import read_jsonl
+from fusion_jax.train.run_folder import METRICS
+
+matplotlib.use("agg")
+
+Curves = Mapping[str, tuple[Sequence[int], Sequence[float]]]
+
+
+def curves(stage: Path, names: Sequence[str]) -> Curves:
+    """Metric name -> (steps, values), read from a training stage's metrics.jsonl; names it never logged are left out."""
+    path = stage / METRICS
+    records = read_jsonl(path) if path.exists() else []
+    found = {name: [(r["step"], r[name]) for r in records if name in r] for name in names}
+    return {k: tuple(zip(*v)) for k, v in found.items() if v}  # type: ignore[misc]
+
+
+def save_figure(figure: Figure, path: Path) -> str:
+    """Write a PNG and return the Markdown that shows it."""
+    figure.savefig(path, dpi=110, bbox_inches="tight")
+    return f"![{path.stem}]({path.name})"
+
+
+def _draw(axes: Axes, lines: Curves, title: str) -> None:
+    for name, (steps, values) in lines.items():
+        axes.plot(steps, values, label=name, linewidth=1.2, marker="o" if len(steps) < 3 else "")
+    axes.set_title(title, fontsize=10)
+    axes.set_xlabel("optimizer step", fontsize=8)
+    axes.tick_params(labelsize=8)
+    axes.grid(alpha=0.3)
+    if lines:
+        axes.legend(fontsize=7)
+
+
+def training_figure(stages: Mapping[str, Path]) -> Figure:
+    """Loss, fusion coefficient, rewards, margins and reward accuracies of the training stages of a run."""
+    figure = Figure(figsize=(13, 7), layout="constrained")
+    grid = figure.subplots(2, 3)
+    panels: list[tuple[str, list[str]]] = [
+        ("loss", ["loss", "eval_loss"]),
+        ("fusion coefficient alpha", ["cur_alpha"]),
+        ("rewards", ["rewards/source_chosen", "rewards/target_chosen", "rewards/chosen", "rewards/rejected"]),
+        ("reward margins", ["rewards/margins", "eval_rewards/margins"]),
+        ("reward accuracy (training batches)", ["rewards/accuracies", "rewards/source_accuracies", "rewards/pivot_accuracies"]),
+        ("reward accuracy (held out)",
+         ["eval_rewards/accuracies", "eval_rewards/source_accuracies", "eval_rewards/pivot_accuracies"]),
+    ]  # fmt: skip
+    for axes, (title, names) in zip(grid.flat, panels):
+        lines = {
+            f"{stage} {name}": points for stage, path in stages.items() for name, points in curves(path, names).items()
+        }
+        _draw(axes, lines, title)
+    return figure
+
+
+def accuracy_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
+    """Accuracy of every model at every skill, bars with 95 % intervals.
+
+    Args:
+      rows: {"model", "skill", "accuracy", "low", "high"}, one for each model and skill.
+    """
+    models, skills = list(dict.fromkeys(r["model"] for r in rows)), list(dict.fromkeys(r["skill"] for r in rows))
+    figure = Figure(figsize=(max(7, 1.6 * len(skills)), 4), layout="constrained")
+    axes = figure.subplots()
+    width = 0.8 / max(len(models), 1)
+    for m, model in enumerate(models):
+        mine = {r["skill"]: r for r in rows if r["model"] == model}
+        at = [i + (m - (len(models) - 1) / 2) * width for i, s in enumerate(skills) if s in mine]
+        shown = [mine[s] for s in skills if s in mine]
+        heights = [r["accuracy"] for r in shown]
+        errors = [[r["accuracy"] - r["low"] for r in shown], [r["high"] - r["accuracy"] for r in shown]]
+        axes.bar(at, heights, width, yerr=errors, label=model, error_kw={"linewidth": 0.7})
+    axes.set_xticks(range(len(skills)), skills, fontsize=8)
+    axes.set_ylim(0, 1.02)
+    axes.set_ylabel("accuracy")
+    axes.grid(axis="y", alpha=0.3)
+    axes.legend(fontsize=7, ncols=min(len(models), 4), loc="upper center", bbox_to_anchor=(0.5, 1.2))
+    return figure
+
+
+def markdown_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows with the same keys as a Markdown table."""
+    if not rows:
+        return "(nothing)"
+    names = list(rows[0])
+    lines = ["| " + " | ".join(names) + " |", "|" + " --- |" * len(names)]
+    return "\n".join(lines + ["| " + " | ".join(str(r.get(n, "")) for n in names) + " |" for r in rows])

@@ -1,0 +1,115 @@
+"""What an optimizer step reads and writes, and where each part lives on the mesh."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from fusion_jax.losses.schedules import learning_rate
+from fusion_jax.models.config import DecoderConfig
+from fusion_jax.models.parameters import abstract_params
+
+Params = dict[str, Any]
+
+
+@flax.struct.dataclass
+class TrainState:
+    """step: optimizer steps done; halted: a step was not finite, nothing changes any more."""
+
+    step: jax.Array
+    halted: jax.Array
+    params: Params
+    opt_state: optax.OptState
+
+
+@dataclass(frozen=True)
+class OptimizerSettings:
+    """AdamW with a warmed-up schedule; the defaults are the published WRPO run's."""
+
+    learning_rate: float = 3e-7
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup_ratio: float = 0.1
+    beta1: float = 0.9
+    beta2: float = 0.999
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    clip_norm: float = 1.0
+
+
+def make_optimizer(settings: OptimizerSettings, num_steps: int) -> optax.GradientTransformation:
+    """Clip by global norm, then AdamW; matrices decay, norms and biases do not."""
+    rate = learning_rate(
+        settings.learning_rate,
+        num_steps=num_steps,
+        warmup_ratio=settings.warmup_ratio,
+        schedule=settings.schedule,
+    )
+
+    def decayed(params: Params) -> Params:
+        return jax.tree.map_with_path(lambda path, _: path[-1].key in ("kernel", "embedding"), params)
+
+    return optax.chain(
+        optax.clip_by_global_norm(settings.clip_norm),
+        optax.adamw(
+            rate, settings.beta1, settings.beta2, settings.eps, weight_decay=settings.weight_decay, mask=decayed
+        ),
+    )
+
+
+def init_state(params: Params, optimizer: optax.GradientTransformation, mesh: Mesh | None = None) -> TrainState:
+    """A fresh state around `params`, which are copied: the step donates the state's buffers."""
+
+    def build(params: Params) -> TrainState:
+        masters = jax.tree.map(lambda p: jnp.array(p, jnp.promote_types(p.dtype, jnp.float32)), params)
+        return TrainState(jnp.zeros((), jnp.int32), jnp.zeros((), bool), masters, optimizer.init(masters))
+
+    if mesh is None:
+        return jax.jit(build)(params)
+    shardings = state_shardings(jax.eval_shape(build, params), jax.tree.map(lambda p: p.sharding, params), mesh)
+    return jax.jit(build, out_shardings=shardings)(params)
+
+
+def state_shardings(abstract: TrainState, param_shardings: Params, mesh: Mesh) -> TrainState:
+    """Shardings of a whole state: moments lie where their parameters lie, scalars on every device."""
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    placed = optax.tree_map_params(
+        lambda params: _moments_of(abstract.opt_state, params),
+        lambda _, sharding: sharding,
+        abstract.opt_state,
+        param_shardings,
+        transform_non_params=lambda _: everywhere,
+    )
+    return TrainState(everywhere, everywhere, param_shardings, placed)
+
+
+def _moments_of(opt_state: optax.OptState, params: Params) -> optax.OptState:
+    """`opt_state` with `params` in the place of every moment tree (what `optax.tree_map_params` asks of an init)."""
+    structure = jax.tree.structure(params)
+
+    def is_moments(node: Any) -> bool:
+        return jax.tree.structure(node) == structure
+
+    return jax.tree.map(lambda node: params if is_moments(node) else node, opt_state, is_leaf=is_moments)
+
+
+def abstract_state(
+    config: DecoderConfig, optimizer: optax.GradientTransformation, mesh: Mesh | None = None
+) -> TrainState:
+    """Shapes, dtypes and shardings of a state, nothing allocated: for restoring and for compiling ahead of time."""
+    params = abstract_params(config, jnp.float32, mesh)
+    state = TrainState(
+        jax.ShapeDtypeStruct((), jnp.int32),
+        jax.ShapeDtypeStruct((), jnp.bool_),
+        params,
+        jax.eval_shape(optimizer.init, params),
+    )
+    if mesh is None:
+        return state
+    shardings = state_shardings(state, jax.tree.map(lambda p: p.sharding, params), mesh)
+    return jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), state, shardings)

@@ -1,0 +1,185 @@
+"""One optimizer step: score the rows, ask the objective, add up (sum, weight) over micro-batches, update.
+
+The same function runs on one device, on a mesh, and ahead of time for a pod. No array of shape [B, T, V] exists:
+hidden states are gathered at the scored positions first, then `ops.linear_logprobs` walks the vocabulary in chunks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+from jax.sharding import Mesh
+
+from fusion_jax.data.batches import TokenBatch
+from fusion_jax.losses.reductions import Mean, divide
+from fusion_jax.models.config import DecoderConfig
+from fusion_jax.models.decoder import forward, head_kernel
+from fusion_jax.ops.linear_logprobs import linear_logprobs
+from fusion_jax.sharding import constrain, named, tensor_shards
+from fusion_jax.train.state import Params, TrainState
+
+Array = jax.Array
+
+
+class Scores(NamedTuple):
+    """What an objective sees of a micro-batch.
+
+    logprobs, mask: float[B,G,S] of the scored tokens; sequence: float[B,G] their sums; lengths: float[B,G] how many;
+    reference: float[B,G] sums under the reference; weights: float[B], 0 for an example that only fills the batch.
+    """
+
+    logprobs: Array
+    mask: Array
+    sequence: Array
+    lengths: Array
+    reference: Array
+    weights: Array
+
+
+Objective = Callable[[Scores, Array], tuple[Mean, dict[str, Mean]]]
+"""(scores, optimizer step) -> (loss, metrics), all as (sum, weight)."""
+
+
+@dataclass(frozen=True)
+class Compute:
+    """How a forward pass is carried out: mesh, dtype of the matmuls, what the backward pass keeps."""
+
+    mesh: Mesh | None = None
+    dtype: Any = jnp.float32
+    remat: Literal["none", "full", "dots"] = "none"
+
+
+def score(params: Params, config: DecoderConfig, batch: TokenBatch, compute: Compute) -> Scores:
+    """Log-probabilities of the scored tokens of every row of a micro-batch."""
+    rows = batch.tokens.shape[:2]
+
+    def flat(x: Array) -> Array:
+        return constrain(x.reshape(-1, x.shape[-1]), compute.mesh, ("batch", None))
+
+    hidden = forward(
+        params, config, flat(batch.tokens), positions=flat(batch.positions), segment_ids=flat(batch.segment_ids),
+        mesh=compute.mesh, dtype=compute.dtype, remat=compute.remat,
+    )  # fmt: skip
+    scored = jnp.take_along_axis(hidden, flat(batch.score_positions)[:, :, None], axis=1)
+    logprobs, _ = linear_logprobs(
+        scored, head_kernel(params, config), flat(batch.score_labels),
+        soft_cap=config.final_soft_cap, vocab_shards=tensor_shards(compute.mesh),
+    )  # fmt: skip
+    logprobs = logprobs.reshape(*rows, -1)
+    inside = jnp.arange(logprobs.shape[-1]) < batch.score_counts[..., None]
+    logprobs = jnp.where(inside, logprobs, 0.0)
+    return Scores(
+        logprobs=logprobs,
+        mask=inside.astype(logprobs.dtype) * batch.weights[:, None, None],
+        sequence=logprobs.sum(-1),
+        lengths=batch.score_counts.astype(logprobs.dtype),
+        reference=batch.reference,
+        weights=batch.weights,
+    )
+
+
+def _place(batch: TokenBatch, mesh: Mesh | None) -> TokenBatch:
+    return jax.tree.map(lambda x: constrain(x, mesh, ("batch",) + (None,) * (x.ndim - 1)), batch)
+
+
+def make_score_step(config: DecoderConfig, compute: Compute) -> Callable[[Params, TokenBatch], Array]:
+    """Jitted sequence log-probs: (params, micro-batch) -> float[B,G]; how references are computed once."""
+
+    def step(params: Params, batch: TokenBatch) -> Array:
+        return score(params, config, _place(batch, compute.mesh), compute).sequence
+
+    return jax.jit(step)
+
+
+def make_eval_step(
+    config: DecoderConfig, objective: Objective, compute: Compute
+) -> Callable[[Params, TokenBatch, Array], dict[str, Mean]]:
+    """Jitted objective without gradient: (params, micro-batch, step) -> sums with weights, `loss` among them."""
+
+    def evaluate(params: Params, batch: TokenBatch, step: Array) -> dict[str, Mean]:
+        loss, metrics = objective(score(params, config, _place(batch, compute.mesh), compute), step)
+        return {"loss": loss, **metrics}
+
+    return jax.jit(evaluate)
+
+
+def make_train_step(
+    config: DecoderConfig,
+    objective: Objective,
+    optimizer: optax.GradientTransformation,
+    compute: Compute,
+    rate: optax.Schedule | None = None,
+) -> Callable[..., tuple[TrainState, dict[str, Array]]]:
+    """The jitted step (state, batches, reference_params=None) -> (state, metrics); the state is donated.
+
+    Args:
+      batches: a `TokenBatch` with a leading axis A of micro-batches; gradients are those of the whole step's mean.
+      reference_params: given, reference log-probs are computed in the step instead of read from the batch.
+      rate: the learning-rate schedule, reported as `lr`.
+
+    metrics: scalars, each divided once at the end; `bad` bool[A,B] marks examples whose log-probs are not finite.
+    A step whose loss or gradient is not finite changes nothing but sets `state.halted`.
+    """
+
+    def micro(
+        params: Params, batch: TokenBatch, step: Array, reference: Params | None
+    ) -> tuple[Array, tuple[dict[str, Mean], Array]]:
+        scores = score(params, config, batch, compute)
+        if reference is not None:
+            frozen = score(lax.stop_gradient(reference), config, batch, compute).sequence
+            scores = scores._replace(reference=lax.stop_gradient(frozen))
+        loss, metrics = objective(scores, step)
+        bad = ~jnp.isfinite(scores.sequence).all(-1)
+        return loss.total, ({"loss": loss, **metrics}, bad)
+
+    def train_step(
+        state: TrainState, batches: TokenBatch, reference: Params | None = None
+    ) -> tuple[TrainState, dict[str, Array]]:
+        gradient = jax.grad(micro, has_aux=True)
+
+        def body(grads: Params, batch: TokenBatch) -> tuple[Params, tuple[dict[str, Mean], Array]]:
+            new, aux = gradient(state.params, _place(batch, compute.mesh), state.step, reference)
+            return jax.tree.map(jnp.add, grads, new), aux
+
+        if batches.tokens.shape[0] == 1:
+            grads, aux = gradient(
+                state.params, _place(jax.tree.map(lambda x: x[0], batches), compute.mesh), state.step, reference
+            )
+            means, bad = jax.tree.map(lambda x: x[None], aux)
+        else:
+            grads, (means, bad) = lax.scan(body, jax.tree.map(jnp.zeros_like, state.params), batches)
+        means = jax.tree.map(lambda x: x.sum(0), means)
+        grads = jax.tree.map(lambda g: g / jnp.maximum(means["loss"].weight, 1e-30), grads)
+        metrics = {name: divide(mean) for name, mean in means.items()}
+        metrics["grad_norm"] = optax.global_norm(grads)
+        if rate is not None:
+            metrics["lr"] = rate(state.step)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        keep = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"]) & ~state.halted
+        proposed = (optax.apply_updates(state.params, updates), opt_state)
+        params, opt_state = jax.tree.map(
+            lambda new, old: jnp.where(keep, new, old), proposed, (state.params, state.opt_state)
+        )
+        new_state = TrainState(state.step + keep, ~keep, params, opt_state)
+        return new_state, {**metrics, "bad": bad}
+
+    return jax.jit(train_step, donate_argnums=0)
+
+
+def shard_batch(batch: TokenBatch, mesh: Mesh | None) -> TokenBatch:
+    """Host arrays [A,B,...] or [B,...] onto the devices, examples over the data axes; each host gives its own rows."""
+    if mesh is None:
+        return jax.tree.map(jnp.asarray, batch)
+    stacked = batch.weights.ndim == 2
+
+    def place(x: Any) -> Array:
+        axes = ((None,) if stacked else ()) + ("batch",) + (None,) * (x.ndim - 1 - stacked)
+        return jax.make_array_from_process_local_data(named(mesh, axes), x)
+
+    return jax.tree.map(place, batch)

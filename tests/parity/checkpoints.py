@@ -1,0 +1,55 @@
+"""Tiny random checkpoints written by `transformers` in PyTorch: the reference for every port."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+SMALL: dict[str, Any] = {
+    "vocab_size": 96, "hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 3, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "max_position_embeddings": 64, "initializer_range": 0.25, "pad_token_id": 0,
+    "bos_token_id": 1, "eos_token_id": 2,
+}  # fmt: skip
+THETA = {"rope_theta": 1e4}
+
+CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama-mha": ("llama", {"num_key_value_heads": 4}),
+    "llama-gqa-tied": ("llama", {"tie_word_embeddings": True}),
+    "llama-mqa-bias-wide-heads": ("llama", {"num_key_value_heads": 1, "attention_bias": True, "mlp_bias": True, "head_dim": 24}),
+    "llama-linear": ("llama", {"rope_parameters": {**THETA, "rope_type": "linear", "factor": 2.0}}),
+    "llama-dynamic": ("llama", {"max_position_embeddings": 16, "rope_parameters": {**THETA, "rope_type": "dynamic", "factor": 2.0}}),
+    "llama-yarn": ("llama", {"rope_parameters": {**THETA, "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}}),
+    "llama-3.1": ("llama", {"rope_parameters": {
+        "rope_theta": 5e5, "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 16}}),
+    "llama-3.2": ("llama", {"tie_word_embeddings": True, "rope_parameters": {
+        "rope_theta": 5e5, "rope_type": "llama3", "factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 16}}),
+    "mistral-window": ("mistral", {"sliding_window": 7}),
+    "mistral-no-window": ("mistral", {"sliding_window": None, "head_dim": 16}),
+    "qwen2": ("qwen2", {"tie_word_embeddings": True}),
+    "qwen2-windows": ("qwen2", {"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 1}),
+    "gemma2": ("gemma2", {"sliding_window": 6, "head_dim": 16, "query_pre_attn_scalar": 20, "attn_logit_softcapping": 5.0,
+                          "final_logit_softcapping": 3.0}),
+    "gemma2-uncapped": ("gemma2", {"sliding_window": 4096, "head_dim": 12, "query_pre_attn_scalar": 12,
+                                   "attn_logit_softcapping": None, "final_logit_softcapping": None}),
+}  # fmt: skip
+
+
+def write_checkpoint(name: str, folder: Path, *, classifier: bool = False, **changes: Any) -> Any:
+    """Write the named configuration with random weights (norms and biases too) and return the PyTorch model."""
+    family, options = CONFIGS[name]
+    config = transformers.AutoConfig.for_model(family, **{**SMALL, **options, **changes})
+    config._attn_implementation = "eager"
+    torch.manual_seed(0)
+    kind = transformers.AutoModelForSequenceClassification if classifier else transformers.AutoModelForCausalLM
+    model = kind.from_config(config, attn_implementation="eager").float().eval()
+    with torch.no_grad():
+        for key, value in model.named_parameters():
+            if key.endswith("norm.weight") or key.endswith("bias"):
+                value.add_(0.3 * torch.randn_like(value))
+    model.save_pretrained(folder)
+    return model

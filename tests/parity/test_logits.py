@@ -1,0 +1,110 @@
+"""float32 logits within 1e-5 (of the largest logit) of `transformers` in PyTorch, and files that survive the trip."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+import transformers
+from safetensors.numpy import load_file
+
+from fusion_jax.models.decoder import forward
+from fusion_jax.models.folder import classify, load, logits, save
+from fusion_jax.ops.attention import ContextPart
+from tests.parity.checkpoints import CONFIGS, write_checkpoint
+
+TOLERANCE = 1e-5
+LENGTHS = np.asarray([40, 23, 5])
+
+
+def tokens() -> np.ndarray:
+    rows = np.random.default_rng(3).integers(3, 96, (3, 40))
+    return np.where(np.arange(40) < LENGTHS[:, None], rows, 0)
+
+
+def assert_close(actual: np.ndarray, expected: np.ndarray) -> None:
+    assert np.abs(actual - expected).max() <= TOLERANCE * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_logits_files_and_cache(name, tmp_path):
+    """Padding; positions beyond the original rotary length; windows shorter than the text; save; cached keys."""
+    theirs = write_checkpoint(name, tmp_path / "hf")
+    ours = load(tmp_path / "hf")
+    rows = tokens()
+    mask = np.arange(40) < LENGTHS[:, None]
+    with torch.no_grad():
+        expected = theirs(torch.tensor(rows), attention_mask=torch.tensor(mask, dtype=torch.long)).logits.numpy()
+    assert_close(np.asarray(logits(ours, rows, LENGTHS))[mask], expected[mask])
+
+    save(ours, tmp_path / "ours")
+    before, after = (load_file(tmp_path / d / "model.safetensors") for d in ("hf", "ours"))
+    assert before.keys() == after.keys()
+    for key, value in before.items():
+        assert value.dtype == after[key].dtype and value.tobytes() == after[key].tobytes(), key
+    again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "ours", dtype=torch.float32, attn_implementation="eager")
+    with torch.no_grad():
+        torch.testing.assert_close(again.eval()(torch.tensor(rows[:1])).logits, torch.tensor(expected[:1]))
+
+    if name != "llama-dynamic":  # whose frequencies depend on the length seen so far
+        _cached_equals_uncached(ours, rows)
+
+
+def _cached_equals_uncached(model, rows):
+    """The first 20 tokens as shared context of two continuations a row, then one token on top of both."""
+    whole = forward(model.params, model.config, jnp.asarray(rows))
+    prompt = jnp.asarray(rows[:, :20])
+    _, (k, v) = forward(model.params, model.config, prompt, return_kv=True)
+    places = jnp.broadcast_to(jnp.arange(20), (3, 20))
+    part = ContextPart(k, v, places, jnp.full(3, 20))
+    rest = jnp.repeat(jnp.asarray(rows[:, 20:]), 2, 0)
+    positions = jnp.broadcast_to(jnp.arange(20, 40), rest.shape)
+    continued = forward(model.params, model.config, rest, positions=positions, context=(part,))
+    scale = np.abs(whole).max()
+    np.testing.assert_allclose(continued[::2], whole[:, 20:], atol=TOLERANCE * scale)
+    np.testing.assert_allclose(continued[1::2], whole[:, 20:], atol=TOLERANCE * scale)
+
+
+def test_a_new_config_json_means_the_same(tmp_path):
+    """The config.json that we write for a model that never had one loads in `transformers` with the same logits."""
+    for name in ("llama-3.1", "llama-yarn", "mistral-window", "qwen2-windows", "gemma2"):
+        theirs = write_checkpoint(name, tmp_path / name)
+        ours = dataclasses.replace(load(tmp_path / name), hf_config={}, generation={})
+        save(ours, tmp_path / f"{name}-new")
+        again = transformers.AutoModelForCausalLM.from_pretrained(
+            tmp_path / f"{name}-new", dtype=torch.float32, attn_implementation="eager"
+        ).eval()
+        rows = torch.tensor(tokens()[:1])
+        with torch.no_grad():
+            torch.testing.assert_close(again(rows).logits, theirs(rows).logits)
+
+
+@pytest.mark.parametrize("labels", [1, 3])
+def test_sequence_classification(labels, tmp_path):
+    theirs = write_checkpoint("llama-gqa-tied", tmp_path, classifier=True, num_labels=labels)
+    rows = tokens()
+    with torch.no_grad():
+        expected = theirs(torch.tensor(rows), attention_mask=torch.tensor(rows != 0, dtype=torch.long)).logits
+    assert_close(np.asarray(classify(load(tmp_path), rows, LENGTHS)), expected.numpy())
+
+
+def test_old_config_form_and_half_precision(tmp_path):
+    """`rope_theta` / `rope_scaling` at the top level, weights in bfloat16: same numbers, same bytes."""
+    write_checkpoint("llama-3.1", tmp_path / "new").to(torch.bfloat16).save_pretrained(tmp_path / "old")
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "old", dtype=torch.float32).eval()
+    file = tmp_path / "old" / "config.json"
+    values = json.loads(file.read_text())
+    rope = values.pop("rope_parameters")
+    values |= {"rope_theta": rope.pop("rope_theta"), "rope_scaling": rope, "torch_dtype": values.pop("dtype")}
+    file.write_text(json.dumps(values))
+    ours = load(tmp_path / "old", dtype=jnp.float32)
+    rows = tokens()[:1]
+    with torch.no_grad():
+        expected = theirs(torch.tensor(rows)).logits.numpy()
+    assert_close(np.asarray(logits(ours, rows)), expected)
+    save(ours, tmp_path / "saved")
+    assert (tmp_path / "saved" / "model.safetensors").read_bytes()[-1000:] == (tmp_path / "old" / "model.safetensors").read_bytes()[-1000:]
