@@ -60,7 +60,7 @@ def load(path: str | os.PathLike[str], *, dtype: Any = None, mesh: Mesh | None =
     try:
         config = config_from_hf(values)
     except InputError as error:
-        raise InputError(error.problem, file=folder / "config.json", field=_field(error), cure=error.cure) from None
+        raise InputError(error.problem, file=folder / "config.json", field=error.field, cure=error.cure) from None
     entries = open_folder(folder)
     names = tensor_names(config)
     _check_names(folder, config, entries, names)
@@ -76,11 +76,6 @@ def load(path: str | os.PathLike[str], *, dtype: Any = None, mesh: Mesh | None =
     return Model(
         config, params, tokenizer, values, _read_json(generation) if generation.exists() else {}, file_dtype.name
     )
-
-
-def _field(error: InputError) -> str | None:
-    message = str(error)
-    return message.split("'")[1] if message.startswith("field '") else None
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -1,0 +1,1 @@
+"""Data: records, JSON lines and other sources, chat rendering, tokenisation, batches, order."""

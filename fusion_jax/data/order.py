@@ -1,0 +1,89 @@
+"""Which examples an optimizer step sees: a pure function of (seed, step), the same on any number of hosts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import grain
+import numpy as np
+
+from fusion_jax.errors import InputError
+
+
+def num_steps(examples: int, batch_size: int, epochs: float) -> int:
+    """N = ceil(epochs * floor(examples / batch_size)); trailing examples of an epoch are dropped.
+
+    Raises:
+      InputError: not one whole batch.
+    """
+    per_epoch = examples // batch_size
+    if per_epoch == 0:
+        raise InputError(
+            f"{examples} examples do not fill one batch of {batch_size}", field="batch_size",
+            cure="Give more data or a smaller batch size",
+        )  # fmt: skip
+    return math.ceil(epochs * per_epoch)
+
+
+class _Epochs(grain.sources.RandomAccessDataSource[np.ndarray]):
+    """Batch `step` of the endless run: shuffled by (seed, epoch), lengths close together within a window of batches."""
+
+    def __init__(self, lengths: np.ndarray, batch_size: int, seed: int, steps: int, window: int) -> None:
+        self._lengths, self._batch_size, self._seed = lengths, batch_size, seed
+        self._steps, self._window = steps, window
+        self._cached: tuple[int, np.ndarray] | None = None
+
+    def __len__(self) -> int:
+        return self._steps
+
+    def __getitem__(self, step: int) -> np.ndarray:
+        epoch, within = divmod(int(step), len(self._lengths) // self._batch_size)
+        if self._cached is None or self._cached[0] != epoch:
+            self._cached = (epoch, self._epoch(epoch))
+        return self._cached[1][within]
+
+    def __repr__(self) -> str:
+        return f"Epochs(n={len(self._lengths)}, batch_size={self._batch_size}, seed={self._seed}, window={self._window})"
+
+    def _epoch(self, epoch: int) -> np.ndarray:
+        rng = np.random.default_rng([self._seed, epoch])
+        batches = len(self._lengths) // self._batch_size
+        order = rng.permutation(len(self._lengths))[: batches * self._batch_size]
+        size = self._batch_size * self._window
+        windows = [order[i : i + size] for i in range(0, len(order), size)]
+        close = np.concatenate([w[np.argsort(self._lengths[w], kind="stable")] for w in windows])
+        return close.reshape(batches, self._batch_size)[rng.permutation(batches)]
+
+
+def batch_order(
+    lengths: Sequence[int], *, batch_size: int, seed: int, epochs: float, bucket_window: int = 8
+) -> grain.MapDataset:
+    """Index arrays int[batch_size], one a step, with random access.
+
+    Args:
+      lengths: length of every example in tokens.
+      bucket_window: examples are sorted by length within this many batches, so that batches need little padding; 1
+        is a plain shuffle.
+    """
+    steps = num_steps(len(lengths), batch_size, epochs)
+    source = _Epochs(np.asarray(lengths), batch_size, seed, steps, max(bucket_window, 1))
+    return grain.MapDataset.source(source)
+
+
+def host_rows(indices: np.ndarray, process_index: int, process_count: int) -> np.ndarray:
+    """The contiguous part of a batch that one host feeds."""
+    if len(indices) % process_count:
+        raise InputError(
+            f"a micro-batch of {len(indices)} does not divide over {process_count} hosts", field="batch_size",
+            cure="Choose a multiple",
+        )  # fmt: skip
+    size = len(indices) // process_count
+    return indices[process_index * size : (process_index + 1) * size]
+
+
+def split_indices(count: int, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """A random part of `share` and the rest, each in ascending order (WRPO stage 5)."""
+    order = np.random.default_rng(seed).permutation(count)
+    size = round(count * share)
+    return np.sort(order[:size]), np.sort(order[size:])

@@ -1,0 +1,153 @@
+"""From (prompt text, response texts) to token ids, by the official rules (WRPO spec section 4.2) or by better ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from fusion_jax.errors import InputError
+
+Encode = Callable[[str], list[int]]
+
+
+@dataclass(frozen=True)
+class TokeniseSettings:
+    """Lengths in tokens.
+
+    eos: append EOS to every response, as WRPO does ("always"), or only where it is missing ("if_missing").
+    bos: "template" adds none; "if_missing" puts one before a prompt that lacks it (the pairwise trainers).
+    truncation: "official" cuts prompts to max_prompt_length and then every response to
+      max_length - max_prompt_length; "fit" cuts only what does not fit.
+    """
+
+    max_length: int = 2048
+    max_prompt_length: int = 1800
+    truncation_mode: str = "keep_end"
+    truncation: Literal["official", "fit"] = "official"
+    eos: Literal["always", "if_missing"] = "always"
+    bos: Literal["template", "if_missing"] = "template"
+
+
+@dataclass(frozen=True)
+class TokenisedRow:
+    """prompts[g] + responses[g] is row g; `cut` says whether anything was shortened."""
+
+    prompts: tuple[list[int], ...]
+    responses: tuple[list[int], ...]
+    cut: bool
+
+
+def split_ids(prompt: Sequence[int], joint: Sequence[int]) -> int:
+    """Where the response starts in the joint ids: behind the prompt's, one earlier if a token merged across the border."""
+    return len(prompt) if list(joint[: len(prompt)]) == list(prompt) else max(len(prompt) - 1, 0)
+
+
+def tokenise_row(
+    encode: Encode,
+    prompt: str,
+    responses: Sequence[str],
+    settings: TokeniseSettings,
+    *,
+    bos_id: int | None,
+    eos_id: int,
+    prompt_ids: Sequence[int] | None = None,
+) -> TokenisedRow:
+    """Tokenise one prompt with its responses.
+
+    Args:
+      encode: text to ids, adding no special tokens.
+      prompt_ids: `encode(prompt)` where it is known already.
+
+    Raises:
+      ValueError: the rows' prompts differ by more than one token (as in the official code), an unknown
+        truncation mode when a cut is needed.
+    """
+    alone = list(encode(prompt) if prompt_ids is None else prompt_ids)
+    prompts, answers = [], []
+    for response in responses:
+        joint = encode(prompt + response)
+        start = split_ids(alone, joint)
+        prompts.append(list(joint[:start]))
+        answers.append(list(joint[start:]))
+    _check_prompts(prompts)
+    if settings.bos == "if_missing" and bos_id is not None:
+        prompts = [p if p[:1] == [bos_id] else [bos_id, *p] for p in prompts]
+    answers = [a if settings.eos == "if_missing" and a[-1:] == [eos_id] else [*a, eos_id] for a in answers]
+    cut = _official_cut if settings.truncation == "official" else _fit_cut
+    kept_prompts, kept_answers = cut(prompts, answers, settings)
+    shortened = kept_prompts != prompts or kept_answers != answers
+    return TokenisedRow(tuple(kept_prompts), tuple(kept_answers), shortened)
+
+
+def _check_prompts(prompts: list[list[int]]) -> None:
+    """The rows of one example share their prompt, up to one token merged into a response."""
+    lengths = [len(p) for p in prompts]
+    shortest = min(lengths)
+    differing = max(
+        sum(a != b for a, b in zip(first[:shortest], other[:shortest])) for first in prompts for other in prompts
+    )
+    if differing > 1 or max(lengths) - shortest > 1:
+        raise ValueError("the prompts of an example's rows differ by more than one token")
+
+
+def _keep(ids: list[int], count: int, mode: str) -> list[int]:
+    if mode == "keep_start":
+        return ids[:count]
+    if mode == "keep_end":
+        return ids[-count:] if count else []
+    raise ValueError(f"Unknown truncation mode: {mode}")
+
+
+def _official_cut(
+    prompts: list[list[int]], answers: list[list[int]], s: TokeniseSettings
+) -> tuple[list[list[int]], list[list[int]]]:
+    longest = max(map(len, answers))
+    prompts = [_keep(p, s.max_prompt_length, s.truncation_mode) if len(p) + longest > s.max_length else p for p in prompts]
+    limit = s.max_length - s.max_prompt_length
+    answers = [a[:limit] if len(p) + longest > s.max_length else a for p, a in zip(prompts, answers)]
+    return prompts, answers
+
+
+def _fit_cut(
+    prompts: list[list[int]], answers: list[list[int]], s: TokeniseSettings
+) -> tuple[list[list[int]], list[list[int]]]:
+    """The prompt gives way down to max_prompt_length, the same in every row; then each response that still does not fit."""
+    longest = max(map(len, answers))
+    room = max(s.max_length - longest, s.max_prompt_length)
+    prompts = [_keep(p, room, s.truncation_mode) if len(p) > room else p for p in prompts]
+    answers = [a[: s.max_length - len(p)] for p, a in zip(prompts, answers)]
+    return prompts, answers
+
+
+def pack_documents(
+    documents: Sequence[Sequence[int]],
+    *,
+    block: int,
+    bos_id: int | None,
+    eos_id: int,
+) -> tuple[list[list[int]], list[list[int]]]:
+    """The official SFT packing: documents end to end, cut into blocks, the last partial block dropped (spec section 6.1).
+
+    Each document gets one EOS behind it and, where the tokenizer has a BOS, one more in front (the template put the
+    first one there).
+
+    Returns:
+      (blocks of token ids, blocks of document numbers from 1).
+    """
+    ids: list[int] = []
+    segments: list[int] = []
+    for number, document in enumerate(documents, 1):
+        packed = ([] if bos_id is None else [bos_id]) + list(document) + [eos_id]
+        ids += packed
+        segments += [number] * len(packed)
+    count = len(ids) // block
+    if count == 0:
+        raise InputError(
+            f"all documents together have {len(ids)} tokens, less than one block of {block}", field="max_length",
+            cure="Give more data or a smaller block",
+        )  # fmt: skip
+    return (
+        [ids[i * block : (i + 1) * block] for i in range(count)],
+        [segments[i * block : (i + 1) * block] for i in range(count)],
+    )
