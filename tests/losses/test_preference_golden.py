@@ -64,6 +64,13 @@ def value_and_grad(case: dict[str, Any], objective: Any, groups: int, reference:
     return jax.value_and_grad(loss, has_aux=True)(jnp.asarray(case["inputs"]["policy_logits"], dtype))
 
 
+def _close_gradient(grad: jax.Array, outputs: dict[str, Any], dtype: str) -> None:
+    """The whole gradient where the file has it, and always its norm."""
+    close(jnp.sqrt((grad**2).sum()), outputs["grad_policy_logits_l2"], GRADIENT[dtype])
+    if "grad_policy_logits" in outputs:
+        close(grad, outputs["grad_policy_logits"], GRADIENT[dtype])
+
+
 @pytest.mark.parametrize("case", golden_cases("wrpo", "wrpo_full"), ids=lambda c: c["name"])
 def test_wrpo_from_logits(case, dtype):
     setting, outputs = case["setting"], case["outputs"]
@@ -80,9 +87,7 @@ def test_wrpo_from_logits(case, dtype):
     )  # fmt: skip
     (loss, metrics), grad = value_and_grad(case, objective, 3, reference, setting.get("step", 0), dtype)
     close(loss, outputs["loss"], TOLERANCE[dtype])
-    close(jnp.sqrt((grad**2).sum()), outputs["grad_policy_logits_l2"], GRADIENT[dtype])
-    if "grad_policy_logits" in outputs:
-        close(grad, outputs["grad_policy_logits"], GRADIENT[dtype])
+    _close_gradient(grad, outputs, dtype)
     for name, expected in outputs["metrics"].items():
         quirk = name == "rewards/pivot_accuracies" or (
             setting["loss_type"] == "sigmoid" and name == "rewards/accuracies"
@@ -103,7 +108,13 @@ def test_wrpo_from_sequence_logprobs(case, dtype):
 
         def loss(policy: jax.Array, s: dict[str, Any] = s) -> Any:
             options = {"beta": s["beta"], "label_smoothing": s.get("label_smoothing", 0.0)}
-            values, metrics = losses.wrpo(Quad(*policy.T), reference, alpha=s["alpha"], **options)
+            if s.get("loss_type") == "sigmoid":
+                values, metrics = losses.two_positives(Quad(*policy.T), reference, **options)
+            else:
+                alpha = losses.alpha_at(
+                    s.get("step", 0), alpha_end=s["alpha"], num_steps=s.get("n_steps", 1), dynamic="step" in s
+                )
+                values, metrics = losses.wrpo(Quad(*policy.T), reference, alpha=alpha, **options)
             return values.mean(), (values, metrics)
 
         (mean, (values, metrics)), grad = jax.value_and_grad(loss, has_aux=True)(policy)
@@ -155,7 +166,7 @@ def test_pairwise_from_logits(case, dtype):
     )  # fmt: skip
     (loss, metrics), grad = value_and_grad(case, pair_objective(settings), 2, reference, 0, dtype)
     close(loss, outputs["loss"], TOLERANCE[dtype])
-    close(grad, outputs["grad_policy_logits"], GRADIENT[dtype])
+    _close_gradient(grad, outputs, dtype)
     close(metrics["rewards/margins"], np.mean(np.subtract(outputs["chosen_rewards"], outputs["rejected_rewards"])), TOLERANCE[dtype])
 
 
@@ -192,7 +203,7 @@ def test_simpo_from_logits(case, dtype):
     count = len(case["inputs"]["concatenated_labels"]) // 2
     (loss, _), grad = value_and_grad(case, pair_objective(settings), 2, jnp.zeros((count, 2)), 0, dtype)
     close(loss, outputs["loss"], TOLERANCE[dtype])
-    close(grad, outputs["grad_policy_logits"], GRADIENT[dtype])
+    _close_gradient(grad, outputs, dtype)
 
 
 @pytest.mark.parametrize("case", golden_cases("wrpo", "wrpo_variants_from_equations"), ids=lambda c: c["name"])

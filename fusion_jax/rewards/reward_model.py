@@ -1,0 +1,58 @@
+"""Rewards from a reward model: a folder with a scalar sequence-classification head."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+
+from fusion_jax.data.batches import bucket_list
+from fusion_jax.data.chat import render_text
+from fusion_jax.data.jsonl import Record
+from fusion_jax.errors import InputError
+from fusion_jax.models.folder import Model, classify
+
+
+def score_responses(model: Model, responses: Sequence[Record], *, batch_size: int = 8) -> list[Record]:
+    """Responses with `reward`: the model's float32 score of the two-message chat in the model's own template.
+
+    Raises:
+      InputError: the model has no scalar head or no tokenizer; a chat is longer than the model's positions.
+    """
+    if model.config.num_labels != 1:
+        raise InputError(
+            f"has {model.config.num_labels} scores, a reward model has one", field="reward_model",
+            cure="Give a sequence-classification folder with one label",
+        )  # fmt: skip
+    if model.tokenizer is None:
+        raise InputError("has no tokenizer", field="reward_model", cure="Add the tokenizer's files to its folder")
+    chats = [_encode(model, r, i) for i, r in enumerate(responses, 1)]
+    order = sorted(range(len(chats)), key=lambda i: len(chats[i]))
+    buckets = bucket_list(max(map(len, chats), default=1))
+    scores = np.zeros(len(chats), np.float32)
+    run = jax.jit(lambda params, tokens, lengths: classify(_with(model, params), tokens, lengths))
+    for start in range(0, len(order), batch_size):
+        chosen = order[start : start + batch_size]
+        width = next(b for b in buckets if b >= len(chats[chosen[-1]]))
+        tokens, lengths = np.zeros((batch_size, width), np.int32), np.ones(batch_size, np.int32)
+        for row, i in enumerate(chosen):
+            tokens[row, : len(chats[i])], lengths[row] = chats[i], len(chats[i])
+        scores[chosen] = np.asarray(run(model.params, tokens, lengths))[: len(chosen), 0]
+    return [{**r, "reward": float(s)} for r, s in zip(responses, scores)]
+
+
+def _with(model: Model, params: dict) -> Model:
+    return Model(model.config, params)
+
+
+def _encode(model: Model, record: Record, number: int) -> list[int]:
+    messages = [{"role": "user", "content": record["prompt"]}, {"role": "assistant", "content": record["response"]}]
+    text = render_text(model.tokenizer, messages, header=False)
+    ids = model.tokenizer(text, add_special_tokens=False)["input_ids"]
+    if len(ids) > model.config.max_positions:
+        raise InputError(
+            f"the chat has {len(ids)} tokens, the reward model reads {model.config.max_positions}", record=number,
+            field="response", cure="Shorten the response or use a model with a longer context",
+        )  # fmt: skip
+    return list(ids)

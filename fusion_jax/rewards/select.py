@@ -1,0 +1,132 @@
+"""From scored responses to preferences: the best source response, the target's best and worst, quadruples.
+
+WRPO spec section 3 (stages 4, 8, 9) and section 11 (ties, non-finite scores, missing responses).
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from fusion_jax.data.jsonl import Record
+from fusion_jax.errors import InputError
+
+
+def by_prompt(responses: Sequence[Record]) -> dict[str, list[Record]]:
+    """Responses of each prompt, in the order of first appearance."""
+    out: dict[str, list[Record]] = defaultdict(list)
+    for record in responses:
+        out[record["prompt_id"]].append(record)
+    return dict(out)
+
+
+def score_with(responses: Sequence[Record], verifier: Callable[[str, str], float]) -> list[Record]:
+    """Responses with a `reward` each: their own where they bring one, else the verifier's on `answer`.
+
+    Raises:
+      InputError: a response has neither a reward nor an answer to verify against.
+    """
+    out = []
+    for number, record in enumerate(responses, 1):
+        if record.get("reward") is None:
+            if not isinstance(record.get("answer"), str):
+                raise InputError(
+                    "is missing and there is no reward", record=number, field="answer",
+                    cure='Add "answer" to the prompts or responses, give rewards, or use a reward model',
+                )  # fmt: skip
+            record = {**record, "reward": verifier(record["response"], record["answer"])}
+        out.append(record)
+    return out
+
+
+def _usable(responses: Sequence[Record], drops: Counter[str]) -> list[Record]:
+    """Responses with text and a finite score; the others are counted."""
+    kept = []
+    for record in responses:
+        if not record["response"].strip():
+            drops["blank response"] += 1
+        elif not math.isfinite(record["reward"]):
+            drops["reward not finite"] += 1
+        else:
+            kept.append(record)
+    return kept
+
+
+def best_of(responses: Sequence[Record], sources: Sequence[str], drops: Counter[str]) -> dict[str, Record]:
+    """The highest-scoring response of each prompt; ties go to the earlier source, then the earlier sample."""
+    rank = {name: i for i, name in enumerate(sources)}
+
+    def key(record: Record) -> tuple[float, int, int]:
+        return (-record["reward"], rank.get(record["source_model"], len(rank)), record["sample"])
+
+    kept = by_prompt(_usable(responses, drops))
+    return {prompt: min(records, key=key) for prompt, records in kept.items()}
+
+
+def best_and_worst(
+    responses: Sequence[Record], drops: Counter[str], *, tolerance: float = 0.0
+) -> dict[str, tuple[Record, Record]]:
+    """The target's highest- and lowest-scoring response of each prompt; prompts that give no preference are dropped.
+
+    Args:
+      drops: counts, by reason: fewer than two usable responses; identical responses; a tie (scores within
+        `tolerance`).
+    """
+    out = {}
+    for prompt, all_records in by_prompt(responses).items():
+        records = sorted(_usable(all_records, drops), key=lambda r: r["sample"])
+        if len(records) < 2:
+            drops["prompt: fewer than two usable responses"] += 1
+            continue
+        if len({r["response"] for r in records}) == 1:
+            drops["prompt: identical responses"] += 1
+            continue
+        best = min(records, key=lambda r: -r["reward"])
+        worst = min(records, key=lambda r: r["reward"])
+        if best["reward"] - worst["reward"] <= tolerance or best["response"] == worst["response"]:
+            drops["prompt: tie of best and worst"] += 1
+            continue
+        out[prompt] = (best, worst)
+    return out
+
+
+def quadruples(
+    source_best: Mapping[str, Record], target: Mapping[str, tuple[Record, Record]], drops: Counter[str]
+) -> list[Record]:
+    """Quadruples in the official schema with the rewards and the source's name beside; a missing y_ws is null."""
+    out = []
+    for prompt, (best, worst) in target.items():
+        source = source_best.get(prompt)
+        if source is None:
+            drops["note: no source response (alpha 0)"] += 1
+        elif source["reward"] < best["reward"]:
+            drops["note: source scores below target (kept)"] += 1
+
+        def message(record: Record | None) -> dict[str, str] | None:
+            return None if record is None else {"role": "assistant", "content": record["response"]}
+
+        out.append(
+            {
+                "prompt_id": prompt,
+                "prompt": {"role": "user", "content": best["prompt"]},
+                "chosen": [message(source), message(best)],
+                "rejected": [message(worst)],
+                "source_model": None if source is None else source["source_model"],
+                "rewards": [None if source is None else source["reward"], best["reward"], worst["reward"]],
+            }
+        )
+    return out
+
+
+def wins(best: Mapping[str, Record]) -> dict[str, float]:
+    """Share of the prompts whose best response each source wrote."""
+    counts = Counter(r["source_model"] for r in best.values())
+    return {name: count / max(len(best), 1) for name, count in counts.most_common()}
+
+
+def carry(prompts: Sequence[Record], responses: Sequence[Record]) -> list[Record]:
+    """Responses to the given prompts, with what the prompts know (answer, skill) where the response lacks it."""
+    known: dict[str, Any] = {p["prompt_id"]: p for p in prompts}
+    return [{**known[r["prompt_id"]], **r} for r in responses if r["prompt_id"] in known]

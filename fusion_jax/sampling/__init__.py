@@ -1,0 +1,1 @@
+"""Sampling: KV cache, batched jitted generation, samplers."""
