@@ -1,0 +1,115 @@
+"""Raise the miniature zoo: three sources of three architectures and tokenizers, and a smaller target.
+
+    python experiments/zoo.py --out fusion_jax/zoo/models
+
+Hardware: 2 CPU cores, under 2 GB. Time: about 15 minutes. Result: four Hugging Face folders (under 10 MB together)
+and manifest.json with the command, the seed, the seconds, the accuracy of each model at each skill on held-out
+problems, and the sha256 of every file. Each source is strong at some skills and weak at the others; the target is
+mediocre at all.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import jax
+import numpy as np
+
+from fusion_jax.data.examples import TextSettings, make_examples
+from fusion_jax.data.jsonl import Record
+from fusion_jax.data.records import Row
+from fusion_jax.data.tokenise import TokeniseSettings
+from fusion_jax.evals.accuracy import evaluate
+from fusion_jax.models.folder import Model, save
+from fusion_jax.models.parameters import init_params
+from fusion_jax.settings import run as run_experiment
+from fusion_jax.settings import to_json
+from fusion_jax.train.objectives import sft_objective
+from fusion_jax.train.optimise import TrainSettings, optimise
+from fusion_jax.train.run_folder import RunFolder, open_run, write_json
+from fusion_jax.train.state import OptimizerSettings
+from fusion_jax.zoo.specs import SPECS, ZooSpec
+from fusion_jax.zoo.tasks import SKILLS, corpus, in_style, mixture, prompts
+from fusion_jax.zoo.tokenizers import train_tokenizer
+
+
+@dataclass(frozen=True)
+class Settings:
+    """out: where the folders go; work: the run folder (a killed run continues with --resume True)."""
+
+    out: str = "runs/zoo-models"
+    work: str = "runs/zoo"
+    resume: bool = False
+    seed: int = 0
+    batch_size: int = 64
+    test_prompts: int = 100
+    only: str = ""
+
+
+def main(s: Settings) -> None:
+    run = open_run(s.work, to_json(s), resume=s.resume)
+    out = Path(s.out)
+    out.mkdir(parents=True, exist_ok=True)
+    manifest_file = out / "manifest.json"
+    manifest = json.loads(manifest_file.read_text()) if manifest_file.exists() else {"models": {}}
+    for spec in SPECS:
+        if s.only and spec.name not in s.only.split(","):
+            continue
+        started = time.monotonic()
+        model = raise_model(spec, s, run.sub(spec.name))
+        save(model, out / spec.name, dtype="bfloat16", overwrite=True)
+        test = [r for skill in SKILLS for r in prompts(skill, s.test_prompts, split="test", seed=s.seed)]
+        accuracy = {r["skill"]: round(r["accuracy"], 3) for r in evaluate(spec.name, model, test, max_new_tokens=24)[0]}
+        run.log(f"{spec.name}: {accuracy}")
+        manifest["models"][spec.name] = {
+            "seconds": round(time.monotonic() - started), "accuracy": accuracy,
+            "parameters": sum(x.size for x in jax.tree.leaves(model.params)), "sha256": hashes(out / spec.name),
+        }  # fmt: skip
+    manifest |= {"command": "python experiments/zoo.py", "seed": s.seed, "test_prompts_per_skill": s.test_prompts}
+    write_json(manifest_file, manifest)
+    run.finish()
+
+
+def raise_model(spec: ZooSpec, s: Settings, run: RunFolder) -> Model:
+    """Random weights and a fresh tokenizer, then SFT on the spec's mixture of skills in its style."""
+    tokenizer = train_tokenizer(spec.tokenizer, spec.template, spec.vocab_size, corpus(s.seed, 400))
+    config = spec.config(len(tokenizer))
+    model = Model(config, init_params(config, jax.random.key(s.seed)), tokenizer)
+    records = careless(mixture(dict(spec.shares), split="train", seed=s.seed + 1), spec.corrupted, s.seed)
+    rows = [
+        Row(r["prompt_id"], ({"role": "user", "content": r["prompt"]},), (in_style(r["answer"], spec.style),))
+        for r in records
+    ]
+    tokens = TokeniseSettings(max_length=128, max_prompt_length=96, eos="if_missing")
+    examples, _ = make_examples(rows, tokenizer, TextSettings(tokens=tokens))
+    settings = TrainSettings(
+        optimizer=OptimizerSettings(learning_rate=spec.learning_rate, weight_decay=0.05, beta2=0.98),
+        epochs=spec.epochs, batch_size=s.batch_size, micro_batches=1, seed=s.seed, log_every=20, eval_every=10**9,
+        checkpoint_every=200, remat="none", compute_dtype="float32",
+    )  # fmt: skip
+    return optimise(model, examples, sft_objective(), settings, run)
+
+
+def careless(records: list[Record], share: float, seed: int) -> list[Record]:
+    """Records of which a share has the answer of another problem of the same skill."""
+    rng = np.random.default_rng(seed)
+    by_skill = {skill: [r["answer"] for r in records if r["skill"] == skill] for skill in SKILLS}
+    return [
+        {**r, "answer": str(rng.choice(by_skill[r["skill"]]))} if rng.random() < share else r for r in records
+    ]
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    """sha256 of every file of a folder."""
+    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(folder.iterdir())}
+
+
+if __name__ == "__main__":
+    run_experiment(Settings, main, description=__doc__)

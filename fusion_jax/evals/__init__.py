@@ -1,0 +1,1 @@
+"""Evaluation: task accuracy with intervals, comparisons on the same prompts."""

@@ -1,0 +1,25 @@
+"""The miniature zoo: tasks with verifiable answers, three source models and a target, all made by this repository.
+
+`zoo:NAME` stands for a shipped model wherever a model folder is asked for.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from fusion_jax.errors import InputError
+
+MODELS = Path(__file__).parent / "models"
+
+
+def model_path(name: str | os.PathLike[str]) -> Path:
+    """The folder of a model: `zoo:NAME` is a shipped one, anything else is a path."""
+    text = os.fspath(name)
+    if not text.startswith("zoo:"):
+        return Path(text)
+    folder = MODELS / text.removeprefix("zoo:")
+    if not folder.is_dir():
+        known = sorted(p.name for p in MODELS.iterdir() if p.is_dir()) if MODELS.is_dir() else []
+        raise InputError(f"the zoo has no model '{folder.name}'", field=text, cure=f"Known: {', '.join(known)}")
+    return folder
