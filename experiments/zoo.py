@@ -82,7 +82,7 @@ def raise_model(spec: ZooSpec, s: Settings, run: RunFolder) -> Model:
     tokenizer = train_tokenizer(spec.tokenizer, spec.template, spec.vocab_size, corpus(s.seed, 400))
     config = spec.config(len(tokenizer))
     model = Model(config, init_params(config, jax.random.key(s.seed)), tokenizer)
-    records = careless(mixture(dict(spec.shares), split="train", seed=s.seed + 1), spec.corrupted, s.seed)
+    records = careless(mixture(dict(spec.shares), split="train", seed=s.seed + 1, repeat=True), spec.corrupted, s.seed)
     rows = [
         Row(r["prompt_id"], ({"role": "user", "content": r["prompt"]},), (in_style(r["answer"], spec.style),))
         for r in records
@@ -101,9 +101,7 @@ def careless(records: list[Record], share: float, seed: int) -> list[Record]:
     """Records of which a share has the answer of another problem of the same skill."""
     rng = np.random.default_rng(seed)
     by_skill = {skill: [r["answer"] for r in records if r["skill"] == skill] for skill in SKILLS}
-    return [
-        {**r, "answer": str(rng.choice(by_skill[r["skill"]]))} if rng.random() < share else r for r in records
-    ]
+    return [{**r, "answer": str(rng.choice(by_skill[r["skill"]]))} if rng.random() < share else r for r in records]
 
 
 def hashes(folder: Path) -> dict[str, str]:

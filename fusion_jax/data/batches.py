@@ -67,9 +67,7 @@ def _bucket(sizes: Sequence[int], length: int) -> int:
     return next(s for s in sizes if s >= length)
 
 
-def collate(
-    examples: Sequence[Example], *, tokens_buckets: Sequence[int], score_buckets: Sequence[int]
-) -> TokenBatch:
+def collate(examples: Sequence[Example], *, tokens_buckets: Sequence[int], score_buckets: Sequence[int]) -> TokenBatch:
     """Right-padded host arrays of examples with the same number of rows (hidden state t scores token t+1)."""
     groups = len(examples[0].rows)
     longest = max(len(row) for e in examples for row in e.rows)

@@ -51,7 +51,9 @@ class Encoder:
 
 def _eos(tokenizer: PreTrainedTokenizerBase) -> int:
     if tokenizer.eos_token_id is None:
-        raise InputError("the tokenizer has no EOS token", file=tokenizer.name_or_path, field="eos_token", cure="Set one")
+        raise InputError(
+            "the tokenizer has no EOS token", file=tokenizer.name_or_path, field="eos_token", cure="Set one"
+        )
     return int(tokenizer.eos_token_id)
 
 
@@ -75,7 +77,9 @@ def make_examples(
                 bos_id=tokenizer.bos_token_id, eos_id=eos,
             )  # fmt: skip
         except ValueError as error:
-            raise InputError(str(error), record=row.name, cure="Check the tokenizer and the truncation settings") from None
+            raise InputError(
+                str(error), record=row.name, cure="Check the tokenizer and the truncation settings"
+            ) from None
         counts["truncated"] += tokens.cut
         pieces = list(zip(tokens.prompts, tokens.responses))
         if any(not prompt for prompt, _ in pieces):
@@ -98,12 +102,15 @@ def _packed(
     if any(len(row.responses) != 1 for row in rows):
         raise InputError("packing is for sft only", field="packing", cure="Set it to none")
     encoder = Encoder(tokenizer)
-    documents = [encoder("".join(render(tokenizer, row.messages, row.responses[0] or "", settings.chat))) for row in rows]
+    documents = [
+        encoder("".join(render(tokenizer, row.messages, row.responses[0] or "", settings.chat))) for row in rows
+    ]
     blocks, segments = pack_documents(
         documents, block=settings.tokens.max_length, bos_id=tokenizer.bos_token_id, eos_id=_eos(tokenizer)
     )
     reset = settings.packing == "reset"
     examples = [
-        Example((tuple(block),), (1,), i, tuple(s) if reset else ()) for i, (block, s) in enumerate(zip(blocks, segments))
+        Example((tuple(block),), (1,), i, tuple(s) if reset else ())
+        for i, (block, s) in enumerate(zip(blocks, segments))
     ]
     return examples, Counter({"documents": len(rows), "blocks": len(blocks)})

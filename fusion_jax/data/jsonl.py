@@ -48,7 +48,9 @@ def read_jsonl(path: str | os.PathLike[str]) -> list[Record]:
         except UnicodeDecodeError:
             raise InputError("is not UTF-8 text", file=path, record=number, cure="Save the file as UTF-8") from None
         except ValueError as error:
-            raise InputError(f"is not valid JSON ({error})", file=path, record=number, cure="Correct or remove the line") from None
+            raise InputError(
+                f"is not valid JSON ({error})", file=path, record=number, cure="Correct or remove the line"
+            ) from None
         if not isinstance(value, dict):
             raise InputError("is not a JSON object", file=path, record=number, cure="Write one {...} a line")
         records.append(value)

@@ -40,7 +40,9 @@ def _from_json(path: Path) -> list[Record]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise InputError(f"is not valid JSON ({error})", file=path, cure="Correct it, or use JSON lines (.jsonl)") from None
+        raise InputError(
+            f"is not valid JSON ({error})", file=path, cure="Correct it, or use JSON lines (.jsonl)"
+        ) from None
     if not isinstance(value, list) or not all(isinstance(v, dict) for v in value):
         raise InputError("is not a list of objects", file=path, cure="Use JSON lines (.jsonl)")
     return value

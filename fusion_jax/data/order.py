@@ -44,7 +44,9 @@ class _Epochs(grain.sources.RandomAccessDataSource[np.ndarray]):
         return self._cached[1][within]
 
     def __repr__(self) -> str:
-        return f"Epochs(n={len(self._lengths)}, batch_size={self._batch_size}, seed={self._seed}, window={self._window})"
+        return (
+            f"Epochs(n={len(self._lengths)}, batch_size={self._batch_size}, seed={self._seed}, window={self._window})"
+        )
 
     def _epoch(self, epoch: int) -> np.ndarray:
         rng = np.random.default_rng([self._seed, epoch])

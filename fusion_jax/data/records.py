@@ -53,7 +53,7 @@ class Place:
 def text(record: Mapping[str, Any], name: str, place: Place, *, blank: bool = False) -> str:
     """A string field that must be there (and, unless `blank`, hold more than white space)."""
     if name not in record or record[name] is None:
-        raise place.error("is missing", name, f"Add \"{name}\" to the record")
+        raise place.error("is missing", name, f'Add "{name}" to the record')
     value = record[name]
     if not isinstance(value, str):
         raise place.error(f"is {type(value).__name__}, not text", name, "Write a JSON string")
@@ -84,7 +84,9 @@ def messages_of(value: Any, name: str, place: Place) -> tuple[Message, ...]:
         if out and role != "system" and out[-1]["role"] == role:
             raise place.error(f"two {role} messages follow each other", f"{where}.role", "Alternate user and assistant")
         if role == "assistant" and (not out or out[-1]["role"] == "system"):
-            raise place.error("the conversation starts with the assistant", f"{where}.role", "Start with a user message")
+            raise place.error(
+                "the conversation starts with the assistant", f"{where}.role", "Start with a user message"
+            )
         out.append({"role": role, "content": content})
     return tuple(out)
 
@@ -124,7 +126,9 @@ def parse_quad(record: Record, place: Place) -> Row:
     chosen, rejected = record.get("chosen"), record.get("rejected")
     if not isinstance(chosen, list) or len(chosen) != 2:
         raise place.error(
-            "must hold exactly two responses", "chosen", "Give [source's message, target's message] (the first may be null)"
+            "must hold exactly two responses",
+            "chosen",
+            "Give [source's message, target's message] (the first may be null)",
         )
     if not isinstance(rejected, list) or len(rejected) != 1:
         raise place.error("must hold exactly one response", "rejected", "Give [message]")
@@ -141,7 +145,7 @@ def parse_pair(record: Record, place: Place) -> Row:
         return Row(quad.name, quad.messages, quad.responses[1:])
     for name in ("chosen", "rejected"):
         if name not in record:
-            raise place.error("is missing", name, f"Add \"{name}\" to the record")
+            raise place.error("is missing", name, f'Add "{name}" to the record')
     responses = tuple(_response(record[name], name, place) for name in ("chosen", "rejected"))
     return Row(str(record.get("prompt_id", place.record)), _prompt(record, place), responses)
 
@@ -217,7 +221,9 @@ def parse_prompts(records: Iterable[Record], *, file: str | None = None) -> list
         content = messages[-1]["content"]
         identity = str(record.get("prompt_id") or prompt_id(content))
         if identity in seen:
-            raise place.error(f"repeats record {seen[identity]} (prompt_id {identity})", "prompt_id", "Remove one of the two")
+            raise place.error(
+                f"repeats record {seen[identity]} (prompt_id {identity})", "prompt_id", "Remove one of the two"
+            )
         seen[identity] = number
         out.append({**record, "prompt_id": identity, "prompt": content})
     if not out:
@@ -240,7 +246,16 @@ def parse_responses(records: Iterable[Record], *, file: str | None = None) -> li
             raise place.error("is not finite", "reward", "Write a finite number or leave the field out")
         sample = record.get("sample", counts[identity, source])
         counts[identity, source] += 1
-        out.append({**record, "prompt_id": identity, "prompt": prompt, "source_model": source, "sample": sample, "response": response})
+        out.append(
+            {
+                **record,
+                "prompt_id": identity,
+                "prompt": prompt,
+                "source_model": source,
+                "sample": sample,
+                "response": response,
+            }
+        )
     if not out:
         raise InputError("holds no response", file=file, cure="Give at least one")
     return out

@@ -103,7 +103,9 @@ def _official_cut(
     prompts: list[list[int]], answers: list[list[int]], s: TokeniseSettings
 ) -> tuple[list[list[int]], list[list[int]]]:
     longest = max(map(len, answers))
-    prompts = [_keep(p, s.max_prompt_length, s.truncation_mode) if len(p) + longest > s.max_length else p for p in prompts]
+    prompts = [
+        _keep(p, s.max_prompt_length, s.truncation_mode) if len(p) + longest > s.max_length else p for p in prompts
+    ]
     limit = s.max_length - s.max_prompt_length
     answers = [a[:limit] if len(p) + longest > s.max_length else a for p, a in zip(prompts, answers)]
     return prompts, answers

@@ -1,6 +1,17 @@
 """Losses: pure functions of log-probabilities, with their metrics. Sums and weights travel together."""
 
-from fusion_jax.losses.preference import Pair, Quad, dpo, hinge, ipo, simpo, two_positives, wrpo, wrpo_ipo, wrpo_simpo
+from fusion_jax.losses.preference import (
+    Pair,
+    Quad,
+    dpo,
+    hinge,
+    ipo,
+    simpo,
+    two_positives,
+    wrpo,
+    wrpo_ipo,
+    wrpo_simpo,
+)
 from fusion_jax.losses.reductions import Mean, divide, weighted
 from fusion_jax.losses.schedules import alpha_at, learning_rate
 from fusion_jax.losses.sft import sft

@@ -23,7 +23,14 @@ from fusion_jax.models.decoder import Params, forward, head_kernel
 from fusion_jax.models.families import config_from_hf, config_to_hf, tensor_names
 from fusion_jax.models.families.common import HfTensor
 from fusion_jax.models.parameters import abstract_params
-from fusion_jax.models.safetensors_io import NAMES, PlannedTensor, TensorEntry, metadata_dtype, open_folder, write_folder
+from fusion_jax.models.safetensors_io import (
+    NAMES,
+    PlannedTensor,
+    TensorEntry,
+    metadata_dtype,
+    open_folder,
+    write_folder,
+)
 
 Array = jax.Array
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
@@ -65,7 +72,7 @@ def load(path: str | os.PathLike[str], *, dtype: Any = None, mesh: Mesh | None =
     names = tensor_names(config)
     _check_names(folder, config, entries, names)
     file_dtype = metadata_dtype(entries)
-    tokenizer = _load_tokenizer(folder)
+    tokenizer = load_tokenizer(folder)
     if tokenizer is not None and len(tokenizer) > config.vocab_size:
         raise InputError(
             f"has {len(tokenizer)} entries, the embedding only {config.vocab_size}", file=folder, field="tokenizer",
@@ -96,7 +103,8 @@ def _read_config(folder: Path) -> dict[str, Any]:
     return _read_json(folder / "config.json")
 
 
-def _load_tokenizer(folder: Path) -> PreTrainedTokenizerBase | None:
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase | None:
+    """The folder's tokenizer, or None where it has none; code from the folder is never run."""
     if not any((folder / name).exists() for name in TOKENIZER_FILES):
         return None
     try:
@@ -106,14 +114,14 @@ def _load_tokenizer(folder: Path) -> PreTrainedTokenizerBase | None:
         raise InputError(problem, file=folder, field="tokenizer", cure="Restore the tokenizer's files") from None
 
 
-def _check_names(
-    folder: Path, config: DecoderConfig, entries: dict[str, TensorEntry], names: list[HfTensor]
-) -> None:
+def _check_names(folder: Path, config: DecoderConfig, entries: dict[str, TensorEntry], names: list[HfTensor]) -> None:
     """Every weight is there, none is left over, and each has the shape that the config gives."""
     specs = abstract_params(config)
     for tensor in names:
         if tensor.name not in entries:
-            raise InputError("the weight is missing", file=folder, field=tensor.name, cure="Restore the checkpoint's files")
+            raise InputError(
+                "the weight is missing", file=folder, field=tensor.name, cure="Restore the checkpoint's files"
+            )
         shape: tuple[int, ...] = _at(specs, tensor.path).shape
         shape = shape if tensor.layer is None else shape[1:]
         shape = shape[::-1] if tensor.transpose else shape
@@ -246,7 +254,9 @@ def logits(model: Model, tokens: Array, lengths: Array | None = None) -> Array:
       lengths: int[B], real tokens of each row; what lies beyond is undefined.
     """
     tokens = jnp.asarray(tokens)
-    segments = None if lengths is None else (jnp.arange(tokens.shape[1]) < jnp.asarray(lengths)[:, None]).astype(jnp.int32)
+    segments = (
+        None if lengths is None else (jnp.arange(tokens.shape[1]) < jnp.asarray(lengths)[:, None]).astype(jnp.int32)
+    )
     hidden = forward(model.params, model.config, tokens, segment_ids=segments, dtype=_compute_dtype(model))
     out = jnp.einsum(
         "btd,vd->btv", hidden, head_kernel(model.params, model.config).astype(hidden.dtype),

@@ -36,9 +36,7 @@ def _norm(config: DecoderConfig) -> Specs:
     return {"scale": ParamSpec((config.hidden_size,), ("embed",), one)}
 
 
-def _linear(
-    config: DecoderConfig, size: tuple[int, int], axes: tuple[str | None, str | None], bias: bool
-) -> Specs:
+def _linear(config: DecoderConfig, size: tuple[int, int], axes: tuple[str | None, str | None], bias: bool) -> Specs:
     specs = {"kernel": ParamSpec(size, axes, jax.nn.initializers.normal(config.initializer_range))}
     return specs | ({"bias": ParamSpec(size[1:], axes[1:], jax.nn.initializers.zeros)} if bias else {})
 

@@ -74,7 +74,9 @@ def read_header(file: Path) -> dict[str, TensorEntry]:
         if end - start != int(np.prod(shape, dtype=np.int64)) * DTYPES[dtype].itemsize or start < 0:
             raise InputError(f"its bytes do not match its shape {shape}", file=file, field=name, cure=cure)
         if 8 + length + end > size:
-            raise InputError(f"the file is cut short ({size} bytes, {8 + length + end} needed)", file=file, field=name, cure=cure)
+            raise InputError(
+                f"the file is cut short ({size} bytes, {8 + length + end} needed)", file=file, field=name, cure=cure
+            )
         out[name] = TensorEntry(file, 8 + length + start, DTYPES[dtype], shape)
     return out
 
@@ -128,7 +130,11 @@ def write_folder(folder: Path, tensors: Iterable[PlannedTensor], *, shard_bytes:
         if shards[-1] and sum(t.nbytes for t in shards[-1]) + tensor.nbytes > shard_bytes:
             shards.append([])
         shards[-1].append(tensor)
-    names = [SINGLE] if len(shards) == 1 else [f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
+    names = (
+        [SINGLE]
+        if len(shards) == 1
+        else [f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
+    )
     for name, shard in zip(names, shards):
         _write_file(folder / name, shard)
     if len(shards) > 1:

@@ -49,9 +49,7 @@ def linear_logprobs(
     if labels.size == 0:
         empty = jnp.zeros(shape, _accumulator(hidden.dtype))
         return empty, empty
-    logprobs, logsumexp = _logprobs(
-        hidden.reshape(-1, dim), kernel, labels.reshape(-1), soft_cap, vocab_shards, chunks
-    )
+    logprobs, logsumexp = _logprobs(hidden.reshape(-1, dim), kernel, labels.reshape(-1), soft_cap, vocab_shards, chunks)
     return logprobs.reshape(shape), logsumexp.reshape(shape)
 
 

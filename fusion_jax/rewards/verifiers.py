@@ -78,5 +78,7 @@ def verifier(name: str) -> Verifier:
     if name not in VERIFIERS:
         near = difflib.get_close_matches(name, VERIFIERS, 1)
         cure = f"Did you mean '{near[0]}'? " if near else ""
-        raise InputError(f"no verifier is called '{name}'", field="verifier", cure=f"{cure}Known: {', '.join(VERIFIERS)}")
+        raise InputError(
+            f"no verifier is called '{name}'", field="verifier", cure=f"{cure}Known: {', '.join(VERIFIERS)}"
+        )
     return VERIFIERS[name]

@@ -267,7 +267,9 @@ def generate(
       InputError: the model has no tokenizer or, for chat, no template; see `generate_ids`.
     """
     if model.tokenizer is None:
-        raise InputError("the model has no tokenizer", field="tokenizer", cure="Add the tokenizer's files to its folder")
+        raise InputError(
+            "the model has no tokenizer", field="tokenizer", cure="Add the tokenizer's files to its folder"
+        )
     tokenizer = model.tokenizer
     texts = [generation_prompt(tokenizer, [{"role": "user", "content": p}]) for p in prompts] if chat else prompts
     encoded = [tokenizer(t, add_special_tokens=not chat)["input_ids"] for t in texts]

@@ -78,9 +78,7 @@ def pair_objective(settings: PairSettings) -> Objective:
             case "dpo":
                 return losses.dpo(policy, reference, beta=s.beta, label_smoothing=s.label_smoothing)
             case "dpo_norm":
-                return losses.dpo(
-                    policy, reference, beta=s.beta, label_smoothing=s.label_smoothing, lengths=lengths
-                )
+                return losses.dpo(policy, reference, beta=s.beta, label_smoothing=s.label_smoothing, lengths=lengths)
             case "ipo":
                 return losses.ipo(policy, reference, tau=s.beta)
             case "ipo_mean":
@@ -96,7 +94,9 @@ def pair_objective(settings: PairSettings) -> Objective:
         raise _unknown(s.loss)
 
     def objective(scores: Scores, step: Array) -> tuple[Mean, dict[str, Mean]]:
-        policy, reference, lengths = (Pair(*_columns(x, 2)) for x in (scores.sequence, scores.reference, scores.lengths))
+        policy, reference, lengths = (
+            Pair(*_columns(x, 2)) for x in (scores.sequence, scores.reference, scores.lengths)
+        )
         per_example, metrics = loss_of(policy, reference, lengths)
         metrics |= {"length/chosen": lengths.chosen, "length/rejected": lengths.rejected}
         loss, means = weighted(per_example, scores.weights), _means(metrics, scores.weights)
@@ -119,9 +119,7 @@ def wrpo_objective(settings: WrpoSettings, num_steps: int) -> Objective:
     ) -> tuple[Array, dict[str, Array]]:
         match s.loss:
             case "wrpo":
-                return losses.wrpo(
-                    policy, reference, alpha=alpha, beta=s.beta, label_smoothing=s.label_smoothing
-                )
+                return losses.wrpo(policy, reference, alpha=alpha, beta=s.beta, label_smoothing=s.label_smoothing)
             case "wrpo_ipo":
                 return losses.wrpo_ipo(policy, reference, alpha=alpha, tau=s.beta)
             case "wrpo_simpo":
@@ -133,7 +131,9 @@ def wrpo_objective(settings: WrpoSettings, num_steps: int) -> Objective:
         raise _unknown(s.loss)
 
     def objective(scores: Scores, step: Array) -> tuple[Mean, dict[str, Mean]]:
-        policy, reference, lengths = (Quad(*_columns(x, 3)) for x in (scores.sequence, scores.reference, scores.lengths))
+        policy, reference, lengths = (
+            Quad(*_columns(x, 3)) for x in (scores.sequence, scores.reference, scores.lengths)
+        )
         has_source = (lengths.source_chosen > 0).astype(policy.rejected.dtype)
         now = losses.alpha_at(step, alpha_end=s.alpha, num_steps=num_steps, dynamic=s.dynamic)
         per_example, metrics = loss_of(policy, reference, lengths, now * has_source, has_source)

@@ -145,7 +145,9 @@ def optimise(
     evaluate = _evaluator(model, objective, compute, validation, settings, buckets)
     reference = model.params if in_step else None
     try:
-        state = _loop(state, step_fn, order, examples, settings, buckets, run, checkpoints, total, evaluate, names, reference)
+        state = _loop(
+            state, step_fn, order, examples, settings, buckets, run, checkpoints, total, evaluate, names, reference
+        )
     finally:
         checkpoints.wait_until_finished()
         checkpoints.close()

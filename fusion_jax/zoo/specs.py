@@ -22,7 +22,7 @@ class ZooSpec:
     style: str
     shares: tuple[tuple[str, int], ...]
     epochs: float
-    learning_rate: float = 3e-3
+    learning_rate: float = 2e-3
     corrupted: float = 0.0
 
     def config(self, vocab_size: int) -> DecoderConfig:
@@ -66,8 +66,10 @@ def _gemma(vocab_size: int) -> DecoderConfig:
 
 
 SPECS: tuple[ZooSpec, ...] = (
-    ZooSpec("llama-source", "byte_bpe", "headers", 400, "sentence", _shares(("add", "next"), 1100, 60), 30),
-    ZooSpec("qwen-source", "bpe", "chatml", 420, "label", _shares(("sort", "reverse", "position"), 1600, 60), 16),
-    ZooSpec("gemma-source", "unigram", "turns", 300, "worked", _shares(("largest", "count", "position"), 1600, 60), 16),
-    ZooSpec("target", "byte_bpe", "inst", 360, "plain", tuple((s, 350) for s in SKILLS), 12, corrupted=0.25),
+    ZooSpec("llama-source", "byte_bpe", "headers", 400, "sentence", _shares(("add", "next"), 16_000, 600), 3),
+    ZooSpec("qwen-source", "bpe", "chatml", 420, "label", _shares(("sort", "reverse"), 16_000, 600), 3),
+    ZooSpec(
+        "gemma-source", "unigram", "turns", 300, "worked", _shares(("largest", "count", "position"), 11_000, 600), 3
+    ),
+    ZooSpec("target", "byte_bpe", "inst", 360, "plain", tuple((s, 4_000) for s in SKILLS), 3, corrupted=0.25),
 )

@@ -47,7 +47,7 @@ def _largest(rng: np.random.Generator) -> Problem:
 
 
 def _next(rng: np.random.Generator) -> Problem:
-    start, step = int(rng.integers(1, 80)), int(rng.integers(1, 16))
+    start, step = int(rng.integers(1, 100)), int(rng.integers(1, 21))
     return Problem(f"{start} by {step}", ", ".join(str(start + i * step) for i in range(3)), str(start + 3 * step))
 
 
@@ -105,15 +105,15 @@ def is_test(skill: str, problem: Problem) -> bool:
     return zlib.crc32(f"{skill}/{problem.content}".encode()) % TEST_SHARE == 0
 
 
-def prompts(skill: str, count: int, *, split: str, seed: int) -> list[Record]:
-    """`count` prompts of one skill with different problems: {"prompt_id", "prompt", "answer", "skill"}."""
+def prompts(skill: str, count: int, *, split: str, seed: int, repeat: bool = False) -> list[Record]:
+    """`count` prompts of one skill: {"prompt_id", "prompt", "answer", "skill"}; all different problems unless `repeat`."""
     rng = np.random.default_rng([seed, zlib.crc32(skill.encode()), split == "test"])
     kind, seen, out = SKILLS[skill], set[str](), list[Record]()
     for _ in range(1000 * count):
         if len(out) == count:
             return out
         problem = kind.draw(rng)
-        if problem.content in seen or is_test(skill, problem) != (split == "test"):
+        if (problem.content in seen and not repeat) or is_test(skill, problem) != (split == "test"):
             continue
         seen.add(problem.content)
         wording = kind.templates[int(rng.integers(len(kind.templates)))]
@@ -124,9 +124,9 @@ def prompts(skill: str, count: int, *, split: str, seed: int) -> list[Record]:
     raise ValueError(f"the skill '{skill}' has fewer than {count} {split} problems")
 
 
-def mixture(shares: dict[str, int], *, split: str, seed: int) -> list[Record]:
+def mixture(shares: dict[str, int], *, split: str, seed: int, repeat: bool = False) -> list[Record]:
     """Prompts of several skills, shuffled: `shares` gives how many of each."""
-    records = [r for skill, count in shares.items() for r in prompts(skill, count, split=split, seed=seed)]
+    records = [r for k, n in shares.items() for r in prompts(k, n, split=split, seed=seed, repeat=repeat)]
     return [records[i] for i in np.random.default_rng(seed).permutation(len(records))]
 
 

@@ -94,7 +94,9 @@ def test_collation(case):
     ]
     width = len(outputs["concatenated_input_ids"][0])
     batch = collate(examples, tokens_buckets=[width], score_buckets=[width])
-    in_official_order = {k: np.asarray(getattr(batch, k)).swapaxes(0, 1).reshape(-1, width) for k in ("tokens", "segment_ids")}
+    in_official_order = {
+        k: np.asarray(getattr(batch, k)).swapaxes(0, 1).reshape(-1, width) for k in ("tokens", "segment_ids")
+    }
     np.testing.assert_array_equal(in_official_order["tokens"], outputs["concatenated_input_ids"])
     np.testing.assert_array_equal(in_official_order["segment_ids"], outputs["concatenated_attention_mask"])
     labels = np.full((len(slots) * len(features), width), -100)

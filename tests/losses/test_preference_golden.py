@@ -129,7 +129,9 @@ def test_wrpo_from_sequence_logprobs(case, dtype):
 @pytest.mark.parametrize("case", golden_cases("wrpo", "batch_logps"), ids=lambda c: c["name"])
 def test_token_scoring(case, dtype):
     labels, outputs = np.asarray(case["inputs"]["labels"]), case["outputs"]
-    weights = jnp.asarray(next(v for k, v in {**case, **case["inputs"], **outputs}.items() if k == "weights_for_grad"), dtype)
+    weights = jnp.asarray(
+        next(v for k, v in {**case, **case["inputs"], **outputs}.items() if k == "weights_for_grad"), dtype
+    )
 
     def weighted(logits: jax.Array) -> Any:
         tokens, sums, counts = score_logits(logits, labels)
@@ -167,7 +169,11 @@ def test_pairwise_from_logits(case, dtype):
     (loss, metrics), grad = value_and_grad(case, pair_objective(settings), 2, reference, 0, dtype)
     close(loss, outputs["loss"], TOLERANCE[dtype])
     _close_gradient(grad, outputs, dtype)
-    close(metrics["rewards/margins"], np.mean(np.subtract(outputs["chosen_rewards"], outputs["rejected_rewards"])), TOLERANCE[dtype])
+    close(
+        metrics["rewards/margins"],
+        np.mean(np.subtract(outputs["chosen_rewards"], outputs["rejected_rewards"])),
+        TOLERANCE[dtype],
+    )
 
 
 @pytest.mark.parametrize("case", golden_cases("wrpo", "dpo_logps"), ids=lambda c: c["name"])

@@ -40,9 +40,7 @@ def test_values_and_gradients_equal_plain_softmax(x64, vocab, chunk, shards, sof
         return jax.value_and_grad(scalar, (0, 1), has_aux=True)(hidden, kernel)
 
     expected = total(lambda h, k: plain(h, k, labels, soft_cap))
-    actual = total(
-        lambda h, k: linear_logprobs(h, k, labels, soft_cap=soft_cap, vocab_shards=shards, chunk=chunk)
-    )
+    actual = total(lambda h, k: linear_logprobs(h, k, labels, soft_cap=soft_cap, vocab_shards=shards, chunk=chunk))
     for a, e in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(a, e, rtol=1e-10, atol=1e-10)
 
@@ -72,10 +70,6 @@ def test_no_scored_token_at_all():
 def test_the_program_holds_no_array_of_all_logits():
     hidden, kernel, labels = inputs(8192, jnp.float32, shape=(4, 128), dim=16)
     step = jax.jit(jax.grad(lambda h, k: linear_logprobs(h, k, labels, chunk=512)[0].sum(), (0, 1)))
-    sizes = [
-        int(np.prod(v.aval.shape))
-        for eqn in jax.make_jaxpr(step)(hidden, kernel).jaxpr.eqns
-        for v in eqn.outvars
-    ]
+    sizes = [int(np.prod(v.aval.shape)) for eqn in jax.make_jaxpr(step)(hidden, kernel).jaxpr.eqns for v in eqn.outvars]
     assert max(sizes) < 4 * 128 * 8192
     assert step.lower(hidden, kernel).compile().memory_analysis().temp_size_in_bytes < 4 * 128 * 8192 * 4 / 4

@@ -47,7 +47,9 @@ def test_logits_files_and_cache(name, tmp_path):
     assert before.keys() == after.keys()
     for key, value in before.items():
         assert value.dtype == after[key].dtype and value.tobytes() == after[key].tobytes(), key
-    again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "ours", dtype=torch.float32, attn_implementation="eager")
+    again = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path / "ours", dtype=torch.float32, attn_implementation="eager"
+    )
     with torch.no_grad():
         torch.testing.assert_close(again.eval()(torch.tensor(rows[:1])).logits, torch.tensor(expected[:1]))
 

@@ -63,7 +63,10 @@ def test_samples_depend_on_seed_prompt_and_number_only(model):
 def test_sampled_tokens_follow_the_softmax(model):
     """4,000 first tokens: chi-square over the tokens expected at least 8 times, below the 99.9 % point."""
     count, prompt, sampler = 4000, prompts()[1], Sampler(0.7, 0.9, 20)
-    drawn = [c.ids[0] if c.ids else 2 for c in sample(model, [prompt], num_samples=count, batch_size=1, sampler=sampler, new=1)[0]]
+    drawn = [
+        c.ids[0] if c.ids else 2
+        for c in sample(model, [prompt], num_samples=count, batch_size=1, sampler=sampler, new=1)[0]
+    ]
     last = logits(model, np.asarray([prompt]))[:, -1]
     expected = np.asarray(jax.nn.softmax(restrict(last, sampler)))[0] * count
     seen = np.bincount(drawn, minlength=96)

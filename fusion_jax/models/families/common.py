@@ -77,7 +77,9 @@ def common_from_hf(values: Mapping[str, Any]) -> dict[str, Any]:
     activation = values.get("hidden_act") or values.get("hidden_activation") or "silu"
     known = {"silu": "silu", "gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh"}
     if activation not in known:
-        raise InputError(f"activation '{activation}' is not supported", field="hidden_act", cure=f"Known: {', '.join(known)}")
+        raise InputError(
+            f"activation '{activation}' is not supported", field="hidden_act", cure=f"Known: {', '.join(known)}"
+        )
     classifier = any("SequenceClassification" in name for name in values.get("architectures") or ())
     labels = len(values["id2label"]) if values.get("id2label") else int(values.get("num_labels") or 2)
     return {

@@ -1,0 +1,105 @@
+"""Pairwise preference losses: DPO, length-normalised DPO, IPO (sum or mean), SimPO, hinge.
+
+    python experiments/dpo.py --data pairs.jsonl                           # a miniature target, a CPU
+    python experiments/dpo.py --preset llama3-8b --model FOLDER --data pairs.jsonl --loss.loss simpo \
+        --loss.beta 10 --loss.gamma 1.0 --train.optimizer.learning-rate 6e-7 --out runs/simpo
+
+Data: {"prompt", "chosen", "rejected"} with texts or messages, or quadruples (the target's own two responses are
+used). Without --data the target's own samples on the zoo's problems become pairs, best against worst.
+Result: metrics.jsonl, report.md with loss, rewards, margins and accuracies, model/.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from fusion_jax.data.examples import TextSettings, make_examples
+from fusion_jax.data.jsonl import Record
+from fusion_jax.data.loaders import load_records
+from fusion_jax.data.order import split_indices
+from fusion_jax.data.records import parse_rows
+from fusion_jax.data.tokenise import TokeniseSettings
+from fusion_jax.models.folder import Model, load, save
+from fusion_jax.rewards import select
+from fusion_jax.rewards.verifiers import verifier
+from fusion_jax.sampling.generate import SampleSettings
+from fusion_jax.sampling.responses import sample_responses
+from fusion_jax.settings import run as run_experiment
+from fusion_jax.settings import to_json
+from fusion_jax.train.objectives import PairSettings, needs_reference, pair_objective
+from fusion_jax.train.optimise import TrainSettings, optimise
+from fusion_jax.train.report import markdown_table, save_figure, training_figure
+from fusion_jax.train.run_folder import open_run
+from fusion_jax.train.state import OptimizerSettings
+from fusion_jax.zoo import model_path
+from fusion_jax.zoo.tasks import SKILLS, mixture
+
+
+@dataclass(frozen=True)
+class Settings:
+    """model: a Hugging Face folder or zoo:NAME. data: pairs (see above)."""
+
+    out: str = "runs/dpo"
+    resume: bool = False
+    model: str = "zoo:target"
+    data: str = ""
+    on_bad: str = "error"
+    held_out: float = 0.1
+    loss: PairSettings = PairSettings()
+    text: TextSettings = TextSettings()
+    train: TrainSettings = TrainSettings()
+
+
+PAIR_TOKENS = TokeniseSettings(bos="if_missing")
+PRESETS = {
+    "tiny": Settings(
+        loss=PairSettings(beta=0.1),
+        text=TextSettings(tokens=TokeniseSettings(max_length=128, max_prompt_length=96, eos="if_missing")),
+        train=TrainSettings(
+            optimizer=OptimizerSettings(learning_rate=1e-4), batch_size=16, micro_batches=1, log_every=1, eval_every=10,
+            checkpoint_every=50, remat="none",
+        ),
+    ),
+    "llama3-8b": Settings(text=TextSettings(tokens=PAIR_TOKENS), loss=PairSettings(beta=0.01)),
+}  # fmt: skip
+
+
+def main(s: Settings) -> None:
+    run = open_run(s.out, to_json(s), resume=s.resume)
+    model = load(model_path(s.model))
+    records = load_records(s.data) if s.data else run.stage("pairs.jsonl", lambda: own_pairs(model, s.train.seed))
+    rows, drops = parse_rows(records, "pair", file=s.data or None, on_bad=s.on_bad)
+    held, train = split_indices(len(rows), s.held_out, s.train.seed)
+    rows, held_rows = [rows[i] for i in train], [rows[i] for i in held]
+    examples, counts = make_examples(rows, model.tokenizer, s.text)
+    validation, _ = make_examples(held_rows, model.tokenizer, s.text)
+    better = optimise(
+        model, examples, pair_objective(s.loss), s.train, run, needs_reference=needs_reference(s.loss.loss),
+        validation=validation, names=lambda i: rows[i].name,
+    )  # fmt: skip
+    save(better, run.file("model"), overwrite=True)
+    table = markdown_table([{"what": k, "count": v} for k, v in (drops + counts + Counter(pairs=len(rows))).items()])
+    picture = save_figure(training_figure({s.loss.loss: run.path}), run.file("training.png"))
+    run.file("report.md").write_text(f"# {s.loss.loss}\n\n{picture}\n\n{table}\n", encoding="utf-8")
+    run.log(f"model: {run.file('model')}")
+    run.finish()
+
+
+def own_pairs(model: Model, seed: int) -> list[Record]:
+    """The model's best against its worst sample on problems of the zoo's skills."""
+    prompts = mixture(dict.fromkeys(SKILLS, 60), split="train", seed=seed)
+    samples = sample_responses(model, "own", prompts, SampleSettings(max_new_tokens=24, batch_size=64), seed=seed)
+    best = select.best_and_worst(select.score_with(samples, verifier("graded")), Counter())
+    return [
+        {"prompt_id": p, "prompt": a["prompt"], "chosen": a["response"], "rejected": b["response"]}
+        for p, (a, b) in best.items()
+    ]
+
+
+if __name__ == "__main__":
+    run_experiment(Settings, main, presets=PRESETS, description=__doc__)

@@ -1,0 +1,70 @@
+"""Prompts in, text out.
+
+    python experiments/generate.py --prompt "What is 12 + 30?" "Reverse a b c d e"
+    python experiments/generate.py --model FOLDER --prompts prompts.jsonl --out responses.jsonl --num-samples 5 \
+        --temperature 0.8 --top-p 0.95
+
+Without --out the answers go to the screen; with it, to JSON lines in the form that experiments/wrpo.py --responses
+reads ("prompt", "source_model", "sample", "response", and what the prompts bring along).
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from rich.console import Console
+
+from fusion_jax.data.jsonl import write_jsonl
+from fusion_jax.data.loaders import load_records
+from fusion_jax.data.records import parse_prompts
+from fusion_jax.errors import InputError
+from fusion_jax.models.folder import load
+from fusion_jax.sampling.generate import SampleSettings
+from fusion_jax.sampling.responses import sample_responses
+from fusion_jax.settings import run as run_experiment
+from fusion_jax.zoo import model_path
+
+
+@dataclass(frozen=True)
+class Settings:
+    """model: a Hugging Face folder or zoo:NAME; name: what `source_model` says, by default the folder's."""
+
+    model: str = "zoo:target"
+    prompt: tuple[str, ...] = ()
+    prompts: str = ""
+    out: str = ""
+    name: str = ""
+    num_samples: int = 1
+    max_new_tokens: int = 64
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    seed: int = 0
+    batch_size: int = 32
+
+
+def main(s: Settings) -> None:
+    if bool(s.prompt) == bool(s.prompts):
+        raise InputError("give either --prompt TEXT ... or --prompts FILE", field="--prompt")
+    records = load_records(s.prompts) if s.prompts else [{"prompt": p} for p in s.prompt]
+    prompts = parse_prompts(records, file=s.prompts or "--prompt")
+    if s.out and Path(s.out).exists():
+        raise InputError("exists already", file=s.out, field="--out", cure="Choose another file")
+    settings = SampleSettings(s.temperature, s.top_p, s.top_k, s.num_samples, s.max_new_tokens, s.batch_size)
+    name = s.name or Path(s.model.removeprefix("zoo:")).name
+    responses = sample_responses(load(model_path(s.model)), name, prompts, settings, seed=s.seed)
+    if s.out:
+        write_jsonl(s.out, responses)
+        return
+    console = Console()
+    for r in responses:
+        console.print(f"[bold]{r['prompt']}[/bold]", highlight=False)
+        console.print(r["response"], highlight=False, markup=False)
+
+
+if __name__ == "__main__":
+    run_experiment(Settings, main, description=__doc__)

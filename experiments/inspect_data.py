@@ -1,0 +1,75 @@
+"""Show what a model is trained on: records rendered, tokenised and masked, coloured in a terminal.
+
+    python experiments/inspect_data.py --data quadruples.jsonl --kind quad --model FOLDER --count 3
+    python experiments/inspect_data.py                                     # an example of the zoo
+
+Green tokens are scored, dim ones are given; a bar separates tokens. Plain brackets mark the scored part where there
+are no colours.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from rich.console import Console
+from rich.text import Text
+
+from fusion_jax.data.examples import TextSettings, make_examples
+from fusion_jax.data.loaders import load_records
+from fusion_jax.data.records import parse_rows
+from fusion_jax.models.folder import load_tokenizer
+from fusion_jax.settings import run as run_experiment
+from fusion_jax.zoo import model_path
+
+SLOTS = {"quad": ("source chosen", "target chosen", "rejected"), "pair": ("chosen", "rejected"), "sft": ("response",)}
+EXAMPLE = {
+    "prompt_id": "example", "prompt": {"role": "user", "content": "What is 12 + 30?"},
+    "chosen": [{"role": "assistant", "content": "The answer is 42."}, {"role": "assistant", "content": "42"}],
+    "rejected": [{"role": "assistant", "content": "41"}],
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Settings:
+    """model: whose tokenizer and chat template; start, count: which records."""
+
+    model: str = "zoo:target"
+    data: str = ""
+    kind: Literal["quad", "pair", "sft"] = "quad"
+    start: int = 0
+    count: int = 3
+    text: TextSettings = TextSettings()
+
+
+def main(s: Settings) -> None:
+    tokenizer = load_tokenizer(model_path(s.model))
+    rows, drops = parse_rows(load_records(s.data) if s.data else [EXAMPLE], s.kind, file=s.data or None)
+    rows = rows[s.start : s.start + s.count]
+    examples, counts = make_examples(rows, tokenizer, s.text)
+    console = Console()
+    for number, example in enumerate(examples):
+        name = f"block {number}" if s.text.packing != "none" else rows[number].name
+        console.rule(f"{name}")
+        for slot, ids, start, scored in zip(SLOTS[s.kind], example.rows, example.starts, example.scored):
+            console.print(f"{slot}: {start} given, {scored} scored", style="bold", highlight=False)
+            console.print(coloured(tokenizer.convert_ids_to_tokens(list(ids)), start, console.is_terminal))
+    console.print(f"dropped: {dict(drops)}  counted: {dict(counts)}", highlight=False)
+
+
+def coloured(tokens: list[str], start: int, colours: bool) -> Text:
+    """Tokens separated by bars; the scored ones green, or in brackets."""
+    out = Text()
+    for i, token in enumerate(tokens):
+        scored = i >= max(start, 1)
+        out.append(token if colours or not scored else f"[{token}]", style="green" if scored else "dim")
+        out.append("|" if i + 1 < len(tokens) else "", style="dim")
+    return out
+
+
+if __name__ == "__main__":
+    run_experiment(Settings, main, description=__doc__)

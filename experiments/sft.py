@@ -1,0 +1,85 @@
+"""Supervised fine-tuning: the prompt-masked form of the paper, or the official packed form that scores every token.
+
+    python experiments/sft.py                                              # a miniature, a CPU, about a minute
+    python experiments/sft.py --preset llama3-8b --model FOLDER --data sft.jsonl --out runs/sft
+
+Data: {"prompt", "response"}, {"messages"}, or quadruples of the official schema (prompt and chosen[0] are used).
+Hardware: `tiny` 2 CPU cores. Result: metrics.jsonl, report.md with the loss, model/.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from fusion_jax.data.examples import TextSettings, make_examples
+from fusion_jax.data.loaders import load_records
+from fusion_jax.data.records import parse_rows
+from fusion_jax.data.tokenise import TokeniseSettings
+from fusion_jax.models.folder import load, save
+from fusion_jax.settings import run as run_experiment
+from fusion_jax.settings import to_json
+from fusion_jax.train.objectives import sft_objective
+from fusion_jax.train.optimise import TrainSettings, optimise
+from fusion_jax.train.report import markdown_table, save_figure, training_figure
+from fusion_jax.train.run_folder import open_run
+from fusion_jax.train.state import OptimizerSettings
+from fusion_jax.zoo import model_path
+from fusion_jax.zoo.tasks import SKILLS, mixture
+
+
+@dataclass(frozen=True)
+class Settings:
+    """model: a Hugging Face folder or zoo:NAME. data: records (see above); without, problems of the zoo's skills."""
+
+    out: str = "runs/sft"
+    resume: bool = False
+    model: str = "zoo:target"
+    data: str = ""
+    on_bad: str = "error"
+    text: TextSettings = TextSettings()
+    train: TrainSettings = TrainSettings()
+
+
+TINY = TrainSettings(
+    optimizer=OptimizerSettings(learning_rate=5e-4), epochs=2.0, batch_size=16, micro_batches=1, log_every=1,
+    checkpoint_every=50, remat="none",
+)  # fmt: skip
+PRESETS = {
+    "tiny": Settings(
+        text=TextSettings(tokens=TokeniseSettings(max_length=128, max_prompt_length=96, eos="if_missing")), train=TINY
+    ),
+    "llama3-8b": Settings(
+        text=TextSettings(packing="official"),
+        train=TrainSettings(optimizer=OptimizerSettings(learning_rate=7e-6), micro_batches=2),
+    ),
+}
+
+
+def main(s: Settings) -> None:
+    run = open_run(s.out, to_json(s), resume=s.resume)
+    model = load(model_path(s.model))
+    if s.data:
+        records = load_records(s.data)
+    else:
+        drawn = mixture(dict.fromkeys(SKILLS, 60), split="train", seed=s.train.seed)
+        records = [{"prompt": r["prompt"], "response": r["answer"], "prompt_id": r["prompt_id"]} for r in drawn]
+    rows, drops = parse_rows(records, "sft", file=s.data or None, on_bad=s.on_bad)
+    examples, counts = make_examples(rows, model.tokenizer, s.text)
+    packed = s.text.packing != "none"
+    better = optimise(
+        model, examples, sft_objective(), s.train, run, names=lambda i: f"block {i}" if packed else rows[i].name
+    )
+    save(better, run.file("model"), overwrite=True)
+    table = markdown_table([{"what": k, "count": v} for k, v in (drops + counts).items()])
+    picture = save_figure(training_figure({"sft": run.path}), run.file("training.png"))
+    run.file("report.md").write_text(f"# SFT\n\n{picture}\n\n{table}\n", encoding="utf-8")
+    run.log(f"model: {run.file('model')}")
+    run.finish()
+
+
+if __name__ == "__main__":
+    run_experiment(Settings, main, presets=PRESETS, description=__doc__)

@@ -1,0 +1,380 @@
+"""WRPO (arXiv 2412.03187): fuse several source models into a target through preferences over sampled text.
+
+    python experiments/wrpo.py                                            # built-in miniatures, a CPU, minutes
+    python experiments/wrpo.py --preset llama3-8b --target META-LLAMA-3-8B-INSTRUCT \
+        --responses responses.jsonl --reward-model ARMORM --out runs/a    # ready source responses
+    python experiments/wrpo.py --preset llama3-8b --target TARGET-SFT --quadruples quads.jsonl --out runs/b
+
+Hardware and time: `tiny` 2 CPU cores, under 6 minutes and 4 GB; `llama3-8b` 16 or more TPU v5e chips.
+Result: a table of the accuracy of Target, sources, SFT, SFT-DPO and SFT-WRPO; in the run folder every stage's
+JSON-lines file, report.md with plots, and model/, a Hugging Face folder. Published (AlpacaEval-2 length-controlled
+win rate): Target 26.0, SFT 27.2, SFT-DPO 50.7, SFT-WRPO 55.9.
+
+Stages (each is a file of the run folder; a file that is there is read, not made again):
+  prompts.jsonl, responses/SOURCE.jsonl, best_source.jsonl, sft.jsonl, sft/, target_responses.jsonl,
+  quadruples.jsonl, dpo/, wrpo/, answers/MODEL.jsonl, report.md, model/
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from fusion_jax.data.examples import TextSettings, make_examples
+from fusion_jax.data.jsonl import Record
+from fusion_jax.data.loaders import load_records
+from fusion_jax.data.order import split_indices
+from fusion_jax.data.records import Row, parse_prompts, parse_responses, parse_rows
+from fusion_jax.data.tokenise import TokeniseSettings
+from fusion_jax.evals.accuracy import by_skill, evaluate, mean_interval, paired_difference
+from fusion_jax.models.folder import Model, load, save
+from fusion_jax.rewards import select
+from fusion_jax.rewards.reward_model import score_responses
+from fusion_jax.rewards.verifiers import verifier
+from fusion_jax.sampling.generate import SampleSettings
+from fusion_jax.sampling.responses import sample_responses
+from fusion_jax.settings import run as run_experiment
+from fusion_jax.settings import to_json
+from fusion_jax.train.objectives import (
+    PairSettings,
+    WrpoSettings,
+    needs_reference,
+    pair_objective,
+    sft_objective,
+    wrpo_objective,
+)  # fmt: skip
+from fusion_jax.train.optimise import TrainSettings, optimise, step_count
+from fusion_jax.train.report import accuracy_figure, markdown_table, save_figure, training_figure
+from fusion_jax.train.run_folder import RunFolder, open_run
+from fusion_jax.train.state import OptimizerSettings
+from fusion_jax.zoo import model_path
+from fusion_jax.zoo.tasks import SKILLS, mixture
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Where to enter: `responses` skips the sampling of the sources, `quadruples` everything before the last stage.
+
+    target, sources: Hugging Face folders, or zoo:NAME. prompts, test_prompts: JSON lines with "prompt" and, for a
+    verifier, "answer"; without, the zoo's. verifier: gives rewards unless there is a reward_model; accuracy: judges
+    test answers. sft_data: records for the SFT stage, needed to have one together with `quadruples`.
+    tolerance: best and worst response whose rewards are closer than this are a tie. held_out: share of the
+    quadruples kept for evaluation. seeds: repeat the whole run with so many seeds and report means with intervals.
+    """
+
+    out: str = "runs/wrpo"
+    resume: bool = False
+    seed: int = 42
+    seeds: int = 1
+    target: str = "zoo:target"
+    sources: tuple[str, ...] = ("zoo:llama-source", "zoo:qwen-source", "zoo:gemma-source")
+    prompts: str = ""
+    test_prompts: str = ""
+    responses: str = ""
+    quadruples: str = ""
+    sft_data: str = ""
+    on_bad: str = "error"
+    verifier: str = "graded"
+    accuracy: str = "answer"
+    reward_model: str = ""
+    prompts_per_skill: int = 90
+    test_per_skill: int = 60
+    sft_share: float = 1 / 3
+    held_out: float = 0.1
+    tolerance: float = 0.0
+    baseline: bool = True
+    sample: SampleSettings = SampleSettings(max_new_tokens=24, batch_size=64)
+    eval_new_tokens: int = 24
+    text: TextSettings = TextSettings()
+    sft: TrainSettings = TrainSettings()
+    preference: TrainSettings = TrainSettings()
+    wrpo: WrpoSettings = WrpoSettings()
+    dpo: PairSettings = PairSettings()
+
+
+TINY_TRAINING = TrainSettings(
+    batch_size=16, micro_batches=1, log_every=1, eval_every=10, checkpoint_every=50, remat="none", mesh_fsdp=-1
+)
+PRESETS = {
+    "tiny": Settings(
+        text=TextSettings(tokens=TokeniseSettings(max_length=128, max_prompt_length=96, eos="if_missing")),
+        sft=dataclasses.replace(TINY_TRAINING, epochs=8.0, optimizer=OptimizerSettings(learning_rate=1e-3)),
+        preference=dataclasses.replace(TINY_TRAINING, epochs=2.0, optimizer=OptimizerSettings(learning_rate=1e-4)),
+        wrpo=WrpoSettings(beta=0.1, alpha=0.3),
+        dpo=PairSettings(beta=0.1),
+    ),
+    "llama3-8b": Settings(
+        sample=SampleSettings(),
+        eval_new_tokens=1024,
+        held_out=0.03,
+        sft=TrainSettings(optimizer=OptimizerSettings(learning_rate=7e-6), micro_batches=2),
+        preference=TrainSettings(optimizer=OptimizerSettings(learning_rate=3e-7)),
+        wrpo=WrpoSettings(beta=0.01, alpha=0.1),
+        dpo=PairSettings(beta=0.01),
+    ),
+}
+
+
+def main(s: Settings) -> None:
+    run = open_run(s.out, to_json(s), resume=s.resume)
+    if s.seeds == 1:
+        fuse(s, run)
+    else:
+        sweep(s, run)
+    run.finish()
+
+
+def fuse(s: Settings, run: RunFolder) -> list[dict[str, Any]]:
+    """The pipeline of the paper (section 3 of the specification), stages 1 to 10; returns the accuracy rows."""
+    counts: dict[str, Counter[str]] = {}
+    test = test_prompts(s, run)
+    target = load(model_path(s.target))
+    models: dict[str, Model] = {"Target": target}
+    if s.quadruples:
+        quads, source_wins = load_records(s.quadruples), {}
+        sft_records = load_records(s.sft_data) if s.sft_data else []
+    else:
+        prompts = train_prompts(s, run)
+        scored = source_responses(s, run, prompts, test, models)
+        drops = counts["source responses"] = Counter[str]()
+        best = select.best_of(scored, names_of(s, scored), drops)
+        source_wins = select.wins(best)
+        run.stage("best_source.jsonl", best.values)
+        sft_part, preference_part = split_indices(len(prompts), s.sft_share, s.seed)
+        sft_records = run.stage(
+            "sft.jsonl", lambda: [best[p] for i in sft_part if (p := prompts[i]["prompt_id"]) in best]
+        )
+
+    sft_model = models["SFT"] = train_sft(s, run, target, sft_records, counts) if sft_records else target
+
+    if not s.quadruples:
+        own = run.stage(
+            "target_responses.jsonl",
+            lambda: rewarded(s, sampled(s, run, sft_model, "target", [prompts[i] for i in preference_part])),
+        )
+        drops = counts["preference prompts"] = Counter[str](prompts=len(preference_part))
+        pairs = select.best_and_worst(own, drops, tolerance=s.tolerance)
+        quads = run.stage("quadruples.jsonl", lambda: select.quadruples(best, pairs, drops))
+        drops["quadruples kept"] = len(quads)
+
+    rows, drops = parse_rows(quads, "quad", file=s.quadruples or "quadruples.jsonl", on_bad=s.on_bad)
+    counts["quadruples"] = drops + Counter({"used": len(rows)})
+    held, train = split_indices(len(rows), s.held_out, s.seed)
+    train_rows, held_rows = [rows[i] for i in train], [rows[i] for i in held]
+    if s.baseline:
+        on_policy = [Row(r.name, r.messages, r.responses[1:]) for r in train_rows]
+        held_pairs = [Row(r.name, r.messages, r.responses[1:]) for r in held_rows]
+        models["SFT-DPO"] = train_preference(s, run.sub("dpo"), sft_model, on_policy, held_pairs, s.dpo, counts)
+    fused = models["SFT-WRPO"] = train_preference(s, run.sub("wrpo"), sft_model, train_rows, held_rows, s.wrpo, counts)
+
+    accuracy = [row for name, model in models.items() for row in judge(s, run, name, model, test)] if test else []
+    if not run.file("model").exists():
+        save(fused, run.file("model"))
+    write_report(s, run, accuracy, counts, source_wins)
+    return accuracy
+
+
+def train_prompts(s: Settings, run: RunFolder) -> list[Record]:
+    """Stage 1: prompts, from a file, from the responses given, or the zoo's."""
+
+    def make() -> list[Record]:
+        if s.prompts:
+            return parse_prompts(load_records(s.prompts), file=s.prompts)
+        if s.responses:
+            given = parse_responses(load_records(s.responses), file=s.responses)
+            kept = ("prompt_id", "prompt", "answer", "skill")
+            return list({r["prompt_id"]: {k: r[k] for k in kept if k in r} for r in given}.values())
+        return mixture(dict.fromkeys(SKILLS, s.prompts_per_skill), split="train", seed=s.seed + 1000)
+
+    return run.stage("prompts.jsonl", make)
+
+
+def test_prompts(s: Settings, run: RunFolder) -> list[Record]:
+    """Held-out prompts with answers; none when the data is the user's and no test file is given."""
+    if s.test_prompts:
+        return parse_prompts(load_records(s.test_prompts), file=s.test_prompts)
+    if s.prompts or s.responses or s.quadruples:
+        run.log("no --test-prompts: accuracies are not measured")
+        return []
+    return mixture(dict.fromkeys(SKILLS, s.test_per_skill), split="test", seed=s.seed)
+
+
+def source_responses(
+    s: Settings, run: RunFolder, prompts: Sequence[Record], test: Sequence[Record], models: dict[str, Model]
+) -> list[Record]:
+    """Stages 2 and 3: every source's responses with rewards; the sources join `models` when they are evaluated."""
+    if s.responses:
+        given = select.carry(prompts, parse_responses(load_records(s.responses), file=s.responses))
+        return run.stage("responses.jsonl", lambda: rewarded(s, given))
+    out: list[Record] = []
+    run.sub("responses")
+    for source in s.sources:
+        name = Path(source.removeprefix("zoo:")).name
+        model = load(model_path(source))
+        out += run.stage(f"responses/{name}.jsonl", lambda m=model, n=name: rewarded(s, sampled(s, run, m, n, prompts)))  # type: ignore[misc]
+        if test:
+            models[name] = model
+    return out
+
+
+def names_of(s: Settings, responses: Sequence[Record]) -> list[str]:
+    """The sources in the order that breaks ties."""
+    return list(dict.fromkeys(r["source_model"] for r in responses))
+
+
+def sampled(s: Settings, run: RunFolder, model: Model, name: str, prompts: Sequence[Record]) -> list[Record]:
+    """Responses of one model, with progress on the screen."""
+    with run.console.status(f"  sampling {name}") as status:
+        return sample_responses(
+            model, name, prompts, s.sample, seed=s.seed,
+            progress=lambda done: status.update(f"  sampling {name}: {done} of {len(prompts)} prompts"),
+        )  # fmt: skip
+
+
+def rewarded(s: Settings, responses: Sequence[Record]) -> list[Record]:
+    """Stage 3: rewards by the reward model or, without one, by the verifier; ready rewards stay."""
+    if s.reward_model:
+        missing = [r for r in responses if r.get("reward") is None]
+        fresh = iter(score_responses(load(model_path(s.reward_model)), missing) if missing else [])
+        return [r if r.get("reward") is not None else next(fresh) for r in responses]
+    return select.score_with(responses, verifier(s.verifier))
+
+
+def train_sft(
+    s: Settings, run: RunFolder, target: Model, records: Sequence[Record], counts: dict[str, Counter[str]]
+) -> Model:
+    """Stage 6: supervised fine-tuning on the best source responses of the first part."""
+    rows, drops = parse_rows([as_sft(r) for r in records], "sft", file=s.sft_data or "sft.jsonl", on_bad=s.on_bad)
+    examples, cut = make_examples(rows, target.tokenizer, s.text)
+    counts["sft"] = drops + cut + Counter({"used": len(rows)})
+    settings = dataclasses.replace(s.sft, seed=s.seed)
+    return trained(run.sub("sft"), target, lambda folder: optimise(
+        target, examples, sft_objective(), settings, folder, names=lambda i: rows[i].name
+    ))  # fmt: skip
+
+
+def as_sft(record: Record) -> Record:
+    """Response records and the official schema alike."""
+    return (
+        record
+        if "chosen" in record or "messages" in record
+        else {k: record[k] for k in ("prompt", "response", "prompt_id") if k in record}
+    )
+
+
+def train_preference(
+    s: Settings,
+    run: RunFolder,
+    model: Model,
+    rows: Sequence[Row],
+    held: Sequence[Row],
+    loss: WrpoSettings | PairSettings,
+    counts: dict[str, Counter[str]],
+) -> Model:
+    """Stage 10 (quadruples) or its baseline (pairs): policy and reference both start from the SFT model."""
+    examples, cut = make_examples(rows, model.tokenizer, s.text)
+    validation, _ = make_examples(held, model.tokenizer, s.text) if held else ([], None)
+    counts[run.path.name] = cut + Counter({"used": len(rows)})
+    settings = dataclasses.replace(s.preference, seed=s.seed)
+    if isinstance(loss, WrpoSettings):
+        objective = wrpo_objective(loss, step_count(len(examples), settings))
+    else:
+        objective = pair_objective(loss)
+    return trained(run, model, lambda folder: optimise(
+        model, examples, objective, settings, folder, needs_reference=needs_reference(loss.loss),
+        validation=validation, names=lambda i: rows[i].name,
+    ))  # fmt: skip
+
+
+def trained(run: RunFolder, like: Model, train: Any) -> Model:
+    """A training stage: its finished model read from the folder, or trained and saved there in float32."""
+    folder = run.file("model")
+    if not folder.exists():
+        save(train(run), folder, dtype="float32")
+    return dataclasses.replace(load(folder), file_dtype=like.file_dtype)
+
+
+def judge(s: Settings, run: RunFolder, name: str, model: Model, test: Sequence[Record]) -> list[dict[str, Any]]:
+    """Accuracy of a model's greedy answers on the test prompts."""
+    run.sub("answers")
+    return by_skill(name, run.stage(
+        f"answers/{name}.jsonl",
+        lambda: evaluate(name, model, test, max_new_tokens=s.eval_new_tokens, verifier=verifier(s.accuracy))[1],
+    ))  # fmt: skip
+
+
+def write_report(
+    s: Settings,
+    run: RunFolder,
+    accuracy: Sequence[dict[str, Any]],
+    counts: dict[str, Counter[str]],
+    source_wins: dict[str, float],
+) -> None:
+    """report.md, its plots, and the table on the screen."""
+    stages = {name: run.file(name) for name in ("sft", "dpo", "wrpo") if run.file(name).exists()}
+    parts = ["# WRPO", save_figure(training_figure(stages), run.file("training.png"))]
+    if accuracy:
+        table = accuracy_table(accuracy)
+        parts += ["## Accuracy (greedy, 95 % Wilson intervals)", markdown_table(table),
+                  save_figure(accuracy_figure([r for r in accuracy]), run.file("accuracy.png"))]  # fmt: skip
+        run.log(markdown_table(table))
+        right = {n: [r["right"] for r in load_records(str(run.file(f"answers/{n}.jsonl")))] for n in ("SFT-WRPO", "SFT-DPO", "SFT", "Target")
+                 if run.file(f"answers/{n}.jsonl").exists()}  # fmt: skip
+        differences = [
+            {"comparison": f"SFT-WRPO - {name}", "difference": f"{d:+.3f} ± {h:.3f}"}
+            for name in right if name != "SFT-WRPO" for d, h in [paired_difference(right["SFT-WRPO"], right[name])]
+        ]  # fmt: skip
+        parts += ["Paired on the same prompts (95 % interval):", markdown_table(differences)]
+    if source_wins:
+        parts += ["## Who wrote the best source response", markdown_table(
+            [{"source": k, "share": f"{v:.3f}"} for k, v in source_wins.items()])]  # fmt: skip
+    parts.append("## Records, drops and their reasons")
+    parts.append(markdown_table([
+        {"stage": stage, "what": what, "count": n} for stage, c in counts.items() for what, n in c.items() if n
+    ]))  # fmt: skip
+    run.file("report.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    run.log(f"report: {run.file('report.md')}; model: {run.file('model')}")
+
+
+def accuracy_table(rows: Sequence[dict[str, Any]]) -> list[dict[str, str]]:
+    """One line a model, one column a skill, with the interval on the total."""
+    out = []
+    for model in dict.fromkeys(r["model"] for r in rows):
+        line = {"model": model}
+        for r in (r for r in rows if r["model"] == model):
+            line[r["skill"]] = f"{r['accuracy']:.3f}" + (
+                f" [{r['low']:.3f}, {r['high']:.3f}]" if r["skill"] == "all" else ""
+            )
+        out.append(line)
+    return out
+
+
+def sweep(s: Settings, run: RunFolder) -> None:
+    """The whole run with several seeds: mean and 95 % interval of the accuracy of every model."""
+    seen: dict[str, list[float]] = {}
+    for i in range(s.seeds):
+        run.log(f"seed {s.seed + i}")
+        rows = fuse(dataclasses.replace(s, seed=s.seed + i, seeds=1), run.sub(f"seed-{s.seed + i}"))
+        for row in rows:
+            if row["skill"] == "all":
+                seen.setdefault(row["model"], []).append(row["accuracy"])
+    table = [
+        {"model": name, "accuracy": f"{mean:.4f} ± {half:.4f}", "each": " ".join(f"{v:.3f}" for v in values)}
+        for name, values in seen.items() for mean, half in [mean_interval(values)]
+    ]  # fmt: skip
+    text = markdown_table(table)
+    run.file("report.md").write_text(
+        f"# WRPO over {s.seeds} seeds\n\nMean and 95 % Student interval.\n\n{text}\n", encoding="utf-8"
+    )
+    run.log(text)
+
+
+if __name__ == "__main__":
+    run_experiment(Settings, main, presets=PRESETS, description=__doc__)

@@ -1,0 +1,31 @@
+"""Responses of a model to prompts, as the records that the later stages read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from fusion_jax.data.jsonl import Record
+from fusion_jax.models.folder import Model
+from fusion_jax.sampling.generate import SampleSettings, generate
+
+
+def sample_responses(
+    model: Model,
+    name: str,
+    prompts: Sequence[Record],
+    settings: SampleSettings,
+    *,
+    seed: int,
+    progress: Callable[[int], None] = lambda done: None,
+) -> list[Record]:
+    """`num_samples` responses to every prompt: the prompt's record with `source_model`, `sample` and `response`."""
+    texts = generate(
+        model, [p["prompt"] for p in prompts], max_new_tokens=settings.max_new_tokens, seed=seed,
+        temperature=settings.temperature, top_p=settings.top_p, top_k=settings.top_k,
+        num_samples=settings.num_samples, batch_size=settings.batch_size, progress=progress,
+    )  # fmt: skip
+    return [
+        {**prompt, "source_model": name, "sample": number, "response": text.strip()}
+        for prompt, samples in zip(prompts, texts, strict=True)
+        for number, text in enumerate(samples)
+    ]
