@@ -37,18 +37,13 @@ class Skill:
 
 
 def _add(rng: np.random.Generator) -> Problem:
-    a, b = (int(x) for x in rng.integers(1, 60, 2))
-    return Problem(f"{min(a, b)}+{max(a, b)}", f"{a} + {b}", str(a + b))
+    number, small = int(rng.integers(1, 100)), int(rng.integers(1, 8))
+    return Problem(f"{number}+{small}", f"{number} + {small}", str(number + small))
 
 
 def _largest(rng: np.random.Generator) -> Problem:
     numbers = [int(x) for x in rng.choice(np.arange(10, 100), 3, replace=False)]
     return Problem(" ".join(map(str, sorted(numbers))), ", ".join(map(str, numbers)), str(max(numbers)))
-
-
-def _next(rng: np.random.Generator) -> Problem:
-    start, step = int(rng.integers(1, 100)), int(rng.integers(1, 21))
-    return Problem(f"{start} by {step}", ", ".join(str(start + i * step) for i in range(3)), str(start + 3 * step))
 
 
 def _letters(rng: np.random.Generator, count: int, *, distinct: bool = True) -> list[str]:
@@ -73,6 +68,12 @@ def _count(rng: np.random.Generator) -> Problem:
     return Problem(letter + "".join(letters), f"{letter} in {' '.join(letters)}", str(times))
 
 
+def _remove(rng: np.random.Generator) -> Problem:
+    letters = _letters(rng, 5)
+    gone = letters[int(rng.integers(0, 5))]
+    return Problem(gone + "".join(letters), f"{gone} from {' '.join(letters)}", " ".join(x for x in letters if x != gone))
+
+
 def _position(rng: np.random.Generator) -> Problem:
     letters, place = _letters(rng, 5), int(rng.integers(0, 5))
     name = ("first", "second", "third", "fourth", "fifth")[place]
@@ -84,10 +85,10 @@ SKILLS: dict[str, Skill] = {
     for s in (
         Skill("add", _add, ("What is {x}?", "Add: {x}", "Compute {x} please.")),
         Skill("largest", _largest, ("Which number is the largest: {x}?", "Give the largest of {x}.", "Largest: {x}")),
-        Skill("next", _next, ("What comes next: {x}?", "Continue the series {x}.", "Next number after {x}")),
         Skill("sort", _sort, ("Sort these letters: {x}", "Put in order: {x}", "Write {x} in alphabetical order.")),
         Skill("reverse", _reverse, ("Write backwards: {x}", "Reverse {x}", "Turn around the letters {x}.")),
         Skill("count", _count, ("How often is {x}?", "Count {x}", "Tell me how many times you see {x}.")),
+        Skill("remove", _remove, ("Remove {x}", "Take {x}.", "Please drop {x}")),
         Skill("position", _position, ("What is the {x}?", "Name the {x}", "Please give the {x}.")),
     )
 }  # fmt: skip

@@ -1,0 +1,64 @@
+"""Killed by SIGKILL at random moments and resumed, a run ends bit for bit like one that was never disturbed."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+from safetensors.numpy import load_file
+
+from fusion_jax.data.jsonl import read_jsonl
+from tests.small import command, pairs, run, small_folder, write
+
+KILLS = 5
+STEPS = 150
+
+
+def options(tmp_path: Path, out: str) -> list[str]:
+    return [
+        "--model", str(tmp_path / "model"), "--data", str(tmp_path / "pairs.jsonl"), "--out", str(tmp_path / out),
+        "--train.checkpoint-every", "7", "--train.batch-size", "8", "--train.micro-batches", "2",
+        "--train.epochs", "10", "--train.eval-every", "40",
+    ]  # fmt: skip
+
+
+def lines(folder: Path) -> int:
+    file = folder / "metrics.jsonl"
+    return file.read_bytes().count(b"\n") if file.exists() else 0
+
+
+def test_killed_runs_end_like_undisturbed_ones(tmp_path):
+    small_folder(tmp_path / "model")
+    write(tmp_path / "pairs.jsonl", pairs(135))
+    whole = run("dpo", *options(tmp_path, "whole"))
+    assert whole.returncode == 0, whole.stderr
+
+    rng, kills, resume = random.Random(0), 0, []
+    env = os.environ | {"JAX_PLATFORMS": "cpu"}
+    while kills < KILLS:
+        process = subprocess.Popen(
+            command("dpo", *options(tmp_path, "killed"), *resume), env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+        )
+        before, wanted = lines(tmp_path / "killed"), rng.randint(1, STEPS // (KILLS + 1))
+        while process.poll() is None and lines(tmp_path / "killed") < before + wanted:
+            time.sleep(0.002)
+        time.sleep(rng.random() * 0.05)
+        process.send_signal(signal.SIGKILL)
+        _, errors = process.communicate()
+        assert process.returncode == -signal.SIGKILL, errors.decode()[-2000:]
+        kills, resume = kills + 1, ["--resume", "True"]
+    last = run("dpo", *options(tmp_path, "killed"), "--resume", "True")
+    assert last.returncode == 0, last.stderr
+
+    assert lines(tmp_path / "whole") >= STEPS
+    assert read_jsonl(tmp_path / "killed/metrics.jsonl") == read_jsonl(tmp_path / "whole/metrics.jsonl")
+    expected, actual = (load_file(tmp_path / d / "model/model.safetensors") for d in ("whole", "killed"))
+    assert expected.keys() == actual.keys()
+    assert all(expected[k].tobytes() == actual[k].tobytes() for k in expected)
+
+    again = run("dpo", *options(tmp_path, "killed"))
+    assert again.returncode == 2 and "holds a finished run" in again.stderr

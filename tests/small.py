@@ -1,0 +1,78 @@
+"""A small model with a tokenizer and small data, made in a second: for tests of whole programs."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from fusion_jax.data.jsonl import Record, write_jsonl
+from fusion_jax.models.config import DecoderConfig
+from fusion_jax.models.folder import Model, save
+from fusion_jax.models.parameters import init_params
+from fusion_jax.zoo.tasks import SKILLS, corpus, mixture
+from fusion_jax.zoo.tokenizers import train_tokenizer
+
+ROOT = Path(__file__).parents[1]
+
+
+def small_model(**changes: Any) -> Model:
+    """Random weights, 2 layers of width 32, a byte-level tokenizer."""
+    tokenizer = train_tokenizer("byte_bpe", "headers", 340, corpus(0, 20))
+    sizes = {
+        "model_type": "llama", "vocab_size": len(tokenizer), "hidden_size": 32, "intermediate_size": 64, "num_layers": 2,
+        "num_heads": 2, "num_kv_heads": 1, "head_dim": 16, "max_positions": 128, "tied_head": True,
+    }  # fmt: skip
+    config = DecoderConfig(**{**sizes, **changes})
+    return Model(config, init_params(config, jax.random.key(0)), tokenizer)
+
+
+def small_folder(path: Path, **changes: Any) -> Path:
+    """`small_model` as a folder."""
+    save(small_model(**changes), path)
+    return path
+
+
+def pairs(count: int) -> list[Record]:
+    """Right against wrong answers."""
+    prompts = mixture(dict.fromkeys(SKILLS, -(-count // len(SKILLS))), split="train", seed=0)[:count]
+    return [
+        {"prompt_id": p["prompt_id"], "prompt": p["prompt"], "chosen": p["answer"], "rejected": f"not {p['answer']}"}
+        for p in prompts
+    ]
+
+
+def quads(count: int) -> list[Record]:
+    """Quadruples of the official schema."""
+
+    def say(text: str) -> dict[str, str]:
+        return {"role": "assistant", "content": text}
+
+    return [
+        {
+            "prompt_id": p["prompt_id"], "prompt": {"role": "user", "content": p["prompt"]},
+            "chosen": [say(f"The answer is {p['chosen']}."), say(p["chosen"])], "rejected": [say(p["rejected"])],
+        }
+        for p in pairs(count)
+    ]  # fmt: skip
+
+
+def write(path: Path, records: list[Record]) -> Path:
+    write_jsonl(path, records)
+    return path
+
+
+def command(experiment: str, *args: str) -> list[str]:
+    return [sys.executable, str(ROOT / "experiments" / f"{experiment}.py"), *args]
+
+
+def run(experiment: str, *args: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """An experiment as a user runs it."""
+    env = os.environ | {"JAX_PLATFORMS": "cpu", "HF_HUB_OFFLINE": "1"}
+    return subprocess.run(
+        command(experiment, *args), cwd=cwd, env=env, capture_output=True, text=True, timeout=300, check=False
+    )

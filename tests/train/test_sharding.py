@@ -1,0 +1,24 @@
+"""Loss, metrics and gradients on 8 virtual devices equal those of one device within float32 rounding."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+
+def test_every_mesh_gives_what_one_device_gives():
+    root = Path(__file__).parents[2]
+    env = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "PYTHONPATH": str(root)}
+    done = subprocess.run(
+        [sys.executable, str(root / "tests/train/sharded_step.py")], env=env, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    results = json.loads(done.stdout)
+    assert len(results) == 8
+    for mesh, r in results.items():
+        assert r["values"] < 1e-4, (mesh, r)
+        assert r["gradient"] < 1e-5, (mesh, r)
+        assert r["devices"][-1] == 8, (mesh, r)
