@@ -22,6 +22,7 @@ from rich.text import Text
 from fusion_jax.data.examples import TextSettings, make_examples
 from fusion_jax.data.loaders import load_records
 from fusion_jax.data.records import parse_rows
+from fusion_jax.errors import InputError
 from fusion_jax.models.folder import load_tokenizer
 from fusion_jax.settings import run as run_experiment
 from fusion_jax.zoo import model_path
@@ -48,6 +49,8 @@ class Settings:
 
 def main(s: Settings) -> None:
     tokenizer = load_tokenizer(model_path(s.model))
+    if tokenizer is None:
+        raise InputError("holds no tokenizer", file=s.model, field="--model", cure="Give a folder with tokenizer files")
     rows, drops = parse_rows(load_records(s.data) if s.data else [EXAMPLE], s.kind, file=s.data or None)
     rows = rows[s.start : s.start + s.count]
     examples, counts = make_examples(rows, tokenizer, s.text)

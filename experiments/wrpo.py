@@ -323,10 +323,13 @@ def write_report(
     if accuracy:
         table = accuracy_table(accuracy)
         parts += ["## Accuracy (greedy, 95 % Wilson intervals)", markdown_table(table),
-                  save_figure(accuracy_figure([r for r in accuracy]), run.file("accuracy.png"))]  # fmt: skip
+                  save_figure(accuracy_figure(accuracy), run.file("accuracy.png"))]  # fmt: skip
         run.log(markdown_table(table))
-        right = {n: [r["right"] for r in load_records(str(run.file(f"answers/{n}.jsonl")))] for n in ("SFT-WRPO", "SFT-DPO", "SFT", "Target")
-                 if run.file(f"answers/{n}.jsonl").exists()}  # fmt: skip
+        right = {
+            name: [r["right"] for r in load_records(str(file))]
+            for name in ("SFT-WRPO", "SFT-DPO", "SFT", "Target")
+            if (file := run.file(f"answers/{name}.jsonl")).exists()
+        }
         differences = [
             {"comparison": f"SFT-WRPO - {name}", "difference": f"{d:+.3f} ± {h:.3f}"}
             for name in right if name != "SFT-WRPO" for d, h in [paired_difference(right["SFT-WRPO"], right[name])]

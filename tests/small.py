@@ -24,7 +24,8 @@ def small_model(**changes: Any) -> Model:
     """Random weights, 2 layers of width 32, a byte-level tokenizer."""
     tokenizer = train_tokenizer("byte_bpe", "headers", 340, corpus(0, 20))
     sizes = {
-        "model_type": "llama", "vocab_size": len(tokenizer), "hidden_size": 32, "intermediate_size": 64, "num_layers": 2,
+        "model_type": "llama", "vocab_size": len(tokenizer), "hidden_size": 32, "intermediate_size": 64,
+        "num_layers": 2,
         "num_heads": 2, "num_kv_heads": 1, "head_dim": 16, "max_positions": 128, "tied_head": True,
     }  # fmt: skip
     config = DecoderConfig(**{**sizes, **changes})

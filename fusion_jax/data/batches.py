@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
-import flax.struct
 import numpy as np
 
 Array = Any  # numpy on the host, jax on the devices
 
 
-@flax.struct.dataclass
-class TokenBatch:
+class TokenBatch(NamedTuple):
     """B examples of G rows. S: scored positions a row, of which `score_counts` exist.
 
     tokens, segment_ids (0: padding), positions: int32[B,G,T]; score_positions (whose hidden state predicts the

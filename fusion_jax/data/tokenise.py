@@ -39,7 +39,7 @@ class TokenisedRow:
 
 
 def split_ids(prompt: Sequence[int], joint: Sequence[int]) -> int:
-    """Where the response starts in the joint ids: behind the prompt's, one earlier if a token merged across the border."""
+    """Where the response starts in the joint ids: behind the prompt, one earlier if a token merged across it."""
     return len(prompt) if list(joint[: len(prompt)]) == list(prompt) else max(len(prompt) - 1, 0)
 
 
@@ -114,7 +114,7 @@ def _official_cut(
 def _fit_cut(
     prompts: list[list[int]], answers: list[list[int]], s: TokeniseSettings
 ) -> tuple[list[list[int]], list[list[int]]]:
-    """The prompt gives way down to max_prompt_length, the same in every row; then each response that still does not fit."""
+    """Prompts give way down to max_prompt_length, the same in every row; then responses still too long."""
     longest = max(map(len, answers))
     room = max(s.max_length - longest, s.max_prompt_length)
     prompts = [_keep(p, room, s.truncation_mode) if len(p) > room else p for p in prompts]
@@ -129,7 +129,7 @@ def pack_documents(
     bos_id: int | None,
     eos_id: int,
 ) -> tuple[list[list[int]], list[list[int]]]:
-    """The official SFT packing: documents end to end, cut into blocks, the last partial block dropped (spec section 6.1).
+    """The official SFT packing: documents end to end, cut into blocks, the last partial one dropped (spec 6.1).
 
     Each document gets one EOS behind it and, where the tokenizer has a BOS, one more in front (the template put the
     first one there).

@@ -8,7 +8,7 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class RopeConfig:
-    """Rotary position embedding: base and, where the family scales it, by which rule (Hugging Face `rope_parameters`)."""
+    """Rotary position embedding: base and, where the family scales it, the rule (`rope_parameters` of the files)."""
 
     theta: float = 10_000.0
     kind: Literal["default", "linear", "dynamic", "llama3", "yarn"] = "default"

@@ -128,7 +128,8 @@ def _check_names(folder: Path, config: DecoderConfig, entries: dict[str, TensorE
         if entries[tensor.name].shape != shape:
             raise InputError(
                 f"has shape {entries[tensor.name].shape}, config.json gives {shape}",
-                file=entries[tensor.name].file, field=tensor.name, cure="Use the config.json that belongs to the weights",
+                file=entries[tensor.name].file, field=tensor.name,
+                cure="Use the config.json that belongs to the weights",
             )  # fmt: skip
     expected = {t.name for t in names}
     for name in entries:
@@ -161,7 +162,7 @@ def _read_params(
     def read(path: tuple[str, ...], abstract: jax.ShapeDtypeStruct) -> Array:
         tensors = sources[path]
 
-        def part(index: tuple[slice, ...]) -> np.ndarray:
+        def part(index: Any) -> np.ndarray:
             if tensors[0].layer is None:
                 return _slice(entries[tensors[0].name], index, tensors[0].transpose, dtype)
             chosen = tensors[index[0]]

@@ -47,6 +47,7 @@ def _with(model: Model, params: dict) -> Model:
 
 
 def _encode(model: Model, record: Record, number: int) -> list[int]:
+    assert model.tokenizer is not None
     messages = [{"role": "user", "content": record["prompt"]}, {"role": "assistant", "content": record["response"]}]
     text = render_text(model.tokenizer, messages, header=False)
     ids = model.tokenizer(text, add_special_tokens=False)["input_ids"]

@@ -53,7 +53,7 @@ def exact(response: str, answer: str) -> float:
 
 
 def final_answer(response: str) -> str:
-    """The short answer that a response states: what follows its last marker (answer is, answer:, A:, ####), else all."""
+    """The short answer that a response states: what follows its last marker (answer is, answer:, A:, ####) or all."""
     return normalise(_MARKERS.split(response)[-1])
 
 

@@ -111,7 +111,7 @@ def pair_objective(settings: PairSettings) -> Objective:
 
 
 def wrpo_objective(settings: WrpoSettings, num_steps: int) -> Objective:
-    """A loss on (source chosen, target chosen, rejected) rows; an example whose source row scores no token has alpha 0."""
+    """A loss on (source chosen, target chosen, rejected) rows; a source row without scored tokens has alpha 0."""
     s = settings
 
     def loss_of(

@@ -135,7 +135,8 @@ def optimise(
     state = restore_state(checkpoints, state) or state
     order = batch_order(
         [max(len(r) for r in e.rows) for e in examples],
-        batch_size=settings.batch_size, seed=settings.seed, epochs=settings.epochs, bucket_window=settings.bucket_window,
+        batch_size=settings.batch_size, seed=settings.seed, epochs=settings.epochs,
+        bucket_window=settings.bucket_window,
     )  # fmt: skip
     rate = learning_rate(
         settings.optimizer.learning_rate, num_steps=total,
@@ -195,13 +196,14 @@ def _loop(
 
 def _mesh_of(state: TrainState) -> Mesh | None:
     sharding = jax.tree.leaves(state.params)[0].sharding
-    return sharding.mesh if isinstance(sharding, jax.sharding.NamedSharding) else None
+    mesh = sharding.mesh if isinstance(sharding, jax.sharding.NamedSharding) else None
+    return mesh if isinstance(mesh, Mesh) else None
 
 
 def _progress(run: RunFolder) -> Progress:
     columns = (
-        TextColumn("  {task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total} {task.fields[note]}"),
-        TimeRemainingColumn(),
+        TextColumn("  {task.description}"), BarColumn(),
+        TextColumn("{task.completed}/{task.total} {task.fields[note]}"), TimeRemainingColumn(),
     )  # fmt: skip
     return Progress(*columns, console=run.console, transient=True)
 
@@ -244,7 +246,7 @@ def _stop(
 ) -> None:
     """Save the last good state, then say which records broke the step."""
     if step > 0:
-        save_state(checkpoints, state.replace(halted=jnp.zeros_like(state.halted)))
+        save_state(checkpoints, state._replace(halted=jnp.zeros_like(state.halted)))
     broken = indices[bad.reshape(-1)] if bad.size == indices.size and bad.any() else indices
     listed = ", ".join(names(int(i)) for i in broken[:16]) + (" ..." if len(broken) > 16 else "")
     which = "their log-probs are not finite" if bad.any() else "the records of the batch"

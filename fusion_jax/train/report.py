@@ -19,7 +19,7 @@ Curves = Mapping[str, tuple[Sequence[int], Sequence[float]]]
 
 
 def curves(stage: Path, names: Sequence[str]) -> Curves:
-    """Metric name -> (steps, values), read from a training stage's metrics.jsonl; names it never logged are left out."""
+    """Metric name -> (steps, values), read from a training stage's metrics.jsonl; names never logged are left out."""
     path = stage / METRICS
     records = read_jsonl(path) if path.exists() else []
     found = {name: [(r["step"], r[name]) for r in records if name in r] for name in names}
@@ -52,7 +52,8 @@ def training_figure(stages: Mapping[str, Path]) -> Figure:
         ("fusion coefficient alpha", ["cur_alpha"]),
         ("rewards", ["rewards/source_chosen", "rewards/target_chosen", "rewards/chosen", "rewards/rejected"]),
         ("reward margins", ["rewards/margins", "eval_rewards/margins"]),
-        ("reward accuracy (training batches)", ["rewards/accuracies", "rewards/source_accuracies", "rewards/pivot_accuracies"]),
+        ("reward accuracy (training batches)",
+         ["rewards/accuracies", "rewards/source_accuracies", "rewards/pivot_accuracies"]),
         ("reward accuracy (held out)",
          ["eval_rewards/accuracies", "eval_rewards/source_accuracies", "eval_rewards/pivot_accuracies"]),
     ]  # fmt: skip

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
@@ -18,12 +17,11 @@ from fusion_jax.models.parameters import abstract_params
 Params = dict[str, Any]
 
 
-@flax.struct.dataclass
-class TrainState:
+class TrainState(NamedTuple):
     """step: optimizer steps done; halted: a step was not finite, nothing changes any more."""
 
-    step: jax.Array
-    halted: jax.Array
+    step: Any
+    halted: Any
     params: Params
     opt_state: optax.OptState
 
@@ -90,10 +88,10 @@ def state_shardings(abstract: TrainState, param_shardings: Params, mesh: Mesh) -
 
 def _moments_of(opt_state: optax.OptState, params: Params) -> optax.OptState:
     """`opt_state` with `params` in the place of every moment tree (what `optax.tree_map_params` asks of an init)."""
-    structure = jax.tree.structure(params)
+    structure: Any = jax.tree.structure(params)
 
     def is_moments(node: Any) -> bool:
-        return jax.tree.structure(node) == structure
+        return bool(jax.tree.structure(node) == structure)
 
     return jax.tree.map(lambda node: params if is_moments(node) else node, opt_state, is_leaf=is_moments)
 

@@ -68,8 +68,6 @@ def _gemma(vocab_size: int) -> DecoderConfig:
 SPECS: tuple[ZooSpec, ...] = (
     ZooSpec("llama-source", "byte_bpe", "headers", 400, "sentence", _shares(("add", "largest"), 13_000, 600), 2),
     ZooSpec("qwen-source", "bpe", "chatml", 420, "label", _shares(("sort", "reverse"), 13_000, 600), 2),
-    ZooSpec(
-        "gemma-source", "unigram", "turns", 300, "worked", _shares(("count", "position", "remove"), 9_000, 600), 2
-    ),
+    ZooSpec("gemma-source", "unigram", "turns", 300, "worked", _shares(("count", "position", "remove"), 9_000, 600), 2),
     ZooSpec("target", "byte_bpe", "inst", 360, "plain", tuple((s, 3_500) for s in SKILLS), 2, corrupted=0.25),
 )

@@ -71,7 +71,9 @@ def _count(rng: np.random.Generator) -> Problem:
 def _remove(rng: np.random.Generator) -> Problem:
     letters = _letters(rng, 5)
     gone = letters[int(rng.integers(0, 5))]
-    return Problem(gone + "".join(letters), f"{gone} from {' '.join(letters)}", " ".join(x for x in letters if x != gone))
+    return Problem(
+        gone + "".join(letters), f"{gone} from {' '.join(letters)}", " ".join(x for x in letters if x != gone)
+    )
 
 
 def _position(rng: np.random.Generator) -> Problem:
@@ -107,7 +109,7 @@ def is_test(skill: str, problem: Problem) -> bool:
 
 
 def prompts(skill: str, count: int, *, split: str, seed: int, repeat: bool = False) -> list[Record]:
-    """`count` prompts of one skill: {"prompt_id", "prompt", "answer", "skill"}; all different problems unless `repeat`."""
+    """`count` prompts of one skill: {"prompt_id", "prompt", "answer", "skill"}; different problems unless `repeat`."""
     rng = np.random.default_rng([seed, zlib.crc32(skill.encode()), split == "test"])
     kind, seen, out = SKILLS[skill], set[str](), list[Record]()
     for _ in range(1000 * count):

@@ -18,10 +18,13 @@ THETA = {"rope_theta": 1e4}
 CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama-mha": ("llama", {"num_key_value_heads": 4}),
     "llama-gqa-tied": ("llama", {"tie_word_embeddings": True}),
-    "llama-mqa-bias-wide-heads": ("llama", {"num_key_value_heads": 1, "attention_bias": True, "mlp_bias": True, "head_dim": 24}),
+    "llama-mqa-bias-wide-heads": ("llama", {
+        "num_key_value_heads": 1, "attention_bias": True, "mlp_bias": True, "head_dim": 24}),
     "llama-linear": ("llama", {"rope_parameters": {**THETA, "rope_type": "linear", "factor": 2.0}}),
-    "llama-dynamic": ("llama", {"max_position_embeddings": 16, "rope_parameters": {**THETA, "rope_type": "dynamic", "factor": 2.0}}),
-    "llama-yarn": ("llama", {"rope_parameters": {**THETA, "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}}),
+    "llama-dynamic": ("llama", {
+        "max_position_embeddings": 16, "rope_parameters": {**THETA, "rope_type": "dynamic", "factor": 2.0}}),
+    "llama-yarn": ("llama", {"rope_parameters": {
+        **THETA, "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}}),
     "llama-3.1": ("llama", {"rope_parameters": {
         "rope_theta": 5e5, "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
         "original_max_position_embeddings": 16}}),
@@ -32,8 +35,9 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "mistral-no-window": ("mistral", {"sliding_window": None, "head_dim": 16}),
     "qwen2": ("qwen2", {"tie_word_embeddings": True}),
     "qwen2-windows": ("qwen2", {"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 1}),
-    "gemma2": ("gemma2", {"sliding_window": 6, "head_dim": 16, "query_pre_attn_scalar": 20, "attn_logit_softcapping": 5.0,
-                          "final_logit_softcapping": 3.0}),
+    "gemma2": ("gemma2", {
+        "sliding_window": 6, "head_dim": 16, "query_pre_attn_scalar": 20, "attn_logit_softcapping": 5.0,
+        "final_logit_softcapping": 3.0}),
     "gemma2-uncapped": ("gemma2", {"sliding_window": 4096, "head_dim": 12, "query_pre_attn_scalar": 12,
                                    "attn_logit_softcapping": None, "final_logit_softcapping": None}),
 }  # fmt: skip

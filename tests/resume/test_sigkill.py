@@ -41,7 +41,10 @@ def test_killed_runs_end_like_undisturbed_ones(tmp_path):
     env = os.environ | {"JAX_PLATFORMS": "cpu"}
     while kills < KILLS:
         process = subprocess.Popen(
-            command("dpo", *options(tmp_path, "killed"), *resume), env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+            command("dpo", *options(tmp_path, "killed"), *resume),
+            env=env,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
         )
         before, wanted = lines(tmp_path / "killed"), rng.randint(1, STEPS // (KILLS + 1))
         while process.poll() is None and lines(tmp_path / "killed") < before + wanted:

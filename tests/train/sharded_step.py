@@ -47,7 +47,9 @@ def batch():
 
 def run(config, mesh, params):
     optimizer = make_optimizer(OptimizerSettings(learning_rate=0.1, warmup_ratio=0.0), 4)
-    step = make_train_step(config, wrpo_objective(WrpoSettings(beta=1.0), 4), optimizer, Compute(mesh, jnp.float32, "full"))
+    step = make_train_step(
+        config, wrpo_objective(WrpoSettings(beta=1.0), 4), optimizer, Compute(mesh, jnp.float32, "full")
+    )
     if mesh is not None:
         specs = parameter_specs(config)
         params = jax.tree.map(lambda p, s: jax.device_put(p, named(mesh, s.axes, s.shape)), params, specs)
@@ -73,7 +75,9 @@ def main() -> None:
             values, other, spread = run(config, make_mesh(*shape), params)
             results[f"{tied} {shape}"] = {
                 "values": max(abs(values[k] - single[k]) / max(abs(single[k]), 1e-3) for k in single),
-                "gradient": max(float(np.abs(a - b).max()) for a, b in zip(jax.tree.leaves(gradient), jax.tree.leaves(other))) / scale,
+                "gradient": max(
+                    float(np.abs(a - b).max()) for a, b in zip(jax.tree.leaves(gradient), jax.tree.leaves(other))
+                ) / scale,
                 "devices": spread,
             }  # fmt: skip
     json.dump(results, sys.stdout)

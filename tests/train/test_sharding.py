@@ -13,7 +13,11 @@ def test_every_mesh_gives_what_one_device_gives():
     root = Path(__file__).parents[2]
     env = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "PYTHONPATH": str(root)}
     done = subprocess.run(
-        [sys.executable, str(root / "tests/train/sharded_step.py")], env=env, capture_output=True, text=True, check=False
+        [sys.executable, str(root / "tests/train/sharded_step.py")],
+        env=env,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     results = json.loads(done.stdout)

@@ -31,7 +31,7 @@ def rope_from_hf(values: Mapping[str, Any]) -> RopeConfig:
     """Rotary settings from `rope_parameters` (transformers 5) or `rope_theta` and `rope_scaling` (before)."""
     scaling = dict(values.get("rope_parameters") or values.get("rope_scaling") or {})
     theta = float(scaling.get("rope_theta") or values.get("rope_theta") or 10_000.0)
-    kind = scaling.get("rope_type") or scaling.get("type") or "default"
+    kind: Any = scaling.get("rope_type") or scaling.get("type") or "default"
     if kind not in ("default", "linear", "dynamic", "llama3", "yarn"):
         raise InputError(
             f"rotary scaling '{kind}' is not supported", field="rope_parameters",

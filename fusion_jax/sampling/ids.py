@@ -1,0 +1,323 @@
+"""Batched generation with a KV cache; all samples of a prompt share its one prefill.
+
+A token depends on (seed, prompt, sample number, position) only: random keys are folded from the prompt's content, not
+from its place in a batch; a prompt is always computed at the same padded length, and batches are always padded to the
+same number of rows, so that the same arithmetic is done for it whatever it is batched with.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.sharding import Mesh
+
+from fusion_jax.data.batches import bucket_list
+from fusion_jax.errors import InputError
+from fusion_jax.models.config import DecoderConfig
+from fusion_jax.models.decode import (
+    DecodeParams,
+    KeysValues,
+    LayerCache,
+    decode_params,
+    decode_step,
+    empty_caches,
+    next_logits,
+)
+from fusion_jax.models.decoder import Params, forward
+from fusion_jax.sampling.samplers import GREEDY, Sampler, choose
+from fusion_jax.sharding import constrain, named
+
+Array = jax.Array
+
+_PREFILL_TOKENS = 2048  # of one call: longer prompts are read in smaller groups, which bounds the memory
+_FIRST_CAPACITY = 128  # new tokens that the first cache holds; it doubles while rows go on
+
+
+class Completion(NamedTuple):
+    """Generated ids without the stop token, whether a stop token ended them, and their log-probability.
+
+    logprob: sum over the tokens, the stop token included, under the model's own softmax (temperature 1, nothing
+    excluded).
+    """
+
+    ids: list[int]
+    finished: bool
+    logprob: float = 0.0
+
+
+class _How(NamedTuple):
+    """What is compiled in."""
+
+    config: DecoderConfig
+    sampler: Sampler
+    samples: int
+    dtype: Any
+    mesh: Mesh | None
+
+
+class _State(NamedTuple):
+    """R rows while they grow. `step` tokens of each have been chosen; `token` is the last one, not yet in the caches."""
+
+    step: Array
+    token: Array
+    ids: Array
+    done: Array
+    counts: Array
+    finished: Array
+    logprobs: Array
+    caches: tuple[LayerCache, ...]
+
+
+class _Fixed(NamedTuple):
+    """What stays while the rows of a batch grow: prompts' keys and values and lengths, keys a row, stop ids."""
+
+    prompts: tuple[KeysValues, ...]
+    lengths: Array
+    keys: Array
+    stop_ids: Array
+
+
+_prepare = functools.partial(jax.jit, static_argnums=(1, 2))(decode_params)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _prefill(how: _How, params: Params, tokens: Array, lengths: Array) -> tuple[tuple[KeysValues, ...], Array]:
+    """Keys and values [g,K,P,h] of each layer, and the last tokens' hidden states [g,D], for tokens int[g,P]."""
+    hidden, (k, v) = forward(params, how.config, tokens, mesh=how.mesh, dtype=how.dtype, return_kv=True)
+    last = jnp.take_along_axis(hidden, jnp.maximum(lengths - 1, 0)[:, None, None], axis=1)[:, 0]
+    return tuple((jnp.swapaxes(k[i], 1, 2), jnp.swapaxes(v[i], 1, 2)) for i in range(how.config.num_layers)), last
+
+
+def _choose_next(how: _How, fixed: _Fixed, state: _State, logits: Array) -> _State:
+    """The state with one more token of every row."""
+    keys = jax.vmap(jax.random.fold_in, (0, None))(fixed.keys, state.step)
+    token = choose(logits, keys, how.sampler)
+    logprobs = jnp.take_along_axis(logits, token[:, None], 1)[:, 0] - jax.nn.logsumexp(logits, -1)
+    stopped = (token[:, None] == fixed.stop_ids).any(-1)
+    written = ~state.done & ~stopped
+    return state._replace(
+        step=state.step + 1,
+        token=token,
+        ids=state.ids.at[:, state.step].set(jnp.where(written, token, 0)),
+        done=state.done | stopped,
+        counts=state.counts + written,
+        finished=state.finished | (stopped & ~state.done),
+        logprobs=state.logprobs + jnp.where(state.done, 0, logprobs),
+    )
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _start(how: _How, capacity: int, params: DecodeParams, fixed: _Fixed, last: Array) -> _State:
+    """The first token of every row, from the prompts' last hidden states [C,D]. A prompt of length 0 fills the batch."""
+    rows, c = last.shape[0] * how.samples, how.config
+    axes = ("batch", "kv_heads", "tokens", "head_dim")
+    caches = tuple(
+        one._replace(k=constrain(one.k, how.mesh, axes), v=constrain(one.v, how.mesh, axes))
+        for one in empty_caches(c, rows, capacity, how.dtype)
+    )
+    zeros = jnp.zeros(rows, jnp.int32)
+    state = _State(
+        jnp.zeros((), jnp.int32), zeros, jnp.zeros((rows, capacity), jnp.int32),
+        jnp.repeat(fixed.lengths == 0, how.samples), zeros, jnp.zeros(rows, bool), jnp.zeros(rows, jnp.float32),
+        caches,
+    )  # fmt: skip
+    logits = constrain(next_logits(last, params.rest, c), how.mesh, ("batch", "vocab"))
+    return _choose_next(how, fixed, state, jnp.repeat(logits, how.samples, 0))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _continue(how: _How, capacity: int, params: DecodeParams, fixed: _Fixed, state: _State, limit: Array) -> _State:
+    """Tokens until every row has stopped, has `limit` tokens, or fills `capacity` (to which the caches are grown)."""
+
+    def grown(x: Array, tokens: int) -> Array:
+        return jnp.pad(x, [(0, capacity - n if axis == tokens else 0) for axis, n in enumerate(x.shape)])
+
+    def more(state: _State) -> Array:
+        return (state.step < jnp.minimum(limit, capacity)) & ~state.done.all()
+
+    def advance(state: _State) -> _State:
+        logits, caches = decode_step(
+            params, how.config, state.token, state.step - 1, fixed.lengths, fixed.prompts, state.caches,
+            mesh=how.mesh, dtype=how.dtype,
+        )  # fmt: skip
+        logits = constrain(logits, how.mesh, ("batch", "vocab"))
+        return _choose_next(how, fixed, state._replace(caches=caches), logits)
+
+    caches = tuple(c._replace(k=grown(c.k, 2), v=grown(c.v, 2)) for c in state.caches)
+    state = state._replace(ids=grown(state.ids, 1), caches=caches)
+    return lax.while_loop(more, advance, state)
+
+
+def _put(value: np.ndarray, mesh: Mesh | None, axes: tuple[str | None, ...]) -> Array:
+    return jnp.asarray(value) if mesh is None else jax.device_put(value, named(mesh, axes, value.shape))
+
+
+def _read_prompts(
+    how: _How, params: Params, prompts: Sequence[Sequence[int]], width: int, size: int
+) -> tuple[tuple[KeysValues, ...], Array]:
+    """`_prefill` in groups of a size that depends on the width only; the batch is filled up to `size` with zeros."""
+    group = min(max(_PREFILL_TOKENS // width, 1), size)
+    if how.mesh is not None:
+        shards = int(how.mesh.shape["data"] * how.mesh.shape["fsdp"])
+        group = -(-group // shards) * shards
+    parts = []
+    for start in range(0, len(prompts), group):
+        tokens, lengths = np.zeros((group, width), np.int32), np.zeros(group, np.int32)
+        for row, prompt in enumerate(prompts[start : start + group]):
+            tokens[row, : len(prompt)], lengths[row] = prompt, len(prompt)
+        both = _put(tokens, how.mesh, ("batch", "tokens")), _put(lengths, how.mesh, ("batch",))
+        parts.append(_prefill(how, params, *both))
+    return _joined(size, parts)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _joined(size: int, parts: list[Any]) -> Any:
+    """Groups one after the other, cut or filled with zeros to `size`."""
+
+    def join(*xs: Array) -> Array:
+        whole = jnp.concatenate(xs) if len(xs) > 1 else xs[0]
+        return jnp.pad(whole[:size], [(0, max(size - whole.shape[0], 0))] + [(0, 0)] * (whole.ndim - 1))
+
+    return jax.tree.map(join, *parts)
+
+
+def _row_keys(names: Sequence[int], samples: int, seed: int) -> np.ndarray:
+    """uint32[C*S,2]: raw keys from (seed, name of the prompt, sample number)."""
+    out = [np.random.SeedSequence([seed, name, s]).generate_state(2) for name in names for s in range(samples)]
+    return np.stack(out)
+
+
+def _names(prompts: Sequence[Sequence[int]], row_ids: Sequence[int | str] | None) -> list[int]:
+    """A number that stands for each prompt: a hash of its own id, or of its tokens."""
+    if row_ids is None:
+        return [zlib.crc32(np.asarray(prompt, np.int32).tobytes()) for prompt in prompts]
+    if len(row_ids) != len(prompts):
+        raise InputError(
+            f"has {len(row_ids)} entries for {len(prompts)} prompts", field="row_ids", cure="Give one each"
+        )
+    return [zlib.crc32(repr(name).encode()) for name in row_ids]
+
+
+def _check(prompts: Sequence[Sequence[int]], config: DecoderConfig, max_new_tokens: int, seed: int) -> None:
+    if seed < 0:
+        raise InputError(f"{seed} is negative", field="seed", cure="Give 0 or more")
+    for number, prompt in enumerate(prompts, 1):
+        if len(prompt) == 0:
+            raise InputError("has no token", record=number, field="prompt", cure="Give a text or a BOS token")
+        if min(prompt) < 0 or max(prompt) >= config.vocab_size:
+            raise InputError(
+                f"holds a token id outside 0..{config.vocab_size - 1}", record=number, field="prompt",
+                cure="Use the model's own tokenizer",
+            )  # fmt: skip
+        if len(prompt) + max_new_tokens > config.max_positions:
+            raise InputError(
+                f"{len(prompt)} tokens and {max_new_tokens} new ones exceed the model's {config.max_positions} positions",
+                record=number, field="prompt", cure="Shorten the prompt or lower max_new_tokens",
+            )  # fmt: skip
+
+
+def _capacities(limit: int) -> Iterator[int]:
+    """Sizes of the caches of new tokens: few shapes, and memory for what is written, not for the limit."""
+    size = min(_FIRST_CAPACITY, -(-limit // 16) * 16)
+    while size < limit:
+        yield size
+        size *= 2
+    yield size
+
+
+def _batches(prompts: Sequence[Sequence[int]], size: int, buckets: Sequence[int]) -> Iterator[tuple[int, list[int]]]:
+    """(padded length, indices) of prompts of the same bucket; a bucket's last batch may be small."""
+    by_bucket: dict[int, list[int]] = {}
+    for i, prompt in enumerate(prompts):
+        by_bucket.setdefault(next(b for b in buckets if b >= len(prompt)), []).append(i)
+    for bucket in sorted(by_bucket):
+        members = by_bucket[bucket]
+        yield from ((bucket, members[i : i + size]) for i in range(0, len(members), size))
+
+
+def generate_ids(
+    params: Params,
+    config: DecoderConfig,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int,
+    sampler: Sampler = GREEDY,
+    seed: int = 0,
+    num_samples: int = 1,
+    stop_ids: Sequence[int] = (),
+    row_ids: Sequence[int | str] | None = None,
+    batch_size: int = 32,
+    mesh: Mesh | None = None,
+    dtype: Any = jnp.float32,
+    progress: Callable[[int], None] = lambda done: None,
+) -> list[list[Completion]]:
+    """`num_samples` continuations of every prompt, in the prompts' order.
+
+    Args:
+      prompts: token ids, at least one each.
+      stop_ids: tokens that end a continuation; they are not part of it.
+      row_ids: what the randomness of each prompt is drawn from instead of its content: equal prompts with different
+        ids get different samples.
+      batch_size: prompts at once; each holds `num_samples` rows. Results may differ in rounding between batch sizes,
+        never between batches.
+      mesh: the one that the parameters are sharded over.
+      progress: called with the number of prompts done after each batch.
+
+    Raises:
+      InputError: an empty prompt; a prompt that with the new tokens exceeds the model's positions; an id that the
+        model does not have; weights that give logits which are not finite.
+    """
+    _check(prompts, config, max_new_tokens, seed)
+    if max_new_tokens <= 0 or num_samples <= 0 or not prompts:
+        return [[Completion([], False)] * num_samples for _ in prompts]
+    how = _How(config, sampler, num_samples, jnp.dtype(dtype), mesh)
+    names, buckets = _names(prompts, row_ids), bucket_list(max(map(len, prompts)))
+    ready = _prepare(params, config, how.dtype)
+    stops = _put(np.asarray(list(stop_ids) or [-1], np.int32), mesh, (None,))
+    out: list[list[Completion]] = [[] for _ in prompts]
+    done = 0
+    for width, chosen in _batches(prompts, batch_size, buckets):
+        lengths = np.zeros(batch_size, np.int32)
+        lengths[: len(chosen)] = [len(prompts[i]) for i in chosen]
+        keys = np.zeros((batch_size * num_samples, 2), np.uint32)
+        keys[: len(chosen) * num_samples] = _row_keys([names[i] for i in chosen], num_samples, seed)
+        kept, last = _read_prompts(how, params, [prompts[i] for i in chosen], width, batch_size)
+        fixed = _Fixed(kept, _put(lengths, mesh, ("batch",)), _put(keys, mesh, ("batch", None)), stops)
+        grown = _grow(how, ready, fixed, last, max_new_tokens)
+        for row, i in enumerate(chosen):
+            out[i] = _completions(grown, range(row * num_samples, (row + 1) * num_samples), i + 1)
+        done += len(chosen)
+        progress(done)
+    return out
+
+
+def _grow(how: _How, params: DecodeParams, fixed: _Fixed, last: Array, limit: int) -> tuple[np.ndarray, ...]:
+    """(ids [R,N], counts, finished, logprobs [R]) on the host."""
+    capacities = list(_capacities(limit))
+    state = _start(how, capacities[0], params, fixed, last)
+    for capacity in capacities:
+        state = _continue(how, capacity, params, fixed, state, np.int32(limit))
+        if bool(_whole(state.done.all(), how.mesh)):
+            break
+    return tuple(_whole(x, how.mesh) for x in (state.ids, state.counts, state.finished, state.logprobs))
+
+
+def _whole(x: Array, mesh: Mesh | None) -> np.ndarray:
+    """On the host, also where other processes hold a part of it."""
+    return np.asarray(x if mesh is None else jax.device_put(x, named(mesh, (None,) * x.ndim)))
+
+
+def _completions(grown: tuple[np.ndarray, ...], rows: range, record: int) -> list[Completion]:
+    ids, counts, finished, logprobs = grown
+    out = [Completion(ids[r, : counts[r]].tolist(), bool(finished[r]), float(logprobs[r])) for r in rows]
+    if not all(math.isfinite(c.logprob) for c in out):
+        raise InputError("the model's logits are not finite", record=record, cure="Check the weights and the dtype")
+    return out
