@@ -23,6 +23,7 @@ S = TypeVar("S")
 
 _DISK = {
     errno.ENOSPC: "the disk is full; free space or choose another --out",
+    errno.ENOENT: "cannot be made there; choose another --out",
     errno.EROFS: "the file system is read-only; choose another --out",
     errno.EACCES: "no permission; choose another --out or change the folder's rights",
     errno.ENOTDIR: "a part of the path is a file, not a folder; choose another --out",

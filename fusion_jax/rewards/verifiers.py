@@ -42,6 +42,14 @@ def gsm8k(response: str, answer: str) -> float:
     return float(expected is not None and final_number(response) == expected)
 
 
+def gsm8k_format(response: str, answer: str) -> float:
+    """`gsm8k`, and 0.1 for a wrong response that at least marks a final number."""
+    if gsm8k(response, answer):
+        return 1.0
+    behind = _MARKERS.split(response)
+    return 0.1 if len(behind) > 1 and _NUMBER.search(behind[-1]) else 0.0
+
+
 def normalise(text: str) -> str:
     """Lower case, single spaces, no outer punctuation."""
     return " ".join(text.lower().split()).strip(" .,!?:;\"'")
@@ -70,7 +78,13 @@ def graded(response: str, answer: str) -> float:
     return round(0.9 * difflib.SequenceMatcher(None, stated, expected, autojunk=False).ratio(), 6)
 
 
-VERIFIERS: dict[str, Verifier] = {"gsm8k": gsm8k, "exact": exact, "answer": answer, "graded": graded}
+VERIFIERS: dict[str, Verifier] = {
+    "gsm8k": gsm8k,
+    "gsm8k_format": gsm8k_format,
+    "exact": exact,
+    "answer": answer,
+    "graded": graded,
+}
 
 
 def verifier(name: str) -> Verifier:

@@ -64,7 +64,7 @@ class _How(NamedTuple):
 
 
 class _State(NamedTuple):
-    """R rows while they grow. `step` tokens of each have been chosen; `token` is the last one, not yet in the caches."""
+    """R rows while they grow. `step` tokens of each are chosen; `token` is the last one, not yet in the caches."""
 
     step: Array
     token: Array
@@ -116,7 +116,7 @@ def _choose_next(how: _How, fixed: _Fixed, state: _State, logits: Array) -> _Sta
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _start(how: _How, capacity: int, params: DecodeParams, fixed: _Fixed, last: Array) -> _State:
-    """The first token of every row, from the prompts' last hidden states [C,D]. A prompt of length 0 fills the batch."""
+    """The first token of every row, from the prompts' last hidden states [C,D]. An empty prompt fills the batch."""
     rows, c = last.shape[0] * how.samples, how.config
     axes = ("batch", "kv_heads", "tokens", "head_dim")
     caches = tuple(
@@ -219,7 +219,8 @@ def _check(prompts: Sequence[Sequence[int]], config: DecoderConfig, max_new_toke
             )  # fmt: skip
         if len(prompt) + max_new_tokens > config.max_positions:
             raise InputError(
-                f"{len(prompt)} tokens and {max_new_tokens} new ones exceed the model's {config.max_positions} positions",
+                f"{len(prompt)} tokens and {max_new_tokens} new ones exceed "
+                f"the model's {config.max_positions} positions",
                 record=number, field="prompt", cure="Shorten the prompt or lower max_new_tokens",
             )  # fmt: skip
 

@@ -157,7 +157,7 @@ def make_train_step(
         means = jax.tree.map(lambda x: x.sum(0), means)
         grads = jax.tree.map(lambda g: g / jnp.maximum(means["loss"].weight, 1e-30), grads)
         metrics = {name: divide(mean) for name, mean in means.items()}
-        metrics["grad_norm"] = optax.global_norm(grads)
+        metrics["grad_norm"] = optax.tree.norm(grads)
         if rate is not None:
             metrics["lr"] = rate(state.step)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
