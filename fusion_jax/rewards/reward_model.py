@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from fusion_jax.data.batches import bucket_list
 from fusion_jax.data.chat import render_text
 from fusion_jax.data.jsonl import Record
 from fusion_jax.errors import InputError
+from fusion_jax.models.decoder import Params
 from fusion_jax.models.folder import Model, classify
+from fusion_jax.sharding import named
 
 
-def score_responses(model: Model, responses: Sequence[Record], *, batch_size: int = 8) -> list[Record]:
+def score_responses(
+    model: Model, responses: Sequence[Record], *, batch_size: int = 8, mesh: Mesh | None = None
+) -> list[Record]:
     """Responses with `reward`: the model's float32 score of the two-message chat in the model's own template.
+
+    A score that is not finite stays as it is: `select` counts and drops it.
+
+    Args:
+      mesh: the one that the parameters are sharded over.
 
     Raises:
       InputError: the model has no scalar head or no tokenizer; a chat is longer than the model's positions.
@@ -38,16 +48,24 @@ def score_responses(model: Model, responses: Sequence[Record], *, batch_size: in
         tokens, lengths = np.zeros((batch_size, width), np.int32), np.ones(batch_size, np.int32)
         for row, i in enumerate(chosen):
             tokens[row, : len(chats[i])], lengths[row] = chats[i], len(chats[i])
-        scores[chosen] = np.asarray(run(model.params, tokens, lengths))[: len(chosen), 0]
+        scores[chosen] = _run(run, model.params, tokens, lengths, mesh)[: len(chosen), 0]
     return [{**r, "reward": float(s)} for r, s in zip(responses, scores)]
 
 
-def _with(model: Model, params: dict) -> Model:
+def _run(run: Callable, params: Params, tokens: np.ndarray, lengths: np.ndarray, mesh: Mesh | None) -> np.ndarray:
+    """float32[B,1] on the host, the batch split over the mesh."""
+    if mesh is None:
+        return np.asarray(run(params, tokens, lengths))
+    sharded = [jax.device_put(x, named(mesh, ("batch", None)[: x.ndim], x.shape)) for x in (tokens, lengths)]
+    return np.asarray(jax.device_put(run(params, *sharded), named(mesh, (None, None))))
+
+
+def _with(model: Model, params: Params) -> Model:
     return Model(model.config, params)
 
 
 def _encode(model: Model, record: Record, number: int) -> list[int]:
-    assert model.tokenizer is not None
+    assert model.tokenizer is not None  # `score_responses` has looked
     messages = [{"role": "user", "content": record["prompt"]}, {"role": "assistant", "content": record["response"]}]
     text = render_text(model.tokenizer, messages, header=False)
     ids = model.tokenizer(text, add_special_tokens=False)["input_ids"]

@@ -71,12 +71,15 @@ def best_and_worst(
     """The target's highest- and lowest-scoring response of each prompt; prompts that give no preference are dropped.
 
     Args:
-      drops: counts, by reason: fewer than two usable responses; identical responses; a tie (scores within
-        `tolerance`).
+      drops: counts, by reason: all responses blank; fewer than two usable ones; identical ones; a tie (scores
+        within `tolerance`).
     """
     out = {}
     for prompt, all_records in by_prompt(responses).items():
         records = sorted(_usable(all_records, drops), key=lambda r: r["sample"])
+        if not any(r["response"].strip() for r in all_records):
+            drops["prompt: all responses blank"] += 1
+            continue
         if len(records) < 2:
             drops["prompt: fewer than two usable responses"] += 1
             continue

@@ -11,8 +11,9 @@ from fusion_jax.errors import InputError
 
 Verifier = Callable[[str, str], float]
 
-_NUMBER = re.compile(r"-?\$?\d[\d,]*(?:\.\d+)?(?:/\d+)?|-?\.\d+")
-_MARKERS = re.compile(r"(?:####|\bA:|\banswer is:?|\banswer:)\s*", re.IGNORECASE)
+# A minus behind a digit, a letter or a bracket is a dash or a subtraction, not a sign.
+_NUMBER = re.compile(r"(?:(?<![\w)])-)?\$?(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?(?:/\d+)?|\.\d+)")
+_MARKERS = re.compile(r"(?:####|\bA:|\banswer is:?|\banswer:|\\boxed\{)\s*", re.IGNORECASE)
 
 
 def number(text: str) -> Fraction | None:
@@ -25,8 +26,8 @@ def number(text: str) -> Fraction | None:
 
 
 def final_number(text: str) -> Fraction | None:
-    """The final answer of a worked solution: the first number behind its last marker (####, A:, answer is), else
-    the last number of the text."""
+    """The final answer of a worked solution: the first number behind its last marker (####, A:, answer is, \\boxed),
+    else the last number of the text."""
     behind = _MARKERS.split(text)
     if len(behind) > 1:
         found = _NUMBER.search(behind[-1])
@@ -52,12 +53,18 @@ def gsm8k_format(response: str, answer: str) -> float:
 
 def normalise(text: str) -> str:
     """Lower case, single spaces, no outer punctuation."""
-    return " ".join(text.lower().split()).strip(" .,!?:;\"'")
+    return " ".join(text.lower().split()).strip(" .,!?:;\"'*}$")
 
 
 def exact(response: str, answer: str) -> float:
     """1 if the texts are equal up to case, white space and outer punctuation."""
     return float(normalise(response) == normalise(answer))
+
+
+def contains(response: str, answer: str) -> float:
+    """1 if the answer stands somewhere in the response as whole words, up to case and white space."""
+    wanted = normalise(answer)
+    return float(bool(wanted) and re.search(rf"(?<!\w){re.escape(wanted)}(?!\w)", normalise(response)) is not None)
 
 
 def final_answer(response: str) -> str:
@@ -82,6 +89,7 @@ VERIFIERS: dict[str, Verifier] = {
     "gsm8k": gsm8k,
     "gsm8k_format": gsm8k_format,
     "exact": exact,
+    "contains": contains,
     "answer": answer,
     "graded": graded,
 }

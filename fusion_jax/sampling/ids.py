@@ -8,6 +8,7 @@ same number of rows, so that the same arithmetic is done for it whatever it is b
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -38,6 +39,7 @@ from fusion_jax.sharding import constrain, named
 Array = jax.Array
 
 _PREFILL_TOKENS = 2048  # of one call: longer prompts are read in smaller groups, which bounds the memory
+_LEAST_WIDTH = 64
 _FIRST_CAPACITY = 128  # new tokens that the first cache holds; it doubles while rows go on
 
 
@@ -77,9 +79,8 @@ class _State(NamedTuple):
 
 
 class _Fixed(NamedTuple):
-    """What stays while the rows of a batch grow: prompts' keys and values and lengths, keys a row, stop ids."""
+    """What stays while the rows of a batch grow: lengths of the prompts int[C], random keys [R,2], stop ids."""
 
-    prompts: tuple[KeysValues, ...]
     lengths: Array
     keys: Array
     stop_ids: Array
@@ -106,7 +107,7 @@ def _choose_next(how: _How, fixed: _Fixed, state: _State, logits: Array) -> _Sta
     return state._replace(
         step=state.step + 1,
         token=token,
-        ids=state.ids.at[:, state.step].set(jnp.where(written, token, 0)),
+        ids=lax.dynamic_update_slice_in_dim(state.ids, jnp.where(written, token, 0)[:, None], state.step, 1),
         done=state.done | stopped,
         counts=state.counts + written,
         finished=state.finished | (stopped & ~state.done),
@@ -134,7 +135,15 @@ def _start(how: _How, capacity: int, params: DecodeParams, fixed: _Fixed, last: 
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _continue(how: _How, capacity: int, params: DecodeParams, fixed: _Fixed, state: _State, limit: Array) -> _State:
+def _continue(
+    how: _How,
+    capacity: int,
+    params: DecodeParams,
+    prompts: tuple[KeysValues, ...],
+    fixed: _Fixed,
+    state: _State,
+    limit: Array,
+) -> _State:
     """Tokens until every row has stopped, has `limit` tokens, or fills `capacity` (to which the caches are grown)."""
 
     def grown(x: Array, tokens: int) -> Array:
@@ -145,7 +154,7 @@ def _continue(how: _How, capacity: int, params: DecodeParams, fixed: _Fixed, sta
 
     def advance(state: _State) -> _State:
         logits, caches = decode_step(
-            params, how.config, state.token, state.step - 1, fixed.lengths, fixed.prompts, state.caches,
+            params, how.config, state.token, state.step - 1, fixed.lengths, prompts, state.caches,
             mesh=how.mesh, dtype=how.dtype,
         )  # fmt: skip
         logits = constrain(logits, how.mesh, ("batch", "vocab"))
@@ -161,30 +170,40 @@ def _put(value: np.ndarray, mesh: Mesh | None, axes: tuple[str | None, ...]) -> 
 
 
 def _read_prompts(
-    how: _How, params: Params, prompts: Sequence[Sequence[int]], width: int, size: int
+    how: _How, params: Params, prompts: Sequence[Sequence[int]], size: int
 ) -> tuple[tuple[KeysValues, ...], Array]:
-    """`_prefill` in groups of a size that depends on the width only; the batch is filled up to `size` with zeros."""
-    group = min(max(_PREFILL_TOKENS // width, 1), size)
-    if how.mesh is not None:
-        shards = int(how.mesh.shape["data"] * how.mesh.shape["fsdp"])
-        group = -(-group // shards) * shards
+    """`_prefill` of prompts sorted by length, padded to (size, the width for decoding).
+
+    A group holds prompts of one narrow width, and its size depends on that only.
+    """
+    shards = 1 if how.mesh is None else int(how.mesh.shape["data"] * how.mesh.shape["fsdp"])
     parts = []
-    for start in range(0, len(prompts), group):
-        tokens, lengths = np.zeros((group, width), np.int32), np.zeros(group, np.int32)
-        for row, prompt in enumerate(prompts[start : start + group]):
-            tokens[row, : len(prompt)], lengths[row] = prompt, len(prompt)
-        both = _put(tokens, how.mesh, ("batch", "tokens")), _put(lengths, how.mesh, ("batch",))
-        parts.append(_prefill(how, params, *both))
-    return _joined(size, parts)
+    for width, alike in itertools.groupby(prompts, lambda prompt: _narrow(len(prompt))):
+        group = -(-min(max(_PREFILL_TOKENS // width, 1), size) // shards) * shards
+        for some in _chunks(list(alike), group):
+            tokens, lengths = np.zeros((group, width), np.int32), np.zeros(group, np.int32)
+            for row, prompt in enumerate(some):
+                tokens[row, : len(prompt)], lengths[row] = prompt, len(prompt)
+            both = _put(tokens, how.mesh, ("batch", "tokens")), _put(lengths, how.mesh, ("batch",))
+            found = _prefill(how, params, *both)
+            parts.append(jax.tree.map(lambda x, n=len(some): x[:n], found) if len(some) < group else found)
+    return _joined(size, _wide(len(prompts[-1])), parts)
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _joined(size: int, parts: list[Any]) -> Any:
-    """Groups one after the other, cut or filled with zeros to `size`."""
+def _joined(
+    size: int, width: int, parts: Sequence[tuple[tuple[KeysValues, ...], Array]]
+) -> tuple[tuple[KeysValues, ...], Array]:
+    """Groups one after the other, the keys and values padded to [size,K,width,h], the hidden states to [size,D]."""
+
+    def padded(x: Array, shape: tuple[int, ...]) -> Array:
+        return jnp.pad(x, [(0, full - n) for n, full in zip(x.shape, shape, strict=True)])
 
     def join(*xs: Array) -> Array:
-        whole = jnp.concatenate(xs) if len(xs) > 1 else xs[0]
-        return jnp.pad(whole[:size], [(0, max(size - whole.shape[0], 0))] + [(0, 0)] * (whole.ndim - 1))
+        if xs[0].ndim == 2:
+            return padded(jnp.concatenate(xs), (size, xs[0].shape[1]))
+        heads, _, dim = xs[0].shape[1:]
+        wide = jnp.concatenate([padded(x, (x.shape[0], heads, width, dim)) for x in xs])
+        return padded(wide, (size, heads, width, dim))
 
     return jax.tree.map(join, *parts)
 
@@ -234,14 +253,25 @@ def _capacities(limit: int) -> Iterator[int]:
     yield size
 
 
-def _batches(prompts: Sequence[Sequence[int]], size: int, buckets: Sequence[int]) -> Iterator[tuple[int, list[int]]]:
-    """(padded length, indices) of prompts of the same bucket; a bucket's last batch may be small."""
-    by_bucket: dict[int, list[int]] = {}
-    for i, prompt in enumerate(prompts):
-        by_bucket.setdefault(next(b for b in buckets if b >= len(prompt)), []).append(i)
-    for bucket in sorted(by_bucket):
-        members = by_bucket[bucket]
-        yield from ((bucket, members[i : i + size]) for i in range(0, len(members), size))
+def _narrow(length: int) -> int:
+    """The length that a prompt is read at."""
+    return max(bucket_list(length)[-1], _LEAST_WIDTH)
+
+
+def _wide(length: int) -> int:
+    """The length that its keys and values are kept at: doubling, since the unrolled decoding compiles for each."""
+    return max(1 << (length - 1).bit_length(), _LEAST_WIDTH)
+
+
+def _chunks(items: list[Any], size: int) -> Iterator[list[Any]]:
+    return (items[i : i + size] for i in range(0, len(items), size))
+
+
+def _batches(prompts: Sequence[Sequence[int]], size: int) -> Iterator[list[int]]:
+    """Indices, short prompts first, of prompts with the same width for decoding; the last of a width may be few."""
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    for _, alike in itertools.groupby(order, lambda i: _wide(len(prompts[i]))):
+        yield from _chunks(list(alike), size)
 
 
 def generate_ids(
@@ -280,19 +310,19 @@ def generate_ids(
     if max_new_tokens <= 0 or num_samples <= 0 or not prompts:
         return [[Completion([], False)] * num_samples for _ in prompts]
     how = _How(config, sampler, num_samples, jnp.dtype(dtype), mesh)
-    names, buckets = _names(prompts, row_ids), bucket_list(max(map(len, prompts)))
+    names = _names(prompts, row_ids)
     ready = _prepare(params, config, how.dtype)
     stops = _put(np.asarray(list(stop_ids) or [-1], np.int32), mesh, (None,))
     out: list[list[Completion]] = [[] for _ in prompts]
     done = 0
-    for width, chosen in _batches(prompts, batch_size, buckets):
+    for chosen in _batches(prompts, batch_size):
         lengths = np.zeros(batch_size, np.int32)
         lengths[: len(chosen)] = [len(prompts[i]) for i in chosen]
         keys = np.zeros((batch_size * num_samples, 2), np.uint32)
         keys[: len(chosen) * num_samples] = _row_keys([names[i] for i in chosen], num_samples, seed)
-        kept, last = _read_prompts(how, params, [prompts[i] for i in chosen], width, batch_size)
-        fixed = _Fixed(kept, _put(lengths, mesh, ("batch",)), _put(keys, mesh, ("batch", None)), stops)
-        grown = _grow(how, ready, fixed, last, max_new_tokens)
+        read, last = _read_prompts(how, params, [prompts[i] for i in chosen], batch_size)
+        fixed = _Fixed(_put(lengths, mesh, ("batch",)), _put(keys, mesh, ("batch", None)), stops)
+        grown = _grow(how, ready, read, last, fixed, max_new_tokens)
         for row, i in enumerate(chosen):
             out[i] = _completions(grown, range(row * num_samples, (row + 1) * num_samples), i + 1)
         done += len(chosen)
@@ -300,12 +330,14 @@ def generate_ids(
     return out
 
 
-def _grow(how: _How, params: DecodeParams, fixed: _Fixed, last: Array, limit: int) -> tuple[np.ndarray, ...]:
+def _grow(
+    how: _How, params: DecodeParams, prompts: tuple[KeysValues, ...], last: Array, fixed: _Fixed, limit: int
+) -> tuple[np.ndarray, ...]:
     """(ids [R,N], counts, finished, logprobs [R]) on the host."""
     capacities = list(_capacities(limit))
     state = _start(how, capacities[0], params, fixed, last)
     for capacity in capacities:
-        state = _continue(how, capacity, params, fixed, state, np.int32(limit))
+        state = _continue(how, capacity, params, prompts, fixed, state, np.int32(limit))
         if bool(_whole(state.done.all(), how.mesh)):
             break
     return tuple(_whole(x, how.mesh) for x in (state.ids, state.counts, state.finished, state.logprobs))

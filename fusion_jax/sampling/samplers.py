@@ -100,10 +100,10 @@ def draw(logits: Array, keys: Array) -> Array:
     padded = jnp.pad(logits, ((0, 0), (0, blocks * _BLOCK - vocabulary)), constant_values=-jnp.inf)
     padded = padded.reshape(rows, blocks, _BLOCK)
     mass = jnp.exp(padded - logits.max(-1)[:, None, None]).sum(-1)
-    pair = jax.vmap(jax.random.split)(keys)
-    block = jax.vmap(jax.random.categorical)(pair[:, 0], jnp.log(mass))
+    noise = jax.vmap(lambda key: jax.random.gumbel(key, (blocks + _BLOCK,)))(keys)
+    block = (jnp.log(mass) + noise[:, :blocks]).argmax(-1)
     inside = jnp.take_along_axis(padded, block[:, None, None], 1)[:, 0]
-    return (block * _BLOCK + jax.vmap(jax.random.categorical)(pair[:, 1], inside)).astype(jnp.int32)
+    return (block * _BLOCK + (inside + noise[:, blocks:]).argmax(-1)).astype(jnp.int32)
 
 
 def choose(logits: Array, keys: Array, sampler: Sampler) -> Array:

@@ -65,9 +65,15 @@ def _gemma(vocab_size: int) -> DecoderConfig:
     )  # fmt: skip
 
 
+# Skills differ in how fast they are learned: shares that leave the target mediocre at all of them.
+TARGET_SHARES = (
+    ("add", 6_000), ("largest", 3_500), ("sort", 1_200), ("reverse", 6_000), ("count", 2_500), ("remove", 4_500),
+    ("position", 2_500),
+)  # fmt: skip
+
 SPECS: tuple[ZooSpec, ...] = (
     ZooSpec("llama-source", "byte_bpe", "headers", 400, "sentence", _shares(("add", "largest"), 13_000, 600), 2),
     ZooSpec("qwen-source", "bpe", "chatml", 420, "label", _shares(("sort", "reverse"), 13_000, 600), 2),
     ZooSpec("gemma-source", "unigram", "turns", 300, "worked", _shares(("count", "position", "remove"), 9_000, 600), 2),
-    ZooSpec("target", "byte_bpe", "inst", 360, "plain", tuple((s, 3_500) for s in SKILLS), 2, corrupted=0.25),
+    ZooSpec("target", "byte_bpe", "inst", 360, "plain", TARGET_SHARES, 3, corrupted=0.1),
 )

@@ -1,95 +1,161 @@
-"""Generation against `transformers`, against the uncached model, and against the distribution it should draw from."""
+"""Generation: what a token depends on, the distribution of whole answers, edges, shards."""
 
 from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
 
 from fusion_jax.errors import InputError
-from fusion_jax.models.folder import load, logits
-from fusion_jax.sampling.generate import generate_ids
+from fusion_jax.models.config import DecoderConfig
+from fusion_jax.models.folder import Model, logits
+from fusion_jax.models.parameters import init_params
+from fusion_jax.sampling import ids as ids_module
+from fusion_jax.sampling.generate import SampleSettings, generate, generate_ids
 from fusion_jax.sampling.samplers import Sampler, restrict
-from tests.parity.checkpoints import write_checkpoint
+from tests.small import small_model
 
-
-def prompts(count=4):
-    rng = np.random.default_rng(0)
-    return [rng.integers(3, 96, n).tolist() for n in (3, 17, 9, 5)[:count]]
-
-
-@pytest.mark.parametrize("name", ["llama-gqa-tied", "llama-3.1", "mistral-window", "qwen2-windows", "gemma2"])
-def test_greedy_equals_transformers_and_the_uncached_model(name, tmp_path):
-    theirs, ours = write_checkpoint(name, tmp_path), load(tmp_path)
-    out = generate_ids(ours.params, ours.config, prompts(), max_new_tokens=12, stop_ids=[2], batch_size=4)
-    for prompt, (completion,) in zip(prompts(), out, strict=True):
-        expected = theirs.generate(
-            torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt), dtype=torch.long), max_new_tokens=12,
-            do_sample=False, eos_token_id=2, pad_token_id=0,
-        )[0, len(prompt) :].tolist()  # fmt: skip
-        assert completion.ids == [t for t in expected if t != 2]
-        assert completion.finished == (2 in expected)
-        whole = np.asarray(logits(ours, np.asarray([prompt + completion.ids])))[0]
-        assert whole[len(prompt) - 1 : -1].argmax(-1).tolist() == completion.ids
+CONFIG = DecoderConfig(
+    model_type="llama", vocab_size=96, hidden_size=48, intermediate_size=80, num_layers=2, num_heads=4, num_kv_heads=2,
+    head_dim=12, max_positions=96, tied_head=True, initializer_range=0.2,
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("llama")
-    write_checkpoint("llama-gqa-tied", folder, initializer_range=0.1)
-    return load(folder)
+def model() -> Model:
+    return Model(CONFIG, init_params(CONFIG, jax.random.key(1)))
 
 
-def sample(model, which, *, num_samples=3, batch_size=4, seed=7, sampler=Sampler(1.0), new=6):
-    out = generate_ids(
+def prompts() -> list[list[int]]:
+    rng = np.random.default_rng(0)
+    return [rng.integers(3, 96, n).tolist() for n in (3, 17, 70, 5)]
+
+
+def sample(model, which, *, num_samples=3, batch_size=4, seed=7, sampler=Sampler(1.0), new=6, **more):
+    return generate_ids(
         model.params, model.config, which, max_new_tokens=new, sampler=sampler, seed=seed,
-        num_samples=num_samples, batch_size=batch_size, stop_ids=[2],
+        num_samples=num_samples, batch_size=batch_size, stop_ids=[2], **more,
     )  # fmt: skip
-    return [[c._replace(logprob=0.0) for c in row] for row in out]  # equal tokens; log-probs differ in the last bit
+
+
+def only_ids(out):
+    return [[c.ids for c in row] for row in out]
 
 
 def test_samples_depend_on_seed_prompt_and_number_only(model):
     together = sample(model, prompts())
     assert together == sample(model, prompts())
-    alone = [sample(model, [p])[0] for p in prompts()]
-    assert together == alone
-    assert together[::-1] == sample(model, prompts()[::-1], batch_size=2)
-    assert [row[:2] for row in together] == sample(model, prompts(), num_samples=2)
-    assert together != sample(model, prompts(), seed=8)
-    assert len({tuple(c.ids) for c in together[0]}) > 1
+    assert together == [sample(model, [p])[0] for p in prompts()]  # alone: the last bit of the log-probs too
+    assert together[::-1] == sample(model, prompts()[::-1])
+    assert only_ids(together) == only_ids(sample(model, prompts(), batch_size=2))
+    assert [row[:2] for row in only_ids(together)] == only_ids(sample(model, prompts(), num_samples=2))
+    assert only_ids(together) != only_ids(sample(model, prompts(), seed=8))
+    assert all(len({tuple(c.ids) for c in row}) > 1 for row in together)
+
+
+def test_row_ids_replace_the_prompts_content(model):
+    prompt = prompts()[1]
+    same = only_ids(sample(model, [prompt, prompt]))
+    assert same[0] == same[1]
+    first, second = only_ids(sample(model, [prompt, prompt], row_ids=["a", "b"]))
+    assert first != second
+    assert only_ids(sample(model, [prompts()[0], prompt], row_ids=["x", "b"]))[1] == second
+    with pytest.raises(InputError, match="field 'row_ids': has 1 entries for 2 prompts"):
+        sample(model, [prompt, prompt], row_ids=["a"])
+
+
+def test_caches_that_grow_change_nothing(model, monkeypatch):
+    expected = sample(model, prompts()[:2], new=40)
+    assert max(len(c.ids) for row in expected for c in row) > 32
+    monkeypatch.setattr(ids_module, "_FIRST_CAPACITY", 16)
+    assert only_ids(sample(model, prompts()[:2], new=40)) == only_ids(expected)
 
 
 def test_sampled_tokens_follow_the_softmax(model):
-    """4,000 first tokens: chi-square over the tokens expected at least 8 times, below the 99.9 % point."""
-    count, prompt, sampler = 4000, prompts()[1], Sampler(0.7, 0.9, 20)
-    drawn = [
-        c.ids[0] if c.ids else 2
-        for c in sample(model, [prompt], num_samples=count, batch_size=1, sampler=sampler, new=1)[0]
-    ]
-    last = logits(model, np.asarray([prompt]))[:, -1]
-    expected = np.asarray(jax.nn.softmax(restrict(last, sampler)))[0] * count
-    seen = np.bincount(drawn, minlength=96)
-    assert seen[expected == 0].sum() == 0
-    large = expected >= 8
-    chi = ((seen[large] - expected[large]) ** 2 / expected[large]).sum()
-    degrees = large.sum() - 1
-    assert chi < degrees + 3.1 * np.sqrt(2 * degrees) + 6
-    assert ((np.roll(seen, 1)[large] - expected[large]) ** 2 / expected[large]).sum() > 10 * degrees
+    """4,000 pairs of tokens: the second follows the distribution behind the first; chi-square below 99.9 %."""
+    count, prompt, sampler = 4000, prompts()[1], Sampler(0.7, 0.9, 8)
+    out = sample(model, [prompt], num_samples=count, batch_size=1, sampler=sampler, new=2)[0]
+    first = [c.ids[0] if c.ids else 2 for c in out]
+    common = int(np.bincount([t for t in first if t != 2]).argmax())
+    second = [c.ids[1] if len(c.ids) > 1 else 2 for c in out if c.ids and c.ids[0] == common]
+    for context, drawn in ((prompt, first), ([*prompt, common], second)):
+        last = logits(model, np.asarray([context]))[:, -1]
+        expected = np.asarray(jax.nn.softmax(restrict(last, sampler)))[0] * len(drawn)
+        seen = np.bincount(drawn, minlength=96)
+        assert seen[expected == 0].sum() == 0
+        large = expected >= 5
+        degrees = int(large.sum()) - 1
+        assert degrees >= 1
+        chi = ((seen[large] - expected[large]) ** 2 / expected[large]).sum()
+        assert chi < degrees + 3.1 * np.sqrt(2 * degrees) + 6
+        warmer = np.asarray(jax.nn.softmax(restrict(last, sampler) / 1.4))[0] * len(drawn)
+        assert ((seen[large] - warmer[large]) ** 2 / warmer[large]).sum() > chi
 
 
-def test_top_p_keeps_the_smallest_sufficient_set():
-    probs = jnp.asarray([[0.5, 0.25, 0.15, 0.1]])
-    for p, kept in ((0.4, 1), (0.5, 1), (0.51, 2), (0.75, 2), (0.9, 3), (1.0, 4)):
-        assert int(jnp.isfinite(restrict(jnp.log(probs), Sampler(1.0, p))).sum()) == kept, p
-    assert int(jnp.isfinite(restrict(jnp.log(probs), Sampler(1.0, 1.0, 2))).sum()) == 2
+def test_stop_tokens_end_and_are_left_out(model):
+    free = generate_ids(model.params, CONFIG, prompts(), max_new_tokens=8, batch_size=4)
+    stop = free[1][0].ids[3]
+    stopped = generate_ids(model.params, CONFIG, prompts(), max_new_tokens=8, batch_size=4, stop_ids=[stop, 95])
+    for (a,), (b,) in zip(free, stopped, strict=True):
+        ends = [i for i, t in enumerate(a.ids) if t in (stop, 95)]
+        assert b.ids == (a.ids[: ends[0]] if ends else a.ids)
+        assert b.finished == bool(ends)
+        assert b.logprob > a.logprob if ends and ends[0] < 7 else b.logprob == a.logprob
+    assert stopped[1][0].finished and not any(row[0].finished for row in free)
 
 
 def test_edges(model):
-    assert [c.ids for c in sample(model, [prompts()[0]], new=0)[0]] == [[], [], []]
-    assert generate_ids(model.params, model.config, [], max_new_tokens=3) == []
-    with pytest.raises(InputError, match="record 2, field 'prompt': has no token"):
-        sample(model, [[3], []])
-    with pytest.raises(InputError, match="exceed the model's 64 positions"):
-        sample(model, [[3] * 60])
+    assert only_ids(sample(model, prompts()[:1], new=0)) == [[[], [], []]]
+    assert [len(c.ids) for c in sample(model, prompts()[:1], new=1, sampler=Sampler())[0]] == [1, 1, 1]
+    assert generate_ids(model.params, CONFIG, [], max_new_tokens=3) == []
+    assert [len(row) for row in sample(model, [[3] * 90], new=6)] == [3]
+    seen: list[int] = []
+    sample(model, prompts(), batch_size=2, progress=seen.append)
+    assert seen[-1] == 4 and seen == sorted(seen)
+
+
+@pytest.mark.parametrize(
+    "which, message",
+    [
+        ([[3], []], "record 2, field 'prompt': has no token"),
+        ([[3] * 91], "91 tokens and 6 new ones exceed the model's 96 positions"),
+        ([[3, 96]], "holds a token id outside 0..95"),
+    ],
+)
+def test_bad_prompts(model, which, message):
+    with pytest.raises(InputError, match=message):
+        sample(model, which)
+
+
+def test_weights_that_are_not_finite(model):
+    broken = jax.tree.map(lambda x: x.at[0].set(jnp.nan), model.params)
+    with pytest.raises(InputError, match="logits are not finite"):
+        generate_ids(broken, CONFIG, prompts()[:1], max_new_tokens=2, batch_size=4)
+
+
+def test_text_in_text_out():
+    model = small_model()
+    texts = ["What is 1 + 2?", "Reverse a b c"]
+    out = generate(model, texts, max_new_tokens=5, temperature=1.0, num_samples=2, batch_size=2)
+    assert [len(row) for row in out] == [2, 2] and all(isinstance(t, str) for row in out for t in row)
+    assert out[1:] == generate(model, texts[1:], max_new_tokens=5, temperature=1.0, num_samples=2, batch_size=2)
+    with pytest.raises(InputError, match="the model has no tokenizer"):
+        generate(Model(model.config, model.params), texts, max_new_tokens=5)
+    assert SampleSettings().sampler == Sampler(0.8, 0.95, 0)
+
+
+def test_every_mesh_gives_what_one_device_gives():
+    root = Path(__file__).parents[2]
+    env = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "PYTHONPATH": str(root)}
+    script = root / "tests/sampling/sharded_generation.py"
+    done = subprocess.run([sys.executable, str(script)], env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    results = json.loads(done.stdout)
+    assert len(results) == 3 and all(results.values()), results

@@ -1,0 +1,45 @@
+"""Greedy tokens equal those of `transformers` in PyTorch; with and without cache the same."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from fusion_jax.models.folder import load, logits
+from fusion_jax.sampling.generate import generate_ids
+from tests.parity.checkpoints import write_checkpoint
+
+NEW, STOP = 12, 2
+
+
+def prompts() -> list[list[int]]:
+    rng = np.random.default_rng(0)
+    return [rng.integers(3, 96, n).tolist() for n in (3, 17, 9, 5)]
+
+
+def theirs_greedy(model: torch.nn.Module, prompt: list[int]) -> list[int]:
+    out = model.generate(
+        torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt), dtype=torch.long), max_new_tokens=NEW,
+        do_sample=False, eos_token_id=STOP, pad_token_id=0,
+    )  # fmt: skip
+    return out[0, len(prompt) :].tolist()
+
+
+@pytest.mark.parametrize("name", ["llama-gqa-tied", "llama-3.1", "mistral-window", "qwen2-windows", "gemma2"])
+def test_greedy_equals_transformers_and_the_uncached_model(name, tmp_path):
+    theirs, ours = write_checkpoint(name, tmp_path), load(tmp_path)
+    out = generate_ids(ours.params, ours.config, prompts(), max_new_tokens=NEW, stop_ids=[STOP], batch_size=4)
+    rows = np.zeros((4, 32), np.int32)
+    for row, prompt, (completion,) in zip(rows, prompts(), out, strict=True):
+        expected = theirs_greedy(theirs, prompt)
+        assert completion.ids == [t for t in expected if t != STOP]
+        assert completion.finished == (STOP in expected)
+        row[: len(prompt) + len(completion.ids)] = prompt + completion.ids
+    whole = np.asarray(logits(ours, rows))
+    logprobs = whole - np.logaddexp.reduce(whole, -1, keepdims=True)
+    for row, prompt, (completion,) in zip(logprobs, prompts(), out, strict=True):
+        tokens = completion.ids + [STOP] * completion.finished
+        scores = row[len(prompt) - 1 : len(prompt) - 1 + len(tokens)]
+        assert scores.argmax(-1).tolist() == tokens
+        assert completion.logprob == pytest.approx(scores[np.arange(len(tokens)), tokens].sum(), abs=1e-3)

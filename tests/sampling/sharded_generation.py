@@ -1,0 +1,45 @@
+"""Run by test_generate.py in its own process with 8 virtual devices: the same tokens on several meshes."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import jax
+import numpy as np
+
+from fusion_jax.models.config import DecoderConfig
+from fusion_jax.models.parameters import init_params, parameter_specs
+from fusion_jax.sampling.generate import generate_ids
+from fusion_jax.sampling.samplers import Sampler
+from fusion_jax.sharding import make_mesh, named
+
+CONFIG = DecoderConfig(
+    model_type="llama", vocab_size=128, hidden_size=32, intermediate_size=64, num_layers=2, num_heads=4,
+    num_kv_heads=2, head_dim=8, max_positions=64, initializer_range=0.2,
+)  # fmt: skip
+
+
+def main() -> None:
+    params = init_params(CONFIG, jax.random.key(0))
+    rng = np.random.default_rng(0)
+    prompts = [rng.integers(3, 128, n).tolist() for n in (3, 9, 14)]
+
+    def tokens(mesh):
+        placed = params
+        if mesh is not None:
+            specs = parameter_specs(CONFIG)
+            placed = jax.tree.map(lambda x, s: jax.device_put(x, named(mesh, s.axes, s.shape)), params, specs)
+        out = generate_ids(
+            placed, CONFIG, prompts, max_new_tokens=8, sampler=Sampler(1.0, 0.9), num_samples=2, stop_ids=[2],
+            batch_size=4, mesh=mesh,
+        )  # fmt: skip
+        return [[c.ids for c in row] for row in out]
+
+    expected = tokens(None)
+    sizes = ((8, 1, 1), (2, 2, 2), (1, 1, 8))
+    json.dump({str(size): tokens(make_mesh(*size)) == expected for size in sizes}, sys.stdout)
+
+
+if __name__ == "__main__":
+    main()
