@@ -105,8 +105,8 @@ TINY_TRAINING = TrainSettings(
 PRESETS = {
     "tiny": Settings(
         text=TextSettings(tokens=TokeniseSettings(max_length=128, max_prompt_length=96, eos="if_missing")),
-        sft=dataclasses.replace(TINY_TRAINING, epochs=8.0, optimizer=OptimizerSettings(learning_rate=1e-3)),
-        preference=dataclasses.replace(TINY_TRAINING, epochs=2.0, optimizer=OptimizerSettings(learning_rate=1e-4)),
+        sft=dataclasses.replace(TINY_TRAINING, epochs=6.0, optimizer=OptimizerSettings(learning_rate=3e-4)),
+        preference=dataclasses.replace(TINY_TRAINING, epochs=3.0, optimizer=OptimizerSettings(learning_rate=2e-4)),
         wrpo=WrpoSettings(beta=0.1, alpha=0.3),
         dpo=PairSettings(beta=0.1),
     ),

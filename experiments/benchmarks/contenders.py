@@ -154,11 +154,11 @@ def trl(folder: Path, steps: int, *, kind: str, in_step: bool = True) -> Result:
     rows = ids_of(folder)
     half = rows.shape[-1] // 2
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_file=str(folder / "tokenizer.json"), eos_token="t2", pad_token="t0", bos_token=None
+        tokenizer_file=str(folder / "tokenizer.json"), eos_token="t000002", pad_token="t000000", bos_token=None
     )
 
     def words(ids: np.ndarray) -> str:
-        return " ".join(f"t{i}" for i in ids)
+        return " ".join(f"t{i:06d}" for i in ids)
 
     records = []
     for source, target, rejected in rows:
@@ -182,15 +182,12 @@ def trl(folder: Path, steps: int, *, kind: str, in_step: bool = True) -> Result:
         "output_dir": str(folder / "trl"), "per_device_train_batch_size": len(rows), "max_steps": steps + 2,
         "learning_rate": RATE, "lr_scheduler_type": "constant", "logging_steps": 1, "save_strategy": "no",
         "report_to": [], "use_cpu": True, "bf16": False, "gradient_checkpointing": False, "max_length": None,
-        "disable_tqdm": True, "shuffle_dataset": False,
+        "disable_tqdm": True, "train_sampling_strategy": "sequential",
     }  # fmt: skip
     policy = AutoModelForCausalLM.from_pretrained(folder / "policy", dtype=torch.float32)
     if kind == "dpo":
-        shared.pop("shuffle_dataset")
         reference = AutoModelForCausalLM.from_pretrained(folder / "reference", dtype=torch.float32)
-        config = DPOConfig(
-            **shared, beta=BETA, precompute_ref_log_probs=not in_step, train_sampling_strategy="sequential"
-        )
+        config = DPOConfig(**shared, beta=BETA, precompute_ref_log_probs=not in_step)
         trainer = DPOTrainer(
             policy, reference, config, train_dataset=data, processing_class=tokenizer, callbacks=[Clock()]
         )
@@ -291,7 +288,7 @@ def prepare(folder: Path, vocab: int) -> None:
     ids[:, :, :128] = ids[:, :1, :128]
     ids[:, :, -1] = 2
     np.save(folder / "ids.npy", ids, allow_pickle=False)
-    tokenizer = Tokenizer(models.WordLevel({f"t{i}": i for i in range(vocab)}, unk_token="t0"))
+    tokenizer = Tokenizer(models.WordLevel({f"t{i:06d}": i for i in range(vocab)}, unk_token="t000000"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer.save(str(folder / "tokenizer.json"))
 

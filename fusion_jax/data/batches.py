@@ -52,7 +52,7 @@ class Example:
 
 
 def bucket_list(longest: int) -> list[int]:
-    """Lengths to pad to: multiples of 16 to 128, then eight a doubling, up to what holds `longest`."""
+    """Lengths to pad to: multiples of 16 to 128, then four a doubling, up to what holds `longest`."""
     sizes, step = [16], 16
     while sizes[-1] < longest:
         if sizes[-1] >= 8 * step and sizes[-1] >= 128:

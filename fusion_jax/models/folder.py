@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from fusion_jax.errors import InputError
 from fusion_jax.models.config import DecoderConfig
@@ -108,7 +108,9 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase | None:
     if not any((folder / name).exists() for name in TOKENIZER_FILES):
         return None
     try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        # tokenizer.json is the whole tokenizer; the class that a model_type suggests may rebuild it differently.
+        kind = PreTrainedTokenizerFast if (folder / "tokenizer.json").exists() else AutoTokenizer
+        return kind.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:
         problem = f"cannot be loaded ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''})"
         raise InputError(problem, file=folder, field="tokenizer", cure="Restore the tokenizer's files") from None

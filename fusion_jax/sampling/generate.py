@@ -6,8 +6,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from fusion_jax.data.chat import generation_prompt, stop_token_ids
@@ -56,7 +54,7 @@ def generate(
 
     Args:
       chat: each prompt is one user message in the model's chat template; else it is continued as it stands.
-      dtype: of the computation; None is the parameters', at least float32 on a CPU.
+      dtype: of the computation; None is the parameters'. On a CPU it is at least float32.
 
     Raises:
       InputError: the model has no tokenizer or, for chat, no template; see `generate_ids`.
@@ -72,11 +70,6 @@ def generate(
         model.params, model.config, encoded, max_new_tokens=max_new_tokens,
         sampler=Sampler(temperature, top_p, top_k), seed=seed, num_samples=num_samples,
         stop_ids=stop_token_ids(tokenizer, model.generation), row_ids=row_ids, batch_size=batch_size, mesh=mesh,
-        dtype=dtype or _default_dtype(model), progress=progress,
+        dtype=dtype or model.params["embed"]["embedding"].dtype, progress=progress,
     )  # fmt: skip
     return [[tokenizer.decode(c.ids, skip_special_tokens=True) for c in row] for row in completions]
-
-
-def _default_dtype(model: Model) -> Any:
-    kept = model.params["embed"]["embedding"].dtype
-    return jnp.promote_types(kept, jnp.float32) if jax.default_backend() == "cpu" else kept

@@ -300,6 +300,7 @@ def generate_ids(
       batch_size: prompts at once; each holds `num_samples` rows. Results may differ in rounding between batch sizes,
         never between batches.
       mesh: the one that the parameters are sharded over.
+      dtype: of the computation; on a CPU at least float32, since its compiler lacks half-precision products.
       progress: called with the number of prompts done after each batch.
 
     Raises:
@@ -309,6 +310,8 @@ def generate_ids(
     _check(prompts, config, max_new_tokens, seed)
     if max_new_tokens <= 0 or num_samples <= 0 or not prompts:
         return [[Completion([], False)] * num_samples for _ in prompts]
+    if jax.default_backend() == "cpu":
+        dtype = jnp.promote_types(dtype, jnp.float32)
     how = _How(config, sampler, num_samples, jnp.dtype(dtype), mesh)
     names = _names(prompts, row_ids)
     ready = _prepare(params, config, how.dtype)

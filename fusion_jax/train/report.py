@@ -80,7 +80,10 @@ def accuracy_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
         at = [i + (m - (len(models) - 1) / 2) * width for i, s in enumerate(skills) if s in mine]
         shown = [mine[s] for s in skills if s in mine]
         heights = [r["accuracy"] for r in shown]
-        errors = [[r["accuracy"] - r["low"] for r in shown], [r["high"] - r["accuracy"] for r in shown]]
+        errors = [
+            [max(r["accuracy"] - r["low"], 0.0) for r in shown],
+            [max(r["high"] - r["accuracy"], 0.0) for r in shown],
+        ]
         axes.bar(at, heights, width, yerr=errors, label=model, error_kw={"linewidth": 0.7})
     axes.set_xticks(range(len(skills)), skills, fontsize=8)
     axes.set_ylim(0, 1.02)

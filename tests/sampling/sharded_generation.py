@@ -37,7 +37,7 @@ def main() -> None:
         return [[c.ids for c in row] for row in out]
 
     expected = tokens(None)
-    sizes = ((8, 1, 1), (2, 2, 2), (1, 1, 8))
+    sizes = ((2, 2, 2),)
     json.dump({str(size): tokens(make_mesh(*size)) == expected for size in sizes}, sys.stdout)
 
 

@@ -1,0 +1,109 @@
+"""Records, sources of records, order of batches."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import datasets
+import numpy as np
+import pytest
+
+from fusion_jax.data.batches import Example, bucket_list, collate
+from fusion_jax.data.jsonl import content_hash, read_jsonl, write_jsonl
+from fusion_jax.data.loaders import ArrayRecords, load_records, write_array_record
+from fusion_jax.data.order import batch_order, host_rows, num_steps, split_indices
+from fusion_jax.data.records import parse_rows
+from fusion_jax.data.tokenise import pack_documents
+from fusion_jax.errors import InputError
+from tests.small import pairs, quads
+
+
+def test_every_kind_of_source_gives_the_same_records(tmp_path):
+    records = pairs(9)
+    write_jsonl(tmp_path / "a.jsonl", records)
+    assert write_array_record(tmp_path / "a.array_record", records) == 9
+    datasets.DatasetDict(train=datasets.Dataset.from_list(records)).save_to_disk(str(tmp_path / "folder"))
+    for name in ("a.jsonl", "a.array_record", "folder"):
+        assert load_records(str(tmp_path / name)) == records, name
+    source = ArrayRecords(tmp_path / "a.array_record")
+    assert source[4] == records[4] and source[-1] == records[-1] and source[2:4] == records[2:4]
+    with pytest.raises(InputError, match="has no split 'validation'"):
+        load_records(str(tmp_path / "folder"), split="validation")
+    assert content_hash(read_jsonl(tmp_path / "a.jsonl")) == content_hash(records) != content_hash(records[1:])
+
+
+def test_all_forms_of_pairs_and_sft_records():
+    messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    (row,), _ = parse_rows([{"prompt": "a", "chosen": [messages[1]], "rejected": "c"}], "pair")
+    assert row.messages == ({"role": "user", "content": "a"},) and row.responses == ("b", "c")
+    forms = [
+        {"messages": messages},
+        {"prompt": "a", "response": "b"},
+        {"prompt": messages[:1], "response": messages[1]},
+    ]
+    for form in forms:
+        (row,), _ = parse_rows([form], "sft")
+        assert row.messages == ({"role": "user", "content": "a"},) and row.responses == ("b",)
+    quad = quads(1)[0]
+    assert parse_rows([quad], "sft")[0][0].responses == (quad["chosen"][0]["content"],)
+    assert parse_rows([quad], "pair")[0][0].responses == (quad["chosen"][1]["content"], quad["rejected"][0]["content"])
+    without = {**quad, "chosen": [None, quad["chosen"][1]]}
+    assert parse_rows([without], "quad")[0][0].responses[0] is None
+
+
+def test_drops_are_counted_and_skipping_is_asked_for():
+    good, bad = quads(2)[0], {**quads(2)[1], "rejected": []}
+    with pytest.raises(InputError, match="record 2"):
+        parse_rows([good, bad], "quad")
+    rows, drops = parse_rows([good, bad, {**good, "rejected": [good["chosen"][1]]}], "quad", on_bad="skip")
+    assert len(rows) == 1 and sum(drops.values()) == 2 and drops["chosen equals rejected"] == 1
+
+
+def test_order_is_a_function_of_seed_and_step():
+    lengths = np.random.default_rng(0).integers(5, 500, 203)
+    order = batch_order(lengths, batch_size=8, seed=1, epochs=3, bucket_window=4)
+    assert len(order) == num_steps(203, 8, 3) == 75
+    again = batch_order(lengths, batch_size=8, seed=1, epochs=3, bucket_window=4)
+    steps = [np.asarray(order[i]) for i in range(75)]
+    assert all((np.asarray(again[i]) == steps[i]).all() for i in reversed(range(75)))
+    for epoch in range(3):
+        seen = np.concatenate(steps[epoch * 25 : epoch * 25 + 25])
+        assert len(set(seen)) == 200
+    other = batch_order(lengths, batch_size=8, seed=2, epochs=3, bucket_window=4)
+    assert any((np.asarray(other[i]) != steps[i]).any() for i in range(75))
+    plain = batch_order(lengths, batch_size=8, seed=1, epochs=3, bucket_window=1)
+
+    def padding(batches):
+        return sum(lengths[b].max() * 8 - lengths[b].sum() for b in batches)
+
+    assert padding(steps) < 0.5 * padding([np.asarray(plain[i]) for i in range(75)])
+
+
+def test_hosts_share_a_batch_and_splits_are_disjoint():
+    batch = np.arange(12)
+    np.testing.assert_array_equal(np.concatenate([host_rows(batch, i, 3) for i in range(3)]), batch)
+    with pytest.raises(InputError, match="does not divide over 5 hosts"):
+        host_rows(batch, 0, 5)
+    first, second = split_indices(59876, 1 / 3, 42)
+    assert len(first) == 19959 and len(second) == 39917 and not set(first) & set(second)
+    assert num_steps(39917, 128, 1) == 311  # the published run's count
+    with pytest.raises(InputError, match="do not fill one batch"):
+        num_steps(7, 8, 1)
+
+
+def test_packing_scores_everything_and_can_reset():
+    blocks, segments = pack_documents([[1, 5, 6, 2], [1, 7, 2]], block=5, bos_id=1, eos_id=2)
+    assert blocks == [[1, 1, 5, 6, 2], [2, 1, 1, 7, 2]]  # two BOS, two EOS a document; the last partial block is gone
+    assert segments == [[1, 1, 1, 1, 1], [1, 2, 2, 2, 2]]
+    batch = collate(
+        [Example((tuple(blocks[1]),), (1,), segments=tuple(segments[1]))], tokens_buckets=[8], score_buckets=[8]
+    )
+    np.testing.assert_array_equal(batch.positions[0, 0, :5], [0, 0, 1, 2, 3])
+    np.testing.assert_array_equal(batch.segment_ids[0, 0], [1, 2, 2, 2, 2, 0, 0, 0])
+    assert batch.score_counts[0, 0] == 4
+
+
+def test_buckets_grow_and_hold():
+    sizes = bucket_list(3000)
+    assert sizes[-1] >= 3000 and sizes == sorted(set(sizes)) and len(sizes) < 60
+    assert all(b <= a * 1.25 for a, b in pairwise(sizes[3:]))
