@@ -66,8 +66,8 @@ def main(s: Settings) -> None:
     pairs = [(text(r, "question", p), text(r, "answer", p)) for r, p in zip(lessons, places)]
     tokenizer = train_tokenizer("byte_bpe", "inst", s.vocab_size, [f"{q}\n{a}" for q, a in pairs])
     config = DecoderConfig(
-        model_type="llama", vocab_size=len(tokenizer), hidden_size=192, intermediate_size=512, num_layers=4, num_heads=6,
-        num_kv_heads=6, head_dim=32, max_positions=512, tied_head=True, initializer_range=0.05,
+        model_type="llama", vocab_size=len(tokenizer), hidden_size=192, intermediate_size=512, num_layers=4,
+        num_heads=6, num_kv_heads=6, head_dim=32, max_positions=512, tied_head=True, initializer_range=0.05,
     )  # fmt: skip
     target = Model(config, init_params(config, jax.random.key(s.seed)), tokenizer)
     tokens = TokeniseSettings(max_length=256, max_prompt_length=128, eos="if_missing", truncation="fit")

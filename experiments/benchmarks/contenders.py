@@ -211,7 +211,8 @@ def ours_generate(folder: Path, steps: int, *, samples: int) -> Result:
 
     def once() -> float:
         out = generate_ids(
-            model.params, model.config, prompts, max_new_tokens=NEW_TOKENS, num_samples=samples, batch_size=len(prompts),
+            model.params, model.config, prompts, max_new_tokens=NEW_TOKENS, num_samples=samples,
+            batch_size=len(prompts),
             sampler=Sampler(0.0 if samples == 1 else 0.8),
         )  # fmt: skip
         assert all(len(c.ids) == NEW_TOKENS for row in out for c in row)

@@ -75,7 +75,8 @@ def main(s: Settings) -> None:
                 median, best = statistics.median(out["seconds"]), statistics.median(base["seconds"])
                 rows.append({
                     "V": vocab, "contender": name, "median s": f"{median:.3f}",
-                    "range": f"{min(out['seconds']):.3f}-{max(out['seconds']):.3f}", "times ours": f"{median / best:.2f}",
+                    "range": f"{min(out['seconds']):.3f}-{max(out['seconds']):.3f}",
+                    "times ours": f"{median / best:.2f}",
                     "first loss": f"{out['first_loss']:.6f}", "peak MiB": f"{out['peak_mib']:.0f}",
                 })  # fmt: skip
                 print(json.dumps(rows[-1]), flush=True)

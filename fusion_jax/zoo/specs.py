@@ -10,8 +10,7 @@ from fusion_jax.zoo.tasks import SKILLS
 
 @dataclass(frozen=True)
 class ZooSpec:
-    """A model of the zoo. shares: how many training prompts of each skill; style: how it words an answer (a name of
-    `tasks.STYLES`, or "mixed").
+    """A model of the zoo. shares: how many training prompts of each skill; style: how it words an answer.
 
     corrupted: share of the training answers that are replaced by another problem's answer (a careless teacher).
     """
@@ -68,13 +67,13 @@ def _gemma(vocab_size: int) -> DecoderConfig:
 
 # Skills differ in how fast they are learned: shares that leave the target mediocre at all of them.
 TARGET_SHARES = (
-    ("add", 7_000), ("largest", 4_000), ("sort", 800), ("reverse", 3_600), ("count", 3_000), ("remove", 3_800),
-    ("position", 1_600),
+    ("add", 6_000), ("largest", 3_500), ("sort", 900), ("reverse", 5_000), ("count", 2_500), ("remove", 4_500),
+    ("position", 2_200),
 )  # fmt: skip
 
 SPECS: tuple[ZooSpec, ...] = (
     ZooSpec("llama-source", "byte_bpe", "headers", 400, "sentence", _shares(("add", "largest"), 13_000, 600), 2),
     ZooSpec("qwen-source", "bpe", "chatml", 420, "label", _shares(("sort", "reverse"), 13_000, 600), 2),
     ZooSpec("gemma-source", "unigram", "turns", 300, "worked", _shares(("count", "position", "remove"), 9_000, 600), 2),
-    ZooSpec("target", "byte_bpe", "inst", 360, "mixed", TARGET_SHARES, 2, corrupted=0.1),
+    ZooSpec("target", "byte_bpe", "inst", 360, "sentence", TARGET_SHARES, 2, corrupted=0.1),
 )

@@ -134,9 +134,7 @@ def mixture(shares: dict[str, int], *, split: str, seed: int, repeat: bool = Fal
 
 
 def in_style(answer: str, style: str) -> str:
-    """An answer as a model of this style writes it; "mixed" takes every style in turn, by a hash of the answer."""
-    if style == "mixed":
-        style = list(STYLES)[zlib.crc32(answer.encode()) % len(STYLES)]
+    """An answer as a model of this style writes it."""
     return STYLES[style].format(a=answer)
 
 
