@@ -84,7 +84,7 @@ class Settings:
     verifier: str = "graded"
     accuracy: str = "answer"
     reward_model: str = ""
-    prompts_per_skill: int = 90
+    prompts_per_skill: int = 160
     test_per_skill: int = 60
     sft_share: float = 1 / 3
     held_out: float = 0.1
@@ -105,8 +105,8 @@ TINY_TRAINING = TrainSettings(
 PRESETS = {
     "tiny": Settings(
         text=TextSettings(tokens=TokeniseSettings(max_length=128, max_prompt_length=96, eos="if_missing")),
-        sft=dataclasses.replace(TINY_TRAINING, epochs=6.0, optimizer=OptimizerSettings(learning_rate=3e-4)),
-        preference=dataclasses.replace(TINY_TRAINING, epochs=3.0, optimizer=OptimizerSettings(learning_rate=2e-4)),
+        sft=dataclasses.replace(TINY_TRAINING, epochs=5.0, optimizer=OptimizerSettings(learning_rate=5e-4)),
+        preference=dataclasses.replace(TINY_TRAINING, epochs=2.0, optimizer=OptimizerSettings(learning_rate=1e-4)),
         wrpo=WrpoSettings(beta=0.1, alpha=0.3),
         dpo=PairSettings(beta=0.1),
     ),

@@ -75,5 +75,5 @@ SPECS: tuple[ZooSpec, ...] = (
     ZooSpec("llama-source", "byte_bpe", "headers", 400, "sentence", _shares(("add", "largest"), 13_000, 600), 2),
     ZooSpec("qwen-source", "bpe", "chatml", 420, "label", _shares(("sort", "reverse"), 13_000, 600), 2),
     ZooSpec("gemma-source", "unigram", "turns", 300, "worked", _shares(("count", "position", "remove"), 9_000, 600), 2),
-    ZooSpec("target", "byte_bpe", "inst", 360, "sentence", TARGET_SHARES, 2, corrupted=0.1),
+    ZooSpec("target", "byte_bpe", "inst", 360, "sentence", TARGET_SHARES, 2.5, corrupted=0.1),
 )
