@@ -27,7 +27,7 @@ from fusion_jax.data.jsonl import Record
 from fusion_jax.data.records import Row
 from fusion_jax.data.tokenise import TokeniseSettings
 from fusion_jax.evals.accuracy import evaluate
-from fusion_jax.models.folder import Model, save
+from fusion_jax.models.folder import Model, load, save
 from fusion_jax.models.parameters import init_params
 from fusion_jax.settings import run as run_experiment
 from fusion_jax.settings import to_json
@@ -42,7 +42,7 @@ from fusion_jax.zoo.tokenizers import train_tokenizer
 
 @dataclass(frozen=True)
 class Settings:
-    """out: where the folders go; work: the run folder (a killed run continues with --resume True)."""
+    """out: where the folders go; work: the run folder (resumable); only: some models, by name."""
 
     out: str = "runs/zoo-models"
     work: str = "runs/zoo"
@@ -65,14 +65,16 @@ def main(s: Settings) -> None:
         started = time.monotonic()
         model = raise_model(spec, s, run.sub(spec.name))
         save(model, out / spec.name, dtype="bfloat16", overwrite=True)
+        saved = load(out / spec.name)
         test = [r for skill in SKILLS for r in prompts(skill, s.test_prompts, split="test", seed=s.seed)]
-        accuracy = {r["skill"]: round(r["accuracy"], 3) for r in evaluate(spec.name, model, test, max_new_tokens=24)[0]}
+        accuracy = {r["skill"]: round(r["accuracy"], 3) for r in evaluate(spec.name, saved, test, max_new_tokens=24)[0]}
         run.log(f"{spec.name}: {accuracy}")
         manifest["models"][spec.name] = {
+            "command": f"python experiments/zoo.py --out {s.out} --seed {s.seed} --only {spec.name}",
             "seconds": round(time.monotonic() - started), "accuracy": accuracy,
             "parameters": sum(x.size for x in jax.tree.leaves(model.params)), "sha256": hashes(out / spec.name),
         }  # fmt: skip
-    manifest |= {"command": "python experiments/zoo.py", "seed": s.seed, "test_prompts_per_skill": s.test_prompts}
+    manifest |= {"seed": s.seed, "test_prompts_per_skill": s.test_prompts}
     write_json(manifest_file, manifest)
     run.finish()
 

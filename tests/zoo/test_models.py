@@ -39,11 +39,11 @@ def accuracy(name: str) -> dict[str, float]:
 
 
 def test_the_manifest_tells_how_it_was_made():
-    assert re.fullmatch(r"python experiments/zoo\.py.*", manifest()["command"])
     assert isinstance(manifest()["seed"], int) and manifest()["test_prompts_per_skill"] >= 50
     assert set(manifest()["models"]) == {s.name for s in SPECS} == {p.name for p in MODELS.iterdir() if p.is_dir()}
     for spec in SPECS:
         entry = manifest()["models"][spec.name]
+        assert re.fullmatch(rf"python experiments/zoo\.py .*--only {spec.name}", entry["command"])
         assert entry["seconds"] > 0 and set(entry["accuracy"]) == {*SKILLS, "all"}
         assert entry["parameters"] == sum(x.size for x in jax.tree.leaves(model(spec.name).params))
 
