@@ -81,7 +81,7 @@ class Settings:
     quadruples: str = ""
     sft_data: str = ""
     on_bad: str = "error"
-    verifier: str = "graded"
+    verifier: str = "answer"
     accuracy: str = "answer"
     reward_model: str = ""
     prompts_per_skill: int = 160
@@ -105,8 +105,8 @@ TINY_TRAINING = TrainSettings(
 PRESETS = {
     "tiny": Settings(
         text=TextSettings(tokens=TokeniseSettings(max_length=128, max_prompt_length=96, eos="if_missing")),
-        sft=dataclasses.replace(TINY_TRAINING, epochs=5.0, optimizer=OptimizerSettings(learning_rate=5e-4)),
-        preference=dataclasses.replace(TINY_TRAINING, epochs=2.0, optimizer=OptimizerSettings(learning_rate=1e-4)),
+        sft=dataclasses.replace(TINY_TRAINING, epochs=3.0, optimizer=OptimizerSettings(learning_rate=1e-4)),
+        preference=dataclasses.replace(TINY_TRAINING, epochs=3.0, optimizer=OptimizerSettings(learning_rate=3e-5)),
         wrpo=WrpoSettings(beta=0.1, alpha=0.3),
         dpo=PairSettings(beta=0.1),
     ),
