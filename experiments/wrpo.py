@@ -5,7 +5,7 @@
         --responses responses.jsonl --reward-model ARMORM --out runs/a    # ready source responses
     python experiments/wrpo.py --preset llama3-8b --target TARGET-SFT --quadruples quads.jsonl --out runs/b
 
-Hardware and time: `tiny` 2 CPU cores, about 3 minutes, under 4 GB; `llama3-8b` is for a TPU slice (not timed yet).
+Hardware and time: `tiny` 2 CPU cores, about 80 s, 1.5 GB; `llama3-8b` is for a TPU slice (not timed yet).
 Result: a table of the accuracy of Target, sources, SFT, SFT-DPO and SFT-WRPO; in the run folder every stage's
 JSON-lines file, report.md with plots, and model/, a Hugging Face folder. Published (AlpacaEval-2 length-controlled
 win rate): Target 26.0, SFT 27.2, SFT-DPO 50.7, SFT-WRPO 55.9.
