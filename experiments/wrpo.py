@@ -144,7 +144,7 @@ def fuse(s: Settings, run: RunFolder) -> list[dict[str, Any]]:
         prompts = train_prompts(s, run)
         scored = source_responses(s, run, prompts, test, models)
         drops = counts["source responses"] = Counter[str]()
-        best = select.best_of(scored, names_of(s, scored), drops)
+        best = select.best_of(scored, names_of(scored), drops)
         source_wins = select.wins(best)
         run.stage("best_source.jsonl", best.values)
         sft_part, preference_part = split_indices(len(prompts), s.sft_share, s.seed)
@@ -224,7 +224,7 @@ def source_responses(
     return out
 
 
-def names_of(s: Settings, responses: Sequence[Record]) -> list[str]:
+def names_of(responses: Sequence[Record]) -> list[str]:
     """The sources in the order that breaks ties."""
     return list(dict.fromkeys(r["source_model"] for r in responses))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import shutil
@@ -280,8 +279,3 @@ def classify(model: Model, tokens: Array, lengths: Array) -> Array:
 
 def _compute_dtype(model: Model) -> Any:
     return jnp.promote_types(model.params["embed"]["embedding"].dtype, jnp.float32)
-
-
-def replace_params(model: Model, params: Params) -> Model:
-    """The same model with other weights."""
-    return dataclasses.replace(model, params=params)

@@ -11,8 +11,6 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from fusion_jax.losses.schedules import learning_rate
-from fusion_jax.models.config import DecoderConfig
-from fusion_jax.models.parameters import abstract_params
 
 Params = dict[str, Any]
 
@@ -94,20 +92,3 @@ def _moments_of(opt_state: optax.OptState, params: Params) -> optax.OptState:
         return bool(jax.tree.structure(node) == structure)
 
     return jax.tree.map(lambda node: params if is_moments(node) else node, opt_state, is_leaf=is_moments)
-
-
-def abstract_state(
-    config: DecoderConfig, optimizer: optax.GradientTransformation, mesh: Mesh | None = None
-) -> TrainState:
-    """Shapes, dtypes and shardings of a state, nothing allocated: for restoring and for compiling ahead of time."""
-    params = abstract_params(config, jnp.float32, mesh)
-    state = TrainState(
-        jax.ShapeDtypeStruct((), jnp.int32),
-        jax.ShapeDtypeStruct((), jnp.bool_),
-        params,
-        jax.eval_shape(optimizer.init, params),
-    )
-    if mesh is None:
-        return state
-    shardings = state_shardings(state, jax.tree.map(lambda p: p.sharding, params), mesh)
-    return jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), state, shardings)
