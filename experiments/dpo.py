@@ -62,7 +62,7 @@ PRESETS = {
         text=TextSettings(tokens=TokeniseSettings(max_length=128, max_prompt_length=96, eos="if_missing")),
         train=TrainSettings(
             optimizer=OptimizerSettings(learning_rate=1e-4), batch_size=16, micro_batches=1, log_every=1, eval_every=10,
-            checkpoint_every=50, remat="none",
+            checkpoint_every=50, remat="dots",
         ),
     ),
     "llama3-8b": Settings(text=TextSettings(tokens=PAIR_TOKENS), loss=PairSettings(beta=0.01)),
@@ -93,7 +93,7 @@ def main(s: Settings) -> None:
 def own_pairs(model: Model, seed: int) -> list[Record]:
     """The model's best against its worst sample on problems of the zoo's skills."""
     prompts = mixture(dict.fromkeys(SKILLS, 60), split="train", seed=seed)
-    samples = sample_responses(model, "own", prompts, SampleSettings(max_new_tokens=24, batch_size=64), seed=seed)
+    samples = sample_responses(model, "own", prompts, SampleSettings(max_new_tokens=28, batch_size=64), seed=seed)
     best = select.best_and_worst(select.score_with(samples, verifier("graded")), Counter())
     return [
         {"prompt_id": p, "prompt": a["prompt"], "chosen": a["response"], "rejected": b["response"]}

@@ -75,7 +75,7 @@ def main(s: Settings) -> None:
     examples, _ = make_examples(rows, tokenizer, TextSettings(tokens=tokens))
     settings = TrainSettings(
         optimizer=OptimizerSettings(learning_rate=1e-3), batch_size=16, micro_batches=1, seed=s.seed, log_every=20,
-        epochs=s.steps / (len(rows) // 16), remat="none", checkpoint_every=100,
+        epochs=s.steps / (len(rows) // 16), remat="dots", checkpoint_every=100,
     )  # fmt: skip
     trained = optimise(target, examples, sft_objective(), settings, run.sub("sft"))
     save(dataclasses.replace(trained, file_dtype="float32"), run.file("target"), overwrite=True)

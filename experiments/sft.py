@@ -46,7 +46,7 @@ class Settings:
 
 TINY = TrainSettings(
     optimizer=OptimizerSettings(learning_rate=5e-4), epochs=2.0, batch_size=16, micro_batches=1, log_every=1,
-    checkpoint_every=50, remat="none",
+    checkpoint_every=50, remat="dots",
 )  # fmt: skip
 PRESETS = {
     "tiny": Settings(

@@ -90,8 +90,8 @@ class Settings:
     held_out: float = 0.1
     tolerance: float = 0.0
     baseline: bool = True
-    sample: SampleSettings = SampleSettings(max_new_tokens=24, batch_size=64)
-    eval_new_tokens: int = 24
+    sample: SampleSettings = SampleSettings(max_new_tokens=28, batch_size=64)
+    eval_new_tokens: int = 28
     text: TextSettings = TextSettings()
     sft: TrainSettings = TrainSettings()
     preference: TrainSettings = TrainSettings()
@@ -100,7 +100,7 @@ class Settings:
 
 
 TINY_TRAINING = TrainSettings(
-    batch_size=16, micro_batches=1, log_every=1, eval_every=10, checkpoint_every=50, remat="none", mesh_fsdp=-1
+    batch_size=16, micro_batches=1, log_every=1, eval_every=10, checkpoint_every=50, remat="dots", mesh_fsdp=-1
 )
 PRESETS = {
     "tiny": Settings(
@@ -141,8 +141,9 @@ def fuse(s: Settings, run: RunFolder) -> list[dict[str, Any]]:
         quads, source_wins = load_records(s.quadruples), {}
         sft_records = load_records(s.sft_data) if s.sft_data else []
     else:
-        prompts = train_prompts(s, run)
-        scored = source_responses(s, run, prompts, test, models)
+        given = parse_responses(load_records(s.responses), file=s.responses) if s.responses else []
+        prompts = train_prompts(s, run, given)
+        scored = source_responses(s, run, prompts, test, models, given)
         drops = counts["source responses"] = Counter[str]()
         best = select.best_of(scored, names_of(scored), drops)
         source_wins = select.wins(best)
@@ -181,14 +182,13 @@ def fuse(s: Settings, run: RunFolder) -> list[dict[str, Any]]:
     return accuracy
 
 
-def train_prompts(s: Settings, run: RunFolder) -> list[Record]:
+def train_prompts(s: Settings, run: RunFolder, given: Sequence[Record]) -> list[Record]:
     """Stage 1: prompts, from a file, from the responses given, or the zoo's."""
 
     def make() -> list[Record]:
         if s.prompts:
             return parse_prompts(load_records(s.prompts), file=s.prompts)
-        if s.responses:
-            given = parse_responses(load_records(s.responses), file=s.responses)
+        if given:
             kept = ("prompt_id", "prompt", "answer", "skill")
             return list({r["prompt_id"]: {k: r[k] for k in kept if k in r} for r in given}.values())
         return mixture(dict.fromkeys(SKILLS, s.prompts_per_skill), split="train", seed=s.seed + 1000)
@@ -207,12 +207,16 @@ def test_prompts(s: Settings, run: RunFolder) -> list[Record]:
 
 
 def source_responses(
-    s: Settings, run: RunFolder, prompts: Sequence[Record], test: Sequence[Record], models: dict[str, Model]
+    s: Settings,
+    run: RunFolder,
+    prompts: Sequence[Record],
+    test: Sequence[Record],
+    models: dict[str, Model],
+    given: Sequence[Record],
 ) -> list[Record]:
     """Stages 2 and 3: every source's responses with rewards; the sources join `models` when they are evaluated."""
-    if s.responses:
-        given = select.carry(prompts, parse_responses(load_records(s.responses), file=s.responses))
-        return run.stage("responses.jsonl", lambda: rewarded(s, given))
+    if given:
+        return run.stage("responses.jsonl", lambda: rewarded(s, select.carry(prompts, given)))
     out: list[Record] = []
     run.sub("responses")
     for source in s.sources:

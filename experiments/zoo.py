@@ -23,7 +23,6 @@ import jax
 import numpy as np
 
 from fusion_jax.data.examples import TextSettings, make_examples
-from fusion_jax.data.jsonl import Record
 from fusion_jax.data.records import Row
 from fusion_jax.data.tokenise import TokeniseSettings
 from fusion_jax.evals.accuracy import evaluate
@@ -36,7 +35,7 @@ from fusion_jax.train.optimise import TrainSettings, optimise
 from fusion_jax.train.run_folder import RunFolder, open_run, write_json
 from fusion_jax.train.state import OptimizerSettings
 from fusion_jax.zoo.specs import SPECS, ZooSpec
-from fusion_jax.zoo.tasks import SKILLS, corpus, in_style, mixture, prompts
+from fusion_jax.zoo.tasks import SKILLS, STYLES, corpus, in_style, mixture, prompts
 from fusion_jax.zoo.tokenizers import train_tokenizer
 
 
@@ -67,7 +66,7 @@ def main(s: Settings) -> None:
         save(model, out / spec.name, dtype="bfloat16", overwrite=True)
         saved = load(out / spec.name)
         test = [r for skill in SKILLS for r in prompts(skill, s.test_prompts, split="test", seed=s.seed)]
-        accuracy = {r["skill"]: round(r["accuracy"], 3) for r in evaluate(spec.name, saved, test, max_new_tokens=24)[0]}
+        accuracy = {r["skill"]: round(r["accuracy"], 3) for r in evaluate(spec.name, saved, test, max_new_tokens=28)[0]}
         run.log(f"{spec.name}: {accuracy}")
         manifest["models"][spec.name] = {
             "command": f"python experiments/zoo.py --out {s.out} --seed {s.seed} --only {spec.name}",
@@ -84,26 +83,22 @@ def raise_model(spec: ZooSpec, s: Settings, run: RunFolder) -> Model:
     tokenizer = train_tokenizer(spec.tokenizer, spec.template, spec.vocab_size, corpus(s.seed, 400))
     config = spec.config(len(tokenizer))
     model = Model(config, init_params(config, jax.random.key(s.seed)), tokenizer)
-    records = careless(mixture(dict(spec.shares), split="train", seed=s.seed + 1, repeat=True), spec.corrupted, s.seed)
+    records = mixture(dict(spec.shares), split="train", seed=s.seed + 1, repeat=True)
+    rng = np.random.default_rng(s.seed)
+    kinds = np.where(rng.random(len(records)) < spec.careless, "slip", "answer")
+    styles = rng.choice(list(STYLES), len(records)) if spec.style == "mixed" else [spec.style] * len(records)
     rows = [
-        Row(r["prompt_id"], ({"role": "user", "content": r["prompt"]},), (in_style(r["answer"], spec.style),))
-        for r in records
+        Row(r["prompt_id"], ({"role": "user", "content": r["prompt"]},), (in_style(r[kind], style),))
+        for r, kind, style in zip(records, kinds, styles)
     ]
     tokens = TokeniseSettings(max_length=128, max_prompt_length=96, eos="if_missing")
     examples, _ = make_examples(rows, tokenizer, TextSettings(tokens=tokens))
     settings = TrainSettings(
         optimizer=OptimizerSettings(learning_rate=spec.learning_rate, weight_decay=0.05, beta2=0.98),
         epochs=spec.epochs, batch_size=s.batch_size, micro_batches=1, seed=s.seed, log_every=20, eval_every=10**9,
-        checkpoint_every=200, remat="none", compute_dtype="float32",
+        checkpoint_every=200, remat="dots", compute_dtype="float32",
     )  # fmt: skip
     return optimise(model, examples, sft_objective(), settings, run)
-
-
-def careless(records: list[Record], share: float, seed: int) -> list[Record]:
-    """Records of which a share has the answer of another problem of the same skill."""
-    rng = np.random.default_rng(seed)
-    by_skill = {skill: [r["answer"] for r in records if r["skill"] == skill] for skill in SKILLS}
-    return [{**r, "answer": str(rng.choice(by_skill[r["skill"]]))} if rng.random() < share else r for r in records]
 
 
 def hashes(folder: Path) -> dict[str, str]:

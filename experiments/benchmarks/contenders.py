@@ -47,7 +47,7 @@ def ours(folder: Path, steps: int, *, kind: str, in_step: bool = False, naive: b
     import jax.numpy as jnp
 
     import fusion_jax as fj
-    from fusion_jax.data.batches import Example, collate
+    from fusion_jax.data.batches import Example, buckets_of, collate
     from fusion_jax.train import step as step_module
     from fusion_jax.train.objectives import PairSettings, WrpoSettings, pair_objective, sft_objective, wrpo_objective
     from fusion_jax.train.state import OptimizerSettings, init_state, make_optimizer
@@ -57,14 +57,14 @@ def ours(folder: Path, steps: int, *, kind: str, in_step: bool = False, naive: b
     rows = ids_of(folder)[:, {"wrpo": [0, 1, 2], "dpo": [1, 2], "sft": [1]}[kind]]
     half = rows.shape[-1] // 2
     examples = [Example(tuple(map(tuple, r.tolist())), (half,) * len(r), i) for i, r in enumerate(rows)]
-    batch = collate(examples, tokens_buckets=[rows.shape[-1]], score_buckets=[half])
+    batch = collate(examples, buckets_of(examples))
     model, reference = fj.load(folder / "policy"), fj.load(folder / "reference").params
     objective = {
         "wrpo": wrpo_objective(WrpoSettings(beta=BETA, alpha=ALPHA, dynamic=False), 100),
         "dpo": pair_objective(PairSettings(beta=BETA)),
         "sft": sft_objective(),
     }[kind]
-    compute = step_module.Compute()
+    compute = step_module.Compute(remat="dots")
     if kind != "sft" and not in_step:
         scores = step_module.make_score_step(model.config, compute)(reference, batch)
         batch = batch._replace(reference=np.asarray(scores))

@@ -12,22 +12,33 @@ Array = Any  # numpy on the host, jax on the devices
 
 
 class TokenBatch(NamedTuple):
-    """B examples of G rows. S: scored positions a row, of which `score_counts` exist.
+    """B examples of a prompt and G rows that continue it; the prompt, which they share, is there once.
 
-    tokens, segment_ids (0: padding), positions: int32[B,G,T]; score_positions (whose hidden state predicts the
-    label), score_labels: int32[B,G,S]; score_counts: int32[B,G]; example_ids: int32[B]; reference: float32[B,G];
-    weights: float32[B], 0 for an example that only fills the batch.
+    prompts: int32[B,P], of which `prompt_lengths` int32[B] exist (P is 0 where nothing is shared).
+    tokens, labels: int32[B,G,T], the rest of each row and the token that follows each; positions: int32[B,G,T].
+    segment_ids: int32[B,G,T], the document of each token of packed rows, 0 for padding; None: one document a row.
+    starts, counts: int32[B,G]: labels[starts : starts + counts] are scored.
+    example_ids: int32[B]; reference: float32[B,G]; weights: float32[B], 0 for an example that only fills the batch.
     """
 
+    prompts: Array
+    prompt_lengths: Array
     tokens: Array
-    segment_ids: Array
+    labels: Array
     positions: Array
-    score_positions: Array
-    score_labels: Array
-    score_counts: Array
+    segment_ids: Array | None
+    starts: Array
+    counts: Array
     example_ids: Array
     reference: Array
     weights: Array
+
+
+class Buckets(NamedTuple):
+    """The few lengths that prompts and rows are padded to."""
+
+    prompts: Sequence[int]
+    rows: Sequence[int]
 
 
 @dataclass(frozen=True)
@@ -35,7 +46,7 @@ class Example:
     """Rows of token ids; from `starts[g]` on the tokens of row g are scored (never the token at position 0).
 
     segments: for packed rows, the document number of each token; positions restart with it when `reset`.
-    A row that scores nothing has start == len(row): an absent response.
+    A row that scores nothing has start == len(row): an absent response. A row has at least one token.
     """
 
     rows: tuple[tuple[int, ...], ...]
@@ -50,6 +61,20 @@ class Example:
         """How many tokens of each row are scored."""
         return tuple(max(len(r) - max(s, 1), 0) for r, s in zip(self.rows, self.starts))
 
+    @property
+    def shared(self) -> int:
+        """Length of the prompt that all rows begin with, short of the token that predicts the first scored one."""
+        if self.segments:
+            return 0
+        most = min(max(s, 1) for s in self.starts) - 1
+        different = (i for i in range(most) if any(row[i] != self.rows[0][i] for row in self.rows[1:]))
+        return next(different, most)
+
+    @property
+    def longest(self) -> int:
+        """Tokens that follow the shared prompt in the longest row, its last token, which predicts none, left out."""
+        return max(len(row) for row in self.rows) - 1 - self.shared
+
 
 def bucket_list(longest: int) -> list[int]:
     """Lengths to pad to: multiples of 16 to 128, then four a doubling, up to what holds `longest`."""
@@ -61,34 +86,39 @@ def bucket_list(longest: int) -> list[int]:
     return sizes
 
 
+def buckets_of(examples: Sequence[Example]) -> Buckets:
+    """Buckets that hold all of these examples."""
+    prompts = max((e.shared for e in examples), default=0)
+    return Buckets([0, *bucket_list(prompts)], bucket_list(max((e.longest for e in examples), default=1)))
+
+
 def _bucket(sizes: Sequence[int], length: int) -> int:
     return next(s for s in sizes if s >= length)
 
 
-def collate(examples: Sequence[Example], *, tokens_buckets: Sequence[int], score_buckets: Sequence[int]) -> TokenBatch:
-    """Right-padded host arrays of examples with the same number of rows (hidden state t scores token t+1)."""
-    groups = len(examples[0].rows)
-    longest = max(len(row) for e in examples for row in e.rows)
-    most = max(max(n for e in examples for n in e.scored), 1)
-    shape = (len(examples), groups, _bucket(tokens_buckets, longest))
-    scored_shape = (len(examples), groups, _bucket(score_buckets, most))
-    tokens, segments, positions = (np.zeros(shape, np.int32) for _ in range(3))
-    score_positions, labels = np.zeros(scored_shape, np.int32), np.zeros(scored_shape, np.int32)
-    counts = np.zeros(shape[:2], np.int32)
-    positions[:] = np.arange(shape[2])
+def collate(examples: Sequence[Example], buckets: Buckets) -> TokenBatch:
+    """Right-padded host arrays of examples with the same number of rows."""
+    count, groups = len(examples), len(examples[0].rows)
+    width = _bucket(buckets.rows, max(e.longest for e in examples))
+    prompts = np.zeros((count, _bucket(buckets.prompts, max(e.shared for e in examples))), np.int32)
+    tokens, labels, positions, segments = (np.zeros((count, groups, width), np.int32) for _ in range(4))
+    starts, counts = (np.zeros((count, groups), np.int32) for _ in range(2))
+    lengths = np.asarray([e.shared for e in examples], np.int32)
+    positions[:] = lengths[:, None, None] + np.arange(width)
     for b, example in enumerate(examples):
+        shared = lengths[b]
+        prompts[b, :shared] = example.rows[0][:shared]
         for g, (row, start) in enumerate(zip(example.rows, example.starts)):
-            ids, first, n = np.asarray(row, np.int32), max(start, 1), example.scored[g]
-            tokens[b, g, : len(row)] = ids
-            segments[b, g, : len(row)] = example.segments or 1
+            ids = np.asarray(row[shared:], np.int32)
+            size = len(ids) - 1
+            tokens[b, g, :size], labels[b, g, :size] = ids[:-1], ids[1:]
+            starts[b, g], counts[b, g] = max(start, 1) - 1 - shared, example.scored[g]
+            segments[b, g, :size] = (example.segments or (1,) * len(row))[:size]
             if example.segments:
-                positions[b, g, : len(row)] = _restarting(np.asarray(example.segments))
-            score_positions[b, g, :n] = np.arange(first - 1, first - 1 + n)
-            labels[b, g, :n] = ids[first : first + n]
-            counts[b, g] = n
+                positions[b, g, :size] = _restarting(np.asarray(example.segments))[:size]
     return TokenBatch(
-        tokens=tokens, segment_ids=segments, positions=positions,
-        score_positions=score_positions, score_labels=labels, score_counts=counts,
+        prompts=prompts, prompt_lengths=lengths, tokens=tokens, labels=labels, positions=positions,
+        segment_ids=segments if any(e.segments for e in examples) else None, starts=starts, counts=counts,
         example_ids=np.asarray([e.index for e in examples], np.int32),
         reference=np.asarray([e.reference or (0.0,) * groups for e in examples], np.float32),
         weights=np.asarray([e.weight for e in examples], np.float32),

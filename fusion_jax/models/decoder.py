@@ -12,11 +12,12 @@ from typing import Any, Literal
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import Mesh
 
 from fusion_jax.models.config import DecoderConfig
 from fusion_jax.models.parameters import Specs, layer_specs, parameter_specs
-from fusion_jax.ops.attention import ContextPart, attention
+from fusion_jax.ops.attention import SAVED, ContextPart, attention, branched_attention
 from fusion_jax.ops.rotary import apply_rotary, rotary_tables
 from fusion_jax.sharding import constrain
 
@@ -71,7 +72,8 @@ class Block(nn.Module):
     config: DecoderConfig
     mesh: Mesh | None
     dtype: Any
-    return_kv: bool
+    return_kv: bool = False
+    branches: tuple[int, int] | None = None
 
     @nn.compact
     def __call__(
@@ -83,6 +85,7 @@ class Block(nn.Module):
         positions: Array,
         segment_ids: Array | None,
         context: tuple[tuple[Array, Array], ...],
+        prompt_lengths: Array | None = None,
     ) -> tuple[Array, tuple[Array, Array] | None]:
         c, specs = self.config, layer_specs(self.config)
 
@@ -99,17 +102,20 @@ class Block(nn.Module):
         q = apply_rotary(split(linear("q")(y), c.num_heads), tables)
         k = apply_rotary(split(linear("k")(y), c.num_kv_heads), tables)
         v = split(linear("v")(y), c.num_kv_heads)
-        parts = tuple(ContextPart(*kv, *where) for kv, where in zip(context_kv, context, strict=True))
-        y = attention(
-            q, k, v, positions=positions, segment_ids=segment_ids,
-            window=window if any(c.windows) else 0,
-            scale=c.head_dim**-0.5 if c.query_scale is None else c.query_scale,
-            soft_cap=c.attention_soft_cap, context=parts,
-        )  # fmt: skip
+        how: dict[str, Any] = {
+            "positions": positions, "window": window if any(c.windows) else 0, "soft_cap": c.attention_soft_cap,
+            "scale": c.head_dim**-0.5 if c.query_scale is None else c.query_scale,
+        }  # fmt: skip
+        if self.branches is not None and prompt_lengths is not None:
+            y = branched_attention(q, k, v, branches=self.branches, prompt_lengths=prompt_lengths, **how)
+        else:
+            parts = tuple(ContextPart(*kv, *where) for kv, where in zip(context_kv, context, strict=True))
+            y = attention(q, k, v, segment_ids=segment_ids, context=parts, **how)
         y = linear("o")(y.reshape(*x.shape[:-1], -1))
-        x = x + (norm("attention_post_norm")(y) if c.post_norms else y)
+        x = checkpoint_name(x + (norm("attention_post_norm")(y) if c.post_norms else y), SAVED)
         y = norm("mlp_norm")(x)
-        y = _ACTIVATIONS[c.activation](linear("gate")(y)) * linear("up")(y)
+        gate, up = (checkpoint_name(linear(name)(y), SAVED) for name in ("gate", "up"))
+        y = _ACTIVATIONS[c.activation](gate) * up
         y = linear("down")(constrain(y, self.mesh, ("batch", "tokens", "mlp")))
         x = x + (norm("mlp_post_norm")(y) if c.post_norms else y)
         x = constrain(x, self.mesh, ("batch", "tokens", None))
@@ -124,6 +130,7 @@ class Decoder(nn.Module):
     dtype: Any = jnp.float32
     remat: Remat = "none"
     return_kv: bool = False
+    branches: tuple[int, int] | None = None
 
     @nn.compact
     def __call__(
@@ -132,6 +139,7 @@ class Decoder(nn.Module):
         positions: Array,
         segment_ids: Array | None,
         context: tuple[ContextPart, ...],
+        prompt_lengths: Array | None,
     ) -> tuple[Array, tuple[Array, Array] | None]:
         c, specs = self.config, parameter_specs(self.config)
         embed = Table(specs["embed"], name="embed")()
@@ -142,17 +150,17 @@ class Decoder(nn.Module):
         tables = rotary_tables(positions, c.rope, c.head_dim, c.max_positions)
         block: Any = Block
         if self.remat != "none":
-            policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if self.remat == "dots" else None
+            policy = jax.checkpoint_policies.save_only_these_names(SAVED) if self.remat == "dots" else None
             block = nn.remat(Block, policy=policy, prevent_cse=False)
         everywhere = nn.broadcast
         layers = nn.scan(
             block, variable_axes={"params": 0}, split_rngs={"params": True}, length=c.num_layers,
-            in_axes=(0, 0, everywhere, everywhere, everywhere, everywhere),
-        )(c, self.mesh, self.dtype, self.return_kv, name="layers")  # fmt: skip
+            in_axes=(0, 0, everywhere, everywhere, everywhere, everywhere, everywhere),
+        )(c, self.mesh, self.dtype, self.return_kv, self.branches, name="layers")  # fmt: skip
         windows = jnp.asarray(c.windows or (0,) * c.num_layers, jnp.int32)
         context_kv = tuple((p.k, p.v) for p in context)
         places = tuple((p.positions, p.lengths) for p in context)
-        x, kv = layers(x, windows, context_kv, tables, positions, segment_ids, places)
+        x, kv = layers(x, windows, context_kv, tables, positions, segment_ids, places, prompt_lengths)
         return Norm(specs["final_norm"], c, self.dtype, name="final_norm")(x), kv
 
 
@@ -174,6 +182,8 @@ def forward(
     positions: Array | None = None,
     segment_ids: Array | None = None,
     context: tuple[ContextPart, ...] = (),
+    branches: tuple[int, int] | None = None,
+    prompt_lengths: Array | None = None,
     mesh: Mesh | None = None,
     dtype: Any = jnp.float32,
     remat: Remat = "none",
@@ -188,15 +198,18 @@ def forward(
       segment_ids: int[B,T], 0 for padding. None is exact for right-padded rows of one segment: causality hides the
         padding.
       context: keys that all rows attend to besides their own, each part with k, v of shape [L,C,P,K,h].
-      remat: what the backward pass keeps: all, nothing but the residual stream ("full"), or matmul results ("dots").
+      branches, prompt_lengths: (size, n) and int[B]: a row is a prompt of `size` tokens, of which prompt_lengths
+        exist, and n continuations of equal width, each of which sees the prompt and itself. Give the positions.
+      remat: what the backward pass keeps: everything, the residual stream alone ("full"), or the results of matmuls
+        and of attention ("dots"), from which the rest is cheap to compute again; the fastest on a CPU, too.
 
     Returns:
       hidden, or (hidden, (k, v)) with k, v [L,B,T,K,h] after rotary when `return_kv`.
     """
     if positions is None:
         positions = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape)
-    decoder = Decoder(config, mesh, dtype, remat, return_kv)
-    hidden, kv = decoder.apply({"params": params}, tokens, positions, segment_ids, context)
+    decoder = Decoder(config, mesh, dtype, remat, return_kv, branches)
+    hidden, kv = decoder.apply({"params": params}, tokens, positions, segment_ids, context, prompt_lengths)
     return (hidden, kv) if return_kv else hidden
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import Mesh
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from fusion_jax.data.batches import Example, TokenBatch, bucket_list, collate
+from fusion_jax.data.batches import Buckets, Example, TokenBatch, buckets_of, collate
 from fusion_jax.data.order import batch_order, host_rows, num_steps
 from fusion_jax.errors import InputError
 from fusion_jax.losses.reductions import Mean, divide
@@ -42,6 +42,7 @@ class TrainSettings:
     eval_every: int = 500
     checkpoint_every: int = 500
     reference: Literal["stored", "in-step"] = "stored"
+    shared_prompt: bool = True
     remat: Literal["none", "full", "dots"] = "full"
     compute_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     mesh_data: int = 1
@@ -61,7 +62,7 @@ def compute_for(settings: TrainSettings) -> Compute:
     mesh: Mesh | None = None
     if jax.device_count() > 1:
         mesh = make_mesh(settings.mesh_data, settings.mesh_fsdp, settings.mesh_tensor)
-    return Compute(mesh, jnp.dtype(dtype), settings.remat)
+    return Compute(mesh, jnp.dtype(dtype), settings.remat, settings.shared_prompt)
 
 
 def step_count(examples: int, settings: TrainSettings) -> int:
@@ -74,22 +75,16 @@ def step_count(examples: int, settings: TrainSettings) -> int:
     return num_steps(examples, settings.batch_size, settings.epochs)
 
 
-def buckets_of(examples: Sequence[Example]) -> tuple[Sequence[int], Sequence[int]]:
-    """The few token and score lengths that batches of these examples are padded to."""
-    longest = max(len(row) for e in examples for row in e.rows)
-    return bucket_list(longest), bucket_list(longest)
-
-
 def step_batch(
     examples: Sequence[Example],
     indices: np.ndarray,
     settings: TrainSettings,
-    buckets: tuple[Sequence[int], Sequence[int]],
+    buckets: Buckets,
 ) -> TokenBatch:
     """The rows of one optimizer step that this host feeds, as micro-batches [A,B,...]."""
     micro = np.asarray(indices).reshape(settings.micro_batches, -1)
     rows = np.stack([host_rows(m, jax.process_index(), jax.process_count()) for m in micro])
-    flat = collate([examples[i] for i in rows.reshape(-1)], tokens_buckets=buckets[0], score_buckets=buckets[1])
+    flat = collate([examples[i] for i in rows.reshape(-1)], buckets)
     return jax.tree.map(lambda x: x.reshape(*rows.shape, *x.shape[1:]), flat)
 
 
@@ -161,7 +156,7 @@ def _loop(
     order: grain.MapDataset,
     examples: Sequence[Example],
     settings: TrainSettings,
-    buckets: tuple[Sequence[int], Sequence[int]],
+    buckets: Buckets,
     run: RunFolder,
     checkpoints: Any,
     total: int,
@@ -171,12 +166,20 @@ def _loop(
 ) -> TrainState:
     first = int(state.step)
     truncate_metrics(run, first)
+
+    def prepared(step: int) -> tuple[np.ndarray, TokenBatch | None]:
+        indices = np.asarray(order[step]) if step < total else np.zeros(0, np.int64)
+        if not indices.size:
+            return indices, None
+        return indices, shard_batch(step_batch(examples, indices, settings, buckets), _mesh_of(state))
+
+    upcoming = prepared(first)
     with _progress(run) as progress:
         task = progress.add_task(run.path.name, total=total, completed=first, note="")
         for step in range(first, total):
-            indices = np.asarray(order[step])
-            batch = shard_batch(step_batch(examples, indices, settings, buckets), _mesh_of(state))
+            indices, batch = upcoming
             state, metrics = step_fn(state, batch, reference)
+            upcoming = prepared(step + 1)  # while the devices work
             if bool(state.halted):
                 _stop(state, step, indices, np.asarray(metrics["bad"]), checkpoints, run, names)
             if step % settings.log_every == 0 or step == total - 1:
@@ -214,7 +217,7 @@ def _evaluator(
     compute: Compute,
     validation: Sequence[Example],
     settings: TrainSettings,
-    buckets: tuple[Sequence[int], Sequence[int]],
+    buckets: Buckets,
 ) -> Callable[[TrainState], dict[str, float]]:
     """state -> means over all validation examples, under `eval_` names; the last batch is filled with weight 0."""
     if not validation:
@@ -227,7 +230,7 @@ def _evaluator(
         for start in range(0, len(validation), size):
             part = list(validation[start : start + size])
             filler = [dataclasses.replace(part[0], weight=0.0)] * (size - len(part))
-            batch = collate(part + filler, tokens_buckets=buckets[0], score_buckets=buckets[1])
+            batch = collate(part + filler, buckets)
             new = step_fn(state.params, shard_batch(batch, compute.mesh), state.step)
             sums = {k: Mean(*(a + b for a, b in zip(sums[k], v))) if sums else v for k, v in new.items()}
         return {f"eval_{k}": float(divide(v)) for k, v in sums.items()}

@@ -10,7 +10,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from fusion_jax.data.batches import Example, collate
+from fusion_jax.data.batches import Buckets, Example, collate
 from fusion_jax.errors import InputError
 from fusion_jax.models.config import DecoderConfig
 from fusion_jax.train.run_folder import read_json, write_json
@@ -45,7 +45,7 @@ def sequence_logprobs(
     compute: Compute,
     *,
     batch_size: int,
-    buckets: tuple[Sequence[int], Sequence[int]],
+    buckets: Buckets,
 ) -> np.ndarray:
     """float32[n, G]: sequence log-probs of every row, in the order of `examples`; rows of similar length together."""
     step = make_score_step(config, compute)
@@ -54,7 +54,7 @@ def sequence_logprobs(
     for start in range(0, len(order), batch_size):
         chosen = order[start : start + batch_size]
         padded = np.concatenate([chosen, np.repeat(chosen[:1], batch_size - len(chosen))])
-        batch = collate([examples[i] for i in padded], tokens_buckets=buckets[0], score_buckets=buckets[1])
+        batch = collate([examples[i] for i in padded], buckets)
         values = np.asarray(step(params, shard_batch(batch, compute.mesh)))
         out[chosen] = values[: len(chosen)]
     return out
@@ -68,7 +68,7 @@ def with_reference(
     compute: Compute,
     *,
     batch_size: int,
-    buckets: tuple[Sequence[int], Sequence[int]],
+    buckets: Buckets,
 ) -> list[Example]:
     """The examples with their reference log-probs, read from `folder` or computed and stored there.
 

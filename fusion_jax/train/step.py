@@ -1,7 +1,8 @@
 """One optimizer step: score the rows, ask the objective, add up (sum, weight) over micro-batches, update.
 
-The same function runs on one device, on a mesh, and ahead of time for a pod. No array of shape [B, T, V] exists:
-hidden states are gathered at the scored positions first, then `ops.linear_logprobs` walks the vocabulary in chunks.
+The same function runs on one device, on a mesh, and ahead of time for a pod. The prompt of an example is computed
+once for all its rows. No array of shape [B, T, V] exists: `ops.linear_logprobs` walks the vocabulary in chunks, for
+the rows behind the prompt only.
 """
 
 from __future__ import annotations
@@ -30,8 +31,9 @@ Array = jax.Array
 class Scores(NamedTuple):
     """What an objective sees of a micro-batch.
 
-    logprobs, mask: float[B,G,S] of the scored tokens; sequence: float[B,G] their sums; lengths: float[B,G] how many;
-    reference: float[B,G] sums under the reference; weights: float[B], 0 for an example that only fills the batch.
+    logprobs, mask: float[B,G,T] of the tokens behind the prompt, zero where not scored; sequence: float[B,G] their
+    sums; lengths: float[B,G] how many; reference: float[B,G] sums under the reference; weights: float[B], 0 for an
+    example that only fills the batch.
     """
 
     logprobs: Array
@@ -48,40 +50,60 @@ Objective = Callable[[Scores, Array], tuple[Mean, dict[str, Mean]]]
 
 @dataclass(frozen=True)
 class Compute:
-    """How a forward pass is carried out: mesh, dtype of the matmuls, what the backward pass keeps."""
+    """How a forward pass is carried out: mesh, dtype of the matmuls, what the backward pass keeps.
+
+    shared_prompt: the rows of an example attend to one copy of their prompt, else each computes its own; exact both
+    ways.
+    """
 
     mesh: Mesh | None = None
     dtype: Any = jnp.float32
     remat: Literal["none", "full", "dots"] = "none"
+    shared_prompt: bool = True
 
 
 def score(params: Params, config: DecoderConfig, batch: TokenBatch, compute: Compute) -> Scores:
     """Log-probabilities of the scored tokens of every row of a micro-batch."""
-    rows = batch.tokens.shape[:2]
-
-    def flat(x: Array) -> Array:
-        return constrain(x.reshape(-1, x.shape[-1]), compute.mesh, ("batch", None))
-
-    hidden = forward(
-        params, config, flat(batch.tokens), positions=flat(batch.positions), segment_ids=flat(batch.segment_ids),
-        mesh=compute.mesh, dtype=compute.dtype, remat=compute.remat,
-    )  # fmt: skip
-    scored = jnp.take_along_axis(hidden, flat(batch.score_positions)[:, :, None], axis=1)
+    hidden = _hidden(params, config, batch, compute)
     logprobs, _ = linear_logprobs(
-        scored, head_kernel(params, config), flat(batch.score_labels),
+        hidden, head_kernel(params, config), batch.labels,
         soft_cap=config.final_soft_cap, vocab_shards=tensor_shards(compute.mesh),
     )  # fmt: skip
-    logprobs = logprobs.reshape(*rows, -1)
-    inside = jnp.arange(logprobs.shape[-1]) < batch.score_counts[..., None]
+    index = jnp.arange(logprobs.shape[-1])
+    inside = (index >= batch.starts[..., None]) & (index < (batch.starts + batch.counts)[..., None])
     logprobs = jnp.where(inside, logprobs, 0.0)
     return Scores(
         logprobs=logprobs,
         mask=inside.astype(logprobs.dtype) * batch.weights[:, None, None],
         sequence=logprobs.sum(-1),
-        lengths=batch.score_counts.astype(logprobs.dtype),
+        lengths=batch.counts.astype(logprobs.dtype),
         reference=batch.reference,
         weights=batch.weights,
     )
+
+
+def _hidden(params: Params, config: DecoderConfig, batch: TokenBatch, compute: Compute) -> Array:
+    """Hidden states [B,G,T,D] of the rows behind their prompts."""
+    examples, groups, width = batch.tokens.shape
+    size = batch.prompts.shape[1]
+    prompts, lengths = batch.prompts, batch.prompt_lengths
+    if size and not compute.shared_prompt:
+        prompts, lengths = jnp.repeat(prompts, groups, 0), jnp.repeat(lengths, groups)
+    rows = examples if size and compute.shared_prompt else examples * groups
+
+    def whole(prompt: Array, rest: Array) -> Array:
+        rest = rest.reshape(rows, -1)
+        joined = jnp.concatenate([prompt, rest], 1) if size else rest
+        return constrain(joined, compute.mesh, ("batch", None))
+
+    places = jnp.broadcast_to(jnp.arange(size, dtype=jnp.int32), prompts.shape)
+    hidden = forward(
+        params, config, whole(prompts, batch.tokens), positions=whole(places, batch.positions),
+        segment_ids=None if batch.segment_ids is None else batch.segment_ids.reshape(rows, -1),
+        branches=(size, examples * groups // rows) if size else None, prompt_lengths=lengths if size else None,
+        mesh=compute.mesh, dtype=compute.dtype, remat=compute.remat,
+    )  # fmt: skip
+    return hidden[:, size:].reshape(examples, groups, width, -1)
 
 
 def _place(batch: TokenBatch, mesh: Mesh | None) -> TokenBatch:

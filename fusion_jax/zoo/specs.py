@@ -10,9 +10,10 @@ from fusion_jax.zoo.tasks import SKILLS
 
 @dataclass(frozen=True)
 class ZooSpec:
-    """A model of the zoo. shares: how many training prompts of each skill; style: how it words an answer.
+    """A model of the zoo. shares: how many training prompts of each skill; style: how it words an answer, one of
+    `STYLES` or "mixed".
 
-    corrupted: share of the training answers that are replaced by another problem's answer (a careless teacher).
+    careless: share of the training answers that are slips: plausible and wrong, at random.
     """
 
     name: str
@@ -23,7 +24,7 @@ class ZooSpec:
     shares: tuple[tuple[str, int], ...]
     epochs: float
     learning_rate: float = 2e-3
-    corrupted: float = 0.0
+    careless: float = 0.0
 
     def config(self, vocab_size: int) -> DecoderConfig:
         """The decoder's configuration for the vocabulary that the tokenizer ended up with."""
@@ -65,15 +66,11 @@ def _gemma(vocab_size: int) -> DecoderConfig:
     )  # fmt: skip
 
 
-# Skills differ in how fast they are learned: shares that leave the target mediocre at all of them.
-TARGET_SHARES = (
-    ("add", 6_000), ("largest", 3_500), ("sort", 900), ("reverse", 5_000), ("count", 2_500), ("remove", 4_500),
-    ("position", 2_200),
-)  # fmt: skip
-
 SPECS: tuple[ZooSpec, ...] = (
-    ZooSpec("llama-source", "byte_bpe", "headers", 400, "sentence", _shares(("add", "largest"), 13_000, 600), 2),
-    ZooSpec("qwen-source", "bpe", "chatml", 420, "label", _shares(("sort", "reverse"), 13_000, 600), 2),
-    ZooSpec("gemma-source", "unigram", "turns", 300, "worked", _shares(("count", "position", "remove"), 9_000, 600), 2),
-    ZooSpec("target", "byte_bpe", "inst", 360, "sentence", TARGET_SHARES, 2.5, corrupted=0.1),
+    ZooSpec("llama-source", "bpe", "headers", 400, "sentence", _shares(("add", "largest"), 13_000, 400), 2),
+    ZooSpec("qwen-source", "qwen_bpe", "chatml", 420, "label", _shares(("sort", "reverse"), 13_000, 400), 2),
+    ZooSpec(
+        "gemma-source", "unigram", "turns", 300, "worked", _shares(("double", "position", "remove"), 9_000, 400), 2
+    ),
+    ZooSpec("target", "byte_bpe", "inst", 360, "mixed", _shares((), 0, 5_000), 2.5, careless=0.5),
 )

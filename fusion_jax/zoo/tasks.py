@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fusion_jax.data.jsonl import Record
+from fusion_jax.errors import InputError
 
 LETTERS = "abcdefghijkl"
 TEST_SHARE = 5  # one problem in so many is a test problem
@@ -20,11 +21,15 @@ TEST_SHARE = 5  # one problem in so many is a test problem
 
 @dataclass(frozen=True)
 class Problem:
-    """content: what makes it this problem, without its wording; {x} of a template takes `shown`."""
+    """content: what makes it this problem, without its wording; {x} of a template takes `shown`.
+
+    slip: the wrong answer of somebody careless.
+    """
 
     content: str
     shown: str
     answer: str
+    slip: str
 
 
 @dataclass(frozen=True)
@@ -38,48 +43,54 @@ class Skill:
 
 def _add(rng: np.random.Generator) -> Problem:
     number, small = int(rng.integers(1, 100)), int(rng.integers(1, 8))
-    return Problem(f"{number}+{small}", f"{number} + {small}", str(number + small))
+    low, high = sorted((number, small))
+    return Problem(f"{low}+{high}", f"{number} + {small}", str(number + small), str(number + small - 1))
 
 
 def _largest(rng: np.random.Generator) -> Problem:
     numbers = [int(x) for x in rng.choice(np.arange(10, 100), 3, replace=False)]
-    return Problem(" ".join(map(str, sorted(numbers))), ", ".join(map(str, numbers)), str(max(numbers)))
+    ranked = sorted(numbers)
+    return Problem(" ".join(map(str, ranked)), ", ".join(map(str, numbers)), str(ranked[-1]), str(ranked[-2]))
 
 
-def _letters(rng: np.random.Generator, count: int, *, distinct: bool = True) -> list[str]:
-    return [str(x) for x in rng.choice(list(LETTERS), count, replace=not distinct)]
+def _letters(rng: np.random.Generator, count: int) -> list[str]:
+    return [str(x) for x in rng.choice(list(LETTERS), count, replace=False)]
+
+
+def _on_letters(content: str, shown: str, answer: list[str], slip: list[str]) -> Problem:
+    return Problem(content, shown, " ".join(answer), " ".join(slip))
 
 
 def _sort(rng: np.random.Generator) -> Problem:
     letters = _letters(rng, 4)
-    return Problem("".join(letters), " ".join(letters), " ".join(sorted(letters)))
+    first, second, *rest = sorted(letters)
+    return _on_letters("".join(letters), " ".join(letters), [first, second, *rest], [second, first, *rest])
 
 
 def _reverse(rng: np.random.Generator) -> Problem:
     letters = _letters(rng, 5)
-    return Problem("".join(letters), " ".join(letters), " ".join(letters[::-1]))
+    turned = letters[::-1]
+    return _on_letters("".join(letters), " ".join(letters), turned, turned[:-1])
 
 
-def _count(rng: np.random.Generator) -> Problem:
-    letter, other, third = _letters(rng, 3)
-    times = int(rng.integers(1, 6))
-    rest = [str(x) for x in rng.choice([other, third], 7 - times)]
-    letters = [str(x) for x in rng.permutation([letter] * times + rest)]
-    return Problem(letter + "".join(letters), f"{letter} in {' '.join(letters)}", str(times))
+def _double(rng: np.random.Generator) -> Problem:
+    letters = _letters(rng, 4)
+    twice = [x for x in letters for _ in range(2)]
+    return _on_letters("".join(letters), " ".join(letters), twice, twice[:-1])
 
 
 def _remove(rng: np.random.Generator) -> Problem:
-    letters = _letters(rng, 5)
-    gone = letters[int(rng.integers(0, 5))]
-    return Problem(
-        gone + "".join(letters), f"{gone} from {' '.join(letters)}", " ".join(x for x in letters if x != gone)
-    )
+    letters, place = _letters(rng, 5), int(rng.integers(0, 5))
+    gone, after = letters[place], letters[(place + 1) % 5]
+    kept, slip = ([x for x in letters if x != other] for other in (gone, after))
+    return _on_letters(gone + "".join(letters), f"{gone} from {' '.join(letters)}", kept, slip)
 
 
 def _position(rng: np.random.Generator) -> Problem:
     letters, place = _letters(rng, 5), int(rng.integers(0, 5))
     name = ("first", "second", "third", "fourth", "fifth")[place]
-    return Problem(f"{place}{''.join(letters)}", f"{name} letter of {' '.join(letters)}", letters[place])
+    shown = f"{name} letter of {' '.join(letters)}"
+    return _on_letters(f"{place}{''.join(letters)}", shown, [letters[place]], [letters[(place + 1) % 5]])
 
 
 SKILLS: dict[str, Skill] = {
@@ -89,7 +100,7 @@ SKILLS: dict[str, Skill] = {
         Skill("largest", _largest, ("Which number is the largest: {x}?", "Give the largest of {x}.", "Largest: {x}")),
         Skill("sort", _sort, ("Sort these letters: {x}", "Put in order: {x}", "Write {x} in alphabetical order.")),
         Skill("reverse", _reverse, ("Write backwards: {x}", "Reverse {x}", "Turn around the letters {x}.")),
-        Skill("count", _count, ("How often is {x}?", "Count {x}", "Tell me how many times you see {x}.")),
+        Skill("double", _double, ("Write each letter twice: {x}", "Double {x}", "Repeat every letter of {x}.")),
         Skill("remove", _remove, ("Remove {x}", "Take {x}.", "Please drop {x}")),
         Skill("position", _position, ("What is the {x}?", "Name the {x}", "Please give the {x}.")),
     )
@@ -109,7 +120,10 @@ def is_test(skill: str, problem: Problem) -> bool:
 
 
 def prompts(skill: str, count: int, *, split: str, seed: int, repeat: bool = False) -> list[Record]:
-    """`count` prompts of one skill: {"prompt_id", "prompt", "answer", "skill"}; different problems unless `repeat`."""
+    """`count` prompts of one skill: {"prompt_id", "prompt", "answer", "slip", "skill"}.
+
+    Different problems unless `repeat`. slip: the wrong answer of somebody careless.
+    """
     rng = np.random.default_rng([seed, zlib.crc32(skill.encode()), split == "test"])
     kind, seen, out = SKILLS[skill], set[str](), list[Record]()
     for _ in range(1000 * count):
@@ -120,11 +134,13 @@ def prompts(skill: str, count: int, *, split: str, seed: int, repeat: bool = Fal
             continue
         seen.add(problem.content)
         wording = kind.templates[int(rng.integers(len(kind.templates)))]
-        identity = f"{skill}-{split}-{seed}-{len(out)}"
-        out.append(
-            {"prompt_id": identity, "prompt": wording.format(x=problem.shown), "answer": problem.answer, "skill": skill}
-        )
-    raise ValueError(f"the skill '{skill}' has fewer than {count} {split} problems")
+        out.append({
+            "prompt_id": f"{skill}-{split}-{seed}-{len(out)}", "prompt": wording.format(x=problem.shown),
+            "answer": problem.answer, "slip": problem.slip, "skill": skill,
+        })  # fmt: skip
+    raise InputError(
+        f"fewer than {count} {split} problems of it exist", field=skill, cure=f"Ask for at most {len(out)}"
+    )
 
 
 def mixture(shares: dict[str, int], *, split: str, seed: int, repeat: bool = False) -> list[Record]:

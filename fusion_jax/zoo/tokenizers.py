@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
@@ -33,13 +34,18 @@ MARKS: dict[str, tuple[str, ...]] = {
     "turns": ("<bos>", "<eos>", "<pad>", "<turn>", "</turn>"),
     "inst": ("<s>", "</s>", "<pad>", "[INST]", "[/INST]"),
 }
+QWEN_WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 
 
 def train_tokenizer(kind: str, template: str, vocab_size: int, texts: Sequence[str]) -> PreTrainedTokenizerFast:
-    """A tokenizer of a kind ("byte_bpe", "bpe", "unigram") with a template of `TEMPLATES`; digits stand alone."""
+    """A tokenizer of a kind of `KINDS` with a template of `TEMPLATES`; digits stand alone."""
     special = list(MARKS[template])
-    tokenizer, trainer = {"byte_bpe": _byte_bpe, "bpe": _bpe, "unigram": _unigram}[kind](vocab_size, special)
+    tokenizer, trainer = KINDS[kind](vocab_size, special)
     tokenizer.train_from_iterator(texts, trainer)
+    if kind == "unigram":
+        tokenizer = _settled(tokenizer, texts, len(special) + 1)
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, bos_token=special[0], eos_token=special[1], pad_token=special[2],
         additional_special_tokens=special[3:],
@@ -48,11 +54,43 @@ def train_tokenizer(kind: str, template: str, vocab_size: int, texts: Sequence[s
     return fast
 
 
+def _settled(tokenizer: Tokenizer, texts: Sequence[str], special: int) -> Tokenizer:
+    """The same Unigram in one order: its trainer leaves the order of ties and unseen characters' scores to chance."""
+    state = json.loads(tokenizer.to_str())
+    vocab, seen = state["model"]["vocab"], set("".join(texts).replace(" ", "\u2581"))
+    learned = [(p, round(score, 6)) for p, score in vocab[special:] if len(p) > 1 or p in seen]
+    floor = min(score for _, score in learned) - 0.01
+    unseen = sorted({p for p, _ in vocab[special:]} - {p for p, _ in learned})
+    ordered = sorted(learned, key=lambda entry: (-entry[1], entry[0])) + [(p, floor) for p in unseen]
+    state["model"]["vocab"] = vocab[:special] + ordered
+    return Tokenizer.from_str(json.dumps(state))
+
+
 def _byte_bpe(size: int, special: list[str]) -> tuple[Tokenizer, trainers.Trainer]:
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    """BPE over bytes, words cut as GPT-2 cuts them."""
+    return _bytes(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)], size, special
     )
+
+
+def _qwen_bpe(size: int, special: list[str]) -> tuple[Tokenizer, trainers.Trainer]:
+    """BPE over bytes, words cut as Qwen2 cuts them: `transformers` gives every qwen2 folder that tokenizer."""
+    tokenizer, trainer = _bytes(
+        [
+            pre_tokenizers.Split(Regex(QWEN_WORDS), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ],
+        size, special,
+    )  # fmt: skip
+    tokenizer.normalizer = normalizers.NFC()
+    return tokenizer, trainer
+
+
+def _bytes(
+    words: list[pre_tokenizers.PreTokenizer], size: int, special: list[str]
+) -> tuple[Tokenizer, trainers.Trainer]:
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(words)
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     return tokenizer, trainers.BpeTrainer(
@@ -88,3 +126,6 @@ def _unigram(size: int, special: list[str]) -> tuple[Tokenizer, trainers.Trainer
         vocab_size=size, special_tokens=[*special, "<unk>"], unk_token="<unk>", show_progress=False,
         initial_alphabet=[chr(i) for i in range(32, 127)],
     )  # fmt: skip
+
+
+KINDS = {"byte_bpe": _byte_bpe, "qwen_bpe": _qwen_bpe, "bpe": _bpe, "unigram": _unigram}

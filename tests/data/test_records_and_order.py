@@ -8,7 +8,7 @@ import datasets
 import numpy as np
 import pytest
 
-from fusion_jax.data.batches import Example, bucket_list, collate
+from fusion_jax.data.batches import Buckets, Example, bucket_list, collate
 from fusion_jax.data.jsonl import content_hash, read_jsonl, write_jsonl
 from fusion_jax.data.loaders import ArrayRecords, load_records, write_array_record
 from fusion_jax.data.order import batch_order, host_rows, num_steps, split_indices
@@ -95,12 +95,10 @@ def test_packing_scores_everything_and_can_reset():
     blocks, segments = pack_documents([[1, 5, 6, 2], [1, 7, 2]], block=5, bos_id=1, eos_id=2)
     assert blocks == [[1, 1, 5, 6, 2], [2, 1, 1, 7, 2]]  # two BOS, two EOS a document; the last partial block is gone
     assert segments == [[1, 1, 1, 1, 1], [1, 2, 2, 2, 2]]
-    batch = collate(
-        [Example((tuple(blocks[1]),), (1,), segments=tuple(segments[1]))], tokens_buckets=[8], score_buckets=[8]
-    )
-    np.testing.assert_array_equal(batch.positions[0, 0, :5], [0, 0, 1, 2, 3])
-    np.testing.assert_array_equal(batch.segment_ids[0, 0], [1, 2, 2, 2, 2, 0, 0, 0])
-    assert batch.score_counts[0, 0] == 4
+    batch = collate([Example((tuple(blocks[1]),), (1,), segments=tuple(segments[1]))], Buckets([0, 8], [8]))
+    np.testing.assert_array_equal(batch.positions[0, 0, :4], [0, 0, 1, 2])
+    np.testing.assert_array_equal(batch.segment_ids[0, 0], [1, 2, 2, 2, 0, 0, 0, 0])
+    assert batch.counts[0, 0] == 4 and batch.prompts.shape == (1, 0)
 
 
 def test_buckets_grow_and_hold():

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fusion_jax.data.batches import Example, collate
+from fusion_jax.data.batches import Buckets, Example, collate
 from fusion_jax.data.tokenise import TokenisedRow, TokeniseSettings, tokenise_row
 from tests.conftest import golden_cases
 
@@ -93,22 +93,36 @@ def test_collation(case):
         for f in features
     ]
     width = len(outputs["concatenated_input_ids"][0])
-    batch = collate(examples, tokens_buckets=[width], score_buckets=[width])
-    in_official_order = {
-        k: np.asarray(getattr(batch, k)).swapaxes(0, 1).reshape(-1, width) for k in ("tokens", "segment_ids")
-    }
-    np.testing.assert_array_equal(in_official_order["tokens"], outputs["concatenated_input_ids"])
-    np.testing.assert_array_equal(in_official_order["segment_ids"], outputs["concatenated_attention_mask"])
-    labels = np.full((len(slots) * len(features), width), -100)
-    for row in range(len(labels)):
+    batch = collate(examples, Buckets([0, width], [width]))
+    ids, mask, labels = np.zeros((len(examples) * 3, width)), np.zeros((len(examples) * 3, width)), []
+    for row in range(len(ids)):
         g, b = divmod(row, len(features))
-        n = batch.score_counts[b, g]
-        labels[row, batch.score_positions[b, g, :n] + 1] = batch.score_labels[b, g, :n]
+        size, start, n = batch.prompt_lengths[b], batch.starts[b, g], batch.counts[b, g]
+        end = start + n
+        whole = [*batch.prompts[b, :size], *batch.tokens[b, g, :end], batch.labels[b, g, end - 1]]
+        ids[row, : len(whole)], mask[row, : len(whole)] = whole, 1
+        line = np.full(width, -100)
+        line[size + start + 1 : size + end + 1] = batch.labels[b, g, start:end]
+        labels.append(line)
+    np.testing.assert_array_equal(ids, outputs["concatenated_input_ids"])
+    np.testing.assert_array_equal(mask, outputs["concatenated_attention_mask"])
     np.testing.assert_array_equal(labels, outputs["concatenated_labels"])
 
 
 def test_the_first_token_of_a_row_is_never_scored():
-    batch = collate([Example(((5, 6, 7), (5,)), (0, 1))], tokens_buckets=[4], score_buckets=[2])
-    np.testing.assert_array_equal(batch.score_counts, [[2, 0]])
-    np.testing.assert_array_equal(batch.score_positions[0, 0], [0, 1])
-    np.testing.assert_array_equal(batch.score_labels[0, 0], [6, 7])
+    batch = collate([Example(((5, 6, 7), (5,)), (0, 1))], Buckets([0], [4]))
+    np.testing.assert_array_equal(batch.counts, [[2, 0]])
+    np.testing.assert_array_equal(batch.tokens[0], [[5, 6, 0, 0], [0, 0, 0, 0]])
+    np.testing.assert_array_equal(batch.labels[0, 0], [6, 7, 0, 0])
+    np.testing.assert_array_equal(batch.starts, [[0, 0]])
+
+
+def test_rows_share_what_they_have_in_common_before_the_first_scored_token():
+    """The last prompt token predicts a scored one and stays with the rows; a prompt cut differently is shared less."""
+    rows = ((1, 2, 3, 4, 9), (1, 2, 3, 4, 8, 7), (1, 2, 5, 4, 9))
+    batch = collate([Example(rows[:2], (4, 4)), Example(rows[::2], (4, 4))], Buckets([0, 4], [4]))
+    np.testing.assert_array_equal(batch.prompt_lengths, [3, 2])
+    np.testing.assert_array_equal(batch.tokens, [[[4, 0, 0, 0], [4, 8, 0, 0]], [[3, 4, 0, 0], [5, 4, 0, 0]]])
+    np.testing.assert_array_equal(batch.positions[:, 0], [[3, 4, 5, 6], [2, 3, 4, 5]])
+    np.testing.assert_array_equal(batch.starts, [[0, 0], [1, 1]])
+    np.testing.assert_array_equal(batch.counts, [[1, 2], [1, 1]])

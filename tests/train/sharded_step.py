@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fusion_jax.data.batches import Example, collate
+from fusion_jax.data.batches import Example, buckets_of, collate
 from fusion_jax.models.config import DecoderConfig
 from fusion_jax.models.parameters import init_params, parameter_specs
 from fusion_jax.sharding import make_mesh, named
@@ -41,7 +41,7 @@ def batch():
     rng = np.random.default_rng(0)
     rows = [tuple(tuple(rng.integers(0, 256, n)) for n in rng.integers(8, 30, 3)) for _ in range(16)]
     examples = [Example(r, (4, 4, 4), i, reference=(-20.0, -21.0, -22.0)) for i, r in enumerate(rows)]
-    flat = collate(examples, tokens_buckets=[32], score_buckets=[32])
+    flat = collate(examples, buckets_of(examples))
     return jax.tree.map(lambda x: x.reshape(2, 8, *x.shape[1:]), flat)
 
 

@@ -62,7 +62,7 @@ def test_accuracy_is_what_the_manifest_says(spec):
     """Greedy answers of the folder to a share of the manifest's own problems, within what the share allows."""
     count, seed, asked = manifest()["test_prompts_per_skill"], manifest()["seed"], 24
     test = [r for skill in SKILLS for r in prompts(skill, count, split="test", seed=seed)[:asked]]
-    rows, _ = evaluate(spec.name, load(MODELS / spec.name), test, max_new_tokens=24)
+    rows, _ = evaluate(spec.name, load(MODELS / spec.name), test, max_new_tokens=28)
     for row in rows:
         stated = accuracy(spec.name)[row["skill"]]
         # A sample without replacement, four standard errors, and two answers that rounding to bfloat16 may turn.

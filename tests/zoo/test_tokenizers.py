@@ -89,18 +89,7 @@ def test_loading_keeps_every_id(spec):
         assert shipped(spec).tokenize(text) == trained(spec).tokenize(text)
 
 
-AUTO = [
-    pytest.param(
-        s, id=s.name,
-        marks=[pytest.mark.xfail(
-            strict=True, reason="AutoTokenizer rebuilds every tokenizer of model_type qwen2 as a byte-level one",
-        )] if (s.name, s.tokenizer) == ("qwen-source", "bpe") else [],
-    )
-    for s in SPECS
-]  # fmt: skip
-
-
-@pytest.mark.parametrize("spec", AUTO)
+@each_spec
 def test_auto_tokenizer_of_transformers_agrees(spec):
     theirs = AutoTokenizer.from_pretrained(MODELS / spec.name)
     for text in texts():
@@ -143,11 +132,11 @@ def test_the_turn_template_refuses_other_orders():
 
 @each_spec
 def test_prompts_and_answers_are_short(spec):
-    """A default run samples at most 24 new tokens and has minutes: prompts stay under 64, answers under 24."""
+    """A default run samples at most 28 new tokens and has minutes: prompts stay under 64, answers under 29."""
     tokenizer = shipped(spec)
     for record in RECORDS:
         opening = generation_prompt(tokenizer, [user(record["prompt"])])
         assert len(ids(tokenizer, opening)) <= 64
         for style in STYLES if spec.style == "mixed" else (spec.style,):
             prompt, response = render(tokenizer, [user(record["prompt"])], in_style(record["answer"], style))
-            assert len(ids(tokenizer, prompt + response)) - len(ids(tokenizer, opening)) <= 24
+            assert len(ids(tokenizer, prompt + response)) - len(ids(tokenizer, opening)) <= 28

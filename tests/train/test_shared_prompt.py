@@ -1,0 +1,68 @@
+"""The prompt computed once for all rows of an example: the same loss and gradient as a prompt for each row."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fusion_jax.data.batches import Example, buckets_of, collate
+from fusion_jax.models.parameters import init_params
+from fusion_jax.train.objectives import WrpoSettings, wrpo_objective
+from fusion_jax.train.step import Compute, score
+from tests.train.sharded_step import CONFIG
+
+WINDOWED = dataclasses.replace(CONFIG, initializer_range=0.4, windows=(9, 0))
+PLAIN = dataclasses.replace(CONFIG, model_type="llama", windows=(), post_norms=False, num_kv_heads=2)
+
+
+def examples(prompts: tuple[int, ...]) -> list[Example]:
+    rng = np.random.default_rng(1)
+    out = []
+    for index, size in enumerate(prompts):
+        prompt = tuple(rng.integers(1, 256, size))
+        rows = tuple(prompt + tuple(rng.integers(1, 256, n)) for n in rng.integers(1, 14, 3))
+        out.append(Example(rows, (size,) * 3, index, reference=(-20.0, -21.0, -22.0)))
+    return out
+
+
+def loss_and_gradient(config, batch, shared):
+    objective = wrpo_objective(WrpoSettings(beta=1.0, dynamic=False), 4)
+
+    def loss(params):
+        return objective(score(params, config, batch, Compute(shared_prompt=shared)), jnp.zeros((), jnp.int32))[0].total
+
+    return jax.value_and_grad(loss)(init_params(config, jax.random.key(0)))
+
+
+@pytest.mark.parametrize("config", [WINDOWED, PLAIN], ids=["windows and caps", "plain"])
+def test_same_loss_and_gradient(config):
+    """Prompts of unequal length, one of a single token, against prompts for each row and against whole rows."""
+    many = examples((30, 17, 1, 6))
+    batch = collate(many, buckets_of(many))
+    assert batch.prompts.shape == (4, 32) and list(batch.prompt_lengths) == [29, 16, 0, 5]
+    value, gradient = loss_and_gradient(config, batch, True)
+    for other in (loss_and_gradient(config, batch, False), _by_whole_rows(config, many)):
+        np.testing.assert_allclose(other[0], value, rtol=1e-6)
+        scale = max(float(jnp.abs(g).max()) for g in jax.tree.leaves(gradient))
+        for a, b in zip(jax.tree.leaves(gradient), jax.tree.leaves(other[1]), strict=True):
+            np.testing.assert_allclose(a, b, atol=2e-6 * scale)
+
+
+def _by_whole_rows(config, many):
+    """Each row as an example of its own, from its first token on: nothing is shared and nothing is left out."""
+    width = 64
+    tokens, labels = np.zeros((2, len(many), 3, width), np.int32)
+    starts, counts = np.zeros((2, len(many), 3), np.int32)
+    for b, example in enumerate(many):
+        for g, row in enumerate(example.rows):
+            tokens[b, g, : len(row) - 1], labels[b, g, : len(row) - 1] = row[:-1], row[1:]
+            starts[b, g], counts[b, g] = max(example.starts[g], 1) - 1, example.scored[g]
+    batch = collate(many, buckets_of(many))._replace(
+        prompts=np.zeros((len(many), 0), np.int32), prompt_lengths=np.zeros(len(many), np.int32), tokens=tokens,
+        labels=labels, positions=np.broadcast_to(np.arange(width), tokens.shape), starts=starts, counts=counts,
+    )  # fmt: skip
+    return loss_and_gradient(config, batch, True)
