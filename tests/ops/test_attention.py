@@ -1,0 +1,114 @@
+"""Attention against a dense softmax written out: values and gradients, float64."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fusion_jax.ops.attention import ContextPart, attention, branched_attention
+
+HEADS, KV_HEADS, DIM = 4, 2, 8
+
+
+def dense(q, k, v, mask, soft_cap):
+    """q [B,T,H,h] over k, v [B,S,K,h] where mask [B,T,S] allows."""
+    k, v = (jnp.repeat(x, HEADS // KV_HEADS, 2) for x in (k, v))
+    scores = jnp.einsum("bthd,bshd->bhts", q, k) * 0.3
+    scores = scores if soft_cap is None else soft_cap * jnp.tanh(scores / soft_cap)
+    weights = jax.nn.softmax(jnp.where(mask[:, None], scores, -jnp.inf), -1)
+    return jnp.einsum("bhts,bshd->bthd", weights, v)
+
+
+def arrays(rng, *shapes):
+    return [jnp.asarray(rng.normal(size=s)) for s in shapes]
+
+
+def assert_same(actual, expected, inputs):
+    """Values and the gradients of a fixed random projection of them."""
+    with jax.enable_x64(True):
+        out = expected(*inputs)
+        np.testing.assert_allclose(actual(*inputs), out, atol=1e-12)
+        toward = jnp.asarray(np.random.default_rng(9).normal(size=out.shape))
+        every = tuple(range(len(inputs)))
+        ours, theirs = (jax.grad(lambda *x, f=f: (f(*x) * toward).sum(), every)(*inputs) for f in (actual, expected))
+        for a, b in zip(ours, theirs, strict=True):
+            np.testing.assert_allclose(a, b, atol=1e-11)
+
+
+@pytest.mark.parametrize("tokens", [1, 7, 100])
+@pytest.mark.parametrize("window", [0, 5])
+@pytest.mark.parametrize("soft_cap", [None, 2.0])
+def test_segments_windows_and_caps(tokens, window, soft_cap):
+    """100 tokens are several query blocks of unequal size; the window may be traced."""
+    with jax.enable_x64(True):
+        rng = np.random.default_rng(tokens)
+        inputs = arrays(rng, (2, tokens, HEADS, DIM), *[(2, tokens, KV_HEADS, DIM)] * 2)
+        segments = np.sort(rng.integers(1, 4, (2, tokens)), 1)
+        index = np.arange(tokens)
+        near = index[:, None] - index[None, :]
+        mask = (near >= 0) & ((near < window) | (window == 0)) & (segments[:, :, None] == segments[:, None, :])
+        positions = jnp.broadcast_to(jnp.asarray(index), (2, tokens))
+
+        def ours(q, k, v, window=window):
+            return attention(
+                q, k, v, positions=positions, segment_ids=jnp.asarray(segments), window=window, scale=0.3,
+                soft_cap=soft_cap,
+            )  # fmt: skip
+
+        assert_same(ours, lambda q, k, v: dense(q, k, v, jnp.asarray(mask), soft_cap), inputs)
+        traced = jax.jit(lambda w: ours(*inputs, window=w))(jnp.asarray(window))
+        np.testing.assert_allclose(traced, ours(*inputs), atol=1e-12)
+
+
+@pytest.mark.parametrize("window", [0, 6])
+def test_keys_shared_by_rows(window):
+    """Four rows over two prompts of different length, one of them empty, and rows of 70 tokens."""
+    with jax.enable_x64(True):
+        rng = np.random.default_rng(3)
+        size, tokens, lengths = 9, 70, np.asarray([6, 0])
+        inputs = arrays(
+            rng, (4, tokens, HEADS, DIM), *[(4, tokens, KV_HEADS, DIM)] * 2, *[(2, size, KV_HEADS, DIM)] * 2
+        )
+        starts = np.repeat(lengths, 2)
+        positions = starts[:, None] + np.arange(tokens)
+        places = np.broadcast_to(np.arange(size), (2, size))
+        all_positions = np.concatenate([np.repeat(places, 2, 0), positions], 1)
+        exists = np.concatenate([np.arange(size) < starts[:, None], np.ones((4, tokens), bool)], 1)
+        near = positions[:, :, None] - all_positions[:, None, :]
+        mask = (near >= 0) & ((near < window) | (window == 0)) & exists[:, None, :]
+
+        def ours(q, k, v, pk, pv):
+            part = ContextPart(pk, pv, jnp.asarray(places), jnp.asarray(lengths))
+            return attention(
+                q, k, v, positions=jnp.asarray(positions), segment_ids=None, window=window, scale=0.3, context=(part,)
+            )
+
+        def theirs(q, k, v, pk, pv):
+            k, v = (jnp.concatenate([jnp.repeat(p, 2, 0), x], 1) for p, x in ((pk, k), (pv, v)))
+            return dense(q, k, v, jnp.asarray(mask), None)
+
+        assert_same(ours, theirs, inputs)
+
+
+def test_branches_see_their_prompt_and_themselves():
+    """One row of a prompt of 40 tokens (33 exist) and three continuations of 35, as one dense mask."""
+    with jax.enable_x64(True):
+        size, count, rest, length = 40, 3, 35, 33
+        total = size + count * rest
+        inputs = arrays(np.random.default_rng(5), (1, total, HEADS, DIM), *[(1, total, KV_HEADS, DIM)] * 2)
+        branch = np.concatenate([np.full(size, -1), np.repeat(np.arange(count), rest)])
+        inside = np.concatenate([np.arange(size), np.tile(np.arange(rest), count)])
+        positions = np.where(branch < 0, inside, length + inside)
+        causal = inside[:, None] >= inside[None, :]
+        mask = (branch[:, None] == branch[None, :]) & causal
+        mask |= (branch[:, None] >= 0) & (branch[None, :] < 0) & (inside[None, :] < length)
+
+        def ours(q, k, v):
+            return branched_attention(
+                q, k, v, branches=(size, count), prompt_lengths=jnp.asarray([length]),
+                positions=jnp.asarray(positions)[None], window=0, scale=0.3,
+            )  # fmt: skip
+
+        assert_same(ours, lambda q, k, v: dense(q, k, v, jnp.asarray(mask)[None], None), inputs)
