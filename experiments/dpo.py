@@ -22,7 +22,7 @@ from fusion_jax.data.examples import TextSettings, make_examples
 from fusion_jax.data.jsonl import Record
 from fusion_jax.data.loaders import load_records
 from fusion_jax.data.order import split_indices
-from fusion_jax.data.records import parse_rows
+from fusion_jax.data.records import OnBad, parse_rows
 from fusion_jax.data.tokenise import TokeniseSettings
 from fusion_jax.models.folder import Model, load, save
 from fusion_jax.rewards import select
@@ -32,7 +32,7 @@ from fusion_jax.sampling.responses import sample_responses
 from fusion_jax.settings import run as run_experiment
 from fusion_jax.settings import to_json
 from fusion_jax.train.objectives import PairSettings, needs_reference, pair_objective
-from fusion_jax.train.optimise import TrainSettings, optimise
+from fusion_jax.train.optimise import TrainSettings, compute_for, optimise
 from fusion_jax.train.report import markdown_table, save_figure, training_figure
 from fusion_jax.train.run_folder import open_run
 from fusion_jax.train.state import OptimizerSettings
@@ -48,7 +48,7 @@ class Settings:
     resume: bool = False
     model: str = "zoo:target"
     data: str = ""
-    on_bad: str = "error"
+    on_bad: OnBad = "error"
     held_out: float = 0.1
     loss: PairSettings = PairSettings()
     text: TextSettings = TextSettings()
@@ -71,7 +71,7 @@ PRESETS = {
 
 def main(s: Settings) -> None:
     run = open_run(s.out, to_json(s), resume=s.resume)
-    model = load(model_path(s.model))
+    model = load(model_path(s.model), mesh=compute_for(s.train).mesh)
     records = load_records(s.data) if s.data else run.stage("pairs.jsonl", lambda: own_pairs(model, s.train.seed))
     rows, drops = parse_rows(records, "pair", file=s.data or None, on_bad=s.on_bad)
     held, train = split_indices(len(rows), s.held_out, s.train.seed)

@@ -27,6 +27,7 @@ from fusion_jax.data.jsonl import Record, write_jsonl
 from fusion_jax.data.loaders import load_records
 from fusion_jax.data.records import Place, Row, prompt_id, text
 from fusion_jax.data.tokenise import TokeniseSettings
+from fusion_jax.errors import InputError
 from fusion_jax.models.config import DecoderConfig
 from fusion_jax.models.folder import Model, save
 from fusion_jax.models.parameters import init_params
@@ -72,6 +73,8 @@ def main(s: Settings) -> None:
     target = Model(config, init_params(config, jax.random.key(s.seed)), tokenizer)
     tokens = TokeniseSettings(max_length=256, max_prompt_length=128, eos="if_missing", truncation="fit")
     rows = [Row(str(i), ({"role": "user", "content": q},), (a,)) for i, (q, a) in enumerate(pairs)]
+    if len(rows) < 16:
+        raise InputError(f"holds {len(rows)} lessons", file=s.train, cure="Give at least one batch of 16")
     examples, _ = make_examples(rows, tokenizer, TextSettings(tokens=tokens))
     settings = TrainSettings(
         optimizer=OptimizerSettings(learning_rate=1e-3), batch_size=16, micro_batches=1, seed=s.seed, log_every=20,

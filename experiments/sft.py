@@ -17,13 +17,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from fusion_jax.data.examples import TextSettings, make_examples
 from fusion_jax.data.loaders import load_records
-from fusion_jax.data.records import parse_rows
+from fusion_jax.data.records import OnBad, parse_rows
 from fusion_jax.data.tokenise import TokeniseSettings
 from fusion_jax.models.folder import load, save
 from fusion_jax.settings import run as run_experiment
 from fusion_jax.settings import to_json
 from fusion_jax.train.objectives import sft_objective
-from fusion_jax.train.optimise import TrainSettings, optimise
+from fusion_jax.train.optimise import TrainSettings, compute_for, optimise
 from fusion_jax.train.report import markdown_table, save_figure, training_figure
 from fusion_jax.train.run_folder import open_run
 from fusion_jax.train.state import OptimizerSettings
@@ -39,7 +39,7 @@ class Settings:
     resume: bool = False
     model: str = "zoo:target"
     data: str = ""
-    on_bad: str = "error"
+    on_bad: OnBad = "error"
     text: TextSettings = TextSettings()
     train: TrainSettings = TrainSettings()
 
@@ -61,7 +61,7 @@ PRESETS = {
 
 def main(s: Settings) -> None:
     run = open_run(s.out, to_json(s), resume=s.resume)
-    model = load(model_path(s.model))
+    model = load(model_path(s.model), mesh=compute_for(s.train).mesh)
     if s.data:
         records = load_records(s.data)
     else:

@@ -20,7 +20,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,8 +31,9 @@ from fusion_jax.data.examples import TextSettings, make_examples
 from fusion_jax.data.jsonl import Record
 from fusion_jax.data.loaders import load_records
 from fusion_jax.data.order import split_indices
-from fusion_jax.data.records import Row, parse_prompts, parse_responses, parse_rows
+from fusion_jax.data.records import OnBad, Row, parse_prompts, parse_responses, parse_rows
 from fusion_jax.data.tokenise import TokeniseSettings
+from fusion_jax.errors import InputError
 from fusion_jax.evals.accuracy import by_skill, evaluate, mean_interval, paired_difference
 from fusion_jax.models.folder import Model, load, save
 from fusion_jax.rewards import select
@@ -50,7 +51,7 @@ from fusion_jax.train.objectives import (
     sft_objective,
     wrpo_objective,
 )  # fmt: skip
-from fusion_jax.train.optimise import TrainSettings, optimise, step_count
+from fusion_jax.train.optimise import TrainSettings, compute_for, optimise, step_count
 from fusion_jax.train.report import accuracy_figure, markdown_table, save_figure, training_figure
 from fusion_jax.train.run_folder import RunFolder, open_run
 from fusion_jax.train.state import OptimizerSettings
@@ -80,7 +81,7 @@ class Settings:
     responses: str = ""
     quadruples: str = ""
     sft_data: str = ""
-    on_bad: str = "error"
+    on_bad: OnBad = "error"
     verifier: str = "answer"
     accuracy: str = "answer"
     reward_model: str = ""
@@ -106,7 +107,7 @@ PRESETS = {
     "tiny": Settings(
         text=TextSettings(tokens=TokeniseSettings(max_length=128, max_prompt_length=96, eos="if_missing")),
         sft=dataclasses.replace(TINY_TRAINING, epochs=3.0, optimizer=OptimizerSettings(learning_rate=1e-4)),
-        preference=dataclasses.replace(TINY_TRAINING, epochs=3.0, optimizer=OptimizerSettings(learning_rate=3e-5)),
+        preference=dataclasses.replace(TINY_TRAINING, epochs=3.0, optimizer=OptimizerSettings(learning_rate=6e-5)),
         wrpo=WrpoSettings(beta=0.1, alpha=0.3),
         dpo=PairSettings(beta=0.1),
     ),
@@ -123,6 +124,7 @@ PRESETS = {
 
 
 def main(s: Settings) -> None:
+    check(s)
     run = open_run(s.out, to_json(s), resume=s.resume)
     if s.seeds == 1:
         fuse(s, run)
@@ -131,20 +133,30 @@ def main(s: Settings) -> None:
     run.finish()
 
 
+def check(s: Settings) -> None:
+    """Refuse before the first stage what a later one would refuse."""
+    verifier(s.verifier), verifier(s.accuracy)
+    names = [source_name(source) for source in s.sources]
+    taken = [name for i, name in enumerate(names) if name in (*names[:i], "Target", "SFT", "SFT-DPO", "SFT-WRPO")]
+    if taken:
+        raise InputError(f"two models are called '{taken[0]}'", field="sources", cure="Rename one of the folders")
+
+
 def fuse(s: Settings, run: RunFolder) -> list[dict[str, Any]]:
     """The pipeline of the paper (section 3 of the specification), stages 1 to 10; returns the accuracy rows."""
     counts: dict[str, Counter[str]] = {}
     test = test_prompts(s, run)
-    target = load(model_path(s.target))
-    models: dict[str, Model] = {"Target": target}
+    target = load(model_path(s.target), mesh=compute_for(s.preference).mesh)
+    accuracy = judge(s, run, "Target", target, test)
     if s.quadruples:
         quads, source_wins = load_records(s.quadruples), {}
         sft_records = load_records(s.sft_data) if s.sft_data else []
     else:
         given = parse_responses(load_records(s.responses), file=s.responses) if s.responses else []
         prompts = train_prompts(s, run, given)
-        scored = source_responses(s, run, prompts, test, models, given)
         drops = counts["source responses"] = Counter[str]()
+        scored, judged = source_responses(s, run, prompts, test, given, drops)
+        accuracy += judged
         best = select.best_of(scored, names_of(scored), drops)
         source_wins = select.wins(best)
         run.stage("best_source.jsonl", best.values)
@@ -153,7 +165,8 @@ def fuse(s: Settings, run: RunFolder) -> list[dict[str, Any]]:
             "sft.jsonl", lambda: [best[p] for i in sft_part if (p := prompts[i]["prompt_id"]) in best]
         )
 
-    sft_model = models["SFT"] = train_sft(s, run, target, sft_records, counts) if sft_records else target
+    sft_model = train_sft(s, run, target, sft_records, counts) if sft_records else target
+    accuracy += judge(s, run, "SFT", sft_model, test)
 
     if not s.quadruples:
         own = run.stage(
@@ -162,8 +175,8 @@ def fuse(s: Settings, run: RunFolder) -> list[dict[str, Any]]:
         )
         drops = counts["preference prompts"] = Counter[str](prompts=len(preference_part))
         pairs = select.best_and_worst(own, drops, tolerance=s.tolerance)
-        quads = run.stage("quadruples.jsonl", lambda: select.quadruples(best, pairs, drops))
-        drops["quadruples kept"] = len(quads)
+        quads = run.stage("quadruples.jsonl", lambda: select.quadruples(best, pairs))
+        drops += select.notes(quads) + Counter({"quadruples kept": len(quads)})
 
     rows, drops = parse_rows(quads, "quad", file=s.quadruples or "quadruples.jsonl", on_bad=s.on_bad)
     counts["quadruples"] = drops + Counter({"used": len(rows)})
@@ -172,10 +185,10 @@ def fuse(s: Settings, run: RunFolder) -> list[dict[str, Any]]:
     if s.baseline:
         on_policy = [Row(r.name, r.messages, r.responses[1:]) for r in train_rows]
         held_pairs = [Row(r.name, r.messages, r.responses[1:]) for r in held_rows]
-        models["SFT-DPO"] = train_preference(s, run.sub("dpo"), sft_model, on_policy, held_pairs, s.dpo, counts)
-    fused = models["SFT-WRPO"] = train_preference(s, run.sub("wrpo"), sft_model, train_rows, held_rows, s.wrpo, counts)
-
-    accuracy = [row for name, model in models.items() for row in judge(s, run, name, model, test)] if test else []
+        baseline = train_preference(s, run.sub("dpo"), sft_model, on_policy, held_pairs, s.dpo, counts)
+        accuracy += judge(s, run, "SFT-DPO", baseline, test)
+    fused = train_preference(s, run.sub("wrpo"), sft_model, train_rows, held_rows, s.wrpo, counts)
+    accuracy += judge(s, run, "SFT-WRPO", fused, test)
     if not run.file("model").exists():
         save(fused, run.file("model"))
     write_report(s, run, accuracy, counts, source_wins)
@@ -193,7 +206,14 @@ def train_prompts(s: Settings, run: RunFolder, given: Sequence[Record]) -> list[
             return list({r["prompt_id"]: {k: r[k] for k in kept if k in r} for r in given}.values())
         return mixture(dict.fromkeys(SKILLS, s.prompts_per_skill), split="train", seed=s.seed + 1000)
 
-    return run.stage("prompts.jsonl", make)
+    prompts = run.stage("prompts.jsonl", make)
+    for number, prompt in enumerate(prompts, 1):
+        if not s.reward_model and not isinstance(prompt.get("answer"), str):
+            raise InputError(
+                "is missing, and the target's responses will be verified against it",
+                file=s.prompts or s.responses, record=number, field="answer", cure="Add it or give a --reward-model",
+            )  # fmt: skip
+    return prompts
 
 
 def test_prompts(s: Settings, run: RunFolder) -> list[Record]:
@@ -211,21 +231,27 @@ def source_responses(
     run: RunFolder,
     prompts: Sequence[Record],
     test: Sequence[Record],
-    models: dict[str, Model],
     given: Sequence[Record],
-) -> list[Record]:
-    """Stages 2 and 3: every source's responses with rewards; the sources join `models` when they are evaluated."""
+    drops: Counter[str],
+) -> tuple[list[Record], list[dict[str, Any]]]:
+    """Stages 2 and 3: every source's responses with rewards, and the sources' accuracy."""
     if given:
-        return run.stage("responses.jsonl", lambda: rewarded(s, select.carry(prompts, given)))
+        carried = select.carry(prompts, given, drops)
+        return run.stage("responses.jsonl", lambda: rewarded(s, carried)), []
     out: list[Record] = []
+    accuracy: list[dict[str, Any]] = []
     run.sub("responses")
     for source in s.sources:
-        name = Path(source.removeprefix("zoo:")).name
-        model = load(model_path(source))
+        name = source_name(source)
+        model = load(model_path(source), mesh=compute_for(s.preference).mesh)
         out += run.stage(f"responses/{name}.jsonl", lambda m=model, n=name: rewarded(s, sampled(s, run, m, n, prompts)))  # type: ignore[misc]
-        if test:
-            models[name] = model
-    return out
+        accuracy += judge(s, run, name, model, test)
+    return out, accuracy
+
+
+def source_name(source: str) -> str:
+    """What a source is called in records, files and tables: its folder's name."""
+    return Path(source.removeprefix("zoo:")).name
 
 
 def names_of(responses: Sequence[Record]) -> list[str]:
@@ -237,7 +263,7 @@ def sampled(s: Settings, run: RunFolder, model: Model, name: str, prompts: Seque
     """Responses of one model, with progress on the screen."""
     with run.console.status(f"  sampling {name}") as status:
         return sample_responses(
-            model, name, prompts, s.sample, seed=s.seed,
+            model, name, prompts, s.sample, seed=s.seed, mesh=compute_for(s.preference).mesh,
             progress=lambda done: status.update(f"  sampling {name}: {done} of {len(prompts)} prompts"),
         )  # fmt: skip
 
@@ -246,7 +272,10 @@ def rewarded(s: Settings, responses: Sequence[Record]) -> list[Record]:
     """Stage 3: rewards by the reward model or, without one, by the verifier; ready rewards stay."""
     if s.reward_model:
         missing = [r for r in responses if r.get("reward") is None]
-        fresh = iter(score_responses(load(model_path(s.reward_model)), missing) if missing else [])
+        mesh = compute_for(s.preference).mesh
+        fresh = iter(
+            score_responses(load(model_path(s.reward_model), mesh=mesh), missing, mesh=mesh) if missing else []
+        )
         return [r if r.get("reward") is not None else next(fresh) for r in responses]
     return select.score_with(responses, verifier(s.verifier))
 
@@ -259,8 +288,9 @@ def train_sft(
     examples, cut = make_examples(rows, target.tokenizer, s.text)
     counts["sft"] = drops + cut + Counter({"used": len(rows)})
     settings = dataclasses.replace(s.sft, seed=s.seed)
-    return trained(run.sub("sft"), target, lambda folder: optimise(
-        target, examples, sft_objective(), settings, folder, names=lambda i: rows[i].name
+    packed = s.text.packing != "none"
+    return trained(run.sub("sft"), target, settings, lambda folder: optimise(
+        target, examples, sft_objective(), settings, folder, names=lambda i: f"block {i}" if packed else rows[i].name
     ))  # fmt: skip
 
 
@@ -283,35 +313,38 @@ def train_preference(
     counts: dict[str, Counter[str]],
 ) -> Model:
     """Stage 10 (quadruples) or its baseline (pairs): policy and reference both start from the SFT model."""
-    examples, cut = make_examples(rows, model.tokenizer, s.text)
-    validation, _ = make_examples(held, model.tokenizer, s.text) if held else ([], None)
+    text = dataclasses.replace(s.text, packing="none")
+    examples, cut = make_examples(rows, model.tokenizer, text)
+    validation, _ = make_examples(held, model.tokenizer, text) if held else ([], None)
     counts[run.path.name] = cut + Counter({"used": len(rows)})
     settings = dataclasses.replace(s.preference, seed=s.seed)
     if isinstance(loss, WrpoSettings):
         objective = wrpo_objective(loss, step_count(len(examples), settings))
     else:
         objective = pair_objective(loss)
-    return trained(run, model, lambda folder: optimise(
+    return trained(run, model, settings, lambda folder: optimise(
         model, examples, objective, settings, folder, needs_reference=needs_reference(loss.loss),
         validation=validation, names=lambda i: rows[i].name,
     ))  # fmt: skip
 
 
-def trained(run: RunFolder, like: Model, train: Any) -> Model:
+def trained(run: RunFolder, like: Model, settings: TrainSettings, train: Callable[[RunFolder], Model]) -> Model:
     """A training stage: its finished model read from the folder, or trained and saved there in float32."""
     folder = run.file("model")
     if not folder.exists():
         save(train(run), folder, dtype="float32")
-    return dataclasses.replace(load(folder), file_dtype=like.file_dtype)
+    return dataclasses.replace(load(folder, mesh=compute_for(settings).mesh), file_dtype=like.file_dtype)
 
 
 def judge(s: Settings, run: RunFolder, name: str, model: Model, test: Sequence[Record]) -> list[dict[str, Any]]:
-    """Accuracy of a model's greedy answers on the test prompts."""
+    """Accuracy of a model's greedy answers on the test prompts, if there are any."""
+    if not test:
+        return []
     run.sub("answers")
-    return by_skill(name, run.stage(
-        f"answers/{name}.jsonl",
-        lambda: evaluate(name, model, test, max_new_tokens=s.eval_new_tokens, verifier=verifier(s.accuracy))[1],
-    ))  # fmt: skip
+    mesh = compute_for(s.preference).mesh
+    return by_skill(name, run.stage(f"answers/{name}.jsonl", lambda: evaluate(
+        name, model, test, max_new_tokens=s.eval_new_tokens, verifier=verifier(s.accuracy), mesh=mesh
+    )[1]))  # fmt: skip
 
 
 def write_report(

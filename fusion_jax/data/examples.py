@@ -63,6 +63,7 @@ def make_examples(
     """Examples in the order of `rows` (their `index` points into it), and counts of what was cut or absent."""
     if settings.packing != "none":
         return _packed(rows, tokenizer, settings)
+    _check_lengths(settings.tokens)
     eos, encoder, counts = _eos(tokenizer), Encoder(tokenizer), Counter[str]()
     rendered = []
     for row in rows:
@@ -92,8 +93,18 @@ def make_examples(
                 filled.append((lines[0][0][: max(lines[0][1], 1)], max(lines[0][1], 1)))
             else:
                 filled.append(lines.pop(0) if len(lines) > 1 else lines[0])
-        examples.append(Example(tuple(r for r, _ in filled), tuple(s for _, s in filled), index))
+        example = Example(tuple(r for r, _ in filled), tuple(s for _, s in filled), index)
+        counts["no token left to score"] += not any(example.scored)
+        examples.append(example)
     return examples, counts
+
+
+def _check_lengths(s: TokeniseSettings) -> None:
+    if not 0 < s.max_prompt_length < s.max_length:
+        raise InputError(
+            f"max_prompt_length {s.max_prompt_length} leaves no room in max_length {s.max_length}",
+            field="text.tokens.max_prompt_length", cure="Set it between 1 and max_length - 1",
+        )  # fmt: skip
 
 
 def _packed(

@@ -17,7 +17,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from fusion_jax.data.jsonl import Record
 from fusion_jax.errors import InputError
@@ -171,6 +171,7 @@ def parse_sft(record: Record, place: Place) -> Row:
     return Row(name, _prompt(record, place), (_response(record["response"], "response", place),))
 
 
+OnBad = Literal["error", "skip"]
 PARSERS = {"quad": parse_quad, "pair": parse_pair, "sft": parse_sft}
 
 
@@ -184,7 +185,7 @@ def unusable(row: Row) -> str | None:
 
 
 def parse_rows(
-    records: Iterable[Record], kind: str, *, file: str | None = None, on_bad: str = "error"
+    records: Iterable[Record], kind: str, *, file: str | None = None, on_bad: OnBad = "error"
 ) -> tuple[list[Row], Counter[str]]:
     """Records to rows of one kind ("quad", "pair", "sft") with the drops counted by reason.
 
@@ -213,12 +214,18 @@ def parse_rows(
 
 
 def parse_prompts(records: Iterable[Record], *, file: str | None = None) -> list[Record]:
-    """Prompts with an id each; a prompt that stands twice is an error, a given id that stands twice too."""
+    """Prompts of one user message with an id each.
+
+    Raises:
+      InputError: another conversation than one user message; a prompt or a given id that stands twice.
+    """
     out, seen = [], dict[str, int]()
     for number, record in enumerate(records, 1):
         place = Place(file, number)
         messages = _prompt(record, place)
-        content = messages[-1]["content"]
+        if len(messages) != 1:
+            raise place.error("holds more than one user message", "prompt", "Sampling reads single-turn prompts only")
+        content = messages[0]["content"]
         identity = str(record.get("prompt_id") or prompt_id(content))
         if identity in seen:
             raise place.error(

@@ -22,7 +22,7 @@ def score_responses(
 ) -> list[Record]:
     """Responses with `reward`: the model's float32 score of the two-message chat in the model's own template.
 
-    A score that is not finite stays as it is: `select` counts and drops it.
+    A score that is not finite becomes None: `select` counts and drops it.
 
     Args:
       mesh: the one that the parameters are sharded over.
@@ -49,7 +49,7 @@ def score_responses(
         for row, i in enumerate(chosen):
             tokens[row, : len(chats[i])], lengths[row] = chats[i], len(chats[i])
         scores[chosen] = _run(run, model.params, tokens, lengths, mesh)[: len(chosen), 0]
-    return [{**r, "reward": float(s)} for r, s in zip(responses, scores)]
+    return [{**r, "reward": float(s) if np.isfinite(s) else None} for r, s in zip(responses, scores)]
 
 
 def _run(run: Callable, params: Params, tokens: np.ndarray, lengths: np.ndarray, mesh: Mesh | None) -> np.ndarray:

@@ -47,7 +47,7 @@ def _usable(responses: Sequence[Record], drops: Counter[str]) -> list[Record]:
     for record in responses:
         if not record["response"].strip():
             drops["blank response"] += 1
-        elif not math.isfinite(record["reward"]):
+        elif record["reward"] is None or not math.isfinite(record["reward"]):
             drops["reward not finite"] += 1
         else:
             kept.append(record)
@@ -95,17 +95,11 @@ def best_and_worst(
     return out
 
 
-def quadruples(
-    source_best: Mapping[str, Record], target: Mapping[str, tuple[Record, Record]], drops: Counter[str]
-) -> list[Record]:
+def quadruples(source_best: Mapping[str, Record], target: Mapping[str, tuple[Record, Record]]) -> list[Record]:
     """Quadruples in the official schema with the rewards and the source's name beside; a missing y_ws is null."""
     out = []
     for prompt, (best, worst) in target.items():
         source = source_best.get(prompt)
-        if source is None:
-            drops["note: no source response (alpha 0)"] += 1
-        elif source["reward"] < best["reward"]:
-            drops["note: source scores below target (kept)"] += 1
 
         def message(record: Record | None) -> dict[str, str] | None:
             return None if record is None else {"role": "assistant", "content": record["response"]}
@@ -123,13 +117,41 @@ def quadruples(
     return out
 
 
+def notes(quads: Sequence[Record]) -> Counter[str]:
+    """How many quadruples have no source response, or one that scores below the target's own."""
+    rewards = [q["rewards"][:2] for q in quads]
+    return Counter({
+        "note: no source response (alpha 0)": sum(source is None for source, _ in rewards),
+        "note: source scores below target (kept)": sum(s is not None and s < best for s, best in rewards),
+    })  # fmt: skip
+
+
 def wins(best: Mapping[str, Record]) -> dict[str, float]:
     """Share of the prompts whose best response each source wrote."""
     counts = Counter(r["source_model"] for r in best.values())
     return {name: count / max(len(best), 1) for name, count in counts.most_common()}
 
 
-def carry(prompts: Sequence[Record], responses: Sequence[Record]) -> list[Record]:
-    """Responses to the given prompts, with what the prompts know (answer, skill) where the response lacks it."""
+def carry(prompts: Sequence[Record], responses: Sequence[Record], drops: Counter[str]) -> list[Record]:
+    """Responses to the given prompts, with what the prompts know (answer, skill) where the response lacks it.
+
+    A response belongs to the prompt of its id or, without such a one, of its text; others are counted in `drops`.
+
+    Raises:
+      InputError: no response belongs to any prompt.
+    """
     known: dict[str, Any] = {p["prompt_id"]: p for p in prompts}
-    return [{**known[r["prompt_id"]], **r} for r in responses if r["prompt_id"] in known]
+    by_text = {p["prompt"]: p["prompt_id"] for p in prompts}
+    out = []
+    for record in responses:
+        identity = record["prompt_id"] if record["prompt_id"] in known else by_text.get(record["prompt"])
+        if identity is None:
+            drops["response to another prompt"] += 1
+        else:
+            out.append({**known[identity], **record, "prompt_id": identity})
+    if not out:
+        raise InputError(
+            "no response belongs to any of the prompts", field="prompt_id",
+            cure='Give both files the same "prompt_id" or the same "prompt"',
+        )  # fmt: skip
+    return out

@@ -22,9 +22,9 @@ from fusion_jax.losses.schedules import learning_rate
 from fusion_jax.models.folder import Model
 from fusion_jax.sharding import make_mesh
 from fusion_jax.train.checkpoints import open_checkpoints, restore_state, save_state
-from fusion_jax.train.reference import with_reference
-from fusion_jax.train.run_folder import RunFolder, append_metrics, truncate_metrics
-from fusion_jax.train.state import OptimizerSettings, TrainState, init_state, make_optimizer
+from fusion_jax.train.reference import examples_fingerprint, with_reference
+from fusion_jax.train.run_folder import RunFolder, append_metrics, read_json, truncate_metrics, write_json
+from fusion_jax.train.state import OptimizerSettings, TrainState, init_state, make_optimizer, place_params
 from fusion_jax.train.step import Compute, Objective, make_eval_step, make_train_step, shard_batch
 
 
@@ -55,13 +55,27 @@ class NonFiniteLoss(InputError):
 
 
 def compute_for(settings: TrainSettings) -> Compute:
-    """Mesh and dtype: bfloat16 where the device multiplies it natively, float32 on a CPU; no mesh on one device."""
+    """Mesh and dtype: bfloat16 where the device multiplies it natively, float32 on a CPU; no mesh on one device.
+
+    Raises:
+      InputError: the mesh or the micro-batches do not fit the devices; more than one host.
+    """
+    if jax.process_count() > 1:
+        raise InputError(
+            f"{jax.process_count()} hosts are here, training runs on one", field="mesh", cure="Use one host's devices"
+        )
     dtype = settings.compute_dtype
     if dtype == "auto":
         dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
     mesh: Mesh | None = None
     if jax.device_count() > 1:
         mesh = make_mesh(settings.mesh_data, settings.mesh_fsdp, settings.mesh_tensor)
+        rows, ways = settings.batch_size // settings.micro_batches, int(mesh.shape["data"] * mesh.shape["fsdp"])
+        if rows % ways:
+            raise InputError(
+                f"a micro-batch of {rows} examples does not divide over {ways} devices", field="batch_size",
+                cure="Change batch_size or micro_batches, or give mesh_tensor some of the devices",
+            )  # fmt: skip
     return Compute(mesh, jnp.dtype(dtype), settings.remat, settings.shared_prompt)
 
 
@@ -112,19 +126,22 @@ def optimise(
     """
     total = step_count(len(examples), settings)
     compute = compute_for(settings)
+    model = dataclasses.replace(model, params=place_params(model.params, model.config, compute.mesh))
     buckets = buckets_of([*examples, *validation])
+    _check_examples(run, examples, model.config.max_positions)
     optimizer = make_optimizer(settings.optimizer, total)
     in_step = needs_reference and settings.reference == "in-step"
-    if needs_reference and not in_step:
+    if needs_reference:
         micro_size = settings.batch_size // settings.micro_batches
 
         def referenced(name: str, these: Sequence[Example]) -> Sequence[Example]:
             return with_reference(
                 run.sub(name).path, model.params, model.config, these, compute,
-                batch_size=micro_size, buckets=buckets,
+                batch_size=micro_size, buckets=buckets, names=names if these is examples else str,
             ) if these else these  # fmt: skip
 
-        examples, validation = referenced("reference", examples), referenced("reference_validation", validation)
+        examples = examples if in_step else referenced("reference", examples)
+        validation = referenced("reference_validation", validation)
     checkpoints = open_checkpoints(run.file("checkpoints"))
     state = init_state(model.params, optimizer, compute.mesh)
     state = restore_state(checkpoints, state) or state
@@ -148,6 +165,24 @@ def optimise(
         checkpoints.wait_until_finished()
         checkpoints.close()
     return dataclasses.replace(model, params=state.params)
+
+
+def _check_examples(run: RunFolder, examples: Sequence[Example], max_positions: int) -> None:
+    """Refuse rows that the model cannot read and, on resume, other examples than the run was started with."""
+    longest = max(len(row) for e in examples for row in e.rows)
+    if longest > max_positions:
+        raise InputError(
+            f"the longest example has {longest} tokens, the model reads {max_positions}",
+            field="text.tokens.max_length", cure=f"Set it to {max_positions} or less",
+        )  # fmt: skip
+    file, now = run.file("examples.json"), {"sha256": examples_fingerprint(examples)}
+    if not file.exists():
+        write_json(file, now)
+    elif read_json(file) != now:
+        raise InputError(
+            "the run was started with other examples", file=file, field="sha256",
+            cure="Resume with the data and tokenizer as they were, or start a new run",
+        )  # fmt: skip
 
 
 def _loop(
@@ -254,6 +289,8 @@ def _stop(
     listed = ", ".join(names(int(i)) for i in broken[:16]) + (" ..." if len(broken) > 16 else "")
     which = "their log-probs are not finite" if bad.any() else "the records of the batch"
     raise NonFiniteLoss(
-        f"loss or gradient of step {step} is not finite; {which}: {listed}. The state before the step is saved",
-        file=run.file("checkpoints"), cure="Remove or correct the records, or lower the learning rate, and --resume",
+        f"loss or gradient of step {step} is not finite; {which}: {listed}"
+        + (". The state before the step is saved" if step else ""),
+        file=run.file("checkpoints"),
+        cure="Start a new run without these records or with a lower learning rate",
     )  # fmt: skip

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
@@ -69,6 +69,7 @@ def with_reference(
     *,
     batch_size: int,
     buckets: Buckets,
+    names: Callable[[int], str] = str,
 ) -> list[Example]:
     """The examples with their reference log-probs, read from `folder` or computed and stored there.
 
@@ -91,7 +92,7 @@ def with_reference(
         wrong = np.flatnonzero(~np.isfinite(values).all(1))
         if wrong.size:
             raise InputError(
-                "the reference model gives log-probs that are not finite", record=int(wrong[0]) + 1,
+                "the reference model gives log-probs that are not finite", record=names(examples[wrong[0]].index),
                 cure="Check the record and the model's weights",
             )  # fmt: skip
         with open(values_file, "wb") as out:

@@ -59,10 +59,6 @@ class RunFolder:
     def finish(self) -> None:
         write_json(self.file(FINISHED), {"finished": True})
 
-    @property
-    def finished(self) -> bool:
-        return self.file(FINISHED).exists()
-
 
 def write_json(path: Path, value: Any) -> None:
     """A JSON file, whole or not at all."""

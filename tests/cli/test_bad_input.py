@@ -94,7 +94,7 @@ def test_nothing_usable_is_left(model, tmp_path, capsys):
 RESPONSES: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "no source": ({"source_model": None}, ("record 1", "field 'source_model'", "is missing")),
     "reward in words": ({"reward": "good"}, ("record 1", "field 'reward'", "not a number")),
-    "nothing to verify": ({"answer": None}, ("record 1", "field 'answer'", "there is no reward")),
+    "nothing to verify": ({"answer": None}, ("record 1", "field 'answer'", "is missing")),
 }
 
 
@@ -228,7 +228,7 @@ def test_weights_that_are_not_finite(model, tmp_path, capsys):
     broken.params["final_norm"]["scale"] = jnp.full(32, jnp.nan)
     save(broken, tmp_path / "nan")
     file = write(tmp_path / "pairs.jsonl", pairs(12))
-    fails(dpo, dpo_args(tmp_path / "nan", file, tmp_path / "a"), capsys, "record 1", "log-probs that are not finite")
+    fails(dpo, dpo_args(tmp_path / "nan", file, tmp_path / "a"), capsys, "record largest-train-0-0", "log-probs that are not finite")
     args = dpo_args(tmp_path / "nan", file, tmp_path / "b", "--loss.loss", "simpo")
     line = fails(dpo, args, capsys, "loss or gradient of step 0 is not finite", "their log-probs are not finite")
     assert any(r["prompt_id"] in line for r in pairs(12))
@@ -255,3 +255,37 @@ def test_a_read_only_place(model, tmp_path, capsys):
         pytest.skip("no /proc on this system")
     fails(sft, ["--model", str(model), "--out", target], capsys, target, "choose another --out")
     assert not os.path.exists(target)
+
+
+def test_wrpo_refuses_early_what_a_late_stage_would_refuse(tmp_path, capsys, model):
+    """Before anything is sampled or trained: names of verifiers, two models of one name, answers, whole conversations."""
+    shutil.copytree(model, tmp_path / "other" / "model")
+    out = ["--out", str(tmp_path / "run")]
+    fails(wrpo, [*out, "--accuracy", "typo"], capsys, "typo", "gsm8k")
+    fails(wrpo, [*out, "--sources", str(model), str(tmp_path / "other/model")], capsys, "two models are called 'model'")
+    assert not (tmp_path / "run").exists()
+    ready = {"prompt": "a?", "source_model": "s", "response": "4", "reward": 1.0}
+    write_jsonl(tmp_path / "ready.jsonl", [ready])
+    options = ["--target", str(model), "--responses", str(tmp_path / "ready.jsonl"), "--out", str(tmp_path / "run2")]
+    fails(wrpo, options, capsys, "record 1", "'answer'", "--reward-model")
+    talk = [{"role": "system", "content": "Be brief"}, {"role": "user", "content": "a?"}]
+    write_jsonl(tmp_path / "talk.jsonl", [{"prompt": talk, "answer": "4"}])
+    options = ["--target", str(model), "--prompts", str(tmp_path / "talk.jsonl"), "--out", str(tmp_path / "run3")]
+    fails(wrpo, options, capsys, "record 1", "'prompt'", "more than one user message")
+
+
+def test_lengths_that_leave_nothing_are_refused(tmp_path, capsys, model):
+    write_jsonl(tmp_path / "pairs.jsonl", pairs(20))
+    options = ["--model", str(model), "--data", str(tmp_path / "pairs.jsonl"), "--train.batch-size", "8"]
+    out = ["--out", str(tmp_path / "a"), "--text.tokens.max-length", "64"]
+    fails(dpo, [*options, *out], capsys, "max_prompt_length 96 leaves no room in max_length 64")
+
+
+def test_resume_with_other_examples_is_refused(tmp_path, capsys, model):
+    data, options = tmp_path / "sft.jsonl", ["--model", str(model), "--train.batch-size", "4"]
+    options += ["--data", str(data), "--out", str(tmp_path / "run"), "--train.epochs", "2"]
+    write_jsonl(data, [{"prompt": f"{i}?", "response": str(i)} for i in range(8)])
+    run_experiment(sft.Settings, sft.main, presets=sft.PRESETS, description="", args=options)
+    (tmp_path / "run/finished.json").unlink()
+    write_jsonl(data, [{"prompt": f"{i}?", "response": str(i + 1)} for i in range(8)])
+    fails(sft, [*options, "--resume", "True"], capsys, "examples.json", "started with other examples")

@@ -7,7 +7,7 @@ from collections import Counter
 
 import pytest
 
-from fusion_jax.data.records import parse_rows
+from fusion_jax.data.records import parse_responses, parse_rows
 from fusion_jax.errors import InputError
 from fusion_jax.rewards import select
 from fusion_jax.rewards.verifiers import exact
@@ -67,15 +67,17 @@ def test_quadruples_are_the_official_schema_and_read_back():
         "r": (response("r", 0.3, "best"), response("r", 0.1, "worst")),
     }
     sources = {"p": response("p", 0.5, "source", "b"), "r": response("r", 0.9, "source", "c")}
-    drops = Counter[str]()
-    records = select.quadruples(sources, target, drops)
+    records = select.quadruples(sources, target)
     assert records[0] == {
         "prompt_id": "p", "prompt": {"role": "user", "content": "question p"},
         "chosen": [{"role": "assistant", "content": "source"}, {"role": "assistant", "content": "best"}],
         "rejected": [{"role": "assistant", "content": "worst"}], "source_model": "b", "rewards": [0.5, 0.8, 0.1],
     }  # fmt: skip
     assert records[1]["chosen"][0] is None and records[1]["source_model"] is None
-    assert drops == {"note: no source response (alpha 0)": 1, "note: source scores below target (kept)": 1}
+    assert select.notes(records) == {
+        "note: no source response (alpha 0)": 1,
+        "note: source scores below target (kept)": 1,
+    }
     rows, _ = parse_rows(records, "quad")
     assert [r.responses[0] for r in rows] == ["source", None, "source"]
 
@@ -93,5 +95,15 @@ def test_scores_by_a_verifier_keep_ready_rewards():
 
 def test_responses_carry_what_their_prompts_know():
     prompts = [{"prompt_id": "p", "prompt": "?", "answer": "4", "skill": "add"}]
-    carried = select.carry(prompts, [response("p", 1.0), response("other", 1.0)])
+    drops = Counter[str]()
+    carried = select.carry(prompts, [response("p", 1.0), response("other", 1.0)], drops)
     assert [(r["answer"], r["skill"], r["reward"]) for r in carried] == [("4", "add", 1.0)]
+    assert drops == {"response to another prompt": 1}
+
+
+def test_responses_without_the_prompts_own_ids_are_found_by_text():
+    prompts = [{"prompt_id": "p1", "prompt": "question a", "answer": "4"}]
+    given = parse_responses([{"prompt": "question a", "source_model": "s", "response": "4"}])
+    assert [(r["prompt_id"], r["answer"]) for r in select.carry(prompts, given, Counter())] == [("p1", "4")]
+    with pytest.raises(InputError, match="no response belongs to any of the prompts"):
+        select.carry(prompts, parse_responses([{"prompt": "b", "source_model": "s", "response": "4"}]), Counter())

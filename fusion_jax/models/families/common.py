@@ -80,7 +80,13 @@ def common_from_hf(values: Mapping[str, Any]) -> dict[str, Any]:
         raise InputError(
             f"activation '{activation}' is not supported", field="hidden_act", cure=f"Known: {', '.join(known)}"
         )
-    classifier = any("SequenceClassification" in name for name in values.get("architectures") or ())
+    architectures = values.get("architectures") or ()
+    if not all(name.endswith(("ForCausalLM", "ForSequenceClassification")) for name in architectures):
+        raise InputError(
+            f"{', '.join(architectures)} is not supported", field="architectures",
+            cure="Known: ...ForCausalLM, ...ForSequenceClassification",
+        )  # fmt: skip
+    classifier = any("SequenceClassification" in name for name in architectures)
     labels = len(values["id2label"]) if values.get("id2label") else int(values.get("num_labels") or 2)
     return {
         "model_type": values["model_type"],

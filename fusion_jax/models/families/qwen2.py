@@ -15,7 +15,7 @@ def from_hf(values: dict[str, Any]) -> DecoderConfig:
     common = common_from_hf(values)
     layers = common["num_layers"]
     window = int(values.get("sliding_window") or 0) if values.get("use_sliding_window") else 0
-    first = int(values.get("max_window_layers") or 28)
+    first = int(values.get("max_window_layers", 28))
     kinds = values.get("layer_types") or [
         "sliding_attention" if i >= first else "full_attention" for i in range(layers)
     ]

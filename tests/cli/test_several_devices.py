@@ -1,0 +1,50 @@
+"""The command line on 8 virtual devices does what it does on one, and in-step references mean what stored ones do."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fusion_jax.data.jsonl import read_jsonl
+from tests.small import command, pairs, small_folder, write
+
+
+def train(tmp_path: Path, out: str, devices: int, *more: str) -> subprocess.CompletedProcess[str]:
+    options = [
+        "--model", str(tmp_path / "model"), "--data", str(tmp_path / "pairs.jsonl"), "--out", str(tmp_path / out),
+        "--train.batch-size", "8", "--train.mesh-tensor", "2" if devices > 1 else "1", "--train.log-every", "1",
+        "--train.eval-every", "3", *more,
+    ]  # fmt: skip
+    env = os.environ | {
+        "JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"
+    }  # fmt: skip
+    return subprocess.run(command("dpo", *options), env=env, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("devices")
+    small_folder(path / "model", num_kv_heads=2)
+    write(path / "pairs.jsonl", pairs(44))
+    done = train(path, "one", 1)
+    assert done.returncode == 0, done.stderr
+    return path
+
+
+@pytest.mark.parametrize("out, devices, more", [("eight", 8, []), ("in-step", 1, ["--train.reference", "in-step"])])
+def test_same_metrics(folder, out, devices, more):
+    done = train(folder, out, devices, *more)
+    assert done.returncode == 0, done.stderr
+    ours, one = (read_jsonl(folder / name / "metrics.jsonl") for name in (out, "one"))
+    assert len(one) >= 6 and [r.keys() for r in ours] == [r.keys() for r in one]
+    for a, b in zip(ours, one, strict=True):
+        np.testing.assert_allclose([a[k] for k in b], list(b.values()), rtol=2e-3, atol=2e-5)
+
+
+def test_a_micro_batch_that_does_not_divide_is_refused(folder):
+    done = train(folder, "odd", 8, "--train.micro-batches", "4")
+    assert done.returncode == 2 and "a micro-batch of 2 examples does not divide over 4 devices" in done.stderr
