@@ -2,7 +2,7 @@
 
     python experiments/wrpo.py                                            # built-in miniatures, a CPU, minutes
     python experiments/wrpo.py --preset llama3-8b --target META-LLAMA-3-8B-INSTRUCT \
-        --responses responses.jsonl --reward-model ARMORM --out runs/a    # ready source responses
+        --responses responses.jsonl --reward-model REWARD-MODEL --out runs/a    # ready source responses
     python experiments/wrpo.py --preset llama3-8b --target TARGET-SFT --quadruples quads.jsonl --out runs/b
 
 Hardware and time: `tiny` 2 CPU cores, about 80 s, 1.5 GB; `llama3-8b` is for a TPU slice (not timed yet).

@@ -183,7 +183,7 @@ def _map_with_path(fn: Any, tree: dict[str, Any], prefix: tuple[str, ...] = ()) 
 
 def _slice(entry: TensorEntry, index: tuple[slice, ...], transpose: bool, dtype: Any) -> np.ndarray:
     value = entry.read(index[::-1] if transpose else index)
-    return np.ascontiguousarray((value.T if transpose else value).astype(dtype))
+    return np.ascontiguousarray((value.T if transpose else value).astype(dtype, copy=False))
 
 
 def save(
@@ -230,7 +230,7 @@ def _planned(model: Model, dtype: np.dtype) -> Iterator[PlannedTensor]:
 
         def fetch(tensor: HfTensor = tensor, value: Array = value) -> np.ndarray:
             one = value if tensor.layer is None else value[tensor.layer]
-            host = np.asarray(one).astype(dtype)
+            host = np.asarray(one).astype(dtype, copy=False)
             return host.T if tensor.transpose else host
 
         yield PlannedTensor(tensor.name, dtype, shape[::-1] if tensor.transpose else shape, fetch)
