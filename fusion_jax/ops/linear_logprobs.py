@@ -9,6 +9,7 @@ O(N * chunk) instead of O(N * V); the price is one extra matmul in four.
 from __future__ import annotations
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -32,25 +33,27 @@ def linear_logprobs(
     Args:
       hidden: [..., D] states that predict the labels, any float dtype.
       kernel: [V, D] head, cast to the dtype of `hidden`; logits are accumulated in at least float32.
-      labels: int[...] in [0, V).
+      labels: int[...] in [0, V), or int[..., K] for the log-probs of K entries of each position.
       soft_cap: Gemma-2's c * tanh(logits / c).
       vocab_shards: in how many parts the mesh splits V; every chunk takes an equal slice of each part, so that no
         part of the head moves between devices.
       chunk: vocabulary entries at once; by default what keeps N * chunk near `CHUNK_ELEMENTS`.
 
     Returns:
-      (logprobs[...], logsumexp[...]), float32 (float64 for float64 input); both are differentiable.
+      (logprobs in the shape of `labels`, logsumexp[...]), float32 (float64 for float64 input); both are
+      differentiable.
     """
-    shape, dim = labels.shape, hidden.shape[-1]
-    count = max(labels.size, 1)
+    shape, dim = hidden.shape[:-1], hidden.shape[-1]
+    count = max(math.prod(shape), 1)
     per_shard = -(-kernel.shape[0] // vocab_shards)
     wanted = chunk if chunk is not None else max(CHUNK_ELEMENTS // count, 256)
     chunks = _chunk_count(per_shard, max(min(-(-wanted // vocab_shards), per_shard), 1))
     if labels.size == 0:
         empty = jnp.zeros(shape, _accumulator(hidden.dtype))
-        return empty, empty
-    logprobs, logsumexp = _logprobs(hidden.reshape(-1, dim), kernel, labels.reshape(-1), soft_cap, vocab_shards, chunks)
-    return logprobs.reshape(shape), logsumexp.reshape(shape)
+        return jnp.zeros(labels.shape, empty.dtype), empty
+    entries = labels.reshape(count, -1)
+    logprobs, logsumexp = _logprobs(hidden.reshape(-1, dim), kernel, entries, soft_cap, vocab_shards, chunks)
+    return logprobs.reshape(labels.shape), logsumexp.reshape(shape)
 
 
 def _accumulator(dtype: jnp.dtype) -> jnp.dtype:
@@ -88,6 +91,31 @@ def _chunk_logits(hidden: Array, part: Array, ids: Array, vocab: int, cap: float
     return jnp.where(ids < vocab, logits, -jnp.inf)
 
 
+def _inside(labels: Array, ids: Array) -> tuple[Array, Array]:
+    """Where labels [N, K] lie in a chunk: places [N, shards, K], Vc for those that lie elsewhere, and which do not."""
+    places = labels[:, None, :] - ids[:, 0][None, :, None]
+    inside = (places >= 0) & (places < ids.shape[1])
+    return jnp.where(inside, places, ids.shape[1]), inside
+
+
+def _picked(logits: Array, labels: Array, ids: Array) -> Array:
+    """The chunk's logits of the labels, 0 for those outside it: [N, K]."""
+    if labels.shape[1] == 1:  # a comparison fuses with what else is done to the logits; a gather does not
+        return jnp.where(ids == labels[:, :, None], logits, 0.0).sum((1, 2))[:, None]
+    places, inside = _inside(labels, ids)
+    found = jnp.take_along_axis(logits, jnp.minimum(places, ids.shape[1] - 1), 2)
+    return jnp.where(inside, found, 0.0).sum(1)
+
+
+def _spread(d_logits: Array, values: Array, labels: Array, ids: Array) -> Array:
+    """`d_logits` [N, shards, Vc] with the labels' values [N, K] added at their places."""
+    if labels.shape[1] == 1:
+        return d_logits + jnp.where(ids == labels[:, :, None], values[:, :, None], 0.0)
+    places, _ = _inside(labels, ids)
+    add = jax.vmap(jax.vmap(lambda row, at, value: row.at[at].add(value, mode="drop"), (0, 0, None)))
+    return add(d_logits, places, values)
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
 def _logprobs(
     hidden: Array, kernel: Array, labels: Array, cap: float | None, shards: int, chunks: int
@@ -106,15 +134,14 @@ def _forward(
         logits = _chunk_logits(hidden, part, ids, vocab, cap)
         new_peak = jnp.maximum(peak, logits.max((1, 2)))
         total = total * jnp.exp(peak - new_peak) + jnp.exp(logits - new_peak[:, None, None]).sum((1, 2))
-        hit = ids == labels[:, None, None]
-        label_logit += jnp.where(hit, logits, 0.0).sum((1, 2))
+        label_logit += _picked(logits, labels, ids)
         return (new_peak, total, label_logit), None
 
     rows = labels.shape[0]
-    start = (jnp.full(rows, jnp.finfo(dtype).min, dtype), jnp.zeros(rows, dtype), jnp.zeros(rows, dtype))
+    start = (jnp.full(rows, jnp.finfo(dtype).min, dtype), jnp.zeros(rows, dtype), jnp.zeros(labels.shape, dtype))
     (peak, total, label_logit), _ = lax.scan(body, start, _split(kernel, shards, chunks))
     logsumexp = peak + jnp.log(total)
-    return (label_logit - logsumexp, logsumexp), (hidden, kernel, labels, logsumexp)
+    return (label_logit - logsumexp[:, None], logsumexp), (hidden, kernel, labels, logsumexp)
 
 
 def _backward(
@@ -127,14 +154,13 @@ def _backward(
     hidden, kernel, labels, logsumexp = saved
     g_logprob, g_logsumexp = cotangents
     vocab, dtype = kernel.shape[0], logsumexp.dtype
-    g_probs = g_logsumexp - g_logprob
+    g_probs = g_logsumexp - g_logprob.sum(1)
 
     def body(d_hidden: Array, chunk: tuple[Array, Array]) -> tuple[Array, Array]:
         part, ids = chunk
         logits = _chunk_logits(hidden, part, ids, vocab, cap)
         probs = jnp.exp(logits - logsumexp[:, None, None])
-        d_logits = g_probs[:, None, None] * probs
-        d_logits += jnp.where(ids == labels[:, None, None], g_logprob[:, None, None], 0.0)
+        d_logits = _spread(g_probs[:, None, None] * probs, g_logprob, labels, ids)
         if cap is not None:
             d_logits *= 1.0 - (jnp.where(ids < vocab, logits, 0.0) / cap) ** 2
         d_logits = d_logits.astype(hidden.dtype)

@@ -228,7 +228,13 @@ def test_weights_that_are_not_finite(model, tmp_path, capsys):
     broken.params["final_norm"]["scale"] = jnp.full(32, jnp.nan)
     save(broken, tmp_path / "nan")
     file = write(tmp_path / "pairs.jsonl", pairs(12))
-    fails(dpo, dpo_args(tmp_path / "nan", file, tmp_path / "a"), capsys, "record largest-train-0-0", "log-probs that are not finite")
+    fails(
+        dpo,
+        dpo_args(tmp_path / "nan", file, tmp_path / "a"),
+        capsys,
+        "record largest-train-0-0",
+        "log-probs that are not finite",
+    )
     args = dpo_args(tmp_path / "nan", file, tmp_path / "b", "--loss.loss", "simpo")
     line = fails(dpo, args, capsys, "loss or gradient of step 0 is not finite", "their log-probs are not finite")
     assert any(r["prompt_id"] in line for r in pairs(12))

@@ -73,3 +73,27 @@ def test_the_program_holds_no_array_of_all_logits():
     sizes = [int(np.prod(v.aval.shape)) for eqn in jax.make_jaxpr(step)(hidden, kernel).jaxpr.eqns for v in eqn.outvars]
     assert max(sizes) < 4 * 128 * 8192
     assert step.lower(hidden, kernel).compile().memory_analysis().temp_size_in_bytes < 4 * 128 * 8192 * 4 / 4
+
+
+@pytest.mark.parametrize("shards", [1, 2])
+def test_several_entries_a_position(shards):
+    """[..., K] labels: log-probs of each, and gradients, as one call a column gives them; repeated ids included."""
+    with jax.enable_x64(True):
+        rng = np.random.default_rng(4)
+        hidden, kernel = jnp.asarray(rng.normal(size=(3, 5, 8))), jnp.asarray(rng.normal(size=(30, 8)))
+        ids, weights = jnp.asarray(rng.integers(0, 30, (3, 5, 4))), jnp.asarray(rng.normal(size=(3, 5, 4)))
+        ids = ids.at[0, 0, 1].set(ids[0, 0, 0])
+
+        def together(hidden, kernel):
+            logprobs, lse = linear_logprobs(hidden, kernel, ids, soft_cap=3.0, vocab_shards=shards, chunk=7)
+            return (logprobs * weights).sum() + (lse**2).sum()
+
+        def apart(hidden, kernel):
+            columns = [linear_logprobs(hidden, kernel, ids[..., k], soft_cap=3.0)[0] for k in range(4)]
+            lse = linear_logprobs(hidden, kernel, ids[..., 0], soft_cap=3.0)[1]
+            return (jnp.stack(columns, -1) * weights).sum() + (lse**2).sum()
+
+        (a, da), (b, db) = (jax.value_and_grad(f, (0, 1))(hidden, kernel) for f in (together, apart))
+        np.testing.assert_allclose(a, b, rtol=1e-12)
+        for x, y in zip(da, db, strict=True):
+            np.testing.assert_allclose(x, y, atol=1e-12)

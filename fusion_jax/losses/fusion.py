@@ -1,0 +1,136 @@
+"""Fusion of teachers' next-token distributions: sparse targets, MinCE and AvgCE, cross-entropy and KL.
+
+FuseLLM (arXiv 2401.10491) and FuseChat (arXiv 2408.07990); sections 8 and 9 of the specification. A target is the few
+entries that a teacher gave mass to: no array over the vocabulary exists.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from fusion_jax.losses.reductions import Mean, divide, weighted
+
+Array = jax.Array
+Rounding = Literal["none", "bfloat16"]
+
+
+class Target(NamedTuple):
+    """A sparse distribution a position. ids: int32[...,K], different within a position where probs [...,K] is not 0."""
+
+    ids: Array
+    probs: Array
+
+
+def _rounded(x: Array, rounding: Rounding) -> Array:
+    """To bfloat16 and back, as the official code stores it, or as it is."""
+    return jax.lax.reduce_precision(x, 8, 7) if rounding == "bfloat16" else x
+
+
+def teacher_target(
+    ids: Array, logits: Array, counts: Array, *, temperature: float = 1.0, rounding: Rounding = "none"
+) -> Target:
+    """softmax(logits / temperature) over the first `counts` [...] of the K entries of each position (section 8).
+
+    A position of count 0 has no mass: see `filled`.
+    """
+    exists = jnp.arange(ids.shape[-1]) < counts[..., None]
+    scaled = _rounded(_rounded(logits.astype(jnp.float32), rounding) / temperature, rounding)
+    weights = jax.nn.softmax(jnp.where(exists, scaled, jnp.finfo(jnp.float32).min), -1)
+    return Target(ids, jnp.where(exists, _rounded(weights, rounding), 0.0))
+
+
+def filled(target: Target, pivot: Target) -> Target:
+    """The target with the pivot's own distribution where it is empty; the wider K of the two."""
+    width = max(target.ids.shape[-1], pivot.ids.shape[-1])
+    target, pivot = _widened(target, width), _widened(pivot, width)
+    empty = (target.probs == 0).all(-1, keepdims=True)
+    return Target(*(jnp.where(empty, p, t) for p, t in zip(pivot, target, strict=True)))
+
+
+def _widened(target: Target, width: int) -> Target:
+    pad = [(0, 0)] * (target.ids.ndim - 1) + [(0, width - target.ids.shape[-1])]
+    return Target(jnp.pad(target.ids, pad), jnp.pad(target.probs, pad))
+
+
+def rewards(metrics: Array, *, rounding: Rounding = "none") -> Array:
+    """1 / exp(metric) of every teacher: its mean cross-entropy on the text turned into a score (section 9)."""
+    return _rounded(1.0 / _rounded(jnp.exp(_rounded(metrics, rounding)), rounding), rounding)
+
+
+def min_ce(targets: list[Target], scores: Array, *, ties: Literal["first", "last"] = "first") -> Target:
+    """The target of the teacher with the highest score (MinCE).
+
+    Args:
+      targets: n targets of shape [B,T,K].
+      scores: float[n,B], one choice a sample, or float[n,B,T], one a token; see `rewards`.
+      ties: which of equal teachers wins; "last" is what the official code does for two sources without the pivot.
+    """
+    width = max(t.ids.shape[-1] for t in targets)
+    best = jnp.argmax(scores, 0) if ties == "first" else len(targets) - 1 - jnp.argmax(scores[::-1], 0)
+    best = best.reshape(*best.shape, *(1,) * (targets[0].ids.ndim - best.ndim))
+    chosen = _widened(targets[0], width)
+    for number, target in enumerate(targets[1:], 1):
+        chosen = Target(*(jnp.where(best == number, t, c) for t, c in zip(_widened(target, width), chosen)))
+    return chosen
+
+
+def avg_ce(targets: list[Target], scores: Array, *, rounding: Rounding = "none") -> Target:
+    """The mean of the targets under softmax(scores) over the teachers (AvgCE); entries of one id become one.
+
+    Args:
+      targets: n targets of shape [B,T,K].
+      scores: float[n,B] or [n,B,T]; see `rewards`.
+    """
+    weights = _rounded(jax.nn.softmax(scores, 0), rounding)
+    weights = weights.reshape(*weights.shape, *(1,) * (targets[0].ids.ndim + 1 - weights.ndim))
+    ids = jnp.concatenate([t.ids for t in targets], -1)
+    probs = jnp.zeros(ids.shape, weights.dtype)
+    for target, weight in zip(targets, weights, strict=True):
+        share = _rounded(weight * target.probs, rounding)
+        same = ids[..., :, None] == target.ids[..., None, :]
+        probs = _rounded(probs + (same * share[..., None, :]).sum(-1), rounding)
+    earlier = jnp.tril(jnp.ones((ids.shape[-1],) * 2, bool), -1)
+    repeats = ((ids[..., :, None] == ids[..., None, :]) & earlier).any(-1)
+    return Target(ids, jnp.where(repeats, 0.0, probs))
+
+
+def divergence(
+    logprobs: Array, target: Target, mask: Array, *, kind: Literal["ce", "kl"] = "ce", rounding: Rounding = "none"
+) -> Mean:
+    """Cross-entropy -sum t log p, or forward KL sum t (log t - log p), of the positions where `mask` [B,T] is 1.
+
+    Args:
+      logprobs: float[B,T,K], the student's log-probs of `target.ids`. Mass that the target does not list counts as 0,
+        and a target that does not sum to 1 is taken as it is.
+    """
+    values = -(target.probs * logprobs).sum(-1)
+    if kind == "kl":
+        safe = jnp.where(target.probs > 0, target.probs, 1.0)
+        values += _rounded(target.probs * _rounded(jnp.log(safe), rounding), rounding).sum(-1)
+    return weighted(values, mask)
+
+
+def fused_loss(language: Mean, fusion: Mean, weights: tuple[Array | float, Array | float]) -> Mean:
+    """weights[0] * L_LM + weights[1] * L_fuse of a micro-batch, each its own mean; it counts as one (section 9)."""
+    total = weights[0] * divide(language) + weights[1] * divide(fusion)
+    return Mean(total, jnp.ones_like(total))
+
+
+def scheduled_weights(
+    step: Array | int, *, weight: float, num_steps: int, schedule: Literal["hard", "hard_and_decay"] = "hard"
+) -> tuple[Array | float, Array | float]:
+    """(lambda, 1 - lambda) of a step: constant, or lambda rising linearly to 1, when the fusion loss has faded out."""
+    progress = step / max(num_steps, 1) if schedule == "hard_and_decay" else 0.0
+    now = weight + (1.0 - weight) * progress
+    return now, 1.0 - now
+
+
+def soft_weights(
+    scores: Array, fusion: Literal["mince", "avgce"], *, rounding: Rounding = "none"
+) -> tuple[Array, Array]:
+    """(1 - m, m) with m the maximum (MinCE) or mean (AvgCE) of the teachers' scores [n] of one sample (batch 1)."""
+    share = scores.max(0) if fusion == "mince" else _rounded(scores.mean(0), rounding)
+    return _rounded(1.0 - share, rounding), share
