@@ -1,0 +1,1 @@
+"""Alignment of tokenizers: one text in two tokenisations, one vocabulary mapped onto another."""
