@@ -33,12 +33,10 @@ class Alignment(NamedTuple):
     cost: float
 
 
-def align(
-    pivot_ids: Ids, source_ids: Ids, pivot: TokenizerView, source: TokenizerView, variant: Variant
-) -> Alignment:
+def align(pivot_ids: Ids, source_ids: Ids, pivot: TokenizerView, source: TokenizerView, variant: Variant) -> Alignment:
     """The cheapest monotone path that uses every token of both sides, with the ties of the official code.
 
-    Time and memory grow with m * n: about 35 ms and 2 * (m + n) * n bytes for the directions.
+    Time and memory grow with m * n: (m + n) * n bytes of directions, some 40 ms at 2048 tokens a side.
 
     Args:
       pivot_ids, source_ids: int[m] and int[n], without padding.
@@ -66,7 +64,7 @@ def checked_ids(ids: Ids, view: TokenizerView, field: str) -> np.ndarray:
     if array.size and (array.ndim != 1 or array.dtype.kind not in "iu"):
         raise InputError("token ids must be integers in one dimension", field=field)
     array = array.reshape(-1).astype(np.int64)
-    if array.size and not (0 <= array.min() and array.max() < view.size):
+    if array.size and not (array.min() >= 0 and array.max() < view.size):
         outside = array[(array < 0) | (array >= view.size)][0]
         raise InputError(
             f"token id {outside} is not among the tokenizer's {view.size}", field=field,
@@ -181,9 +179,9 @@ def _trace(steps: np.ndarray, n: int, m: int, up_before_left: bool) -> tuple[np.
 
 
 class _Places(NamedTuple):
-    """Where tokens end: of the text tokens `index` the `ends`; the others as {(text before it, how manieth): index}."""
+    """Where tokens end: the text tokens and their ends; the others as {(text before it, how manieth there): token}."""
 
-    index: np.ndarray
+    text: np.ndarray
     ends: np.ndarray
     empty: dict[tuple[int, int], int]
 
@@ -229,8 +227,8 @@ def byte_offsets(pivot_spans: np.ndarray, source_spans: np.ndarray) -> Alignment
     common = np.intersect1d(pivot.ends, source.ends)
     groups, of_source = np.searchsorted(common, pivot.ends), np.searchsorted(common, source.ends)
     inside = groups < len(common)
-    first[pivot.index[inside]] = source.index[np.searchsorted(of_source, groups[inside], "left")]
-    last[pivot.index[inside]] = source.index[np.searchsorted(of_source, groups[inside], "right") - 1]
+    first[pivot.text[inside]] = source.text[np.searchsorted(of_source, groups[inside], "left")]
+    last[pivot.text[inside]] = source.text[np.searchsorted(of_source, groups[inside], "right") - 1]
     for place, index in pivot.empty.items():
         if place in source.empty:
             first[index] = last[index] = source.empty[place]

@@ -26,7 +26,7 @@ class TokenizerView:
     bos, eos, unk, pad: ids of the special tokens, None where there is none.
 
     Raises:
-      InputError: the tables differ in length, the mark is not one character, a special id is not in the tables.
+      InputError: the tables are empty or differ in length, the mark is not one character, a special id is not in them.
     """
 
     pieces: tuple[str, ...]
@@ -38,8 +38,12 @@ class TokenizerView:
     pad: int | None = None
 
     def __post_init__(self) -> None:
+        if not any(self.pieces):
+            raise InputError("there is no piece", field="pieces")
         if len(self.pieces) != len(self.decoded):
-            raise InputError(f"there are {len(self.pieces)} pieces but {len(self.decoded)} decoded ids", field="decoded")
+            raise InputError(
+                f"there are {len(self.pieces)} pieces but {len(self.decoded)} decoded ids", field="decoded"
+            )
         if len(self.mark) != 1:
             raise InputError(f"{self.mark!r} is not one character", field="mark")
         for name in ("bos", "eos", "unk", "pad"):
@@ -56,9 +60,7 @@ class TokenizerView:
 def view_of(tokenizer: PreTrainedTokenizerBase) -> TokenizerView:
     """The view of a transformers tokenizer, added tokens included."""
     vocabulary: dict[str, int] = tokenizer.get_vocab()
-    if not vocabulary:
-        raise InputError("the tokenizer has an empty vocabulary", field="tokenizer")
-    pieces = [""] * (max(vocabulary.values()) + 1)
+    pieces = [""] * (max(vocabulary.values(), default=-1) + 1)
     for piece, number in vocabulary.items():
         pieces[number] = piece
     decoded = (tokenizer.decode([number]) if piece else "" for number, piece in enumerate(pieces))

@@ -34,7 +34,9 @@ def ids(name: str, case: dict[str, Any]) -> list[int]:
     return DATA["tokenizations"][name][mode][str(case["text"])]["ids"]
 
 
-@pytest.mark.parametrize("case", DATA["alignments"], ids=lambda c: f"{c['function']}-{c['pivot']}-{c['source']}-{c['text']}")
+@pytest.mark.parametrize(
+    "case", DATA["alignments"], ids=lambda c: f"{c['function']}-{c['pivot']}-{c['source']}-{c['text']}"
+)
 def test_alignment(case):
     pivot, source = case["pivot"], case["source"]
     found = align(ids(pivot, case), ids(source, case), view(pivot), view(source), case["function"])
