@@ -1,5 +1,6 @@
 """Losses: pure functions of log-probabilities, with their metrics. Sums and weights travel together."""
 
+from fusion_jax.losses import fusion
 from fusion_jax.losses.preference import (
     Pair,
     Quad,
@@ -17,6 +18,6 @@ from fusion_jax.losses.schedules import alpha_at, learning_rate
 from fusion_jax.losses.sft import sft
 
 __all__ = [
-    "Mean", "Pair", "Quad", "alpha_at", "divide", "dpo", "hinge", "ipo", "learning_rate", "sft", "simpo",
+    "Mean", "Pair", "Quad", "alpha_at", "divide", "dpo", "fusion", "hinge", "ipo", "learning_rate", "sft", "simpo",
     "two_positives", "weighted", "wrpo", "wrpo_ipo", "wrpo_simpo",
 ]  # fmt: skip
