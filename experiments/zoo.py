@@ -26,13 +26,14 @@ from fusion_jax.data.examples import TextSettings, make_examples
 from fusion_jax.data.records import Row
 from fusion_jax.data.tokenise import TokeniseSettings
 from fusion_jax.evals.accuracy import evaluate
+from fusion_jax.files import write_json
 from fusion_jax.models.folder import Model, load, save
 from fusion_jax.models.parameters import init_params
 from fusion_jax.settings import run as run_experiment
 from fusion_jax.settings import to_json
 from fusion_jax.train.objectives import sft_objective
 from fusion_jax.train.optimise import TrainSettings, optimise
-from fusion_jax.train.run_folder import RunFolder, open_run, write_json
+from fusion_jax.train.run_folder import RunFolder, open_run
 from fusion_jax.train.state import OptimizerSettings
 from fusion_jax.zoo.specs import SPECS, ZooSpec
 from fusion_jax.zoo.tasks import SKILLS, STYLES, corpus, in_style, mixture, prompts

@@ -19,6 +19,7 @@ from rapidfuzz.process import cdist, cpdist
 from fusion_jax.align.sequences import Alignment, Ids, checked_ids
 from fusion_jax.align.views import TokenizerView, delete_marks, fingerprint, replace_marks
 from fusion_jax.errors import InputError
+from fusion_jax.files import replacing
 
 Kind = Literal["exact", "mined", "cooccurrence", "statistics"]
 Weight = Literal["code", "inverse", "max_count"]
@@ -42,16 +43,8 @@ class VocabMap:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the map as JSON; the file appears only when all of it is on the disk."""
-        target = Path(path)
-        temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-        try:
-            with open(temporary, "w", encoding="utf-8") as out:
-                json.dump({**vars(self), "ids": self.ids.tolist()}, out)
-                out.flush()
-                os.fsync(out.fileno())
-            os.replace(temporary, target)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with replacing(path) as temporary, open(temporary, "w", encoding="utf-8") as out:
+            json.dump({**vars(self), "ids": self.ids.tolist()}, out)
 
 
 def _map(ids: np.ndarray, kind: Kind, pivot: TokenizerView, source: TokenizerView) -> VocabMap:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fusion_jax.errors import InputError
+from fusion_jax.files import replacing
 
 Record = dict[str, Any]
 
@@ -59,17 +60,9 @@ def read_jsonl(path: str | os.PathLike[str]) -> list[Record]:
 
 def write_jsonl(path: str | os.PathLike[str], records: Iterable[Record]) -> None:
     """Write the records; the file appears only when all of them are on the disk."""
-    target = Path(path)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "w", encoding="utf-8") as out:
-            for record in records:
-                out.write(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n")
-            out.flush()
-            os.fsync(out.fileno())
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as temporary, open(temporary, "w", encoding="utf-8") as out:
+        for record in records:
+            out.write(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def content_hash(records: Iterable[Record]) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 
 from fusion_jax.data.jsonl import Record, read_jsonl
 from fusion_jax.errors import InputError
+from fusion_jax.files import replacing
 
 
 def load_records(source: str, *, split: str = "train") -> list[Record]:
@@ -101,17 +102,13 @@ def write_array_record(path: str | os.PathLike[str], records: Iterable[Record]) 
     """Write records to an array_record file, whole or not at all; returns how many."""
     from array_record.python.array_record_module import ArrayRecordWriter
 
-    target = Path(path)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    writer, count = ArrayRecordWriter(os.fspath(temporary), "group_size:1"), 0
-    try:
-        for record in records:
-            writer.write(json.dumps(record, ensure_ascii=False, allow_nan=False).encode())
-            count += 1
-        writer.close()
-        os.replace(temporary, target)
-    finally:
-        if writer.is_open():
+    count = 0
+    with replacing(path) as temporary:
+        writer = ArrayRecordWriter(os.fspath(temporary), "group_size:1")
+        try:
+            for record in records:
+                writer.write(json.dumps(record, ensure_ascii=False, allow_nan=False).encode())
+                count += 1
+        finally:
             writer.close()
-        temporary.unlink(missing_ok=True)
     return count

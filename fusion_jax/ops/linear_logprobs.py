@@ -45,15 +45,20 @@ def linear_logprobs(
     """
     shape, dim = hidden.shape[:-1], hidden.shape[-1]
     count = max(math.prod(shape), 1)
-    per_shard = -(-kernel.shape[0] // vocab_shards)
-    wanted = chunk if chunk is not None else max(CHUNK_ELEMENTS // count, 256)
-    chunks = _chunk_count(per_shard, max(min(-(-wanted // vocab_shards), per_shard), 1))
+    chunks = chunk_plan(kernel.shape[0], count, vocab_shards, chunk)
     if labels.size == 0:
         empty = jnp.zeros(shape, _accumulator(hidden.dtype))
         return jnp.zeros(labels.shape, empty.dtype), empty
     entries = labels.reshape(count, -1)
     logprobs, logsumexp = _logprobs(hidden.reshape(-1, dim), kernel, entries, soft_cap, vocab_shards, chunks)
     return logprobs.reshape(labels.shape), logsumexp.reshape(shape)
+
+
+def chunk_plan(vocab: int, rows: int, shards: int, chunk: int | None) -> int:
+    """Into how many chunks a vocabulary is cut for `rows` positions at once."""
+    per_shard = -(-vocab // shards)
+    wanted = chunk if chunk is not None else max(CHUNK_ELEMENTS // max(rows, 1), 256)
+    return _chunk_count(per_shard, max(min(-(-wanted // shards), per_shard), 1))
 
 
 def _accumulator(dtype: jnp.dtype) -> jnp.dtype:
@@ -66,7 +71,7 @@ def _chunk_count(size: int, wanted: int) -> int:
     return next((n for n in range(least, min(2 * least, size) + 1) if size % n == 0), least)
 
 
-def _split(kernel: Array, shards: int, chunks: int) -> tuple[Array, Array]:
+def split_head(kernel: Array, shards: int, chunks: int) -> tuple[Array, Array]:
     """[V, D] -> chunked [chunks, shards, Vc, D] and the vocabulary ids [chunks, shards, Vc] of its rows."""
     vocab, dim = kernel.shape
     per_chunk = -(-vocab // (shards * chunks))
@@ -78,11 +83,11 @@ def _split(kernel: Array, shards: int, chunks: int) -> tuple[Array, Array]:
 
 
 def _merge(chunked: Array, vocab: int) -> Array:
-    """The inverse of `_split` for gradients."""
+    """The inverse of `split_head` for gradients."""
     return chunked.swapaxes(0, 1).reshape(-1, chunked.shape[-1])[:vocab]
 
 
-def _chunk_logits(hidden: Array, part: Array, ids: Array, vocab: int, cap: float | None) -> Array:
+def chunk_logits(hidden: Array, part: Array, ids: Array, vocab: int, cap: float | None) -> Array:
     """Logits [N, shards, Vc] of one chunk; entries that only pad the vocabulary are -inf."""
     logits = jnp.einsum(
         "nd,svd->nsv", hidden, part.astype(hidden.dtype), preferred_element_type=_accumulator(hidden.dtype)
@@ -131,7 +136,7 @@ def _forward(
     def body(carry: tuple[Array, Array, Array], chunk: tuple[Array, Array]) -> tuple[tuple, None]:
         peak, total, label_logit = carry
         part, ids = chunk
-        logits = _chunk_logits(hidden, part, ids, vocab, cap)
+        logits = chunk_logits(hidden, part, ids, vocab, cap)
         new_peak = jnp.maximum(peak, logits.max((1, 2)))
         total = total * jnp.exp(peak - new_peak) + jnp.exp(logits - new_peak[:, None, None]).sum((1, 2))
         label_logit += _picked(logits, labels, ids)
@@ -139,7 +144,7 @@ def _forward(
 
     rows = labels.shape[0]
     start = (jnp.full(rows, jnp.finfo(dtype).min, dtype), jnp.zeros(rows, dtype), jnp.zeros(labels.shape, dtype))
-    (peak, total, label_logit), _ = lax.scan(body, start, _split(kernel, shards, chunks))
+    (peak, total, label_logit), _ = lax.scan(body, start, split_head(kernel, shards, chunks))
     logsumexp = peak + jnp.log(total)
     return (label_logit - logsumexp[:, None], logsumexp), (hidden, kernel, labels, logsumexp)
 
@@ -158,7 +163,7 @@ def _backward(
 
     def body(d_hidden: Array, chunk: tuple[Array, Array]) -> tuple[Array, Array]:
         part, ids = chunk
-        logits = _chunk_logits(hidden, part, ids, vocab, cap)
+        logits = chunk_logits(hidden, part, ids, vocab, cap)
         probs = jnp.exp(logits - logsumexp[:, None, None])
         d_logits = _spread(g_probs[:, None, None] * probs, g_logprob, labels, ids)
         if cap is not None:
@@ -168,7 +173,7 @@ def _backward(
         d_part = jnp.einsum("nsv,nd->svd", d_logits, hidden, preferred_element_type=dtype)
         return d_hidden, d_part.astype(kernel.dtype)
 
-    d_hidden, d_chunks = lax.scan(body, jnp.zeros(hidden.shape, dtype), _split(kernel, shards, chunks))
+    d_hidden, d_chunks = lax.scan(body, jnp.zeros(hidden.shape, dtype), split_head(kernel, shards, chunks))
     return d_hidden.astype(hidden.dtype), _merge(d_chunks, vocab), None
 
 

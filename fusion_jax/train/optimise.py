@@ -17,13 +17,14 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from fusion_jax.data.batches import Buckets, Example, TokenBatch, buckets_of, collate
 from fusion_jax.data.order import batch_order, host_rows, num_steps
 from fusion_jax.errors import InputError
+from fusion_jax.files import read_json, write_json
 from fusion_jax.losses.reductions import Mean, divide
 from fusion_jax.losses.schedules import learning_rate
 from fusion_jax.models.folder import Model
 from fusion_jax.sharding import make_mesh
 from fusion_jax.train.checkpoints import open_checkpoints, restore_state, save_state
 from fusion_jax.train.reference import examples_fingerprint, with_reference
-from fusion_jax.train.run_folder import RunFolder, append_metrics, read_json, truncate_metrics, write_json
+from fusion_jax.train.run_folder import RunFolder, append_metrics, truncate_metrics
 from fusion_jax.train.state import OptimizerSettings, TrainState, init_state, make_optimizer, place_params
 from fusion_jax.train.step import Compute, Objective, make_eval_step, make_train_step, shard_batch
 

@@ -12,8 +12,8 @@ import numpy as np
 
 from fusion_jax.data.batches import Buckets, Example, collate
 from fusion_jax.errors import InputError
+from fusion_jax.files import read_json, write_json
 from fusion_jax.models.config import DecoderConfig
-from fusion_jax.train.run_folder import read_json, write_json
 from fusion_jax.train.state import Params
 from fusion_jax.train.step import Compute, make_score_step, shard_batch
 

@@ -18,6 +18,7 @@ from rich.console import Console
 
 from fusion_jax.data.jsonl import read_jsonl, write_jsonl
 from fusion_jax.errors import InputError
+from fusion_jax.files import read_json, write_json
 
 CONFIG, METRICS, FINISHED = "config.json", "metrics.jsonl", "finished.json"
 
@@ -58,23 +59,6 @@ class RunFolder:
 
     def finish(self) -> None:
         write_json(self.file(FINISHED), {"finished": True})
-
-
-def write_json(path: Path, value: Any) -> None:
-    """A JSON file, whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise InputError(f"is not JSON ({error})", file=path, cure="Restore the file or start a new run") from None
 
 
 def open_run(out: str | os.PathLike[str], config: dict[str, Any], *, resume: bool) -> RunFolder:

@@ -1,0 +1,191 @@
+"""Teachers' distributions as data: the k most probable entries of every position, kept once, read many times.
+
+A store is a folder: store.json, which says what it is of, and array_record parts of safetensors records, each part
+written whole. A store that was cut short goes on at its first missing part (FuseLLM/FuseChat spec section 2.3).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from fusion_jax.errors import InputError
+from fusion_jax.files import read_json, replacing, write_json
+
+DTYPES = {
+    "ids": np.int32, "offsets": np.int32, "topk_ids": np.int32, "topk_logprobs": np.float16, "logsumexp": np.float32,
+    "tail": np.float32, "metric": np.float32,
+}  # fmt: skip
+
+
+class TeacherRow(NamedTuple):
+    """What one teacher says of one text.
+
+    ids: int32[T], the teacher's own tokens; offsets: int32[T,2], their characters in the text.
+    topk_ids: int32[T,K]; topk_logprobs: float16[T,K], falling, of the token that follows; logsumexp: float32[T], of
+    its logits; tail: float32[T], the probability outside the K entries.
+    metric: float32[2], the sum of -log p over the scored tokens, in nats, and their number.
+    """
+
+    ids: np.ndarray
+    offsets: np.ndarray
+    topk_ids: np.ndarray
+    topk_logprobs: np.ndarray
+    logsumexp: np.ndarray
+    tail: np.ndarray
+    metric: np.ndarray
+
+
+@dataclass(frozen=True)
+class StoreIdentity:
+    """What a store is of: model, tokenizer, texts: sha256 of their content; k entries a position; records of texts."""
+
+    model: str
+    tokenizer: str
+    texts: str
+    k: int
+    records: int
+    part_size: int = 256
+
+
+def texts_fingerprint(texts: Sequence[str]) -> str:
+    """sha256 of texts in their order, the same in every process."""
+    digest = hashlib.sha256()
+    for text in texts:
+        raw = text.encode()
+        digest.update(len(raw).to_bytes(8, "little") + raw)
+    return digest.hexdigest()
+
+
+def _part(folder: Path, number: int) -> Path:
+    return folder / f"part-{number:05d}.array_record"
+
+
+def write_store(
+    folder: str | os.PathLike[str],
+    identity: StoreIdentity,
+    rows_of: Callable[[range], Sequence[TeacherRow]],
+    progress: Callable[[int], None] = lambda done: None,
+) -> None:
+    """Write the parts that are not there yet.
+
+    Args:
+      rows_of: the rows of a range of records; asked for one part at a time, in order.
+
+    Raises:
+      InputError: the folder holds a store of something else, or a row is not as `TeacherRow` says.
+    """
+    path = Path(folder)
+    if (path / "store.json").exists():
+        _check_identity(path, identity)
+    elif path.exists() and any(path.iterdir()):
+        raise InputError("holds files but no teacher store", file=path, cure="Choose an empty or new folder")
+    path.mkdir(parents=True, exist_ok=True)
+    write_json(path / "store.json", asdict(identity))
+    for number, start in enumerate(range(0, identity.records, identity.part_size)):
+        wanted = range(start, min(start + identity.part_size, identity.records))
+        if not _part(path, number).exists():
+            rows = rows_of(wanted)
+            if len(rows) != len(wanted):
+                raise ValueError(f"{len(wanted)} rows were asked for, {len(rows)} came")
+            _write_part(_part(path, number), rows, start, identity.k)
+        progress(wanted.stop)
+
+
+def _write_part(path: Path, rows: Sequence[TeacherRow], start: int, k: int) -> None:
+    from array_record.python.array_record_module import ArrayRecordWriter
+
+    with replacing(path) as temporary:
+        writer = ArrayRecordWriter(os.fspath(temporary), "group_size:1")
+        try:
+            for number, row in enumerate(rows, start + 1):
+                _check_row(row, k, path, number)
+                arrays = {name: np.ascontiguousarray(x, DTYPES[name]) for name, x in row._asdict().items()}
+                writer.write(safetensors.numpy.save(arrays))
+        finally:
+            writer.close()
+
+
+def _check_row(row: TeacherRow, k: int, path: Path, number: int) -> None:
+    tokens = len(row.ids)
+    shapes = {
+        "ids": (tokens,), "offsets": (tokens, 2), "topk_ids": (tokens, k), "topk_logprobs": (tokens, k),
+        "logsumexp": (tokens,), "tail": (tokens,), "metric": (2,),
+    }  # fmt: skip
+    for name, shape in shapes.items():
+        value = np.asarray(getattr(row, name))
+        if value.shape != shape:
+            raise InputError(f"has shape {value.shape} instead of {shape}", file=path, record=number, field=name)
+        if value.dtype.kind == "f" and not np.isfinite(value).all():
+            raise InputError(
+                "is not finite", file=path, record=number, field=name, cure="Check the teacher's weights and the text"
+            )
+
+
+def _check_identity(path: Path, identity: StoreIdentity) -> None:
+    stored = read_json(path / "store.json")
+    for name, value in asdict(identity).items():
+        if not isinstance(stored, dict) or stored.get(name) != value:
+            raise InputError(
+                f"the store was written with another {name}", file=path / "store.json", field=name,
+                cure="Read it with what it was written with, or write a new store",
+            )  # fmt: skip
+
+
+class TeacherStore(Sequence[TeacherRow]):
+    """A finished store, read row by row.
+
+    Raises:
+      InputError: no store, a store of something else than `identity`, a part that is missing or cut short.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], identity: StoreIdentity) -> None:
+        from array_record.python.array_record_data_source import ArrayRecordDataSource
+
+        self._path, self._size = Path(folder), identity.records
+        if not (self._path / "store.json").exists():
+            raise InputError("holds no teacher store", file=folder, cure="Write it with experiments/cache_teacher.py")
+        _check_identity(self._path, identity)
+        parts = [_part(self._path, i) for i in range(-(-identity.records // identity.part_size))]
+        for part in parts:
+            if not part.exists():
+                raise InputError("is missing", file=part, cure="Run experiments/cache_teacher.py again: it goes on")
+        try:
+            self._source = ArrayRecordDataSource([os.fspath(p) for p in parts])
+        except (RuntimeError, ValueError, OSError) as error:
+            raise InputError(
+                f"a part is no array_record ({error})", file=folder, cure="Delete the part and write it again"
+            ) from None
+        if len(self._source) != identity.records:
+            raise InputError(
+                f"holds {len(self._source)} records instead of {identity.records}", file=folder,
+                cure="Delete the parts and write them again",
+            )  # fmt: skip
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __getitem__(self, index):  # type: ignore[no-untyped-def]
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        if not -len(self) <= index < len(self):
+            raise IndexError(index)
+        try:
+            arrays = safetensors.numpy.load(self._source[index % len(self)])
+            return TeacherRow(**{name: arrays[name] for name in TeacherRow._fields})
+        except (safetensors.SafetensorError, KeyError, RuntimeError, ValueError) as error:
+            raise InputError(
+                f"cannot be read ({error})", file=self._path, record=index % len(self) + 1,
+                cure="Delete its part and write it again",
+            ) from None  # fmt: skip
+
+    def __iter__(self) -> Iterator[TeacherRow]:
+        return (self[i] for i in range(len(self)))

@@ -1,0 +1,137 @@
+"""A teacher read once: texts to rows of its k most probable entries, by the same sharded forward as training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fusion_jax.align.views import fingerprint as view_fingerprint
+from fusion_jax.align.views import view_of
+from fusion_jax.data.batches import bucket_list
+from fusion_jax.data.teachers import StoreIdentity, TeacherRow, texts_fingerprint
+from fusion_jax.errors import InputError
+from fusion_jax.models.config import DecoderConfig
+from fusion_jax.models.decoder import forward, head_kernel
+from fusion_jax.models.folder import Model
+from fusion_jax.ops.linear_topk import TopK, linear_topk
+from fusion_jax.sharding import constrain, named, tensor_shards
+from fusion_jax.train.reference import fingerprint
+from fusion_jax.train.state import Params
+from fusion_jax.train.step import Compute
+
+Array = jax.Array
+
+
+class TeacherText(NamedTuple):
+    """A text in a teacher's tokens: ids int32[T]; offsets int32[T,2], their characters; scored bool[T], which tokens
+    the teacher's mean cross-entropy is taken over (never the first, which nothing predicts)."""
+
+    ids: np.ndarray
+    offsets: np.ndarray
+    scored: np.ndarray
+
+
+def encode_texts(model: Model, texts: Sequence[str], *, max_length: int, append_eos: bool = True) -> list[TeacherText]:
+    """Texts without special tokens but, when asked, EOS at the end; every token but the first is scored (stage 2).
+
+    Raises:
+      InputError: the model has no fast tokenizer or no EOS; a text is empty or has more than `max_length` tokens.
+    """
+    tokenizer = model.tokenizer
+    if tokenizer is None or not tokenizer.is_fast:
+        raise InputError(
+            "the teacher needs a fast tokenizer", field="tokenizer", cure="Add tokenizer.json to its folder"
+        )
+    if append_eos and tokenizer.eos_token_id is None:
+        raise InputError("the tokenizer has no EOS token", field="eos_token", cure="Set one")
+    out = []
+    encoded = tokenizer(list(texts), add_special_tokens=False, return_offsets_mapping=True) if texts else {}
+    for number, text in enumerate(texts, 1):
+        ids, offsets = list(encoded["input_ids"][number - 1]), list(encoded["offset_mapping"][number - 1])
+        if not ids:
+            raise InputError("the text has no token", record=number, field="text", cure="Leave out empty texts")
+        if append_eos:
+            ids, offsets = [*ids, tokenizer.eos_token_id], [*offsets, (len(text), len(text))]
+        if len(ids) > max_length:
+            raise InputError(
+                f"the text has {len(ids)} tokens, the limit is {max_length}", record=number, field="text",
+                cure="Split it into windows",
+            )  # fmt: skip
+        scored = np.arange(len(ids)) > 0
+        out.append(TeacherText(np.asarray(ids, np.int32), np.asarray(offsets, np.int32).reshape(-1, 2), scored))
+    return out
+
+
+def store_identity(model: Model, texts: Sequence[str], k: int) -> StoreIdentity:
+    """What a store of this teacher on these texts is known by."""
+    assert model.tokenizer is not None  # `encode_texts` has looked
+    tokenizer = view_fingerprint(view_of(model.tokenizer))
+    return StoreIdentity(fingerprint(model.params), tokenizer, texts_fingerprint(texts), k, len(texts))
+
+
+def make_topk_step(
+    config: DecoderConfig, compute: Compute, k: int, vocab_limit: int
+) -> Callable[[Params, Array, Array], tuple[TopK, Array]]:
+    """Jitted (params, tokens int[B,T], labels int[B,T]) -> (the k entries that may follow, log-probs of the labels)."""
+
+    def step(params: Params, tokens: Array, labels: Array) -> tuple[TopK, Array]:
+        tokens = constrain(tokens, compute.mesh, ("batch", None))
+        hidden = forward(params, config, tokens, mesh=compute.mesh, dtype=compute.dtype)
+        kernel = head_kernel(params, config).astype(hidden.dtype)
+        cap, shards = config.final_soft_cap, tensor_shards(compute.mesh)
+        top = linear_topk(hidden, kernel, k, soft_cap=cap, vocab_shards=shards, vocab_limit=vocab_limit)
+        logits = jnp.einsum("btd,btd->bt", hidden, kernel[labels], preferred_element_type=top.logsumexp.dtype)
+        logits = logits if cap is None else cap * jnp.tanh(logits / cap)
+        return top, logits - top.logsumexp
+
+    return jax.jit(step)
+
+
+def teacher_rows(
+    model: Model, texts: Sequence[TeacherText], k: int, compute: Compute, *, batch_size: int
+) -> Callable[[range], list[TeacherRow]]:
+    """The rows of a range of texts, scored in batches of similar length: what `write_store` asks for.
+
+    Entries beyond the tokenizer (of a head padded to a round size) do not exist.
+    """
+    assert model.tokenizer is not None  # `encode_texts` has looked
+    step = make_topk_step(model.config, compute, k, min(len(model.tokenizer), model.config.vocab_size))
+    buckets = bucket_list(max((len(t.ids) for t in texts), default=1))
+
+    def rows_of(wanted: range) -> list[TeacherRow]:
+        order = sorted(wanted, key=lambda i: len(texts[i].ids))
+        found: dict[int, TeacherRow] = {}
+        for start in range(0, len(order), batch_size):
+            chosen = order[start : start + batch_size]
+            width = next(b for b in buckets if b >= len(texts[chosen[-1]].ids))
+            tokens, labels = np.zeros((2, batch_size, width), np.int32)
+            for b, i in enumerate(chosen):
+                ids = texts[i].ids
+                tokens[b, : len(ids)], labels[b, : len(ids) - 1] = ids, ids[1:]
+            top, logprobs = jax.device_get(step(model.params, *_placed((tokens, labels), compute)))
+            found |= {i: _row(texts[i], b, top, logprobs) for b, i in enumerate(chosen)}
+        return [found[i] for i in wanted]
+
+    return rows_of
+
+
+def _placed(arrays: tuple[np.ndarray, ...], compute: Compute) -> list[Array]:
+    if compute.mesh is None:
+        return [jnp.asarray(x) for x in arrays]
+    return [jax.device_put(x, named(compute.mesh, ("batch", None), x.shape)) for x in arrays]
+
+
+def _row(text: TeacherText, b: int, top: TopK, logprobs: np.ndarray) -> TeacherRow:
+    length = len(text.ids)
+    entries = np.asarray(top.logprobs[b, :length], np.float32)
+    scored = text.scored[1:]
+    nll = -float(np.asarray(logprobs[b, : length - 1], np.float64)[scored].sum())
+    return TeacherRow(
+        ids=text.ids, offsets=text.offsets, topk_ids=np.asarray(top.ids[b, :length]),
+        topk_logprobs=entries.astype(np.float16), logsumexp=np.asarray(top.logsumexp[b, :length], np.float32),
+        tail=np.clip(1.0 - np.exp(entries).sum(-1), 0.0, 1.0), metric=np.asarray([nll, scored.sum()], np.float32),
+    )  # fmt: skip

@@ -1,0 +1,101 @@
+"""The teacher store: what goes in comes out, a cut store goes on, and nothing is read as something else."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from fusion_jax.data.teachers import StoreIdentity, TeacherRow, TeacherStore, texts_fingerprint, write_store
+from fusion_jax.errors import InputError
+
+TEXTS = [f"text {i}" for i in range(7)]
+IDENTITY = StoreIdentity("m" * 64, "t" * 64, texts_fingerprint(TEXTS), k=3, records=7, part_size=3)
+
+
+def row(number: int) -> TeacherRow:
+    rng, tokens = np.random.default_rng(number), number + 1
+    return TeacherRow(
+        ids=rng.integers(0, 50, tokens).astype(np.int32), offsets=rng.integers(0, 9, (tokens, 2)).astype(np.int32),
+        topk_ids=rng.integers(0, 50, (tokens, 3)).astype(np.int32),
+        topk_logprobs=-np.sort(rng.random((tokens, 3))).astype(np.float16), logsumexp=rng.random(tokens, np.float32),
+        tail=rng.random(tokens, np.float32), metric=rng.random(2, np.float32),
+    )  # fmt: skip
+
+
+def write(folder, asked=None, identity=IDENTITY, make=row):
+    def rows_of(wanted):
+        if asked is not None:
+            asked.append((wanted.start, wanted.stop))
+        return [make(i) for i in wanted]
+
+    write_store(folder, identity, rows_of)
+
+
+def test_rows_survive_the_trip(tmp_path):
+    write(tmp_path / "store")
+    store = TeacherStore(tmp_path / "store", IDENTITY)
+    assert len(store) == 7 == len(list(store)) and len(store[2:5]) == 3
+    for number in range(7):
+        for a, b in zip(store[number], row(number), strict=True):
+            assert a.dtype == b.dtype
+            np.testing.assert_array_equal(a, b)
+    np.testing.assert_array_equal(store[-1].ids, row(6).ids)
+    with pytest.raises(IndexError):
+        store[7]
+
+
+def test_a_cut_store_goes_on_at_its_missing_parts(tmp_path):
+    def breaks(number):
+        if number == 4:
+            raise KeyboardInterrupt
+        return row(number)
+
+    with pytest.raises(KeyboardInterrupt):
+        write(tmp_path / "store", make=breaks)
+    assert sorted(p.name for p in (tmp_path / "store").iterdir()) == ["part-00000.array_record", "store.json"]
+    with pytest.raises(InputError, match=r"part-00001.*is missing.*it goes on"):
+        TeacherStore(tmp_path / "store", IDENTITY)
+    asked: list[tuple[int, int]] = []
+    write(tmp_path / "store", asked)
+    assert asked == [(3, 6), (6, 7)]
+    np.testing.assert_array_equal(TeacherStore(tmp_path / "store", IDENTITY)[5].ids, row(5).ids)
+
+
+@pytest.mark.parametrize("field, value", [("model", "x"), ("tokenizer", "x"), ("texts", "x"), ("k", 4)])
+def test_a_store_of_something_else_is_refused(tmp_path, field, value):
+    write(tmp_path / "store")
+    other = dataclasses.replace(IDENTITY, **{field: value})
+    for use in (lambda: TeacherStore(tmp_path / "store", other), lambda: write(tmp_path / "store", identity=other)):
+        with pytest.raises(InputError, match=f"field '{field}': the store was written with another {field}"):
+            use()
+
+
+def test_broken_stores_and_rows(tmp_path):
+    with pytest.raises(InputError, match="holds no teacher store"):
+        TeacherStore(tmp_path, IDENTITY)
+    (tmp_path / "notes").write_text("mine")
+    with pytest.raises(InputError, match="holds files but no teacher store"):
+        write(tmp_path)
+    nan = lambda number: row(number)._replace(metric=np.asarray([np.nan, 1], np.float32))  # noqa: E731
+    with pytest.raises(InputError, match="record 1, field 'metric': is not finite"):
+        write(tmp_path / "nan", make=nan)
+    wide = lambda number: row(number)._replace(topk_ids=np.zeros((1, 9), np.int32))  # noqa: E731
+    with pytest.raises(InputError, match="record 1, field 'topk_ids': has shape"):
+        write(tmp_path / "wide", make=wide)
+    write(tmp_path / "cut")
+    part = tmp_path / "cut" / "part-00001.array_record"
+    part.write_bytes(part.read_bytes()[:-40])
+    with pytest.raises(InputError, match="cut"):
+        TeacherStore(tmp_path / "cut", IDENTITY)[4]
+    write(tmp_path / "json")
+    (tmp_path / "json/store.json").write_text("{")
+    with pytest.raises(InputError, match=r"store\.json: is not JSON"):
+        TeacherStore(tmp_path / "json", IDENTITY)
+
+
+def test_fingerprints_of_texts_see_order_and_boundaries():
+    assert texts_fingerprint(["ab", "c"]) != texts_fingerprint(["a", "bc"]) != texts_fingerprint(["bc", "a"])
+    assert json.dumps(texts_fingerprint(["é"])) == json.dumps(texts_fingerprint(["é"]))

@@ -1,0 +1,63 @@
+"""A teacher's rows against `transformers`-style dense softmax of the same logits, through the store and back."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fusion_jax.data.teachers import TeacherStore, write_store
+from fusion_jax.errors import InputError
+from fusion_jax.models.folder import load, logits
+from fusion_jax.train.step import Compute
+from fusion_jax.train.teachers import encode_texts, store_identity, teacher_rows
+from fusion_jax.zoo import model_path
+
+TEXTS = ["Reverse a b c d e", "What is 12 + 3?\nThe answer is 15.", "a", "Name the second letter of k l a b c"]
+
+
+@pytest.mark.parametrize("name", ["qwen-source", "gemma-source"])
+def test_rows_are_the_dense_distributions(tmp_path, name):
+    """Top entries, normaliser, tail and metric of every position, in batches of unequal length."""
+    model = load(model_path(f"zoo:{name}"), dtype="float32")
+    encoded = encode_texts(model, TEXTS, max_length=64)
+    identity = store_identity(model, TEXTS, 5)
+    write_store(tmp_path / "store", identity, teacher_rows(model, encoded, 5, Compute(), batch_size=3))
+    size = len(model.tokenizer)
+    for text, row in zip(TEXTS, TeacherStore(tmp_path / "store", identity), strict=True):
+        assert row.ids[-1] == model.tokenizer.eos_token_id
+        pieces = [text[a:b] for a, b in row.offsets]
+        assert "".join(pieces) == text and pieces[-1] == ""
+        dense = np.asarray(logits(model, row.ids[None]), np.float64)[0, :, :size]
+        logsumexp = np.log(np.exp(dense - dense.max(-1, keepdims=True)).sum(-1)) + dense.max(-1)
+        np.testing.assert_allclose(row.logsumexp, logsumexp, rtol=1e-5)
+        logprobs = dense - logsumexp[:, None]
+        best = -np.sort(-logprobs, -1)[:, :5]
+        np.testing.assert_allclose(row.topk_logprobs, best, atol=2e-3, rtol=1e-3)  # float16
+        picked = np.take_along_axis(logprobs, row.topk_ids, -1)
+        np.testing.assert_allclose(picked, best, atol=1e-4)
+        np.testing.assert_allclose(row.tail, 1 - np.exp(best).sum(-1), atol=1e-5)
+        nll = -np.take_along_axis(logprobs[:-1], row.ids[1:, None], -1).sum()
+        np.testing.assert_allclose(row.metric, [nll, len(row.ids) - 1], rtol=1e-4)
+
+
+def test_rows_do_not_depend_on_their_batch():
+    model = load(model_path("zoo:target"), dtype="float32")
+    encoded = encode_texts(model, TEXTS, max_length=64)
+    whole = teacher_rows(model, encoded, 4, Compute(), batch_size=4)(range(4))
+    alone = teacher_rows(model, encoded, 4, Compute(), batch_size=1)(range(2, 3))[0]
+    np.testing.assert_array_equal(whole[2].topk_ids, alone.topk_ids)
+    np.testing.assert_allclose(whole[2].logsumexp, alone.logsumexp, rtol=1e-6)
+
+
+def test_texts_that_cannot_be_scored(tmp_path):
+    model = load(model_path("zoo:target"))
+    with pytest.raises(InputError, match="record 2, field 'text': the text has no token"):
+        encode_texts(model, ["a", ""], max_length=64)
+    with pytest.raises(InputError, match=r"record 1, field 'text': the text has \d+ tokens, the limit is 4"):
+        encode_texts(model, ["Reverse a b c d e"], max_length=4)
+    broken = {**model.params, "final_norm": {"scale": jnp.full_like(model.params["final_norm"]["scale"], jnp.nan)}}
+    encoded = encode_texts(model, TEXTS, max_length=64)
+    rows = teacher_rows(model.__class__(model.config, broken, model.tokenizer), encoded, 4, Compute(), batch_size=4)
+    with pytest.raises(InputError, match=r"record 1, field '\w+': is not finite"):
+        write_store(tmp_path / "nan", store_identity(model, TEXTS, 4), rows)
