@@ -1,0 +1,116 @@
+"""Run a teacher over texts once and keep the k most probable entries of every position (FuseLLM section 2.1, stage 2).
+
+    python experiments/cache_teacher.py --model TEACHER --texts texts.jsonl --out runs/teacher
+    python experiments/cache_teacher.py --texts texts.txt                       # zoo:gemma-source on a text file
+
+Hardware: all devices of one host; the default takes seconds on a CPU. Texts: JSON lines with "text", or a plain file,
+one text a line. Result: a store (store.json and array_record parts) that `fusion_jax.data.teachers.TeacherStore` reads
+back for the same model, tokenizer and texts only. Killed, the same command goes on at the first missing part. At the
+end a sample of the rows is scored again and compared.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import numpy as np
+from rich.console import Console
+from rich.progress import Progress
+
+from fusion_jax.data.loaders import load_records
+from fusion_jax.data.records import Place, text
+from fusion_jax.data.teachers import TeacherRow, TeacherStore, write_store
+from fusion_jax.errors import InputError
+from fusion_jax.models.folder import load
+from fusion_jax.settings import run as run_experiment
+from fusion_jax.train.optimise import TrainSettings, compute_for
+from fusion_jax.train.report import markdown_table
+from fusion_jax.train.teachers import encode_texts, store_identity, teacher_rows
+from fusion_jax.zoo import model_path
+
+
+@dataclass(frozen=True)
+class Settings:
+    """model: a Hugging Face folder or zoo:NAME. max_length: in the teacher's tokens, its EOS included.
+
+    verify: how many rows are scored again. bits_per_byte in the table makes tokenizers comparable.
+    """
+
+    texts: str = ""
+    model: str = "zoo:gemma-source"
+    out: str = "runs/teacher"
+    k: int = 10
+    max_length: int = 2048
+    batch_size: int = 8
+    verify: int = 16
+
+
+def read_texts(file: str) -> list[str]:
+    """Texts of a JSON-lines file, or the lines of any other text file that are not blank."""
+    if not file.endswith((".txt", ".md")):
+        return [text(r, "text", Place(file, i)) for i, r in enumerate(load_records(file), 1)]
+    try:
+        lines = [line for line in Path(file).read_text(encoding="utf-8").splitlines() if line.strip()]
+    except FileNotFoundError:
+        raise InputError("there is no such file", file=file, field="--texts") from None
+    except UnicodeDecodeError:
+        raise InputError("is not UTF-8", file=file, field="--texts", cure="Convert the file") from None
+    if not lines:
+        raise InputError("holds no text", file=file, field="--texts")
+    return lines
+
+
+def main(s: Settings) -> None:
+    console = Console()
+    if not s.texts:
+        raise InputError("is missing", field="--texts", cure="Give a file of texts")
+    texts = read_texts(s.texts)
+    compute = compute_for(TrainSettings(batch_size=s.batch_size, micro_batches=1))
+    model = load(model_path(s.model), mesh=compute.mesh)
+    encoded = encode_texts(model, texts, max_length=min(s.max_length, model.config.max_positions))
+    identity = store_identity(model, texts, s.k)
+    rows = teacher_rows(model, encoded, s.k, compute, batch_size=s.batch_size)
+    with Progress(console=console, transient=True) as progress:
+        task = progress.add_task("  scoring", total=len(texts))
+        write_store(s.out, identity, rows, lambda done: progress.update(task, completed=done))
+    store = TeacherStore(s.out, identity)
+    worst = verified(store, rows, s.verify)
+    tokens = sum(len(row.ids) for row in store)
+    nats, scored = (float(np.sum([row.metric[i] for row in store], dtype=np.float64)) for i in (0, 1))
+    console.print(markdown_table([{
+        "texts": len(texts), "tokens": tokens, "nats a token": f"{nats / scored:.4f}",
+        "bits_per_byte": f"{nats / np.log(2) / sum(len(t.encode()) for t in texts):.4f}",
+        "mass of the k entries": f"{1 - np.mean(np.concatenate([row.tail for row in store])):.4f}",
+        "largest difference when scored again": f"{worst:.1e}",
+    }]))  # fmt: skip
+
+
+def verified(store: TeacherStore, rows: Callable[[range], Sequence[TeacherRow]], count: int) -> float:
+    """Score rows spread over the store again; the largest difference of a log-prob or normaliser.
+
+    Raises:
+      InputError: it is greater than what float16 rounding explains.
+    """
+    worst = 0.0
+    for index in np.unique(np.linspace(0, len(store) - 1, min(count, len(store))).astype(int)).tolist():
+        kept: TeacherRow = store[index]
+        (again,) = rows(range(index, index + 1))
+        worst = max(
+            worst, float(np.abs(kept.logsumexp - again.logsumexp).max()),
+            float(np.abs(kept.topk_logprobs.astype(np.float32) - again.topk_logprobs.astype(np.float32)).max()),
+        )  # fmt: skip
+        if worst > 0.05:
+            raise InputError(
+                f"scored again, the row differs by {worst:.3f}", record=index + 1, field="--out",
+                cure="Delete the store and write it again",
+            )  # fmt: skip
+    return worst
+
+
+if __name__ == "__main__":
+    run_experiment(Settings, main, description=__doc__)
