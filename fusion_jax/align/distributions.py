@@ -119,7 +119,7 @@ class Rules:
 
     @cached_property
     def pair_table(self) -> tuple[np.ndarray, np.ndarray]:
-        """Pivot id * source size + source id of each counted pair, ascending, and its count; int64, one pair to spare."""
+        """Pivot id * source size + source id of each counted pair, ascending, and its count; one pair to spare."""
         assert self.counts is not None
         keys = self.counts.pivot.astype(np.int64) * self.source.size + self.counts.source
         return np.append(keys, np.iinfo(np.int64).max), np.append(self.counts.counts, 0)
@@ -273,7 +273,7 @@ def _chat_plan(ranges: Alignment, ours: np.ndarray, theirs: np.ndarray, rules: R
     single = np.flatnonzero((ranges.first == ranges.last) & (ranges.first >= 0))
     pairs = ours[single] * rules.source.size + theirs[row[single]]
     distinct, inverse = np.unique(pairs, return_inverse=True)
-    decided = [_of_one(*divmod(pair, rules.source.size), rules) for pair in distinct.tolist()]
+    decided = [_of_one(pair // rules.source.size, pair % rules.source.size, rules) for pair in distinct.tolist()]
     rule[single] = np.asarray(decided, np.uint8)[inverse]
     known: dict[tuple[int, ...], _Cover] = {}
     for i in np.flatnonzero(ranges.first < ranges.last).tolist() if rules.one_to_many and not rules.hard else ():
