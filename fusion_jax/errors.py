@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from functools import partial
+from typing import Any
 
 
 class InputError(ValueError):
@@ -32,3 +34,8 @@ class InputError(ValueError):
         place += [f"field '{field}'"] if field is not None else []
         prefix = ", ".join(place) + ": " if place else ""
         super().__init__(f"{prefix}{problem}." + (f" {cure}." if cure else ""))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """The same error in another process: made of its parts, since its message is made of them."""
+        parts = partial(type(self), file=self.file, record=self.record, field=self.field, cure=self.cure)
+        return parts, (self.problem,)

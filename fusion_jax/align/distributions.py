@@ -25,7 +25,7 @@ Duplicates = Literal["first", "logsumexp"]
 class RowRule(IntEnum):
     """What made an aligned row; its values index a coverage count, e.g. np.bincount(rows.rule, minlength=5)."""
 
-    ONE_TO_ONE = 0  # the row of the one source token that equals the pivot token, or that fusellm's map sends to it
+    ONE_TO_ONE = 0  # the row of the one source token that equals the pivot token, maps to it (fusellm) or is its anchor
     SUFFIX = 1  # the row of the one source token that ends with the pivot token or ends it (chat_v1: contains it)
     ONE_TO_MANY = 2  # the row, or chat_v1's blend of rows, of some of several source tokens
     FALLBACK = 3  # one entry of logit 1, a token of the text
@@ -131,17 +131,18 @@ def _check_counts(counts: PairCounts, pivot: TokenizerView, source: TokenizerVie
 
 
 def align_distributions(
-    rows: TopRows, alignment: Alignment, pivot_ids: Ids, source_ids: Ids, rules: Rules
+    rows: TopRows, alignment: Alignment, pivot_ids: Ids, source_ids: Ids, rules: Rules, anchors: Ids = ()
 ) -> AlignedRows:
     """A row of pivot ids for each of the pivot's m positions, made of the source's n rows.
 
     Args:
       alignment: of these ids; a position without a source token (-1) falls back.
       pivot_ids, source_ids: int[m] and int[n], without padding.
+      anchors: int[a], positions that take the row of their one source token whatever the strings say (`ONE_TO_ONE`).
 
     Raises:
       InputError: no tokens on a side, ids that are not in the views, lengths that differ, an alignment of other ids,
-        rows that do not descend or hold what is not finite.
+        rows that do not descend or hold what is not finite, an anchor that has not one source token.
     """
     ours, theirs = checked_ids(pivot_ids, rules.pivot, "pivot_ids"), checked_ids(source_ids, rules.source, "source_ids")
     for field, ids in (("pivot_ids", ours), ("source_ids", theirs)):
@@ -153,6 +154,7 @@ def align_distributions(
         plan = _fusellm_plan(ranges, ours, theirs, rules)
     else:
         plan = _chat_plan(ranges, ours, theirs, rules)
+    plan.rule[_checked_anchors(anchors, ranges)] = RowRule.ONE_TO_ONE
     return _collect(mapped, plan, np.append(ours[1:], ours[-1:]) if rules.fallback == "next" else ours)
 
 
@@ -172,6 +174,23 @@ def _checked_alignment(alignment: Alignment, m: int, n: int) -> Alignment:
     if not (missing | ((first >= 0) & (first <= last) & (last < n))).all():
         raise InputError(f"has a range outside the {n} source tokens", field="alignment", cure="Align these ids")
     return Alignment(first.astype(np.int64), last.astype(np.int64), alignment.cost)
+
+
+def _checked_anchors(anchors: Ids, ranges: Alignment) -> np.ndarray:
+    """int64[a]; an anchor's plan already names the row of its one source token."""
+    array = np.asarray(anchors)
+    if array.size and (array.ndim != 1 or array.dtype.kind not in "iu"):
+        raise InputError("positions must be integers in one dimension", field="anchors")
+    array = array.reshape(-1).astype(np.int64)
+    if ((array < 0) | (array >= len(ranges.first))).any():
+        raise InputError(f"a position is not among the {len(ranges.first)} pivot tokens", field="anchors")
+    first, last = ranges.first[array], ranges.last[array]
+    if ((first < 0) | (first != last)).any():
+        wrong = int(array[(first < 0) | (first != last)][0])
+        raise InputError(
+            f"pivot token {wrong} has not one source token", field="anchors", cure="Align anchors one to one"
+        )
+    return array
 
 
 def _checked_rows(rows: TopRows, n: int, source: TokenizerView) -> TopRows:
