@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
@@ -77,7 +77,7 @@ def detect_mark(pieces: Sequence[str]) -> str:
 
 def fingerprint(view: TokenizerView) -> str:
     """sha256 of all that a view holds, the same in every process."""
-    return hashlib.sha256(json.dumps(asdict(view), sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(vars(view), sort_keys=True).encode()).hexdigest()
 
 
 def replace_marks(text: str, source: TokenizerView, pivot: TokenizerView) -> str:
