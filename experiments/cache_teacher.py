@@ -22,22 +22,24 @@ import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 
-from fusion_jax.data.loaders import load_records
-from fusion_jax.data.records import Place, text
+from fusion_jax.data.documents import encode_documents, text_documents
+from fusion_jax.data.loaders import load_texts
 from fusion_jax.data.teachers import TeacherRow, TeacherStore, write_store
+from fusion_jax.data.windows import split_windows
 from fusion_jax.errors import InputError
-from fusion_jax.models.folder import load
+from fusion_jax.models.folder import load, load_tokenizer
 from fusion_jax.settings import run as run_experiment
 from fusion_jax.train.optimise import TrainSettings, compute_for
 from fusion_jax.train.report import markdown_table
-from fusion_jax.train.teachers import encode_texts, store_identity, teacher_rows
+from fusion_jax.train.teachers import store_identity, teacher_rows
 from fusion_jax.zoo import model_path
 
 
 @dataclass(frozen=True)
 class Settings:
-    """model: a Hugging Face folder or zoo:NAME. max_length: in the teacher's tokens, its EOS included.
+    """model: a Hugging Face folder or zoo:NAME. max_length: tokens of a window, EOS included; longer texts are cut.
 
+    windows_for: models whose tokenizers shall not need more than max_length tokens for a window either.
     verify: how many rows are scored again. bits_per_byte in the table makes tokenizers comparable.
     """
 
@@ -46,34 +48,24 @@ class Settings:
     out: str = "runs/teacher"
     k: int = 10
     max_length: int = 2048
+    windows_for: tuple[str, ...] = ()
     batch_size: int = 8
     verify: int = 16
-
-
-def read_texts(file: str) -> list[str]:
-    """Texts of a JSON-lines file, or the lines of any other text file that are not blank."""
-    if not file.endswith((".txt", ".md")):
-        return [text(r, "text", Place(file, i)) for i, r in enumerate(load_records(file), 1)]
-    try:
-        lines = [line for line in Path(file).read_text(encoding="utf-8").splitlines() if line.strip()]
-    except FileNotFoundError:
-        raise InputError("there is no such file", file=file, field="--texts") from None
-    except UnicodeDecodeError:
-        raise InputError("is not UTF-8", file=file, field="--texts", cure="Convert the file") from None
-    if not lines:
-        raise InputError("holds no text", file=file, field="--texts")
-    return lines
 
 
 def main(s: Settings) -> None:
     console = Console()
     if not s.texts:
         raise InputError("is missing", field="--texts", cure="Give a file of texts")
-    texts = read_texts(s.texts)
     compute = compute_for(TrainSettings(batch_size=s.batch_size, micro_batches=1))
     model = load(model_path(s.model), mesh=compute.mesh)
-    encoded = encode_texts(model, texts, max_length=min(s.max_length, model.config.max_positions))
-    identity = store_identity(model, texts, s.k)
+    others = [load_tokenizer(model_path(name)) for name in s.windows_for]
+    limit = min(s.max_length, model.config.max_positions)
+    windows, blank = split_windows(load_texts(s.texts), [model.tokenizer, *others], limit - 1)
+    texts = [w.text for w in windows]
+    documents = text_documents(texts)
+    encoded = encode_documents(model.tokenizer, documents, max_length=limit)
+    identity = store_identity(model, documents, s.k)
     rows = teacher_rows(model, encoded, s.k, compute, batch_size=s.batch_size)
     with Progress(console=console, transient=True) as progress:
         task = progress.add_task("  scoring", total=len(texts))
@@ -83,7 +75,7 @@ def main(s: Settings) -> None:
     tokens = sum(len(row.ids) for row in store)
     nats, scored = (float(np.sum([row.metric[i] for row in store], dtype=np.float64)) for i in (0, 1))
     console.print(markdown_table([{
-        "texts": len(texts), "tokens": tokens, "nats a token": f"{nats / scored:.4f}",
+        "windows": len(texts), "blank texts": blank, "tokens": tokens, "nats a token": f"{nats / scored:.4f}",
         "bits_per_byte": f"{nats / np.log(2) / sum(len(t.encode()) for t in texts):.4f}",
         "mass of the k entries": f"{1 - np.mean(np.concatenate([row.tail for row in store])):.4f}",
         "largest difference when scored again": f"{worst:.1e}",

@@ -20,7 +20,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ from fusion_jax.data.order import split_indices
 from fusion_jax.data.records import OnBad, Row, parse_prompts, parse_responses, parse_rows
 from fusion_jax.data.tokenise import TokeniseSettings
 from fusion_jax.errors import InputError
-from fusion_jax.evals.accuracy import by_skill, evaluate, mean_interval, paired_difference
+from fusion_jax.evals.accuracy import paired_difference
 from fusion_jax.models.folder import Model, load, save
 from fusion_jax.rewards import select
 from fusion_jax.rewards.reward_model import score_responses
@@ -54,6 +54,7 @@ from fusion_jax.train.objectives import (
 from fusion_jax.train.optimise import TrainSettings, compute_for, optimise, step_count
 from fusion_jax.train.report import accuracy_figure, markdown_table, save_figure, training_figure
 from fusion_jax.train.run_folder import RunFolder, open_run
+from fusion_jax.train.stages import accuracy_table, check_names, judged, model_name, over_seeds, trained
 from fusion_jax.train.state import OptimizerSettings
 from fusion_jax.zoo import model_path
 from fusion_jax.zoo.tasks import SKILLS, mixture
@@ -129,17 +130,17 @@ def main(s: Settings) -> None:
     if s.seeds == 1:
         fuse(s, run)
     else:
-        sweep(s, run)
+        over_seeds(run, "WRPO", s.seed, s.seeds, lambda seed, folder: {
+            row["model"]: {"accuracy": row["accuracy"]}
+            for row in fuse(dataclasses.replace(s, seed=seed, seeds=1), folder) if row["skill"] == "all"
+        })  # fmt: skip
     run.finish()
 
 
 def check(s: Settings) -> None:
     """Refuse before the first stage what a later one would refuse."""
     verifier(s.verifier), verifier(s.accuracy)
-    names = [source_name(source) for source in s.sources]
-    taken = [name for i, name in enumerate(names) if name in (*names[:i], "Target", "SFT", "SFT-DPO", "SFT-WRPO")]
-    if taken:
-        raise InputError(f"two models are called '{taken[0]}'", field="sources", cure="Rename one of the folders")
+    check_names(s.sources, ("Target", "SFT", "SFT-DPO", "SFT-WRPO"))
 
 
 def fuse(s: Settings, run: RunFolder) -> list[dict[str, Any]]:
@@ -242,16 +243,11 @@ def source_responses(
     accuracy: list[dict[str, Any]] = []
     run.sub("responses")
     for source in s.sources:
-        name = source_name(source)
+        name = model_name(source)
         model = load(model_path(source), mesh=compute_for(s.preference).mesh)
         out += run.stage(f"responses/{name}.jsonl", lambda m=model, n=name: rewarded(s, sampled(s, run, m, n, prompts)))  # type: ignore[misc]
         accuracy += judge(s, run, name, model, test)
     return out, accuracy
-
-
-def source_name(source: str) -> str:
-    """What a source is called in records, files and tables: its folder's name."""
-    return Path(source.removeprefix("zoo:")).name
 
 
 def names_of(responses: Sequence[Record]) -> list[str]:
@@ -289,7 +285,7 @@ def train_sft(
     counts["sft"] = drops + cut + Counter({"used": len(rows)})
     settings = dataclasses.replace(s.sft, seed=s.seed)
     packed = s.text.packing != "none"
-    return trained(run.sub("sft"), target, settings, lambda folder: optimise(
+    return trained(run.sub("sft"), target, compute_for(settings).mesh, lambda folder: optimise(
         target, examples, sft_objective(), settings, folder, names=lambda i: f"block {i}" if packed else rows[i].name
     ))  # fmt: skip
 
@@ -322,29 +318,16 @@ def train_preference(
         objective = wrpo_objective(loss, step_count(len(examples), settings))
     else:
         objective = pair_objective(loss)
-    return trained(run, model, settings, lambda folder: optimise(
+    return trained(run, model, compute_for(settings).mesh, lambda folder: optimise(
         model, examples, objective, settings, folder, needs_reference=needs_reference(loss.loss),
         validation=validation, names=lambda i: rows[i].name,
     ))  # fmt: skip
 
 
-def trained(run: RunFolder, like: Model, settings: TrainSettings, train: Callable[[RunFolder], Model]) -> Model:
-    """A training stage: its finished model read from the folder, or trained and saved there in float32."""
-    folder = run.file("model")
-    if not folder.exists():
-        save(train(run), folder, dtype="float32")
-    return dataclasses.replace(load(folder, mesh=compute_for(settings).mesh), file_dtype=like.file_dtype)
-
-
 def judge(s: Settings, run: RunFolder, name: str, model: Model, test: Sequence[Record]) -> list[dict[str, Any]]:
-    """Accuracy of a model's greedy answers on the test prompts, if there are any."""
-    if not test:
-        return []
-    run.sub("answers")
+    """Accuracy of a model's greedy answers."""
     mesh = compute_for(s.preference).mesh
-    return by_skill(name, run.stage(f"answers/{name}.jsonl", lambda: evaluate(
-        name, model, test, max_new_tokens=s.eval_new_tokens, verifier=verifier(s.accuracy), mesh=mesh
-    )[1]))  # fmt: skip
+    return judged(run, name, model, test, mesh, max_new_tokens=s.eval_new_tokens, verifier=verifier(s.accuracy))
 
 
 def write_report(
@@ -381,39 +364,6 @@ def write_report(
     ]))  # fmt: skip
     run.file("report.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
     run.log(f"report: {run.file('report.md')}; model: {run.file('model')}")
-
-
-def accuracy_table(rows: Sequence[dict[str, Any]]) -> list[dict[str, str]]:
-    """One line a model, one column a skill, with the interval on the total."""
-    out = []
-    for model in dict.fromkeys(r["model"] for r in rows):
-        line = {"model": model}
-        for r in (r for r in rows if r["model"] == model):
-            line[r["skill"]] = f"{r['accuracy']:.3f}" + (
-                f" [{r['low']:.3f}, {r['high']:.3f}]" if r["skill"] == "all" else ""
-            )
-        out.append(line)
-    return out
-
-
-def sweep(s: Settings, run: RunFolder) -> None:
-    """The whole run with several seeds: mean and 95 % interval of the accuracy of every model."""
-    seen: dict[str, list[float]] = {}
-    for i in range(s.seeds):
-        run.log(f"seed {s.seed + i}")
-        rows = fuse(dataclasses.replace(s, seed=s.seed + i, seeds=1), run.sub(f"seed-{s.seed + i}"))
-        for row in rows:
-            if row["skill"] == "all":
-                seen.setdefault(row["model"], []).append(row["accuracy"])
-    table = [
-        {"model": name, "accuracy": f"{mean:.4f} ± {half:.4f}", "each": " ".join(f"{v:.3f}" for v in values)}
-        for name, values in seen.items() for mean, half in [mean_interval(values)]
-    ]  # fmt: skip
-    text = markdown_table(table)
-    run.file("report.md").write_text(
-        f"# WRPO over {s.seeds} seeds\n\nMean and 95 % Student interval.\n\n{text}\n", encoding="utf-8"
-    )
-    run.log(text)
 
 
 if __name__ == "__main__":

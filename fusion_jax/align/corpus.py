@@ -104,7 +104,8 @@ def align_rows(
     progress: Callable[[int], None] = lambda done: None,
     part_size: int = PART_SIZE,
 ) -> Stored[AlignedRows]:
-    """The source's rows of every record on the pivot's positions, with logits as the source gave them (float32).
+    """The source's rows of every record on the pivot's positions; `logits` are its log-probs in float32 or, of chat_v1,
+    its logits, which that variant scales.
 
     Kept in float32: float16 knows a logit of 20 only to 1/64, which is one per cent of a probability, and would save a
     quarter of the folder.
@@ -279,7 +280,7 @@ class _Moves:
     rules: Rules
 
     def one(self, item: _Rows) -> AlignedRows:
-        rows = _top_rows(item)
+        rows = _top_rows(item, raw=self.rules.variant == "chat_v1")
         alignment = Alignment(item.first, item.last, 0.0)
         return align_distributions(rows, alignment, item.pivot_ids, item.source_ids, self.rules, item.anchors)
 
@@ -302,15 +303,17 @@ def _inside(width: int, counts: np.ndarray) -> np.ndarray:
     return np.arange(width) < counts[:, None]
 
 
-def _top_rows(item: _Rows) -> TopRows:
-    """The source's logits, float32[n,K]; adding the same number to a descending row leaves it descending."""
+def _top_rows(item: _Rows, raw: bool) -> TopRows:
+    """The source's log-probs, float32[n,K]; its logits where `raw`: chat_v1 scales them, which shifts them apart."""
     n = len(item.source_ids)
     if item.topk_ids.ndim != 2 or item.topk_ids.shape != item.topk_logprobs.shape or item.logsumexp.shape != (n,):
         raise InputError(
             f"the shapes {item.topk_ids.shape}, {item.topk_logprobs.shape} and {item.logsumexp.shape} are no rows of "
             f"{n} tokens", field="source", cure="Give the row that was stored with these tokens",
         )  # fmt: skip
-    logits = item.topk_logprobs.astype(np.float32) + item.logsumexp.astype(np.float32)[:, None]
+    logits = item.topk_logprobs.astype(np.float32)
+    if raw:
+        logits += item.logsumexp.astype(np.float32)[:, None]
     return TopRows(item.topk_ids, logits, np.full(len(item.topk_ids), item.topk_ids.shape[1]))
 
 

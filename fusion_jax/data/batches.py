@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
 
 Array = Any  # numpy on the host, jax on the devices
+
+
+class Targets(NamedTuple):
+    """Teachers' fused next-token distributions: K entries a token, probability 0 where there is none.
+
+    ids: int32[...,T,K], the probable ones of a token different; probs: float32[...,T,K]; a token whose K are all 0 is
+    not compared. share: float32[...], the fusion loss's weight under the soft schedule.
+    """
+
+    ids: Array
+    probs: Array
+    share: Array
 
 
 class TokenBatch(NamedTuple):
@@ -17,8 +29,9 @@ class TokenBatch(NamedTuple):
     prompts: int32[B,P], of which `prompt_lengths` int32[B] exist (P is 0 where nothing is shared).
     tokens, labels: int32[B,G,T], the rest of each row and the token that follows each; positions: int32[B,G,T].
     segment_ids: int32[B,G,T], the document of each token of packed rows, 0 for padding; None: one document a row.
-    starts, counts: int32[B,G]: labels[starts : starts + counts] are scored.
+    scored: bool[B,G,T], which labels count.
     example_ids: int32[B]; reference: float32[B,G]; weights: float32[B], 0 for an example that only fills the batch.
+    targets: what each of `tokens` should predict, ids and probs [B,1,T,K]; None: there are no teachers.
     """
 
     prompts: Array
@@ -27,11 +40,11 @@ class TokenBatch(NamedTuple):
     labels: Array
     positions: Array
     segment_ids: Array | None
-    starts: Array
-    counts: Array
+    scored: Array
     example_ids: Array
     reference: Array
     weights: Array
+    targets: Targets | None = None
 
 
 class Buckets(NamedTuple):
@@ -47,6 +60,8 @@ class Example:
 
     segments: for packed rows, the document number of each token; positions restart with it when `reset`.
     A row that scores nothing has start == len(row): an absent response. A row has at least one token.
+    chosen: bool[len(row)] of an example with one row, which of its tokens from the start on are scored; None: all.
+    targets: of an example with one row, what its tokens but the last should predict; ids and probs [len(row) - 1, K].
     """
 
     rows: tuple[tuple[int, ...], ...]
@@ -55,10 +70,14 @@ class Example:
     segments: tuple[int, ...] = ()
     reference: tuple[float, ...] = ()
     weight: float = 1.0
+    chosen: np.ndarray | None = field(default=None, compare=False)
+    targets: Targets | None = field(default=None, compare=False)
 
     @property
     def scored(self) -> tuple[int, ...]:
         """How many tokens of each row are scored."""
+        if self.chosen is not None:
+            return (int(self.chosen[max(self.starts[0], 1) :].sum()),)
         return tuple(max(len(r) - max(s, 1), 0) for r, s in zip(self.rows, self.starts))
 
     @property
@@ -67,6 +86,8 @@ class Example:
         if self.segments:
             return 0
         most = min(max(s, 1) for s in self.starts) - 1
+        if self.targets is not None:
+            most = min([most, *np.flatnonzero((self.targets.probs > 0).any(-1))[:1].tolist()])
         different = (i for i in range(most) if any(row[i] != self.rows[0][i] for row in self.rows[1:]))
         return next(different, most)
 
@@ -102,7 +123,7 @@ def collate(examples: Sequence[Example], buckets: Buckets) -> TokenBatch:
     width = _bucket(buckets.rows, max(e.longest for e in examples))
     prompts = np.zeros((count, _bucket(buckets.prompts, max(e.shared for e in examples))), np.int32)
     tokens, labels, positions, segments = (np.zeros((count, groups, width), np.int32) for _ in range(4))
-    starts, counts = (np.zeros((count, groups), np.int32) for _ in range(2))
+    scored = np.zeros((count, groups, width), bool)
     lengths = np.asarray([e.shared for e in examples], np.int32)
     positions[:] = lengths[:, None, None] + np.arange(width)
     for b, example in enumerate(examples):
@@ -112,17 +133,34 @@ def collate(examples: Sequence[Example], buckets: Buckets) -> TokenBatch:
             ids = np.asarray(row[shared:], np.int32)
             size = len(ids) - 1
             tokens[b, g, :size], labels[b, g, :size] = ids[:-1], ids[1:]
-            starts[b, g], counts[b, g] = max(start, 1) - 1 - shared, example.scored[g]
+            first = max(start, 1) - 1 - shared
+            scored[b, g, first:size] = True if example.chosen is None else example.chosen[first + 1 + shared :]
             segments[b, g, :size] = (example.segments or (1,) * len(row))[:size]
             if example.segments:
                 positions[b, g, :size] = _restarting(np.asarray(example.segments))[:size]
     return TokenBatch(
         prompts=prompts, prompt_lengths=lengths, tokens=tokens, labels=labels, positions=positions,
-        segment_ids=segments if any(e.segments for e in examples) else None, starts=starts, counts=counts,
+        segment_ids=segments if any(e.segments for e in examples) else None, scored=scored,
         example_ids=np.asarray([e.index for e in examples], np.int32),
         reference=np.asarray([e.reference or (0.0,) * groups for e in examples], np.float32),
         weights=np.asarray([e.weight for e in examples], np.float32),
+        targets=_padded_targets(examples, lengths, width),
     )  # fmt: skip
+
+
+def _padded_targets(examples: Sequence[Example], shared: np.ndarray, width: int) -> Targets | None:
+    """The targets of all examples, or None where none has any."""
+    targets = [e.targets for e in examples if e.targets is not None]
+    if not targets:
+        return None
+    if len(targets) != len(examples):
+        raise ValueError("some examples of the batch have targets, others have none")
+    shape = (len(targets), 1, width, max(t.ids.shape[-1] for t in targets))
+    ids, probs = np.zeros(shape, np.int32), np.zeros(shape, np.float32)
+    for b, (target, start) in enumerate(zip(targets, shared, strict=True)):
+        tokens, entries = target.ids[start:].shape
+        ids[b, 0, :tokens, :entries], probs[b, 0, :tokens, :entries] = target.ids[start:], target.probs[start:]
+    return Targets(ids, probs, np.asarray([t.share for t in targets], np.float32))
 
 
 def _restarting(segments: np.ndarray) -> np.ndarray:

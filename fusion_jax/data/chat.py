@@ -38,14 +38,23 @@ def _template(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def render_text(
-    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, str]], *, header: bool, date: str = DATE
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Sequence[Mapping[str, str]],
+    *,
+    header: bool,
+    date: str = DATE,
+    special: Mapping[str, str] = {},
 ) -> str:
-    """A conversation through the template; `header` appends the assistant's header (generation prompt)."""
+    """A conversation through the template; `header` appends the assistant's header (generation prompt).
+
+    special: strings to put in the place of the tokenizer's own, such as "eos_token".
+    """
     _template(tokenizer)
     try:
         text = tokenizer.apply_chat_template(
-            [dict(m) for m in messages], tokenize=False, add_generation_prompt=header, date_string=date
-        )
+            [dict(m) for m in messages], tokenize=False, add_generation_prompt=header, date_string=date,
+            **special,
+        )  # fmt: skip
     except Exception as error:  # the template's own raise_exception, or a jinja fault
         raise InputError(
             f"the chat template refuses roles {[m['role'] for m in messages]} ({str(error).splitlines()[0]})",
@@ -108,12 +117,15 @@ def stop_token_ids(tokenizer: PreTrainedTokenizerBase, generation: Mapping[str, 
     """Ids that end an answer: generation_config's, the tokenizer's EOS, and the token that closes a rendered turn."""
     given = generation.get("eos_token_id")
     ids = set(given if isinstance(given, list) else [] if given is None else [given])
-    if tokenizer.eos_token_id is not None:
-        ids.add(tokenizer.eos_token_id)
-    if tokenizer.chat_template:
-        _, response = render(tokenizer, [{"role": "user", "content": "a"}], "b")
-        tail = tokenizer(response.rstrip(), add_special_tokens=False)["input_ids"]
-        special = set(tokenizer.all_special_ids) | set(tokenizer.get_added_vocab().values())
-        if tail and tail[-1] in special:
-            ids.add(tail[-1])
+    ids |= {i for i in (tokenizer.eos_token_id, turn_end(tokenizer)) if i is not None}
     return tuple(sorted(ids))
+
+
+def turn_end(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """The special token that closes a rendered answer, or None where the template writes none."""
+    if not tokenizer.chat_template:
+        return None
+    _, response = render(tokenizer, [{"role": "user", "content": "a"}], "b")
+    tail = tokenizer(response.rstrip(), add_special_tokens=False)["input_ids"]
+    special = set(tokenizer.all_special_ids) | set(tokenizer.get_added_vocab().values())
+    return int(tail[-1]) if tail and tail[-1] in special else None

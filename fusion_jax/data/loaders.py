@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fusion_jax.data.jsonl import Record, read_jsonl
+from fusion_jax.data.records import Place, text
 from fusion_jax.errors import InputError
 from fusion_jax.files import replacing
 
@@ -35,6 +36,25 @@ def load_records(source: str, *, split: str = "train") -> list[Record]:
     if path.suffix == ".json" and path.exists():
         return _from_json(path)
     return read_jsonl(path)
+
+
+def load_texts(source: str) -> list[str]:
+    """The field "text" of every record of a source or, of a .txt or .md file, every line that is not blank.
+
+    Raises:
+      InputError: nothing there, no text in it, a record without one, not UTF-8.
+    """
+    if not source.endswith((".txt", ".md")):
+        return [text(r, "text", Place(source, i), blank=True) for i, r in enumerate(load_records(source), 1)]
+    try:
+        lines = [line for line in Path(source).read_text(encoding="utf-8").splitlines() if line.strip()]
+    except FileNotFoundError:
+        raise InputError("there is no such file", file=source) from None
+    except UnicodeDecodeError:
+        raise InputError("is not UTF-8", file=source, cure="Convert the file") from None
+    if not lines:
+        raise InputError("holds no text", file=source)
+    return lines
 
 
 def _from_json(path: Path) -> list[Record]:

@@ -7,7 +7,8 @@ Files (JSON lines):
   quadruples  the official schema of WRPO: {"prompt_id", "prompt": {"role", "content"},
                "chosen": [{"role", "content"} by the source, {...} by the target], "rejected": [{...}]}
   pairs       {"prompt": str or [messages], "chosen": str or [message], "rejected": str or [message]}
-  sft         {"prompt": str, "response": str}, {"messages": [...]}, or a quadruple (prompt and chosen[0] are used)
+  sft         {"prompt": str, "response": str}, {"messages": [...]}, {"conversations": [{"from": "human" or "gpt",
+               "value"}, ...]}, or a quadruple (prompt and chosen[0] are used)
 """
 
 from __future__ import annotations
@@ -157,10 +158,12 @@ def _both_assistant(chosen: list[Any]) -> bool:
 def parse_sft(record: Record, place: Place) -> Row:
     """A conversation with its last answer, in any of the documented forms."""
     name = str(record.get("prompt_id", place.record))
-    if "messages" in record:
-        messages = messages_of(record["messages"], "messages", place)
+    if "messages" in record or "conversations" in record:
+        field = "messages" if "messages" in record else "conversations"
+        turns = record[field] if field == "messages" else _shared_turns(record[field], place)
+        messages = messages_of(turns, field, place)
         if messages[-1]["role"] != "assistant" or len(messages) < 2:
-            raise place.error("does not end with an assistant message", "messages", "Add the response")
+            raise place.error("does not end with an assistant message", field, "Add the response")
         return Row(name, messages[:-1], (messages[-1]["content"],))
     if "chosen" in record:
         chosen = record["chosen"]
@@ -169,6 +172,22 @@ def parse_sft(record: Record, place: Place) -> Row:
     if "response" not in record:
         raise place.error("is missing", "response", 'Add "response" (or "messages") to the record')
     return Row(name, _prompt(record, place), (_response(record["response"], "response", place),))
+
+
+SHARED_ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
+
+
+def _shared_turns(value: Any, place: Place) -> list[Message]:
+    """ShareGPT turns {"from", "value"} as messages; turns before the first human one are left out, but a system's."""
+    out: list[Message] = []
+    for i, turn in enumerate(value if isinstance(value, list) else ()):
+        where = f"conversations[{i}]"
+        role = SHARED_ROLES.get(str(turn.get("from"))) if isinstance(turn, Mapping) else None
+        if role is None:
+            raise place.error("is not a turn", where, 'Write {"from": "human", "gpt" or "system", "value": ...}')
+        if role != "assistant" or (out and out[-1]["role"] != "system"):
+            out.append({"role": role, "content": text(turn, "value", place, blank=True)})
+    return out
 
 
 OnBad = Literal["error", "skip"]

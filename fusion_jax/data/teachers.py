@@ -6,7 +6,6 @@ written whole. A store that was cut short goes on at its first missing part (Fus
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -46,23 +45,14 @@ class TeacherRow(NamedTuple):
 
 @dataclass(frozen=True)
 class StoreIdentity:
-    """What a store is of: model, tokenizer, texts: sha256 of their content; k entries a position; records of texts."""
+    """What a store is of: model, tokenizer, documents: sha256 of their content; k entries a position."""
 
     model: str
     tokenizer: str
-    texts: str
+    documents: str
     k: int
     records: int
     part_size: int = 256
-
-
-def texts_fingerprint(texts: Sequence[str]) -> str:
-    """sha256 of texts in their order, the same in every process."""
-    digest = hashlib.sha256()
-    for text in texts:
-        raw = text.encode()
-        digest.update(len(raw).to_bytes(8, "little") + raw)
-    return digest.hexdigest()
 
 
 def _part(folder: Path, number: int) -> Path:

@@ -98,6 +98,7 @@ def evaluate(
     max_new_tokens: int,
     verifier: Callable[[str, str], float] = states_answer,
     batch_size: int = 64,
+    chat: bool = True,
     mesh: Mesh | None = None,
     progress: Callable[[int], None] = lambda done: None,
 ) -> tuple[list[dict[str, Any]], list[Record]]:
@@ -105,6 +106,7 @@ def evaluate(
 
     Args:
       verifier: an answer is right when this gives 1.
+      chat: prompts go through the model's template, else each is a text whose next line is the answer.
       mesh: the one that the parameters are sharded over.
 
     Raises:
@@ -114,8 +116,8 @@ def evaluate(
         if not isinstance(prompt.get("answer"), str):
             raise InputError("is missing", record=number, field="answer", cure='Add "answer" to the test prompts')
     responses = generate(
-        model, [p["prompt"] for p in prompts], max_new_tokens=max_new_tokens, batch_size=batch_size, mesh=mesh,
-        progress=progress,
+        model, [p["prompt"] if chat else p["prompt"] + "\n" for p in prompts], max_new_tokens=max_new_tokens,
+        batch_size=batch_size, chat=chat, mesh=mesh, progress=progress,
     )  # fmt: skip
     graded = [
         {**p, "model": name, "response": r[0], "right": int(verifier(r[0], p["answer"]) == 1.0)}

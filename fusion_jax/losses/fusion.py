@@ -15,6 +15,8 @@ from fusion_jax.losses.reductions import Mean, divide, weighted
 
 Array = jax.Array
 Rounding = Literal["none", "bfloat16"]
+Tail = Literal["none", "bucket"]
+LEAST_MASS = 1e-6  # what 1 - sum p is held above: float32 does not tell less from rounding
 
 
 class Target(NamedTuple):
@@ -98,18 +100,32 @@ def avg_ce(targets: list[Target], scores: Array, *, rounding: Rounding = "none")
 
 
 def divergence(
-    logprobs: Array, target: Target, mask: Array, *, kind: Literal["ce", "kl"] = "ce", rounding: Rounding = "none"
+    logprobs: Array,
+    target: Target,
+    mask: Array,
+    *,
+    kind: Literal["ce", "kl"] = "ce",
+    tail: Tail = "none",
+    rounding: Rounding = "none",
 ) -> Mean:
-    """Cross-entropy -sum t log p, or forward KL sum t (log t - log p), of the positions where `mask` [B,T] is 1.
+    """Cross-entropy -sum t log p, or forward KL sum t (log t - log p), of the positions where `mask` is positive.
 
     Args:
-      logprobs: float[B,T,K], the student's log-probs of `target.ids`. Mass that the target does not list counts as 0,
-        and a target that does not sum to 1 is taken as it is.
+      logprobs: float[...,K], the student's log-probs of `target.ids`; mask: [...].
+      tail: what becomes of mass that the target does not list. "none": it counts as 0, and a target that does not sum
+        to 1 is taken as it is (the published form, whose targets are renormalised). "bucket": all that is not listed
+        is one more class, of the teacher and of the student.
     """
-    values = -(target.probs * logprobs).sum(-1)
+    probs = target.probs
+    if tail == "bucket":
+        listed = jnp.where(probs > 0, jnp.exp(logprobs), 0.0).sum(-1, keepdims=True)
+        rest = jnp.clip(1.0 - probs.sum(-1, keepdims=True), 0.0, 1.0)
+        probs = jnp.concatenate([probs, rest], -1)
+        logprobs = jnp.concatenate([logprobs, jnp.log(jnp.clip(1.0 - listed, LEAST_MASS, 1.0))], -1)
+    values = -(probs * logprobs).sum(-1)
     if kind == "kl":
-        safe = jnp.where(target.probs > 0, target.probs, 1.0)
-        values += _rounded(target.probs * _rounded(jnp.log(safe), rounding), rounding).sum(-1)
+        safe = jnp.where(probs > 0, probs, 1.0)
+        values += _rounded(probs * _rounded(jnp.log(safe), rounding), rounding).sum(-1)
     return weighted(values, mask)
 
 

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from fusion_jax import losses
 from fusion_jax.errors import InputError
 from fusion_jax.losses import Mean, Pair, Quad, weighted
+from fusion_jax.losses.fusion import Rounding, Tail, Target, divergence, fused_loss, scheduled_weights
 from fusion_jax.train.step import Objective, Scores
 
 Array = jax.Array
@@ -43,6 +44,32 @@ class WrpoSettings:
     label_smoothing: float = 0.0
 
 
+@dataclass(frozen=True)
+class FusionSettings:
+    """Explicit fusion of teachers' distributions (FuseLLM and FuseChat, section 9 of their specification).
+
+    weight: lambda, of the language-model loss; the fusion loss has the rest.
+    schedule: "hard" is constant, "hard_and_decay" lets lambda rise to 1; "soft" takes the fusion weight from the
+      teachers' scores, for micro-batches of one example.
+    tail: what becomes of the teacher's mass outside its k entries: "none" renormalises the entries, as published,
+      "bucket" keeps their probabilities and compares the rest as one class.
+    function, choice, metric, pivot, temperature: how the teachers of a token become one target. MinCE takes the
+      teacher with the lowest `metric` on the sample, or, per token, the one that gives the next token the most; AvgCE
+      averages them. pivot: whether the target's own distribution before training is among the teachers.
+    """
+
+    weight: float = 0.9
+    kind: Literal["ce", "kl"] = "ce"
+    schedule: Literal["hard", "hard_and_decay", "soft"] = "hard"
+    tail: Tail = "none"
+    function: Literal["mince", "avgce"] = "mince"
+    choice: Literal["sample", "token"] = "sample"
+    metric: Literal["ce", "bits_per_byte"] = "ce"
+    pivot: bool = True
+    temperature: float = 1.0
+    rounding: Rounding = "none"
+
+
 def _unknown(loss: str) -> InputError:
     return InputError(f"'{loss}' is not a loss of this kind", field="loss", cure="See --help for the choices")
 
@@ -57,6 +84,28 @@ def sft_objective() -> Objective:
 
     def objective(scores: Scores, step: Array) -> tuple[Mean, dict[str, Mean]]:
         return losses.sft(scores.logprobs, scores.mask)
+
+    return objective
+
+
+def fusion_objective(settings: FusionSettings, num_steps: int) -> Objective:
+    """lambda * L_LM + (1 - lambda) * L_fuse of examples with targets; the means are those of each micro-batch."""
+    s = settings
+
+    def objective(scores: Scores, step: Array) -> tuple[Mean, dict[str, Mean]]:
+        assert scores.targets is not None and scores.target_logprobs is not None
+        target = Target(scores.targets.ids, scores.targets.probs)
+        mask = (target.probs > 0).any(-1) * scores.weights[:, None, None]
+        fused = divergence(scores.target_logprobs, target, mask, kind=s.kind, tail=s.tail, rounding=s.rounding)
+        language, metrics = losses.sft(scores.logprobs, scores.mask)
+        if s.schedule == "soft":
+            share = losses.divide(weighted(scores.targets.share, scores.weights))
+            now: tuple[Array | float, Array | float] = (1.0 - share, share)
+        else:
+            now = scheduled_weights(step, weight=s.weight, num_steps=num_steps, schedule=s.schedule)
+        one = jnp.ones(())
+        metrics |= {"loss/language": language, "loss/fusion": fused, "lambda": Mean(now[0] * one, one)}
+        return fused_loss(language, fused, now), metrics
 
     return objective
 

@@ -30,11 +30,14 @@ def fingerprint(params: Params) -> str:
 
 
 def examples_fingerprint(examples: Sequence[Example]) -> str:
-    """A hash of every token and boundary, in order."""
+    """A hash of every token, boundary and target, in order."""
     digest = hashlib.sha256()
     for example in examples:
         for row, start in zip(example.rows, example.starts):
             digest.update(np.asarray([len(row), start, *row], np.int64).data)
+        for array in (example.chosen, *(example.targets or ())):
+            if array is not None:
+                digest.update(np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()
 
 

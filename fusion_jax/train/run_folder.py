@@ -44,6 +44,11 @@ class RunFolder:
         with open(self.path / "log.txt", "a", encoding="utf-8") as out:
             out.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {message}\n")
 
+    def progress(self, what: str, done: int, of: int) -> None:
+        """How far a long stage is: one line that overwrites itself on a terminal, the last one stays."""
+        if self.console.is_terminal or done == of:
+            self.console.print(f"  {what}: {done} of {of}", end="\n" if done == of else "\r", highlight=False)
+
     def stage(self, name: str, make: Callable[[], Iterable[dict[str, Any]]]) -> list[dict[str, Any]]:
         """The records of a stage: read from its file when it is there, else made and written whole."""
         path = self.file(name)

@@ -17,7 +17,7 @@ import optax
 from jax import lax
 from jax.sharding import Mesh
 
-from fusion_jax.data.batches import TokenBatch
+from fusion_jax.data.batches import Targets, TokenBatch
 from fusion_jax.losses.reductions import Mean, divide
 from fusion_jax.models.config import DecoderConfig
 from fusion_jax.models.decoder import forward, head_kernel
@@ -33,7 +33,7 @@ class Scores(NamedTuple):
 
     logprobs, mask: float[B,G,T] of the tokens behind the prompt, zero where not scored; sequence: float[B,G] their
     sums; lengths: float[B,G] how many; reference: float[B,G] sums under the reference; weights: float[B], 0 for an
-    example that only fills the batch.
+    example that only fills the batch. targets: the batch's, with target_logprobs float[B,G,T,K] of their ids.
     """
 
     logprobs: Array
@@ -42,6 +42,8 @@ class Scores(NamedTuple):
     lengths: Array
     reference: Array
     weights: Array
+    targets: Targets | None = None
+    target_logprobs: Array | None = None
 
 
 Objective = Callable[[Scores, Array], tuple[Mean, dict[str, Mean]]]
@@ -64,21 +66,26 @@ class Compute:
 
 def score(params: Params, config: DecoderConfig, batch: TokenBatch, compute: Compute) -> Scores:
     """Log-probabilities of the scored tokens of every row of a micro-batch."""
-    hidden = _hidden(params, config, batch, compute)
+    hidden, targets = _hidden(params, config, batch, compute), batch.targets
+    labels = batch.labels
+    if targets is not None:
+        labels = jnp.concatenate([labels[..., None], targets.ids], -1)
     logprobs, _ = linear_logprobs(
-        hidden, head_kernel(params, config), batch.labels,
+        hidden, head_kernel(params, config), labels,
         soft_cap=config.final_soft_cap, vocab_shards=tensor_shards(compute.mesh),
     )  # fmt: skip
-    index = jnp.arange(logprobs.shape[-1])
-    inside = (index >= batch.starts[..., None]) & (index < (batch.starts + batch.counts)[..., None])
-    logprobs = jnp.where(inside, logprobs, 0.0)
+    of_targets = logprobs[..., 1:] if targets is not None else None
+    logprobs = jnp.where(batch.scored, logprobs[..., 0] if targets is not None else logprobs, 0.0)
+    mask = batch.scored.astype(logprobs.dtype)
     return Scores(
         logprobs=logprobs,
-        mask=inside.astype(logprobs.dtype) * batch.weights[:, None, None],
+        mask=mask * batch.weights[:, None, None],
         sequence=logprobs.sum(-1),
-        lengths=batch.counts.astype(logprobs.dtype),
+        lengths=mask.sum(-1),
         reference=batch.reference,
         weights=batch.weights,
+        targets=targets,
+        target_logprobs=of_targets,
     )
 
 

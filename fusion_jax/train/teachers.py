@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,8 +11,8 @@ import numpy as np
 from fusion_jax.align.views import fingerprint as view_fingerprint
 from fusion_jax.align.views import view_of
 from fusion_jax.data.batches import bucket_list
-from fusion_jax.data.teachers import StoreIdentity, TeacherRow, texts_fingerprint
-from fusion_jax.errors import InputError
+from fusion_jax.data.documents import Document, TeacherText, documents_fingerprint
+from fusion_jax.data.teachers import StoreIdentity, TeacherRow
 from fusion_jax.models.config import DecoderConfig
 from fusion_jax.models.decoder import forward, head_kernel
 from fusion_jax.models.folder import Model
@@ -26,51 +25,11 @@ from fusion_jax.train.step import Compute
 Array = jax.Array
 
 
-class TeacherText(NamedTuple):
-    """A text in a teacher's tokens: ids int32[T]; offsets int32[T,2], their characters; scored bool[T], which tokens
-    the teacher's mean cross-entropy is taken over (never the first, which nothing predicts)."""
-
-    ids: np.ndarray
-    offsets: np.ndarray
-    scored: np.ndarray
-
-
-def encode_texts(model: Model, texts: Sequence[str], *, max_length: int, append_eos: bool = True) -> list[TeacherText]:
-    """Texts without special tokens but, when asked, EOS at the end; every token but the first is scored (stage 2).
-
-    Raises:
-      InputError: the model has no fast tokenizer or no EOS; a text is empty or has more than `max_length` tokens.
-    """
-    tokenizer = model.tokenizer
-    if tokenizer is None or not tokenizer.is_fast:
-        raise InputError(
-            "the teacher needs a fast tokenizer", field="tokenizer", cure="Add tokenizer.json to its folder"
-        )
-    if append_eos and tokenizer.eos_token_id is None:
-        raise InputError("the tokenizer has no EOS token", field="eos_token", cure="Set one")
-    out = []
-    encoded = tokenizer(list(texts), add_special_tokens=False, return_offsets_mapping=True) if texts else {}
-    for number, text in enumerate(texts, 1):
-        ids, offsets = list(encoded["input_ids"][number - 1]), list(encoded["offset_mapping"][number - 1])
-        if not ids:
-            raise InputError("the text has no token", record=number, field="text", cure="Leave out empty texts")
-        if append_eos:
-            ids, offsets = [*ids, tokenizer.eos_token_id], [*offsets, (len(text), len(text))]
-        if len(ids) > max_length:
-            raise InputError(
-                f"the text has {len(ids)} tokens, the limit is {max_length}", record=number, field="text",
-                cure="Split it into windows",
-            )  # fmt: skip
-        scored = np.arange(len(ids)) > 0
-        out.append(TeacherText(np.asarray(ids, np.int32), np.asarray(offsets, np.int32).reshape(-1, 2), scored))
-    return out
-
-
-def store_identity(model: Model, texts: Sequence[str], k: int) -> StoreIdentity:
-    """What a store of this teacher on these texts is known by."""
-    assert model.tokenizer is not None  # `encode_texts` has looked
+def store_identity(model: Model, documents: Sequence[Document], k: int) -> StoreIdentity:
+    """What a store of this teacher on these documents is known by."""
+    assert model.tokenizer is not None  # `encode_documents` has looked
     tokenizer = view_fingerprint(view_of(model.tokenizer))
-    return StoreIdentity(fingerprint(model.params), tokenizer, texts_fingerprint(texts), k, len(texts))
+    return StoreIdentity(fingerprint(model.params), tokenizer, documents_fingerprint(documents), k, len(documents))
 
 
 def make_topk_step(
@@ -98,7 +57,7 @@ def teacher_rows(
 
     Entries beyond the tokenizer (of a head padded to a round size) do not exist.
     """
-    assert model.tokenizer is not None  # `encode_texts` has looked
+    assert model.tokenizer is not None  # `encode_documents` has looked
     step = make_topk_step(model.config, compute, k, min(len(model.tokenizer), model.config.vocab_size))
     buckets = bucket_list(max((len(t.ids) for t in texts), default=1))
 

@@ -154,6 +154,11 @@ def in_style(answer: str, style: str) -> str:
     return STYLES[style].format(a=answer)
 
 
+def documents(shares: dict[str, int], *, split: str, seed: int, repeat: bool = False) -> list[str]:
+    """Plain texts: a problem and, on the next line, its answer."""
+    return [f"{r['prompt']}\n{r['answer']}" for r in mixture(shares, split=split, seed=seed, repeat=repeat)]
+
+
 def corpus(seed: int, count: int, styles: Sequence[str] = tuple(STYLES)) -> list[str]:
     """Texts that tokenizers are trained on: prompts and answers of all skills."""
     records = mixture(dict.fromkeys(SKILLS, count), split="train", seed=seed)

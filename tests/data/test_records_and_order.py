@@ -98,7 +98,7 @@ def test_packing_scores_everything_and_can_reset():
     batch = collate([Example((tuple(blocks[1]),), (1,), segments=tuple(segments[1]))], Buckets([0, 8], [8]))
     np.testing.assert_array_equal(batch.positions[0, 0, :4], [0, 0, 1, 2])
     np.testing.assert_array_equal(batch.segment_ids[0, 0], [1, 2, 2, 2, 0, 0, 0, 0])
-    assert batch.counts[0, 0] == 4 and batch.prompts.shape == (1, 0)
+    assert batch.scored[0, 0].sum() == 4 and batch.prompts.shape == (1, 0)
 
 
 def test_buckets_grow_and_hold():

@@ -97,8 +97,9 @@ def test_collation(case):
     ids, mask, labels = np.zeros((len(examples) * 3, width)), np.zeros((len(examples) * 3, width)), []
     for row in range(len(ids)):
         g, b = divmod(row, len(features))
-        size, start, n = batch.prompt_lengths[b], batch.starts[b, g], batch.counts[b, g]
-        end = start + n
+        size, places = batch.prompt_lengths[b], np.flatnonzero(batch.scored[b, g])
+        start, end = places[0], places[-1] + 1
+        assert len(places) == end - start
         whole = [*batch.prompts[b, :size], *batch.tokens[b, g, :end], batch.labels[b, g, end - 1]]
         ids[row, : len(whole)], mask[row, : len(whole)] = whole, 1
         line = np.full(width, -100)
@@ -111,10 +112,9 @@ def test_collation(case):
 
 def test_the_first_token_of_a_row_is_never_scored():
     batch = collate([Example(((5, 6, 7), (5,)), (0, 1))], Buckets([0], [4]))
-    np.testing.assert_array_equal(batch.counts, [[2, 0]])
+    np.testing.assert_array_equal(batch.scored, [[[1, 1, 0, 0], [0, 0, 0, 0]]])
     np.testing.assert_array_equal(batch.tokens[0], [[5, 6, 0, 0], [0, 0, 0, 0]])
     np.testing.assert_array_equal(batch.labels[0, 0], [6, 7, 0, 0])
-    np.testing.assert_array_equal(batch.starts, [[0, 0]])
 
 
 def test_rows_share_what_they_have_in_common_before_the_first_scored_token():
@@ -124,5 +124,4 @@ def test_rows_share_what_they_have_in_common_before_the_first_scored_token():
     np.testing.assert_array_equal(batch.prompt_lengths, [3, 2])
     np.testing.assert_array_equal(batch.tokens, [[[4, 0, 0, 0], [4, 8, 0, 0]], [[3, 4, 0, 0], [5, 4, 0, 0]]])
     np.testing.assert_array_equal(batch.positions[:, 0], [[3, 4, 5, 6], [2, 3, 4, 5]])
-    np.testing.assert_array_equal(batch.starts, [[0, 0], [1, 1]])
-    np.testing.assert_array_equal(batch.counts, [[1, 2], [1, 1]])
+    np.testing.assert_array_equal(batch.scored, [[[1, 0, 0, 0], [1, 1, 0, 0]], [[0, 1, 0, 0], [0, 1, 0, 0]]])

@@ -56,13 +56,13 @@ def _by_whole_rows(config, many):
     """Each row as an example of its own, from its first token on: nothing is shared and nothing is left out."""
     width = 64
     tokens, labels = np.zeros((2, len(many), 3, width), np.int32)
-    starts, counts = np.zeros((2, len(many), 3), np.int32)
+    scored = np.zeros(tokens.shape, bool)
     for b, example in enumerate(many):
         for g, row in enumerate(example.rows):
             tokens[b, g, : len(row) - 1], labels[b, g, : len(row) - 1] = row[:-1], row[1:]
-            starts[b, g], counts[b, g] = max(example.starts[g], 1) - 1, example.scored[g]
+            scored[b, g, max(example.starts[g], 1) - 1 : len(row) - 1] = True
     batch = collate(many, buckets_of(many))._replace(
         prompts=np.zeros((len(many), 0), np.int32), prompt_lengths=np.zeros(len(many), np.int32), tokens=tokens,
-        labels=labels, positions=np.broadcast_to(np.arange(width), tokens.shape), starts=starts, counts=counts,
+        labels=labels, positions=np.broadcast_to(np.arange(width), tokens.shape), scored=scored,
     )  # fmt: skip
     return loss_and_gradient(config, batch, True)

@@ -6,11 +6,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from fusion_jax.data.documents import encode_documents, text_documents
 from fusion_jax.data.teachers import TeacherStore, write_store
 from fusion_jax.errors import InputError
 from fusion_jax.models.folder import load, logits
 from fusion_jax.train.step import Compute
-from fusion_jax.train.teachers import encode_texts, store_identity, teacher_rows
+from fusion_jax.train.teachers import store_identity, teacher_rows
 from fusion_jax.zoo import model_path
 
 TEXTS = ["Reverse a b c d e", "What is 12 + 3?\nThe answer is 15.", "a", "Name the second letter of k l a b c"]
@@ -20,8 +21,8 @@ TEXTS = ["Reverse a b c d e", "What is 12 + 3?\nThe answer is 15.", "a", "Name t
 def test_rows_are_the_dense_distributions(tmp_path, name):
     """Top entries, normaliser, tail and metric of every position, in batches of unequal length."""
     model = load(model_path(f"zoo:{name}"), dtype="float32")
-    encoded = encode_texts(model, TEXTS, max_length=64)
-    identity = store_identity(model, TEXTS, 5)
+    encoded = encode_documents(model.tokenizer, text_documents(TEXTS), max_length=64)
+    identity = store_identity(model, text_documents(TEXTS), 5)
     write_store(tmp_path / "store", identity, teacher_rows(model, encoded, 5, Compute(), batch_size=3))
     size = len(model.tokenizer)
     for text, row in zip(TEXTS, TeacherStore(tmp_path / "store", identity), strict=True):
@@ -43,7 +44,7 @@ def test_rows_are_the_dense_distributions(tmp_path, name):
 
 def test_rows_do_not_depend_on_their_batch():
     model = load(model_path("zoo:target"), dtype="float32")
-    encoded = encode_texts(model, TEXTS, max_length=64)
+    encoded = encode_documents(model.tokenizer, text_documents(TEXTS), max_length=64)
     whole = teacher_rows(model, encoded, 4, Compute(), batch_size=4)(range(4))
     alone = teacher_rows(model, encoded, 4, Compute(), batch_size=1)(range(2, 3))[0]
     np.testing.assert_array_equal(whole[2].topk_ids, alone.topk_ids)
@@ -53,11 +54,11 @@ def test_rows_do_not_depend_on_their_batch():
 def test_texts_that_cannot_be_scored(tmp_path):
     model = load(model_path("zoo:target"))
     with pytest.raises(InputError, match="record 2, field 'text': the text has no token"):
-        encode_texts(model, ["a", ""], max_length=64)
+        encode_documents(model.tokenizer, text_documents(["a", ""]), max_length=64)
     with pytest.raises(InputError, match=r"record 1, field 'text': the text has \d+ tokens, the limit is 4"):
-        encode_texts(model, ["Reverse a b c d e"], max_length=4)
+        encode_documents(model.tokenizer, text_documents(["Reverse a b c d e"]), max_length=4)
     broken = {**model.params, "final_norm": {"scale": jnp.full_like(model.params["final_norm"]["scale"], jnp.nan)}}
-    encoded = encode_texts(model, TEXTS, max_length=64)
+    encoded = encode_documents(model.tokenizer, text_documents(TEXTS), max_length=64)
     rows = teacher_rows(model.__class__(model.config, broken, model.tokenizer), encoded, 4, Compute(), batch_size=4)
     with pytest.raises(InputError, match=r"record 1, field '\w+': is not finite"):
-        write_store(tmp_path / "nan", store_identity(model, TEXTS, 4), rows)
+        write_store(tmp_path / "nan", store_identity(model, text_documents(TEXTS), 4), rows)

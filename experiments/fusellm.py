@@ -1,0 +1,278 @@
+"""FuseLLM (arXiv 2401.10491): fuse what several base models predict of the same text into a target.
+
+    python experiments/fusellm.py                                                # built-in miniatures, a CPU
+    python experiments/fusellm.py --arms CLM KD EM MinED MS AvgCE --seeds 5      # the ablations
+    python experiments/fusellm.py --preset llama2-7b --target LLAMA-2-7B --sources OPENLLAMA-7B-V2 MPT-7B \
+        --texts minipile.jsonl --held-out-texts valid.jsonl --out runs/a
+
+Hardware and time: `tiny` 2 CPU cores, about 3 minutes, 2 GB; `llama2-7b` is for a TPU slice (not timed yet).
+Texts: JSON lines with "text"; longer ones are cut so that no tokenizer needs more than max_length tokens.
+Result: bits per byte on held-out text and accuracy of the target before, after plain training (CLM) and after fusion;
+how much of each source reached the target's tokens; model/, a Hugging Face folder. Published (BBH, 7B): Llama-2 39.70,
+CLM 40.44, KD from 13B 40.88, FuseLLM 41.75.
+
+Stages (each a folder of the run, made once): base/MODEL (miniatures only: the zoo's chat models learn plain text),
+teachers/MODEL (top-k stores), aligned/SOURCE (token ranges, vocabulary map, rows), arms/ARM, report.md, model/
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from fusion_jax.data.batches import Example
+from fusion_jax.data.documents import Document, encode_documents, plain_examples, scored_bytes, text_documents
+from fusion_jax.data.jsonl import Record
+from fusion_jax.data.loaders import load_records, load_texts
+from fusion_jax.data.records import parse_prompts
+from fusion_jax.data.windows import split_windows
+from fusion_jax.errors import InputError
+from fusion_jax.evals.perplexity import surprise
+from fusion_jax.models.folder import Model, load, save
+from fusion_jax.settings import run as run_experiment
+from fusion_jax.settings import to_json
+from fusion_jax.train.fusion import fused_examples, fusion_rows, packed
+from fusion_jax.train.objectives import FusionSettings, fusion_objective, sft_objective
+from fusion_jax.train.opinions import AlignSettings, Reading, own_opinions, read_documents, source_opinions
+from fusion_jax.train.optimise import TrainSettings, compute_for, optimise, step_count
+from fusion_jax.train.report import markdown_table, save_figure, training_figure
+from fusion_jax.train.run_folder import RunFolder, open_run
+from fusion_jax.train.stages import check_names, judged, model_name, over_seeds, trained
+from fusion_jax.train.state import OptimizerSettings
+from fusion_jax.zoo import model_path
+from fusion_jax.zoo.specs import SPECS
+from fusion_jax.zoo.tasks import SKILLS, documents, mixture
+
+
+@dataclass(frozen=True)
+class Settings:
+    """target, sources: Hugging Face folders, or zoo:NAME. texts, held_out_texts: JSON lines with "text", or plain
+    lines; without, problems of the zoo's skills with their answers. test_prompts: "prompt" and "answer", asked as text.
+
+    arms: what is trained, the last one becomes model/: CLM (no teacher), KD (the source that knows the texts best,
+    alone), FuseLLM (as `align` and `fusion` say), and FuseLLM with one thing changed: see `arms_of`.
+    practice: problems that each zoo model reads as plain text before anything else; 0: models as they are.
+    k: entries kept of every distribution. packing: "none", or blocks of max_length tokens, "official" with attention
+    across documents, "reset" without. teacher_batch: texts at once while reading. seeds: repeat with so many.
+    """
+
+    out: str = "runs/fusellm"
+    resume: bool = False
+    seed: int = 42
+    seeds: int = 1
+    target: str = "zoo:target"
+    sources: tuple[str, ...] = ("zoo:llama-source", "zoo:qwen-source", "zoo:gemma-source")
+    texts: str = ""
+    held_out_texts: str = ""
+    test_prompts: str = ""
+    arms: tuple[str, ...] = ("CLM", "FuseLLM")
+    practice: int = 0
+    eval_new_tokens: int = 28
+    texts_per_skill: int = 120
+    test_per_skill: int = 60
+    max_length: int = 2048
+    k: int = 10
+    packing: Literal["none", "official", "reset"] = "none"
+    teacher_batch: int = 8
+    align: AlignSettings = AlignSettings(vocabulary="mined")
+    fusion: FusionSettings = FusionSettings()
+    train: TrainSettings = TrainSettings()
+    practise: TrainSettings = TrainSettings()
+
+
+TINY = TrainSettings(
+    optimizer=OptimizerSettings(learning_rate=3e-4), epochs=3.0, batch_size=16, micro_batches=1, log_every=1,
+    checkpoint_every=50, remat="dots",
+)  # fmt: skip
+LARGE = Settings(
+    packing="official",
+    align=AlignSettings(rules="fusellm", vocabulary="mined", workers=8),
+    train=TrainSettings(
+        optimizer=OptimizerSettings(
+            learning_rate=1e-5, warmup_ratio=0.008, beta2=0.95, weight_decay=0.1, clip_norm=1.0
+        ),
+        micro_batches=16,
+    ),
+)
+PRESETS = {
+    "tiny": Settings(
+        practice=2100, max_length=128, teacher_batch=64, train=TINY,
+        practise=replace(
+            TINY, optimizer=OptimizerSettings(learning_rate=1e-3), epochs=1.0, batch_size=32, log_every=10
+        ),
+    ),
+    "llama2-7b": LARGE,
+    "llama2-7b-official": replace(
+        LARGE,
+        align=replace(LARGE.align, fallback="input", special_pairs=False),
+        fusion=FusionSettings(rounding="bfloat16"),
+    ),
+}  # fmt: skip
+
+
+def main(s: Settings) -> None:
+    check_names((s.target, *s.sources))
+    arms_of(s, "")
+    run = open_run(s.out, to_json(s), resume=s.resume)
+    models = base_models(s, run.sub("base"))
+    if s.seeds == 1:
+        fuse(s, run, models)
+    else:
+        over_seeds(run, "FuseLLM", s.seed, s.seeds, lambda seed, folder: fuse(
+            replace(s, seed=seed, seeds=1), folder, models
+        ))  # fmt: skip
+    run.finish()
+
+
+def fuse(s: Settings, run: RunFolder, models: dict[str, Model]) -> dict[str, dict[str, float]]:
+    """The stages of the paper (section 2.1 of the specification); returns each model's measures on held-out data."""
+    compute = compute_for(s.train)
+    target, *_ = models.values()
+    texts, held_out, test = texts_of(s)
+    docs, counts = windows_of(s, models, texts)
+    held, _ = windows_of(s, models, held_out)
+    measures = {name: measured(s, run, name, model, held, test) for name, model in models.items()}
+    readings = [
+        read_documents(
+            run.sub("teachers").file(name), name, model, docs, k=s.k, max_length=s.max_length, compute=compute,
+            batch_size=s.teacher_batch, progress=run.progress,
+        )
+        for name, model in models.items()
+    ]  # fmt: skip
+    pivot, sources = readings[0], readings[1:]
+    coverage: list[dict[str, Any]] = []
+    best = min(sources, key=mean_surprise).name
+    for arm, (align, fusion, teachers) in arms_of(s, best).items():
+        opinions = [own_opinions(pivot, fusion)]
+        for source in (r for r in sources if r.name in teachers):
+            folder = run.sub("aligned").file(source.name)
+            views, rules = source_opinions(folder, pivot, source, align, fusion, whole=True, progress=run.progress)
+            opinions.append(views)
+            coverage.append({"arm": arm, "source": source.name, **rules})
+        rows, drops = fusion_rows(pivot.texts, opinions)
+        examples = fused_examples(
+            packed(rows, s.max_length) if s.packing != "none" else rows, fusion, mask="all", reset=s.packing == "reset"
+        )
+        fused = train(s, run.sub("arms").sub(arm), target, examples, fusion)
+        measures[arm] = measured(s, run, arm, fused, held, test)
+    if not run.file("model").exists():
+        save(fused, run.file("model"))
+    write_report(run, measures, coverage, counts + drops)
+    return measures
+
+
+def arms_of(s: Settings, best: str) -> dict[str, tuple[AlignSettings, FusionSettings, tuple[str, ...]]]:
+    """How each arm aligns, how it fuses, and which sources teach it."""
+    every = tuple(map(model_name, s.sources))
+    align, fusion = s.align, s.fusion
+    known = {
+        "CLM": (align, replace(fusion, weight=1.0), ()),
+        "KD": (align, replace(fusion, pivot=False), (best,)),
+        "FuseLLM": (align, fusion, every),
+        "EM": (replace(align, vocabulary="exact"), fusion, every),
+        "MinED": (replace(align, vocabulary="mined"), fusion, every),
+        "MS": (replace(align, vocabulary="statistics"), fusion, every),
+        "MinCE": (align, replace(fusion, function="mince"), every),
+        "AvgCE": (align, replace(fusion, function="avgce"), every),
+        "per-token": (align, replace(fusion, choice="token"), every),
+        "bits-per-byte": (align, replace(fusion, metric="bits_per_byte"), every),
+        "tail-bucket": (align, replace(fusion, tail="bucket"), every),
+        "no-pivot": (align, replace(fusion, pivot=False), every),
+        "byte-offsets": (replace(align, tokens="byte_offsets"), fusion, every),
+        "fusellm-rules": (replace(align, rules="fusellm"), fusion, every),
+        "input-fallback": (replace(align, fallback="input"), fusion, every),
+    }
+    if not s.arms or not set(s.arms) <= set(known):
+        unknown = next((a for a in s.arms if a not in known), "")
+        raise InputError(f"'{unknown}' is no arm", field="arms", cure=f"Known: {', '.join(known)}")
+    return {name: known[name] for name in s.arms}
+
+
+def base_models(s: Settings, run: RunFolder) -> dict[str, Model]:
+    """Target and sources by name; the zoo's, which know only chats, first practise on plain texts of their skills."""
+    out = {}
+    mesh = compute_for(s.practise).mesh
+    for path in (s.target, *s.sources):
+        name, model = model_name(path), load(model_path(path), mesh=mesh)
+        if s.practice and path.startswith("zoo:"):
+            learned = dict(next(spec.shares for spec in SPECS if spec.name == name))
+            shares = {skill: s.practice * n // sum(learned.values()) for skill, n in learned.items()}
+            texts = documents(shares, split="train", seed=s.seed + 1, repeat=True)
+            encoded = encode_documents(model.tokenizer, text_documents(texts), max_length=s.max_length)
+            examples = plain_examples(encoded)
+            model = trained(run.sub(name), model, mesh, lambda folder, m=model, e=examples: optimise(  # type: ignore[misc]
+                m, e, sft_objective(), s.practise, folder
+            ))  # fmt: skip
+        out[name] = model
+    return out
+
+
+def texts_of(s: Settings) -> tuple[list[str], list[str], list[Record]]:
+    """Texts to train on, held-out texts, test prompts: the user's, or the zoo's."""
+    if s.texts:
+        held_out = load_texts(s.held_out_texts) if s.held_out_texts else []
+        return load_texts(s.texts), held_out, parse_prompts(load_records(s.test_prompts)) if s.test_prompts else []
+    texts = documents(dict.fromkeys(SKILLS, s.texts_per_skill), split="train", seed=s.seed + 1000)
+    test = mixture(dict.fromkeys(SKILLS, s.test_per_skill), split="test", seed=s.seed)
+    return texts, [f"{r['prompt']}\n{r['answer']}" for r in test], test
+
+
+def windows_of(s: Settings, models: dict[str, Model], texts: Sequence[str]) -> tuple[list[Document], Counter[str]]:
+    """Texts cut so that no tokenizer needs more than max_length tokens, EOS included."""
+    windows, blank = split_windows(texts, [m.tokenizer for m in models.values()], s.max_length - 1)
+    counts = Counter({"texts": len(texts), "blank texts": blank, "windows": len(windows)})
+    return text_documents([w.text for w in windows]), counts
+
+
+def mean_surprise(reading: Reading) -> float:
+    """Nats a byte over all documents: how well a source knows the texts."""
+    return float(sum(row.metric[0] for row in reading.rows)) / sum(map(scored_bytes, reading.documents))
+
+
+def train(s: Settings, run: RunFolder, target: Model, examples: Sequence[Example], fusion: FusionSettings) -> Model:
+    """The target on fused examples, or its finished model where the arm was trained already."""
+    settings = replace(s.train, seed=s.seed)
+    objective = fusion_objective(fusion, step_count(len(examples), settings))
+    mesh = compute_for(settings).mesh
+    return trained(run, target, mesh, lambda folder: optimise(target, examples, objective, settings, folder))
+
+
+def measured(
+    s: Settings, run: RunFolder, name: str, model: Model, held: Sequence[Document], test: Sequence[Record]
+) -> dict[str, float]:
+    """Bits per byte of the held-out texts and accuracy on the test prompts, where there are any."""
+    compute = compute_for(s.train)
+    out = {}
+    if held:
+        out["bits per byte"] = surprise(model, held, max_length=s.max_length, compute=compute).bits_per_byte
+    for row in judged(run, name, model, test, compute.mesh, max_new_tokens=s.eval_new_tokens, chat=False):
+        out["accuracy" if row["skill"] == "all" else row["skill"]] = row["accuracy"]
+    return out
+
+
+def write_report(
+    run: RunFolder, measures: dict[str, dict[str, float]], coverage: Sequence[dict[str, Any]], counts: Counter[str]
+) -> None:
+    """report.md and the tables on the screen."""
+    results = markdown_table([{"model": n, **{k: f"{v:.4f}" for k, v in m.items()}} for n, m in measures.items()])
+    reached = [{k: v if isinstance(v, str) else f"{v:.3f}" for k, v in line.items()} for line in coverage]
+    arms = {path.name: path for path in sorted(run.file("arms").iterdir())}
+    parts = [
+        "# FuseLLM", save_figure(training_figure(arms), run.file("training.png")),
+        "## Held-out texts and test prompts", results,
+        "## What decided the rows of each source (shares of the target's tokens)", markdown_table(reached),
+        "## Texts", markdown_table([{"what": k, "count": v} for k, v in counts.items()]),
+    ]  # fmt: skip
+    run.file("report.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    run.log(results)
+    run.log(f"report: {run.file('report.md')}; model: {run.file('model')}")
+
+
+if __name__ == "__main__":
+    run_experiment(Settings, main, presets=PRESETS, description=__doc__)

@@ -1,0 +1,153 @@
+"""Texts and chats as several models read them: what each tokenizer makes of them, and which characters count.
+
+Plain texts are the same for all models. A chat goes through a template, the pivot's for all models as published
+(FuseLLM/FuseChat spec sections 2.2 and 7), or each model's own; masks come from character offsets.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from fusion_jax.data.batches import Example
+from fusion_jax.data.chat import ChatSettings, render_text
+from fusion_jax.data.records import Row
+from fusion_jax.errors import InputError
+
+Span = tuple[int, int]
+
+
+class Document(NamedTuple):
+    """A text as one model reads it.
+
+    scored: character spans whose tokens the model is to predict. contents: the spans that are the same string for
+    every model, whatever the template around them. eos: whether the model's EOS follows the text (and is scored).
+    """
+
+    name: str
+    text: str
+    scored: tuple[Span, ...]
+    contents: tuple[Span, ...]
+    eos: bool
+
+
+class TeacherText(NamedTuple):
+    """A document in a model's tokens: ids int32[T]; offsets int32[T,2], their characters; scored bool[T], which tokens
+    the model is to predict (never the first, which nothing predicts)."""
+
+    ids: np.ndarray
+    offsets: np.ndarray
+    scored: np.ndarray
+
+
+def text_documents(texts: Sequence[str]) -> list[Document]:
+    """Every character scored, EOS at the end (section 2.1, stage 2)."""
+    return [Document(str(i), text, ((0, len(text)),), ((0, len(text)),), True) for i, text in enumerate(texts, 1)]
+
+
+def chat_documents(
+    rows: Sequence[Row],
+    template: PreTrainedTokenizerBase,
+    reader: PreTrainedTokenizerBase,
+    settings: ChatSettings = ChatSettings(header="prompt"),
+) -> list[Document]:
+    """Conversations through one tokenizer's template for another one to read; every assistant turn is scored.
+
+    Args:
+      rows: conversations with one response each (kind "sft").
+      template: whose chat template; the BOS and EOS strings in it are the reader's (section 2.2).
+
+    Raises:
+      InputError: a template that refuses the roles, renders a turn differently when others follow, or changes the
+        words of an answer.
+    """
+    out = []
+    special = {"bos_token": reader.bos_token or "", "eos_token": reader.eos_token or ""}
+    for row in rows:
+        messages = [*row.messages, {"role": "assistant", "content": row.responses[0] or ""}]
+        whole = render_text(template, messages, header=False, date=settings.date, special=special)
+        scored, contents = [], []
+        for i, message in enumerate(messages):
+            if message["role"] != "assistant":
+                continue
+            start = len(render_text(template, messages[:i], header=True, date=settings.date, special=special))
+            turn = render_text(template, messages[: i + 1], header=False, date=settings.date, special=special)
+            content = message["content"].strip()
+            at = turn.find(content, max(start - 1, 0))
+            if not whole.startswith(turn) or at < 0:
+                raise InputError(
+                    "the template renders a turn differently when others follow, or changes its words",
+                    file=template.name_or_path, record=row.name, field="chat_template",
+                    cure="Use a template that renders each message by itself and keeps its text",
+                )  # fmt: skip
+            scored.append((start, len(turn)))
+            contents.append((at, at + len(content)))
+        out.append(Document(row.name, whole, tuple(scored), tuple(contents), False))
+    return out
+
+
+def encode_documents(
+    tokenizer: PreTrainedTokenizerBase | None, documents: Sequence[Document], *, max_length: int
+) -> list[TeacherText]:
+    """Documents in a model's tokens, without special tokens but those that the text holds and, when asked, EOS.
+
+    Raises:
+      InputError: no fast tokenizer or no EOS; a text without a token or with more than `max_length`.
+    """
+    if tokenizer is None or not tokenizer.is_fast:
+        raise InputError("the model needs a fast tokenizer", field="tokenizer", cure="Add tokenizer.json to its folder")
+    if tokenizer.eos_token_id is None and any(d.eos for d in documents):
+        raise InputError("the tokenizer has no EOS token", field="eos_token", cure="Set one")
+    out = []
+    texts = [d.text for d in documents]
+    encoded = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True) if texts else {}
+    for number, document in enumerate(documents):
+        ids = list(encoded["input_ids"][number])
+        if not ids:
+            raise InputError("the text has no token", record=document.name, field="text", cure="Leave out empty texts")
+        offsets = np.asarray(encoded["offset_mapping"][number], np.int32)
+        scored = np.zeros(len(ids), bool)
+        for span in document.scored:
+            scored |= inside(offsets, span)
+        if document.eos:
+            ids.append(tokenizer.eos_token_id)
+            offsets = np.append(offsets, np.full((1, 2), len(document.text), np.int32), 0)
+            scored = np.append(scored, True)
+        if len(ids) > max_length:
+            raise InputError(
+                f"the text has {len(ids)} tokens, the limit is {max_length}", record=document.name, field="text",
+                cure="Split it into windows",
+            )  # fmt: skip
+        scored[0] = False
+        out.append(TeacherText(np.asarray(ids, np.int32), offsets, scored))
+    return out
+
+
+def plain_examples(texts: Sequence[TeacherText]) -> list[Example]:
+    """Training and scoring examples without teachers; a text of one token, which predicts nothing, is left out."""
+    return [Example((tuple(t.ids.tolist()),), (1,), i, chosen=t.scored) for i, t in enumerate(texts) if len(t.ids) > 1]
+
+
+def inside(offsets: np.ndarray, span: Span) -> np.ndarray:
+    """bool[T], the tokens that share a character with a span, or are empty and stand in it."""
+    (starts, ends), (first, last) = offsets.T, span
+    return ((starts < last) & (ends > first)) | ((starts == ends) & (first <= starts) & (starts < last))
+
+
+def scored_bytes(document: Document) -> int:
+    """UTF-8 bytes of what is scored: the unit that makes tokenizers comparable."""
+    return sum(len(document.text[a:b].encode()) for a, b in document.scored)
+
+
+def documents_fingerprint(documents: Sequence[Document]) -> str:
+    """sha256 of documents in their order, the same in every process."""
+    digest = hashlib.sha256()
+    for document in documents:
+        raw = json.dumps(document).encode()
+        digest.update(len(raw).to_bytes(8, "little") + raw)
+    return digest.hexdigest()

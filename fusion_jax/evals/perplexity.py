@@ -1,0 +1,42 @@
+"""How well a model predicts held-out text, in a unit that does not depend on its tokenizer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from fusion_jax.data.batches import buckets_of
+from fusion_jax.data.documents import Document, encode_documents, plain_examples, scored_bytes
+from fusion_jax.errors import InputError
+from fusion_jax.models.folder import Model
+from fusion_jax.train.reference import sequence_logprobs
+from fusion_jax.train.step import Compute
+
+
+class Surprise(NamedTuple):
+    """-log p of what is scored: bits per UTF-8 byte, nats per token."""
+
+    bits_per_byte: float
+    nats_per_token: float
+
+
+def surprise(
+    model: Model, documents: Sequence[Document], *, max_length: int, compute: Compute, batch_size: int = 32
+) -> Surprise:
+    """Of all documents together.
+
+    Raises:
+      InputError: no document; see `encode_documents`.
+    """
+    if not documents:
+        raise InputError("there is none", field="documents", cure="Give held-out texts")
+    texts = encode_documents(model.tokenizer, documents, max_length=min(max_length, model.config.max_positions))
+    examples = plain_examples(texts)
+    logprobs = sequence_logprobs(
+        model.params, model.config, examples, compute, batch_size=batch_size, buckets=buckets_of(examples)
+    )
+    nats = -float(logprobs.sum(dtype="float64"))
+    return Surprise(
+        nats / math.log(2) / sum(map(scored_bytes, documents)), nats / sum(int(t.scored.sum()) for t in texts)
+    )

@@ -1,0 +1,251 @@
+"""What several teachers say of a text, in the pivot's tokens, fused into the targets that the target model learns.
+
+FuseLLM and FuseChat, sections 2.1 (packing), 8 and 9 of their specification: pure functions from rows to examples.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections import Counter
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fusion_jax.align.distributions import AlignedRows, RowRule
+from fusion_jax.data.batches import Example, Targets, bucket_list
+from fusion_jax.data.documents import Document, TeacherText, scored_bytes
+from fusion_jax.data.teachers import TeacherRow
+from fusion_jax.errors import InputError
+from fusion_jax.losses.fusion import Target, avg_ce, filled, min_ce, rewards, soft_weights, teacher_target
+from fusion_jax.train.objectives import FusionSettings
+
+Array = jax.Array
+ROWS_AT_ONCE = 64
+
+
+class Opinion(NamedTuple):
+    """One teacher on one text of m pivot tokens: its entries in pivot ids, and how well it knows the text.
+
+    ids int32[m,k], logprobs float32[m,k], counts int32[m], rule uint8[m] of `RowRule`.
+    metric: float, mean of -log p over its own scored tokens, or bits per byte; nan where nothing is scored.
+    """
+
+    ids: np.ndarray
+    logprobs: np.ndarray
+    counts: np.ndarray
+    rule: np.ndarray
+    metric: float
+
+
+class _Views(NamedTuple):
+    """One teacher on several texts: `Opinion` with a leading axis of texts; metric float32[B]."""
+
+    ids: Array | np.ndarray
+    logprobs: Array | np.ndarray
+    counts: Array | np.ndarray
+    rule: Array | np.ndarray
+    metric: Array | np.ndarray
+
+
+class FusionRow(NamedTuple):
+    """A text in m pivot tokens, which of them are scored, the pivot's own opinion first and the sources' behind it.
+
+    segments: int32[m], which document each token is of (1 unless rows were packed).
+    """
+
+    ids: np.ndarray
+    scored: np.ndarray
+    opinions: tuple[Opinion, ...]
+    segments: np.ndarray
+
+
+def own_opinion(row: TeacherRow, document: Document, settings: FusionSettings) -> Opinion:
+    """The pivot on its own tokens."""
+    m, k = row.topk_ids.shape
+    counts, rule = np.full(m, k, np.int32), np.zeros(m, np.uint8)
+    return Opinion(row.topk_ids, row.topk_logprobs.astype(np.float32), counts, rule, _metric(row, document, settings))
+
+
+def source_opinion(aligned: AlignedRows, row: TeacherRow, document: Document, settings: FusionSettings) -> Opinion:
+    """A source whose rows were aligned; `row` and `document` as the source read the text."""
+    ids, logits, counts, rule = aligned
+    return Opinion(ids, logits.astype(np.float32), counts, rule, _metric(row, document, settings))
+
+
+def _metric(row: TeacherRow, document: Document, settings: FusionSettings) -> float:
+    nats, tokens = (float(x) for x in row.metric)
+    if settings.metric == "ce":
+        return nats / tokens if tokens else float("nan")
+    size = scored_bytes(document)
+    return nats / np.log(2) / size if size and tokens else float("nan")
+
+
+def fusion_rows(
+    texts: Sequence[TeacherText], opinions: Sequence[Sequence[Opinion]]
+) -> tuple[list[FusionRow], Counter[str]]:
+    """Rows of the texts whose every metric is finite, and how many were left out (section 15: filter always).
+
+    Args:
+      opinions: of each teacher, the pivot first, one a text.
+    """
+    rows, counts = [], Counter[str]()
+    for text, views in zip(texts, zip(*opinions, strict=True), strict=True):
+        if all(np.isfinite(view.metric) for view in views):
+            rows.append(FusionRow(text.ids, text.scored, tuple(views), np.ones(len(text.ids), np.int32)))
+        else:
+            counts["a teacher scored no token of it, or not finitely"] += 1
+    if not rows:
+        raise InputError("no text is left that every teacher has scored", field="texts", cure="Give more texts")
+    return rows, counts
+
+
+def packed(rows: Sequence[FusionRow], block: int) -> list[FusionRow]:
+    """Rows end to end, cut every `block` tokens, the last short block kept; a block's metric is the mean over its
+    tokens (section 2.1, stage 5)."""
+    sizes = [len(r.ids) for r in rows]
+    segments = np.repeat(np.arange(1, len(rows) + 1, dtype=np.int32), sizes)
+    ids, scored = (np.concatenate([getattr(r, name) for r in rows]) for name in ("ids", "scored"))
+    whole = [_joined([r.opinions[n] for r in rows]) for n in range(len(rows[0].opinions))]
+    out = []
+    for start in range(0, len(ids), block):
+        part = slice(start, start + block)
+        opinions = tuple(
+            Opinion(v.ids[part], v.logprobs[part], v.counts[part], v.rule[part], float(metric[part].mean()))
+            for v, metric in whole
+        )
+        first = scored[part].copy()
+        first[0] = False
+        numbers = segments[part] - segments[start] + 1
+        out.append(FusionRow(ids[part], first, opinions, numbers))
+    return out
+
+
+def _joined(views: Sequence[Opinion]) -> tuple[Opinion, np.ndarray]:
+    """Opinions on texts that follow each other, and float64[m], each text's metric at each of its tokens."""
+    width = max(v.ids.shape[1] for v in views)
+    ids, logprobs = (np.concatenate([_widened(x, width) for x in xs]) for xs in zip(*(v[:2] for v in views)))
+    counts, rule = (np.concatenate([getattr(v, name) for v in views]) for name in ("counts", "rule"))
+    metric = np.repeat([v.metric for v in views], [len(v.counts) for v in views])
+    return Opinion(ids, logprobs, counts, rule, float("nan")), metric
+
+
+def _widened(entries: np.ndarray, width: int) -> np.ndarray:
+    return np.pad(entries, ((0, 0), (0, width - entries.shape[1])))
+
+
+def fused_examples(
+    rows: Sequence[FusionRow],
+    settings: FusionSettings,
+    *,
+    mask: Literal["all", "labels"],
+    reset: bool = False,
+) -> list[Example]:
+    """Training examples with one fused target a token.
+
+    Args:
+      mask: which tokens are compared with the teachers: "all", the last of the row included (FuseLLM), or those whose
+        next token is scored (FuseChat).
+      reset: attention and positions start anew with each document of a packed row.
+
+    Raises:
+      InputError: settings that do not go together, no teacher.
+    """
+    _check(settings, rows)
+    buckets = bucket_list(max(len(r.ids) for r in rows))
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i].ids))
+    out: dict[int, Example] = {}
+    with jax.default_device(jax.local_devices(backend="cpu")[0]):
+        for start in range(0, len(order), ROWS_AT_ONCE):
+            chosen = order[start : start + ROWS_AT_ONCE]
+            width = next(b for b in buckets if b >= len(rows[chosen[-1]].ids))
+            target, share = _fused(*_stacked([rows[i] for i in chosen], width), s=settings)
+            ids, probs, shares = (np.asarray(x) for x in (*target, share))
+            for n, i in enumerate(chosen):
+                out[i] = _example(rows[i], i, ids[n], probs[n], float(shares[n]), mask, reset)
+    return [out[i] for i in range(len(rows))]
+
+
+def _check(s: FusionSettings, rows: Sequence[FusionRow]) -> None:
+    teachers = len(rows[0].opinions) - (not s.pivot)
+    if teachers < 1:
+        raise InputError("there is no teacher", field="pivot", cure="Give a source, or take the pivot as a teacher")
+    if s.tail == "bucket" and (s.temperature != 1.0 or s.rounding != "none"):
+        raise InputError(
+            "keeps probabilities as they are",
+            field="tail",
+            cure="Set temperature 1 and no rounding",
+        )
+    if s.choice == "token" and s.function != "mince":
+        raise InputError("goes with mince only", field="choice", cure='Set it to "sample"')
+    if s.schedule == "soft" and s.choice == "token":
+        raise InputError("takes its weight from a sample's scores", field="schedule", cure='Set choice to "sample"')
+
+
+def _example(
+    row: FusionRow, index: int, ids: np.ndarray, probs: np.ndarray, share: float, mask: str, reset: bool
+) -> Example:
+    m = len(row.ids)
+    tokens, chosen, last = row.ids.tolist(), row.scored, m - 1
+    segments = tuple(row.segments.tolist()) if reset else ()
+    if mask == "all":  # a token behind the row, never scored, so that the row's last token is compared too
+        tokens, chosen, last = [*tokens, 0], np.append(chosen, False), m
+        segments = (*segments, segments[-1]) if reset else ()
+    kept = np.ones(last, bool) if mask == "all" else chosen[1:]
+    targets = Targets(ids[:last], np.where(kept[:, None], probs[:last], 0.0).astype(np.float32), np.float32(share))
+    start = int(np.argmax(chosen)) if chosen.any() else len(tokens)
+    return Example((tuple(tokens),), (start,), index, segments, chosen=chosen, targets=targets)
+
+
+def _stacked(rows: Sequence[FusionRow], width: int) -> tuple[list[_Views], np.ndarray]:
+    """Each teacher on `ROWS_AT_ONCE` padded texts, and the tokens that follow, int32[B,T]."""
+    teachers = []
+    for number in range(len(rows[0].opinions)):
+        views = [r.opinions[number] for r in rows]
+        k = max(v.ids.shape[1] for v in views)
+        ids, logprobs = np.zeros((ROWS_AT_ONCE, width, k), np.int32), np.zeros((ROWS_AT_ONCE, width, k), np.float32)
+        counts, rule = np.zeros((ROWS_AT_ONCE, width), np.int32), np.full((ROWS_AT_ONCE, width), int(RowRule.EMPTY))
+        metric = np.zeros(ROWS_AT_ONCE, np.float32)
+        for b, view in enumerate(views):
+            m, entries = view.ids.shape
+            ids[b, :m, :entries], logprobs[b, :m, :entries] = view.ids, view.logprobs
+            counts[b, :m], rule[b, :m], metric[b] = view.counts, view.rule, view.metric
+        teachers.append(_Views(ids, logprobs, counts, rule, metric))
+    labels = np.zeros((ROWS_AT_ONCE, width), np.int32)
+    for b, row in enumerate(rows):
+        labels[b, : len(row.ids) - 1] = row.ids[1:]
+    return teachers, labels
+
+
+@functools.partial(jax.jit, static_argnames="s")
+def _fused(teachers: list[_Views], labels: Array, s: FusionSettings) -> tuple[Target, Array]:
+    """One target a token, and the fusion weight of each sample under the soft schedule."""
+    own, *sources = (_target(t, s) for t in teachers)
+    targets = [own, *(filled(t, own) for t in sources)]
+    if not s.pivot:
+        targets, teachers = targets[1:], teachers[1:]
+    scores = rewards(jnp.stack([t.metric for t in teachers]), rounding=s.rounding)
+    share = soft_weights(scores, s.function, rounding=s.rounding)[1]
+    if s.choice == "token":
+        scores = jnp.stack([_belief(*pair, labels) for pair in zip(targets, teachers, strict=True)])
+    if s.function == "avgce":
+        return avg_ce(targets, scores, rounding=s.rounding), share
+    official = s.rounding != "none" and not s.pivot and len(targets) == 2
+    return min_ce(targets, scores, ties="last" if official else "first"), share
+
+
+def _target(views: _Views, s: FusionSettings) -> Target:
+    ids, logprobs, counts = (jnp.asarray(x) for x in views[:3])
+    if s.tail == "none":
+        return teacher_target(ids, logprobs, counts, temperature=s.temperature, rounding=s.rounding)
+    exists = jnp.arange(ids.shape[-1]) < counts[..., None]
+    certain = (views.rule == RowRule.FALLBACK)[..., None]
+    return Target(ids, jnp.where(exists, jnp.where(certain, 1.0, jnp.exp(logprobs)), 0.0))
+
+
+def _belief(target: Target, views: _Views, labels: Array) -> Array:
+    """float[B,T], what a teacher gives the token that follows; -1 where it has no row of its own."""
+    found = jnp.where(target.ids == labels[..., None], target.probs, 0.0).sum(-1)
+    return jnp.where(views.rule < int(RowRule.FALLBACK), found, -1.0)

@@ -1,0 +1,244 @@
+"""From teachers and documents to opinions on the pivot's tokens: every stage a folder that is made once.
+
+Each model reads the documents once (a teacher store); then each source is aligned with the pivot (FuseLLM/FuseChat
+spec sections 2 to 6).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple, overload
+
+import numpy as np
+
+from fusion_jax.align.corpus import PairRecord, align_corpus, align_rows, whole_text
+from fusion_jax.align.distributions import Duplicates, Fallback, RowRule, Rules
+from fusion_jax.align.sequences import Alignment, Variant
+from fusion_jax.align.views import TokenizerView, view_of
+from fusion_jax.align.vocabulary import (
+    PairCounts,
+    VocabMap,
+    Weight,
+    cooccurrence_map,
+    count_pairs,
+    exact_map,
+    load_map,
+    mapping_statistics,
+    mined_map,
+    with_pairs,
+)
+from fusion_jax.data.chat import turn_end
+from fusion_jax.data.documents import Document, TeacherText, encode_documents, inside
+from fusion_jax.data.teachers import TeacherRow, TeacherStore, write_store
+from fusion_jax.errors import InputError
+from fusion_jax.models.folder import Model
+from fusion_jax.train.fusion import Opinion, own_opinion, source_opinion
+from fusion_jax.train.objectives import FusionSettings
+from fusion_jax.train.step import Compute
+from fusion_jax.train.teachers import store_identity, teacher_rows
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class AlignSettings:
+    """How a source's rows come to the pivot's positions and ids (sections 4 to 6).
+
+    rules: the published rule set, which also fixes the order of ties of the token alignment. tokens: "dp" searches the
+      cheapest alignment, "byte_offsets" groups tokens that end at the same character.
+    vocabulary: the map of ids; special_pairs: BOS, EOS and the tokens that end a turn are mapped onto each other.
+    hard, one_to_many, fallback, duplicates: see `align.distributions.Rules`. workers: processes besides this one.
+    """
+
+    rules: Variant = "chat_v2"
+    tokens: Literal["dp", "byte_offsets"] = "dp"
+    vocabulary: Literal["exact", "mined", "cooccurrence", "statistics"] = "statistics"
+    ms_weight: Weight = "code"
+    special_pairs: bool = True
+    hard: bool = False
+    one_to_many: bool = True
+    fallback: Fallback = "next"
+    duplicates: Duplicates = "first"
+    workers: int = 0
+
+
+class Reading(NamedTuple):
+    """What one model made of the documents: as it reads them, its tokens, its stored rows."""
+
+    name: str
+    view: TokenizerView
+    turn_end: int | None
+    documents: Sequence[Document]
+    texts: Sequence[TeacherText]
+    rows: TeacherStore
+
+
+def read_documents(
+    folder: Path,
+    name: str,
+    model: Model,
+    documents: Sequence[Document],
+    *,
+    k: int,
+    max_length: int,
+    compute: Compute,
+    batch_size: int,
+    progress: Progress,
+) -> Reading:
+    """Run a model over its documents once, or read the store where it is there already."""
+    texts = encode_documents(model.tokenizer, documents, max_length=min(max_length, model.config.max_positions))
+    assert model.tokenizer is not None  # `encode_documents` has looked
+    identity = store_identity(model, documents, k)
+    rows = teacher_rows(model, texts, k, compute, batch_size=batch_size)
+    write_store(folder, identity, rows, lambda done: progress(f"reading by {name}", done, len(documents)))
+    store = TeacherStore(folder, identity)
+    return Reading(name, view_of(model.tokenizer), turn_end(model.tokenizer), documents, texts, store)
+
+
+def own_opinions(pivot: Reading, fusion: FusionSettings) -> list[Opinion]:
+    """The pivot's on its own tokens."""
+    return [own_opinion(row, d, fusion) for row, d in zip(pivot.rows, pivot.documents, strict=True)]
+
+
+def source_opinions(
+    folder: Path,
+    pivot: Reading,
+    source: Reading,
+    settings: AlignSettings,
+    fusion: FusionSettings,
+    *,
+    whole: bool,
+    progress: Progress,
+) -> tuple[list[Opinion], dict[str, float]]:
+    """A source's opinions on the pivot's tokens, and the share of the pivot's tokens that each rule decided.
+
+    Args:
+      whole: both read the same text, which is aligned from end to end; else only the documents' contents are, each
+        with its counterpart, and the token before each.
+    """
+    if settings.rules == "chat_v1" and fusion.tail == "bucket":
+        raise InputError("needs probabilities, and chat_v1 scales logits", field="tail", cure='Set it to "none"')
+    records = _Records(pivot, source, whole)
+    variant = settings.rules if settings.tokens == "dp" else "byte_offsets"
+    name = f"{source.name} to {pivot.name}"
+    ranges = align_corpus(
+        folder / f"ranges-{variant}", records, pivot.view, source.view, variant=variant, workers=settings.workers,
+        progress=lambda done: progress(f"aligning {name}", done, len(records)),
+    )  # fmt: skip
+    rules = _rules(folder, pivot, source, settings, ranges)
+    marks = (settings.rules, settings.tokens, settings.vocabulary, settings.ms_weight, settings.fallback,
+             settings.duplicates, f"{settings.hard:d}{settings.one_to_many:d}{settings.special_pairs:d}")  # fmt: skip
+    aligned = align_rows(
+        folder / "-".join(("rows", *marks)), records, ranges, rules, workers=settings.workers,
+        progress=lambda done: progress(f"moving rows of {name}", done, len(records)),
+    )  # fmt: skip
+    opinions = [
+        source_opinion(rows, row, document, fusion)
+        for rows, row, document in zip(aligned, source.rows, source.documents, strict=True)
+    ]
+    counts = np.sum([np.bincount(o.rule, minlength=len(RowRule)) for o in opinions], 0)
+    return opinions, {rule.name.lower(): float(counts[rule] / counts.sum()) for rule in RowRule}
+
+
+class _Records(Sequence[PairRecord]):
+    """Every document as the pivot and the source read it, put together when asked for."""
+
+    def __init__(self, pivot: Reading, source: Reading, whole: bool) -> None:
+        if len(pivot.documents) != len(source.documents):
+            raise InputError(
+                f"{pivot.name} read {len(pivot.documents)}, {source.name} {len(source.documents)}", field="documents",
+                cure="Give both the same texts",
+            )  # fmt: skip
+        self._pivot, self._source, self._whole = pivot, source, whole
+
+    def __len__(self) -> int:
+        return len(self._pivot.documents)
+
+    @overload
+    def __getitem__(self, index: int) -> PairRecord: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[PairRecord]: ...
+    def __getitem__(self, index: int | slice) -> PairRecord | list[PairRecord]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        text, row = self._pivot.texts[index], self._source.rows[index]
+        if self._whole:
+            return whole_text(text.ids, text.offsets, row)
+        return by_contents(text, row, self._pivot.documents[index].contents, self._source.documents[index].contents)
+
+
+def by_contents(
+    text: TeacherText,
+    row: TeacherRow,
+    pivot_contents: Sequence[tuple[int, int]],
+    source_contents: Sequence[tuple[int, int]],
+) -> PairRecord:
+    """A record whose segments are the contents that both texts hold, anchored at the token before each.
+
+    Where one tokenizer's first token of a content begins before it (a space of the template) and the other's does not,
+    the tokens before predict different things and are no anchor.
+    """
+    segments, anchors = [], []
+    for ours, theirs in zip(pivot_contents, source_contents, strict=True):
+        (p, q), (s, t) = _tokens_of(text.offsets, ours), _tokens_of(row.offsets, theirs)
+        if p == q or s == t:
+            continue
+        segments.append((p, q, s, t, ours[0], theirs[0]))
+        if p and s and (text.offsets[p, 0] < ours[0]) == (row.offsets[s, 0] < theirs[0]):
+            anchors.append((p - 1, s - 1))
+    return PairRecord(
+        text.ids, text.offsets, row, np.asarray(segments, np.int32).reshape(-1, 6),
+        np.asarray(anchors, np.int32).reshape(-1, 2),
+    )  # fmt: skip
+
+
+def _tokens_of(offsets: np.ndarray, span: tuple[int, int]) -> tuple[int, int]:
+    """First token inside a span and the one behind the last."""
+    places = np.flatnonzero(inside(offsets, span))
+    return (int(places[0]), int(places[-1]) + 1) if len(places) else (0, 0)
+
+
+def _rules(
+    folder: Path, pivot: Reading, source: Reading, settings: AlignSettings, ranges: Sequence[Alignment]
+) -> Rules:
+    """The rules with the vocabulary map, which is kept in the folder."""
+    counts = None
+    if settings.vocabulary == "statistics" or settings.rules == "chat_v1":
+        triples = ((p.ids, s.ids, r) for p, s, r in zip(pivot.texts, source.texts, ranges, strict=True))
+        counts = count_pairs(triples, pivot.view, source.view)
+    file = folder / f"map-{settings.vocabulary}-{settings.ms_weight}-{settings.rules}.json"
+    if not file.exists():
+        _make_map(pivot, source, settings, counts).save(file)
+    known = load_map(file, pivot.view, source.view)
+    if settings.special_pairs:
+        known = with_pairs(known, _special_pairs(pivot, source))
+    return Rules(
+        pivot.view, source.view, known, settings.rules, hard=settings.hard, one_to_many=settings.one_to_many,
+        counts=counts, fallback=settings.fallback, duplicates=settings.duplicates,
+    )  # fmt: skip
+
+
+def _make_map(pivot: Reading, source: Reading, settings: AlignSettings, counts: PairCounts | None) -> VocabMap:
+    match settings.vocabulary:
+        case "exact":
+            return exact_map(pivot.view, source.view)
+        case "mined":
+            return mined_map(pivot.view, source.view)
+        case "cooccurrence":
+            return cooccurrence_map(
+                pivot.view, source.view, [t.ids for t in pivot.texts], [t.ids for t in source.texts]
+            )
+        case "statistics":
+            assert counts is not None
+            variant: Literal["chat_v1", "chat_v2"] = "chat_v1" if settings.rules == "chat_v1" else "chat_v2"
+            return mapping_statistics(counts, pivot.view, source.view, variant, settings.ms_weight)
+    raise InputError(f"'{settings.vocabulary}' is unknown", field="vocabulary", cure="See --help for the choices")
+
+
+def _special_pairs(pivot: Reading, source: Reading) -> Iterator[tuple[int, int]]:
+    ours, theirs = (
+        (r.view.bos, r.view.eos, r.turn_end if r.turn_end is not None else r.view.eos) for r in (pivot, source)
+    )
+    return ((t, p) for t, p in zip(theirs, ours, strict=True) if t is not None and p is not None)
