@@ -143,17 +143,20 @@ def align_distributions(
       InputError: no tokens on a side, ids that are not in the views, lengths that differ, an alignment of other ids,
         rows that do not descend or hold what is not finite.
     """
-    ours, theirs = checked_ids(pivot_ids, rules.pivot, "pivot_ids"), checked_ids(source_ids, rules.source, "source_ids")
-    for field, ids in (("pivot_ids", ours), ("source_ids", theirs)):
-        if not len(ids):
-            raise InputError("there is no token", field=field, cure="Leave out samples whose text is empty")
-    ranges = _checked_alignment(alignment, len(ours), len(theirs))
+    ours, theirs, plan = _planned(alignment, pivot_ids, source_ids, rules)
     mapped = _mapped(_checked_rows(rows, len(theirs), rules.source), rules)
-    if rules.variant == "fusellm":
-        plan = _fusellm_plan(ranges, ours, theirs, rules)
-    else:
-        plan = _chat_plan(ranges, ours, theirs, rules)
     return _collect(mapped, plan, np.append(ours[1:], ours[-1:]) if rules.fallback == "next" else ours)
+
+
+def planned_rules(alignment: Alignment, pivot_ids: Ids, source_ids: Ids, rules: Rules) -> np.ndarray:
+    """uint8[m] of `RowRule`, the rule of each pivot position as the tokens alone decide it, without any rows.
+
+    In `align_distributions` a row that is taken turns out EMPTY besides where none of its entries has an image.
+
+    Raises:
+      InputError: as `align_distributions`.
+    """
+    return _planned(alignment, pivot_ids, source_ids, rules)[2].rule
 
 
 class _Plan(NamedTuple):
@@ -162,6 +165,18 @@ class _Plan(NamedTuple):
     row: np.ndarray
     rule: np.ndarray
     blends: dict[int, tuple[list[int], np.ndarray]]
+
+
+def _planned(
+    alignment: Alignment, pivot_ids: Ids, source_ids: Ids, rules: Rules
+) -> tuple[np.ndarray, np.ndarray, _Plan]:
+    """The checked ids, int64[m] and int64[n], and what each position takes."""
+    ours, theirs = checked_ids(pivot_ids, rules.pivot, "pivot_ids"), checked_ids(source_ids, rules.source, "source_ids")
+    for field, ids in (("pivot_ids", ours), ("source_ids", theirs)):
+        if not len(ids):
+            raise InputError("there is no token", field=field, cure="Leave out samples whose text is empty")
+    ranges = _checked_alignment(alignment, len(ours), len(theirs))
+    return ours, theirs, (_fusellm_plan if rules.variant == "fusellm" else _chat_plan)(ranges, ours, theirs, rules)
 
 
 def _checked_alignment(alignment: Alignment, m: int, n: int) -> Alignment:
