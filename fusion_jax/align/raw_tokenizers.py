@@ -59,13 +59,14 @@ def load_raw_tokenizer(
         return _from_ranks(_ranks(content, file), words, specials)
     try:
         model = _read_sentencepiece(content)
-    except (ValueError, IndexError, struct.error) as error:
+        tokenizer = _from_sentencepiece(model) if model.kind == BPE else None
+    except Exception as error:  # those of `tokenizers` have no class of their own
         raise InputError(f"is no SentencePiece model ({error})", file=file, cure="Copy the file again") from None
-    if model.kind != BPE:
+    if tokenizer is None:
         raise InputError(
             "is not a BPE model", file=file, field="model_type", cure="Give the tokenizer as a Hugging Face folder"
         )
-    return _from_sentencepiece(model)
+    return tokenizer
 
 
 @dataclass
@@ -99,6 +100,8 @@ def _read_sentencepiece(content: bytes) -> _SentencePiece:
             out.dummy_prefix, out.remove_extra_spaces = (bool(normalizer.get(at, 1)) for at in (3, 4))
     if not out.pieces:
         raise ValueError("it holds no piece")
+    if len({piece for piece, _, _ in out.pieces}) != len(out.pieces):
+        raise ValueError("a piece stands twice")
     return out
 
 
