@@ -30,7 +30,9 @@ PARTS = (
 
 def texts(seed: int, count: int) -> list[str]:
     rng = random.Random(seed)
-    drawn = ("".join(p + rng.choice(["", " "]) for p in rng.choices(PARTS, k=rng.randrange(1, 9))) for _ in range(count))
+    drawn = (
+        "".join(p + rng.choice(["", " "]) for p in rng.choices(PARTS, k=rng.randrange(1, 9))) for _ in range(count)
+    )
     return [t for t in drawn if t.strip()]
 
 
@@ -61,7 +63,7 @@ def covers(first: np.ndarray, last: np.ndarray, n: int) -> bool:
 @pytest.mark.parametrize(("pivot", "source"), PAIRS)
 def test_every_token_of_both_sides_is_aligned_in_order(pivot, source, variant):
     rng = random.Random(5)
-    for text in texts(1, 12):
+    for text in texts(1, 40):
         ours, theirs = ids_of(pivot, text), ids_of(source, text)
         found = align(ours, theirs, side(pivot)[1], side(source)[1], variant)
         assert covers(found.first, found.last, len(theirs)) and found.cost >= 0, text
@@ -74,7 +76,7 @@ def test_every_token_of_both_sides_is_aligned_in_order(pivot, source, variant):
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("name", NAMES)
 def test_a_tokenizer_is_aligned_with_itself_one_to_one(name, variant):
-    for text in texts(2, 25):
+    for text in texts(2, 100):
         ids = ids_of(name, text)
         found = align(ids, ids, side(name)[1], side(name)[1], variant)
         np.testing.assert_array_equal(found.first, np.arange(len(ids)))
@@ -84,7 +86,7 @@ def test_a_tokenizer_is_aligned_with_itself_one_to_one(name, variant):
 
 @pytest.mark.parametrize(("pivot", "source"), PAIRS)
 def test_groups_of_equal_offsets_end_where_the_text_does(pivot, source):
-    for text in texts(3, 25):
+    for text in texts(3, 100):
         ours, theirs = spans_of(pivot, text), spans_of(source, text)
         first, last, _ = byte_offsets(ours, theirs)
         known = first >= 0
@@ -107,7 +109,7 @@ def test_groups_of_equal_offsets_end_where_the_text_does(pivot, source):
 @pytest.mark.parametrize("name", NAMES)
 def test_a_tokenizer_has_its_own_offsets_one_to_one(name):
     """Tokens that end at one place, halves of a character, are one group."""
-    for text in texts(4, 25):
+    for text in texts(4, 100):
         spans = spans_of(name, text)
         first, last, _ = byte_offsets(spans, spans)
         np.testing.assert_array_equal(spans[first, 1], spans[:, 1])

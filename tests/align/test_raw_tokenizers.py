@@ -47,7 +47,9 @@ def sentencepiece_file(path: Path, *, kind: int = 2, prefix: int = 1, trimmed: i
         entry(1, entry(1, p.encode()) + entry(2, score) + (entry(3, k) if k != 1 else b"")) for p, score, k in rows
     )
     trainer = entry(3, kind) + entry(35, 1) + entry(43, -1)
-    path.write_bytes(pieces + entry(2, trainer) + entry(3, entry(3, prefix) + entry(4, trimmed)) + varint(99 << 3 | 1) + bytes(8))
+    path.write_bytes(
+        pieces + entry(2, trainer) + entry(3, entry(3, prefix) + entry(4, trimmed)) + varint(99 << 3 | 1) + bytes(8)
+    )
     return path
 
 
@@ -93,7 +95,18 @@ def test_sentencepiece_without_prefix_and_with_trimmed_spaces(tmp_path):
     assert trimmed.tokenize("  the   a ") == ["▁the", "▁a"]
 
 
-TOKENS = [*(bytes([i]) for i in range(256)), b"th", b"he", b"the", b" the", b" t", "é".encode(), "中".encode()[:2], b"12", b"\n\n"]
+TOKENS = [
+    *(bytes([i]) for i in range(256)),
+    b"th",
+    b"he",
+    b"the",
+    b" the",
+    b" t",
+    "é".encode(),
+    "中".encode()[:2],
+    b"12",
+    b"\n\n",
+]
 
 
 def tiktoken_file(path: Path, tokens: list[bytes] = TOKENS) -> Path:
