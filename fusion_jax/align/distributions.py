@@ -118,6 +118,12 @@ class Rules:
         return np.where(self.exact >= 0, self.exact, self.vocab_map.ids)
 
     @cached_property
+    def image_of_text(self) -> dict[str, int]:
+        """The image of each source piece by its string once marks are replaced, that of the last among equals."""
+        strings = (replace_marks(piece, self.source, self.pivot) for piece in self.source.pieces)
+        return dict(zip(strings, self.images.tolist(), strict=True))
+
+    @cached_property
     def pair_table(self) -> tuple[np.ndarray, np.ndarray]:
         """Pivot id * source size + source id of each counted pair, ascending, and its count; one pair to spare."""
         assert self.counts is not None
@@ -270,15 +276,8 @@ def _fusellm_plan(ranges: Alignment, ours: np.ndarray, theirs: np.ndarray, rules
         pivot, mark = rules.pivot.pieces[ours[0]], rules.pivot.mark
         piece = replace_marks(rules.source.pieces[candidates[0]], rules.source, rules.pivot)
         if pivot.startswith(mark) and not piece.startswith(mark):
-            taken[0] = pivot == mark + piece or _image_of(mark + piece, rules) == ours[0]
+            taken[0] = pivot == mark + piece or rules.image_of_text.get(mark + piece, -1) == ours[0]
     return _Plan(ranges.first, np.where(taken, RowRule.ONE_TO_ONE, RowRule.FALLBACK).astype(np.uint8), {})
-
-
-def _image_of(text: str, rules: Rules) -> int:
-    """The image of the source piece that is this string once marks are replaced, the last of several; else -1."""
-    same = (i for i, p in enumerate(rules.source.pieces) if replace_marks(p, rules.source, rules.pivot) == text)
-    last = max(same, default=None)
-    return -1 if last is None else int(rules.images[last])
 
 
 def _chat_plan(ranges: Alignment, ours: np.ndarray, theirs: np.ndarray, rules: Rules) -> _Plan:
