@@ -90,9 +90,10 @@ def plain_table(rows: list[str], columns: list[str], cost: Cost) -> np.ndarray:
     """float64[n+1,m+1], cell by cell."""
     table = np.full((len(rows) + 1, len(columns) + 1), np.inf)
     table[0, 0] = 0
-    for i, a in enumerate(rows):
-        for j, b in enumerate(columns):
-            table[i + 1, j + 1] = cost(a, b) + min(table[i, j + 1], table[i + 1, j], table[i, j])
+    for i, theirs in enumerate(rows, 1):
+        for j, ours in enumerate(columns, 1):
+            least = min(table[i - 1, j - 1], table[i - 1, j], table[i, j - 1])
+            table[i, j] = least + cost(theirs, ours)
     return table
 
 
