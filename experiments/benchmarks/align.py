@@ -159,8 +159,8 @@ def vocabularies(s: Settings, pivot: Side, source: Side) -> dict[str, Any]:
     return {
         "what": f"MinED, {source.view.size} onto {pivot.view.size} ids, {len(unmatched)} unmatched",
         "ours s": f"{seconds:.2f}",
-        "official re-created s": f"{each * len(unmatched):.0f} (extrapolated from {each * 1e3:.1f} ms a token)",
-        "ratio": f"{each * len(unmatched) / seconds:.0f}", "equal": f"{len(sample)} images of the sample",
+        "official re-created s": f"{each * len(unmatched):.2f} (extrapolated from {each * 1e3:.1f} ms a token)",
+        "ratio": f"{each * len(unmatched) / seconds:.1f}", "equal": f"{len(sample)} images of the sample",
         "distances by": COUNTED_BY,
     }  # fmt: skip
 
