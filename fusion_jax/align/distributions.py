@@ -118,10 +118,10 @@ class Rules:
         return np.where(self.exact >= 0, self.exact, self.vocab_map.ids)
 
     @cached_property
-    def image_of_piece(self) -> dict[str, int]:
-        """The image of each source piece, its marks replaced; of equal ones the last one's."""
-        pieces = (replace_marks(piece, self.source, self.pivot) for piece in self.source.pieces)
-        return dict(zip(pieces, self.images.tolist(), strict=True))
+    def image_of_text(self) -> dict[str, int]:
+        """The image of each source piece by its string once marks are replaced, that of the last among equals."""
+        strings = (replace_marks(piece, self.source, self.pivot) for piece in self.source.pieces)
+        return dict(zip(strings, self.images.tolist(), strict=True))
 
     @cached_property
     def pair_table(self) -> tuple[np.ndarray, np.ndarray]:
@@ -150,18 +150,21 @@ def align_distributions(
       InputError: no tokens on a side, ids that are not in the views, lengths that differ, an alignment of other ids,
         rows that do not descend or hold what is not finite, an anchor that has not one source token.
     """
-    ours, theirs = checked_ids(pivot_ids, rules.pivot, "pivot_ids"), checked_ids(source_ids, rules.source, "source_ids")
-    for field, ids in (("pivot_ids", ours), ("source_ids", theirs)):
-        if not len(ids):
-            raise InputError("there is no token", field=field, cure="Leave out samples whose text is empty")
-    ranges = _checked_alignment(alignment, len(ours), len(theirs))
+    ours, theirs, plan = _planned(alignment, pivot_ids, source_ids, rules)
     mapped = _mapped(_checked_rows(rows, len(theirs), rules.source), rules)
-    if rules.variant == "fusellm":
-        plan = _fusellm_plan(ranges, ours, theirs, rules)
-    else:
-        plan = _chat_plan(ranges, ours, theirs, rules)
-    plan.rule[_checked_anchors(anchors, ranges)] = RowRule.ONE_TO_ONE
+    plan.rule[_checked_anchors(anchors, alignment)] = RowRule.ONE_TO_ONE
     return _collect(mapped, plan, np.append(ours[1:], ours[-1:]) if rules.fallback == "next" else ours)
+
+
+def planned_rules(alignment: Alignment, pivot_ids: Ids, source_ids: Ids, rules: Rules) -> np.ndarray:
+    """uint8[m] of `RowRule`, the rule of each pivot position as the tokens alone decide it, without any rows.
+
+    In `align_distributions` a row that is taken turns out EMPTY besides where none of its entries has an image.
+
+    Raises:
+      InputError: as `align_distributions`.
+    """
+    return _planned(alignment, pivot_ids, source_ids, rules)[2].rule
 
 
 class _Plan(NamedTuple):
@@ -170,6 +173,18 @@ class _Plan(NamedTuple):
     row: np.ndarray
     rule: np.ndarray
     blends: dict[int, tuple[list[int], np.ndarray]]
+
+
+def _planned(
+    alignment: Alignment, pivot_ids: Ids, source_ids: Ids, rules: Rules
+) -> tuple[np.ndarray, np.ndarray, _Plan]:
+    """The checked ids, int64[m] and int64[n], and what each position takes."""
+    ours, theirs = checked_ids(pivot_ids, rules.pivot, "pivot_ids"), checked_ids(source_ids, rules.source, "source_ids")
+    for field, ids in (("pivot_ids", ours), ("source_ids", theirs)):
+        if not len(ids):
+            raise InputError("there is no token", field=field, cure="Leave out samples whose text is empty")
+    ranges = _checked_alignment(alignment, len(ours), len(theirs))
+    return ours, theirs, (_fusellm_plan if rules.variant == "fusellm" else _chat_plan)(ranges, ours, theirs, rules)
 
 
 def _checked_alignment(alignment: Alignment, m: int, n: int) -> Alignment:
@@ -280,7 +295,7 @@ def _fusellm_plan(ranges: Alignment, ours: np.ndarray, theirs: np.ndarray, rules
         pivot, mark = rules.pivot.pieces[ours[0]], rules.pivot.mark
         piece = replace_marks(rules.source.pieces[candidates[0]], rules.source, rules.pivot)
         if pivot.startswith(mark) and not piece.startswith(mark):
-            taken[0] = pivot == mark + piece or rules.image_of_piece.get(mark + piece) == ours[0]
+            taken[0] = pivot == mark + piece or rules.image_of_text.get(mark + piece, -1) == ours[0]
     return _Plan(ranges.first, np.where(taken, RowRule.ONE_TO_ONE, RowRule.FALLBACK).astype(np.uint8), {})
 
 

@@ -93,6 +93,26 @@ def accuracy_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
     return figure
 
 
+def shares_figure(bars: Mapping[str, Mapping[str, float]], *, xlabel: str) -> Figure:
+    """Stacked horizontal bars of shares that sum to 1, one bar a name, the same parts in each."""
+    figure = Figure(figsize=(9, 1.3 + 0.35 * len(bars)), layout="constrained")
+    axes = figure.subplots()
+    left = [0.0] * len(bars)
+    for part in next(iter(bars.values()), {}):
+        widths = [shares[part] for shares in bars.values()]
+        axes.barh(range(len(bars)), widths, left=left, label=part, height=0.7)
+        for row, (start, width) in enumerate(zip(left, widths)):
+            if width >= 0.05:
+                axes.text(start + width / 2, row, f"{width:.2f}", ha="center", va="center", fontsize=7)
+        left = [start + width for start, width in zip(left, widths)]
+    axes.set_yticks(range(len(bars)), list(bars), fontsize=8)
+    axes.set_ylim(len(bars) - 0.5, -0.5)
+    axes.set_xlim(0, 1)
+    axes.set_xlabel(xlabel, fontsize=8)
+    axes.legend(fontsize=7, ncols=5, loc="lower center", bbox_to_anchor=(0.5, 1.0))
+    return figure
+
+
 def markdown_table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Rows with the same keys as a Markdown table."""
     if not rows:

@@ -1,0 +1,224 @@
+"""How much of a source's knowledge a pair of tokenizers lets through, before any training: a coverage report.
+
+    python experiments/align_report.py                                          # the zoo's pair on the zoo's texts
+    python experiments/align_report.py --pivot FOLDER --source llama3.tiktoken --texts a.jsonl b.txt --both True
+
+Pivot and source: a Hugging Face folder, zoo:NAME, or a vocabulary file (SentencePiece BPE .model, .tiktoken, the latter
+cut into words as Llama-3 does). Texts: JSON lines with "text", grouped by "language" where a record has one, else by
+file; or plain files, one text a line. No weights are read. Hardware: a CPU; the default takes 5 s. Result: a table on
+the screen; report.md, report.json and coverage.png in --out. Expected of the default: exact .33, suffix .18,
+one-to-many .37, fallback .13 of the pivot's tokens, words at the start of a line among those that fall back.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from transformers import PreTrainedTokenizerBase
+
+from experiments.cache_teacher import read_texts
+from fusion_jax.align.coverage import RULE_NAMES, AlignedText, Coverage, Method, align_texts, coverage
+from fusion_jax.align.distributions import Rules
+from fusion_jax.align.raw_tokenizers import SUFFIXES, load_raw_tokenizer
+from fusion_jax.align.sequences import Variant
+from fusion_jax.align.views import TokenizerView, view_of
+from fusion_jax.align.vocabulary import count_pairs, exact_map, mapping_statistics, mined_map
+from fusion_jax.data.loaders import load_records
+from fusion_jax.data.records import Place, text
+from fusion_jax.errors import InputError
+from fusion_jax.files import write_json
+from fusion_jax.models.folder import load_tokenizer
+from fusion_jax.settings import run as run_experiment
+from fusion_jax.settings import to_json
+from fusion_jax.train.report import markdown_table, save_figure, shares_figure
+from fusion_jax.train.run_folder import open_run
+from fusion_jax.zoo import model_path
+from fusion_jax.zoo.tasks import corpus
+
+Groups = dict[str, list[str]]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """variant: the rules, of FuseLLM or of FuseChat's first or second version. map: the vocabulary map; statistics are
+    counted on these texts.
+
+    align: dp, the variant's edit distances, or byte_offsets, equal ends in the text.
+    hard: chat_v2's exact mode (with the exact map); one_to_many: the chat variants' rules for several source tokens.
+    both: also the other direction. max_length: tokens a window; max_texts: of a group, 0 for all; worst: tokens shown.
+    """
+
+    pivot: str = "zoo:target"
+    source: str = "zoo:gemma-source"
+    texts: tuple[str, ...] = ()
+    out: str = "runs/align_report"
+    resume: bool = False
+    variant: Variant = "chat_v2"
+    map: Literal["exact", "mined", "statistics"] = "statistics"
+    align: Method = "dp"
+    hard: bool = False
+    one_to_many: bool = True
+    both: bool = False
+    max_length: int = 2048
+    max_texts: int = 0
+    worst: int = 15
+
+
+class Side(NamedTuple):
+    """One of the two tokenizers."""
+
+    name: str
+    tokenizer: PreTrainedTokenizerBase
+    view: TokenizerView
+
+
+def side_of(name: str, option: str) -> Side:
+    """The tokenizer of a folder, of a model of the zoo, or of a vocabulary file."""
+    if name.endswith(SUFFIXES):
+        tokenizer: PreTrainedTokenizerBase | None = load_raw_tokenizer(name)
+    else:
+        folder = model_path(name)
+        if not folder.is_dir():
+            cure = "Give a Hugging Face folder, zoo:NAME, or a .model or .tiktoken file"
+            raise InputError("there is no such folder", file=folder, field=option, cure=cure)
+        tokenizer = load_tokenizer(folder)
+    if tokenizer is None:
+        raise InputError("holds no tokenizer", file=name, field=option, cure="Add the folder's tokenizer.json")
+    return Side(name, tokenizer, view_of(tokenizer))
+
+
+def read_groups(files: Sequence[str], most: int) -> Groups:
+    """Texts by language or file, `most` of each (0: all); the zoo's texts where no file is given."""
+    if not files:
+        return {"zoo": corpus(seed=1, count=30)[: most or None]}
+    groups: Groups = {}
+    for file in files:
+        if file.endswith((".txt", ".md")):
+            groups.setdefault(Path(file).name, []).extend(read_texts(file))
+            continue
+        for number, record in enumerate(load_records(file), 1):
+            place = Place(file, number)
+            group = text(record, "language", place) if "language" in record else Path(file).name
+            groups.setdefault(group, []).append(text(record, "text", place))
+    if not groups:
+        raise InputError("there is no text", file=files[0], field="--texts", cure="Give files that hold texts")
+    return {name: texts[: most or None] for name, texts in groups.items()}
+
+
+def rules_of(s: Settings, pivot: Side, source: Side, aligned: Sequence[AlignedText]) -> Rules:
+    """The rules with the map that the settings ask for."""
+    counted = s.map == "statistics" or s.variant == "chat_v1"
+    counts = count_pairs(aligned, pivot.view, source.view) if counted else None
+    if s.map == "statistics":
+        assert counts is not None
+        variant: Literal["chat_v1", "chat_v2"] = "chat_v1" if s.variant == "chat_v1" else "chat_v2"
+        vocab_map = mapping_statistics(counts, pivot.view, source.view, variant)
+    else:
+        vocab_map = (mined_map if s.map == "mined" else exact_map)(pivot.view, source.view)
+    return Rules(
+        pivot.view, source.view, vocab_map, s.variant, hard=s.hard, one_to_many=s.one_to_many,
+        counts=counts if s.variant == "chat_v1" else None,
+    )  # fmt: skip
+
+
+def measure(s: Settings, pivot: Side, source: Side, groups: Groups) -> Coverage:
+    """The coverage of one direction."""
+    ours, theirs = (pivot.tokenizer, pivot.view), (source.tokenizer, source.view)
+    aligned = {
+        name: align_texts(texts, ours, theirs, s.variant, method=s.align, max_length=s.max_length)
+        for name, texts in groups.items()
+    }
+    rules = rules_of(s, pivot, source, [row for rows in aligned.values() for row in rows])
+    return coverage(aligned, rules, worst=s.worst)
+
+
+def group_rows(found: Coverage) -> list[dict[str, Any]]:
+    return [
+        {
+            "texts": g.group, "pivot tokens": g.pivot_tokens, "source tokens": g.source_tokens,
+            **{name: f"{g.rules[name]:.3f}" for name in RULE_NAMES}, "unmapped": f"{g.unmapped:.3f}",
+            "inexact": f"{g.inexact:.3f}",
+        }
+        for g in found.groups
+    ]  # fmt: skip
+
+
+def worst_rows(found: Coverage) -> list[dict[str, Any]]:
+    return [
+        {
+            "pivot token": _shown(w.piece), "falls back": w.fallbacks, "of": w.occurrences,
+            "the source had": " ".join(map(_shown, w.example)) or "nothing", "in": w.group,
+        }
+        for w in found.worst
+    ]  # fmt: skip
+
+
+def _shown(piece: str) -> str:
+    """A piece as code in a table's cell: a bar or a back-tick would end it."""
+    return "`" + repr(piece)[1:-1].replace("`", "'").replace("|", "\u00a6") + "`"
+
+
+def section(title: str, found: Coverage, picture: str) -> str:
+    """A direction's part of the report."""
+    types = f"{found.unmapped_types:.3f} of the source's pieces have no image, {found.inexact_types:.3f} no exact one."
+    return "\n\n".join([
+        f"## {title}", markdown_table(group_rows(found)), types, picture, "Tokens that fall back most:",
+        markdown_table(worst_rows(found)),
+    ])  # fmt: skip
+
+
+ABOUT = """Shares of the pivot's tokens by what they get: the source's row of the same token (exact), of one that ends
+alike (suffix), of one of several tokens (one-to-many), only the token of the text (fallback), nothing (empty).
+Unmapped: share of the source's tokens without an image under the map; inexact: without an equal piece of the pivot."""
+
+
+def check(s: Settings) -> None:
+    """Settings that do not go together, told before anything is computed."""
+    if s.variant == "fusellm" and s.map == "statistics":
+        raise InputError("statistics belong to the chat variants", field="--map", cure="Use mined or exact")
+    if s.hard and (s.variant != "chat_v2" or s.map != "exact"):
+        raise InputError("goes with chat_v2 and the exact map only", field="--hard", cure="Leave it out")
+    for name, value, least in (("--max-length", s.max_length, 1), ("--max-texts", s.max_texts, 0)):
+        if value < least:
+            raise InputError(f"{value} is too small", field=name, cure=f"Give {least} or more")
+
+
+def main(s: Settings) -> None:
+    check(s)
+    pivot, source = side_of(s.pivot, "--pivot"), side_of(s.source, "--source")
+    groups = read_groups(s.texts, s.max_texts)
+    run = open_run(s.out, to_json(s), resume=s.resume)
+    parts, values = [], []
+    for number, (ours, theirs) in enumerate([(pivot, source), (source, pivot)][: 1 + s.both]):
+        title = f"{ours.name} \u2190 {theirs.name}"
+        found = measure(s, ours, theirs, groups)
+        figure = shares_figure({g.group: g.rules for g in found.groups}, xlabel=f"share of pivot tokens, {title}")
+        picture = save_figure(figure, run.file("coverage_reversed.png" if number else "coverage.png"))
+        parts.append(section(title, found, picture))
+        values.append({"pivot": ours.name, "source": theirs.name, **as_json(found)})
+        run.console.print(
+            f"{title}\n{markdown_table(group_rows(found))}", soft_wrap=True, markup=False, highlight=False
+        )
+    how = f"Rules {s.variant}, map {s.map}, alignment {s.align}."
+    report = "\n\n".join(["# Coverage of a pair of tokenizers", ABOUT, how, *parts])
+    run.file("report.md").write_text(report + "\n", encoding="utf-8")
+    write_json(run.file("report.json"), {"settings": to_json(s), "directions": values})
+    run.log(f"report: {run.file('report.md')}")
+    run.finish()
+
+
+def as_json(found: Coverage) -> dict[str, Any]:
+    return {
+        **found._asdict(), "groups": [{**g._asdict(), "taken": g.taken} for g in found.groups],
+        "worst": [w._asdict() for w in found.worst],
+    }  # fmt: skip
+
+
+if __name__ == "__main__":
+    run_experiment(Settings, main, description=__doc__)

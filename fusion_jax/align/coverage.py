@@ -1,0 +1,188 @@
+"""How much of a source's distributions would reach the pivot, from texts and tokenizers alone: before any training.
+
+Rules: FuseLLM/FuseChat spec section 6; the report that section 17 asks for. No model is needed, since the rule of a
+position depends on its tokens. What depends on a model is not seen: a row whose entries all have no image.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Literal, NamedTuple, get_args
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from fusion_jax.align.distributions import RowRule, Rules, planned_rules
+from fusion_jax.align.sequences import Alignment, Variant, align, byte_offsets
+from fusion_jax.align.views import TokenizerView
+from fusion_jax.data.windows import split_windows
+from fusion_jax.errors import InputError
+
+Method = Literal["dp", "byte_offsets"]
+RULE_NAMES = ("exact", "suffix", "one-to-many", "fallback", "empty")  # of RowRule 0 to 4
+
+
+class AlignedText(NamedTuple):
+    """A text, or a window of one, in both tokenisations: int32[m] and int32[n] ids, and their alignment."""
+
+    pivot_ids: np.ndarray
+    source_ids: np.ndarray
+    alignment: Alignment
+
+
+class GroupCoverage(NamedTuple):
+    """Coverage of a group of texts.
+
+    rules: share of the pivot's tokens by rule, keys `RULE_NAMES`, sum 1.
+    unmapped: share of the source's tokens whose id has no image under the map of the rules; inexact: share of those
+      whose piece is no pivot piece once marks are replaced, whatever the map.
+    """
+
+    group: str
+    texts: int
+    pivot_tokens: int
+    source_tokens: int
+    rules: dict[str, float]
+    unmapped: float
+    inexact: float
+
+    @property
+    def taken(self) -> float:
+        """Share of the pivot's tokens that get a row of the source."""
+        return sum(self.rules[name] for name in RULE_NAMES[:3])
+
+
+class WorstToken(NamedTuple):
+    """A pivot token that falls back: how often, out of how many times it occurs, and what stood across from it.
+
+    example: the source's pieces at the first such place, of the group named; empty where no token was aligned.
+    """
+
+    id: int
+    piece: str
+    fallbacks: int
+    occurrences: int
+    group: str
+    example: tuple[str, ...]
+
+
+class Coverage(NamedTuple):
+    """Groups in their order, then all of them together as "all" where there are several.
+
+    unmapped_types, inexact_types: as in `GroupCoverage`, of the source's different pieces.
+    worst: by falling number of fallbacks, the lowest id first among equals.
+    """
+
+    groups: tuple[GroupCoverage, ...]
+    unmapped_types: float
+    inexact_types: float
+    worst: tuple[WorstToken, ...]
+
+
+def align_texts(
+    texts: Sequence[str],
+    pivot: tuple[PreTrainedTokenizerBase, TokenizerView],
+    source: tuple[PreTrainedTokenizerBase, TokenizerView],
+    variant: Variant,
+    *,
+    method: Method = "dp",
+    max_length: int = 2048,
+) -> list[AlignedText]:
+    """Texts tokenised without special tokens and aligned; long ones in windows, blank ones left out.
+
+    Args:
+      pivot, source: a fast tokenizer and its view.
+      method: "dp", the variant's edit-distance alignment, or "byte_offsets", equal ends in the text.
+      max_length: tokens of either side in a window.
+
+    Raises:
+      InputError: an unknown method, a slow tokenizer, a text of which a tokenizer keeps nothing.
+    """
+    if method not in get_args(Method):
+        raise InputError(f"'{method}' is unknown", field="align", cure=f"Known: {', '.join(get_args(Method))}")
+    windows, _ = split_windows(texts, [pivot[0], source[0]], max_length)
+    ours, theirs = (
+        t([w.text for w in windows], add_special_tokens=False, return_offsets_mapping=True) if windows else {}
+        for t in (pivot[0], source[0])
+    )
+    out = []
+    for i, window in enumerate(windows):
+        p, s = (np.asarray(side["input_ids"][i], np.int32) for side in (ours, theirs))
+        for ids, name in ((p, "pivot"), (s, "source")):
+            if not len(ids):
+                raise InputError(
+                    f"the {name} tokenizer makes no token of it", record=window.text_index + 1, field="text",
+                    cure="Leave this text out",
+                )  # fmt: skip
+        if method == "dp":
+            found = align(p, s, pivot[1], source[1], variant)
+        else:
+            found = byte_offsets(*(np.asarray(side["offset_mapping"][i]) for side in (ours, theirs)))
+        out.append(AlignedText(p, s, found))
+    return out
+
+
+class _Tally:
+    """Counts of one group: tokens by rule, source ids, pivot ids by occurrence and by fallback."""
+
+    def __init__(self, rules: Rules) -> None:
+        self.rule = np.zeros(len(RULE_NAMES), np.int64)
+        self.source = np.zeros(rules.source.size, np.int64)
+        self.texts = 0
+
+    def add(self, rule: np.ndarray, text: AlignedText) -> None:
+        self.rule += np.bincount(rule, minlength=len(self.rule))
+        self.source += np.bincount(text.source_ids, minlength=len(self.source))
+        self.texts += 1
+
+    def result(self, group: str, rules: Rules) -> GroupCoverage:
+        tokens, theirs = int(self.rule.sum()), int(self.source.sum())
+        shares = dict(zip(RULE_NAMES, (self.rule / tokens).tolist(), strict=True))
+        unmapped, inexact = (float(self.source[images < 0].sum() / theirs) for images in (rules.images, rules.exact))
+        return GroupCoverage(group, self.texts, tokens, theirs, shares, unmapped, inexact)
+
+
+def coverage(groups: Mapping[str, Iterable[AlignedText]], rules: Rules, *, worst: int = 20) -> Coverage:
+    """The coverage of each group of texts, of all together, and the tokens that fall back most.
+
+    Raises:
+      InputError: no texts in a group, ids of other tokenizers.
+    """
+    everything, found = _Tally(rules), []
+    occurrences = np.zeros(rules.pivot.size, np.int64)
+    fallbacks: Counter[int] = Counter()
+    examples: dict[int, tuple[str, tuple[str, ...]]] = {}
+    for name, texts in groups.items():
+        tally = _Tally(rules)
+        for text in texts:
+            rule = planned_rules(text.alignment, text.pivot_ids, text.source_ids, rules)
+            tally.add(rule, text)
+            everything.add(rule, text)
+            occurrences += np.bincount(text.pivot_ids, minlength=len(occurrences))
+            places = np.flatnonzero(rule == RowRule.FALLBACK)
+            lost = text.pivot_ids[places].tolist()
+            fallbacks.update(lost)
+            for place, token in zip(places.tolist(), lost):
+                if token not in examples:
+                    examples[token] = name, _across(text, place, rules.source)
+        if not tally.texts:
+            raise InputError("holds no text that is not blank", field=name, cure="Leave the group out")
+        found.append(tally.result(name, rules))
+    if not found:
+        raise InputError("there is no group of texts", field="groups")
+    most = sorted(fallbacks, key=lambda token: (-fallbacks[token], token))[:worst]
+    kinds = np.asarray([bool(piece) for piece in rules.source.pieces])
+    return Coverage(
+        groups=(*found, *([everything.result("all", rules)] if len(found) > 1 else [])),
+        unmapped_types=float((rules.images < 0)[kinds].mean()), inexact_types=float((rules.exact < 0)[kinds].mean()),
+        worst=tuple(
+            WorstToken(t, rules.pivot.pieces[t], fallbacks[t], int(occurrences[t]), *examples[t]) for t in most
+        ),
+    )  # fmt: skip
+
+
+def _across(text: AlignedText, place: int, source: TokenizerView) -> tuple[str, ...]:
+    """The source's pieces that a pivot position is aligned with."""
+    first, last = int(text.alignment.first[place]), int(text.alignment.last[place])
+    return tuple(source.pieces[i] for i in text.source_ids[first : last + 1].tolist()) if first >= 0 else ()
