@@ -41,9 +41,8 @@ from fusion_jax.train.fusion import fused_examples, fusion_rows, packed
 from fusion_jax.train.objectives import FusionSettings, fusion_objective, sft_objective
 from fusion_jax.train.opinions import AlignSettings, Reading, own_opinions, read_documents, source_opinions
 from fusion_jax.train.optimise import TrainSettings, compute_for, optimise, step_count
-from fusion_jax.train.report import markdown_table, save_figure, training_figure
 from fusion_jax.train.run_folder import RunFolder, open_run
-from fusion_jax.train.stages import check_names, judged, model_name, over_seeds, trained
+from fusion_jax.train.stages import check_names, fusion_report, judged, model_name, over_seeds, trained
 from fusion_jax.train.state import OptimizerSettings
 from fusion_jax.zoo import model_path
 from fusion_jax.zoo.specs import SPECS
@@ -57,7 +56,8 @@ class Settings:
 
     arms: what is trained, the last one becomes model/: CLM (no teacher), KD (the source that knows the texts best,
     alone), FuseLLM (as `align` and `fusion` say), and FuseLLM with one thing changed: see `arms_of`.
-    practice: problems that each zoo model reads as plain text before anything else; 0: models as they are.
+    practice, target_practice: problems that a zoo source and the zoo's target, which know only chats, read as plain
+    text before anything else; 0: models as they are.
     k: entries kept of every distribution. packing: "none", or blocks of max_length tokens, "official" with attention
     across documents, "reset" without. teacher_batch: texts at once while reading. seeds: repeat with so many.
     """
@@ -73,6 +73,7 @@ class Settings:
     test_prompts: str = ""
     arms: tuple[str, ...] = ("CLM", "FuseLLM")
     practice: int = 0
+    target_practice: int = 0
     eval_new_tokens: int = 28
     texts_per_skill: int = 120
     test_per_skill: int = 60
@@ -87,8 +88,8 @@ class Settings:
 
 
 TINY = TrainSettings(
-    optimizer=OptimizerSettings(learning_rate=3e-4), epochs=3.0, batch_size=16, micro_batches=1, log_every=1,
-    checkpoint_every=50, remat="dots",
+    optimizer=OptimizerSettings(learning_rate=1e-3), epochs=8.0, batch_size=16, micro_batches=1, log_every=1,
+    checkpoint_every=500, remat="dots",
 )  # fmt: skip
 LARGE = Settings(
     packing="official",
@@ -102,10 +103,8 @@ LARGE = Settings(
 )
 PRESETS = {
     "tiny": Settings(
-        practice=2100, max_length=128, teacher_batch=64, train=TINY,
-        practise=replace(
-            TINY, optimizer=OptimizerSettings(learning_rate=1e-3), epochs=1.0, batch_size=32, log_every=10
-        ),
+        practice=8000, target_practice=2000, max_length=128, teacher_batch=64, train=TINY,
+        practise=replace(TINY, epochs=1.0, batch_size=32, log_every=10),
     ),
     "llama2-7b": LARGE,
     "llama2-7b-official": replace(
@@ -163,7 +162,7 @@ def fuse(s: Settings, run: RunFolder, models: dict[str, Model]) -> dict[str, dic
         measures[arm] = measured(s, run, arm, fused, held, test)
     if not run.file("model").exists():
         save(fused, run.file("model"))
-    write_report(run, measures, coverage, counts + drops)
+    fusion_report(run, "FuseLLM", measures, coverage, counts + drops)
     return measures
 
 
@@ -200,9 +199,10 @@ def base_models(s: Settings, run: RunFolder) -> dict[str, Model]:
     mesh = compute_for(s.practise).mesh
     for path in (s.target, *s.sources):
         name, model = model_name(path), load(model_path(path), mesh=mesh)
-        if s.practice and path.startswith("zoo:"):
+        count = s.target_practice if path == s.target else s.practice
+        if count and path.startswith("zoo:"):
             learned = dict(next(spec.shares for spec in SPECS if spec.name == name))
-            shares = {skill: s.practice * n // sum(learned.values()) for skill, n in learned.items()}
+            shares = {skill: count * n // sum(learned.values()) for skill, n in learned.items()}
             texts = documents(shares, split="train", seed=s.seed + 1, repeat=True)
             encoded = encode_documents(model.tokenizer, text_documents(texts), max_length=s.max_length)
             examples = plain_examples(encoded)
@@ -254,24 +254,6 @@ def measured(
     for row in judged(run, name, model, test, compute.mesh, max_new_tokens=s.eval_new_tokens, chat=False):
         out["accuracy" if row["skill"] == "all" else row["skill"]] = row["accuracy"]
     return out
-
-
-def write_report(
-    run: RunFolder, measures: dict[str, dict[str, float]], coverage: Sequence[dict[str, Any]], counts: Counter[str]
-) -> None:
-    """report.md and the tables on the screen."""
-    results = markdown_table([{"model": n, **{k: f"{v:.4f}" for k, v in m.items()}} for n, m in measures.items()])
-    reached = [{k: v if isinstance(v, str) else f"{v:.3f}" for k, v in line.items()} for line in coverage]
-    arms = {path.name: path for path in sorted(run.file("arms").iterdir())}
-    parts = [
-        "# FuseLLM", save_figure(training_figure(arms), run.file("training.png")),
-        "## Held-out texts and test prompts", results,
-        "## What decided the rows of each source (shares of the target's tokens)", markdown_table(reached),
-        "## Texts", markdown_table([{"what": k, "count": v} for k, v in counts.items()]),
-    ]  # fmt: skip
-    run.file("report.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
-    run.log(results)
-    run.log(f"report: {run.file('report.md')}; model: {run.file('model')}")
 
 
 if __name__ == "__main__":

@@ -112,7 +112,8 @@ def source_opinions(
     whole: bool,
     progress: Progress,
 ) -> tuple[list[Opinion], dict[str, float]]:
-    """A source's opinions on the pivot's tokens, and the share of the pivot's tokens that each rule decided.
+    """A source's opinions on the pivot's tokens, and the share that each rule decided of the pivot's tokens
+    whose next token is scored.
 
     Args:
       whole: both read the same text, which is aligned from end to end; else only the documents' contents are, each
@@ -138,8 +139,10 @@ def source_opinions(
         source_opinion(rows, row, document, fusion)
         for rows, row, document in zip(aligned, source.rows, source.documents, strict=True)
     ]
-    counts = np.sum([np.bincount(o.rule, minlength=len(RowRule)) for o in opinions], 0)
-    return opinions, {rule.name.lower(): float(counts[rule] / counts.sum()) for rule in RowRule}
+    counts = np.zeros(len(RowRule))
+    for opinion, text in zip(opinions, pivot.texts, strict=True):
+        counts += np.bincount(opinion.rule[:-1][text.scored[1:]], minlength=len(RowRule))
+    return opinions, {rule.name.lower(): float(counts[rule] / max(counts.sum(), 1)) for rule in RowRule}
 
 
 class _Records(Sequence[PairRecord]):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from fusion_jax.data.jsonl import Record
 from fusion_jax.errors import InputError
 from fusion_jax.evals.accuracy import by_skill, evaluate, mean_interval
 from fusion_jax.models.folder import Model, load, save
-from fusion_jax.train.report import markdown_table
+from fusion_jax.train.report import markdown_table, save_figure, training_figure
 from fusion_jax.train.run_folder import RunFolder
 
 
@@ -63,6 +64,32 @@ def accuracy_table(rows: Sequence[dict[str, Any]]) -> list[dict[str, str]]:
             )
         out.append(line)
     return out
+
+
+def fusion_report(
+    run: RunFolder,
+    title: str,
+    measures: dict[str, dict[str, float]],
+    coverage: Sequence[dict[str, Any]],
+    counts: Counter[str],
+) -> None:
+    """report.md of an experiment that trained several arms under arms/, and its results on the screen.
+
+    Args:
+      measures: of every model; coverage: lines of text and of shares, what decided the rows of each source.
+    """
+    results = markdown_table([{"model": n, **{k: f"{v:.4f}" for k, v in m.items()}} for n, m in measures.items()])
+    reached = [{k: v if isinstance(v, str) else f"{v:.3f}" for k, v in line.items()} for line in coverage]
+    arms = {path.name: path for path in sorted(run.file("arms").iterdir())}
+    parts = [
+        f"# {title}", save_figure(training_figure(arms), run.file("training.png")),
+        "## Held-out data", results,
+        "## What decided the rows of each source (shares of the target's tokens)", markdown_table(reached),
+        "## Records", markdown_table([{"what": k, "count": v} for k, v in counts.items()]),
+    ]  # fmt: skip
+    run.file("report.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    run.log(results)
+    run.log(f"report: {run.file('report.md')}")
 
 
 def over_seeds(

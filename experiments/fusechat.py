@@ -1,0 +1,229 @@
+"""FuseChat, stage one (arXiv 2408.07990): fuse a pivot pairwise with each source chat model into one target a source.
+
+    python experiments/fusechat.py                                            # built-in miniatures, a CPU
+    python experiments/fusechat.py --arms SFT pairwise KD Multi --seeds 5     # with the baselines
+    python experiments/fusechat.py --preset openchat-7b --pivot OPENCHAT-3.5-7B \
+        --sources INTERNLM2-CHAT-20B QWEN1.5-CHAT-72B --chats mixture.jsonl --out runs/a
+
+Hardware and time: `tiny` 2 CPU cores, about 2 minutes, 2 GB; `openchat-7b` is for a TPU slice (not timed yet).
+Chats: {"conversations": [{"from": "human" or "gpt", "value"}]}, {"messages"}, or {"prompt", "response"}.
+Result: bits per byte of held-out answers and accuracy of the pivot, of SFT and of each pairwise target; how much of
+each source reached the pivot's tokens; targets/SOURCE/, Hugging Face folders of one shape, ready to be merged (stage
+two). Published (MT-Bench, 7B): OpenChat-3.5 with SFT 6.88, pairwise targets 7.2 to 7.3, all sources at once 6.99.
+
+Stages (each a folder of the run, made once): teachers/MODEL (top-k stores), aligned/SOURCE (token ranges, vocabulary
+map, rows), arms/ARM, report.md, targets/SOURCE
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from fusion_jax.data.batches import Example
+from fusion_jax.data.documents import Document, chat_documents
+from fusion_jax.data.jsonl import Record
+from fusion_jax.data.loaders import load_records
+from fusion_jax.data.records import OnBad, Row, parse_prompts, parse_rows
+from fusion_jax.errors import InputError
+from fusion_jax.evals.perplexity import surprise
+from fusion_jax.models.folder import Model, load, save
+from fusion_jax.settings import run as run_experiment
+from fusion_jax.settings import to_json
+from fusion_jax.train.fusion import fused_examples, fusion_rows
+from fusion_jax.train.objectives import FusionSettings, fusion_objective
+from fusion_jax.train.opinions import AlignSettings, Reading, own_opinions, read_documents, source_opinions
+from fusion_jax.train.optimise import TrainSettings, compute_for, optimise, step_count
+from fusion_jax.train.run_folder import RunFolder, open_run
+from fusion_jax.train.stages import check_names, fusion_report, judged, model_name, over_seeds, trained
+from fusion_jax.train.state import OptimizerSettings
+from fusion_jax.zoo import model_path
+from fusion_jax.zoo.tasks import SKILLS, STYLES, in_style, mixture
+
+
+@dataclass(frozen=True)
+class Settings:
+    """pivot, sources: Hugging Face folders, or zoo:NAME. chats, held_out_chats: records as above; without, problems of
+    the zoo's skills with right answers. test_prompts: "prompt" and "answer".
+
+    template: "own" reads every chat through each model's own template and aligns the answers; "pivot" gives all models
+    the pivot's, as published.
+    arms: SFT (no teacher), pairwise (pivot and one source, a target each), KD (one source without the pivot, a target
+    each), Multi (pivot and all sources at once).
+    k: entries kept of every distribution. teacher_batch: chats at once while reading. seeds: repeat with so many.
+    """
+
+    out: str = "runs/fusechat"
+    resume: bool = False
+    seed: int = 42
+    seeds: int = 1
+    pivot: str = "zoo:target"
+    sources: tuple[str, ...] = ("zoo:llama-source", "zoo:qwen-source", "zoo:gemma-source")
+    chats: str = ""
+    held_out_chats: str = ""
+    test_prompts: str = ""
+    on_bad: OnBad = "error"
+    template: Literal["own", "pivot"] = "own"
+    arms: tuple[Literal["SFT", "pairwise", "KD", "Multi"], ...] = ("SFT", "pairwise")
+    chats_per_skill: int = 60
+    test_per_skill: int = 60
+    eval_new_tokens: int = 28
+    max_length: int = 2048
+    k: int = 10
+    teacher_batch: int = 8
+    align: AlignSettings = AlignSettings()
+    fusion: FusionSettings = FusionSettings()
+    train: TrainSettings = TrainSettings()
+
+
+LARGE = Settings(
+    align=AlignSettings(workers=8),
+    train=TrainSettings(
+        optimizer=OptimizerSettings(learning_rate=5e-6, warmup_ratio=0.03), epochs=3.0, micro_batches=4
+    ),
+)
+PRESETS = {
+    "tiny": Settings(
+        max_length=160, teacher_batch=64,
+        train=TrainSettings(
+            optimizer=OptimizerSettings(learning_rate=3e-4), epochs=3.0, batch_size=16, micro_batches=1, log_every=1,
+            checkpoint_every=500, remat="dots",
+        ),
+    ),
+    "openchat-7b": LARGE,
+    "openchat-7b-official": replace(
+        LARGE, template="pivot", align=replace(LARGE.align, special_pairs=False),
+        fusion=FusionSettings(rounding="bfloat16"),
+    ),
+}  # fmt: skip
+
+
+def main(s: Settings) -> None:
+    check_names((s.pivot, *s.sources))
+    run = open_run(s.out, to_json(s), resume=s.resume)
+    mesh = compute_for(s.train).mesh
+    models = {model_name(path): load(model_path(path), mesh=mesh) for path in (s.pivot, *s.sources)}
+    if s.seeds == 1:
+        fuse(s, run, models)
+    else:
+        over_seeds(run, "FuseChat, stage one", s.seed, s.seeds, lambda seed, folder: fuse(
+            replace(s, seed=seed, seeds=1), folder, models
+        ))  # fmt: skip
+    run.finish()
+
+
+def fuse(s: Settings, run: RunFolder, models: dict[str, Model]) -> dict[str, dict[str, float]]:
+    """Section 2.2 of the specification, stages 1 to 5; returns each model's measures on held-out chats."""
+    pivot_model, *_ = models.values()
+    chats, counts = chats_of(s)
+    held, test = held_out(s)
+    measures = {name: measured(s, run, name, model, held, test) for name, model in models.items()}
+    readings = {name: read(s, run, name, model, pivot_model, chats) for name, model in models.items()}
+    pivot = readings[model_name(s.pivot)]
+    coverage: list[dict[str, Any]] = []
+    for arm, (teachers, fusion) in arms_of(s).items():
+        opinions = [own_opinions(pivot, fusion)]
+        for name in teachers:
+            views, rules = source_opinions(
+                run.sub("aligned").file(name), pivot, readings[name], s.align, fusion,
+                whole=s.template == "pivot", progress=run.progress,
+            )  # fmt: skip
+            opinions.append(views)
+            coverage.append({"arm": arm, "source": name, **rules})
+        rows, drops = fusion_rows(pivot.texts, opinions)
+        fused = train(s, run.sub("arms").sub(arm), pivot_model, fused_examples(rows, fusion, mask="labels"), fusion)
+        measures[arm] = measured(s, run, arm, fused, held, test)
+        if not run.sub("targets").file(arm).exists():
+            save(fused, run.sub("targets").file(arm))
+    fusion_report(run, "FuseChat, stage one", measures, coverage, counts + drops)
+    return measures
+
+
+def arms_of(s: Settings) -> dict[str, tuple[tuple[str, ...], FusionSettings]]:
+    """Which sources teach each arm beside the pivot, and how their words are fused."""
+    every = tuple(map(model_name, s.sources))
+    arms: dict[str, tuple[tuple[str, ...], FusionSettings]] = {}
+    for arm in s.arms:
+        match arm:
+            case "SFT":
+                arms["SFT"] = (), replace(s.fusion, weight=1.0, pivot=True)
+            case "pairwise":
+                arms |= {f"with-{name}": ((name,), s.fusion) for name in every}
+            case "KD":
+                arms |= {f"KD-{name}": ((name,), replace(s.fusion, pivot=False)) for name in every}
+            case "Multi":
+                arms["Multi"] = every, s.fusion
+    if not arms:
+        raise InputError("there is none", field="arms", cure="Give SFT, pairwise, KD or Multi")
+    return arms
+
+
+def chats_of(s: Settings) -> tuple[list[Row], Counter[str]]:
+    """The chats to train on: the user's, or the zoo's problems with right answers."""
+    drawn = mixture(dict.fromkeys(SKILLS, s.chats_per_skill), split="train", seed=s.seed + 1000)
+    records = load_records(s.chats) if s.chats else answered(drawn)
+    rows, counts = parse_rows(records, "sft", file=s.chats or None, on_bad=s.on_bad)
+    return rows, counts + Counter({"chats": len(rows)})
+
+
+def held_out(s: Settings) -> tuple[list[Row], list[Record]]:
+    """Held-out chats and test prompts, where there are any."""
+    if s.chats:
+        rows = parse_rows(load_records(s.held_out_chats), "sft", file=s.held_out_chats)[0] if s.held_out_chats else []
+        return rows, parse_prompts(load_records(s.test_prompts), file=s.test_prompts) if s.test_prompts else []
+    test = mixture(dict.fromkeys(SKILLS, s.test_per_skill), split="test", seed=s.seed)
+    return parse_rows(answered(test), "sft")[0], test
+
+
+def answered(problems: Sequence[Record]) -> list[Record]:
+    """Right answers, worded in turn as each of the zoo's models does."""
+    styles = list(STYLES)
+    return [
+        {"prompt": r["prompt"], "response": in_style(r["answer"], styles[i % len(styles)]), "prompt_id": r["prompt_id"]}
+        for i, r in enumerate(problems)
+    ]
+
+
+def read(s: Settings, run: RunFolder, name: str, model: Model, pivot: Model, chats: Sequence[Row]) -> Reading:
+    """One model over all chats, through its own template or the pivot's."""
+    return read_documents(
+        run.sub("teachers").file(name), name, model, as_read_by(s, model, pivot, chats), k=s.k,
+        max_length=s.max_length, compute=compute_for(s.train), batch_size=s.teacher_batch, progress=run.progress,
+    )  # fmt: skip
+
+
+def as_read_by(s: Settings, model: Model, pivot: Model, chats: Sequence[Row]) -> list[Document]:
+    template = model.tokenizer if s.template == "own" else pivot.tokenizer
+    return chat_documents(chats, template, model.tokenizer)
+
+
+def train(s: Settings, run: RunFolder, pivot: Model, examples: Sequence[Example], fusion: FusionSettings) -> Model:
+    """The pivot on fused examples, or its finished model where the arm was trained already."""
+    settings = replace(s.train, seed=s.seed)
+    objective = fusion_objective(fusion, step_count(len(examples), settings))
+    mesh = compute_for(settings).mesh
+    return trained(run, pivot, mesh, lambda folder: optimise(pivot, examples, objective, settings, folder))
+
+
+def measured(
+    s: Settings, run: RunFolder, name: str, model: Model, held: Sequence[Row], test: Sequence[Record]
+) -> dict[str, float]:
+    """Bits per byte of the held-out answers and accuracy on the test prompts, where there are any."""
+    compute = compute_for(s.train)
+    out = {}
+    if held:
+        documents = chat_documents(held, model.tokenizer, model.tokenizer)
+        out["bits per byte"] = surprise(model, documents, max_length=s.max_length, compute=compute).bits_per_byte
+    for row in judged(run, name, model, test, compute.mesh, max_new_tokens=s.eval_new_tokens):
+        out["accuracy" if row["skill"] == "all" else row["skill"]] = row["accuracy"]
+    return out
+
+
+if __name__ == "__main__":
+    run_experiment(Settings, main, presets=PRESETS, description=__doc__)

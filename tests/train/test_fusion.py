@@ -1,0 +1,210 @@
+"""Fused targets and the step that learns them, against dense arithmetic in NumPy."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fusion_jax.align.distributions import RowRule
+from fusion_jax.data.batches import Example, Targets, buckets_of, collate
+from fusion_jax.errors import InputError
+from fusion_jax.models.config import DecoderConfig
+from fusion_jax.models.folder import Model, logits
+from fusion_jax.models.parameters import init_params
+from fusion_jax.train.fusion import FusionRow, Opinion, fused_examples, fusion_rows, packed
+from fusion_jax.train.objectives import FusionSettings, fusion_objective
+from fusion_jax.train.step import Compute, score
+
+V, M, K = 40, 7, 3
+
+
+def opinion(rng, metric, *, m=M, counts=None, rule=None):
+    ids = np.stack([rng.permutation(V)[:K] for _ in range(m)]).astype(np.int32)
+    logits = -np.sort(rng.exponential(1.0, (m, K)), -1)
+    logprobs = (logits - np.log(np.exp(logits).sum(-1, keepdims=True) / 0.8)).astype(np.float32)  # .2 is elsewhere
+    counts = np.full(m, K, np.int32) if counts is None else np.asarray(counts, np.int32)
+    return Opinion(ids, logprobs, counts, np.zeros(m, np.uint8) if rule is None else np.asarray(rule, np.uint8), metric)
+
+
+def row(rng, *opinions, m=M, scored=None):
+    chosen = np.arange(m) > 0 if scored is None else np.asarray(scored, bool)
+    return FusionRow(rng.integers(1, V, m).astype(np.int32), chosen, opinions, np.ones(m, np.int32))
+
+
+def dense(view, t):
+    """softmax over the entries that exist, as a vector over the vocabulary."""
+    out = np.zeros(V)
+    n = int(view.counts[t])
+    weights = np.exp(view.logprobs[t, :n].astype(np.float64))
+    out[view.ids[t, :n]] = weights / weights.sum()
+    return out
+
+
+def as_dense(targets, t):
+    out = np.zeros(V)
+    np.add.at(out, targets.ids[t], targets.probs[t])
+    return out
+
+
+def test_mince_takes_the_sample_s_best_teacher_and_fills_holes_with_the_pivot():
+    rng = np.random.default_rng(0)
+    pivot, good, bad = opinion(rng, 2.0), opinion(rng, 1.5, counts=[3, 0, 2, 3, 3, 0, 1]), opinion(rng, 3.0)
+    (example,) = fused_examples([row(rng, pivot, bad, good)], FusionSettings(), mask="all")
+    for t in range(M):
+        expected = dense(pivot if good.counts[t] == 0 else good, t)
+        np.testing.assert_allclose(as_dense(example.targets, t), expected, atol=1e-6)
+
+
+def test_avgce_weighs_by_the_softmax_of_exp_minus_ce():
+    rng = np.random.default_rng(1)
+    views = [opinion(rng, metric) for metric in (2.0, 1.0, 0.5)]
+    (example,) = fused_examples([row(rng, *views)], FusionSettings(function="avgce"), mask="all")
+    rewards = np.exp(-np.asarray([v.metric for v in views]))
+    weights = np.exp(rewards) / np.exp(rewards).sum()
+    for t in range(M):
+        expected = sum(w * dense(v, t) for w, v in zip(weights, views, strict=True))
+        np.testing.assert_allclose(as_dense(example.targets, t), expected, atol=1e-6)
+
+
+def test_a_choice_per_token_takes_who_expects_the_next_token_and_leaves_fallback_rows():
+    rng = np.random.default_rng(2)
+    pivot, source = opinion(rng, 1.0), opinion(rng, 9.0, rule=[0, 0, RowRule.FALLBACK, 0, 0, 0, 0])
+    text = row(rng, pivot, source)
+    for t, knows in enumerate([source, pivot, source]):  # the third is the source's fallback row
+        others = [i for i in range(V) if i != text.ids[t + 1]]
+        for view in (pivot, source):
+            view.ids[t] = [text.ids[t + 1], *others[1:K]] if view is knows else others[:K]
+    (example,) = fused_examples([text], FusionSettings(choice="token"), mask="all")
+    for t, expected in ((0, source), (1, pivot), (2, pivot)):
+        np.testing.assert_allclose(as_dense(example.targets, t), dense(expected, t), atol=1e-6)
+
+
+def test_masks_compare_every_token_or_those_before_a_scored_one():
+    rng = np.random.default_rng(3)
+    text = row(rng, opinion(rng, 1.0), scored=[0, 0, 0, 1, 1, 0, 1])
+    (all_tokens,) = fused_examples([text], FusionSettings(), mask="all")
+    assert all_tokens.rows == ((*text.ids.tolist(), 0),) and all_tokens.scored == (3,)
+    assert (all_tokens.targets.probs.sum(-1) > 0).tolist() == [True] * M
+    (labels,) = fused_examples([text], FusionSettings(), mask="labels")
+    assert labels.rows == (tuple(text.ids.tolist()),) and labels.scored == (3,) and labels.shared == 2
+    assert (labels.targets.probs.sum(-1) > 0).tolist() == [False, False, True, True, False, True]
+
+
+def test_packing_keeps_the_last_short_block_and_averages_the_metric_over_tokens():
+    rng = np.random.default_rng(4)
+    first, second = row(rng, opinion(rng, 1.0)), row(rng, opinion(rng, 4.0, m=4), m=4)
+    blocks = packed([first, second], 8)
+    assert [len(b.ids) for b in blocks] == [8, 3]
+    np.testing.assert_array_equal(np.concatenate([b.ids for b in blocks]), np.concatenate([first.ids, second.ids]))
+    np.testing.assert_array_equal(blocks[0].segments, [1] * 7 + [2])
+    assert blocks[0].opinions[0].metric == pytest.approx((7 * 1.0 + 1 * 4.0) / 8)
+    assert blocks[1].opinions[0].metric == 4.0 and not blocks[1].scored[0]
+    reset, _ = fused_examples(blocks, FusionSettings(), mask="all", reset=True)
+    assert reset.segments == (1,) * 7 + (2, 2)
+
+
+def test_texts_that_a_teacher_cannot_score_are_left_out_and_counted():
+    rng = np.random.default_rng(5)
+    good, bad = opinion(rng, 1.0), opinion(rng, float("nan"))
+    texts = [row(rng, good), row(rng, good)]
+    rows, counts = fusion_rows(texts, [[good, good], [bad, good]])
+    assert len(rows) == 1 and sum(counts.values()) == 1
+    with pytest.raises(InputError, match="no text is left"):
+        fusion_rows(texts[:1], [[good], [bad]])
+
+
+@pytest.mark.parametrize(
+    "settings, field",
+    [
+        ({"pivot": False}, "pivot"),
+        ({"tail": "bucket", "temperature": 2.0}, "tail"),
+        ({"choice": "token", "function": "avgce"}, "choice"),
+        ({"choice": "token", "schedule": "soft"}, "schedule"),
+    ],
+)
+def test_settings_that_do_not_go_together(settings, field):
+    rng = np.random.default_rng(6)
+    with pytest.raises(InputError, match=f"field '{field}'"):
+        fused_examples([row(rng, opinion(rng, 1.0))], FusionSettings(**settings), mask="all")
+
+
+@pytest.fixture(scope="module")
+def model():
+    config = DecoderConfig(
+        model_type="llama", vocab_size=V, hidden_size=32, intermediate_size=64, num_layers=2, num_heads=2,
+        num_kv_heads=2, head_dim=16, max_positions=64, tied_head=False,
+    )  # fmt: skip
+    return Model(config, init_params(config, jax.random.key(0)))
+
+
+@pytest.mark.parametrize("mask", ["all", "labels"])
+@pytest.mark.parametrize("kind, tail", [("ce", "none"), ("kl", "none"), ("ce", "bucket"), ("kl", "bucket")])
+def test_the_step_s_loss_is_the_dense_one(model, mask, kind, tail):
+    """lambda * CE + (1 - lambda) * divergence from full softmaxes, two texts of unequal length, one prompt shared."""
+    rng = np.random.default_rng(7)
+    settings = FusionSettings(weight=0.7, kind=kind, tail=tail)
+    rows = [
+        row(rng, opinion(rng, 2.0), opinion(rng, 1.0, counts=[3, 0, 2, 3, 3, 2, 1]), scored=[0, 0, 1, 1, 1, 0, 1]),
+        row(rng, opinion(rng, 1.0, m=5), opinion(rng, 2.0, m=5), m=5, scored=[0, 0, 0, 1, 1]),
+    ]
+    examples = fused_examples(rows, settings, mask=mask)
+    objective = fusion_objective(settings, 10)
+    batch = jax.tree.map(jnp.asarray, collate(examples, buckets_of(examples)))
+    found = objective(score(model.params, model.config, batch, Compute()), jnp.asarray(3))[0]
+    language, fused = [], []
+    for text, example in zip(rows, examples, strict=True):
+        z = np.asarray(logits(model, text.ids[None]), np.float64)[0]
+        logprobs = z - np.log(np.exp(z).sum(-1, keepdims=True))
+        language += [-logprobs[t, text.ids[t + 1]] for t in range(len(text.ids) - 1) if text.scored[t + 1]]
+        for t in range(len(text.ids)):
+            if mask == "labels" and (t + 1 == len(text.ids) or not text.scored[t + 1]):
+                continue
+            ids, probs = example.targets.ids[t], example.targets.probs[t].astype(np.float64)
+            listed = probs > 0
+            value = -(probs[listed] * logprobs[t, ids[listed]]).sum()
+            rest = 1 - probs.sum()
+            if tail == "bucket":
+                value -= rest * np.log(1 - np.exp(logprobs[t, ids[listed]]).sum())
+            if kind == "kl":
+                value += (probs[listed] * np.log(probs[listed])).sum()
+                value += rest * np.log(rest) if tail == "bucket" and rest > 1e-9 else 0.0
+            fused.append(value)
+    expected = 0.7 * np.mean(language) + 0.3 * np.mean(fused)
+    np.testing.assert_allclose(found.total / found.weight, expected, rtol=2e-5)
+
+
+def test_what_only_fills_the_batch_counts_for_nothing(model):
+    rng = np.random.default_rng(8)
+    settings = FusionSettings()
+    (example,) = fused_examples([row(rng, opinion(rng, 2.0))], settings, mask="all")
+    filler = dataclasses.replace(example, rows=((5,) * 8,), weight=0.0)
+    objective = fusion_objective(settings, 1)
+
+    def loss(examples):
+        batch = jax.tree.map(jnp.asarray, collate(examples, buckets_of(examples)))
+        return objective(score(model.params, model.config, batch, Compute()), jnp.asarray(0))[0].total
+
+    np.testing.assert_allclose(loss([example]), loss([example, filler]), rtol=1e-6)
+
+
+def test_soft_weights_come_from_the_sample():
+    rng = np.random.default_rng(9)
+    settings = FusionSettings(schedule="soft")
+    (example,) = fused_examples([row(rng, opinion(rng, 2.0), opinion(rng, 0.5))], settings, mask="all")
+    np.testing.assert_allclose(example.targets.share, np.exp(-0.5), rtol=1e-6)
+
+
+def test_targets_stand_behind_a_shared_prompt():
+    """Only the tokens behind the prompt reach the head; their targets move with them."""
+    targets = Targets(np.arange(12).reshape(6, 2), np.asarray([[0.0, 0.0]] * 3 + [[0.5, 0.5]] * 3), np.float32(0))
+    chosen = np.asarray([0, 0, 0, 0, 1, 1, 1], bool)
+    example = Example(((1, 2, 3, 4, 5, 6, 7),), (4,), chosen=chosen, targets=targets)
+    batch = collate([example], buckets_of([example]))
+    assert batch.prompt_lengths.tolist() == [3]
+    assert batch.tokens[0, 0, :3].tolist() == [4, 5, 6] and batch.labels[0, 0, :3].tolist() == [5, 6, 7]
+    assert batch.targets.ids[0, 0, :3].tolist() == [[6, 7], [8, 9], [10, 11]]
+    assert batch.scored[0, 0].sum() == 3
