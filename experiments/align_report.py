@@ -22,14 +22,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from transformers import PreTrainedTokenizerBase
 
-from experiments.cache_teacher import read_texts
 from fusion_jax.align.coverage import RULE_NAMES, AlignedText, Coverage, Method, align_texts, coverage
 from fusion_jax.align.distributions import Rules
 from fusion_jax.align.raw_tokenizers import SUFFIXES, load_raw_tokenizer
 from fusion_jax.align.sequences import Variant
 from fusion_jax.align.views import TokenizerView, view_of
 from fusion_jax.align.vocabulary import count_pairs, exact_map, mapping_statistics, mined_map
-from fusion_jax.data.loaders import load_records
+from fusion_jax.data.jsonl import numbered
+from fusion_jax.data.loaders import load_records, load_texts
 from fusion_jax.data.records import Place, text
 from fusion_jax.errors import InputError
 from fusion_jax.files import write_json
@@ -100,9 +100,9 @@ def read_groups(files: Sequence[str], most: int) -> Groups:
     groups: Groups = {}
     for file in files:
         if file.endswith((".txt", ".md")):
-            groups.setdefault(Path(file).name, []).extend(read_texts(file))
+            groups.setdefault(Path(file).name, []).extend(load_texts(file))
             continue
-        for number, record in enumerate(load_records(file), 1):
+        for number, record in numbered(load_records(file)):
             place = Place(file, number)
             group = text(record, "language", place) if "language" in record else Path(file).name
             groups.setdefault(group, []).append(text(record, "text", place))
