@@ -31,6 +31,7 @@ class SampleSettings:
 
     def __post_init__(self) -> None:
         bounded(self, "num_samples", "max_new_tokens", "batch_size", least=1)
+        bounded(self, "top_p", above=0)
         _ = self.sampler  # has the ranges of the rest
 
     @property

@@ -36,7 +36,7 @@ class Sampler:
     def __post_init__(self) -> None:
         for name, value, good, cure in (
             ("temperature", self.temperature, 0 <= self.temperature < float("inf"), "Give 0 (greedy) or more"),
-            ("top_p", self.top_p, 0 < self.top_p <= 1, "Give a share above 0, up to 1 (no limit)"),
+            ("top_p", self.top_p, 0 <= self.top_p <= 1, "Give a share between 0 and 1 (1: no limit)"),
             ("top_k", self.top_k, self.top_k >= 0, "Give 0 (no limit) or more"),
         ):
             if not good:
