@@ -28,6 +28,7 @@ from fusion_jax.align.raw_tokenizers import SUFFIXES, load_raw_tokenizer
 from fusion_jax.align.sequences import Variant
 from fusion_jax.align.views import TokenizerView, view_of
 from fusion_jax.align.vocabulary import count_pairs, exact_map, mapping_statistics, mined_map
+from fusion_jax.data.jsonl import numbered
 from fusion_jax.data.loaders import load_records, load_texts
 from fusion_jax.data.records import Place, text
 from fusion_jax.errors import InputError
@@ -101,7 +102,7 @@ def read_groups(files: Sequence[str], most: int) -> Groups:
         if file.endswith((".txt", ".md")):
             groups.setdefault(Path(file).name, []).extend(load_texts(file))
             continue
-        for number, record in enumerate(load_records(file), 1):
+        for number, record in numbered(load_records(file)):
             place = Place(file, number)
             group = text(record, "language", place) if "language" in record else Path(file).name
             groups.setdefault(group, []).append(text(record, "text", place))

@@ -3,10 +3,10 @@
     python experiments/cache_teacher.py --model TEACHER --texts texts.jsonl --out runs/teacher
     python experiments/cache_teacher.py --texts texts.txt                       # zoo:gemma-source on a text file
 
-Hardware: all devices of one host; the default takes seconds on a CPU. Texts: JSON lines with "text", or a plain file,
-one text a line. Result: a store (store.json and array_record parts) that `fusion_jax.data.teachers.TeacherStore` reads
-back for the same model, tokenizer and texts only. Killed, the same command goes on at the first missing part. At the
-end a sample of the rows is scored again and compared.
+Hardware: all devices of one host; the default takes seconds on a CPU. Texts: JSON lines with "text", or a .txt or .md
+file, one text a line. Result: a store (store.json and array_record parts) that `fusion_jax.data.teachers.TeacherStore`
+reads back for the same model, tokenizer and texts only. Killed, the same command goes on at the first missing part. At
+the end a sample of the rows is scored again and compared.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from fusion_jax.data.teachers import TeacherRow, TeacherStore, write_store
 from fusion_jax.data.windows import split_windows
 from fusion_jax.errors import InputError
 from fusion_jax.models.folder import load, load_tokenizer
+from fusion_jax.settings import bounded
 from fusion_jax.settings import run as run_experiment
 from fusion_jax.train.optimise import TrainSettings, compute_for
 from fusion_jax.train.report import markdown_table
@@ -37,10 +38,11 @@ from fusion_jax.zoo import model_path
 
 @dataclass(frozen=True)
 class Settings:
-    """model: a Hugging Face folder or zoo:NAME. max_length: tokens of a window, EOS included; longer texts are cut.
+    """model: a Hugging Face folder or zoo:NAME. k: entries kept of a position.
 
+    max_length: tokens of a window, EOS included; longer texts are cut.
     windows_for: models whose tokenizers shall not need more than max_length tokens for a window either.
-    verify: how many rows are scored again. bits_per_byte in the table makes tokenizers comparable.
+    verify: how many rows are scored again, 0: none. bits_per_byte in the table makes tokenizers comparable.
     """
 
     texts: str = ""
@@ -52,14 +54,22 @@ class Settings:
     batch_size: int = 8
     verify: int = 16
 
+    def __post_init__(self) -> None:
+        bounded(self, "k", "batch_size", least=1)
+        bounded(self, "max_length", least=2)
+        bounded(self, "verify", least=0)
+
 
 def main(s: Settings) -> None:
     console = Console()
     if not s.texts:
         raise InputError("is missing", field="--texts", cure="Give a file of texts")
     compute = compute_for(TrainSettings(batch_size=s.batch_size, micro_batches=1))
-    model = load(model_path(s.model), mesh=compute.mesh)
-    others = [load_tokenizer(model_path(name)) for name in s.windows_for]
+    model = load(model_path(s.model, "--model"), mesh=compute.mesh)
+    entries = min(len(model.tokenizer or ()), model.config.vocab_size)
+    if s.k > entries and model.tokenizer is not None:
+        raise InputError(f"{s.k} entries are more than the vocabulary's {entries}", field="--k", cure="Give fewer")
+    others = [load_tokenizer(model_path(name, "--windows-for")) for name in s.windows_for]
     limit = min(s.max_length, model.config.max_positions)
     windows, blank = split_windows(load_texts(s.texts), [model.tokenizer, *others], limit - 1)
     texts = [w.text for w in windows]
@@ -67,19 +77,20 @@ def main(s: Settings) -> None:
     encoded = encode_documents(model.tokenizer, documents, max_length=limit)
     identity = store_identity(model, documents, s.k)
     rows = teacher_rows(model, encoded, s.k, compute, batch_size=s.batch_size)
-    with Progress(console=console, transient=True) as progress:
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("  scoring", total=len(texts))
         write_store(s.out, identity, rows, lambda done: progress.update(task, completed=done))
     store = TeacherStore(s.out, identity)
     worst = verified(store, rows, s.verify)
     tokens = sum(len(row.ids) for row in store)
     nats, scored = (float(np.sum([row.metric[i] for row in store], dtype=np.float64)) for i in (0, 1))
-    console.print(markdown_table([{
+    table = markdown_table([{
         "windows": len(texts), "blank texts": blank, "tokens": tokens, "nats a token": f"{nats / scored:.4f}",
         "bits_per_byte": f"{nats / np.log(2) / sum(len(t.encode()) for t in texts):.4f}",
         "mass of the k entries": f"{1 - np.mean(np.concatenate([row.tail for row in store])):.4f}",
-        "largest difference when scored again": f"{worst:.1e}",
-    }]))  # fmt: skip
+        "largest difference when scored again": f"{worst:.1e}" if s.verify else "not checked",
+    }])  # fmt: skip
+    console.print(table, soft_wrap=True, highlight=False, markup=False)
 
 
 def verified(store: TeacherStore, rows: Callable[[range], Sequence[TeacherRow]], count: int) -> float:

@@ -29,8 +29,8 @@ from fusion_jax.rewards import select
 from fusion_jax.rewards.verifiers import verifier
 from fusion_jax.sampling.generate import SampleSettings
 from fusion_jax.sampling.responses import sample_responses
+from fusion_jax.settings import bounded, to_json
 from fusion_jax.settings import run as run_experiment
-from fusion_jax.settings import to_json
 from fusion_jax.train.objectives import PairSettings, needs_reference, pair_objective
 from fusion_jax.train.optimise import TrainSettings, compute_for, optimise
 from fusion_jax.train.report import markdown_table, save_figure, training_figure
@@ -54,6 +54,9 @@ class Settings:
     text: TextSettings = TextSettings()
     train: TrainSettings = TrainSettings()
 
+    def __post_init__(self) -> None:
+        bounded(self, "held_out", least=0, below=1)
+
 
 PAIR_TOKENS = TokeniseSettings(bos="if_missing")
 PRESETS = {
@@ -71,7 +74,7 @@ PRESETS = {
 
 def main(s: Settings) -> None:
     run = open_run(s.out, to_json(s), resume=s.resume)
-    model = load(model_path(s.model), mesh=compute_for(s.train).mesh)
+    model = load(model_path(s.model, "--model"), mesh=compute_for(s.train).mesh)
     records = load_records(s.data) if s.data else run.stage("pairs.jsonl", lambda: own_pairs(model, s.train.seed))
     rows, drops = parse_rows(records, "pair", file=s.data or None, on_bad=s.on_bad)
     held, train = split_indices(len(rows), s.held_out, s.train.seed)
@@ -83,7 +86,8 @@ def main(s: Settings) -> None:
         validation=validation, names=lambda i: rows[i].name,
     )  # fmt: skip
     save(better, run.file("model"), overwrite=True)
-    table = markdown_table([{"what": k, "count": v} for k, v in (drops + counts + Counter(pairs=len(rows))).items()])
+    found = drops + counts + Counter({"pairs trained on": len(rows), "pairs held out": len(held_rows)})
+    table = markdown_table([{"what": k, "count": v} for k, v in found.items()])
     picture = save_figure(training_figure({s.loss.loss: run.path}), run.file("training.png"))
     run.file("report.md").write_text(f"# {s.loss.loss}\n\n{picture}\n\n{table}\n", encoding="utf-8")
     run.log(f"model: {run.file('model')}")

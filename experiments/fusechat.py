@@ -41,7 +41,7 @@ from fusion_jax.train.objectives import FusionSettings, fusion_objective
 from fusion_jax.train.opinions import AlignSettings, Reading, own_opinions, read_documents, source_opinions
 from fusion_jax.train.optimise import TrainSettings, compute_for, optimise, step_count
 from fusion_jax.train.run_folder import RunFolder, open_run
-from fusion_jax.train.stages import check_names, fusion_report, judged, model_name, over_seeds, trained
+from fusion_jax.train.stages import check_models, check_names, fusion_report, judged, model_name, over_seeds, trained
 from fusion_jax.train.state import OptimizerSettings
 from fusion_jax.zoo import model_path
 from fusion_jax.zoo.tasks import SKILLS, STYLES, in_style, mixture
@@ -106,6 +106,8 @@ PRESETS = {
 
 def main(s: Settings) -> None:
     check_names((s.pivot, *s.sources))
+    check_models("pivot", s.pivot)
+    check_models("sources", *s.sources)
     run = open_run(s.out, to_json(s), resume=s.resume)
     mesh = compute_for(s.train).mesh
     models = {model_name(path): load(model_path(path), mesh=mesh) for path in (s.pivot, *s.sources)}

@@ -42,7 +42,7 @@ from fusion_jax.train.objectives import FusionSettings, fusion_objective, sft_ob
 from fusion_jax.train.opinions import AlignSettings, Reading, own_opinions, read_documents, source_opinions
 from fusion_jax.train.optimise import TrainSettings, compute_for, optimise, step_count
 from fusion_jax.train.run_folder import RunFolder, open_run
-from fusion_jax.train.stages import check_names, fusion_report, judged, model_name, over_seeds, trained
+from fusion_jax.train.stages import check_models, check_names, fusion_report, judged, model_name, over_seeds, trained
 from fusion_jax.train.state import OptimizerSettings
 from fusion_jax.zoo import model_path
 from fusion_jax.zoo.specs import SPECS
@@ -117,6 +117,8 @@ PRESETS = {
 
 def main(s: Settings) -> None:
     check_names((s.target, *s.sources))
+    check_models("target", s.target)
+    check_models("sources", *s.sources)
     arms_of(s, "")
     run = open_run(s.out, to_json(s), resume=s.resume)
     models = base_models(s, run.sub("base"))

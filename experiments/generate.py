@@ -48,22 +48,24 @@ class Settings:
 
 
 def main(s: Settings) -> None:
+    settings = SampleSettings(s.temperature, s.top_p, s.top_k, s.num_samples, s.max_new_tokens, s.batch_size)
     if bool(s.prompt) == bool(s.prompts):
         raise InputError("give either --prompt TEXT ... or --prompts FILE", field="--prompt")
     records = load_records(s.prompts) if s.prompts else [{"prompt": p} for p in s.prompt]
     prompts = parse_prompts(records, file=s.prompts or "--prompt")
     if s.out and Path(s.out).exists():
         raise InputError("exists already", file=s.out, field="--out", cure="Choose another file")
-    settings = SampleSettings(s.temperature, s.top_p, s.top_k, s.num_samples, s.max_new_tokens, s.batch_size)
+    if s.out and not Path(s.out).parent.is_dir():
+        raise InputError("its folder is not there", file=s.out, field="--out", cure="Make the folder or choose another")
     name = s.name or Path(s.model.removeprefix("zoo:")).name
-    responses = sample_responses(load(model_path(s.model)), name, prompts, settings, seed=s.seed)
+    responses = sample_responses(load(model_path(s.model, "--model")), name, prompts, settings, seed=s.seed)
     if s.out:
         write_jsonl(s.out, responses)
         return
     console = Console()
     for r in responses:
-        console.print(f"[bold]{r['prompt']}[/bold]", highlight=False)
-        console.print(r["response"], highlight=False, markup=False)
+        for text, style in ((r["prompt"], "bold"), (r["response"], None)):
+            console.print(text, style=style, highlight=False, markup=False, emoji=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

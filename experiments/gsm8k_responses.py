@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import jax
 
 from fusion_jax.data.examples import TextSettings, make_examples
-from fusion_jax.data.jsonl import Record, write_jsonl
+from fusion_jax.data.jsonl import Record, numbered, write_jsonl
 from fusion_jax.data.loaders import load_records
 from fusion_jax.data.records import Place, Row, prompt_id, text
 from fusion_jax.data.tokenise import TokeniseSettings
@@ -63,8 +63,8 @@ def main(s: Settings) -> None:
     write_jsonl(run.file("test.jsonl"), test)
     run.log(f"{len(responses)} responses, {len(test)} test problems")
 
-    places = [Place(s.train, i) for i in range(1, len(lessons) + 1)]
-    pairs = [(text(r, "question", p), text(r, "answer", p)) for r, p in zip(lessons, places)]
+    places = [(r, Place(s.train, number)) for number, r in numbered(lessons)]
+    pairs = [(text(r, "question", p), text(r, "answer", p)) for r, p in places]
     tokenizer = train_tokenizer("byte_bpe", "inst", s.vocab_size, [f"{q}\n{a}" for q, a in pairs])
     config = DecoderConfig(
         model_type="llama", vocab_size=len(tokenizer), hidden_size=192, intermediate_size=512, num_layers=4,
@@ -88,11 +88,11 @@ def main(s: Settings) -> None:
 def split(solutions: list[Record], file: str) -> tuple[list[Record], list[Record]]:
     """Responses to two thirds of the problems, the others for the test."""
     responses, test = [], []
-    for number, record in enumerate(solutions, 1):
+    for count, (number, record) in enumerate(numbered(solutions), 1):
         place = Place(file, number)
         question, truth = text(record, "question", place), text(record, "ground_truth", place)
         shared = {"prompt_id": prompt_id(question), "prompt": question, "answer": truth, "skill": "gsm8k"}
-        if number % 3 == 0:
+        if count % 3 == 0:
             test.append(shared)
             continue
         for source in SOURCES:

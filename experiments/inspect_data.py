@@ -1,10 +1,11 @@
 """Show what a model is trained on: records rendered, tokenised and masked, coloured in a terminal.
 
-    python experiments/inspect_data.py --data quadruples.jsonl --kind quad --model FOLDER --count 3
+    python experiments/inspect_data.py --preset llama3-8b --data quadruples.jsonl --model FOLDER --count 3
     python experiments/inspect_data.py                                     # an example of the zoo
 
 Green tokens are scored, dim ones are given; a bar separates tokens. Plain brackets mark the scored part where there
-are no colours.
+are no colours. The presets read text as those of experiments/wrpo.py do; what an experiment is given beside its preset
+(`--text...`, and for SFT of `llama3-8b` the packing) is to be given here as well.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from rich.console import Console
 from rich.text import Text
 
+from experiments import wrpo
 from fusion_jax.data.examples import TextSettings, make_examples
 from fusion_jax.data.loaders import load_records
 from fusion_jax.data.records import parse_rows
@@ -47,8 +49,11 @@ class Settings:
     text: TextSettings = TextSettings()
 
 
+PRESETS = {name: Settings(text=preset.text) for name, preset in wrpo.PRESETS.items()}
+
+
 def main(s: Settings) -> None:
-    tokenizer = load_tokenizer(model_path(s.model))
+    tokenizer = load_tokenizer(model_path(s.model, "--model"))
     if tokenizer is None:
         raise InputError("holds no tokenizer", file=s.model, field="--model", cure="Give a folder with tokenizer files")
     rows, drops = parse_rows(load_records(s.data) if s.data else [EXAMPLE], s.kind, file=s.data or None)
@@ -75,4 +80,4 @@ def coloured(tokens: list[str], start: int, colours: bool) -> Text:
 
 
 if __name__ == "__main__":
-    run_experiment(Settings, main, description=__doc__)
+    run_experiment(Settings, main, presets=PRESETS, description=__doc__)

@@ -24,7 +24,7 @@ from fusion_jax.settings import run as run_experiment
 from fusion_jax.settings import to_json
 from fusion_jax.train.objectives import sft_objective
 from fusion_jax.train.optimise import TrainSettings, compute_for, optimise
-from fusion_jax.train.report import markdown_table, save_figure, training_figure
+from fusion_jax.train.report import curves, markdown_table, save_figure, training_figure
 from fusion_jax.train.run_folder import open_run
 from fusion_jax.train.state import OptimizerSettings
 from fusion_jax.zoo import model_path
@@ -61,7 +61,7 @@ PRESETS = {
 
 def main(s: Settings) -> None:
     run = open_run(s.out, to_json(s), resume=s.resume)
-    model = load(model_path(s.model), mesh=compute_for(s.train).mesh)
+    model = load(model_path(s.model, "--model"), mesh=compute_for(s.train).mesh)
     if s.data:
         records = load_records(s.data)
     else:
@@ -74,7 +74,9 @@ def main(s: Settings) -> None:
         model, examples, sft_objective(), s.train, run, names=lambda i: f"block {i}" if packed else rows[i].name
     )
     save(better, run.file("model"), overwrite=True)
-    table = markdown_table([{"what": k, "count": v} for k, v in (drops + counts).items()])
+    loss = {name: f"{values[-1]:.4f}" for name, (_, values) in curves(run.path, ["loss"]).items()}
+    found = {"records used": len(rows), **drops, **+counts, **{f"final {name}": v for name, v in loss.items()}}
+    table = markdown_table([{"what": k, "value": v} for k, v in found.items()])
     picture = save_figure(training_figure({"sft": run.path}), run.file("training.png"))
     run.file("report.md").write_text(f"# SFT\n\n{picture}\n\n{table}\n", encoding="utf-8")
     run.log(f"model: {run.file('model')}")

@@ -6,9 +6,9 @@
     python experiments/wrpo.py --preset llama3-8b --target TARGET-SFT --quadruples quads.jsonl --out runs/b
 
 Hardware and time: `tiny` 2 CPU cores, about 80 s, 1.5 GB; `llama3-8b` is for a TPU slice (not timed yet).
-Result: a table of the accuracy of Target, sources, SFT, SFT-DPO and SFT-WRPO; in the run folder every stage's
-JSON-lines file, report.md with plots, and model/, a Hugging Face folder. Published (AlpacaEval-2 length-controlled
-win rate): Target 26.0, SFT 27.2, SFT-DPO 50.7, SFT-WRPO 55.9.
+Result: a table of the accuracy of Target, sources, SFT, SFT-DPO and SFT-WRPO (without an SFT stage: DPO and WRPO); in
+the run folder every stage's JSON-lines file, report.md with plots, and model/, a Hugging Face folder. Published
+(AlpacaEval-2 length-controlled win rate): Target 26.0, SFT 27.2, SFT-DPO 50.7, SFT-WRPO 55.9.
 
 Stages (each is a file of the run folder; a file that is there is read, not made again):
   prompts.jsonl, responses/SOURCE.jsonl, best_source.jsonl, sft.jsonl, sft/, target_responses.jsonl,
@@ -31,18 +31,18 @@ from fusion_jax.data.examples import TextSettings, make_examples
 from fusion_jax.data.jsonl import Record
 from fusion_jax.data.loaders import load_records
 from fusion_jax.data.order import split_indices
-from fusion_jax.data.records import OnBad, Row, parse_prompts, parse_responses, parse_rows
+from fusion_jax.data.records import OnBad, Row, check_answers, parse_prompts, parse_responses, parse_rows
 from fusion_jax.data.tokenise import TokeniseSettings
 from fusion_jax.errors import InputError
-from fusion_jax.evals.accuracy import paired_difference
 from fusion_jax.models.folder import Model, load, save
 from fusion_jax.rewards import select
 from fusion_jax.rewards.reward_model import score_responses
 from fusion_jax.rewards.verifiers import verifier
 from fusion_jax.sampling.generate import SampleSettings
 from fusion_jax.sampling.responses import sample_responses
+from fusion_jax.settings import bounded, to_json
 from fusion_jax.settings import run as run_experiment
-from fusion_jax.settings import to_json
+from fusion_jax.train import stages
 from fusion_jax.train.objectives import (
     PairSettings,
     WrpoSettings,
@@ -54,7 +54,6 @@ from fusion_jax.train.objectives import (
 from fusion_jax.train.optimise import TrainSettings, compute_for, optimise, step_count
 from fusion_jax.train.report import accuracy_figure, markdown_table, save_figure, training_figure
 from fusion_jax.train.run_folder import RunFolder, open_run
-from fusion_jax.train.stages import accuracy_table, check_names, judged, model_name, over_seeds, trained
 from fusion_jax.train.state import OptimizerSettings
 from fusion_jax.zoo import model_path
 from fusion_jax.zoo.tasks import SKILLS, mixture
@@ -100,6 +99,11 @@ class Settings:
     wrpo: WrpoSettings = WrpoSettings()
     dpo: PairSettings = PairSettings()
 
+    def __post_init__(self) -> None:
+        bounded(self, "sft_share", "held_out", least=0, below=1)
+        bounded(self, "tolerance", "test_per_skill", least=0)
+        bounded(self, "prompts_per_skill", "eval_new_tokens", least=1)
+
 
 TINY_TRAINING = TrainSettings(
     batch_size=16, micro_batches=1, log_every=1, eval_every=10, checkpoint_every=50, remat="dots", mesh_fsdp=-1
@@ -130,7 +134,7 @@ def main(s: Settings) -> None:
     if s.seeds == 1:
         fuse(s, run)
     else:
-        over_seeds(run, "WRPO", s.seed, s.seeds, lambda seed, folder: {
+        stages.over_seeds(run, "WRPO", s.seed, s.seeds, lambda seed, folder: {
             row["model"]: {"accuracy": row["accuracy"]}
             for row in fuse(dataclasses.replace(s, seed=seed, seeds=1), folder) if row["skill"] == "all"
         })  # fmt: skip
@@ -139,25 +143,36 @@ def main(s: Settings) -> None:
 
 def check(s: Settings) -> None:
     """Refuse before the first stage what a later one would refuse."""
-    verifier(s.verifier), verifier(s.accuracy)
-    check_names(s.sources, ("Target", "SFT", "SFT-DPO", "SFT-WRPO"))
+    verifier(s.verifier), verifier(s.accuracy, "accuracy")
+    for option, given in (("responses", s.responses), ("prompts", s.prompts), ("reward-model", s.reward_model)):
+        if s.quadruples and given:
+            problem = "belongs to a stage that --quadruples skips"
+            raise InputError(problem, field=f"--{option}", cure="Leave one of the two out")
+    if s.sft_data and not s.quadruples:
+        problem = "belongs to --quadruples; else SFT learns the best source responses"
+        raise InputError(problem, field="--sft-data", cure="Leave it out, or train on it first with experiments/sft.py")
+    stages.check_models("--target", s.target)
+    if not (s.quadruples or s.responses):
+        stages.check_names(s.sources, ("Target", "SFT", "DPO", "WRPO", "SFT-DPO", "SFT-WRPO"))
+        stages.check_models("--sources", *s.sources)
+    if s.reward_model:
+        stages.check_models("--reward-model", s.reward_model, labels=1)
 
 
 def fuse(s: Settings, run: RunFolder) -> list[dict[str, Any]]:
     """The pipeline of the paper (section 3 of the specification), stages 1 to 10; returns the accuracy rows."""
     counts: dict[str, Counter[str]] = {}
     test = test_prompts(s, run)
+    given = parse_responses(load_records(s.responses), file=s.responses) if s.responses else []
+    quads, sft_records = ready_records(s, run)
+    prompts = [] if s.quadruples else train_prompts(s, run, given)
     target = load(model_path(s.target), mesh=compute_for(s.preference).mesh)
     accuracy = judge(s, run, "Target", target, test)
-    if s.quadruples:
-        quads, source_wins = load_records(s.quadruples), {}
-        sft_records = load_records(s.sft_data) if s.sft_data else []
-    else:
-        given = parse_responses(load_records(s.responses), file=s.responses) if s.responses else []
-        prompts = train_prompts(s, run, given)
+    source_wins: dict[str, float] = {}
+    if not s.quadruples:
         drops = counts["source responses"] = Counter[str]()
-        scored, judged = source_responses(s, run, prompts, test, given, drops)
-        accuracy += judged
+        scored, sources_accuracy = source_responses(s, run, prompts, test, given, drops)
+        accuracy += sources_accuracy
         best = select.best_of(scored, names_of(scored), drops)
         source_wins = select.wins(best)
         run.stage("best_source.jsonl", best.values)
@@ -166,61 +181,88 @@ def fuse(s: Settings, run: RunFolder) -> list[dict[str, Any]]:
             "sft.jsonl", lambda: [best[p] for i in sft_part if (p := prompts[i]["prompt_id"]) in best]
         )
 
-    sft_model = train_sft(s, run, target, sft_records, counts) if sft_records else target
-    accuracy += judge(s, run, "SFT", sft_model, test)
+    start, prefix = target, ""
+    if sft_records:
+        start, prefix = train_sft(s, run, target, sft_records, counts), "SFT-"
+        accuracy += judge(s, run, "SFT", start, test)
 
     if not s.quadruples:
         own = run.stage(
             "target_responses.jsonl",
-            lambda: rewarded(s, sampled(s, run, sft_model, "target", [prompts[i] for i in preference_part])),
+            lambda: rewarded(s, sampled(s, run, start, "target", [prompts[i] for i in preference_part])),
         )
         drops = counts["preference prompts"] = Counter[str](prompts=len(preference_part))
         pairs = select.best_and_worst(own, drops, tolerance=s.tolerance)
         quads = run.stage("quadruples.jsonl", lambda: select.quadruples(best, pairs))
         drops += select.notes(quads) + Counter({"quadruples kept": len(quads)})
+        stages.check_enough(run, counts, len(quads) - round(len(quads) * s.held_out), s.preference, "--preference")
 
     rows, drops = parse_rows(quads, "quad", file=s.quadruples or "quadruples.jsonl", on_bad=s.on_bad)
     counts["quadruples"] = drops + Counter({"used": len(rows)})
     held, train = split_indices(len(rows), s.held_out, s.seed)
     train_rows, held_rows = [rows[i] for i in train], [rows[i] for i in held]
     if s.baseline:
-        on_policy = [Row(r.name, r.messages, r.responses[1:]) for r in train_rows]
-        held_pairs = [Row(r.name, r.messages, r.responses[1:]) for r in held_rows]
-        baseline = train_preference(s, run.sub("dpo"), sft_model, on_policy, held_pairs, s.dpo, counts)
-        accuracy += judge(s, run, "SFT-DPO", baseline, test)
-    fused = train_preference(s, run.sub("wrpo"), sft_model, train_rows, held_rows, s.wrpo, counts)
-    accuracy += judge(s, run, "SFT-WRPO", fused, test)
+        on_policy, held_pairs = ([Row(r.name, r.messages, r.responses[1:]) for r in q] for q in (train_rows, held_rows))
+        baseline = train_preference(s, run, "dpo", start, on_policy, held_pairs, s.dpo, counts)
+        accuracy += judge(s, run, f"{prefix}DPO", baseline, test)
+    fused = train_preference(s, run, "wrpo", start, train_rows, held_rows, s.wrpo, counts)
+    accuracy += judge(s, run, f"{prefix}WRPO", fused, test)
     if not run.file("model").exists():
         save(fused, run.file("model"))
     write_report(s, run, accuracy, counts, source_wins)
     return accuracy
 
 
+def ready_records(s: Settings, run: RunFolder) -> tuple[list[Record], list[Record]]:
+    """The quadruples and the SFT records given, looked through before anything is computed."""
+    quads = load_records(s.quadruples) if s.quadruples else []
+    sft_records = load_records(s.sft_data) if s.sft_data else []
+    if s.quadruples:
+        rows, drops = parse_rows(quads, "quad", file=s.quadruples, on_bad=s.on_bad)
+        stages.check_enough(
+            run, {"quadruples": drops}, len(rows) - round(len(rows) * s.held_out), s.preference, "--preference"
+        )
+    if s.sft_data:
+        parse_rows(sft_records, "sft", file=s.sft_data, on_bad=s.on_bad)
+    return quads, sft_records
+
+
 def train_prompts(s: Settings, run: RunFolder, given: Sequence[Record]) -> list[Record]:
-    """Stage 1: prompts, from a file, from the responses given, or the zoo's."""
+    """Stage 1: prompts that are enough for the stages, from a file, from the responses given, or the zoo's."""
 
     def make() -> list[Record]:
-        if s.prompts:
-            return parse_prompts(load_records(s.prompts), file=s.prompts)
-        if given:
-            kept = ("prompt_id", "prompt", "answer", "skill")
-            return list({r["prompt_id"]: {k: r[k] for k in kept if k in r} for r in given}.values())
-        return mixture(dict.fromkeys(SKILLS, s.prompts_per_skill), split="train", seed=s.seed + 1000)
+        prompts = read_prompts(s, given)
+        first_part = round(len(prompts) * s.sft_share)
+        if first_part and s.text.packing == "none":
+            stages.check_enough(run, {}, first_part, s.sft, "--sft")
+        rest = len(prompts) - first_part
+        stages.check_enough(run, {}, rest - round(rest * s.held_out), s.preference, "--preference")
+        return prompts
 
-    prompts = run.stage("prompts.jsonl", make)
-    for number, prompt in enumerate(prompts, 1):
-        if not s.reward_model and not isinstance(prompt.get("answer"), str):
-            raise InputError(
-                "is missing, and the target's responses will be verified against it",
-                file=s.prompts or s.responses, record=number, field="answer", cure="Add it or give a --reward-model",
-            )  # fmt: skip
-    return prompts
+    return run.stage("prompts.jsonl", make)
+
+
+def read_prompts(s: Settings, given: Sequence[Record]) -> list[Record]:
+    """Prompts with what the records of each know; without a reward model each needs an answer."""
+    if not (s.prompts or given):
+        return mixture(dict.fromkeys(SKILLS, s.prompts_per_skill), split="train", seed=s.seed + 1000)
+    records = parse_prompts(load_records(s.prompts), file=s.prompts) if s.prompts else given
+    if not s.reward_model:
+        cure = "Add it, for the target's responses are verified against it, or give a --reward-model"
+        check_answers(records, file=s.prompts or s.responses, cure=cure)
+    known: dict[str, Record] = {}
+    for r in records:
+        kept = r if s.prompts else ("prompt_id", "prompt", "answer", "skill")
+        known.setdefault(r["prompt_id"], {}).update({k: r[k] for k in kept if r.get(k) is not None})
+    return list(known.values())
 
 
 def test_prompts(s: Settings, run: RunFolder) -> list[Record]:
     """Held-out prompts with answers; none when the data is the user's and no test file is given."""
     if s.test_prompts:
-        return parse_prompts(load_records(s.test_prompts), file=s.test_prompts)
+        prompts = parse_prompts(load_records(s.test_prompts), file=s.test_prompts)
+        check_answers(prompts, file=s.test_prompts, cure='Add "answer" to the test prompts')
+        return prompts
     if s.prompts or s.responses or s.quadruples:
         run.log("no --test-prompts: accuracies are not measured")
         return []
@@ -243,7 +285,7 @@ def source_responses(
     accuracy: list[dict[str, Any]] = []
     run.sub("responses")
     for source in s.sources:
-        name = model_name(source)
+        name = stages.model_name(source)
         model = load(model_path(source), mesh=compute_for(s.preference).mesh)
         out += run.stage(f"responses/{name}.jsonl", lambda m=model, n=name: rewarded(s, sampled(s, run, m, n, prompts)))  # type: ignore[misc]
         accuracy += judge(s, run, name, model, test)
@@ -280,28 +322,21 @@ def train_sft(
     s: Settings, run: RunFolder, target: Model, records: Sequence[Record], counts: dict[str, Counter[str]]
 ) -> Model:
     """Stage 6: supervised fine-tuning on the best source responses of the first part."""
-    rows, drops = parse_rows([as_sft(r) for r in records], "sft", file=s.sft_data or "sft.jsonl", on_bad=s.on_bad)
+    rows, drops = parse_rows(records, "sft", file=s.sft_data or "sft.jsonl", on_bad=s.on_bad)
     examples, cut = make_examples(rows, target.tokenizer, s.text)
     counts["sft"] = drops + cut + Counter({"used": len(rows)})
+    stages.check_enough(run, counts, len(examples), s.sft, "--sft")
     settings = dataclasses.replace(s.sft, seed=s.seed)
     packed = s.text.packing != "none"
-    return trained(run.sub("sft"), target, compute_for(settings).mesh, lambda folder: optimise(
+    return stages.trained(run.sub("sft"), target, compute_for(settings).mesh, lambda folder: optimise(
         target, examples, sft_objective(), settings, folder, names=lambda i: f"block {i}" if packed else rows[i].name
     ))  # fmt: skip
-
-
-def as_sft(record: Record) -> Record:
-    """Response records and the official schema alike."""
-    return (
-        record
-        if "chosen" in record or "messages" in record
-        else {k: record[k] for k in ("prompt", "response", "prompt_id") if k in record}
-    )
 
 
 def train_preference(
     s: Settings,
     run: RunFolder,
+    stage: str,
     model: Model,
     rows: Sequence[Row],
     held: Sequence[Row],
@@ -312,13 +347,13 @@ def train_preference(
     text = dataclasses.replace(s.text, packing="none")
     examples, cut = make_examples(rows, model.tokenizer, text)
     validation, _ = make_examples(held, model.tokenizer, text) if held else ([], None)
-    counts[run.path.name] = cut + Counter({"used": len(rows)})
+    counts[stage] = cut + Counter({"used": len(rows), "held out": len(held)})
     settings = dataclasses.replace(s.preference, seed=s.seed)
     if isinstance(loss, WrpoSettings):
         objective = wrpo_objective(loss, step_count(len(examples), settings))
     else:
         objective = pair_objective(loss)
-    return trained(run, model, compute_for(settings).mesh, lambda folder: optimise(
+    return stages.trained(run.sub(stage), model, compute_for(settings).mesh, lambda folder: optimise(
         model, examples, objective, settings, folder, needs_reference=needs_reference(loss.loss),
         validation=validation, names=lambda i: rows[i].name,
     ))  # fmt: skip
@@ -327,7 +362,7 @@ def train_preference(
 def judge(s: Settings, run: RunFolder, name: str, model: Model, test: Sequence[Record]) -> list[dict[str, Any]]:
     """Accuracy of a model's greedy answers."""
     mesh = compute_for(s.preference).mesh
-    return judged(run, name, model, test, mesh, max_new_tokens=s.eval_new_tokens, verifier=verifier(s.accuracy))
+    return stages.judged(run, name, model, test, mesh, max_new_tokens=s.eval_new_tokens, verifier=verifier(s.accuracy))
 
 
 def write_report(
@@ -338,30 +373,23 @@ def write_report(
     source_wins: dict[str, float],
 ) -> None:
     """report.md, its plots, and the table on the screen."""
-    stages = {name: run.file(name) for name in ("sft", "dpo", "wrpo") if run.file(name).exists()}
-    parts = ["# WRPO", save_figure(training_figure(stages), run.file("training.png"))]
+    folders = {name: run.file(name) for name in ("sft", "dpo", "wrpo") if run.file(name).exists()}
+    parts = ["# WRPO", save_figure(training_figure(folders), run.file("training.png"))]
     if accuracy:
-        table = accuracy_table(accuracy)
+        table = stages.accuracy_table(accuracy)
         parts += ["## Accuracy (greedy, 95 % Wilson intervals)", markdown_table(table),
                   save_figure(accuracy_figure(accuracy), run.file("accuracy.png"))]  # fmt: skip
         run.log(markdown_table(table))
-        right = {
-            name: [r["right"] for r in load_records(str(file))]
-            for name in ("SFT-WRPO", "SFT-DPO", "SFT", "Target")
-            if (file := run.file(f"answers/{name}.jsonl")).exists()
-        }
-        differences = [
-            {"comparison": f"SFT-WRPO - {name}", "difference": f"{d:+.3f} ± {h:.3f}"}
-            for name in right if name != "SFT-WRPO" for d, h in [paired_difference(right["SFT-WRPO"], right[name])]
-        ]  # fmt: skip
-        parts += ["Paired on the same prompts (95 % interval):", markdown_table(differences)]
+        own = [
+            m
+            for m in dict.fromkeys(r["model"] for r in reversed(accuracy))
+            if m not in map(stages.model_name, s.sources)
+        ]
+        parts += ["Paired on the same prompts (95 % interval):", stages.paired_table(run, own)]
     if source_wins:
-        parts += ["## Who wrote the best source response", markdown_table(
-            [{"source": k, "share": f"{v:.3f}"} for k, v in source_wins.items()])]  # fmt: skip
-    parts.append("## Records, drops and their reasons")
-    parts.append(markdown_table([
-        {"stage": stage, "what": what, "count": n} for stage, c in counts.items() for what, n in c.items() if n
-    ]))  # fmt: skip
+        shares = [{"source": k, "share": f"{v:.3f}"} for k, v in source_wins.items()]
+        parts += ["## Who wrote the best source response", markdown_table(shares)]
+    parts += ["## Records, drops and their reasons", stages.counts_table(counts)]
     run.file("report.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
     run.log(f"report: {run.file('report.md')}; model: {run.file('model')}")
 

@@ -22,6 +22,10 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         with open(temporary, "rb") as written:
             os.fsync(written.fileno())
         os.replace(temporary, target)
+    except OSError as error:
+        if error.filename == os.fspath(temporary):
+            error.filename = os.fspath(target)  # the name that a user knows
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import errno
 import json
+import math
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -78,6 +79,22 @@ def run(
             raise
         print(f"error: {error.filename or 'writing'}: {_DISK[error.errno]}.", file=sys.stderr)
         raise SystemExit(2) from None
+
+
+def bounded(
+    settings: Any, *names: str, least: float | None = None, above: float = -math.inf, below: float = math.inf
+) -> None:
+    """Refuse numbers of a settings dataclass that are out of range; for its `__post_init__`.
+
+    Raises:
+      InputError: names the first field that is not finite, less than `least`, not `above` or not `below`.
+    """
+    for name in names:
+        value = getattr(settings, name)
+        if not (above < value < below and (least is None or value >= least)):
+            lower = f"more than {above:g}" if least is None else f"{least:g} or more"
+            upper = "" if below == math.inf else f" and less than {below:g}"
+            raise InputError(f"{value} is out of range", field=name, cure=f"Give {lower}{upper}")
 
 
 def to_json(settings: Any) -> dict[str, Any]:

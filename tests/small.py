@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import pytest
 
 from fusion_jax.data.jsonl import Record, write_jsonl
 from fusion_jax.models.config import DecoderConfig
 from fusion_jax.models.folder import Model, save
 from fusion_jax.models.parameters import init_params
+from fusion_jax.settings import run as run_experiment
 from fusion_jax.zoo.tasks import SKILLS, corpus, mixture
 from fusion_jax.zoo.tokenizers import train_tokenizer
 
@@ -77,3 +79,22 @@ def run(experiment: str, *args: str, cwd: Path | None = None) -> subprocess.Comp
     return subprocess.run(
         command(experiment, *args), cwd=cwd, env=env, capture_output=True, text=True, timeout=300, check=False
     )
+
+
+def attempt(module: Any, args: list[str]) -> None:
+    """An experiment in this process."""
+    presets = getattr(module, "PRESETS", None)
+    run_experiment(module.Settings, module.main, presets=presets, description="", args=args)
+
+
+def fails(module: Any, args: list[str], capsys: pytest.CaptureFixture[str], *wanted: str) -> str:
+    """Run an experiment in this process; it must end with exit code 2 and one line that holds all of `wanted`."""
+    with pytest.raises(SystemExit) as stopped:
+        attempt(module, args)
+    captured = capsys.readouterr()
+    assert stopped.value.code == 2
+    line = " ".join(captured.err.replace("│", " ").split())  # the command line's own errors come in a frame
+    for text in wanted:
+        assert text in line, (text, line)
+    assert "Traceback" not in line
+    return line

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,19 @@ from fusion_jax.errors import InputError
 from fusion_jax.files import replacing
 
 Record = dict[str, Any]
+
+
+class Records(list[Record]):
+    """Records that know the line of the file that each stands on."""
+
+    def __init__(self, records: Iterable[Record], numbers: Sequence[int]) -> None:
+        super().__init__(records)
+        self.numbers = numbers
+
+
+def numbered(records: Iterable[Record]) -> Iterator[tuple[int, Record]]:
+    """Records with what a user finds them by: the line of their file or, without one, their number from 1."""
+    return zip(records.numbers, records) if isinstance(records, Records) else enumerate(records, 1)
 
 
 def _no_constant(name: str) -> Any:
@@ -28,8 +41,8 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> Record:
     return out
 
 
-def read_jsonl(path: str | os.PathLike[str]) -> list[Record]:
-    """Every record of a JSON-lines file; blank lines are passed over.
+def read_jsonl(path: str | os.PathLike[str]) -> Records:
+    """Every record of a JSON-lines file, with its line; blank lines are passed over.
 
     Raises:
       InputError: no such file, not UTF-8, a line that is not one JSON object; names file and line.
@@ -40,7 +53,8 @@ def read_jsonl(path: str | os.PathLike[str]) -> list[Record]:
         raise InputError("there is no such file", file=path, cure="Check the path") from None
     except IsADirectoryError:
         raise InputError("is a folder, not a file", file=path, cure="Give a .jsonl file") from None
-    records = []
+    records: list[Record] = []
+    numbers: list[int] = []
     for number, line in enumerate(raw.split(b"\n"), 1):
         if not line.strip():
             continue
@@ -55,7 +69,8 @@ def read_jsonl(path: str | os.PathLike[str]) -> list[Record]:
         if not isinstance(value, dict):
             raise InputError("is not a JSON object", file=path, record=number, cure="Write one {...} a line")
         records.append(value)
-    return records
+        numbers.append(number)
+    return Records(records, numbers)
 
 
 def write_jsonl(path: str | os.PathLike[str], records: Iterable[Record]) -> None:

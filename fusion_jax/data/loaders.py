@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from fusion_jax.data.jsonl import Record, read_jsonl
+from fusion_jax.data.jsonl import Record, numbered, read_jsonl
 from fusion_jax.data.records import Place, text
 from fusion_jax.errors import InputError
 from fusion_jax.files import replacing
@@ -45,7 +45,7 @@ def load_texts(source: str) -> list[str]:
       InputError: nothing there, no text in it, a record without one, not UTF-8.
     """
     if not source.endswith((".txt", ".md")):
-        return [text(r, "text", Place(source, i), blank=True) for i, r in enumerate(load_records(source), 1)]
+        return [text(r, "text", Place(source, i), blank=True) for i, r in numbered(load_records(source))]
     try:
         lines = [line for line in Path(source).read_text(encoding="utf-8").splitlines() if line.strip()]
     except FileNotFoundError:
@@ -102,7 +102,10 @@ class ArrayRecords(Sequence[Record]):
         if not Path(path).exists():
             raise InputError("there is no such file", file=path, cure="Check the path")
         self._path = path
-        self._source = ArrayRecordDataSource([os.fspath(path)])
+        try:
+            self._source = ArrayRecordDataSource([os.fspath(path)])
+        except RuntimeError as error:
+            raise self._broken(error) from None
 
     def __len__(self) -> int:
         return len(self._source)
@@ -114,8 +117,13 @@ class ArrayRecords(Sequence[Record]):
             raise IndexError(index)
         try:
             return json.loads(self._source[index % len(self)])
+        except RuntimeError as error:
+            raise self._broken(error) from None
         except ValueError as error:
             raise InputError(f"is not valid JSON ({error})", file=self._path, record=index + 1) from None
+
+    def _broken(self, error: RuntimeError) -> InputError:
+        return InputError(f"is no whole array_record file ({error})", file=self._path, cure="Copy or write it again")
 
 
 def write_array_record(path: str | os.PathLike[str], records: Iterable[Record]) -> int:

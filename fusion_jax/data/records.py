@@ -8,7 +8,7 @@ Files (JSON lines):
                "chosen": [{"role", "content"} by the source, {...} by the target], "rejected": [{...}]}
   pairs       {"prompt": str or [messages], "chosen": str or [message], "rejected": str or [message]}
   sft         {"prompt": str, "response": str}, {"messages": [...]}, {"conversations": [{"from": "human" or "gpt",
-               "value"}, ...]}, or a quadruple (prompt and chosen[0] are used)
+               "value"}, ...]}, or a quadruple (prompt and chosen[0] are used; null is a counted drop)
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from fusion_jax.data.jsonl import Record
+from fusion_jax.data.jsonl import Record, Records, numbered
 from fusion_jax.errors import InputError
 
 Message = dict[str, str]
@@ -168,7 +168,8 @@ def parse_sft(record: Record, place: Place) -> Row:
     if "chosen" in record:
         chosen = record["chosen"]
         value = chosen[0] if isinstance(chosen, list) and chosen else chosen
-        return Row(name, _prompt(record, place), (_response(value, "chosen", place),))
+        absent = isinstance(chosen, list) and len(chosen) == 2 and value is None
+        return Row(name, _prompt(record, place), (None if absent else _response(value, "chosen", place),))
     if "response" not in record:
         raise place.error("is missing", "response", 'Add "response" (or "messages") to the record')
     return Row(name, _prompt(record, place), (_response(record["response"], "response", place),))
@@ -196,6 +197,8 @@ PARSERS = {"quad": parse_quad, "pair": parse_pair, "sft": parse_sft}
 
 def unusable(row: Row) -> str | None:
     """Why a well-formed row cannot be trained on, or None."""
+    if row.responses[-1] is None:
+        return "no source response"
     if any(r is not None and not r.strip() for r in row.responses):
         return "blank response"
     if len(row.responses) > 1 and row.responses[-2] == row.responses[-1]:
@@ -212,7 +215,7 @@ def parse_rows(
       on_bad: "error" stops at a malformed record; "skip" counts it as a drop.
     """
     rows, drops = [], Counter[str]()
-    for number, record in enumerate(records, 1):
+    for number, record in numbered(records):
         try:
             row = PARSERS[kind](record, Place(file, number))
         except InputError as error:
@@ -236,10 +239,11 @@ def parse_prompts(records: Iterable[Record], *, file: str | None = None) -> list
     """Prompts of one user message with an id each.
 
     Raises:
-      InputError: another conversation than one user message; a prompt or a given id that stands twice.
+      InputError: another conversation than one user message; a prompt or a given id that stands twice; an answer that
+        is no text.
     """
-    out, seen = [], dict[str, int]()
-    for number, record in enumerate(records, 1):
+    out, seen = list[Record](), dict[str, int]()
+    for number, record in numbered(records):
         place = Place(file, number)
         messages = _prompt(record, place)
         if len(messages) != 1:
@@ -251,19 +255,34 @@ def parse_prompts(records: Iterable[Record], *, file: str | None = None) -> list
                 f"repeats record {seen[identity]} (prompt_id {identity})", "prompt_id", "Remove one of the two"
             )
         seen[identity] = number
+        _check_answer(record, place)
         out.append({**record, "prompt_id": identity, "prompt": content})
     if not out:
         raise InputError("holds no prompt", file=file, cure="Give at least one")
-    return out
+    return Records(out, list(seen.values()))
+
+
+def _check_answer(record: Record, place: Place) -> None:
+    if record.get("answer") is not None:
+        text(record, "answer", place, blank=True)
+
+
+def check_answers(records: Iterable[Record], *, file: str | None, cure: str) -> None:
+    """Refuse parsed prompts or responses if no record of a prompt brings its answer."""
+    records = records if isinstance(records, Records) else list(records)
+    known = {r["prompt_id"] for r in records if r.get("answer") is not None}
+    for number, record in numbered(records):
+        if record["prompt_id"] not in known:
+            raise Place(file, number).error("is missing", "answer", cure)
 
 
 def parse_responses(records: Iterable[Record], *, file: str | None = None) -> list[Record]:
-    """Ready responses: text fields checked, rewards numbers, ids and sample numbers filled in."""
-    out, counts = [], Counter[tuple[str, str]]()
-    for number, record in enumerate(records, 1):
+    """Ready responses: text fields and numbers checked, ids and sample numbers filled in."""
+    out, lines, counts = list[Record](), list[int](), Counter[tuple[str, str]]()
+    for number, record in numbered(records):
         place = Place(file, number)
         prompt, source = text(record, "prompt", place), text(record, "source_model", place)
-        response = text(record, "response", place, blank=True)
+        text(record, "response", place, blank=True)
         identity = str(record.get("prompt_id") or prompt_id(prompt))
         reward = record.get("reward")
         if reward is not None and (isinstance(reward, bool) or not isinstance(reward, int | float)):
@@ -271,17 +290,12 @@ def parse_responses(records: Iterable[Record], *, file: str | None = None) -> li
         if reward is not None and not math.isfinite(reward):
             raise place.error("is not finite", "reward", "Write a finite number or leave the field out")
         sample = record.get("sample", counts[identity, source])
+        if isinstance(sample, bool) or not isinstance(sample, int):
+            raise place.error(f"is {sample!r}, not a whole number", "sample", "Number a source's samples from 0")
         counts[identity, source] += 1
-        out.append(
-            {
-                **record,
-                "prompt_id": identity,
-                "prompt": prompt,
-                "source_model": source,
-                "sample": sample,
-                "response": response,
-            }
-        )
+        _check_answer(record, place)
+        lines.append(number)
+        out.append({**record, "prompt_id": identity, "prompt": prompt, "sample": sample})
     if not out:
         raise InputError("holds no response", file=file, cure="Give at least one")
-    return out
+    return Records(out, lines)

@@ -50,6 +50,24 @@ class Model:
     file_dtype: str = "float32"
 
 
+def check_folder(path: str | os.PathLike[str]) -> DecoderConfig:
+    """What `load` would refuse by config.json and the files' headers, at little cost; the config of a good folder."""
+    return _opened(Path(path))[1]
+
+
+def _opened(folder: Path) -> tuple[dict[str, Any], DecoderConfig, dict[str, TensorEntry], list[HfTensor]]:
+    """config.json as read and understood; the tensors of the files and of the architecture, which are the same."""
+    values = _read_config(folder)
+    try:
+        config = config_from_hf(values)
+    except InputError as error:
+        raise InputError(error.problem, file=folder / "config.json", field=error.field, cure=error.cure) from None
+    entries = open_folder(folder)
+    names = tensor_names(config)
+    _check_names(folder, config, entries, names)
+    return values, config, entries, names
+
+
 def load(path: str | os.PathLike[str], *, dtype: Any = None, mesh: Mesh | None = None) -> Model:
     """Read a Hugging Face folder.
 
@@ -62,14 +80,7 @@ def load(path: str | os.PathLike[str], *, dtype: Any = None, mesh: Mesh | None =
         with more entries than the embedding; names the file and the tensor.
     """
     folder = Path(path)
-    values = _read_config(folder)
-    try:
-        config = config_from_hf(values)
-    except InputError as error:
-        raise InputError(error.problem, file=folder / "config.json", field=error.field, cure=error.cure) from None
-    entries = open_folder(folder)
-    names = tensor_names(config)
-    _check_names(folder, config, entries, names)
+    values, config, entries, names = _opened(folder)
     file_dtype = metadata_dtype(entries)
     tokenizer = load_tokenizer(folder)
     if tokenizer is not None and len(tokenizer) > config.vocab_size:

@@ -148,7 +148,8 @@ def carry(prompts: Sequence[Record], responses: Sequence[Record], drops: Counter
         if identity is None:
             drops["response to another prompt"] += 1
         else:
-            out.append({**known[identity], **record, "prompt_id": identity})
+            brought = {k: v for k, v in record.items() if v is not None}
+            out.append({**known[identity], **brought, "prompt_id": identity})
     if not out:
         raise InputError(
             "no response belongs to any of the prompts", field="prompt_id",

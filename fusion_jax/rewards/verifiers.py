@@ -95,12 +95,10 @@ VERIFIERS: dict[str, Verifier] = {
 }
 
 
-def verifier(name: str) -> Verifier:
-    """A verifier by name; InputError names the nearest."""
+def verifier(name: str, field: str = "verifier") -> Verifier:
+    """A verifier by name; InputError names the nearest and the setting, `field`."""
     if name not in VERIFIERS:
         near = difflib.get_close_matches(name, VERIFIERS, 1)
         cure = f"Did you mean '{near[0]}'? " if near else ""
-        raise InputError(
-            f"no verifier is called '{name}'", field="verifier", cure=f"{cure}Known: {', '.join(VERIFIERS)}"
-        )
+        raise InputError(f"no verifier is called '{name}'", field=field, cure=f"{cure}Known: {', '.join(VERIFIERS)}")
     return VERIFIERS[name]

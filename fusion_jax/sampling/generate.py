@@ -13,6 +13,7 @@ from fusion_jax.errors import InputError
 from fusion_jax.models.folder import Model
 from fusion_jax.sampling.ids import Completion, generate_ids
 from fusion_jax.sampling.samplers import Sampler
+from fusion_jax.settings import bounded
 
 __all__ = ["Completion", "SampleSettings", "generate", "generate_ids"]
 
@@ -27,6 +28,11 @@ class SampleSettings:
     num_samples: int = 5
     max_new_tokens: int = 4096
     batch_size: int = 32
+
+    def __post_init__(self) -> None:
+        bounded(self, "num_samples", "max_new_tokens", "batch_size", least=1)
+        bounded(self, "top_p", above=0)
+        _ = self.sampler  # has the ranges of the rest
 
     @property
     def sampler(self) -> Sampler:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -21,6 +22,7 @@ from fusion_jax.files import read_json, write_json
 from fusion_jax.losses.reductions import Mean, divide
 from fusion_jax.losses.schedules import learning_rate
 from fusion_jax.models.folder import Model
+from fusion_jax.settings import bounded
 from fusion_jax.sharding import make_mesh
 from fusion_jax.train.checkpoints import open_checkpoints, restore_state, save_state
 from fusion_jax.train.reference import examples_fingerprint, with_reference
@@ -49,6 +51,15 @@ class TrainSettings:
     mesh_data: int = 1
     mesh_fsdp: int = -1
     mesh_tensor: int = 1
+
+    def __post_init__(self) -> None:
+        bounded(self, "batch_size", "micro_batches", "log_every", "eval_every", "checkpoint_every", least=1)
+        bounded(self, "epochs", above=0)
+        if self.batch_size % self.micro_batches:
+            raise InputError(
+                f"batch size {self.batch_size} is not a multiple of {self.micro_batches} micro-batches",
+                field="batch_size", cure="Change one of the two",
+            )  # fmt: skip
 
 
 class NonFiniteLoss(InputError):
@@ -82,11 +93,6 @@ def compute_for(settings: TrainSettings) -> Compute:
 
 def step_count(examples: int, settings: TrainSettings) -> int:
     """Optimizer steps of a run: the N of the learning-rate and fusion-coefficient schedules."""
-    if settings.batch_size % settings.micro_batches:
-        raise InputError(
-            f"batch size {settings.batch_size} is not a multiple of {settings.micro_batches} micro-batches",
-            field="batch_size", cure="Change one of the two",
-        )  # fmt: skip
     return num_steps(examples, settings.batch_size, settings.epochs)
 
 
@@ -200,7 +206,7 @@ def _loop(
     names: Callable[[int], str],
     reference: Any,
 ) -> TrainState:
-    first = int(state.step)
+    first, started = int(state.step), time.monotonic()
     truncate_metrics(run, first)
 
     def prepared(step: int) -> tuple[np.ndarray, TokenBatch | None]:
@@ -230,6 +236,9 @@ def _loop(
             if done % settings.checkpoint_every == 0 or done == total:
                 save_state(checkpoints, state)
             progress.update(task, completed=done)
+    if first < total:
+        seconds = time.monotonic() - started
+        run.log(f"{run.path.name}: steps {first + 1} to {total}, last loss {values['loss']:.4f}, {seconds:.0f} s")
     return state
 
 
@@ -244,7 +253,7 @@ def _progress(run: RunFolder) -> Progress:
         TextColumn("  {task.description}"), BarColumn(),
         TextColumn("{task.completed}/{task.total} {task.fields[note]}"), TimeRemainingColumn(),
     )  # fmt: skip
-    return Progress(*columns, console=run.console, transient=True)
+    return Progress(*columns, console=run.console, transient=True, disable=not run.console.is_terminal)
 
 
 def _evaluator(

@@ -32,14 +32,19 @@ def save_figure(figure: Figure, path: Path) -> str:
     return f"![{path.stem}]({path.name})"
 
 
-def _draw(axes: Axes, lines: Curves, title: str) -> None:
-    for name, (steps, values) in lines.items():
-        axes.plot(steps, values, label=name, linewidth=1.2, marker="o" if len(steps) < 3 else "")
+def _draw(axes: Axes, stages: Mapping[str, Curves], title: str) -> None:
+    gap = 4 * min(max(len(stages) - 1, 1), 2)
+    for number, (stage, lines) in enumerate(stages.items()):
+        for name, (steps, values) in lines.items():
+            # Held-out curves are dashed, each stage's dashes in the gaps of the others': two that coincide are seen.
+            style: Any = (4 * number, (4, gap)) if name.startswith("eval_") else "-"
+            marker = "o" if len(steps) < 3 else ""
+            axes.plot(steps, values, label=f"{stage} {name}", linewidth=1.2, linestyle=style, marker=marker)
     axes.set_title(title, fontsize=10)
     axes.set_xlabel("optimizer step", fontsize=8)
     axes.tick_params(labelsize=8)
     axes.grid(alpha=0.3)
-    if lines:
+    if any(stages.values()):
         axes.legend(fontsize=7)
 
 
@@ -58,10 +63,7 @@ def training_figure(stages: Mapping[str, Path]) -> Figure:
          ["eval_rewards/accuracies", "eval_rewards/source_accuracies", "eval_rewards/pivot_accuracies"]),
     ]  # fmt: skip
     for axes, (title, names) in zip(grid.flat, panels):
-        lines = {
-            f"{stage} {name}": points for stage, path in stages.items() for name, points in curves(path, names).items()
-        }
-        _draw(axes, lines, title)
+        _draw(axes, {stage: curves(path, names) for stage, path in stages.items()}, title)
     return figure
 
 

@@ -1,7 +1,8 @@
 """A run is a folder: config.json, metrics.jsonl, checkpoints/, stage files, report.md, model/, log.txt.
 
 `open_run` decides what may happen to a folder that is there already: a finished run is never overwritten, an
-unfinished one goes on only with `resume`, and only with the settings it was started with.
+unfinished one goes on only with `resume`, and only with the settings it was started with; one that stopped before it
+made anything is started anew.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from fusion_jax.errors import InputError
 from fusion_jax.files import read_json, write_json
 
 CONFIG, METRICS, FINISHED = "config.json", "metrics.jsonl", "finished.json"
+LOG, REPORT = "log.txt", "report.md"
 
 
 @dataclass(frozen=True)
@@ -40,22 +42,23 @@ class RunFolder:
 
     def log(self, message: str) -> None:
         """One line on the screen and, with the time, in log.txt."""
-        self.console.print(message, highlight=False)
-        with open(self.path / "log.txt", "a", encoding="utf-8") as out:
+        self.console.print(message, highlight=False, markup=False, emoji=False, soft_wrap=True)
+        with open(self.path / LOG, "a", encoding="utf-8") as out:
             out.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {message}\n")
 
     def progress(self, what: str, done: int, of: int) -> None:
         """How far a long stage is: one line that overwrites itself on a terminal, the last one stays."""
         if self.console.is_terminal or done == of:
-            self.console.print(f"  {what}: {done} of {of}", end="\n" if done == of else "\r", highlight=False)
+            end = "\n" if done == of else "\r"
+            self.console.print(f"  {what}: {done} of {of}", end=end, highlight=False, markup=False)
 
     def stage(self, name: str, make: Callable[[], Iterable[dict[str, Any]]]) -> list[dict[str, Any]]:
         """The records of a stage: read from its file when it is there, else made and written whole."""
         path = self.file(name)
         if path.exists():
-            records = read_jsonl(path)
-            self.log(f"{name}: {len(records)} records, read")
-            return records
+            found = read_jsonl(path)
+            self.log(f"{name}: {len(found)} records, read")
+            return found
         started = time.monotonic()
         records = list(make())
         write_jsonl(path, records)
@@ -83,23 +86,36 @@ def open_run(out: str | os.PathLike[str], config: dict[str, Any], *, resume: boo
     if path.exists() and any(path.iterdir()):
         if not (path / CONFIG).exists():
             raise InputError("holds files but no run", file=path, field="--out", cure="Choose an empty or new folder")
-        before = read_json(path / CONFIG)
-        changed = sorted(k for k in before.keys() | kept.keys() if before.get(k) != kept.get(k))
-        if not resume:
-            state = "a finished run" if (path / FINISHED).exists() else "an unfinished run"
-            cure = "Choose another --out" + ("" if (path / FINISHED).exists() else " or continue it with --resume True")
-            raise InputError(f"holds {state}", file=path, field="--out", cure=cure)
-        if changed:
-            name = changed[0]
-            raise InputError(
-                f"the run was started with {before.get(name)!r}, now it is {kept.get(name)!r}",
-                file=path / CONFIG, field=name, cure="Resume with the same settings or choose another --out",
-            )  # fmt: skip
+        if not _made_nothing(path, kept):
+            _check_same(path, kept, resume=resume)
     elif resume and not path.exists():
         raise InputError("there is no run to resume", file=path, field="--resume", cure="Leave --resume out")
     path.mkdir(parents=True, exist_ok=True)
     write_json(path / CONFIG, kept)
     return RunFolder(path, Console())
+
+
+def _made_nothing(path: Path, kept: dict[str, Any]) -> bool:
+    """Whether a run of this experiment stopped before its first file, for instance at a wrong path in its settings."""
+    before = read_json(path / CONFIG)
+    ours = isinstance(before, dict) and before.keys() == kept.keys()
+    return ours and all(p.name in (CONFIG, LOG, REPORT) for p in path.rglob("*") if not p.is_dir())
+
+
+def _check_same(path: Path, kept: dict[str, Any], *, resume: bool) -> None:
+    """Refuse a run that is finished, not to be resumed, or of other settings."""
+    before = read_json(path / CONFIG)
+    changed = sorted(k for k in before.keys() | kept.keys() if before.get(k) != kept.get(k))
+    if not resume:
+        state = "a finished run" if (path / FINISHED).exists() else "an unfinished run"
+        cure = "Choose another --out" + ("" if (path / FINISHED).exists() else " or continue it with --resume True")
+        raise InputError(f"holds {state}", file=path, field="--out", cure=cure)
+    if changed:
+        name = changed[0]
+        raise InputError(
+            f"the run was started with {before.get(name)!r}, now it is {kept.get(name)!r}",
+            file=path / CONFIG, field=name, cure="Resume with the same settings or choose another --out",
+        )  # fmt: skip
 
 
 def append_metrics(run: RunFolder, record: dict[str, Any]) -> None:

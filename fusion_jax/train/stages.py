@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from jax.sharding import Mesh
 
-from fusion_jax.data.jsonl import Record
+from fusion_jax.data.jsonl import Record, read_jsonl
 from fusion_jax.errors import InputError
-from fusion_jax.evals.accuracy import by_skill, evaluate, mean_interval
-from fusion_jax.models.folder import Model, load, save
+from fusion_jax.evals.accuracy import by_skill, evaluate, mean_interval, paired_difference
+from fusion_jax.models.folder import Model, check_folder, load, save
+from fusion_jax.train.optimise import TrainSettings
 from fusion_jax.train.report import markdown_table, save_figure, training_figure
-from fusion_jax.train.run_folder import RunFolder
+from fusion_jax.train.run_folder import REPORT, RunFolder
+from fusion_jax.zoo import model_path
 
 
 def model_name(model: str) -> str:
@@ -33,6 +35,49 @@ def check_names(models: Sequence[str], reserved: Sequence[str] = ()) -> None:
     for i, name in enumerate(names):
         if name in names[:i]:
             raise InputError(f"two models are called '{name}'", field="sources", cure="Rename one of the folders")
+
+
+def check_models(option: str, *models: str, labels: int = 0) -> None:
+    """Refuse folders that `load` would refuse later, and models of another kind.
+
+    Args:
+      option: the setting that names them.
+      labels: scores of the head: 1 is a reward model, 0 a language model.
+    """
+    for model in models:
+        try:
+            found = check_folder(model_path(model, option)).num_labels
+        except InputError as error:
+            raise InputError(error.problem, file=error.file, field=error.field or option, cure=error.cure) from None
+        if found != labels:
+            wanted = "a reward model has one" if labels else "a language model has none"
+            raise InputError(f"has {found} scores, {wanted}", file=model, field=option, cure="Give another folder")
+
+
+def counts_table(counts: Mapping[str, Counter[str]]) -> str:
+    """What each stage used and dropped, and why."""
+    lines = [(stage, what, n) for stage, counter in counts.items() for what, n in counter.items() if n]
+    return markdown_table([{"stage": stage, "what": what, "count": n} for stage, what, n in lines])
+
+
+def check_enough(
+    run: RunFolder, counts: Mapping[str, Counter[str]], examples: int, settings: TrainSettings, option: str
+) -> None:
+    """Refuse a stage whose examples do not fill one batch; report.md then says what was dropped before it.
+
+    Args:
+      option: of the stage's settings, for instance "--preference".
+    """
+    if examples >= settings.batch_size:
+        return
+    if counts:
+        run.file(REPORT).write_text(f"# Too few examples for {option}\n\n{counts_table(counts)}\n", encoding="utf-8")
+    listed = {stage: ", ".join(f"{what} {n}" for what, n in c.items() if n) for stage, c in counts.items()}
+    before = "; ".join(f"{stage}: {what}" for stage, what in listed.items() if what)
+    raise InputError(
+        f"{examples} examples do not fill one batch of {settings.batch_size}" + (f" ({before})" if before else ""),
+        field=f"{option}.batch-size", cure="Give more data or a smaller batch size",
+    )  # fmt: skip
 
 
 def trained(run: RunFolder, like: Model, mesh: Mesh | None, train: Callable[[RunFolder], Model]) -> Model:
@@ -92,6 +137,14 @@ def fusion_report(
     run.log(f"report: {run.file('report.md')}")
 
 
+def paired_table(run: RunFolder, models: Sequence[str]) -> str:
+    """The first of the judged models against each of the others on the same prompts."""
+    right = {name: [r["right"] for r in read_jsonl(run.file(f"answers/{name}.jsonl"))] for name in models}
+    first, *others = models
+    differences = {f"{first} - {name}": paired_difference(right[first], right[name]) for name in others}
+    return markdown_table([{"comparison": k, "difference": f"{d:+.3f} ± {h:.3f}"} for k, (d, h) in differences.items()])
+
+
 def over_seeds(
     run: RunFolder, title: str, first: int, count: int, one: Callable[[int, RunFolder], dict[str, dict[str, float]]]
 ) -> None:
@@ -100,6 +153,8 @@ def over_seeds(
     Args:
       one: (seed, its folder) -> {model: {measure: value}}.
     """
+    if count < 1:
+        raise InputError(f"{count} is out of range", field="--seeds", cure="Give 1 or more")
     seen: dict[str, dict[str, list[float]]] = {}
     for seed in range(first, first + count):
         run.log(f"seed {seed}")

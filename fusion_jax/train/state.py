@@ -13,6 +13,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from fusion_jax.losses.schedules import learning_rate
 from fusion_jax.models.config import DecoderConfig
 from fusion_jax.models.parameters import parameter_specs
+from fusion_jax.settings import bounded
 from fusion_jax.sharding import named
 
 Params = dict[str, Any]
@@ -39,6 +40,11 @@ class OptimizerSettings:
     eps: float = 1e-8
     weight_decay: float = 0.0
     clip_norm: float = 1.0
+
+    def __post_init__(self) -> None:
+        bounded(self, "learning_rate", "warmup_ratio", "eps", "weight_decay", least=0)
+        bounded(self, "beta1", "beta2", least=0, below=1)
+        bounded(self, "clip_norm", above=0)
 
 
 def make_optimizer(settings: OptimizerSettings, num_steps: int) -> optax.GradientTransformation:

@@ -13,13 +13,14 @@ from fusion_jax.errors import InputError
 MODELS = Path(__file__).parent / "models"
 
 
-def model_path(name: str | os.PathLike[str]) -> Path:
-    """The folder of a model: `zoo:NAME` is a shipped one, anything else is a path."""
+def model_path(name: str | os.PathLike[str], option: str | None = None) -> Path:
+    """The folder of a model, given for `option`: `zoo:NAME` is a shipped one, anything else is a path."""
     text = os.fspath(name)
     if not text.startswith("zoo:"):
         return Path(text)
     folder = MODELS / text.removeprefix("zoo:")
     if not folder.is_dir():
         known = sorted(p.name for p in MODELS.iterdir() if p.is_dir()) if MODELS.is_dir() else []
-        raise InputError(f"the zoo has no model '{folder.name}'", field=text, cure=f"Known: {', '.join(known)}")
+        problem = f"the zoo has no model '{folder.name}'"
+        raise InputError(problem, file=text, field=option, cure=f"Known: {', '.join(known)}")
     return folder

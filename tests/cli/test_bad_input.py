@@ -14,32 +14,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import dpo, generate, inspect_data, sft, wrpo
+from experiments import dpo, generate, sft, wrpo
 from fusion_jax.data.jsonl import write_jsonl
 from fusion_jax.models.folder import load, save
 from fusion_jax.models.safetensors_io import PlannedTensor, open_folder, write_folder
-from fusion_jax.settings import run as run_experiment
-from tests.small import pairs, quads, small_folder, small_model, write
-
-PRESETS = {wrpo: wrpo.PRESETS, dpo: dpo.PRESETS, sft: sft.PRESETS, generate: None, inspect_data: None}
+from tests.small import attempt, fails, pairs, quads, small_folder, small_model, write
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory) -> Path:
     return small_folder(tmp_path_factory.mktemp("small") / "model")
-
-
-def fails(module: Any, args: list[str], capsys: pytest.CaptureFixture[str], *wanted: str) -> str:
-    """Run an experiment in this process; it must end with exit code 2 and one line that holds all of `wanted`."""
-    with pytest.raises(SystemExit) as stopped:
-        run_experiment(module.Settings, module.main, presets=PRESETS[module], description="", args=args)
-    captured = capsys.readouterr()
-    assert stopped.value.code == 2
-    line = captured.err.strip()
-    for text in wanted:
-        assert text in line, (text, line)
-    assert "Traceback" not in line
-    return line
 
 
 def quad(**changes: Any) -> dict[str, Any]:
@@ -95,6 +79,8 @@ RESPONSES: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "no source": ({"source_model": None}, ("record 1", "field 'source_model'", "is missing")),
     "reward in words": ({"reward": "good"}, ("record 1", "field 'reward'", "not a number")),
     "nothing to verify": ({"answer": None}, ("record 1", "field 'answer'", "is missing")),
+    "answer of a number": ({"answer": 42}, ("record 1", "field 'answer'", "is int, not text")),
+    "sample in words": ({"sample": "first"}, ("record 1", "field 'sample'", "'first', not a whole number")),
 }
 
 
@@ -217,9 +203,11 @@ def test_run_folders(model, tmp_path, capsys):
     fails(dpo, dpo_args(model, file, tmp_path), capsys, "holds files but no run")
     fails(dpo, dpo_args(model, file, file), capsys, "is a file, not a folder")
     fails(dpo, dpo_args(model, file, tmp_path / "new", "--resume", "True"), capsys, "no run to resume")
-    again = dpo_args(model, file, tmp_path / "odd")
+    again = dpo_args(model, file, tmp_path / "begun")
+    fails(dpo, [*again, "--model", str(tmp_path / "none")], capsys, "there is no such folder")
+    (tmp_path / "begun/examples.json").write_text("{}")
     fails(dpo, again, capsys, "holds an unfinished run", "--resume True")
-    fails(dpo, [*again, "--resume", "True"], capsys, "field 'train'", "was started with")
+    fails(dpo, [*again, "--resume", "True"], capsys, "field 'model'", "was started with")
 
 
 def test_weights_that_are_not_finite(model, tmp_path, capsys):
@@ -291,7 +279,7 @@ def test_resume_with_other_examples_is_refused(tmp_path, capsys, model):
     data, options = tmp_path / "sft.jsonl", ["--model", str(model), "--train.batch-size", "4"]
     options += ["--data", str(data), "--out", str(tmp_path / "run"), "--train.epochs", "2"]
     write_jsonl(data, [{"prompt": f"{i}?", "response": str(i)} for i in range(8)])
-    run_experiment(sft.Settings, sft.main, presets=sft.PRESETS, description="", args=options)
+    attempt(sft, options)
     (tmp_path / "run/finished.json").unlink()
     write_jsonl(data, [{"prompt": f"{i}?", "response": str(i + 1)} for i in range(8)])
     fails(sft, [*options, "--resume", "True"], capsys, "examples.json", "started with other examples")

@@ -51,6 +51,15 @@ def test_all_forms_of_pairs_and_sft_records():
     assert parse_rows([without], "quad")[0][0].responses[0] is None
 
 
+@pytest.mark.parametrize("spoil", [lambda b: b[:-100], lambda b: b[:40] + bytes(60) + b[100:], lambda b: b"junk"])
+def test_a_corrupt_array_record_is_named(tmp_path, spoil):
+    file = tmp_path / "a.array_record"
+    write_array_record(file, pairs(9))
+    file.write_bytes(spoil(file.read_bytes()))
+    with pytest.raises(InputError, match=r"a\.array_record: is no whole array_record file"):
+        load_records(str(file))
+
+
 def test_drops_are_counted_and_skipping_is_asked_for():
     good, bad = quads(2)[0], {**quads(2)[1], "rejected": []}
     with pytest.raises(InputError, match="record 2"):

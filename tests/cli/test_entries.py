@@ -1,0 +1,143 @@
+"""What an experiment is given: values out of range, wrong models, entries that clash, too little data; and its report."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from experiments import cache_teacher, dpo, generate, sft, wrpo
+from fusion_jax.data.jsonl import read_jsonl, write_jsonl
+from fusion_jax.models.folder import save
+from fusion_jax.zoo.tasks import mixture
+from tests.small import attempt, fails, pairs, quads, small_folder, small_model, write
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    return small_folder(tmp_path_factory.mktemp("small") / "model")
+
+
+BAD_VALUES: list[tuple[Any, str, str]] = [
+    (wrpo, "--seeds", "0"), (wrpo, "--sft-share", "2"), (wrpo, "--held-out", "1.0"), (wrpo, "--tolerance", "-1"),
+    (dpo, "--held-out", "1.5"), (dpo, "--train.batch-size", "0"), (dpo, "--train.log-every", "0"),
+    (sft, "--train.epochs", "0"), (sft, "--train.epochs", "nan"), (sft, "--train.optimizer.learning-rate", "-1e-4"),
+    (wrpo, "--preference.optimizer.beta1", "1"), (wrpo, "--sample.num-samples", "0"), (wrpo, "--sample.top-p", "0"),
+    (generate, "--num-samples", "0"), (generate, "--top-p", "0"), (generate, "--max-new-tokens", "0"),
+    (generate, "--batch-size", "0"), (cache_teacher, "--k", "0"), (cache_teacher, "--batch-size", "0"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("module, option, value", BAD_VALUES)
+def test_values_out_of_range(module, option, value, tmp_path, capsys):
+    """Each is refused by its name before a model is read; the cure says what may be given."""
+    out = [] if module is generate else ["--out", str(tmp_path / "out")]
+    name = option.removeprefix("--").split(".")[-1]
+    line = fails(module, [*out, option, value], capsys, "out of range. Give")
+    assert name in line or name.replace("-", "_") in line
+    assert not list(tmp_path.rglob("*.jsonl"))
+
+
+def test_wrpo_refuses_wrong_models_and_entries_that_do_not_go_together(tmp_path, capsys, model):
+    out = ["--out", str(tmp_path / "run")]
+    fails(wrpo, [*out, "--reward-model", "/nonexist"], capsys, "/nonexist", "--reward-model", "there is no such folder")
+    fails(wrpo, [*out, "--reward-model", str(model)], capsys, "--reward-model", "has 0 scores, a reward model has one")
+    save(small_model(num_labels=1), tmp_path / "reward")
+    target = ["--target", str(tmp_path / "reward")]
+    fails(wrpo, [*out, *target], capsys, "--target", "has 1 scores, a language model has none")
+    fails(wrpo, [*out, "--sources", "zoo:qwen-source", "zoo:qwen"], capsys, "field '--sources'", "no model 'qwen'")
+    file = str(write(tmp_path / "quads.jsonl", quads(2)))
+    fails(wrpo, [*out, "--quadruples", file, "--responses", file], capsys, "--responses", "--quadruples skips")
+    fails(wrpo, [*out, "--sft-data", file], capsys, "--sft-data", "belongs to --quadruples")
+    fails(wrpo, [*out, "--accuracy", "gsm"], capsys, "field 'accuracy'", "Did you mean 'gsm8k'")
+    assert not (tmp_path / "run").exists()
+    fails(wrpo, [*out, "--quadruples", file], capsys, "field '--preference.batch-size'", "2 examples do not fill one")
+
+
+def test_lines_are_counted_as_an_editor_counts_them(tmp_path, capsys, model):
+    """Blank lines too; of responses it is the file's line, not the prompt's number; test prompts name their file."""
+    ready = {"prompt": "a?", "source_model": "s", "response": "4", "answer": "4"}
+    lines = [ready, {**ready, "source_model": "t"}, {**ready, "prompt": "b?", "answer": None}]
+    file = tmp_path / "responses.jsonl"
+    file.write_text("\n\n".join(map(json.dumps, lines)))
+    args = ["--target", str(model), "--out", str(tmp_path / "run"), "--responses", str(file)]
+    fails(wrpo, args, capsys, str(file), "record 5, field 'answer'", "is missing", "--reward-model")
+    test = write(tmp_path / "test.jsonl", [{"prompt": "a?", "answer": "4"}, {"prompt": "b?"}])
+    fails(wrpo, [*args, "--test-prompts", str(test)], capsys, str(test), "record 2, field 'answer'", "is missing")
+
+
+def test_too_few_preferences_are_told_with_what_was_dropped(tmp_path, capsys, model):
+    """Before sampling where the prompts are too few, behind it where too many were dropped: report.md has the counts."""
+    prompts = [{k: r[k] for k in ("prompt", "answer")} for r in mixture({"add": 6}, split="train", seed=0)]
+    args = ["--target", str(model), "--out", str(tmp_path / "run"), "--sources", str(model), "--baseline", "False"]
+    args += ["--prompts", str(write(tmp_path / "prompts.jsonl", prompts)), "--sample.max-new-tokens", "2"]
+    args += ["--sample.num-samples", "2", "--sample.temperature", "0", "--sft-share", "0"]
+    fails(wrpo, args, capsys, "field '--preference.batch-size'", "5 examples do not fill one batch of 16")
+    args += ["--preference.batch-size", "4"]
+    fails(wrpo, args, capsys, "field '--preference.batch-size'", "0 examples", "prompt: all responses blank 6")
+    assert "| preference prompts | prompt: all responses blank | 6 |" in (tmp_path / "run/report.md").read_text()
+
+
+def test_a_wrong_path_leaves_the_folder_usable(tmp_path, monkeypatch, capsys, model):
+    """A run that made nothing, nested folders included, is started anew with the settings put right."""
+    args = ["--model", str(model), "--out", str(tmp_path / "out"), "--train.batch-size", "4"]
+    fails(dpo, [*args, "--data", str(tmp_path / "none.jsonl")], capsys, "there is no such file")
+    (tmp_path / "out/stage").mkdir()
+    (tmp_path / "out/stage/log.txt").write_text("begun")
+    for resume in ("True", "False"):
+        fails(dpo, [*args, "--data", str(tmp_path / "nor.jsonl"), "--resume", resume], capsys, "nor.jsonl")
+    monkeypatch.setattr(dpo, "optimise", lambda model, *_, **how: model)
+    args += ["--held-out", "0.2", "--data", str(write(tmp_path / "pairs.jsonl", pairs(5)))]
+    attempt(dpo, args)
+    report = (tmp_path / "out/report.md").read_text()
+    assert "| pairs trained on | 4 |\n| pairs held out | 1 |" in report
+    fails(dpo, args, capsys, "holds a finished run")
+
+
+def test_quadruples_without_a_source_are_dropped_by_sft(tmp_path, model):
+    """And the report names rows used and the final loss; the folder's log has a line for the stage."""
+    records = quads(6)
+    records[2]["chosen"][0] = None
+    args = ["--model", str(model), "--data", str(write(tmp_path / "q.jsonl", records)), "--train.batch-size", "5"]
+    args += ["--train.epochs", "1", "--out", str(tmp_path / "run")]
+    attempt(sft, args)
+    report, loss = (tmp_path / "run/report.md").read_text(), read_jsonl(tmp_path / "run/metrics.jsonl")[-1]["loss"]
+    assert "| records used | 5 |\n| no source response | 1 |" in report and f"| final loss | {loss:.4f} |" in report
+    assert f"run: steps 1 to 1, last loss {loss:.4f}" in (tmp_path / "run/log.txt").read_text()
+
+
+def test_rows_are_named_by_the_stages_that_ran(tmp_path, monkeypatch, model):
+    """Ready quadruples without SFT data: no SFT row, DPO and WRPO instead of SFT-DPO and SFT-WRPO."""
+    test = [{"prompt": "What is 1 + 1?", "answer": "2", "skill": "add"}]
+    args = ["--target", str(model), "--quadruples", str(write(tmp_path / "q.jsonl", quads(5)))]
+    args += ["--test-prompts", str(write(tmp_path / "t.jsonl", test)), "--out", str(tmp_path / "run")]
+    args += ["--preference.batch-size", "4", "--preference.epochs", "1", "--held-out", "0.2", "--eval-new-tokens", "2"]
+    monkeypatch.setattr(wrpo, "optimise", lambda model, *_, **how: model)
+    attempt(wrpo, args)
+    report = (tmp_path / "run/report.md").read_text()
+    assert [line.split(" | ")[0] for line in report.splitlines() if line.endswith("] |")] == [
+        "| Target",
+        "| DPO",
+        "| WRPO",
+    ]
+    assert "| WRPO - DPO |" in report and "SFT" not in report
+    assert "| wrpo | used | 4 |\n| wrpo | held out | 1 |" in report
+
+
+def test_generated_text_is_printed_as_it_is_and_its_folder_is_looked_for(tmp_path, capsys, model):
+    args = ["--model", str(model), "--max-new-tokens", "1", "--prompt", "Sort [b] a [/x]"]
+    attempt(generate, args)
+    assert "Sort [b] a [/x]" in capsys.readouterr().out
+    line = fails(generate, [*args, "--out", str(tmp_path / "no/out.jsonl")], capsys, "no/out.jsonl", "not there")
+    assert ".tmp" not in line
+    with pytest.raises(FileNotFoundError) as missing:
+        write_jsonl(tmp_path / "no/out.jsonl", [])
+    assert missing.value.filename == str(tmp_path / "no/out.jsonl")
+
+
+def test_more_entries_than_the_vocabulary_has(tmp_path, capsys, model):
+    (tmp_path / "texts.txt").write_text("some text\n")
+    args = ["--texts", str(tmp_path / "texts.txt"), "--model", str(model), "--out", str(tmp_path / "store")]
+    fails(cache_teacher, [*args, "--k", "100000"], capsys, "field '--k'", "more than the vocabulary's 340")
