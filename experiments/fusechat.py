@@ -34,8 +34,8 @@ from fusion_jax.data.records import OnBad, Row, parse_prompts, parse_rows
 from fusion_jax.errors import InputError
 from fusion_jax.evals.perplexity import surprise
 from fusion_jax.models.folder import Model, load, save
+from fusion_jax.settings import bounded, to_json
 from fusion_jax.settings import run as run_experiment
-from fusion_jax.settings import to_json
 from fusion_jax.train.fusion import fused_examples, fusion_rows
 from fusion_jax.train.objectives import FusionSettings, fusion_objective
 from fusion_jax.train.opinions import AlignSettings, Reading, own_opinions, read_documents, source_opinions
@@ -81,6 +81,10 @@ class Settings:
     fusion: FusionSettings = FusionSettings()
     train: TrainSettings = TrainSettings()
 
+    def __post_init__(self) -> None:
+        bounded(self, "seeds", "chats_per_skill", "test_per_skill", "k", "teacher_batch", "eval_new_tokens", least=1)
+        bounded(self, "max_length", least=2)
+
 
 LARGE = Settings(
     align=AlignSettings(workers=8),
@@ -108,6 +112,7 @@ def main(s: Settings) -> None:
     check_names((s.pivot, *s.sources))
     check_models("pivot", s.pivot)
     check_models("sources", *s.sources)
+    arms_of(s)
     run = open_run(s.out, to_json(s), resume=s.resume)
     mesh = compute_for(s.train).mesh
     models = {model_name(path): load(model_path(path), mesh=mesh) for path in (s.pivot, *s.sources)}
@@ -154,7 +159,7 @@ def arms_of(s: Settings) -> dict[str, tuple[tuple[str, ...], FusionSettings]]:
     for arm in s.arms:
         match arm:
             case "SFT":
-                arms["SFT"] = (), replace(s.fusion, weight=1.0, pivot=True)
+                arms["SFT"] = (), replace(s.fusion, weight=1.0, schedule="hard", pivot=True)
             case "pairwise":
                 arms |= {f"with-{name}": ((name,), s.fusion) for name in every}
             case "KD":

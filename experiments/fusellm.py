@@ -35,8 +35,8 @@ from fusion_jax.data.windows import split_windows
 from fusion_jax.errors import InputError
 from fusion_jax.evals.perplexity import surprise
 from fusion_jax.models.folder import Model, load, save
+from fusion_jax.settings import bounded, to_json
 from fusion_jax.settings import run as run_experiment
-from fusion_jax.settings import to_json
 from fusion_jax.train.fusion import fused_examples, fusion_rows, packed
 from fusion_jax.train.objectives import FusionSettings, fusion_objective, sft_objective
 from fusion_jax.train.opinions import AlignSettings, Reading, own_opinions, read_documents, source_opinions
@@ -85,6 +85,11 @@ class Settings:
     fusion: FusionSettings = FusionSettings()
     train: TrainSettings = TrainSettings()
     practise: TrainSettings = TrainSettings()
+
+    def __post_init__(self) -> None:
+        bounded(self, "seeds", "texts_per_skill", "test_per_skill", "k", "teacher_batch", "eval_new_tokens", least=1)
+        bounded(self, "practice", "target_practice", least=0)
+        bounded(self, "max_length", least=2)
 
 
 TINY = TrainSettings(
@@ -173,7 +178,7 @@ def arms_of(s: Settings, best: str) -> dict[str, tuple[AlignSettings, FusionSett
     every = tuple(map(model_name, s.sources))
     align, fusion = s.align, s.fusion
     known = {
-        "CLM": (align, replace(fusion, weight=1.0), ()),
+        "CLM": (align, replace(fusion, weight=1.0, schedule="hard", pivot=True), ()),
         "KD": (align, replace(fusion, pivot=False), (best,)),
         "FuseLLM": (align, fusion, every),
         "EM": (replace(align, vocabulary="exact"), fusion, every),
@@ -219,7 +224,11 @@ def texts_of(s: Settings) -> tuple[list[str], list[str], list[Record]]:
     """Texts to train on, held-out texts, test prompts: the user's, or the zoo's."""
     if s.texts:
         held_out = load_texts(s.held_out_texts) if s.held_out_texts else []
-        return load_texts(s.texts), held_out, parse_prompts(load_records(s.test_prompts)) if s.test_prompts else []
+        return (
+            load_texts(s.texts),
+            held_out,
+            parse_prompts(load_records(s.test_prompts), file=s.test_prompts) if s.test_prompts else [],
+        )
     texts = documents(dict.fromkeys(SKILLS, s.texts_per_skill), split="train", seed=s.seed + 1000)
     test = mixture(dict.fromkeys(SKILLS, s.test_per_skill), split="test", seed=s.seed)
     return texts, [f"{r['prompt']}\n{r['answer']}" for r in test], test

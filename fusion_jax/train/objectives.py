@@ -15,6 +15,7 @@ from fusion_jax import losses
 from fusion_jax.errors import InputError
 from fusion_jax.losses import Mean, Pair, Quad, weighted
 from fusion_jax.losses.fusion import Rounding, Tail, Target, divergence, fused_loss, scheduled_weights
+from fusion_jax.settings import bounded
 from fusion_jax.train.step import Objective, Scores
 
 Array = jax.Array
@@ -49,8 +50,8 @@ class FusionSettings:
     """Explicit fusion of teachers' distributions (FuseLLM and FuseChat, section 9 of their specification).
 
     weight: lambda, of the language-model loss; the fusion loss has the rest.
-    schedule: "hard" is constant, "hard_and_decay" lets lambda rise to 1; "soft" takes the fusion weight from the
-      teachers' scores, for micro-batches of one example.
+    schedule: "hard" is constant, "hard_and_decay" lets lambda rise to 1; "soft" takes each example's fusion weight from
+      the teachers' scores of it (published for one example at a time; here a batch is the mean of its examples).
     tail: what becomes of the teacher's mass outside its k entries: "none" renormalises the entries, as published,
       "bucket" keeps their probabilities and compares the rest as one class.
     function, choice, metric, pivot, temperature: how the teachers of a token become one target. MinCE takes the
@@ -68,6 +69,10 @@ class FusionSettings:
     pivot: bool = True
     temperature: float = 1.0
     rounding: Rounding = "none"
+
+    def __post_init__(self) -> None:
+        bounded(self, "weight", least=0, below=1 + 1e-9)
+        bounded(self, "temperature", above=0)
 
 
 def _unknown(loss: str) -> InputError:
@@ -96,18 +101,29 @@ def fusion_objective(settings: FusionSettings, num_steps: int) -> Objective:
         assert scores.targets is not None and scores.target_logprobs is not None
         target = Target(scores.targets.ids, scores.targets.probs)
         mask = (target.probs > 0).any(-1) * scores.weights[:, None, None]
-        fused = divergence(scores.target_logprobs, target, mask, kind=s.kind, tail=s.tail, rounding=s.rounding)
         language, metrics = losses.sft(scores.logprobs, scores.mask)
         if s.schedule == "soft":
-            share = losses.divide(weighted(scores.targets.share, scores.weights))
-            now: tuple[Array | float, Array | float] = (1.0 - share, share)
-        else:
-            now = scheduled_weights(step, weight=s.weight, num_steps=num_steps, schedule=s.schedule)
+            return _soft_loss(s, scores, target, mask), metrics
+        fused = divergence(scores.target_logprobs, target, mask, kind=s.kind, tail=s.tail, rounding=s.rounding)
+        now = scheduled_weights(step, weight=s.weight, num_steps=num_steps, schedule=s.schedule)
         one = jnp.ones(())
         metrics |= {"loss/language": language, "loss/fusion": fused, "lambda": Mean(now[0] * one, one)}
         return fused_loss(language, fused, now), metrics
 
     return objective
+
+
+def _soft_loss(s: FusionSettings, scores: Scores, target: Target, mask: Array) -> Mean:
+    """Mean over examples of (1 - m) L_LM + m L_fuse, each example with its own m and its own means."""
+    assert scores.targets is not None and scores.target_logprobs is not None
+
+    def of_one(logprobs: Array, target: Target, mask: Array) -> Mean:
+        return divergence(logprobs, target, mask, kind=s.kind, tail=s.tail, rounding=s.rounding)
+
+    fused = losses.divide(jax.vmap(of_one)(scores.target_logprobs, target, mask))
+    language = losses.divide(jax.vmap(weighted)(-scores.logprobs, scores.mask))
+    share = scores.targets.share
+    return weighted((1.0 - share) * language + share * fused, scores.weights)
 
 
 def _means(metrics: dict[str, Array], weights: Array) -> dict[str, Mean]:

@@ -34,6 +34,7 @@ from fusion_jax.data.documents import Document, TeacherText, encode_documents, i
 from fusion_jax.data.teachers import TeacherRow, TeacherStore, write_store
 from fusion_jax.errors import InputError
 from fusion_jax.models.folder import Model
+from fusion_jax.settings import bounded
 from fusion_jax.train.fusion import Opinion, own_opinion, source_opinion
 from fusion_jax.train.objectives import FusionSettings
 from fusion_jax.train.step import Compute
@@ -62,6 +63,9 @@ class AlignSettings:
     fallback: Fallback = "next"
     duplicates: Duplicates = "first"
     workers: int = 0
+
+    def __post_init__(self) -> None:
+        bounded(self, "workers", least=0)
 
 
 class Reading(NamedTuple):

@@ -191,11 +191,24 @@ def test_what_only_fills_the_batch_counts_for_nothing(model):
     np.testing.assert_allclose(loss([example]), loss([example, filler]), rtol=1e-6)
 
 
-def test_soft_weights_come_from_the_sample():
+def test_the_soft_schedule_weighs_each_example_by_its_own_scores(model):
+    """A batch is the mean of its examples taken one at a time, whatever their lengths."""
     rng = np.random.default_rng(9)
     settings = FusionSettings(schedule="soft")
-    (example,) = fused_examples([row(rng, opinion(rng, 2.0), opinion(rng, 0.5))], settings, mask="all")
-    np.testing.assert_allclose(example.targets.share, np.exp(-0.5), rtol=1e-6)
+    rows = [
+        row(rng, opinion(rng, 2.0), opinion(rng, 0.5)),
+        row(rng, opinion(rng, 1.0, m=4), opinion(rng, 2.0, m=4), m=4),
+    ]
+    examples = fused_examples(rows, settings, mask="all")
+    np.testing.assert_allclose([e.targets.share for e in examples], [np.exp(-0.5), np.exp(-1.0)], rtol=1e-6)
+
+    def loss(examples, settings):
+        batch = jax.tree.map(jnp.asarray, collate(examples, buckets_of(examples)))
+        found = fusion_objective(settings, 1)(score(model.params, model.config, batch, Compute()), jnp.asarray(0))[0]
+        return found.total / found.weight
+
+    alone = [loss([e], FusionSettings(weight=1 - float(e.targets.share))) for e in examples]
+    np.testing.assert_allclose(loss(examples, settings), np.mean(alone), rtol=1e-6)
 
 
 def test_targets_stand_behind_a_shared_prompt():
