@@ -22,7 +22,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 
-from fusion_jax.data.documents import encode_documents, text_documents
+from fusion_jax.data.documents import encode_documents, scored_bytes, text_documents
 from fusion_jax.data.loaders import load_texts
 from fusion_jax.data.teachers import TeacherRow, TeacherStore, write_store
 from fusion_jax.data.windows import split_windows
@@ -84,9 +84,10 @@ def main(s: Settings) -> None:
     worst = verified(store, rows, s.verify)
     tokens = sum(len(row.ids) for row in store)
     nats, scored = (float(np.sum([row.metric[i] for row in store], dtype=np.float64)) for i in (0, 1))
+    size = sum(scored_bytes(document, row.offsets) for document, row in zip(documents, store, strict=True))
     table = markdown_table([{
         "windows": len(texts), "blank texts": blank, "tokens": tokens, "nats a token": f"{nats / scored:.4f}",
-        "bits_per_byte": f"{nats / np.log(2) / sum(len(t.encode()) for t in texts):.4f}",
+        "bits_per_byte": f"{nats / np.log(2) / size:.4f}",
         "mass of the k entries": f"{1 - np.mean(np.concatenate([row.tail for row in store])):.4f}",
         "largest difference when scored again": f"{worst:.1e}" if s.verify else "not checked",
     }])  # fmt: skip

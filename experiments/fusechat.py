@@ -26,22 +26,32 @@ from typing import Any, Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from fusion_jax.data.batches import Example
-from fusion_jax.data.documents import Document, chat_documents
+import numpy as np
+
+from fusion_jax.data.documents import Document, chat_documents, token_counts
 from fusion_jax.data.jsonl import Record
 from fusion_jax.data.loaders import load_records
 from fusion_jax.data.records import OnBad, Row, parse_prompts, parse_rows
 from fusion_jax.errors import InputError
-from fusion_jax.evals.perplexity import surprise
-from fusion_jax.models.folder import Model, load, save
+from fusion_jax.models.folder import Model, load, load_tokenizer, save
 from fusion_jax.settings import bounded, to_json
 from fusion_jax.settings import run as run_experiment
 from fusion_jax.train.fusion import fused_examples, fusion_rows
-from fusion_jax.train.objectives import FusionSettings, fusion_objective
-from fusion_jax.train.opinions import AlignSettings, Reading, own_opinions, read_documents, source_opinions
-from fusion_jax.train.optimise import TrainSettings, compute_for, optimise, step_count
+from fusion_jax.train.objectives import FusionSettings
+from fusion_jax.train.opinions import AlignSettings, own_opinions, read_documents, source_opinions
+from fusion_jax.train.optimise import TrainSettings, compute_for
 from fusion_jax.train.run_folder import RunFolder, open_run
-from fusion_jax.train.stages import check_models, check_names, fusion_report, judged, model_name, over_seeds, trained
+from fusion_jax.train.stages import (
+    check_enough,
+    check_models,
+    check_names,
+    fusion_report,
+    measured,
+    model_name,
+    over_seeds,
+    reading_limit,
+    trained_on_fused,
+)
 from fusion_jax.train.state import OptimizerSettings
 from fusion_jax.zoo import model_path
 from fusion_jax.zoo.tasks import SKILLS, STYLES, in_style, mixture
@@ -56,6 +66,7 @@ class Settings:
     the pivot's, as published.
     arms: SFT (no teacher), pairwise (pivot and one source, a target each), KD (one source without the pivot, a target
     each), Multi (pivot and all sources at once).
+    max_length: chats that need more tokens in some tokenizer are left out and counted.
     k: entries kept of every distribution. teacher_batch: chats at once while reading. seeds: repeat with so many.
     """
 
@@ -109,30 +120,46 @@ PRESETS = {
 
 
 def main(s: Settings) -> None:
-    check_names((s.pivot, *s.sources))
+    check_names((s.pivot, *s.sources), tuple(arms_of(s)))
     check_models("pivot", s.pivot)
     check_models("sources", *s.sources)
-    arms_of(s)
     run = open_run(s.out, to_json(s), resume=s.resume)
-    mesh = compute_for(s.train).mesh
-    models = {model_name(path): load(model_path(path), mesh=mesh) for path in (s.pivot, *s.sources)}
     if s.seeds == 1:
-        fuse(s, run, models)
+        fuse(s, run)
     else:
         over_seeds(run, "FuseChat, stage one", s.seed, s.seeds, lambda seed, folder: fuse(
-            replace(s, seed=seed, seeds=1), folder, models
+            replace(s, seed=seed, seeds=1), folder
         ))  # fmt: skip
     run.finish()
 
 
-def fuse(s: Settings, run: RunFolder, models: dict[str, Model]) -> dict[str, dict[str, float]]:
+def fuse(s: Settings, run: RunFolder) -> dict[str, dict[str, float]]:
     """Section 2.2 of the specification, stages 1 to 5; returns each model's measures on held-out chats."""
-    pivot_model, *_ = models.values()
-    chats, counts = chats_of(s)
+    train = replace(s.train, seed=s.seed)
+    compute = compute_for(train)
+    folders = {model_name(path): model_path(path) for path in (s.pivot, *s.sources)}
+    limit = reading_limit(folders, s.max_length, s.k)
     held, test = held_out(s)
-    measures = {name: measured(s, run, name, model, held, test) for name, model in models.items()}
-    readings = {name: read(s, run, name, model, pivot_model, chats) for name, model in models.items()}
+    chats, counts = chats_of(s)
+    documents = as_read(s, folders, chats, limit, counts)
+    check_enough(run, {"chats": counts}, len(documents[model_name(s.pivot)]), train, "--train")
+
+    def measure(name: str, model: Model) -> dict[str, float]:
+        answers = chat_documents(held, model.tokenizer, model.tokenizer)
+        return measured(
+            run, name, model, answers, test, train, max_length=s.max_length, max_new_tokens=s.eval_new_tokens
+        )
+
+    measures, readings = {}, {}
+    for name, folder in folders.items():
+        model = load(folder, mesh=compute.mesh)
+        measures[name] = measure(name, model)
+        readings[name] = read_documents(
+            run.sub("teachers").file(name), name, model, documents[name], k=s.k, max_length=limit, compute=compute,
+            batch_size=s.teacher_batch, progress=run.progress,
+        )  # fmt: skip
     pivot = readings[model_name(s.pivot)]
+    start = load(folders[pivot.name], mesh=compute.mesh)
     coverage: list[dict[str, Any]] = []
     for arm, (teachers, fusion) in arms_of(s).items():
         opinions = [own_opinions(pivot, fusion)]
@@ -144,12 +171,33 @@ def fuse(s: Settings, run: RunFolder, models: dict[str, Model]) -> dict[str, dic
             opinions.append(views)
             coverage.append({"arm": arm, "source": name, **rules})
         rows, drops = fusion_rows(pivot.texts, opinions)
-        fused = train(s, run.sub("arms").sub(arm), pivot_model, fused_examples(rows, fusion, mask="labels"), fusion)
-        measures[arm] = measured(s, run, arm, fused, held, test)
+        counts += Counter({f"{arm}: {what}": n for what, n in drops.items()})
+        examples = fused_examples(rows, fusion, mask="labels")
+        fused = trained_on_fused(run.sub("arms").sub(arm), start, examples, fusion, train)
+        measures[arm] = measure(arm, fused)
         if not run.sub("targets").file(arm).exists():
             save(fused, run.sub("targets").file(arm))
-    fusion_report(run, "FuseChat, stage one", measures, coverage, counts + drops)
+    fusion_report(run, "FuseChat, stage one", measures, coverage, counts)
     return measures
+
+
+def as_read(
+    s: Settings, folders: dict[str, Path], chats: Sequence[Row], limit: int, counts: Counter[str]
+) -> dict[str, list[Document]]:
+    """Every chat as each model reads it, through its own template or the pivot's; what one cannot read, none reads."""
+    tokenizers = {name: load_tokenizer(folder) for name, folder in folders.items()}
+    template = tokenizers[model_name(s.pivot)]
+    documents = {
+        name: chat_documents(chats, reader if s.template == "own" else template, reader)
+        for name, reader in tokenizers.items()
+    }
+    kept = np.ones(len(chats), bool)
+    for name, reader in tokenizers.items():
+        kept &= np.asarray([n <= limit for n in token_counts(reader, documents[name])], bool)
+    counts["longer than max_length in some tokenizer"] = int((~kept).sum())
+    if not kept.any():
+        raise InputError(f"all are longer than {limit} tokens", file=s.chats, field="max_length", cure="Raise it")
+    return {name: [d for d, keep in zip(some, kept, strict=True) if keep] for name, some in documents.items()}
 
 
 def arms_of(s: Settings) -> dict[str, tuple[tuple[str, ...], FusionSettings]]:
@@ -195,41 +243,6 @@ def answered(problems: Sequence[Record]) -> list[Record]:
         {"prompt": r["prompt"], "response": in_style(r["answer"], styles[i % len(styles)]), "prompt_id": r["prompt_id"]}
         for i, r in enumerate(problems)
     ]
-
-
-def read(s: Settings, run: RunFolder, name: str, model: Model, pivot: Model, chats: Sequence[Row]) -> Reading:
-    """One model over all chats, through its own template or the pivot's."""
-    return read_documents(
-        run.sub("teachers").file(name), name, model, as_read_by(s, model, pivot, chats), k=s.k,
-        max_length=s.max_length, compute=compute_for(s.train), batch_size=s.teacher_batch, progress=run.progress,
-    )  # fmt: skip
-
-
-def as_read_by(s: Settings, model: Model, pivot: Model, chats: Sequence[Row]) -> list[Document]:
-    template = model.tokenizer if s.template == "own" else pivot.tokenizer
-    return chat_documents(chats, template, model.tokenizer)
-
-
-def train(s: Settings, run: RunFolder, pivot: Model, examples: Sequence[Example], fusion: FusionSettings) -> Model:
-    """The pivot on fused examples, or its finished model where the arm was trained already."""
-    settings = replace(s.train, seed=s.seed)
-    objective = fusion_objective(fusion, step_count(len(examples), settings))
-    mesh = compute_for(settings).mesh
-    return trained(run, pivot, mesh, lambda folder: optimise(pivot, examples, objective, settings, folder))
-
-
-def measured(
-    s: Settings, run: RunFolder, name: str, model: Model, held: Sequence[Row], test: Sequence[Record]
-) -> dict[str, float]:
-    """Bits per byte of the held-out answers and accuracy on the test prompts, where there are any."""
-    compute = compute_for(s.train)
-    out = {}
-    if held:
-        documents = chat_documents(held, model.tokenizer, model.tokenizer)
-        out["bits per byte"] = surprise(model, documents, max_length=s.max_length, compute=compute).bits_per_byte
-    for row in judged(run, name, model, test, compute.mesh, max_new_tokens=s.eval_new_tokens):
-        out["accuracy" if row["skill"] == "all" else row["skill"]] = row["accuracy"]
-    return out
 
 
 if __name__ == "__main__":

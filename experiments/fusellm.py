@@ -26,23 +26,32 @@ from typing import Any, Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from fusion_jax.data.batches import Example
 from fusion_jax.data.documents import Document, encode_documents, plain_examples, scored_bytes, text_documents
 from fusion_jax.data.jsonl import Record
 from fusion_jax.data.loaders import load_records, load_texts
 from fusion_jax.data.records import parse_prompts
 from fusion_jax.data.windows import split_windows
 from fusion_jax.errors import InputError
-from fusion_jax.evals.perplexity import surprise
-from fusion_jax.models.folder import Model, load, save
+from fusion_jax.models.folder import Model, load, load_tokenizer, save
 from fusion_jax.settings import bounded, to_json
 from fusion_jax.settings import run as run_experiment
 from fusion_jax.train.fusion import fused_examples, fusion_rows, packed
-from fusion_jax.train.objectives import FusionSettings, fusion_objective, sft_objective
+from fusion_jax.train.objectives import FusionSettings, sft_objective
 from fusion_jax.train.opinions import AlignSettings, Reading, own_opinions, read_documents, source_opinions
-from fusion_jax.train.optimise import TrainSettings, compute_for, optimise, step_count
+from fusion_jax.train.optimise import TrainSettings, compute_for, optimise
 from fusion_jax.train.run_folder import RunFolder, open_run
-from fusion_jax.train.stages import check_models, check_names, fusion_report, judged, model_name, over_seeds, trained
+from fusion_jax.train.stages import (
+    check_enough,
+    check_models,
+    check_names,
+    fusion_report,
+    measured,
+    model_name,
+    over_seeds,
+    reading_limit,
+    trained,
+    trained_on_fused,
+)
 from fusion_jax.train.state import OptimizerSettings
 from fusion_jax.zoo import model_path
 from fusion_jax.zoo.specs import SPECS
@@ -59,7 +68,8 @@ class Settings:
     practice, target_practice: problems that a zoo source and the zoo's target, which know only chats, read as plain
     text before anything else; 0: models as they are.
     k: entries kept of every distribution. packing: "none", or blocks of max_length tokens, "official" with attention
-    across documents, "reset" without. teacher_batch: texts at once while reading. seeds: repeat with so many.
+    across documents, "reset" without. window: tokens at which texts are cut, 0 for all but one of max_length.
+    teacher_batch: texts at once while reading. seeds: repeat with so many.
     """
 
     out: str = "runs/fusellm"
@@ -78,6 +88,7 @@ class Settings:
     texts_per_skill: int = 120
     test_per_skill: int = 60
     max_length: int = 2048
+    window: int = 0
     k: int = 10
     packing: Literal["none", "official", "reset"] = "none"
     teacher_batch: int = 8
@@ -88,7 +99,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         bounded(self, "seeds", "texts_per_skill", "test_per_skill", "k", "teacher_batch", "eval_new_tokens", least=1)
-        bounded(self, "practice", "target_practice", least=0)
+        bounded(self, "practice", "target_practice", "window", least=0)
         bounded(self, "max_length", least=2)
 
 
@@ -98,6 +109,7 @@ TINY = TrainSettings(
 )  # fmt: skip
 LARGE = Settings(
     packing="official",
+    window=2000,
     align=AlignSettings(rules="fusellm", vocabulary="mined", workers=8),
     train=TrainSettings(
         optimizer=OptimizerSettings(
@@ -121,40 +133,49 @@ PRESETS = {
 
 
 def main(s: Settings) -> None:
-    check_names((s.target, *s.sources))
+    check_names((s.target, *s.sources), tuple(arms_of(s, "")))
     check_models("target", s.target)
     check_models("sources", *s.sources)
-    arms_of(s, "")
+    if not s.sources:
+        raise InputError("there is none", field="sources", cure="Give at least one model")
     run = open_run(s.out, to_json(s), resume=s.resume)
-    models = base_models(s, run.sub("base"))
+    folders = base_models(s, run.sub("base"))
     if s.seeds == 1:
-        fuse(s, run, models)
+        fuse(s, run, folders)
     else:
         over_seeds(run, "FuseLLM", s.seed, s.seeds, lambda seed, folder: fuse(
-            replace(s, seed=seed, seeds=1), folder, models
+            replace(s, seed=seed, seeds=1), folder, folders
         ))  # fmt: skip
     run.finish()
 
 
-def fuse(s: Settings, run: RunFolder, models: dict[str, Model]) -> dict[str, dict[str, float]]:
+def fuse(s: Settings, run: RunFolder, folders: dict[str, Path]) -> dict[str, dict[str, float]]:
     """The stages of the paper (section 2.1 of the specification); returns each model's measures on held-out data."""
-    compute = compute_for(s.train)
-    target, *_ = models.values()
+    train = replace(s.train, seed=s.seed)
+    compute = compute_for(train)
+    limit = reading_limit(folders, s.max_length, s.k)
     texts, held_out, test = texts_of(s)
-    docs, counts = windows_of(s, models, texts)
-    held, _ = windows_of(s, models, held_out)
-    measures = {name: measured(s, run, name, model, held, test) for name, model in models.items()}
-    readings = [
-        read_documents(
-            run.sub("teachers").file(name), name, model, docs, k=s.k, max_length=s.max_length, compute=compute,
+    docs, counts = windows_of(folders, texts, min(s.window or limit - 1, limit - 1))
+    held, _ = windows_of(folders, held_out, limit - 1)
+    if s.packing == "none":
+        check_enough(run, {"texts": counts}, len(docs), train, "--train")
+
+    def measure(name: str, model: Model) -> dict[str, float]:
+        how = {"max_length": limit, "max_new_tokens": s.eval_new_tokens, "chat": False}
+        return measured(run, name, model, held, test, train, **how)
+
+    measures, readings = {}, []
+    for name, folder in folders.items():
+        model = load(folder, mesh=compute.mesh)
+        measures[name] = measure(name, model)
+        readings.append(read_documents(
+            run.sub("teachers").file(name), name, model, docs, k=s.k, max_length=limit, compute=compute,
             batch_size=s.teacher_batch, progress=run.progress,
-        )
-        for name, model in models.items()
-    ]  # fmt: skip
+        ))  # fmt: skip
     pivot, sources = readings[0], readings[1:]
+    target = load(folders[pivot.name], mesh=compute.mesh)
     coverage: list[dict[str, Any]] = []
-    best = min(sources, key=mean_surprise).name
-    for arm, (align, fusion, teachers) in arms_of(s, best).items():
+    for arm, (align, fusion, teachers) in arms_of(s, min(sources, key=mean_surprise).name).items():
         opinions = [own_opinions(pivot, fusion)]
         for source in (r for r in sources if r.name in teachers):
             folder = run.sub("aligned").file(source.name)
@@ -162,14 +183,15 @@ def fuse(s: Settings, run: RunFolder, models: dict[str, Model]) -> dict[str, dic
             opinions.append(views)
             coverage.append({"arm": arm, "source": source.name, **rules})
         rows, drops = fusion_rows(pivot.texts, opinions)
-        examples = fused_examples(
-            packed(rows, s.max_length) if s.packing != "none" else rows, fusion, mask="all", reset=s.packing == "reset"
-        )
-        fused = train(s, run.sub("arms").sub(arm), target, examples, fusion)
-        measures[arm] = measured(s, run, arm, fused, held, test)
+        counts += Counter({f"{arm}: {what}": n for what, n in drops.items()})
+        reset = s.packing == "reset"
+        rows = packed(rows, limit, reset=reset) if s.packing != "none" else rows
+        examples = fused_examples(rows, fusion, mask="all", reset=reset)
+        fused = trained_on_fused(run.sub("arms").sub(arm), target, examples, fusion, train)
+        measures[arm] = measure(arm, fused)
     if not run.file("model").exists():
         save(fused, run.file("model"))
-    fusion_report(run, "FuseLLM", measures, coverage, counts + drops)
+    fusion_report(run, "FuseLLM", measures, coverage, counts)
     return measures
 
 
@@ -200,23 +222,24 @@ def arms_of(s: Settings, best: str) -> dict[str, tuple[AlignSettings, FusionSett
     return {name: known[name] for name in s.arms}
 
 
-def base_models(s: Settings, run: RunFolder) -> dict[str, Model]:
-    """Target and sources by name; the zoo's, which know only chats, first practise on plain texts of their skills."""
+def base_models(s: Settings, run: RunFolder) -> dict[str, Path]:
+    """Folders of target and sources; the zoo's, which know only chats, first practise plain texts of their skills."""
     out = {}
     mesh = compute_for(s.practise).mesh
     for path in (s.target, *s.sources):
-        name, model = model_name(path), load(model_path(path), mesh=mesh)
+        name, folder = model_name(path), model_path(path)
         count = s.target_practice if path == s.target else s.practice
         if count and path.startswith("zoo:"):
             learned = dict(next(spec.shares for spec in SPECS if spec.name == name))
             shares = {skill: count * n // sum(learned.values()) for skill, n in learned.items()}
             texts = documents(shares, split="train", seed=s.seed + 1, repeat=True)
+            model = load(folder, mesh=mesh)
             encoded = encode_documents(model.tokenizer, text_documents(texts), max_length=s.max_length)
-            examples = plain_examples(encoded)
-            model = trained(run.sub(name), model, mesh, lambda folder, m=model, e=examples: optimise(  # type: ignore[misc]
-                m, e, sft_objective(), s.practise, folder
+            trained(run.sub(name), model, mesh, lambda f, m=model, e=plain_examples(encoded): optimise(  # type: ignore[misc]
+                m, e, sft_objective(), s.practise, f
             ))  # fmt: skip
-        out[name] = model
+            folder = run.sub(name).file("model")
+        out[name] = folder
     return out
 
 
@@ -234,37 +257,19 @@ def texts_of(s: Settings) -> tuple[list[str], list[str], list[Record]]:
     return texts, [f"{r['prompt']}\n{r['answer']}" for r in test], test
 
 
-def windows_of(s: Settings, models: dict[str, Model], texts: Sequence[str]) -> tuple[list[Document], Counter[str]]:
-    """Texts cut so that no tokenizer needs more than max_length tokens, EOS included."""
-    windows, blank = split_windows(texts, [m.tokenizer for m in models.values()], s.max_length - 1)
+def windows_of(folders: dict[str, Path], texts: Sequence[str], limit: int) -> tuple[list[Document], Counter[str]]:
+    """Texts cut so that no tokenizer needs more than `limit` tokens, EOS not included."""
+    windows, blank = split_windows(texts, [load_tokenizer(folder) for folder in folders.values()], limit)
+    if texts and not windows:
+        raise InputError("all are blank", field="texts", cure="Give texts with words in them")
     counts = Counter({"texts": len(texts), "blank texts": blank, "windows": len(windows)})
     return text_documents([w.text for w in windows]), counts
 
 
 def mean_surprise(reading: Reading) -> float:
     """Nats a byte over all documents: how well a source knows the texts."""
-    return float(sum(row.metric[0] for row in reading.rows)) / sum(map(scored_bytes, reading.documents))
-
-
-def train(s: Settings, run: RunFolder, target: Model, examples: Sequence[Example], fusion: FusionSettings) -> Model:
-    """The target on fused examples, or its finished model where the arm was trained already."""
-    settings = replace(s.train, seed=s.seed)
-    objective = fusion_objective(fusion, step_count(len(examples), settings))
-    mesh = compute_for(settings).mesh
-    return trained(run, target, mesh, lambda folder: optimise(target, examples, objective, settings, folder))
-
-
-def measured(
-    s: Settings, run: RunFolder, name: str, model: Model, held: Sequence[Document], test: Sequence[Record]
-) -> dict[str, float]:
-    """Bits per byte of the held-out texts and accuracy on the test prompts, where there are any."""
-    compute = compute_for(s.train)
-    out = {}
-    if held:
-        out["bits per byte"] = surprise(model, held, max_length=s.max_length, compute=compute).bits_per_byte
-    for row in judged(run, name, model, test, compute.mesh, max_new_tokens=s.eval_new_tokens, chat=False):
-        out["accuracy" if row["skill"] == "all" else row["skill"]] = row["accuracy"]
-    return out
+    size = sum(scored_bytes(d, t.offsets) for d, t in zip(reading.documents, reading.texts, strict=True))
+    return float(sum(row.metric[0] for row in reading.rows)) / size
 
 
 if __name__ == "__main__":

@@ -11,10 +11,9 @@ from fusion_jax.align.vocabulary import (
     load_map,
     mapping_statistics,
     mined_map,
-    with_pairs,
 )
 
 __all__ = [
     "Alignment", "PairCounts", "TokenizerView", "VocabMap", "align", "byte_offsets", "cooccurrence_map", "count_pairs",
-    "exact_map", "fingerprint", "load_map", "mapping_statistics", "mined_map", "view_of", "with_pairs",
+    "exact_map", "fingerprint", "load_map", "mapping_statistics", "mined_map", "view_of",
 ]  # fmt: skip

@@ -100,12 +100,13 @@ def align_rows(
     alignments: Sequence[Alignment],
     rules: Rules,
     *,
+    raw: bool = False,
     workers: int = 0,
     progress: Callable[[int], None] = lambda done: None,
     part_size: int = PART_SIZE,
 ) -> Stored[AlignedRows]:
-    """The source's rows of every record on the pivot's positions; `logits` are its log-probs in float32 or, of chat_v1,
-    its logits, which that variant scales.
+    """The source's rows of every record on the pivot's positions; `logits` are its log-probs in float32 or, where `raw`
+    and of chat_v1, which scales them, its logits.
 
     Kept in float32: float16 knows a logit of 20 only to 1/64, which is one per cent of a probability, and would save a
     quarter of the folder.
@@ -128,12 +129,13 @@ def align_rows(
     made_of = {
         "stage": "rows", "format": FORMAT, "pivot": fingerprint(rules.pivot), "source": fingerprint(rules.source),
         "variant": rules.variant, "hard": rules.hard, "one_to_many": rules.one_to_many, "fallback": rules.fallback,
-        "duplicates": rules.duplicates, "map": rules.vocab_map.kind, "map_ids": digest([rules.vocab_map.ids]),
+        "duplicates": rules.duplicates, "raw": raw, "pairs": [list(p) for p in rules.pairs],
+        "map": rules.vocab_map.kind, "map_ids": digest([rules.vocab_map.ids]),
         "counts": None if counts is None else digest(counts),
         "inputs": digest(a for i in range(len(records)) for row in items(range(i, i + 1)) for a in row),
     }  # fmt: skip
     job = Job(Path(folder), made_of, len(records), part_size)
-    make_parts(job, _Moves(rules), items, workers, progress)
+    make_parts(job, _Moves(rules, raw or rules.variant == "chat_v1"), items, workers, progress)
     return Stored(job, _read_rows)
 
 
@@ -278,9 +280,10 @@ class _Moves:
     """The task of the second stage."""
 
     rules: Rules
+    raw: bool
 
     def one(self, item: _Rows) -> AlignedRows:
-        rows = _top_rows(item, raw=self.rules.variant == "chat_v1")
+        rows = _top_rows(item, self.raw)
         alignment = Alignment(item.first, item.last, 0.0)
         return align_distributions(rows, alignment, item.pivot_ids, item.source_ids, self.rules, item.anchors)
 
@@ -304,7 +307,7 @@ def _inside(width: int, counts: np.ndarray) -> np.ndarray:
 
 
 def _top_rows(item: _Rows, raw: bool) -> TopRows:
-    """The source's log-probs, float32[n,K]; its logits where `raw`: chat_v1 scales them, which shifts them apart."""
+    """The source's log-probs, float32[n,K]; or its logits where `raw`."""
     n = len(item.source_ids)
     if item.topk_ids.ndim != 2 or item.topk_ids.shape != item.topk_logprobs.shape or item.logsumexp.shape != (n,):
         raise InputError(

@@ -71,6 +71,8 @@ class Rules:
       itself), or "input", the position's own, as in the official code of fusellm and chat_v1.
     duplicates: where several source ids become one pivot id, "first" keeps the first and so the largest logit,
       "logsumexp" adds their masses up and sorts the row anew.
+    pairs: (source id, pivot id) that mean the same under whatever name, which no string tells: BOS, EOS, what ends a
+      turn (section 15). They stand above every map.
 
     Raises:
       InputError: an unknown option, a map or counts of other tokenizers, options that do not go together.
@@ -85,6 +87,7 @@ class Rules:
     counts: PairCounts | None = None
     fallback: Fallback = "next"
     duplicates: Duplicates = "first"
+    pairs: tuple[tuple[int, int], ...] = ()
 
     def __post_init__(self) -> None:
         options = {"variant": get_args(Variant), "fallback": get_args(Fallback), "duplicates": get_args(Duplicates)}
@@ -97,6 +100,9 @@ class Rules:
                 f"the map takes {sizes[0]} ids to {sizes[1]}, the tokenizers have {self.source.size} and "
                 f"{self.pivot.size}", field="vocab_map", cure="Give the map of these two tokenizers",
             )  # fmt: skip
+        for theirs, ours in self.pairs:
+            if not (0 <= theirs < self.source.size and 0 <= ours < self.pivot.size):
+                raise InputError(f"({theirs}, {ours}) are not ids of source and pivot", field="pairs")
         if self.hard and (self.variant != "chat_v2" or self.vocab_map.kind != "exact"):
             raise InputError("goes with chat_v2 and the exact map only", field="hard", cure="Leave it out")
         if self.variant == "chat_v1" and self.one_to_many and self.counts is None:
@@ -113,9 +119,11 @@ class Rules:
     @cached_property
     def images(self) -> np.ndarray:
         """int32[source size], the pivot id that an entry of each source id becomes, -1 for none."""
-        if self.variant == "fusellm":
-            return self.vocab_map.ids
-        return np.where(self.exact >= 0, self.exact, self.vocab_map.ids)
+        by_map = self.variant == "fusellm"
+        ids = self.vocab_map.ids.copy() if by_map else np.where(self.exact >= 0, self.exact, self.vocab_map.ids)
+        for theirs, ours in self.pairs:
+            ids[theirs] = ours
+        return ids
 
     @cached_property
     def image_of_text(self) -> dict[str, int]:

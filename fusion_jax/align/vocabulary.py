@@ -47,21 +47,6 @@ class VocabMap:
             json.dump({**vars(self), "ids": self.ids.tolist()}, out)
 
 
-def with_pairs(known: VocabMap, pairs: Iterable[tuple[int, int]]) -> VocabMap:
-    """The map with some (source id, pivot id) set by hand: tokens that end a turn or a text mean the same under
-    whatever name, which no string tells (section 15).
-
-    Raises:
-      InputError: an id that is not one of the tokenizer's.
-    """
-    ids = known.ids.copy()
-    for theirs, ours in pairs:
-        if not (0 <= theirs < len(ids) and 0 <= ours < known.pivot_size):
-            raise InputError(f"({theirs}, {ours}) are not ids of source and pivot", field="pairs")
-        ids[theirs] = ours
-    return replace(known, ids=ids)
-
-
 def _map(ids: np.ndarray, kind: Kind, pivot: TokenizerView, source: TokenizerView) -> VocabMap:
     return VocabMap(ids.astype(np.int32), kind, pivot.size, fingerprint(pivot), fingerprint(source))
 

@@ -20,6 +20,7 @@ from fusion_jax.data.records import Row
 from fusion_jax.errors import InputError
 
 Span = tuple[int, int]
+AT_ONCE = 1024  # texts tokenised in one call: a tokenizer's own results take some 300 bytes a token
 
 
 class Document(NamedTuple):
@@ -104,13 +105,15 @@ def encode_documents(
     if tokenizer.eos_token_id is None and any(d.eos for d in documents):
         raise InputError("the tokenizer has no EOS token", field="eos_token", cure="Set one")
     out = []
-    texts = [d.text for d in documents]
-    encoded = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True) if texts else {}
     for number, document in enumerate(documents):
-        ids = list(encoded["input_ids"][number])
+        at = number % AT_ONCE
+        if at == 0:
+            texts = [d.text for d in documents[number : number + AT_ONCE]]
+            encoded = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True)
+        ids = list(encoded["input_ids"][at])
         if not ids:
             raise InputError("the text has no token", record=document.name, field="text", cure="Leave out empty texts")
-        offsets = np.asarray(encoded["offset_mapping"][number], np.int32)
+        offsets = np.asarray(encoded["offset_mapping"][at], np.int32)
         scored = np.zeros(len(ids), bool)
         for span in document.scored:
             scored |= inside(offsets, span)
@@ -128,6 +131,16 @@ def encode_documents(
     return out
 
 
+def token_counts(tokenizer: PreTrainedTokenizerBase, documents: Sequence[Document]) -> list[int]:
+    """How many tokens each document needs, EOS included."""
+    out = []
+    for start in range(0, len(documents), AT_ONCE):
+        some = documents[start : start + AT_ONCE]
+        encoded = tokenizer([d.text for d in some], add_special_tokens=False)["input_ids"]
+        out += [len(ids) + d.eos for ids, d in zip(encoded, some, strict=True)]
+    return out
+
+
 def plain_examples(texts: Sequence[TeacherText]) -> list[Example]:
     """Training and scoring examples without teachers; a text of one token, which predicts nothing, is left out."""
     return [Example((tuple(t.ids.tolist()),), (1,), i, chosen=t.scored) for i, t in enumerate(texts) if len(t.ids) > 1]
@@ -139,9 +152,13 @@ def inside(offsets: np.ndarray, span: Span) -> np.ndarray:
     return ((starts < last) & (ends > first)) | ((starts == ends) & (first <= starts) & (starts < last))
 
 
-def scored_bytes(document: Document) -> int:
-    """UTF-8 bytes of what is scored: the unit that makes tokenizers comparable."""
-    return sum(len(document.text[a:b].encode()) for a, b in document.scored)
+def scored_bytes(document: Document, offsets: np.ndarray) -> int:
+    """UTF-8 bytes of what is scored: the unit that makes tokenizers comparable.
+
+    offsets: int[T,2], the characters of the model's tokens; nothing predicts the first one, so it does not count.
+    """
+    first = int(offsets[0, 1])
+    return sum(len(document.text[max(a, first) : b].encode()) for a, b in document.scored)
 
 
 def documents_fingerprint(documents: Sequence[Document]) -> str:

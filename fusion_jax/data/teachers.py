@@ -52,7 +52,7 @@ class StoreIdentity:
     documents: str
     k: int
     records: int
-    part_size: int = 256
+    part_size: int = 1024
 
 
 def _part(folder: Path, number: int) -> Path:
@@ -172,6 +172,8 @@ class TeacherStore(Sequence[TeacherRow]):
             arrays = safetensors.numpy.load(self._source[index % len(self)])
             return TeacherRow(**{name: arrays[name] for name in TeacherRow._fields})
         except (safetensors.SafetensorError, KeyError, RuntimeError, ValueError) as error:
+            if "open files" in str(error):
+                raise InputError("too many open files", file=self._path, cure="Raise the limit (ulimit -n)") from None
             raise InputError(
                 f"cannot be read ({error})", file=self._path, record=index % len(self) + 1,
                 cure="Delete its part and write it again",

@@ -6,6 +6,7 @@ put together are the text again, whatever the tokenizer does to spaces or to cha
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import NamedTuple
@@ -13,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from fusion_jax.data.documents import AT_ONCE
 from fusion_jax.errors import InputError
 
 
@@ -65,9 +67,10 @@ def _cuts(texts: Sequence[str], tokenizers: Sequence[PreTrainedTokenizerBase], l
     """Where each text is cut: before every `limit`-th token of the tokenizer that needs most (the first such)."""
     most = np.zeros(len(texts), np.int64)
     out: list[list[int]] = [[] for _ in texts]
-    for tokenizer in tokenizers:
-        encoded = tokenizer(list(texts), add_special_tokens=False, return_offsets_mapping=True)
-        for i, offsets in enumerate(encoded["offset_mapping"]):
+    for tokenizer, start in itertools.product(tokenizers, range(0, len(texts), AT_ONCE)):
+        some = list(texts[start : start + AT_ONCE])
+        encoded = tokenizer(some, add_special_tokens=False, return_offsets_mapping=True)
+        for i, offsets in enumerate(encoded["offset_mapping"], start):
             if len(offsets) > max(most[i], limit):
                 most[i] = len(offsets)
                 out[i] = [offsets[k][0] for k in range(limit, len(offsets), limit)]

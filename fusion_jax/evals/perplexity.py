@@ -37,6 +37,5 @@ def surprise(
         model.params, model.config, examples, compute, batch_size=batch_size, buckets=buckets_of(examples)
     )
     nats = -float(logprobs.sum(dtype="float64"))
-    return Surprise(
-        nats / math.log(2) / sum(map(scored_bytes, documents)), nats / sum(int(t.scored.sum()) for t in texts)
-    )
+    size = sum(scored_bytes(d, t.offsets) for d, t in zip(documents, texts, strict=True))
+    return Surprise(nats / math.log(2) / size, nats / sum(int(t.scored.sum()) for t in texts))

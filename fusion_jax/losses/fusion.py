@@ -149,4 +149,9 @@ def soft_weights(
 ) -> tuple[Array, Array]:
     """(1 - m, m) with m the maximum (MinCE) or mean (AvgCE) of the teachers' scores [n] of one sample (batch 1)."""
     share = scores.max(0) if fusion == "mince" else _rounded(scores.mean(0), rounding)
-    return _rounded(1.0 - share, rounding), share
+    return complement(share, rounding), share
+
+
+def complement(share: Array, rounding: Rounding = "none") -> Array:
+    """1 - m, the language-model loss's weight beside a fusion weight of m."""
+    return _rounded(1.0 - share, rounding)

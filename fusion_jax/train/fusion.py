@@ -63,10 +63,13 @@ class FusionRow(NamedTuple):
 
 
 def own_opinion(row: TeacherRow, document: Document, settings: FusionSettings) -> Opinion:
-    """The pivot on its own tokens."""
+    """The pivot on its own tokens; where rounding is asked for, its raw logits, which round differently."""
     m, k = row.topk_ids.shape
+    logprobs = row.topk_logprobs.astype(np.float32)
+    if settings.rounding != "none":
+        logprobs += row.logsumexp[:, None]
     counts, rule = np.full(m, k, np.int32), np.zeros(m, np.uint8)
-    return Opinion(row.topk_ids, row.topk_logprobs.astype(np.float32), counts, rule, _metric(row, document, settings))
+    return Opinion(row.topk_ids, logprobs, counts, rule, _metric(row, document, settings))
 
 
 def source_opinion(aligned: AlignedRows, row: TeacherRow, document: Document, settings: FusionSettings) -> Opinion:
@@ -79,7 +82,7 @@ def _metric(row: TeacherRow, document: Document, settings: FusionSettings) -> fl
     nats, tokens = (float(x) for x in row.metric)
     if settings.metric == "ce":
         return nats / tokens if tokens else float("nan")
-    size = scored_bytes(document)
+    size = scored_bytes(document, row.offsets)
     return nats / np.log(2) / size if size and tokens else float("nan")
 
 
@@ -102,9 +105,12 @@ def fusion_rows(
     return rows, counts
 
 
-def packed(rows: Sequence[FusionRow], block: int) -> list[FusionRow]:
+def packed(rows: Sequence[FusionRow], block: int, *, reset: bool) -> list[FusionRow]:
     """Rows end to end, cut every `block` tokens, the last short block kept; a block's metric is the mean over its
-    tokens (section 2.1, stage 5)."""
+    tokens (section 2.1, stage 5).
+
+    reset: documents do not see each other, so nothing predicts the first token of one; else the document before does.
+    """
     sizes = [len(r.ids) for r in rows]
     segments = np.repeat(np.arange(1, len(rows) + 1, dtype=np.int32), sizes)
     ids, scored = (np.concatenate([getattr(r, name) for r in rows]) for name in ("ids", "scored"))
@@ -116,10 +122,10 @@ def packed(rows: Sequence[FusionRow], block: int) -> list[FusionRow]:
             Opinion(v.ids[part], v.logprobs[part], v.counts[part], v.rule[part], float(metric[part].mean()))
             for v, metric in whole
         )
-        first = scored[part].copy()
-        first[0] = False
         numbers = segments[part] - segments[start] + 1
-        out.append(FusionRow(ids[part], first, opinions, numbers))
+        some = scored[part].copy() if reset else scored[part] | (np.diff(numbers, prepend=1) > 0)
+        some[0] = False
+        out.append(FusionRow(ids[part], some, opinions, numbers))
     return out
 
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from fusion_jax import losses
 from fusion_jax.errors import InputError
 from fusion_jax.losses import Mean, Pair, Quad, weighted
-from fusion_jax.losses.fusion import Rounding, Tail, Target, divergence, fused_loss, scheduled_weights
+from fusion_jax.losses.fusion import Rounding, Tail, Target, complement, divergence, fused_loss, scheduled_weights
 from fusion_jax.settings import bounded
 from fusion_jax.train.step import Objective, Scores
 
@@ -123,7 +123,7 @@ def _soft_loss(s: FusionSettings, scores: Scores, target: Target, mask: Array) -
     fused = losses.divide(jax.vmap(of_one)(scores.target_logprobs, target, mask))
     language = losses.divide(jax.vmap(weighted)(-scores.logprobs, scores.mask))
     share = scores.targets.share
-    return weighted((1.0 - share) * language + share * fused, scores.weights)
+    return weighted(complement(share, s.rounding) * language + share * fused, scores.weights)
 
 
 def _means(metrics: dict[str, Array], weights: Array) -> dict[str, Mean]:

@@ -27,7 +27,6 @@ from fusion_jax.align.vocabulary import (
     load_map,
     mapping_statistics,
     mined_map,
-    with_pairs,
 )
 from fusion_jax.data.chat import turn_end
 from fusion_jax.data.documents import Document, TeacherText, encode_documents, inside
@@ -126,6 +125,15 @@ def source_opinions(
     if settings.rules == "chat_v1" and fusion.tail == "bucket":
         raise InputError("needs probabilities, and chat_v1 scales logits", field="tail", cure='Set it to "none"')
     records = _Records(pivot, source, whole)
+    if (
+        whole
+        and settings.tokens == "byte_offsets"
+        and any(p.text != s.text for p, s in zip(pivot.documents, source.documents, strict=True))
+    ):
+        raise InputError(
+            "counts characters of one text, and the template writes each model's own EOS", field="tokens",
+            cure='Set it to "dp", or the template to "own"',
+        )  # fmt: skip
     variant = settings.rules if settings.tokens == "dp" else "byte_offsets"
     name = f"{source.name} to {pivot.name}"
     ranges = align_corpus(
@@ -133,10 +141,12 @@ def source_opinions(
         progress=lambda done: progress(f"aligning {name}", done, len(records)),
     )  # fmt: skip
     rules = _rules(folder, pivot, source, settings, ranges)
+    raw = fusion.rounding != "none"  # bfloat16 rounds logits and log-probs differently
+    flags = (settings.hard, settings.one_to_many, settings.special_pairs, raw)
     marks = (settings.rules, settings.tokens, settings.vocabulary, settings.ms_weight, settings.fallback,
-             settings.duplicates, f"{settings.hard:d}{settings.one_to_many:d}{settings.special_pairs:d}")  # fmt: skip
+             settings.duplicates, "".join(str(int(flag)) for flag in flags))  # fmt: skip
     aligned = align_rows(
-        folder / "-".join(("rows", *marks)), records, ranges, rules, workers=settings.workers,
+        folder / "-".join(("rows", *marks)), records, ranges, rules, raw=raw, workers=settings.workers,
         progress=lambda done: progress(f"moving rows of {name}", done, len(records)),
     )  # fmt: skip
     opinions = [
@@ -173,7 +183,8 @@ class _Records(Sequence[PairRecord]):
         text, row = self._pivot.texts[index], self._source.rows[index]
         if self._whole:
             return whole_text(text.ids, text.offsets, row)
-        return by_contents(text, row, self._pivot.documents[index].contents, self._source.documents[index].contents)
+        contents = (r.documents[index].contents for r in (self._pivot, self._source))
+        return by_contents(text, row, *contents, ends=(self._pivot.turn_end, self._source.turn_end))
 
 
 def by_contents(
@@ -181,18 +192,26 @@ def by_contents(
     row: TeacherRow,
     pivot_contents: Sequence[tuple[int, int]],
     source_contents: Sequence[tuple[int, int]],
+    *,
+    ends: tuple[int | None, int | None] = (None, None),
 ) -> PairRecord:
     """A record whose segments are the contents that both texts hold, anchored at the token before each.
 
     Where one tokenizer's first token of a content begins before it (a space of the template) and the other's does not,
-    the tokens before predict different things and are no anchor.
+    the tokens before predict different things and are no anchor. Likewise the last tokens are left out unless what
+    ends a turn follows on both sides: a source whose template writes a space first predicts that.
+
+    ends: the tokens that end a turn, of the pivot and of the source.
     """
     segments, anchors = [], []
     for ours, theirs in zip(pivot_contents, source_contents, strict=True):
         (p, q), (s, t) = _tokens_of(text.offsets, ours), _tokens_of(row.offsets, theirs)
         if p == q or s == t:
             continue
-        segments.append((p, q, s, t, ours[0], theirs[0]))
+        follow = tuple(int(ids[n]) if n < len(ids) else None for ids, n in ((text.ids, q), (row.ids, t)))
+        less = follow != ends
+        if q - p > less and t - s > less:
+            segments.append((p, q - less, s, t - less, ours[0], theirs[0]))
         if p and s and (text.offsets[p, 0] < ours[0]) == (row.offsets[s, 0] < theirs[0]):
             anchors.append((p - 1, s - 1))
     return PairRecord(
@@ -211,19 +230,19 @@ def _rules(
     folder: Path, pivot: Reading, source: Reading, settings: AlignSettings, ranges: Sequence[Alignment]
 ) -> Rules:
     """The rules with the vocabulary map, which is kept in the folder."""
+    file = folder / f"map-{settings.vocabulary}-{settings.ms_weight}-{settings.rules}-{settings.tokens}.json"
     counts = None
-    if settings.vocabulary == "statistics" or settings.rules == "chat_v1":
+    if settings.rules == "chat_v1" or (settings.vocabulary == "statistics" and not file.exists()):
         triples = ((p.ids, s.ids, r) for p, s, r in zip(pivot.texts, source.texts, ranges, strict=True))
         counts = count_pairs(triples, pivot.view, source.view)
-    file = folder / f"map-{settings.vocabulary}-{settings.ms_weight}-{settings.rules}.json"
     if not file.exists():
         _make_map(pivot, source, settings, counts).save(file)
     known = load_map(file, pivot.view, source.view)
-    if settings.special_pairs:
-        known = with_pairs(known, _special_pairs(pivot, source))
     return Rules(
         pivot.view, source.view, known, settings.rules, hard=settings.hard, one_to_many=settings.one_to_many,
-        counts=counts, fallback=settings.fallback, duplicates=settings.duplicates,
+        counts=counts if settings.rules == "chat_v1" else None, fallback=settings.fallback,
+        duplicates=settings.duplicates,
+        pairs=tuple(_special_pairs(pivot, source)) if settings.special_pairs else (),
     )  # fmt: skip
 
 
@@ -245,7 +264,8 @@ def _make_map(pivot: Reading, source: Reading, settings: AlignSettings, counts: 
 
 
 def _special_pairs(pivot: Reading, source: Reading) -> Iterator[tuple[int, int]]:
-    ours, theirs = (
-        (r.view.bos, r.view.eos, r.turn_end if r.turn_end is not None else r.view.eos) for r in (pivot, source)
-    )
-    return ((t, p) for t, p in zip(theirs, ours, strict=True) if t is not None and p is not None)
+    """BOS, EOS and, where answers are read, what ends a turn; there the last stands above the others."""
+    ours, theirs = ((r.view.bos, r.view.eos, r.turn_end) for r in (pivot, source))
+    kinds = 2 if any(d.eos for d in pivot.documents) else 3
+    pairs = zip(theirs[:kinds], ours[:kinds], strict=True)
+    return ((t, p) for t, p in pairs if t is not None and p is not None)

@@ -10,11 +10,15 @@ from typing import Any
 
 from jax.sharding import Mesh
 
+from fusion_jax.data.batches import Example
+from fusion_jax.data.documents import Document
 from fusion_jax.data.jsonl import Record, read_jsonl
 from fusion_jax.errors import InputError
 from fusion_jax.evals.accuracy import by_skill, evaluate, mean_interval, paired_difference
+from fusion_jax.evals.perplexity import surprise
 from fusion_jax.models.folder import Model, check_folder, load, save
-from fusion_jax.train.optimise import TrainSettings
+from fusion_jax.train.objectives import FusionSettings, fusion_objective
+from fusion_jax.train.optimise import TrainSettings, compute_for, optimise, step_count
 from fusion_jax.train.report import markdown_table, save_figure, training_figure
 from fusion_jax.train.run_folder import REPORT, RunFolder
 from fusion_jax.zoo import model_path
@@ -111,6 +115,52 @@ def accuracy_table(rows: Sequence[dict[str, Any]]) -> list[dict[str, str]]:
     return out
 
 
+def measured(
+    run: RunFolder,
+    name: str,
+    model: Model,
+    held: Sequence[Document],
+    test: Sequence[Record],
+    settings: TrainSettings,
+    *,
+    max_length: int,
+    **how: Any,
+) -> dict[str, float]:
+    """Bits per byte of held-out documents and accuracy on test prompts, where there are any; `how` as in `judged`."""
+    compute = compute_for(settings)
+    out = {}
+    if held:
+        out["bits per byte"] = surprise(model, held, max_length=max_length, compute=compute).bits_per_byte
+    for row in judged(run, name, model, test, compute.mesh, **how):
+        out["accuracy" if row["skill"] == "all" else row["skill"]] = row["accuracy"]
+    return out
+
+
+def trained_on_fused(
+    run: RunFolder, model: Model, examples: Sequence[Example], fusion: FusionSettings, settings: TrainSettings
+) -> Model:
+    """A model on fused examples, or the finished one where the arm was trained already."""
+    objective = fusion_objective(fusion, step_count(len(examples), settings))
+    mesh = compute_for(settings).mesh
+    return trained(run, model, mesh, lambda folder: optimise(model, examples, objective, settings, folder))
+
+
+def reading_limit(folders: Mapping[str, Path], max_length: int, k: int) -> int:
+    """The tokens that every model reads of a text.
+
+    Raises:
+      InputError: k entries are more than the smallest vocabulary has.
+    """
+    configs = {name: check_folder(folder) for name, folder in folders.items()}
+    name, smallest = min(configs.items(), key=lambda item: item[1].vocab_size)
+    if k > smallest.vocab_size:
+        raise InputError(
+            f"{k} entries of a distribution are asked for, '{name}' has {smallest.vocab_size}", field="k",
+            cure="Lower it",
+        )  # fmt: skip
+    return min(max_length, *(config.max_positions for config in configs.values()))
+
+
 def fusion_report(
     run: RunFolder,
     title: str,
@@ -123,6 +173,8 @@ def fusion_report(
     Args:
       measures: of every model; coverage: lines of text and of shares, what decided the rows of each source.
     """
+    if not any(measures.values()):
+        run.log("no held-out data and no test prompts: nothing is measured")
     results = markdown_table([{"model": n, **{k: f"{v:.4f}" for k, v in m.items()}} for n, m in measures.items()])
     reached = [{k: v if isinstance(v, str) else f"{v:.3f}" for k, v in line.items()} for line in coverage]
     arms = {path.name: path for path in sorted(run.file("arms").iterdir())}

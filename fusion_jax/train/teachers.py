@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fusion_jax.align.views import fingerprint as view_fingerprint
 from fusion_jax.align.views import view_of
 from fusion_jax.data.batches import bucket_list
 from fusion_jax.data.documents import Document, TeacherText, documents_fingerprint
@@ -26,10 +26,11 @@ Array = jax.Array
 
 
 def store_identity(model: Model, documents: Sequence[Document], k: int) -> StoreIdentity:
-    """What a store of this teacher on these documents is known by."""
+    """What a store of this teacher on these documents is known by: weights and architecture, all of the tokenizer."""
     assert model.tokenizer is not None  # `encode_documents` has looked
-    tokenizer = view_fingerprint(view_of(model.tokenizer))
-    return StoreIdentity(fingerprint(model.params), tokenizer, documents_fingerprint(documents), k, len(documents))
+    whole = hashlib.sha256(f"{fingerprint(model.params)}{model.config!r}".encode()).hexdigest()
+    tokenizer = hashlib.sha256(model.tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
+    return StoreIdentity(whole, tokenizer, documents_fingerprint(documents), k, len(documents))
 
 
 def make_topk_step(
@@ -58,7 +59,7 @@ def teacher_rows(
     Entries beyond the tokenizer (of a head padded to a round size) do not exist.
     """
     assert model.tokenizer is not None  # `encode_documents` has looked
-    step = make_topk_step(model.config, compute, k, min(len(model.tokenizer), model.config.vocab_size))
+    step = make_topk_step(model.config, compute, k, min(view_of(model.tokenizer).size, model.config.vocab_size))
     buckets = bucket_list(max((len(t.ids) for t in texts), default=1))
 
     def rows_of(wanted: range) -> list[TeacherRow]:

@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 
 from fusion_jax.data.chat import turn_end
-from fusion_jax.data.documents import chat_documents, encode_documents, inside, scored_bytes, text_documents
+from fusion_jax.data.documents import (
+    chat_documents,
+    encode_documents,
+    inside,
+    scored_bytes,
+    text_documents,
+    token_counts,
+)
 from fusion_jax.data.records import Place, Row, parse_sft
 from fusion_jax.errors import InputError
 from fusion_jax.models.folder import load_tokenizer
@@ -49,10 +56,11 @@ def test_a_reader_s_own_strings_stand_in_the_pivot_s_template():
 
 def test_plain_text_is_scored_whole_with_eos_and_counted_in_bytes():
     (document,) = text_documents(["Dé 1"])
-    assert scored_bytes(document) == 5
     (text,) = encode_documents(ZOO["target"], [document], max_length=16)
     assert text.ids[-1] == ZOO["target"].eos_token_id and text.scored.tolist() == [False] + [True] * (len(text.ids) - 1)
     assert text.offsets[-1].tolist() == [4, 4]
+    assert scored_bytes(document, text.offsets) == 5 - 1  # nothing predicts the first token, "D"
+    assert token_counts(ZOO["target"], [document]) == [len(text.ids)]
 
 
 def test_tokens_inside_a_span():

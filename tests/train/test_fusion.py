@@ -97,12 +97,15 @@ def test_masks_compare_every_token_or_those_before_a_scored_one():
 def test_packing_keeps_the_last_short_block_and_averages_the_metric_over_tokens():
     rng = np.random.default_rng(4)
     first, second = row(rng, opinion(rng, 1.0)), row(rng, opinion(rng, 4.0, m=4), m=4)
-    blocks = packed([first, second], 8)
+    blocks = packed([first, second], 8, reset=False)
     assert [len(b.ids) for b in blocks] == [8, 3]
     np.testing.assert_array_equal(np.concatenate([b.ids for b in blocks]), np.concatenate([first.ids, second.ids]))
     np.testing.assert_array_equal(blocks[0].segments, [1] * 7 + [2])
     assert blocks[0].opinions[0].metric == pytest.approx((7 * 1.0 + 1 * 4.0) / 8)
     assert blocks[1].opinions[0].metric == 4.0 and not blocks[1].scored[0]
+    np.testing.assert_array_equal(blocks[0].scored, [0, 1, 1, 1, 1, 1, 1, 1])  # the document before predicts the next
+    blocks = packed([first, second], 8, reset=True)
+    np.testing.assert_array_equal(blocks[0].scored, [0, 1, 1, 1, 1, 1, 1, 0])
     reset, _ = fused_examples(blocks, FusionSettings(), mask="all", reset=True)
     assert reset.segments == (1,) * 7 + (2, 2)
 

@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 
 from fusion_jax.align.distributions import RowRule
-from fusion_jax.data.documents import chat_documents, text_documents
+from fusion_jax.align.sequences import Alignment
+from fusion_jax.data.documents import TeacherText, chat_documents, text_documents
 from fusion_jax.data.records import Row
+from fusion_jax.data.teachers import TeacherRow
 from fusion_jax.errors import InputError
 from fusion_jax.models.folder import load
 from fusion_jax.train.objectives import FusionSettings
-from fusion_jax.train.opinions import AlignSettings, own_opinions, read_documents, source_opinions
+from fusion_jax.train.opinions import AlignSettings, _rules, by_contents, own_opinions, read_documents, source_opinions
 from fusion_jax.train.step import Compute
 from fusion_jax.zoo import model_path
 
@@ -96,3 +98,47 @@ def test_what_cannot_be_aligned(tmp_path, models):
     scaled, bucket = dataclasses.replace(AlignSettings(), rules="chat_v1"), FusionSettings(tail="bucket")
     with pytest.raises(InputError, match="field 'tail'"):
         source_opinions(tmp_path / "b", one, one, scaled, bucket, whole=True, progress=quiet)
+
+
+def test_answers_that_templates_surround_differently():
+    """Spans of one content: an anchor needs both first tokens to begin alike, the last tokens both turns to end alike."""
+    offsets = np.asarray([[0, 4], [4, 6], [6, 7], [7, 8], [8, 12]])  # "[I] ", " a", "b", ".", "</s>"
+    text = TeacherText(np.arange(5), offsets, np.ones(5, bool))
+    row = TeacherRow(
+        np.arange(10, 16), np.asarray([[0, 3], [3, 5], [5, 6], [6, 7], [7, 8], [8, 12]]), *[np.zeros(0)] * 5
+    )
+    content, other = [(4, 8)], [(3, 7)]  # the source says one more token before it ends the turn
+    same = by_contents(text, row, content, other, ends=(4, 14))
+    assert same.segments.tolist() == [[1, 4, 1, 4, 4, 3]] and np.asarray(same.anchors).tolist() == [[0, 0]]
+    spaced = by_contents(text, row, content, other, ends=(4, 15))
+    assert spaced.segments.tolist() == [[1, 3, 1, 3, 4, 3]]
+    glued = by_contents(text, row, [(5, 8)], other, ends=(4, 14))  # the pivot's first token holds the template's space
+    assert glued.segments[0, :4].tolist() == [1, 4, 1, 4] and len(glued.anchors) == 0
+
+
+def test_byte_offsets_need_one_text(tmp_path, models):
+    chats = [chat_documents(CHATS, models["target"].tokenizer, m.tokenizer) for m in models.values()]
+    pivot, source = (reading(tmp_path, n, m, d) for (n, m), d in zip(models.items(), chats, strict=True))
+    settings = AlignSettings(tokens="byte_offsets")
+    with pytest.raises(InputError, match="field 'tokens': counts characters of one text"):
+        source_opinions(tmp_path / "a", pivot, source, settings, FusionSettings(), whole=True, progress=quiet)
+
+
+@pytest.mark.parametrize("vocabulary", ["exact", "mined", "statistics"])
+@pytest.mark.parametrize("chat", [True, False])
+def test_what_ends_a_turn_or_a_text_is_mapped_by_meaning(tmp_path, models, vocabulary, chat):
+    """Of chats the source's turn end becomes the pivot's, of texts EOS becomes EOS, whatever a map of strings says."""
+    pivot, source = (
+        reading(tmp_path, n, m, chat_documents(CHATS, m.tokenizer, m.tokenizer) if chat else text_documents(TEXTS))
+        for n, m in models.items()
+    )
+    for ours, theirs in ((pivot, source), (source, pivot)):
+        zeros = [np.zeros(len(t.ids), np.int32) for t in ours.texts]
+        some = [Alignment(z, z, 0.0) for z in zeros]
+        folder = tmp_path / ours.name
+        folder.mkdir(exist_ok=True)
+        images = _rules(folder, ours, theirs, AlignSettings(vocabulary=vocabulary), some).images
+        expected = ours.turn_end if chat and theirs.turn_end == theirs.view.eos else ours.view.eos
+        assert images[theirs.view.eos] == expected
+        if chat:
+            assert images[theirs.turn_end] == ours.turn_end
