@@ -40,13 +40,13 @@ def test_fusellm_from_texts_to_folders_and_on_from_where_it_was_cut(tmp_path, te
     args = [
         "--out", str(out), "--sources", "zoo:qwen-source", "--practice", "0", "--target-practice", "0", "--train.epochs", "1", "--train.batch-size", "8", "--teacher-batch", "16",
         "--texts", str(texts / "texts.jsonl"), "--held-out-texts", str(texts / "held.jsonl"),
-        "--packing", "reset", "--max-length", "40", "--train.batch-size", "4", "--arms", "CLM", "KD", "FuseLLM",
+        "--packing", "reset", "--max-length", "40", "--train.batch-size", "4", "--arms", "CLM", "FuseLLM",
     ]  # fmt: skip
     attempt(fusellm, args)
     report = (out / "report.md").read_text()
     for wanted in ("| CLM |", "| FuseLLM |", "bits per byte", "| blank texts | 1 |", "| texts | 29 |", "one_to_one"):
         assert wanted in report
-    weights = {arm: load_file(out / f"arms/{arm}/model/model.safetensors") for arm in ("CLM", "KD", "FuseLLM")}
+    weights = {arm: load_file(out / f"arms/{arm}/model/model.safetensors") for arm in ("CLM", "FuseLLM")}
     name = next(iter(weights["CLM"]))
     assert not np.array_equal(weights["CLM"][name], weights["FuseLLM"][name])
     from transformers import AutoModelForCausalLM
@@ -64,9 +64,9 @@ def test_fusechat_leaves_a_target_a_source(tmp_path, chats, template):
     out = tmp_path / "run"
     attempt(fusechat, [
         "--out", str(out), "--sources", "zoo:gemma-source", "--chats", str(chats), "--template", template,
-        "--arms", "SFT", "pairwise", "--train.epochs", "1", "--train.batch-size", "8", "--teacher-batch", "16",
+        "--arms", "pairwise", "--train.epochs", "1", "--train.batch-size", "8", "--teacher-batch", "16",
     ])  # fmt: skip
-    assert {p.name for p in (out / "targets").iterdir()} == {"SFT", "with-gemma-source"}
+    assert {p.name for p in (out / "targets").iterdir()} == {"with-gemma-source"}
     steps = read_jsonl(out / "arms/with-gemma-source/metrics.jsonl")
     assert steps[-1]["lambda"] == pytest.approx(0.9)
     expected = 0.9 * steps[-1]["loss/language"] + 0.1 * steps[-1]["loss/fusion"]
@@ -80,6 +80,8 @@ def test_fusechat_leaves_a_target_a_source(tmp_path, chats, template):
         (fusellm, ["--sources", "zoo:qwen"], ["field 'sources'", "no model 'qwen'"]),
         (fusellm, ["--sources", "zoo:target"], ["two models are called 'target'"]),
         (fusellm, ["--texts", "nowhere.jsonl", "--practice", "0", "--target-practice", "0"], ["nowhere.jsonl"]),
+        (fusellm, ["--sources"], ["sources"]),
+        (fusellm, ["--k", "301", "--practice", "0", "--target-practice", "0"], ["field 'k'", "301 entries"]),
         (fusellm, ["--k", "0"], ["field 'k'", "out of range"]),
         (fusechat, ["--chats", "nowhere.jsonl"], ["nowhere.jsonl"]),
         (fusechat, ["--fusion.weight", "1.5"], ["weight", "out of range"]),
@@ -91,6 +93,13 @@ def test_what_is_refused_before_anything_is_made(tmp_path, capsys, module, args,
     assert not list(tmp_path.rglob("*.safetensors")) and not list(tmp_path.rglob("*.array_record"))
 
 
-def test_a_chat_longer_than_the_limit_names_itself(tmp_path, capsys, chats):
-    args = ["--chats", str(chats), "--max-length", "20", "--sources", "zoo:gemma-source"]
-    fails(fusechat, ["--out", str(tmp_path / "run"), *args], capsys, "field 'text'", "tokens, the limit is 20")
+def test_chats_longer_than_the_limit_are_left_out_and_counted(tmp_path, capsys, chats):
+    args = ["--out", str(tmp_path / "run"), "--chats", str(chats), "--sources", "zoo:gemma-source"]
+    fails(fusechat, [*args, "--max-length", "20"], capsys, "all are longer than 20 tokens", "chats.jsonl")
+    fails(
+        fusechat,
+        [*args, "--max-length", "75"],
+        capsys,
+        "longer than max_length in some tokenizer",
+        "--train.batch-size",
+    )
