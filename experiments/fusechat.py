@@ -172,8 +172,9 @@ def fuse(s: Settings, run: RunFolder) -> dict[str, dict[str, float]]:
             coverage.append({"arm": arm, "source": name, **rules})
         rows, drops = fusion_rows(pivot.texts, opinions)
         counts += Counter({f"{arm}: {what}": n for what, n in drops.items()})
-        examples = fused_examples(rows, fusion, mask="labels")
-        fused = trained_on_fused(run.sub("arms").sub(arm), start, examples, fusion, train)
+        place = run.sub("arms").sub(arm)
+        examples = fused_examples(place.file("examples"), rows, fusion, mask="labels")
+        fused = trained_on_fused(place, start, examples, fusion, train)
         measures[arm] = measure(arm, fused)
         if not run.sub("targets").file(arm).exists():
             save(fused, run.sub("targets").file(arm))

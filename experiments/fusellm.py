@@ -186,8 +186,9 @@ def fuse(s: Settings, run: RunFolder, folders: dict[str, Path]) -> dict[str, dic
         counts += Counter({f"{arm}: {what}": n for what, n in drops.items()})
         reset = s.packing == "reset"
         rows = packed(rows, limit, reset=reset) if s.packing != "none" else rows
-        examples = fused_examples(rows, fusion, mask="all", reset=reset)
-        fused = trained_on_fused(run.sub("arms").sub(arm), target, examples, fusion, train)
+        place = run.sub("arms").sub(arm)
+        examples = fused_examples(place.file("examples"), rows, fusion, mask="all", reset=reset)
+        fused = trained_on_fused(place, target, examples, fusion, train)
         measures[arm] = measure(arm, fused)
     if not run.file("model").exists():
         save(fused, run.file("model"))

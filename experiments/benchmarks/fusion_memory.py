@@ -32,7 +32,7 @@ from fusion_jax.models.config import DecoderConfig
 from fusion_jax.models.decoder import forward, head_kernel
 from fusion_jax.models.parameters import init_params
 from fusion_jax.settings import run as run_experiment
-from fusion_jax.train.fusion import FusionRow, Opinion, fused_examples
+from fusion_jax.train.fusion import FusionRow, Opinion, fuse
 from fusion_jax.train.objectives import FusionSettings, fusion_objective
 from fusion_jax.train.report import markdown_table
 from fusion_jax.train.state import OptimizerSettings, TrainState, init_state, make_optimizer
@@ -61,9 +61,9 @@ def main(s: Settings) -> None:
     table = []
     for vocab in s.vocab:
         rows = made_up(s, vocab)
-        fused_examples(rows, FUSION, mask="all")  # compiles
+        fuse(rows, FUSION, mask="all")  # compiles
         began = time.perf_counter()
-        examples = fused_examples(rows, FUSION, mask="all")
+        examples = fuse(rows, FUSION, mask="all")
         built = time.perf_counter() - began
         batch = jax.tree.map(lambda x: x[None], collate(examples, buckets_of(examples)))
         line: dict[str, Any] = {"V": vocab, "targets, s": f"{built:.3f}"}
@@ -119,7 +119,7 @@ def made_up(s: Settings, vocab: int) -> list[FusionRow]:
 def dense_targets(rows: list[FusionRow], vocab: int) -> np.ndarray:
     """bfloat16[n,B,T,V], a whole distribution for every teacher, text and token."""
     tokens = len(rows[0].ids)
-    width = buckets_of(fused_examples(rows, FUSION, mask="all")).rows[-1]
+    width = buckets_of(fuse(rows, FUSION, mask="all")).rows[-1]
     out = np.zeros((len(rows[0].opinions), len(rows), width, vocab), jnp.bfloat16)
     for b, row in enumerate(rows):
         for n, view in enumerate(row.opinions):

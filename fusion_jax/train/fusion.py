@@ -6,8 +6,11 @@ FuseLLM and FuseChat, sections 2.1 (packing), 8 and 9 of their specification: pu
 from __future__ import annotations
 
 import functools
+import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 import jax
@@ -15,15 +18,19 @@ import jax.numpy as jnp
 import numpy as np
 
 from fusion_jax.align.distributions import AlignedRows, RowRule
+from fusion_jax.align.parts import Arrays, Job, Part, Stored, digest, make_parts
 from fusion_jax.data.batches import Example, Targets, bucket_list
 from fusion_jax.data.documents import Document, TeacherText, scored_bytes
+from fusion_jax.data.lazy import Lazy
 from fusion_jax.data.teachers import TeacherRow
 from fusion_jax.errors import InputError
 from fusion_jax.losses.fusion import Target, avg_ce, filled, min_ce, rewards, soft_weights, teacher_target
 from fusion_jax.train.objectives import FusionSettings
 
 Array = jax.Array
+Mask = Literal["all", "labels"]
 ROWS_AT_ONCE = 64
+PART_SIZE = 4 * ROWS_AT_ONCE
 
 
 class Opinion(NamedTuple):
@@ -62,20 +69,20 @@ class FusionRow(NamedTuple):
     segments: np.ndarray
 
 
-def own_opinion(row: TeacherRow, document: Document, settings: FusionSettings) -> Opinion:
+def own_opinion(row: TeacherRow, metric: float, settings: FusionSettings) -> Opinion:
     """The pivot on its own tokens; where rounding is asked for, its raw logits, which round differently."""
     m, k = row.topk_ids.shape
     logprobs = row.topk_logprobs.astype(np.float32)
     if settings.rounding != "none":
         logprobs += row.logsumexp[:, None]
     counts, rule = np.full(m, k, np.int32), np.zeros(m, np.uint8)
-    return Opinion(row.topk_ids, logprobs, counts, rule, _metric(row, document, settings))
+    return Opinion(row.topk_ids, logprobs, counts, rule, metric)
 
 
-def source_opinion(aligned: AlignedRows, row: TeacherRow, document: Document, settings: FusionSettings) -> Opinion:
-    """A source whose rows were aligned; `row` and `document` as the source read the text."""
+def source_opinion(aligned: AlignedRows, metric: float) -> Opinion:
+    """A source whose rows were aligned."""
     ids, logits, counts, rule = aligned
-    return Opinion(ids, logits.astype(np.float32), counts, rule, _metric(row, document, settings))
+    return Opinion(ids, logits.astype(np.float32), counts, rule, metric)
 
 
 def _metric(row: TeacherRow, document: Document, settings: FusionSettings) -> float:
@@ -86,56 +93,86 @@ def _metric(row: TeacherRow, document: Document, settings: FusionSettings) -> fl
     return nats / np.log(2) / size if size and tokens else float("nan")
 
 
-def fusion_rows(
-    texts: Sequence[TeacherText], opinions: Sequence[Sequence[Opinion]]
-) -> tuple[list[FusionRow], Counter[str]]:
+class Opinions(Lazy[Opinion]):
+    """One teacher on every text, made when asked for; metrics float64[n], which are known beforehand."""
+
+    def __init__(self, metrics: np.ndarray, make: Callable[[int], Opinion]) -> None:
+        super().__init__(len(metrics), make)
+        self.metrics = metrics
+
+
+class FusionRows(Lazy[FusionRow]):
+    """Rows made when asked for; sizes int64[n], their tokens, and metrics float64[n, teachers] are known beforehand."""
+
+    def __init__(self, sizes: np.ndarray, metrics: np.ndarray, make: Callable[[int], FusionRow]) -> None:
+        super().__init__(len(sizes), make)
+        self.sizes, self.metrics = sizes, metrics
+
+
+def metrics_of(rows: Sequence[TeacherRow], documents: Sequence[Document], settings: FusionSettings) -> np.ndarray:
+    """float64[n], how well a teacher knows each text."""
+    return np.asarray([_metric(r, d, settings) for r, d in zip(rows, documents, strict=True)], np.float64)
+
+
+def fusion_rows(texts: Sequence[TeacherText], opinions: Sequence[Opinions]) -> tuple[FusionRows, Counter[str]]:
     """Rows of the texts whose every metric is finite, and how many were left out (section 15: filter always).
 
     Args:
       opinions: of each teacher, the pivot first, one a text.
     """
-    rows, counts = [], Counter[str]()
-    for text, views in zip(texts, zip(*opinions, strict=True), strict=True):
-        if all(np.isfinite(view.metric) for view in views):
-            rows.append(FusionRow(text.ids, text.scored, tuple(views), np.ones(len(text.ids), np.int32)))
-        else:
-            counts["a teacher scored no token of it, or not finitely"] += 1
-    if not rows:
+    metrics = np.stack([o.metrics for o in opinions], 1)
+    kept = np.flatnonzero(np.isfinite(metrics).all(1))
+    if not len(kept):
         raise InputError("no text is left that every teacher has scored", field="texts", cure="Give more texts")
-    return rows, counts
+
+    def row(index: int) -> FusionRow:
+        text = texts[int(kept[index])]
+        views = tuple(o[int(kept[index])] for o in opinions)
+        return FusionRow(text.ids, text.scored, views, np.ones(len(text.ids), np.int32))
+
+    sizes = np.asarray([len(texts[i].ids) for i in kept.tolist()], np.int64)
+    dropped = len(metrics) - len(kept)
+    why = Counter({"a teacher scored no token of it, or not finitely": dropped} if dropped else {})
+    return FusionRows(sizes, metrics[kept], row), why
 
 
-def packed(rows: Sequence[FusionRow], block: int, *, reset: bool) -> list[FusionRow]:
+def packed(rows: FusionRows, block: int, *, reset: bool) -> FusionRows:
     """Rows end to end, cut every `block` tokens, the last short block kept; a block's metric is the mean over its
     tokens (section 2.1, stage 5).
 
     reset: documents do not see each other, so nothing predicts the first token of one; else the document before does.
     """
-    sizes = [len(r.ids) for r in rows]
-    segments = np.repeat(np.arange(1, len(rows) + 1, dtype=np.int32), sizes)
-    ids, scored = (np.concatenate([getattr(r, name) for r in rows]) for name in ("ids", "scored"))
-    whole = [_joined([r.opinions[n] for r in rows]) for n in range(len(rows[0].opinions))]
-    out = []
-    for start in range(0, len(ids), block):
-        part = slice(start, start + block)
-        opinions = tuple(
-            Opinion(v.ids[part], v.logprobs[part], v.counts[part], v.rule[part], float(metric[part].mean()))
-            for v, metric in whole
-        )
-        numbers = segments[part] - segments[start] + 1
-        some = scored[part].copy() if reset else scored[part] | (np.diff(numbers, prepend=1) > 0)
-        some[0] = False
-        out.append(FusionRow(ids[part], some, opinions, numbers))
-    return out
+    ends = np.cumsum(rows.sizes)
+    starts = np.arange(0, ends[-1], block)
+
+    def one(number: int) -> FusionRow:
+        start, stop = int(starts[number]), min(int(starts[number]) + block, int(ends[-1]))
+        first, last = np.searchsorted(ends, [start, stop - 1], "right").tolist()
+        some = rows[first : last + 1]
+        part = slice(start - int(ends[first] - rows.sizes[first]), stop - int(ends[first] - rows.sizes[first]))
+        ids, scored = (np.concatenate([getattr(r, name) for r in some])[part] for name in ("ids", "scored"))
+        segments = np.repeat(np.arange(1, len(some) + 1, dtype=np.int32), rows.sizes[first : last + 1])[part]
+        opinions = tuple(_joined([r.opinions[n] for r in some], part) for n in range(rows.metrics.shape[1]))
+        if not reset:
+            scored = scored | (np.diff(segments, prepend=1) > 0)
+        scored[0] = False
+        return FusionRow(ids, scored, opinions, segments)
+
+    bounds = np.append(starts, ends[-1])
+    owner = np.minimum(np.searchsorted(ends, bounds, "right"), len(ends) - 1)
+    before = np.cumsum(rows.metrics * rows.sizes[:, None], 0) - rows.metrics * rows.sizes[:, None]
+    sums = before[owner] + rows.metrics[owner] * (bounds - (ends - rows.sizes)[owner])[:, None]
+    sizes = np.diff(bounds)
+    return FusionRows(sizes, np.diff(sums, axis=0) / sizes[:, None], one)
 
 
-def _joined(views: Sequence[Opinion]) -> tuple[Opinion, np.ndarray]:
-    """Opinions on texts that follow each other, and float64[m], each text's metric at each of its tokens."""
+def _joined(views: Sequence[Opinion], part: slice) -> Opinion:
+    """A slice of opinions on texts that follow each other; the metric is the mean of the texts' at its tokens."""
     width = max(v.ids.shape[1] for v in views)
-    ids, logprobs = (np.concatenate([_widened(x, width) for x in xs]) for xs in zip(*(v[:2] for v in views)))
-    counts, rule = (np.concatenate([getattr(v, name) for v in views]) for name in ("counts", "rule"))
-    metric = np.repeat([v.metric for v in views], [len(v.counts) for v in views])
-    return Opinion(ids, logprobs, counts, rule, float("nan")), metric
+    ids, logprobs = (np.concatenate([_widened(x, width) for x in xs])[part] for xs in zip(*(v[:2] for v in views)))
+    counts, rule = (np.concatenate([getattr(v, name) for v in views])[part] for name in ("counts", "rule"))
+    metric = np.repeat([v.metric for v in views], [len(v.counts) for v in views])[part]
+    return Opinion(ids, logprobs, counts, rule, float(metric.mean()))
 
 
 def _widened(entries: np.ndarray, width: int) -> np.ndarray:
@@ -143,12 +180,70 @@ def _widened(entries: np.ndarray, width: int) -> np.ndarray:
 
 
 def fused_examples(
-    rows: Sequence[FusionRow],
+    folder: str | os.PathLike[str],
+    rows: FusionRows,
     settings: FusionSettings,
     *,
-    mask: Literal["all", "labels"],
+    mask: Mask,
     reset: bool = False,
-) -> list[Example]:
+    progress: Callable[[int], None] = lambda done: None,
+) -> Stored[Example]:
+    """Training examples with one fused target a token, kept in a folder and read from there when asked for.
+
+    Args: as in `fuse`.
+
+    Raises:
+      InputError: settings that do not go together, no teacher, a folder of something else.
+    """
+    _check(settings, rows.metrics.shape[1])
+    made_of = {
+        "format": 1, **asdict(settings), "mask": mask, "reset": reset, "inputs": digest([rows.sizes, rows.metrics]),
+    }  # fmt: skip
+    job = Job(Path(folder), made_of, len(rows), PART_SIZE)
+
+    def items(wanted: range) -> list[Example]:
+        fused = fuse(rows[wanted.start : wanted.stop], settings, mask=mask, reset=reset)
+        return [replace(e, index=i) for e, i in zip(fused, wanted, strict=True)]
+
+    make_parts(job, _Kept(), items, 0, progress)
+    return Stored(job, _read_example)
+
+
+class _Kept:
+    """Examples as they are."""
+
+    def one(self, item: Example) -> Example:
+        return item
+
+    def pack(self, results: Sequence[Example]) -> Arrays:
+        targets = [e.targets for e in results if e.targets is not None]
+        shapes = np.asarray([t.ids.shape for t in targets], np.int64)
+        chosen = [e.chosen for e in results if e.chosen is not None]
+        return {
+            "lengths": np.asarray([len(e.rows[0]) for e in results], np.int32), "shapes": shapes,
+            "index": np.asarray([e.index for e in results], np.int64),
+            "starts": np.asarray([e.starts[0] for e in results], np.int32),
+            "share": np.asarray([t.share for t in targets], np.float32),
+            "tokens": np.concatenate([np.asarray(e.rows[0], np.int32) for e in results]),
+            "segments": np.concatenate([np.asarray(e.segments, np.int32) for e in results]),
+            "segmented": np.asarray([len(e.segments) for e in results], np.int32),
+            "chosen": np.concatenate(chosen), "ids": np.concatenate([t.ids.ravel() for t in targets]),
+            "probs": np.concatenate([t.probs.ravel() for t in targets]),
+        }  # fmt: skip
+
+
+def _read_example(part: Part, number: int) -> Example:
+    shapes = part.whole("shapes")
+    tokens, chosen = (part.some(name, part.lengths, number) for name in ("tokens", "chosen"))
+    segments = part.some("segments", part.whole("segmented"), number)
+    ids, probs = (part.some(name, shapes.prod(1), number).reshape(shapes[number]) for name in ("ids", "probs"))
+    return Example(
+        (tuple(tokens.tolist()),), (int(part.whole("starts")[number]),), int(part.whole("index")[number]),
+        tuple(segments.tolist()), chosen=chosen, targets=Targets(ids, probs, part.whole("share")[number]),
+    )  # fmt: skip
+
+
+def fuse(rows: Sequence[FusionRow], settings: FusionSettings, *, mask: Mask, reset: bool = False) -> list[Example]:
     """Training examples with one fused target a token.
 
     Args:
@@ -159,7 +254,7 @@ def fused_examples(
     Raises:
       InputError: settings that do not go together, no teacher.
     """
-    _check(settings, rows)
+    _check(settings, len(rows[0].opinions))
     buckets = bucket_list(max(len(r.ids) for r in rows))
     order = sorted(range(len(rows)), key=lambda i: len(rows[i].ids))
     out: dict[int, Example] = {}
@@ -174,9 +269,8 @@ def fused_examples(
     return [out[i] for i in range(len(rows))]
 
 
-def _check(s: FusionSettings, rows: Sequence[FusionRow]) -> None:
-    teachers = len(rows[0].opinions) - (not s.pivot)
-    if teachers < 1:
+def _check(s: FusionSettings, teachers: int) -> None:
+    if teachers - (not s.pivot) < 1:
         raise InputError("there is no teacher", field="pivot", cure="Give a source, or take the pivot as a teacher")
     if s.tail == "bucket" and (s.temperature != 1.0 or s.rounding != "none"):
         raise InputError(

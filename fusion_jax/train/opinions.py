@@ -34,7 +34,7 @@ from fusion_jax.data.teachers import TeacherRow, TeacherStore, write_store
 from fusion_jax.errors import InputError
 from fusion_jax.models.folder import Model
 from fusion_jax.settings import bounded
-from fusion_jax.train.fusion import Opinion, own_opinion, source_opinion
+from fusion_jax.train.fusion import Opinions, metrics_of, own_opinion, source_opinion
 from fusion_jax.train.objectives import FusionSettings
 from fusion_jax.train.step import Compute
 from fusion_jax.train.teachers import store_identity, teacher_rows
@@ -100,9 +100,10 @@ def read_documents(
     return Reading(name, view_of(model.tokenizer), turn_end(model.tokenizer), documents, texts, store)
 
 
-def own_opinions(pivot: Reading, fusion: FusionSettings) -> list[Opinion]:
+def own_opinions(pivot: Reading, fusion: FusionSettings) -> Opinions:
     """The pivot's on its own tokens."""
-    return [own_opinion(row, d, fusion) for row, d in zip(pivot.rows, pivot.documents, strict=True)]
+    metrics = metrics_of(pivot.rows, pivot.documents, fusion)
+    return Opinions(metrics, lambda i: own_opinion(pivot.rows[i], float(metrics[i]), fusion))
 
 
 def source_opinions(
@@ -114,7 +115,7 @@ def source_opinions(
     *,
     whole: bool,
     progress: Progress,
-) -> tuple[list[Opinion], dict[str, float]]:
+) -> tuple[Opinions, dict[str, float]]:
     """A source's opinions on the pivot's tokens, and the share that each rule decided of the pivot's tokens
     whose next token is scored.
 
@@ -149,13 +150,11 @@ def source_opinions(
         folder / "-".join(("rows", *marks)), records, ranges, rules, raw=raw, workers=settings.workers,
         progress=lambda done: progress(f"moving rows of {name}", done, len(records)),
     )  # fmt: skip
-    opinions = [
-        source_opinion(rows, row, document, fusion)
-        for rows, row, document in zip(aligned, source.rows, source.documents, strict=True)
-    ]
+    metrics = metrics_of(source.rows, source.documents, fusion)
+    opinions = Opinions(metrics, lambda i: source_opinion(aligned[i], float(metrics[i])))
     counts = np.zeros(len(RowRule))
-    for opinion, text in zip(opinions, pivot.texts, strict=True):
-        counts += np.bincount(opinion.rule[:-1][text.scored[1:]], minlength=len(RowRule))
+    for rows, text in zip(aligned, pivot.texts, strict=True):
+        counts += np.bincount(rows.rule[:-1][text.scored[1:]], minlength=len(RowRule))
     return opinions, {rule.name.lower(): float(counts[rule] / max(counts.sum(), 1)) for rule in RowRule}
 
 

@@ -15,7 +15,7 @@ from fusion_jax.errors import InputError
 from fusion_jax.models.config import DecoderConfig
 from fusion_jax.models.folder import Model, logits
 from fusion_jax.models.parameters import init_params
-from fusion_jax.train.fusion import FusionRow, Opinion, fused_examples, fusion_rows, packed
+from fusion_jax.train.fusion import FusionRow, FusionRows, Opinion, Opinions, fuse, fused_examples, fusion_rows, packed
 from fusion_jax.train.objectives import FusionSettings, fusion_objective
 from fusion_jax.train.step import Compute, score
 
@@ -33,6 +33,15 @@ def opinion(rng, metric, *, m=M, counts=None, rule=None):
 def row(rng, *opinions, m=M, scored=None):
     chosen = np.arange(m) > 0 if scored is None else np.asarray(scored, bool)
     return FusionRow(rng.integers(1, V, m).astype(np.int32), chosen, opinions, np.ones(m, np.int32))
+
+
+def opinions_of(*views):
+    return Opinions(np.asarray([v.metric for v in views]), views.__getitem__)
+
+
+def as_rows(rows):
+    metrics = np.asarray([[o.metric for o in r.opinions] for r in rows])
+    return FusionRows(np.asarray([len(r.ids) for r in rows]), metrics, rows.__getitem__)
 
 
 def dense(view, t):
@@ -53,7 +62,7 @@ def as_dense(targets, t):
 def test_mince_takes_the_sample_s_best_teacher_and_fills_holes_with_the_pivot():
     rng = np.random.default_rng(0)
     pivot, good, bad = opinion(rng, 2.0), opinion(rng, 1.5, counts=[3, 0, 2, 3, 3, 0, 1]), opinion(rng, 3.0)
-    (example,) = fused_examples([row(rng, pivot, bad, good)], FusionSettings(), mask="all")
+    (example,) = fuse([row(rng, pivot, bad, good)], FusionSettings(), mask="all")
     for t in range(M):
         expected = dense(pivot if good.counts[t] == 0 else good, t)
         np.testing.assert_allclose(as_dense(example.targets, t), expected, atol=1e-6)
@@ -62,7 +71,7 @@ def test_mince_takes_the_sample_s_best_teacher_and_fills_holes_with_the_pivot():
 def test_avgce_weighs_by_the_softmax_of_exp_minus_ce():
     rng = np.random.default_rng(1)
     views = [opinion(rng, metric) for metric in (2.0, 1.0, 0.5)]
-    (example,) = fused_examples([row(rng, *views)], FusionSettings(function="avgce"), mask="all")
+    (example,) = fuse([row(rng, *views)], FusionSettings(function="avgce"), mask="all")
     rewards = np.exp(-np.asarray([v.metric for v in views]))
     weights = np.exp(rewards) / np.exp(rewards).sum()
     for t in range(M):
@@ -78,7 +87,7 @@ def test_a_choice_per_token_takes_who_expects_the_next_token_and_leaves_fallback
         others = [i for i in range(V) if i != text.ids[t + 1]]
         for view in (pivot, source):
             view.ids[t] = [text.ids[t + 1], *others[1:K]] if view is knows else others[:K]
-    (example,) = fused_examples([text], FusionSettings(choice="token"), mask="all")
+    (example,) = fuse([text], FusionSettings(choice="token"), mask="all")
     for t, expected in ((0, source), (1, pivot), (2, pivot)):
         np.testing.assert_allclose(as_dense(example.targets, t), dense(expected, t), atol=1e-6)
 
@@ -86,10 +95,10 @@ def test_a_choice_per_token_takes_who_expects_the_next_token_and_leaves_fallback
 def test_masks_compare_every_token_or_those_before_a_scored_one():
     rng = np.random.default_rng(3)
     text = row(rng, opinion(rng, 1.0), scored=[0, 0, 0, 1, 1, 0, 1])
-    (all_tokens,) = fused_examples([text], FusionSettings(), mask="all")
+    (all_tokens,) = fuse([text], FusionSettings(), mask="all")
     assert all_tokens.rows == ((*text.ids.tolist(), 0),) and all_tokens.scored == (3,)
     assert (all_tokens.targets.probs.sum(-1) > 0).tolist() == [True] * M
-    (labels,) = fused_examples([text], FusionSettings(), mask="labels")
+    (labels,) = fuse([text], FusionSettings(), mask="labels")
     assert labels.rows == (tuple(text.ids.tolist()),) and labels.scored == (3,) and labels.shared == 2
     assert (labels.targets.probs.sum(-1) > 0).tolist() == [False, False, True, True, False, True]
 
@@ -97,27 +106,64 @@ def test_masks_compare_every_token_or_those_before_a_scored_one():
 def test_packing_keeps_the_last_short_block_and_averages_the_metric_over_tokens():
     rng = np.random.default_rng(4)
     first, second = row(rng, opinion(rng, 1.0)), row(rng, opinion(rng, 4.0, m=4), m=4)
-    blocks = packed([first, second], 8, reset=False)
+    rows = as_rows([first, second])
+    blocks = packed(rows, 8, reset=False)
     assert [len(b.ids) for b in blocks] == [8, 3]
     np.testing.assert_array_equal(np.concatenate([b.ids for b in blocks]), np.concatenate([first.ids, second.ids]))
     np.testing.assert_array_equal(blocks[0].segments, [1] * 7 + [2])
     assert blocks[0].opinions[0].metric == pytest.approx((7 * 1.0 + 1 * 4.0) / 8)
     assert blocks[1].opinions[0].metric == 4.0 and not blocks[1].scored[0]
     np.testing.assert_array_equal(blocks[0].scored, [0, 1, 1, 1, 1, 1, 1, 1])  # the document before predicts the next
-    blocks = packed([first, second], 8, reset=True)
+    blocks = packed(rows, 8, reset=True)
     np.testing.assert_array_equal(blocks[0].scored, [0, 1, 1, 1, 1, 1, 1, 0])
-    reset, _ = fused_examples(blocks, FusionSettings(), mask="all", reset=True)
+    reset, _ = fuse(blocks, FusionSettings(), mask="all", reset=True)
     assert reset.segments == (1,) * 7 + (2, 2)
+
+
+def test_blocks_of_many_rows_hold_every_token_once():
+    """Whatever the lengths: tokens in order, each with its own entries, metrics known before a block is made."""
+    rng = np.random.default_rng(10)
+    lengths = [1, 9, 2, 17, 3, 1, 1, 8, 5, 30, 2]
+    rows = [row(rng, opinion(rng, rng.uniform(1, 3), m=m), opinion(rng, 2.0, m=m), m=m) for m in lengths]
+    blocks = packed(as_rows(rows), 8, reset=False)
+    made = list(blocks)
+    assert [len(b.ids) for b in made] == blocks.sizes.tolist() == [8] * 9 + [7]
+    for name in ("ids", "logprobs", "counts"):
+        found = np.concatenate([getattr(b.opinions[0], name) for b in made])
+        np.testing.assert_array_equal(found, np.concatenate([getattr(r.opinions[0], name) for r in rows]))
+    np.testing.assert_array_equal(np.concatenate([b.ids for b in made]), np.concatenate([r.ids for r in rows]))
+    np.testing.assert_allclose(blocks.metrics, [[o.metric for o in b.opinions] for b in made])
+    per_token = np.repeat([r.opinions[0].metric for r in rows], lengths)
+    np.testing.assert_allclose(blocks.metrics[2, 0], per_token[16:24].mean())
+
+
+def test_examples_are_kept_and_made_once(tmp_path):
+    rng = np.random.default_rng(11)
+    rows = as_rows([row(rng, opinion(rng, 2.0, m=m), opinion(rng, 1.0, m=m), m=m) for m in rng.integers(2, 9, 300)])
+    settings = FusionSettings(function="avgce")
+    kept = fused_examples(tmp_path / "e", rows, settings, mask="labels")
+    for example, expected in zip(kept, fuse(list(rows), settings, mask="labels"), strict=True):
+        assert example == expected
+        np.testing.assert_array_equal(example.chosen, expected.chosen)
+        for ours, theirs in zip(example.targets, expected.targets, strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+    parts = {p.name: p.read_bytes() for p in (tmp_path / "e").glob("part-*")}
+    assert len(parts) == 2
+    (tmp_path / "e" / max(parts)).unlink()
+    fused_examples(tmp_path / "e", rows, settings, mask="labels")
+    assert {p.name: p.read_bytes() for p in (tmp_path / "e").glob("part-*")} == parts
+    with pytest.raises(InputError, match="made with another function"):
+        fused_examples(tmp_path / "e", rows, FusionSettings(), mask="labels")
 
 
 def test_texts_that_a_teacher_cannot_score_are_left_out_and_counted():
     rng = np.random.default_rng(5)
     good, bad = opinion(rng, 1.0), opinion(rng, float("nan"))
     texts = [row(rng, good), row(rng, good)]
-    rows, counts = fusion_rows(texts, [[good, good], [bad, good]])
+    rows, counts = fusion_rows(texts, [opinions_of(good, good), opinions_of(bad, good)])
     assert len(rows) == 1 and sum(counts.values()) == 1
     with pytest.raises(InputError, match="no text is left"):
-        fusion_rows(texts[:1], [[good], [bad]])
+        fusion_rows(texts[:1], [opinions_of(good), opinions_of(bad)])
 
 
 @pytest.mark.parametrize(
@@ -132,7 +178,7 @@ def test_texts_that_a_teacher_cannot_score_are_left_out_and_counted():
 def test_settings_that_do_not_go_together(settings, field):
     rng = np.random.default_rng(6)
     with pytest.raises(InputError, match=f"field '{field}'"):
-        fused_examples([row(rng, opinion(rng, 1.0))], FusionSettings(**settings), mask="all")
+        fuse([row(rng, opinion(rng, 1.0))], FusionSettings(**settings), mask="all")
 
 
 @pytest.fixture(scope="module")
@@ -154,7 +200,7 @@ def test_the_step_s_loss_is_the_dense_one(model, mask, kind, tail):
         row(rng, opinion(rng, 2.0), opinion(rng, 1.0, counts=[3, 0, 2, 3, 3, 2, 1]), scored=[0, 0, 1, 1, 1, 0, 1]),
         row(rng, opinion(rng, 1.0, m=5), opinion(rng, 2.0, m=5), m=5, scored=[0, 0, 0, 1, 1]),
     ]
-    examples = fused_examples(rows, settings, mask=mask)
+    examples = fuse(rows, settings, mask=mask)
     objective = fusion_objective(settings, 10)
     batch = jax.tree.map(jnp.asarray, collate(examples, buckets_of(examples)))
     found = objective(score(model.params, model.config, batch, Compute()), jnp.asarray(3))[0]
@@ -183,7 +229,7 @@ def test_the_step_s_loss_is_the_dense_one(model, mask, kind, tail):
 def test_what_only_fills_the_batch_counts_for_nothing(model):
     rng = np.random.default_rng(8)
     settings = FusionSettings()
-    (example,) = fused_examples([row(rng, opinion(rng, 2.0))], settings, mask="all")
+    (example,) = fuse([row(rng, opinion(rng, 2.0))], settings, mask="all")
     filler = dataclasses.replace(example, rows=((5,) * 8,), weight=0.0)
     objective = fusion_objective(settings, 1)
 
@@ -202,7 +248,7 @@ def test_the_soft_schedule_weighs_each_example_by_its_own_scores(model):
         row(rng, opinion(rng, 2.0), opinion(rng, 0.5)),
         row(rng, opinion(rng, 1.0, m=4), opinion(rng, 2.0, m=4), m=4),
     ]
-    examples = fused_examples(rows, settings, mask="all")
+    examples = fuse(rows, settings, mask="all")
     np.testing.assert_allclose([e.targets.share for e in examples], [np.exp(-0.5), np.exp(-1.0)], rtol=1e-6)
 
     def loss(examples, settings):

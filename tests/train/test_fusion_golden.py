@@ -9,7 +9,7 @@ import pytest
 
 from fusion_jax.data.batches import Buckets, collate
 from fusion_jax.ops.linear_logprobs import linear_logprobs
-from fusion_jax.train.fusion import FusionRow, Opinion, fused_examples
+from fusion_jax.train.fusion import FusionRow, Opinion, fuse
 from fusion_jax.train.objectives import FusionSettings, fusion_objective
 from fusion_jax.train.step import Scores
 from tests.losses.test_fusion_golden import COLUMNS, GOLDEN, LOSS, labels_and_mask, padded
@@ -42,7 +42,7 @@ def test_the_training_path_gives_the_official_loss(index):
         pivot=s.get("pivot", True), temperature=s["temperature"], rounding="bfloat16",
     )  # fmt: skip
     rows = rows_of(batch, ["pivot", *sources])
-    examples = fused_examples(rows, settings, mask="all" if batch["kind"] == "fusellm" else "labels")
+    examples = fuse(rows, settings, mask="all" if batch["kind"] == "fusellm" else "labels")
     width = max(len(e.rows[0]) - 1 for e in examples)
     data = jax.tree.map(jnp.asarray, collate(examples, Buckets([0, width], [width])))
     logits = jnp.asarray(batch["logits"], jnp.float32)
