@@ -65,3 +65,35 @@ def test_killed_runs_end_like_undisturbed_ones(tmp_path):
 
     again = run("dpo", *options(tmp_path, "killed"))
     assert again.returncode == 2 and "holds a finished run" in again.stderr
+
+
+def test_a_fusion_killed_while_reading_and_while_training(tmp_path):
+    """Once when the second teacher begins to read, once in the middle of training."""
+    write(tmp_path / "pairs.jsonl", [{"prompt": p["prompt"], "response": p["chosen"]} for p in pairs(48)])
+
+    def arguments(out: str) -> list[str]:
+        return [
+            "--out", str(tmp_path / out), "--chats", str(tmp_path / "pairs.jsonl"), "--sources", "zoo:gemma-source",
+            "--arms", "pairwise", "--train.batch-size", "8", "--train.epochs", "4", "--train.checkpoint-every", "5",
+        ]  # fmt: skip
+
+    whole = run("fusechat", *arguments("whole"))
+    assert whole.returncode == 0, whole.stderr
+    arm, folder = "arms/with-gemma-source", tmp_path / "killed"
+    moments = [lambda: (folder / "teachers/gemma-source/store.json").exists(), lambda: lines(folder / arm) >= 12]
+    for number, moment in enumerate(moments):
+        process = subprocess.Popen(
+            command("fusechat", *arguments("killed"), *(["--resume", "True"] if number else [])),
+            env=os.environ | {"JAX_PLATFORMS": "cpu"}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        while process.poll() is None and not moment():
+            time.sleep(0.002)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL
+    last = run("fusechat", *arguments("killed"), "--resume", "True")
+    assert last.returncode == 0, last.stderr
+    assert read_jsonl(folder / arm / "metrics.jsonl") == read_jsonl(tmp_path / "whole" / arm / "metrics.jsonl")
+    files = (tmp_path / name / "targets/with-gemma-source/model.safetensors" for name in ("whole", "killed"))
+    expected, actual = (file.read_bytes() for file in files)
+    assert expected == actual
