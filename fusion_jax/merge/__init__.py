@@ -1,0 +1,1 @@
+"""Merge arithmetic: pure functions on stacked tensors, recipes, a streaming executor."""
