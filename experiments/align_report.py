@@ -180,8 +180,6 @@ Unmapped: share of the source's tokens without an image under the map; inexact: 
 
 def check(s: Settings) -> None:
     """Settings that do not go together, told before anything is computed."""
-    if s.variant == "fusellm" and s.map == "statistics":
-        raise InputError("statistics belong to the chat variants", field="--map", cure="Use mined or exact")
     if s.hard and (s.variant != "chat_v2" or s.map != "exact"):
         raise InputError("goes with chat_v2 and the exact map only", field="--hard", cure="Leave it out")
     for name, value, least in (("--max-length", s.max_length, 1), ("--max-texts", s.max_texts, 0)):
