@@ -27,11 +27,11 @@ from fusion_jax.data.loaders import load_texts
 from fusion_jax.data.teachers import TeacherRow, TeacherStore, write_store
 from fusion_jax.data.windows import split_windows
 from fusion_jax.errors import InputError
+from fusion_jax.markdown import markdown_table
 from fusion_jax.models.folder import load, load_tokenizer
 from fusion_jax.settings import bounded
 from fusion_jax.settings import run as run_experiment
 from fusion_jax.train.optimise import TrainSettings, compute_for
-from fusion_jax.train.report import markdown_table
 from fusion_jax.train.teachers import store_identity, teacher_rows
 from fusion_jax.zoo import model_path
 
