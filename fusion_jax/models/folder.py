@@ -57,7 +57,7 @@ def check_folder(path: str | os.PathLike[str]) -> DecoderConfig:
 
 def _opened(folder: Path) -> tuple[dict[str, Any], DecoderConfig, dict[str, TensorEntry], list[HfTensor]]:
     """config.json as read and understood; the tensors of the files and of the architecture, which are the same."""
-    values = _read_config(folder)
+    values = read_config(folder)
     try:
         config = config_from_hf(values)
     except InputError as error:
@@ -91,11 +91,12 @@ def load(path: str | os.PathLike[str], *, dtype: Any = None, mesh: Mesh | None =
     params = _read_params(folder, config, entries, names, jnp.dtype(dtype or file_dtype), mesh)
     generation = folder / "generation_config.json"
     return Model(
-        config, params, tokenizer, values, _read_json(generation) if generation.exists() else {}, file_dtype.name
+        config, params, tokenizer, values, read_json_object(generation) if generation.exists() else {}, file_dtype.name
     )
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json_object(path: Path) -> dict[str, Any]:
+    """A JSON object of a model folder; InputError where it is something else."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
@@ -105,12 +106,17 @@ def _read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
+def read_config(folder: Path) -> dict[str, Any]:
+    """config.json of a model folder.
+
+    Raises:
+      InputError: no such folder or file, or it is not a JSON object.
+    """
     if not folder.is_dir():
         raise InputError("there is no such folder", file=folder, cure="Give the path of a Hugging Face model folder")
     if not (folder / "config.json").exists():
         raise InputError("holds no config.json", file=folder, cure="Give the path of a Hugging Face model folder")
-    return _read_json(folder / "config.json")
+    return read_json_object(folder / "config.json")
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase | None:
