@@ -19,7 +19,7 @@ from fusion_jax.merge.recipe import Recipe, Slice, Source, missing
 Shape = tuple[int, ...]
 Rows = Literal["input", "head"]
 LAYER = re.compile(r"^((?:.*?\.)?(?:layers?|h|blocks?))\.(\d+)\.(.+)$")
-INPUTS = {"embed_tokens", "tok_embeddings", "wte", "word_embeddings", "embed_in"}
+INPUTS = {"embed_tokens", "tok_embeddings", "wte", "word_embeddings", "embed_in", "embeddings"}
 HEADS = {"lm_head", "embed_out", "output", "output_layer"}
 OPTIONAL = (".bias",)  # what a model of the same architecture may lack
 BEFORE = re.compile(r"embed|(^|\.)wpe\.")  # of the tensors outside the layers, those that stand before them

@@ -21,7 +21,8 @@ from fusion_jax.files import write_json
 from fusion_jax.merge.recipe import Recipe
 from fusion_jax.merge.vocabulary import Vocabulary, pivot_model
 
-COMPLETE = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
+SETTINGS = ("tokenizer_config.json", "special_tokens_map.json")
+COMPLETE = ("tokenizer.json", *SETTINGS, "chat_template.jinja")
 SLOW = ("tokenizer.model", "spiece.model", "vocab.json", "merges.txt", "vocab.txt", "added_tokens.json")
 TEMPLATE = "chat_template.jinja"
 
@@ -55,7 +56,8 @@ def write_tokenizer(recipe: Recipe, folders: Mapping[str, Path], output: Vocabul
         _extend(state, output, entries, path)
         _check(state, output, path)
         write_json(out / "tokenizer.json", state)
-        _rewrite_config(out / "tokenizer_config.json", output, entries)
+        for name in SETTINGS:
+            _rewrite_config(out / name, output, entries)
     template = _template(recipe, folders)
     if template is not None:
         (out / TEMPLATE).write_text(template, encoding="utf-8")
@@ -121,16 +123,25 @@ def _check(state: dict[str, Any], output: Vocabulary, file: Path) -> None:
 
 
 def _rewrite_config(path: Path, output: Vocabulary, entries: Mapping[str, dict[str, Any]]) -> None:
-    """tokenizer_config.json lists the added tokens again, by id."""
+    """The settings beside tokenizer.json: added tokens by id and special tokens, those that the output has."""
     if not path.is_file():
         return
-    config = json.loads(path.read_text(encoding="utf-8"))
-    listed = config.get("added_tokens_decoder")
-    if listed is not None:
-        kept = {i: entry for i, entry in listed.items() if entry["content"] in output.ids}
-        more = {str(e["id"]): {k: v for k, v in e.items() if k != "id"} for e in entries.values()}
-        config["added_tokens_decoder"] = {**kept, **more}
-        write_json(path, config)
+    config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    for key, value in list(config.items()):
+        if key.endswith("_token") and value is not None and _content(value) not in output.ids:
+            del config[key]
+        elif key.endswith("_special_tokens") and isinstance(value, list):
+            config[key] = [token for token in value if _content(token) in output.ids]
+        elif key == "added_tokens_decoder":
+            kept = {i: entry for i, entry in value.items() if entry["content"] in output.ids}
+            more = {str(e["id"]): {k: v for k, v in e.items() if k != "id"} for e in entries.values()}
+            config[key] = {**kept, **more}
+    write_json(path, config)
+
+
+def _content(token: Any) -> Any:
+    """The text of a special token, given as such or with its settings."""
+    return token["content"] if isinstance(token, dict) else token
 
 
 def _template(recipe: Recipe, folders: Mapping[str, Path]) -> str | None:

@@ -94,7 +94,7 @@ def test_a_union_keeps_the_bases_ids_and_puts_added_tokens_last() -> None:
         "b": vocabulary("vx", "<b>", "w"),
     }
     out = output_vocabulary(recipe(source="union"), given)
-    assert out.ids == {"x": 0, "y": 1, "<s>": 3, "u": 4, "v": 5, "<a>": 6, "w": 7, "<b>": 8}
+    assert out.ids == {"x": 0, "y": 1, "<s>": 3, "u": 4, "v": 5, "<a>": 6, "<b>": 7, "w": 8}
     assert out.added == {"<s>", "<a>", "w", "<b>"}
     assert output_vocabulary(recipe(source="base"), given) == given["base"]
     assert output_vocabulary(recipe(source="model", model="b"), given) == given["b"]
@@ -208,6 +208,7 @@ def test_tokens_beyond_the_embedding_are_stripped(tmp_path: Path) -> None:
     given = folders(tmp_path)
     output, loaded = written(tmp_path, recipe(source="base"), given, size=265)
     assert loaded.get_vocab() == dict(output.ids) and output.size == 265
+    assert loaded.eos_token is None and "</s>" not in output.ids  # no row, so it cannot be asked for
     whole = Tokenizer.from_file(str(given["base"] / "tokenizer.json"))
     assert loaded.decode(loaded("low lower widest").input_ids) == "low lower widest"
     assert max(whole.encode("lower").ids) >= 265 > max(loaded("lower").input_ids)
