@@ -161,15 +161,15 @@ def _values(raw: Any, parameter: Parameter, place: Place) -> tuple[Value, ...]:
 
 def _value(raw: Any, parameter: Parameter, place: Place) -> Value:
     """One value of its parameter's type: choices are strings, the default tells switches and whole numbers."""
-    if isinstance(parameter.default, bool) and not parameter.choices:
+    if isinstance(parameter.default, bool):
         if isinstance(raw, bool) or raw in (0, 1):
             return bool(raw)
         raise place.error(f"must be true or false, not {shown(raw)}", "Write true or false")
-    if parameter.choices or isinstance(parameter.default, str):
-        if raw in parameter.choices or (isinstance(raw, str) and not parameter.choices):
+    if parameter.choices:
+        if isinstance(raw, str) and raw in parameter.choices:
             return raw
-        if isinstance(raw, bool) and isinstance(parameter.default, bool):
-            return raw
+        if isinstance(raw, bool) and "none" in parameter.choices:  # a switch of mergekit's that has kinds here
+            return next(c for c in parameter.choices if (c != "none") == raw)
         raise place.error(f"{shown(raw)} is not a choice", nearest(raw, parameter.choices))
     return _number(raw, parameter, place)
 

@@ -35,6 +35,7 @@ METHODS = {
                 Parameter("lambda", 1.0),
                 Parameter("normalize", True),
                 Parameter("ties_vote", "weighted", choices=("weighted", "unweighted")),
+                Parameter("rescale", "none", choices=("none", "l1", "inverse_density")),
             ),
         ),
         Method(
@@ -137,10 +138,18 @@ def test_nearest_level_wins_and_rules_that_do_not_match_fall_through() -> None:
         METHODS,
     )
     assert resolve(recipe, METHODS["ties"], "layers.0.mlp", 0, 2) == {
-        "weight": [0.9, 0.4], "density": [0.5, 0.5], "lambda_": 0.1, "normalize": True, "ties_vote": "weighted",
+        "weight": [0.9, 0.4], "density": [0.5, 0.5], "lambda_": 0.1, "normalize": True, "ties_vote": "weighted", "rescale": "none",
     }  # fmt: skip
     assert resolve(recipe, METHODS["ties"], "layers.0.q", 0, 2)["weight"] == [0.4, 0.4]
     assert resolve(recipe, METHODS["ties"], "layers.0.q", 0, 2)["density"] == [1.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("written", "found"), [("true", "l1"), ("false", "none"), ("inverse_density", "inverse_density")]
+)
+def test_rescale_may_be_mergekits_switch(tmp_path: Path, written: str, found: str) -> None:
+    recipe = read(tmp_path, TIES.replace("0.5", f"0.5, rescale: {written}"))
+    assert resolve(recipe, METHODS["ties"], "x", 0, 2)["rescale"] == found
 
 
 PUBLISHED_SLERP = """
