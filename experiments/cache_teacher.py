@@ -11,9 +11,10 @@ Several hosts that see one folder: the same command on each, with a coordinator 
         --hosts.index 0
 
 With `--mesh local` each host holds the whole teacher on its own devices and writes every n-th part: the hosts exchange
-nothing, and one that dies takes no other along unless they share a coordinator. `--mesh global` is for a teacher that
-does not fit into one host: all hosts compute every part, the first one writes. The files must be on a file system that
-all hosts share. Hosts that wait for a lost one say which and stop.
+nothing, and one that dies takes no other along: the others write their parts, then say which host they miss and stop.
+`--mesh global` is for a teacher that does not fit into one host: all hosts compute every part, the first one writes.
+Where there is a coordinator, in both, JAX stops all hosts when one dies, within two minutes. --out must be on a file
+system that all hosts share.
 
 Hardware: all devices of every host; the default takes seconds on a CPU. Texts: JSON lines with "text", or a .txt or .md
 file, one text a line. Result: a store (store.json and array_record parts) that `fusion_jax.data.teachers.TeacherStore`

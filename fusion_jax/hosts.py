@@ -6,6 +6,7 @@ they meet in a folder of a shared file system, and one that dies takes no other 
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Callable
@@ -52,11 +53,13 @@ def join(settings: HostSettings, *, connected: bool = False) -> Host:
     """Find this host's place, and initialise `jax.distributed` if there is a coordinator; call before any other use
     of JAX.
 
+    With a coordinator, JAX ends every process when one of them dies or does not come, with its own message.
+
     Args:
-      connected: the hosts shall share a mesh: without a coordinator, the cluster is asked for one.
+      connected: the hosts shall share a mesh.
 
     Raises:
-      InputError: a part of the settings is missing or does not fit, or the hosts do not meet within `patience`.
+      InputError: a part of the settings is missing or does not fit, or the cluster does not name a coordinator.
     """
     address = settings.coordinator or os.environ.get("JAX_COORDINATOR_ADDRESS", "")
     count = _number(settings.count, "JAX_NUM_PROCESSES")
@@ -67,10 +70,13 @@ def join(settings: HostSettings, *, connected: bool = False) -> Host:
         )
     if count is not None and index is not None and not 0 <= index < count:
         raise InputError(f"{index} is no host of {count}", field="--hosts.index", cure=f"Give 0 to {max(count, 1) - 1}")
-    if connected and not address and count != 1:
-        address = "auto"
+    if connected and not address:
+        raise InputError(
+            "is missing, and a mesh over all hosts needs one", field="--hosts.coordinator",
+            cure='Give ADDRESS:PORT of host 0, or "auto" where the cluster knows it',
+        )  # fmt: skip
     if address:
-        _initialise(address, count, index, int(settings.patience))
+        _initialise(address, count, index, settings.patience)
     elif count is not None and index is not None:
         return Host(index, count)
     return Host(jax.process_index(), jax.process_count())
@@ -85,17 +91,17 @@ def _number(given: int | None, variable: str) -> int | None:
     return int(text)
 
 
-def _initialise(address: str, count: int | None, index: int | None, seconds: int) -> None:
+def _initialise(address: str, count: int | None, index: int | None, patience: float) -> None:
     told = address != "auto"
     try:
         jax.distributed.initialize(
             address if told else None, count, index, cluster_detection_method="deactivate" if told else None,
-            initialization_timeout=min(seconds, 300), shutdown_timeout_seconds=seconds,
+            shutdown_timeout_seconds=math.ceil(patience),  # of the hosts that end before the first one
         )  # fmt: skip
-    except (ValueError, RuntimeError) as error:  # what a cluster does not say, and who does not come
+    except (ValueError, RuntimeError) as error:
         raise InputError(
-            f"the hosts do not meet ({' '.join(str(error).split())})", field="--hosts.coordinator",
-            cure="Start all hosts, with the same coordinator and count, each with its own index",
+            f"the hosts cannot connect ({' '.join(str(error).split())})", field="--hosts.coordinator",
+            cure="Give ADDRESS:PORT of host 0, the count and each host's own index",
         ) from None  # fmt: skip
 
 

@@ -16,7 +16,9 @@ import pytest
 from experiments import cache_teacher
 from fusion_jax.data.jsonl import read_jsonl
 from fusion_jax.data.teachers import StoreIdentity, TeacherRow, TeacherStore
+from fusion_jax.errors import InputError
 from fusion_jax.files import read_json
+from fusion_jax.hosts import Host, HostSettings, join
 from tests.small import attempt, command, fails, small_folder, write
 
 TEXTS, PART = 24, 4
@@ -52,6 +54,12 @@ def start(options: list[str], devices: int = 1) -> subprocess.Popen[str]:
     )  # fmt: skip
 
 
+def free_address() -> str:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{free.getsockname()[1]}"
+
+
 def finished(*hosts: subprocess.Popen[str]) -> list[str]:
     """What each printed; all ended well."""
     outputs = [host.communicate(timeout=120) for host in hosts]
@@ -83,11 +91,11 @@ def same(folder: Path, out: str) -> None:
             assert getattr(ours, name).tobytes() == getattr(one, name).tobytes(), name
 
 
-def test_two_hosts_write_the_store_of_one(folder, capsys):
-    """The first host is this process."""
-    other = start(arguments(folder, "two", *of_two(1)))
-    attempt(cache_teacher, arguments(folder, "two", *of_two(0)))
-    assert finished(other) == [""] and "bits_per_byte" in capsys.readouterr().out
+def test_two_hosts_write_the_store_of_one(folder):
+    """Connected, so that each sees the devices of both and takes its own."""
+    options = ["--hosts.coordinator", free_address()]
+    first, second = finished(*(start(arguments(folder, "two", *of_two(i, *options))) for i in (0, 1)))
+    assert "bits_per_byte" in first and "bits_per_byte" not in second
     same(folder, "two")
 
 
@@ -122,10 +130,7 @@ def test_a_mesh_over_two_hosts(folder):
     """The devices of both hosts hold the teacher together and complete a store. Sums are taken in another order, so
     rows agree to float32 rounding, and to one step of float16 where that is stored."""
     copy(folder / "global", [1, 2, 3, 4])
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
-    options = ["--mesh", "global", "--hosts.coordinator", address]
+    options = ["--mesh", "global", "--hosts.coordinator", free_address()]
     first, second = finished(*(start(arguments(folder, "global", *of_two(i, *options)), devices=2) for i in (0, 1)))
     assert "bits_per_byte" in first and "bits_per_byte" not in second
     assert read_json(folder / "global/store.json") == read_json(folder / "one/store.json")
@@ -142,8 +147,20 @@ def test_a_mesh_over_two_hosts(folder):
 @pytest.mark.parametrize("options, problem", [
     (["--hosts.count", "2"], "belong together"), (["--hosts.count", "2", "--hosts.index", "2"], "2 is no host of 2"),
     (["--hosts.coordinator", "127.0.0.1:1"], "belong together"), (["--hosts.patience", "0"], "out of range"),
-    (["--mesh", "global"], "the hosts do not meet"),
+    (["--mesh", "global"], "'--hosts.coordinator': is missing"),
+    # A process whose devices are in use already cannot connect any more.
+    (["--hosts.coordinator", "127.0.0.1:1", "--hosts.count", "2", "--hosts.index", "1"], "cannot connect"),
 ])  # fmt: skip
 def test_hosts_that_do_not_fit_are_refused(folder, capsys, options, problem):
     fails(cache_teacher, arguments(folder, "refused", *options), capsys, problem)
     assert not (folder / "refused").exists()
+
+
+def test_a_place_from_the_environment(monkeypatch):
+    assert join(HostSettings()) == Host(0, 1)
+    monkeypatch.setenv("JAX_NUM_PROCESSES", "3")
+    monkeypatch.setenv("JAX_PROCESS_ID", "2")
+    assert join(HostSettings()) == Host(2, 3) and join(HostSettings(count=2, index=0)) == Host(0, 2)
+    monkeypatch.setenv("JAX_PROCESS_ID", "two")
+    with pytest.raises(InputError, match=r"JAX_PROCESS_ID.*'two' is no number"):
+        join(HostSettings())
