@@ -186,7 +186,7 @@ def _read_params(
             chosen = tensors[index[0]]
             return np.stack([_slice(entries[t.name], index[1:], t.transpose, dtype) for t in chosen])
 
-        sharding = abstract.sharding or jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        sharding = abstract.sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         return jax.make_array_from_callback(abstract.shape, sharding, part)
 
     return _map_with_path(read, abstract_params(config, dtype, mesh))
