@@ -14,6 +14,7 @@ from fusion_jax.merge.arithmetic import MathDtype, Merged, Method, Parameter, as
 from fusion_jax.merge.stacks import (
     PerModel,
     count_models,
+    divide,
     dots,
     need_base,
     normalized,
@@ -52,7 +53,7 @@ def _linear(models: Array, weight: Array, *, normalize: bool, math_dtype: MathDt
     rounded = rounder(math_dtype)
     weight = rounded(weight)
     merged = weighted_sum(weight, as_math(models, rounded), rounded)
-    return Merged(rounded(merged / rounded(total(weight))) if normalize else merged, {})
+    return Merged(rounded(divide(merged, rounded(total(weight)))) if normalize else merged, {})
 
 
 def model_stock(
@@ -67,10 +68,10 @@ def model_stock(
       filter_wise: one t for each row (vector along the last axis) in place of one for the tensor.
 
     Returns float32[...] and "t", its mean over rows.
-    Raises InputError for fewer than 2 models or no base.
+    Raises InputError for fewer than 2 models or no base of their shape.
     """
     count_models(models, "model_stock", 2)
-    return _model_stock(models, need_base(base, "model_stock"), filter_wise=filter_wise, math_dtype=math_dtype)
+    return _model_stock(models, need_base(models, base, "model_stock"), filter_wise=filter_wise, math_dtype=math_dtype)
 
 
 @partial(jax.jit, static_argnames=("filter_wise", "math_dtype"))
@@ -88,7 +89,7 @@ def _model_stock(models: Array, base: Array, *, filter_wise: bool, math_dtype: M
     below = rounded(1.0 + rounded((count - 1) * cosine))
     t = jnp.where(below == 0, 0.0, rounded(rounded(count * cosine) / jnp.where(below == 0, 1.0, below)))
     weight = t[..., None] if t.ndim else t
-    mean = rounded(rounded(total(models)) / count)
+    mean = rounded(divide(rounded(total(models)), jnp.float32(count)))
     merged = rounded(rounded(weight * mean) + rounded(rounded(1.0 - weight) * theta))
     return Merged(merged, {"t": t.mean()})
 
@@ -99,10 +100,10 @@ def nearswap(models: Array, base: Array | None, *, t: float, math_dtype: MathDty
     Args:
       models: float[1,...]; base: float[...].
 
-    Raises InputError unless there are one model and a base, or where t is not finite.
+    Raises InputError unless there are one model and a base of its shape, or where t is not finite.
     """
     count_models(models, "nearswap", 1, 1)
-    return _nearswap(models, need_base(base, "nearswap"), number(t, "t"), math_dtype=math_dtype)
+    return _nearswap(models, need_base(models, base, "nearswap"), number(t, "t"), math_dtype=math_dtype)
 
 
 @partial(jax.jit, static_argnames="math_dtype")
@@ -115,7 +116,7 @@ def _nearswap(models: Array, base: Array, t: Array, *, math_dtype: MathDtype) ->
 
 
 def kth_smallest(values: Array, index: Array) -> Array:
-    """The values at these places [n] of the sorted order of all values."""
+    """float32 scalar: sorted(values)[index] of float32[...] values; index: uint32 scalar."""
     return jnp.sort(values.ravel())[index]
 
 
@@ -129,10 +130,10 @@ def arcee_fusion(models: Array, base: Array | None, *, math_dtype: MathDtype = "
       models: float[1,...]; base: float[...].
 
     Returns float32[...] and "kept", the share of the elements taken from the model.
-    Raises InputError unless there are one model and a base.
+    Raises InputError unless there are one model and a base of its shape.
     """
     count_models(models, "arcee_fusion", 1, 1)
-    return _arcee_fusion(models, need_base(base, "arcee_fusion"), math_dtype=math_dtype)
+    return _arcee_fusion(models, need_base(models, base, "arcee_fusion"), math_dtype=math_dtype)
 
 
 @partial(jax.jit, static_argnames="math_dtype")
@@ -145,9 +146,7 @@ def _arcee_fusion(models: Array, base: Array, *, math_dtype: MathDtype) -> Merge
     change = rounded(x - b)
     importance = rounded(jnp.abs(change) * divergence)
     last = base.size - 1
-    places = jnp.array([last // 2, last * 3 // 4], jnp.uint32)
-    middle, upper = kth_smallest(importance, places)
-    lower = kth_smallest(importance, jnp.array([last // 4], jnp.uint32))[0]
+    lower, middle, upper = (kth_smallest(importance, jnp.uint32(last * i // 4)) for i in (1, 2, 3))
     kept = importance >= rounded(middle + rounded(1.5 * rounded(upper - lower)))
     return Merged(rounded(b + jnp.where(kept, change, 0.0)), {"kept": kept.mean(dtype=jnp.float32)})
 
@@ -178,10 +177,10 @@ def ram(models: Array, base: Array | None, *, epsilon: float = 1e-5, math_dtype:
     Args:
       models: float[K,...]; base: float[...].
 
-    Raises InputError without a base, or where epsilon is not finite.
+    Raises InputError without a base of their shape, or where epsilon is not finite.
     """
     count_models(models, "ram")
-    return _ram(models, need_base(base, "ram"), number(epsilon, "epsilon"), math_dtype=math_dtype)
+    return _ram(models, need_base(models, base, "ram"), number(epsilon, "epsilon"), math_dtype=math_dtype)
 
 
 @partial(jax.jit, static_argnames="math_dtype")
@@ -207,11 +206,11 @@ def ramplus_tl(
     Args:
       models: float[K,...]; base: float[...].
 
-    Raises InputError without a base, or where epsilon, r or alpha is not finite.
+    Raises InputError without a base of their shape, or where epsilon, r or alpha is not finite.
     """
     count_models(models, "ramplus_tl")
     numbers = (number(epsilon, "epsilon"), number(r, "r"), number(alpha, "alpha"))
-    return _ramplus_tl(models, need_base(base, "ramplus_tl"), *numbers, math_dtype=math_dtype)
+    return _ramplus_tl(models, need_base(models, base, "ramplus_tl"), *numbers, math_dtype=math_dtype)
 
 
 @partial(jax.jit, static_argnames="math_dtype")

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from fusion_jax.merge.arithmetic import MathDtype, Merged, Method, Parameter, as_math, rounder, task_vectors
 from fusion_jax.merge.stacks import (
     PerModel,
+    check_shapes,
     count_models,
     dots,
     normalized,
@@ -21,7 +22,6 @@ from fusion_jax.merge.stacks import (
     number,
     per_model,
     weighted_sum,
-    whole_sum,
 )
 
 Array = jax.Array
@@ -38,9 +38,10 @@ def slerp(models: Array, base: Array | None, *, t: float, math_dtype: MathDtype 
       base: float[...] or None.
 
     Returns float32[...] and the "angle" between the two, in radians.
-    Raises InputError unless there is exactly one model, or where t is not finite.
+    Raises InputError unless there is exactly one model, where shapes differ, or where t is not finite.
     """
     count_models(models, "slerp", 1, 1)
+    check_shapes(models, base)
     if base is None:
         return Merged(as_math(models[0], rounder(math_dtype)), {})
     return _slerp(models, base, number(t, "t"), math_dtype=math_dtype)
@@ -52,7 +53,7 @@ def _slerp(models: Array, base: Array, t: Array, *, math_dtype: MathDtype) -> Me
     a, b = as_math(base, rounded), as_math(models[0], rounded)
     lengths = norms(jnp.stack([a, b]))
     lengths = jnp.where(lengths > LEAST_NORM, lengths, 1.0)
-    cosine = whole_sum((a / lengths[0]) * (b / lengths[1]))
+    cosine = ((a / lengths[0]) * (b / lengths[1])).sum()
     angle = jnp.arccos(jnp.clip(cosine, -1.0, 1.0))
     line = jnp.abs(cosine) > COLLINEAR
     sine = jnp.where(line, 1.0, jnp.sin(angle))
@@ -82,9 +83,10 @@ def nuslerp(
         nuslerp_row_wise along the first.
 
     Returns float32[...] and the mean "angle" in radians.
-    Raises InputError unless there are two models and finite weights.
+    Raises InputError unless there are two models of the base's shape and finite weights.
     """
     first, second = per_model(weight, count_models(models, "nuslerp", 2, 2), "weight")
+    check_shapes(models, base)
     t = jnp.float32(0.5 if abs(first + second) < 1e-6 else second / (first + second))
     axis = None if nuslerp_flatten else 0 if nuslerp_row_wise else -1
     return _nuslerp(models, base, t, axis=axis, math_dtype=math_dtype)
@@ -129,9 +131,10 @@ def multislerp(
     Args:
       models: float[K,...]; one alone is returned as it is. base: float[...] or None.
 
-    Raises InputError where weights are not finite, or to be normalised and sum to 0.
+    Raises InputError where shapes differ, or weights are not finite, or to be normalised and sum to 0.
     """
     weights = per_model(weight, count_models(models, "multislerp"), "weight")
+    check_shapes(models, base)
     if normalize_weights:
         weights = normalized(weights)
     if len(models) == 1:
@@ -148,7 +151,7 @@ def _multislerp(models: Array, base: Array | None, weight: Array, eps: Array, *,
     lengths = norms(x)
     share = weight / (lengths + eps)
     mean = weighted_sum(share, x, lambda y: y)
-    length = jnp.sqrt(whole_sum(mean * mean))
+    length = jnp.sqrt((mean * mean).sum())
     scale = (weight * lengths).sum() / jnp.maximum(length, eps)
     merged = weighted_sum(jnp.where(length < eps, weight, share * scale), x, rounded)
     return Merged(merged if theta is None else rounded(theta + merged), {})
@@ -170,22 +173,25 @@ def karcher(
     Args:
       models: float[K,...]; base: float[...], one more model, or None.
 
-    Raises InputError where tol is not finite.
+    Raises InputError where shapes differ, or tol is not finite.
     """
     count_models(models, "karcher")
+    check_shapes(models, base)
     return _karcher(models, base, jnp.int32(max_iter), number(tol, "tol"), math_dtype=math_dtype)
 
 
 @partial(jax.jit, static_argnames="math_dtype")
 def _karcher(models: Array, base: Array | None, max_iter: Array, tol: Array, *, math_dtype: MathDtype) -> Merged:
-    points = models if base is None else jnp.concatenate([models, base[None].astype(models.dtype)])
-    points = as_math(points, rounder(math_dtype))
+    rounded = rounder(math_dtype)
+    points = as_math(models, rounded)
+    if base is not None:
+        points = jnp.concatenate([points, as_math(base, rounded)[None]])
     products = dots(points)
     lengths = jnp.sqrt(jnp.diagonal(products))
     kept = lengths > tol
     inverse = jnp.where(kept, 1.0 / jnp.where(kept, lengths, 1.0), 0.0)
     direction = _mean_direction(products * inverse[:, None] * inverse, kept, max_iter, tol)
-    return Merged(weighted_sum(lengths.mean() * direction * inverse, points, rounder(math_dtype)), {})
+    return Merged(weighted_sum(lengths.mean() * direction * inverse, points, rounded), {})
 
 
 class _Walk(NamedTuple):

@@ -50,11 +50,19 @@ def count_models(models: Array, method: str, least: int = 1, most: int | None = 
     return count
 
 
-def need_base(base: Array | None, method: str) -> Array:
-    """The base. Raises InputError where there is none."""
+def need_base(models: Array, base: Array | None, method: str) -> Array:
+    """The base. Raises InputError where there is none, or one of another shape."""
     if base is None:
         raise InputError(f"{method} needs a base model", field="base_model", cure="Name the model the others came from")
+    check_shapes(models, base)
     return base
+
+
+def check_shapes(models: Array, base: Array | None) -> None:
+    """Raises InputError where there is a base and its shape is not that of the models."""
+    if base is not None and base.shape != models.shape[1:]:
+        problem = f"models of shape {models.shape[1:]} do not fit a base of shape {base.shape}"
+        raise InputError(problem, field="base_model", cure="Merge models of one architecture and vocabulary")
 
 
 def normalized(weight: np.ndarray, field: str = "weight") -> np.ndarray:
@@ -75,22 +83,18 @@ def weighted_sum(weight: Array, stack: Array, rounded: Round) -> Array:
     return rounded(reduce(add, [rounded(w * x) for w, x in zip(weight, stack, strict=True)]))
 
 
-def whole_sum(x: Array) -> Array:
-    """Sum of all elements, by rows first: one running sum over a whole tensor loses digits."""
-    return x.sum(-1).sum() if x.ndim else x
+def divide(x: Array, divisor: Array) -> Array:
+    """x / divisor (a scalar, not 0) rounded as a division: XLA multiplies with the reciprocal of a lone scalar."""
+    return x / jnp.where(x == 0, 1.0, divisor)
 
 
 def dots(stack: Array, axis: int | None = None) -> Array:
     """Inner products of all pairs of models over one axis, or over whole tensors: [K,...] -> float32[K,K,...]."""
     count = len(stack)
-
-    def dot(x: Array, y: Array) -> Array:
-        return whole_sum(x * y) if axis is None else (x * y).sum(axis)
-
-    pairs = {(i, j): dot(stack[i], stack[j]) for i in range(count) for j in range(i + 1)}
+    pairs = {(i, j): (stack[i] * stack[j]).sum(axis) for i in range(count) for j in range(i + 1)}
     return jnp.stack([jnp.stack([pairs[max(i, j), min(i, j)] for j in range(count)]) for i in range(count)])
 
 
 def norms(stack: Array) -> Array:
     """Euclidean norms of whole tensors: [K,...] -> float32[K]."""
-    return jnp.stack([jnp.sqrt(whole_sum(x * x)) for x in stack])
+    return jnp.stack([jnp.sqrt((x * x).sum()) for x in stack])

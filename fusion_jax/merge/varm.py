@@ -17,7 +17,7 @@ import numpy as np
 
 from fusion_jax.errors import InputError
 from fusion_jax.merge.arithmetic import MathDtype, Merged, Method, Parameter, as_math, rounder
-from fusion_jax.merge.stacks import PerModel, count_models, need_base, normalized, per_model, total, whole_sum
+from fusion_jax.merge.stacks import PerModel, check_shapes, count_models, need_base, normalized, per_model, total
 
 Array = jax.Array
 MergeType = Literal["square", "abs", "default"]
@@ -49,7 +49,10 @@ def statistic(models: Array, base: Array, merge_type: MergeType = "square") -> S
 
     Args:
       models: float[K,...]; base: float[...].
+
+    Raises InputError where the shapes differ.
     """
+    check_shapes(models, base)
     sums, changed = _statistic(models, base, merge_type=merge_type)
     return Statistic(sums, changed, base.size)
 
@@ -57,7 +60,7 @@ def statistic(models: Array, base: Array, merge_type: MergeType = "square") -> S
 @partial(jax.jit, static_argnames="merge_type")
 def _statistic(models: Array, base: Array, *, merge_type: MergeType) -> tuple[Array, Array]:
     moved = [model.astype(jnp.float32) - base.astype(jnp.float32) for model in models]
-    sums = jnp.stack([whole_sum(_KINDS[merge_type](x)) for x in moved])
+    sums = jnp.stack([_KINDS[merge_type](x).sum() for x in moved])
     return sums, jnp.stack([(x != 0).sum(dtype=jnp.uint32) for x in moved])
 
 
@@ -164,9 +167,9 @@ def varm(
       weight: K weights, for a granularity wider than a tensor: see `varm_weights`.
 
     Returns float32[...] and "coefficients" float32[K], for "avg_item" their mean over elements.
-    Raises InputError without a base, and for a wide granularity without weights.
+    Raises InputError without a base of their shape, and for a wide granularity without weights.
     """
-    count, base = count_models(models, "varm"), need_base(base, "varm")
+    count, base = count_models(models, "varm"), need_base(models, base, "varm")
     if weight is None and granularity == "avg_item":
         if merge_type == "default":
             cure = "Take square or abs"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import jax
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -61,6 +62,17 @@ def test_the_order_of_models_changes_only_rounding(name: str) -> None:
     straight = method.function(models, base, **weights).tensor
     turned = method.function(models[order], base, **{key: value[order] for key, value in weights.items()}).tensor
     np.testing.assert_allclose(turned, straight, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("math_dtype", ["bfloat16", "float16"])
+def test_linear_is_arithmetic_in_the_dtype(math_dtype: MathDtype) -> None:
+    """Bit for bit, with quotients that a product with a reciprocal would round otherwise."""
+    dtype = {"bfloat16": ml_dtypes.bfloat16, "float16": np.float16}[math_dtype]
+    models, weight = stack(3, (500, 400))[0], np.array([0.3, 0.5, 0.35]).astype(dtype)
+    products = (models.astype(dtype) * weight[:, None, None]).astype(np.float32)
+    want = (products[0] + products[1] + products[2]).astype(dtype) / weight.astype(np.float32).sum().astype(dtype)
+    got = averaging.linear(models, weight=[0.3, 0.5, 0.35], math_dtype=math_dtype).tensor
+    np.testing.assert_array_equal(got, want.astype(np.float32))
 
 
 def test_one_model_of_weight_1_is_that_model() -> None:
@@ -138,6 +150,7 @@ def test_other_parameters_do_not_compile_again() -> None:
         (lambda m, b: averaging.passthrough(m), "models"),
         (lambda m, b: averaging.ram(m, b, epsilon=float("nan")), "epsilon"),
         (lambda m, b: averaging.ramplus_tl(m, b, alpha=float("nan")), "alpha"),
+        (lambda m, b: averaging.ram(m, b[0]), "base_model"),
     ],
 )
 def test_bad_input_is_named(call: Any, field: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -151,6 +152,12 @@ def test_karcher_on_inner_products_is_karcher_on_vectors(scale: float, max_iter:
     np.testing.assert_allclose(spherical.karcher(models, base, max_iter=max_iter).tensor, want, rtol=0, atol=2e-6)
 
 
+def test_karcher_keeps_a_base_of_more_digits_than_the_models() -> None:
+    base = np.full((2, 3), 1.001, np.float32)
+    got = spherical.karcher(jnp.asarray(base[None], "bfloat16"), base).tensor
+    np.testing.assert_allclose(got, np.full((2, 3), (1.0 + 1.001) / 2), rtol=0, atol=1e-6)
+
+
 def test_karcher_of_zeros_and_of_opposites() -> None:
     """No direction at all; a zero model counts for the length only; a mean of no direction starts from the first."""
     zero, ones = np.zeros((3, 2), np.float32), np.ones((3, 2), np.float32)
@@ -185,6 +192,10 @@ def test_other_parameters_do_not_compile_again() -> None:
         (lambda m, b: spherical.multislerp(m, b, weight=[1, -2, 1]), "weight"),
         (lambda m, b: spherical.multislerp(m, b, weight=1, eps=float("inf")), "eps"),
         (lambda m, b: spherical.karcher(m, b, tol=float("nan")), "tol"),
+        (lambda m, b: spherical.karcher(m, b[0]), "base_model"),
+        (lambda m, b: spherical.slerp(m[:1], b[0], t=0.5), "base_model"),
+        (lambda m, b: spherical.nuslerp(m[:2], b[0], weight=1), "base_model"),
+        (lambda m, b: spherical.multislerp(m, b[0], weight=1), "base_model"),
     ],
 )
 def test_bad_input_is_named(call: Any, field: str) -> None:

@@ -41,18 +41,17 @@ def stack(count: int, shape: tuple[int, ...] = (6, 5)) -> tuple[np.ndarray, np.n
 
 @pytest.mark.parametrize("group", FILE["varm_analysis"])
 def test_golden_analysis(group: str) -> None:
-    """Per tensor, layer, module and model; the sums are float32, so relative."""
+    """Per tensor, layer, module and model: float32 sums of up to 1536 terms, added in two orders."""
     official = FILE["varm_analysis"][group]
     found = statistics({"set": group, "model_order": list(official)})
     model, layers, modules = whole_model(found), summed_means(found, layer_of), summed_means(found, module_of)
     for j, want in enumerate(official.values()):
         means = {name: s.mean[j] for name, s in found.items()}
-        assert means == pytest.approx(want["key_to_params"], rel=1e-6)
-        assert {name: values[j] for name, values in layers.items()} == pytest.approx(want["layer_to_params"], rel=1e-6)
-        assert {name: values[j] for name, values in modules.items()} == pytest.approx(
-            want["module_to_params"], rel=1e-6
-        )
-        assert model.mean[j] == pytest.approx(want["aveage_var_degree"], rel=1e-6)
+        assert means == pytest.approx(want["key_to_params"], rel=2e-6)
+        assert {name: values[j] for name, values in layers.items()} == pytest.approx(want["layer_to_params"], rel=2e-6)
+        by_module = {name: values[j] for name, values in modules.items()}
+        assert by_module == pytest.approx(want["module_to_params"], rel=2e-6)
+        assert model.mean[j] == pytest.approx(want["aveage_var_degree"], rel=2e-6)
         assert (model.changed[j], model.size) == (want["total_diff_num"], want["total_param_num"])
 
 
@@ -164,6 +163,7 @@ def test_other_weights_do_not_compile_again() -> None:
         (lambda m, b: varm(m, b, softmax=True, temp=0.0), "temp"),
         (lambda m, b: varm_weights({"a": statistic(m, b)}, "avg_item"), "granularity"),
         (lambda m, b: varm_linear(m, weight=[1, -1, 0]), "weight"),
+        (lambda m, b: statistic(m, b[0]), "base_model"),
     ],
 )
 def test_bad_input_is_named(call: Any, field: str) -> None:
