@@ -1,0 +1,77 @@
+"""Exact selection of the largest or smallest values of a whole tensor, without sorting it.
+
+The bits of non-negative float32 numbers are ordered as the numbers are, so a threshold is found by counting: sixteen
+passes settle two bits each. Equal values are taken in the order of their flat index, as a stable sort takes them. Only
+counts cross the devices of a sharded tensor (merge specification, sections 6 and 12).
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from fusion_jax.merge.shared import count
+
+Array = jax.Array
+U = jnp.uint32
+
+
+def largest(values: Array, k: Array | int) -> Array:
+    """bool[...]: the k largest of non-negative float32[...] values, of equal ones those of lowest flat index.
+
+    k: uint32 scalar from 0 to the number of values (less than 2**32), which may be traced.
+    """
+    return _take(_ascending(values), jnp.asarray(k, U))
+
+
+def smallest(values: Array, k: Array | int) -> Array:
+    """bool[...]: the k smallest values, the other end of `largest`; equal values go by lowest flat index here too."""
+    return _take(~_ascending(values), jnp.asarray(k, U))
+
+
+def kth_smallest(values: Array, index: Array | int) -> Array:
+    """float32 scalar: sorted(values)[index] of non-negative float32[...] values; index: uint32 scalar, maybe traced."""
+    threshold = _threshold(~_ascending(values), jnp.asarray(index, U) + U(1))
+    return jax.lax.bitcast_convert_type(~threshold, jnp.float32)
+
+
+def _ascending(values: Array) -> Array:
+    return jax.lax.bitcast_convert_type(values, U)
+
+
+def _take(keys: Array, k: Array) -> Array:
+    threshold = _threshold(keys, k)
+    above = keys > threshold
+    return above | _first(keys == threshold, k - count(above))
+
+
+def _threshold(keys: Array, k: Array) -> Array:
+    """The k-th largest of uint32[...] keys: the greatest number that at least k of them reach."""
+
+    def settle(i: Array, found: Array) -> Array:
+        step = U(1) << (U(30) - 2 * i.astype(U))
+        reached = _counts(keys, [found + U(j) * step for j in (1, 2, 3)])
+        return found + step * (reached >= k).sum(dtype=U)
+
+    return jax.lax.fori_loop(0, 16, settle, U(0))
+
+
+def _counts(keys: Array, thresholds: list[Array]) -> Array:
+    """uint32[3]: how many keys reach each of three thresholds, in one reading of the keys."""
+    reached = [(keys >= t).astype(U) for t in thresholds]
+    rows = jax.lax.reduce(reached, [U(0)] * 3, lambda a, b: [x + y for x, y in zip(a, b)], (keys.ndim - 1,))
+    # The barrier keeps the compiler from joining both sums into one loop, which a CPU would run on one core.
+    return jnp.stack([row.sum(dtype=U) for row in jax.lax.optimization_barrier(tuple(rows))])
+
+
+def _first(candidates: Array, k: Array) -> Array:
+    """bool[...]: the first k of the candidates by flat index, settled axis by axis from counts along each."""
+    taken = jnp.zeros_like(candidates)
+    for axis in range(candidates.ndim):
+        counts = candidates.sum([a for a in range(candidates.ndim) if a != axis], dtype=U, keepdims=True)
+        through = jnp.cumsum(counts, axis, dtype=U)
+        whole = through <= k
+        taken |= candidates & whole
+        candidates &= ~whole & (through - counts < k)
+        k -= jnp.where(whole, counts, U(0)).sum(dtype=U)
+    return taken

@@ -1,0 +1,369 @@
+"""Generalised task arithmetic: task_arithmetic, ties, dare_*, della*, breadcrumbs* (specification, section 5).
+
+Every method is the same kernel with another sparsifier, with or without a vote on signs. Common arguments:
+
+  models: float[K,...]; base: float[...].
+  weight, density, epsilon, gamma: a number, or one for each of the K models. density: share of entries that stay.
+  normalize: divide by the weights (of the models that won the vote, where there is one).
+  rescale: how entries that stay make up for the others: "l1" (or True), "inverse_density", "none" (or False).
+  lambda_: factor of the merged task vector.
+  ties_vote: whether signs are voted on by weighted task vectors (mergekit), or unweighted ones (the TIES paper).
+  int8_mask: accepted from mergekit's recipes; changes no number.
+  keys: key array [K], see `tensor_key`; masks: bool[K,...], taken instead of drawing.
+
+They return float32[...] and the report "kept" float32[K] (share of positions that the sparsifier left) and, with a
+vote, "erased" float32[K] (share of nonzero entries that lost it). InputError names a parameter out of range.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fusion_jax.errors import InputError
+from fusion_jax.merge.arithmetic import MathDtype, Merged, Method, Parameter, as_math, rounder, task_vectors
+from fusion_jax.merge.sce import erased
+from fusion_jax.merge.shared import PerModel, check_shapes, count, divide, model_sum, per_model
+from fusion_jax.merge.sparsify import (
+    Plan,
+    Rescale,
+    Sparsifier,
+    keep,
+    magnitude_plan,
+    magprune_plan,
+    outliers_plan,
+    random_plan,
+    rescale_rule,
+    rescaled,
+)
+
+Array = jax.Array
+Vote = Literal["none", "weighted", "unweighted"]
+LEAST_WEIGHT = 1e-8  # a sum of weights below it does not normalize
+
+
+class _Sparse(NamedTuple):
+    """How a method thins out task vectors: the sparsifier, its plan, densities [K] and the rule of rescaling."""
+
+    kind: Sparsifier
+    plan: Plan
+    density: tuple[float, ...]
+    rescale: bool | str
+
+
+class _Mix(NamedTuple):
+    """How a method joins task vectors."""
+
+    weight: PerModel
+    lambda_: float
+    normalize: bool
+    vote: Vote
+    math_dtype: MathDtype
+
+
+def task_arithmetic(
+    models: Array,
+    base: Array,
+    *,
+    weight: PerModel,
+    density: PerModel = 1.0,
+    normalize: bool = False,
+    rescale: bool | str = "none",
+    lambda_: float = 1.0,
+    int8_mask: bool = False,
+    math_dtype: MathDtype = "float32",
+) -> Merged:
+    """base + lambda times the weighted sum of task vectors; density and rescale are accepted and ignored."""
+    del density, rescale, int8_mask
+    mix = _Mix(weight, lambda_, normalize, "none", math_dtype)
+    return _merge(models, base, _Sparse("none", {}, (), False), mix)
+
+
+def ties(
+    models: Array,
+    base: Array,
+    *,
+    weight: PerModel,
+    density: PerModel = 1.0,
+    normalize: bool = True,
+    rescale: bool | str = "none",
+    lambda_: float = 1.0,
+    ties_vote: Vote = "weighted",
+    int8_mask: bool = False,
+    math_dtype: MathDtype = "float32",
+) -> Merged:
+    """TIES: each task vector's largest magnitudes, and of those the ones that win the vote on signs."""
+    del int8_mask
+    densities = _densities(models, base, density)
+    sparse = _Sparse("magnitude", magnitude_plan(base.size, densities), densities, rescale)
+    return _merge(models, base, sparse, _Mix(weight, lambda_, normalize, _vote(ties_vote), math_dtype))
+
+
+def dare_linear(
+    models: Array,
+    base: Array,
+    *,
+    weight: PerModel,
+    density: PerModel = 1.0,
+    normalize: bool = False,
+    rescale: bool | str = "l1",
+    lambda_: float = 1.0,
+    keys: Array | None = None,
+    masks: Array | None = None,
+    int8_mask: bool = False,
+    math_dtype: MathDtype = "float32",
+) -> Merged:
+    """DARE: entries dropped at random, the rest rescaled; a weighted sum."""
+    del int8_mask
+    densities = _densities(models, base, density)
+    sparse = _dare(densities, rescale, keys, masks)
+    return _merge(models, base, sparse, _Mix(weight, lambda_, normalize, "none", math_dtype))
+
+
+def dare_ties(
+    models: Array,
+    base: Array,
+    *,
+    weight: PerModel,
+    density: PerModel = 1.0,
+    normalize: bool = False,
+    rescale: bool | str = "l1",
+    lambda_: float = 1.0,
+    ties_vote: Vote = "weighted",
+    keys: Array | None = None,
+    masks: Array | None = None,
+    int8_mask: bool = False,
+    math_dtype: MathDtype = "float32",
+) -> Merged:
+    """DARE with the vote of TIES."""
+    del int8_mask
+    densities = _densities(models, base, density)
+    sparse = _dare(densities, rescale, keys, masks)
+    return _merge(models, base, sparse, _Mix(weight, lambda_, normalize, _vote(ties_vote), math_dtype))
+
+
+def della(
+    models: Array,
+    base: Array,
+    *,
+    weight: PerModel,
+    density: PerModel = 1.0,
+    epsilon: PerModel = 0.15,
+    normalize: bool = True,
+    rescale: bool | str = "l1",
+    lambda_: float = 1.0,
+    ties_vote: Vote = "weighted",
+    keys: Array | None = None,
+    masks: Array | None = None,
+    int8_mask: bool = False,
+    math_dtype: MathDtype = "float32",
+) -> Merged:
+    """DELLA: entries dropped at random, small ones of a row more likely; with the vote of TIES."""
+    del int8_mask
+    densities = _densities(models, base, density)
+    sparse = _della(densities, epsilon, rescale, keys, masks)
+    return _merge(models, base, sparse, _Mix(weight, lambda_, normalize, _vote(ties_vote), math_dtype))
+
+
+def della_linear(
+    models: Array,
+    base: Array,
+    *,
+    weight: PerModel,
+    density: PerModel = 1.0,
+    epsilon: PerModel = 0.15,
+    normalize: bool = False,
+    rescale: bool | str = "l1",
+    lambda_: float = 1.0,
+    keys: Array | None = None,
+    masks: Array | None = None,
+    int8_mask: bool = False,
+    math_dtype: MathDtype = "float32",
+) -> Merged:
+    """DELLA without a vote: a weighted sum."""
+    del int8_mask
+    densities = _densities(models, base, density)
+    sparse = _della(densities, epsilon, rescale, keys, masks)
+    return _merge(models, base, sparse, _Mix(weight, lambda_, normalize, "none", math_dtype))
+
+
+def breadcrumbs(
+    models: Array,
+    base: Array,
+    *,
+    weight: PerModel,
+    density: PerModel = 1.0,
+    gamma: PerModel = 0.01,
+    breadcrumbs_compat: bool = False,
+    normalize: bool = False,
+    rescale: bool | str = "none",
+    lambda_: float = 1.0,
+    int8_mask: bool = False,
+    math_dtype: MathDtype = "float32",
+) -> Merged:
+    """Model Breadcrumbs: without the largest share gamma of magnitudes and the smallest ones."""
+    del int8_mask
+    densities = _densities(models, base, density)
+    sparse = _breadcrumbs(base.size, densities, gamma, rescale, breadcrumbs_compat)
+    return _merge(models, base, sparse, _Mix(weight, lambda_, normalize, "none", math_dtype))
+
+
+def breadcrumbs_ties(
+    models: Array,
+    base: Array,
+    *,
+    weight: PerModel,
+    density: PerModel = 1.0,
+    gamma: PerModel = 0.01,
+    breadcrumbs_compat: bool = False,
+    normalize: bool = False,
+    rescale: bool | str = "none",
+    lambda_: float = 1.0,
+    ties_vote: Vote = "weighted",
+    int8_mask: bool = False,
+    math_dtype: MathDtype = "float32",
+) -> Merged:
+    """Model Breadcrumbs with the vote of TIES."""
+    del int8_mask
+    densities = _densities(models, base, density)
+    sparse = _breadcrumbs(base.size, densities, gamma, rescale, breadcrumbs_compat)
+    return _merge(models, base, sparse, _Mix(weight, lambda_, normalize, _vote(ties_vote), math_dtype))
+
+
+def _densities(models: Array, base: Array, density: PerModel) -> tuple[float, ...]:
+    check_shapes(models, base)
+    return per_model(density, len(models), "density", least=0.0, most=1.0)
+
+
+def _vote(ties_vote: Vote) -> Vote:
+    if ties_vote not in ("weighted", "unweighted"):
+        raise InputError(f"{ties_vote!r} is no vote", field="ties_vote", cure="Give weighted or unweighted")
+    return ties_vote
+
+
+def _drawn(
+    kind: Sparsifier, plan: Plan, density: tuple[float, ...], rescale: bool | str, masks: Array | None
+) -> _Sparse:
+    """A random sparsifier, or the masks given in place of its draws."""
+    if masks is not None:
+        return _Sparse("masks", {"mask": masks}, density, rescale)
+    if plan["key"] is None:
+        raise InputError("no random keys", field="keys", cure="Give a key for each model, see tensor_key")
+    return _Sparse(kind, plan, density, rescale)
+
+
+def _dare(density: tuple[float, ...], rescale: bool | str, keys: Array | None, masks: Array | None) -> _Sparse:
+    return _drawn("random", random_plan(density, keys), density, rescale, masks)
+
+
+def _della(
+    density: tuple[float, ...], epsilon: PerModel, rescale: bool | str, keys: Array | None, masks: Array | None
+) -> _Sparse:
+    epsilons = per_model(epsilon, len(density), "epsilon", least=0.0, most=1.0)
+    return _drawn("magprune", magprune_plan(density, epsilons, keys), density, rescale, masks)
+
+
+def _breadcrumbs(size: int, density: tuple[float, ...], gamma: PerModel, rescale: bool | str, compat: bool) -> _Sparse:
+    gammas = per_model(gamma, len(density), "gamma", least=0.0, most=1.0)
+    return _Sparse("magnitude_outliers", outliers_plan(size, density, gammas, compat=compat), density, rescale)
+
+
+def _merge(models: Array, base: Array, sparse: _Sparse, mix: _Mix) -> Merged:
+    check_shapes(models, base)
+    weight = np.asarray(per_model(mix.weight, len(models), "weight"), np.float32)
+    (factor,) = per_model(mix.lambda_, 1, "lambda")
+    rule = rescale_rule(sparse.rescale)
+    if all(d >= 1 for d in sparse.density):
+        sparse, rule = _Sparse("none", {}, (), False), "none"
+    thinned = np.asarray(sparse.density, np.float32), sparse.plan
+    static = _Static(sparse.kind, rule, mix.vote, mix.normalize, mix.math_dtype)
+    return _kernel(models, base, weight, np.float32(factor), thinned, static)
+
+
+class _Static(NamedTuple):
+    """What a compiled kernel is made for."""
+
+    sparsifier: Sparsifier
+    rescale: Rescale
+    vote: Vote
+    normalize: bool
+    math_dtype: MathDtype
+
+
+@partial(jax.jit, static_argnames=("static",))
+def _kernel(
+    models: Array, base: Array, weight: Array, factor: Array, thinned: tuple[Array, Plan], static: _Static
+) -> Merged:
+    rounded = rounder(static.math_dtype)
+    shape, base = base.shape, as_math(jnp.atleast_1d(base), rounded)
+    models = models.reshape(len(models), *base.shape)
+
+    def sparsified(given: tuple[Array, tuple[Array, Plan]]) -> tuple[Array, Array]:
+        model, (density, plan) = given
+        delta = task_vectors(as_math(model, rounded), base, rounded)
+        kept = keep(static.sparsifier, jnp.abs(delta), plan)
+        share = count(kept) / kept.size
+        return rescaled(delta, kept, static.rescale, density, rounded), share
+
+    if static.sparsifier == "none":
+        delta, kept = task_vectors(as_math(models, rounded), base, rounded), jnp.ones(len(models))
+    else:  # one model at a time: what selection needs is then not held K times
+        delta, kept = jax.lax.map(sparsified, (models, thinned))
+    moved, report = _mixed(delta, rounded(weight), static)
+    return Merged(rounded(base + rounded(factor * moved)).reshape(shape), {"kept": kept} | report)
+
+
+def _mixed(delta: Array, weight: Array, static: _Static) -> tuple[Array, dict[str, Array]]:
+    """The weighted sum or mean float32[...] of task vectors [K,...], after the vote if there is one; the report."""
+    rounded = rounder(static.math_dtype)
+    weight = weight.reshape(-1, *(1,) * (delta.ndim - 1))
+    weighted = rounded(weight * delta)
+    report: dict[str, Array] = {}
+    if static.vote == "none":
+        total = rounded(model_sum(weight))
+        total = jnp.where(jnp.abs(total) < LEAST_WEIGHT, 1.0, total)
+    else:
+        votes = weighted if static.vote == "weighted" else delta
+        winning = jnp.where(rounded(model_sum(votes)) >= 0, 1.0, -1.0)
+        stays = jnp.sign(votes) == winning
+        report = {"erased": erased(votes, stays)}
+        weighted = jnp.where(stays, weighted, 0.0)
+        total = rounded(model_sum(jnp.where(stays, weight, 0.0)))
+        total = jnp.where(total == 0, 1.0, total)
+    moved = rounded(model_sum(weighted))
+    return (rounded(divide(moved, total)) if static.normalize else moved), report
+
+
+def _parameters(
+    *own: Parameter, normalize: bool = False, rescale: Rescale = "none", vote: bool
+) -> tuple[Parameter, ...]:
+    votes = (Parameter("ties_vote", "weighted", choices=("weighted", "unweighted")),) if vote else ()
+    return (
+        Parameter("weight", per_model=True),
+        Parameter("density", 1.0, per_model=True, least=0.0, most=1.0),
+        *own,
+        Parameter("normalize", normalize),
+        Parameter("rescale", rescale, choices=("none", "l1", "inverse_density")),
+        Parameter("lambda", 1.0),
+        *votes,
+        Parameter("int8_mask", False),
+    )
+
+
+_EPSILON = Parameter("epsilon", 0.15, per_model=True, least=0.0, most=1.0)
+_GAMMA = Parameter("gamma", 0.01, per_model=True, least=0.0, most=1.0)
+_COMPAT = Parameter("breadcrumbs_compat", False)
+METHODS = (
+    Method("task_arithmetic", task_arithmetic, _parameters(vote=False)),
+    Method("ties", ties, _parameters(normalize=True, vote=True)),
+    Method("dare_linear", dare_linear, _parameters(rescale="l1", vote=False), random=True),
+    Method("dare_ties", dare_ties, _parameters(rescale="l1", vote=True), random=True),
+    Method("della", della, _parameters(_EPSILON, normalize=True, rescale="l1", vote=True), random=True),
+    Method("della_linear", della_linear, _parameters(_EPSILON, rescale="l1", vote=False), random=True),
+    Method("breadcrumbs", breadcrumbs, _parameters(_GAMMA, _COMPAT, vote=False)),
+    Method("breadcrumbs_ties", breadcrumbs_ties, _parameters(_GAMMA, _COMPAT, vote=True)),
+)
