@@ -21,6 +21,7 @@ from fusion_jax.models.config import DecoderConfig
 from fusion_jax.models.decoder import Params, forward, head_kernel
 from fusion_jax.models.families import config_from_hf, config_to_hf, tensor_names
 from fusion_jax.models.families.common import HfTensor
+from fusion_jax.models.json_files import read_config, read_json_object
 from fusion_jax.models.parameters import abstract_params
 from fusion_jax.models.safetensors_io import (
     NAMES,
@@ -93,30 +94,6 @@ def load(path: str | os.PathLike[str], *, dtype: Any = None, mesh: Mesh | None =
     return Model(
         config, params, tokenizer, values, read_json_object(generation) if generation.exists() else {}, file_dtype.name
     )
-
-
-def read_json_object(path: Path) -> dict[str, Any]:
-    """A JSON object of a model folder; InputError where it is something else."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"is not JSON ({error})", file=path, cure="Download or copy the file again") from None
-    if not isinstance(value, dict):
-        raise InputError("is not a JSON object", file=path, cure="Download or copy the file again")
-    return value
-
-
-def read_config(folder: Path) -> dict[str, Any]:
-    """config.json of a model folder.
-
-    Raises:
-      InputError: no such folder or file, or it is not a JSON object.
-    """
-    if not folder.is_dir():
-        raise InputError("there is no such folder", file=folder, cure="Give the path of a Hugging Face model folder")
-    if not (folder / "config.json").exists():
-        raise InputError("holds no config.json", file=folder, cure="Give the path of a Hugging Face model folder")
-    return read_json_object(folder / "config.json")
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase | None:

@@ -6,8 +6,10 @@ Format: 8 bytes little-endian header length, a JSON header {name: {dtype, shape,
 from __future__ import annotations
 
 import json
+import os
 import struct
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -176,13 +178,24 @@ def write_shard(folder: Path, shard: Shard) -> None:
         start += t.nbytes
     raw = json.dumps(header, separators=(",", ":")).encode()
     raw += b" " * (-len(raw) % 8)
-    with replacing(folder / shard.file) as temporary, open(temporary, "wb") as out:
+    with (
+        replacing(folder / shard.file) as temporary,
+        open(temporary, "wb", buffering=0) as out,
+        ThreadPoolExecutor(1) as flusher,
+    ):
         out.write(struct.pack("<Q", len(raw)) + raw)
+        flushed = flusher.submit(os.fdatasync, out.fileno())
         for t in shard.tensors:
             value = t.value()
             if value.shape != t.shape or value.dtype != t.dtype:
                 raise ValueError(f"{t.name}: planned {t.dtype}{t.shape}, got {value.dtype}{value.shape}")
-            out.write(np.ascontiguousarray(value).reshape(-1).view(np.uint8).data)
+            data = np.ascontiguousarray(value).reshape(-1).view(np.uint8).data
+            while data:
+                data = data[out.write(data) :]
+            if flushed.done():  # the disk writes while the next tensor is made
+                flushed.result()
+                flushed = flusher.submit(os.fdatasync, out.fileno())
+        flushed.result()
 
 
 def metadata_dtype(entries: Mapping[str, TensorEntry]) -> np.dtype:
