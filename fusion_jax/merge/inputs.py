@@ -99,13 +99,13 @@ def open_inputs(recipe: Recipe, locate: Callable[[str], Path]) -> dict[str, Inpu
     """The folders of a recipe by the names it uses; no weight is read.
 
     Raises:
-      InputError: a folder that is missing or broken, or of another architecture than the first.
+      InputError: a folder that is missing or broken, or of another architecture than the base (else the first model).
     """
     found: dict[str, Input] = {}
     for model in recipe.inputs:
         folder = locate(model)
         found[model] = Input(folder, read_config(folder), open_folder(folder))
-    first = next(iter(found))
+    first = recipe.base or recipe.models[0]
     for other in found.values():
         for field in SAME:
             ours, theirs = found[first].config.get(field), other.config.get(field)
