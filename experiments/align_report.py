@@ -33,10 +33,11 @@ from fusion_jax.data.loaders import load_records, load_texts
 from fusion_jax.data.records import Place, text
 from fusion_jax.errors import InputError
 from fusion_jax.files import write_json
+from fusion_jax.markdown import markdown_table, save_figure
 from fusion_jax.models.folder import load_tokenizer
 from fusion_jax.settings import run as run_experiment
 from fusion_jax.settings import to_json
-from fusion_jax.train.report import markdown_table, save_figure, shares_figure
+from fusion_jax.train.report import shares_figure
 from fusion_jax.train.run_folder import open_run
 from fusion_jax.zoo import model_path
 from fusion_jax.zoo.tasks import corpus
@@ -180,8 +181,6 @@ Unmapped: share of the source's tokens without an image under the map; inexact: 
 
 def check(s: Settings) -> None:
     """Settings that do not go together, told before anything is computed."""
-    if s.variant == "fusellm" and s.map == "statistics":
-        raise InputError("statistics belong to the chat variants", field="--map", cure="Use mined or exact")
     if s.hard and (s.variant != "chat_v2" or s.map != "exact"):
         raise InputError("goes with chat_v2 and the exact map only", field="--hard", cure="Leave it out")
     for name, value, least in (("--max-length", s.max_length, 1), ("--max-texts", s.max_texts, 0)):

@@ -3,35 +3,51 @@
     python experiments/cache_teacher.py --model TEACHER --texts texts.jsonl --out runs/teacher
     python experiments/cache_teacher.py --texts texts.txt                       # zoo:gemma-source on a text file
 
-Hardware: all devices of one host; the default takes seconds on a CPU. Texts: JSON lines with "text", or a .txt or .md
+Several hosts that see one folder: the same command on each, with a coordinator or without.
+
+    python experiments/cache_teacher.py ... --hosts.count 4 --hosts.index 0     # 1, 2, 3 on the others
+    python experiments/cache_teacher.py ... --hosts.coordinator auto            # TPU slice, Slurm: the cluster knows
+    python experiments/cache_teacher.py ... --mesh global --hosts.coordinator 10.0.0.1:8476 --hosts.count 4 \\
+        --hosts.index 0
+
+With `--mesh local` each host holds the whole teacher on its own devices and writes every n-th part: the hosts exchange
+nothing, and one that dies takes no other along: the others write their parts, then say which host they miss and stop.
+`--mesh global` is for a teacher that does not fit into one host: all hosts compute every part, the first one writes.
+Where there is a coordinator, in both, JAX stops all hosts when one dies, within two minutes. --out must be on a file
+system that all hosts share.
+
+Hardware: all devices of every host; the default takes seconds on a CPU. Texts: JSON lines with "text", or a .txt or .md
 file, one text a line. Result: a store (store.json and array_record parts) that `fusion_jax.data.teachers.TeacherStore`
-reads back for the same model, tokenizer and texts only. Killed, the same command goes on at the first missing part. At
-the end a sample of the rows is scored again and compared.
+reads back for the same model, tokenizer and texts only. Killed, the same command goes on at the missing parts, also on
+another number of hosts. At the end the first host scores a sample of the rows again and compares.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+import jax
 import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 
 from fusion_jax.data.documents import encode_documents, scored_bytes, text_documents
 from fusion_jax.data.loaders import load_texts
-from fusion_jax.data.teachers import TeacherRow, TeacherStore, write_store
+from fusion_jax.data.teachers import StoreIdentity, TeacherRow, TeacherStore, write_store
 from fusion_jax.data.windows import split_windows
 from fusion_jax.errors import InputError
+from fusion_jax.hosts import HostSettings, join
+from fusion_jax.markdown import markdown_table
 from fusion_jax.models.folder import load, load_tokenizer
 from fusion_jax.settings import bounded
 from fusion_jax.settings import run as run_experiment
 from fusion_jax.train.optimise import TrainSettings, compute_for
-from fusion_jax.train.report import markdown_table
 from fusion_jax.train.teachers import store_identity, teacher_rows
 from fusion_jax.zoo import model_path
 
@@ -42,6 +58,9 @@ class Settings:
 
     max_length: tokens of a window, EOS included; longer texts are cut.
     windows_for: models whose tokenizers shall not need more than max_length tokens for a window either.
+    batch_size: texts at once, on a host with mesh "local", on all hosts with "global".
+    part_size: texts of a file, which is lost by a kill and shared out between hosts: where they are many and texts few,
+      give less. A store keeps the size that it was begun with.
     verify: how many rows are scored again, 0: none. bits_per_byte in the table makes tokenizers comparable.
     """
 
@@ -52,10 +71,13 @@ class Settings:
     max_length: int = 2048
     windows_for: tuple[str, ...] = ()
     batch_size: int = 8
+    part_size: int = StoreIdentity.part_size
     verify: int = 16
+    mesh: Literal["local", "global"] = "local"
+    hosts: HostSettings = HostSettings()
 
     def __post_init__(self) -> None:
-        bounded(self, "k", "batch_size", least=1)
+        bounded(self, "k", "batch_size", "part_size", least=1)
         bounded(self, "max_length", least=2)
         bounded(self, "verify", least=0)
 
@@ -64,7 +86,10 @@ def main(s: Settings) -> None:
     console = Console()
     if not s.texts:
         raise InputError("is missing", field="--texts", cure="Give a file of texts")
-    compute = compute_for(TrainSettings(batch_size=s.batch_size, micro_batches=1))
+    together = s.mesh == "global"
+    host = join(s.hosts, connected=together)
+    devices = jax.devices() if together else jax.local_devices()
+    compute = compute_for(TrainSettings(batch_size=s.batch_size, micro_batches=1), devices)
     model = load(model_path(s.model, "--model"), mesh=compute.mesh)
     entries = min(len(model.tokenizer or ()), model.config.vocab_size)
     if s.k > entries and model.tokenizer is not None:
@@ -75,13 +100,20 @@ def main(s: Settings) -> None:
     texts = [w.text for w in windows]
     documents = text_documents(texts)
     encoded = encode_documents(model.tokenizer, documents, max_length=limit)
-    identity = store_identity(model, documents, s.k)
+    identity = replace(store_identity(model, documents, s.k), part_size=s.part_size)
     rows = teacher_rows(model, encoded, s.k, compute, batch_size=s.batch_size)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("  scoring", total=len(texts))
-        write_store(s.out, identity, rows, lambda done: progress.update(task, completed=done))
+        write_store(
+            s.out, identity, rows, lambda done: progress.update(task, completed=done),
+            host=host, settings=s.hosts, together=together,
+        )  # fmt: skip
+    if not host.first and not together:
+        return
     store = TeacherStore(s.out, identity)
     worst = verified(store, rows, s.verify)
+    if not host.first:
+        return
     tokens = sum(len(row.ids) for row in store)
     nats, scored = (float(np.sum([row.metric[i] for row in store], dtype=np.float64)) for i in (0, 1))
     size = sum(scored_bytes(document, row.offsets) for document, row in zip(documents, store, strict=True))

@@ -24,6 +24,7 @@ from fusion_jax.data.loaders import load_records
 from fusion_jax.data.order import split_indices
 from fusion_jax.data.records import OnBad, parse_rows
 from fusion_jax.data.tokenise import TokeniseSettings
+from fusion_jax.markdown import markdown_table, save_figure
 from fusion_jax.models.folder import Model, load, save
 from fusion_jax.rewards import select
 from fusion_jax.rewards.verifiers import verifier
@@ -33,7 +34,7 @@ from fusion_jax.settings import bounded, to_json
 from fusion_jax.settings import run as run_experiment
 from fusion_jax.train.objectives import PairSettings, needs_reference, pair_objective
 from fusion_jax.train.optimise import TrainSettings, compute_for, optimise
-from fusion_jax.train.report import markdown_table, save_figure, training_figure
+from fusion_jax.train.report import training_figure
 from fusion_jax.train.run_folder import open_run
 from fusion_jax.train.state import OptimizerSettings
 from fusion_jax.zoo import model_path

@@ -1,18 +1,19 @@
-"""FuseChat, stage one (arXiv 2408.07990): fuse a pivot pairwise with each source chat model into one target a source.
+"""FuseChat (arXiv 2408.07990): fuse a pivot pairwise with each source chat model, then merge the targets' weights.
 
     python experiments/fusechat.py                                            # built-in miniatures, a CPU
     python experiments/fusechat.py --arms SFT pairwise KD Multi --seeds 5     # with the baselines
+    python experiments/fusechat.py --merges linear slerp task_arithmetic ties dare_linear varm sce
     python experiments/fusechat.py --preset openchat-7b --pivot OPENCHAT-3.5-7B \
         --sources INTERNLM2-CHAT-20B QWEN1.5-CHAT-72B --chats mixture.jsonl --out runs/a
 
 Hardware and time: `tiny` 2 CPU cores, about 2 minutes, 2 GB; `openchat-7b` is for a TPU slice (not timed yet).
 Chats: {"conversations": [{"from": "human" or "gpt", "value"}]}, {"messages"}, or {"prompt", "response"}.
-Result: bits per byte of held-out answers and accuracy of the pivot, of SFT and of each pairwise target; how much of
-each source reached the pivot's tokens; targets/SOURCE/, Hugging Face folders of one shape, ready to be merged (stage
-two). Published (MT-Bench, 7B): OpenChat-3.5 with SFT 6.88, pairwise targets 7.2 to 7.3, all sources at once 6.99.
+Result: bits per byte of held-out answers and accuracy of the pivot, of SFT, of each pairwise target and of the merged
+models; how much of each source reached the pivot's tokens; targets/ARM/ and merged/METHOD/, Hugging Face folders.
+Published (MT-Bench, 7B): OpenChat-3.5 with SFT 6.88, pairwise targets 7.2 to 7.3, all sources at once 6.99, SCE 7.38.
 
 Stages (each a folder of the run, made once): teachers/MODEL (top-k stores), aligned/SOURCE (token ranges, vocabulary
-map, rows), arms/ARM, report.md, targets/SOURCE
+map, rows), arms/ARM, targets/ARM, merged/METHOD (with its own report), report.md
 """
 
 from __future__ import annotations
@@ -33,6 +34,11 @@ from fusion_jax.data.jsonl import Record
 from fusion_jax.data.loaders import load_records
 from fusion_jax.data.records import OnBad, Row, parse_prompts, parse_rows
 from fusion_jax.errors import InputError
+from fusion_jax.merge.arithmetic import MathDtype
+from fusion_jax.merge.executor import merge
+from fusion_jax.merge.methods import METHODS
+from fusion_jax.merge.parameters import nearest
+from fusion_jax.merge.report import write_report
 from fusion_jax.models.folder import Model, load, load_tokenizer, save
 from fusion_jax.settings import bounded, to_json
 from fusion_jax.settings import run as run_experiment
@@ -66,6 +72,10 @@ class Settings:
     the pivot's, as published.
     arms: SFT (no teacher), pairwise (pivot and one source, a target each), KD (one source without the pivot, a target
     each), Multi (pivot and all sources at once).
+    merges: methods by which the pairwise targets are merged, see experiments/merge.py; those of two models take the
+    first two targets. topk, density, weight: their parameters where they have them; weight 0: 1 / number of targets
+    (1.5 times that for task_arithmetic), as published.
+    math_dtype: of the merge's arithmetic; bfloat16 is what published checkpoints were merged in.
     max_length: chats that need more tokens in some tokenizer are left out and counted.
     k: entries kept of every distribution. teacher_batch: chats at once while reading. seeds: repeat with so many.
     """
@@ -82,6 +92,11 @@ class Settings:
     on_bad: OnBad = "error"
     template: Literal["own", "pivot"] = "own"
     arms: tuple[Literal["SFT", "pairwise", "KD", "Multi"], ...] = ("SFT", "pairwise")
+    merges: tuple[str, ...] = ("sce",)
+    topk: float = 0.1
+    density: float = 0.6
+    weight: float = 0.0
+    math_dtype: MathDtype = "float32"
     chats_per_skill: int = 60
     test_per_skill: int = 60
     eval_new_tokens: int = 28
@@ -95,6 +110,8 @@ class Settings:
     def __post_init__(self) -> None:
         bounded(self, "seeds", "chats_per_skill", "test_per_skill", "k", "teacher_batch", "eval_new_tokens", least=1)
         bounded(self, "max_length", least=2)
+        bounded(self, "topk", "density", above=0.0)
+        bounded(self, "weight", least=0.0)
 
 
 LARGE = Settings(
@@ -113,7 +130,7 @@ PRESETS = {
     ),
     "openchat-7b": LARGE,
     "openchat-7b-official": replace(
-        LARGE, template="pivot", align=replace(LARGE.align, special_pairs=False),
+        LARGE, template="pivot", math_dtype="bfloat16", align=replace(LARGE.align, special_pairs=False),
         fusion=FusionSettings(rounding="bfloat16"),
     ),
 }  # fmt: skip
@@ -121,20 +138,23 @@ PRESETS = {
 
 def main(s: Settings) -> None:
     check_names((s.pivot, *s.sources), tuple(arms_of(s)))
+    for method in s.merges:
+        if method not in METHODS:
+            raise InputError(f"no merge method is called '{method}'", field="merges", cure=nearest(method, METHODS))
     check_models("pivot", s.pivot)
     check_models("sources", *s.sources)
     run = open_run(s.out, to_json(s), resume=s.resume)
     if s.seeds == 1:
         fuse(s, run)
     else:
-        over_seeds(run, "FuseChat, stage one", s.seed, s.seeds, lambda seed, folder: fuse(
+        over_seeds(run, "FuseChat", s.seed, s.seeds, lambda seed, folder: fuse(
             replace(s, seed=seed, seeds=1), folder
         ))  # fmt: skip
     run.finish()
 
 
 def fuse(s: Settings, run: RunFolder) -> dict[str, dict[str, float]]:
-    """Section 2.2 of the specification, stages 1 to 5; returns each model's measures on held-out chats."""
+    """Section 2.2 of the specification, then the merge; returns each model's measures on held-out chats."""
     train = replace(s.train, seed=s.seed)
     compute = compute_for(train)
     folders = {model_name(path): model_path(path) for path in (s.pivot, *s.sources)}
@@ -178,8 +198,34 @@ def fuse(s: Settings, run: RunFolder) -> dict[str, dict[str, float]]:
         measures[arm] = measure(arm, fused)
         if not run.sub("targets").file(arm).exists():
             save(fused, run.sub("targets").file(arm))
-    fusion_report(run, "FuseChat, stage one", measures, coverage, counts)
+    targets = [run.sub("targets").file(arm) for arm in arms_of(s) if arm.startswith("with-")]
+    for method in s.merges if len(targets) > 1 else ():
+        folder = run.sub("merged").file(method)
+        if not folder.exists():
+            write_report(merge(recipe_of(s, method, targets, folders[pivot.name]), folder))
+        measures[f"merged by {method}"] = measure(f"merged-{method}", load(folder, mesh=compute.mesh))
+    fusion_report(run, "FuseChat", measures, coverage, counts)
     return measures
+
+
+def recipe_of(s: Settings, method: str, targets: Sequence[Path], pivot: Path) -> dict[str, Any]:
+    """Merge section 7: the pivot is the base; a method of two models takes the first target in its place."""
+    chosen = METHODS[method]
+    names = list(map(str, targets))
+    base, models = str(pivot), names[: chosen.most_models]
+    if chosen.base == "required" and chosen.most_models == 1:
+        base, models = names[0], names[1:2]
+    share = 1.5 if method == "task_arithmetic" else 1.0  # published: 0.3 for each of five targets, the others 0.2
+    values = {
+        "weight": s.weight or share / len(models), "density": s.density, "select_topk": s.topk, "t": 0.5,
+    }  # fmt: skip
+    known = {p.name for p in chosen.parameters}
+    recipe = {
+        "merge_method": method, "models": [{"model": name} for name in models],
+        "seed": s.seed, "math_dtype": s.math_dtype,
+        "parameters": {name: value for name, value in values.items() if name in known},
+    }  # fmt: skip
+    return recipe if chosen.base == "none" else recipe | {"base_model": base}
 
 
 def as_read(

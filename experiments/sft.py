@@ -19,12 +19,13 @@ from fusion_jax.data.examples import TextSettings, make_examples
 from fusion_jax.data.loaders import load_records
 from fusion_jax.data.records import OnBad, parse_rows
 from fusion_jax.data.tokenise import TokeniseSettings
+from fusion_jax.markdown import markdown_table, save_figure
 from fusion_jax.models.folder import load, save
 from fusion_jax.settings import run as run_experiment
 from fusion_jax.settings import to_json
 from fusion_jax.train.objectives import sft_objective
 from fusion_jax.train.optimise import TrainSettings, compute_for, optimise
-from fusion_jax.train.report import curves, markdown_table, save_figure, training_figure
+from fusion_jax.train.report import curves, training_figure
 from fusion_jax.train.run_folder import open_run
 from fusion_jax.train.state import OptimizerSettings
 from fusion_jax.zoo import model_path

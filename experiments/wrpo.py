@@ -34,6 +34,7 @@ from fusion_jax.data.order import split_indices
 from fusion_jax.data.records import OnBad, Row, check_answers, parse_prompts, parse_responses, parse_rows
 from fusion_jax.data.tokenise import TokeniseSettings
 from fusion_jax.errors import InputError
+from fusion_jax.markdown import markdown_table, save_figure
 from fusion_jax.models.folder import Model, load, save
 from fusion_jax.rewards import select
 from fusion_jax.rewards.reward_model import score_responses
@@ -52,7 +53,7 @@ from fusion_jax.train.objectives import (
     wrpo_objective,
 )  # fmt: skip
 from fusion_jax.train.optimise import TrainSettings, compute_for, optimise, step_count
-from fusion_jax.train.report import accuracy_figure, markdown_table, save_figure, training_figure
+from fusion_jax.train.report import accuracy_figure, training_figure
 from fusion_jax.train.run_folder import RunFolder, open_run
 from fusion_jax.train.state import OptimizerSettings
 from fusion_jax.zoo import model_path

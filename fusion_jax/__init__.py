@@ -5,9 +5,33 @@ model = fj.load("path/to/huggingface/folder")
 fj.generate(model, ["What is 12 + 30?"], max_new_tokens=16)
 """
 
-from fusion_jax import losses
-from fusion_jax.errors import InputError
-from fusion_jax.models.folder import Model, load, logits, save
-from fusion_jax.sampling.generate import generate
+from __future__ import annotations
 
-__all__ = ["InputError", "Model", "generate", "load", "logits", "losses", "save"]
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fusion_jax import align, losses, merge
+    from fusion_jax.errors import InputError
+    from fusion_jax.models.folder import Model, load, logits, save
+    from fusion_jax.sampling.generate import generate
+
+__all__ = ["InputError", "Model", "align", "generate", "load", "logits", "losses", "merge", "save"]
+
+# Rooms are entered when they are asked for: a merge needs none of transformers' two seconds of imports.
+_ROOMS = {
+    "InputError": "errors", "Model": "models.folder", "load": "models.folder", "logits": "models.folder",
+    "save": "models.folder", "generate": "sampling.generate",
+}  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    if name in _ROOMS:
+        return getattr(importlib.import_module(f"fusion_jax.{_ROOMS[name]}"), name)
+    if name in __all__:
+        return importlib.import_module(f"fusion_jax.{name}")
+    raise AttributeError(f"module 'fusion_jax' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -32,8 +32,8 @@ from fusion_jax.align.sequences import UP_BEFORE_LEFT, Variant, align
 from fusion_jax.align.views import TokenizerView, delete_marks, replace_marks
 from fusion_jax.align.vocabulary import exact_map, mined_map
 from fusion_jax.errors import InputError
+from fusion_jax.markdown import markdown_table
 from fusion_jax.settings import run as run_experiment
-from fusion_jax.train.report import markdown_table
 
 try:
     from editdistance import eval as edit_distance

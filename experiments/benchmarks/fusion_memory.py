@@ -28,13 +28,13 @@ import optax
 
 from fusion_jax.data.batches import TokenBatch, buckets_of, collate
 from fusion_jax.errors import InputError
+from fusion_jax.markdown import markdown_table
 from fusion_jax.models.config import DecoderConfig
 from fusion_jax.models.decoder import forward, head_kernel
 from fusion_jax.models.parameters import init_params
 from fusion_jax.settings import run as run_experiment
 from fusion_jax.train.fusion import FusionRow, Opinion, fuse
 from fusion_jax.train.objectives import FusionSettings, fusion_objective
-from fusion_jax.train.report import markdown_table
 from fusion_jax.train.state import OptimizerSettings, TrainState, init_state, make_optimizer
 from fusion_jax.train.step import Compute, make_train_step
 

@@ -24,8 +24,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from experiments.benchmarks.contenders import CONTENDERS
 from fusion_jax.errors import InputError
+from fusion_jax.markdown import markdown_table
 from fusion_jax.settings import run as run_experiment
-from fusion_jax.train.report import markdown_table
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Alignment of tokenizers: one text in two tokenisations, one vocabulary mapped onto another."""
 
-from fusion_jax.align.sequences import Alignment, align, byte_offsets
+from fusion_jax.align.sequences import Alignment, align, align_tokens, byte_offsets
 from fusion_jax.align.views import TokenizerView, fingerprint, view_of
 from fusion_jax.align.vocabulary import (
     PairCounts,
@@ -14,6 +14,7 @@ from fusion_jax.align.vocabulary import (
 )
 
 __all__ = [
-    "Alignment", "PairCounts", "TokenizerView", "VocabMap", "align", "byte_offsets", "cooccurrence_map", "count_pairs",
-    "exact_map", "fingerprint", "load_map", "mapping_statistics", "mined_map", "view_of",
+    "Alignment", "PairCounts", "TokenizerView", "VocabMap", "align", "align_tokens", "byte_offsets",
+    "cooccurrence_map", "count_pairs", "exact_map", "fingerprint", "load_map", "mapping_statistics", "mined_map",
+    "view_of",
 ]  # fmt: skip

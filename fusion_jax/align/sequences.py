@@ -12,7 +12,7 @@ import numpy as np
 from rapidfuzz.distance import Levenshtein
 from rapidfuzz.process import cdist
 
-from fusion_jax.align.views import TokenizerView, delete_marks, replace_marks
+from fusion_jax.align.views import TokenizerView, delete_marks, detect_mark, replace_marks
 from fusion_jax.errors import InputError
 
 Variant = Literal["fusellm", "chat_v1", "chat_v2"]
@@ -52,6 +52,36 @@ def align(pivot_ids: Ids, source_ids: Ids, pivot: TokenizerView, source: Tokeniz
     steps, cost = _fill(costs, row_of, column_of, UP_BEFORE_LEFT[variant])
     first, last = _trace(steps, len(row_of), len(column_of), UP_BEFORE_LEFT[variant])
     return Alignment(first, last, cost)
+
+
+def align_tokens(
+    source_tokens: Sequence[str],
+    target_tokens: Sequence[str],
+    *,
+    variant: Variant = "chat_v2",
+    source_mark: str | None = None,
+    target_mark: str | None = None,
+) -> Alignment:
+    """`align` on token strings: the source tokens of each target (pivot) token.
+
+    Args:
+      source_tokens, target_tokens: as a tokenizer writes them; chat_v2 was published for decoded tokens.
+      source_mark, target_mark: what stands for a space in them, found in the strings where it is not given.
+
+    Raises:
+      InputError: an unknown variant, no tokens on a side.
+    """
+    sides = []
+    for name, tokens, mark in (
+        ("source_tokens", source_tokens, source_mark), ("target_tokens", target_tokens, target_mark)
+    ):  # fmt: skip
+        if not tokens or not any(tokens):
+            raise InputError("there is no token to align", field=name, cure="Leave out samples whose text is empty")
+        strings = tuple(dict.fromkeys(tokens))
+        number = {token: i for i, token in enumerate(strings)}
+        sides.append(([number[t] for t in tokens], TokenizerView(strings, strings, mark or detect_mark(strings))))
+    (source_ids, source), (pivot_ids, pivot) = sides
+    return align(pivot_ids, source_ids, pivot, source, variant)
 
 
 def checked_ids(ids: Ids, view: TokenizerView, field: str) -> np.ndarray:

@@ -1,7 +1,8 @@
 """Teachers' distributions as data: the k most probable entries of every position, kept once, read many times.
 
 A store is a folder: store.json, which says what it is of, and array_record parts of safetensors records, each part
-written whole. A store that was cut short goes on at its first missing part (FuseLLM/FuseChat spec section 2.3).
+written whole. A store that was cut short goes on at its missing parts (FuseLLM/FuseChat spec section 2.3). Several
+hosts write one store in a folder that all of them see.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import safetensors.numpy
 
 from fusion_jax.errors import InputError
 from fusion_jax.files import read_json, replacing, write_json
+from fusion_jax.hosts import Host, HostSettings, wait_for
 
 DTYPES = {
     "ids": np.int32, "offsets": np.int32, "topk_ids": np.int32, "topk_logprobs": np.float16, "logsumexp": np.float32,
@@ -45,7 +47,10 @@ class TeacherRow(NamedTuple):
 
 @dataclass(frozen=True)
 class StoreIdentity:
-    """What a store is of: model, tokenizer, documents: sha256 of their content; k entries a position."""
+    """What a store is of: model, tokenizer, documents: sha256 of their content; k entries a position.
+
+    part_size: records of a part, the unit that is lost by a kill and that hosts share out.
+    """
 
     model: str
     tokenizer: str
@@ -64,30 +69,58 @@ def write_store(
     identity: StoreIdentity,
     rows_of: Callable[[range], Sequence[TeacherRow]],
     progress: Callable[[int], None] = lambda done: None,
+    *,
+    host: Host = Host(),
+    settings: HostSettings = HostSettings(),
+    together: bool = False,
 ) -> None:
-    """Write the parts that are not there yet.
+    """Write the parts that are not there yet; with several hosts, return when all parts are there.
 
     Args:
       rows_of: the rows of a range of records; asked for one part at a time, in order.
+      host: this host, which writes every `host.count`-th part; the first one also writes store.json.
+      settings: how long a host waits for the others.
+      together: `rows_of` computes over all hosts: each is asked for every part, the first one writes.
 
     Raises:
-      InputError: the folder holds a store of something else, or a row is not as `TeacherRow` says.
+      InputError: the folder holds a store of something else, a row is not as `TeacherRow` says, or nothing comes from
+        another host any more.
     """
     path = Path(folder)
-    if (path / "store.json").exists():
-        _check_identity(path, identity)
-    elif path.exists() and any(path.iterdir()):
-        raise InputError("holds files but no teacher store", file=path, cure="Choose an empty or new folder")
-    path.mkdir(parents=True, exist_ok=True)
-    write_json(path / "store.json", asdict(identity))
-    for number, start in enumerate(range(0, identity.records, identity.part_size)):
+    _begin(path, identity, host, settings)
+    for number in range(_part_count(identity)):
+        start = number * identity.part_size
         wanted = range(start, min(start + identity.part_size, identity.records))
-        if not _part(path, number).exists():
+        if (together or number % host.count == host.index) and not _part(path, number).exists():
             rows = rows_of(wanted)
             if len(rows) != len(wanted):
                 raise ValueError(f"{len(wanted)} rows were asked for, {len(rows)} came")
-            _write_part(_part(path, number), rows, start, identity.k)
+            if host.first or not together:
+                _write_part(_part(path, number), rows, start, identity.k)
         progress(wanted.stop)
+
+    def missing() -> dict[str, int]:
+        owed = {_part(path, i): 0 if together else i % host.count for i in range(_part_count(identity))}
+        return {os.fspath(part): owner for part, owner in owed.items() if not part.exists()}
+
+    wait_for(missing, settings)
+
+
+def _begin(path: Path, identity: StoreIdentity, host: Host, settings: HostSettings) -> None:
+    """Have store.json there and checked."""
+    file = path / "store.json"
+    names = {name for name in os.listdir(path) if not name.endswith(".tmp")} if path.exists() else set()
+    if names and file.name not in names:
+        raise InputError("holds files but no teacher store", file=path, cure="Choose an empty or new folder")
+    if not names and host.first:
+        path.mkdir(parents=True, exist_ok=True)
+        write_json(file, asdict(identity))
+    wait_for(lambda: {} if file.exists() else {os.fspath(file): 0}, settings)
+    _check_identity(path, identity)
+
+
+def _part_count(identity: StoreIdentity) -> int:
+    return -(-identity.records // identity.part_size)
 
 
 def _write_part(path: Path, rows: Sequence[TeacherRow], start: int, k: int) -> None:
@@ -144,7 +177,7 @@ class TeacherStore(Sequence[TeacherRow]):
         if not (self._path / "store.json").exists():
             raise InputError("holds no teacher store", file=folder, cure="Write it with experiments/cache_teacher.py")
         _check_identity(self._path, identity)
-        parts = [_part(self._path, i) for i in range(-(-identity.records // identity.part_size))]
+        parts = [_part(self._path, i) for i in range(_part_count(identity))]
         for part in parts:
             if not part.exists():
                 raise InputError("is missing", file=part, cure="Run experiments/cache_teacher.py again: it goes on")

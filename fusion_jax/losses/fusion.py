@@ -99,6 +99,30 @@ def avg_ce(targets: list[Target], scores: Array, *, rounding: Rounding = "none")
     return Target(ids, jnp.where(repeats, 0.0, probs))
 
 
+def fused_targets(
+    targets: list[Target],
+    scores: Array,
+    *,
+    function: Literal["mince", "avgce"] = "mince",
+    rounding: Rounding = "none",
+    ties: Literal["first", "last"] = "first",
+) -> Target:
+    """One target from several teachers' by `min_ce` or `avg_ce` (section 9).
+
+    Args:
+      targets: n targets of shape [B,T,K].
+      scores: float[n,B] or [n,B,T], higher is better; `rewards` makes them of mean cross-entropies.
+    """
+    if function == "avgce":
+        return avg_ce(targets, scores, rounding=rounding)
+    return min_ce(targets, scores, ties=ties)
+
+
+def sparse_kl(logprobs: Array, target: Target, mask: Array, *, tail: Tail = "none") -> Mean:
+    """Forward KL from a sparse target to the student, `divergence` of kind "kl"."""
+    return divergence(logprobs, target, mask, kind="kl", tail=tail)
+
+
 def divergence(
     logprobs: Array,
     target: Target,

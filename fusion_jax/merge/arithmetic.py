@@ -17,7 +17,6 @@ import jax.numpy as jnp
 Array = jax.Array
 MathDtype = Literal["float32", "bfloat16", "float16"]
 Round = Callable[[Array], Array]
-_BITS = {"bfloat16": (8, 7), "float16": (5, 10)}
 
 
 class Merged(NamedTuple):
@@ -74,8 +73,13 @@ def rounder(math_dtype: MathDtype) -> Round:
     """x -> x rounded to the math dtype, still float32."""
     if math_dtype == "float32":
         return lambda x: x
-    exponent, mantissa = _BITS[math_dtype]
-    return lambda x: jax.lax.reduce_precision(x, exponent, mantissa)
+    return _rounded_to_float16 if math_dtype == "float16" else lambda x: jax.lax.reduce_precision(x, 8, 7)
+
+
+def _rounded_to_float16(x: Array) -> Array:
+    """reduce_precision makes subnormals 0: here they are what float16 has, multiples of 2**-24."""
+    subnormal = jnp.round(x * 2.0**24) * 2.0**-24
+    return jnp.where(jnp.abs(x) < 2.0**-14, subnormal, jax.lax.reduce_precision(x, 5, 10))
 
 
 def as_math(x: Array, rounded: Round) -> Array:

@@ -21,6 +21,7 @@ from fusion_jax.models.config import DecoderConfig
 from fusion_jax.models.decoder import Params, forward, head_kernel
 from fusion_jax.models.families import config_from_hf, config_to_hf, tensor_names
 from fusion_jax.models.families.common import HfTensor
+from fusion_jax.models.json_files import read_config, read_json_object
 from fusion_jax.models.parameters import abstract_params
 from fusion_jax.models.safetensors_io import (
     NAMES,
@@ -57,7 +58,7 @@ def check_folder(path: str | os.PathLike[str]) -> DecoderConfig:
 
 def _opened(folder: Path) -> tuple[dict[str, Any], DecoderConfig, dict[str, TensorEntry], list[HfTensor]]:
     """config.json as read and understood; the tensors of the files and of the architecture, which are the same."""
-    values = _read_config(folder)
+    values = read_config(folder)
     try:
         config = config_from_hf(values)
     except InputError as error:
@@ -91,26 +92,8 @@ def load(path: str | os.PathLike[str], *, dtype: Any = None, mesh: Mesh | None =
     params = _read_params(folder, config, entries, names, jnp.dtype(dtype or file_dtype), mesh)
     generation = folder / "generation_config.json"
     return Model(
-        config, params, tokenizer, values, _read_json(generation) if generation.exists() else {}, file_dtype.name
+        config, params, tokenizer, values, read_json_object(generation) if generation.exists() else {}, file_dtype.name
     )
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"is not JSON ({error})", file=path, cure="Download or copy the file again") from None
-    if not isinstance(value, dict):
-        raise InputError("is not a JSON object", file=path, cure="Download or copy the file again")
-    return value
-
-
-def _read_config(folder: Path) -> dict[str, Any]:
-    if not folder.is_dir():
-        raise InputError("there is no such folder", file=folder, cure="Give the path of a Hugging Face model folder")
-    if not (folder / "config.json").exists():
-        raise InputError("holds no config.json", file=folder, cure="Give the path of a Hugging Face model folder")
-    return _read_json(folder / "config.json")
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase | None:
@@ -180,7 +163,7 @@ def _read_params(
             chosen = tensors[index[0]]
             return np.stack([_slice(entries[t.name], index[1:], t.transpose, dtype) for t in chosen])
 
-        sharding = abstract.sharding or jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        sharding = abstract.sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         return jax.make_array_from_callback(abstract.shape, sharding, part)
 
     return _map_with_path(read, abstract_params(config, dtype, mesh))

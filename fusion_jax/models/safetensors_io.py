@@ -8,7 +8,8 @@ from __future__ import annotations
 import json
 import os
 import struct
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import ml_dtypes
 import numpy as np
 
 from fusion_jax.errors import InputError
+from fusion_jax.files import replacing
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -39,10 +41,13 @@ class TensorEntry:
 
     def read(self, index: tuple[slice, ...] = ()) -> np.ndarray:
         """The tensor or a slice of it; only the pages of the slice are read."""
+        return np.array(self.mapped()[index])
+
+    def mapped(self) -> np.ndarray:
+        """The tensor as the file's own pages, read-only."""
         if 0 in self.shape:
-            return np.zeros(self.shape, self.dtype)[index]
-        mapped = np.memmap(self.file, self.dtype, "r", offset=self.start, shape=self.shape)
-        return np.array(mapped[index])
+            return np.zeros(self.shape, self.dtype)
+        return np.memmap(self.file, self.dtype, "r", offset=self.start, shape=self.shape)
 
 
 def read_header(file: Path) -> dict[str, TensorEntry]:
@@ -123,44 +128,74 @@ class PlannedTensor:
         return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
 
 
+@dataclass(frozen=True)
+class Shard:
+    """A file to write, and the tensors in it in their order."""
+
+    file: str
+    tensors: tuple[PlannedTensor, ...]
+
+
+def plan_shards(tensors: Iterable[PlannedTensor], *, shard_bytes: int = 5 * 10**9) -> list[Shard]:
+    """Tensors in order in one file or, beyond `shard_bytes`, in several."""
+    shards: list[list[PlannedTensor]] = [[]]
+    size = 0
+    for tensor in tensors:
+        if shards[-1] and size + tensor.nbytes > shard_bytes:
+            shards.append([])
+            size = 0
+        shards[-1].append(tensor)
+        size += tensor.nbytes
+    if len(shards) == 1:
+        return [Shard(SINGLE, tuple(shards[0]))]
+    count = len(shards)
+    return [Shard(f"model-{i:05d}-of-{count:05d}.safetensors", tuple(s)) for i, s in enumerate(shards, 1)]
+
+
 def write_folder(folder: Path, tensors: Iterable[PlannedTensor], *, shard_bytes: int = 5 * 10**9) -> None:
     """Write tensors in order, into one file or, beyond `shard_bytes`, several with an index."""
-    shards: list[list[PlannedTensor]] = [[]]
-    for tensor in tensors:
-        if shards[-1] and sum(t.nbytes for t in shards[-1]) + tensor.nbytes > shard_bytes:
-            shards.append([])
-        shards[-1].append(tensor)
-    names = (
-        [SINGLE]
-        if len(shards) == 1
-        else [f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
-    )
-    for name, shard in zip(names, shards):
-        _write_file(folder / name, shard)
+    shards = plan_shards(tensors, shard_bytes=shard_bytes)
+    for shard in shards:
+        write_shard(folder, shard)
+    write_index(folder, shards)
+
+
+def write_index(folder: Path, shards: Sequence[Shard]) -> None:
+    """The index of several files; nothing for one file, which needs none."""
     if len(shards) > 1:
-        total = sum(t.nbytes for shard in shards for t in shard)
-        weight_map = {t.name: name for name, shard in zip(names, shards) for t in shard}
+        total = sum(t.nbytes for shard in shards for t in shard.tensors)
+        weight_map = {t.name: shard.file for shard in shards for t in shard.tensors}
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
         (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
-def _write_file(path: Path, tensors: list[PlannedTensor]) -> None:
+def write_shard(folder: Path, shard: Shard) -> None:
+    """One file, there whole or not at all; each tensor's bytes are asked for when their turn comes."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     start = 0
-    for t in tensors:
+    for t in shard.tensors:
         header[t.name] = {"dtype": NAMES[t.dtype], "shape": list(t.shape), "data_offsets": [start, start + t.nbytes]}
         start += t.nbytes
     raw = json.dumps(header, separators=(",", ":")).encode()
     raw += b" " * (-len(raw) % 8)
-    with open(path, "wb") as out:
+    with (
+        replacing(folder / shard.file) as temporary,
+        open(temporary, "wb", buffering=0) as out,
+        ThreadPoolExecutor(1) as flusher,
+    ):
         out.write(struct.pack("<Q", len(raw)) + raw)
-        for t in tensors:
+        flushed = flusher.submit(os.fdatasync, out.fileno())
+        for t in shard.tensors:
             value = t.value()
             if value.shape != t.shape or value.dtype != t.dtype:
                 raise ValueError(f"{t.name}: planned {t.dtype}{t.shape}, got {value.dtype}{value.shape}")
-            out.write(np.ascontiguousarray(value).reshape(-1).view(np.uint8).data)
-        out.flush()
-        os.fsync(out.fileno())
+            data = np.ascontiguousarray(value).reshape(-1).view(np.uint8).data
+            while data:
+                data = data[out.write(data) :]
+            if flushed.done():  # the disk writes while the next tensor is made
+                flushed.result()
+                flushed = flusher.submit(os.fdatasync, out.fileno())
+        flushed.result()
 
 
 def metadata_dtype(entries: Mapping[str, TensorEntry]) -> np.dtype:

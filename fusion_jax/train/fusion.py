@@ -24,7 +24,7 @@ from fusion_jax.data.documents import Document, TeacherText, scored_bytes
 from fusion_jax.data.lazy import Lazy
 from fusion_jax.data.teachers import TeacherRow
 from fusion_jax.errors import InputError
-from fusion_jax.losses.fusion import Target, avg_ce, filled, min_ce, rewards, soft_weights, teacher_target
+from fusion_jax.losses.fusion import Target, filled, fused_targets, rewards, soft_weights, teacher_target
 from fusion_jax.train.objectives import FusionSettings
 
 Array = jax.Array
@@ -330,10 +330,9 @@ def _fused(teachers: list[_Views], labels: Array, s: FusionSettings) -> tuple[Ta
     share = soft_weights(scores, s.function, rounding=s.rounding)[1]
     if s.choice == "token":
         scores = jnp.stack([_belief(*pair, labels) for pair in zip(targets, teachers, strict=True)])
-    if s.function == "avgce":
-        return avg_ce(targets, scores, rounding=s.rounding), share
     official = s.rounding != "none" and not s.pivot and len(targets) == 2
-    return min_ce(targets, scores, ties="last" if official else "first"), share
+    ties: Literal["first", "last"] = "last" if official else "first"
+    return fused_targets(targets, scores, function=s.function, rounding=s.rounding, ties=ties), share
 
 
 def _target(views: _Views, s: FusionSettings) -> Target:

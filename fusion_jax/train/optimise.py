@@ -66,13 +66,16 @@ class NonFiniteLoss(InputError):
     """The loss or the gradient of a step was not finite; the last good state is saved."""
 
 
-def compute_for(settings: TrainSettings) -> Compute:
+def compute_for(settings: TrainSettings, devices: Sequence[jax.Device] | None = None) -> Compute:
     """Mesh and dtype: bfloat16 where the device multiplies it natively, float32 on a CPU; no mesh on one device.
+
+    Args:
+      devices: what to compute on; None: all, and they must belong to one host.
 
     Raises:
       InputError: the mesh or the micro-batches do not fit the devices; more than one host.
     """
-    if jax.process_count() > 1:
+    if devices is None and jax.process_count() > 1:
         raise InputError(
             f"{jax.process_count()} hosts are here, training runs on one", field="mesh", cure="Use one host's devices"
         )
@@ -80,8 +83,9 @@ def compute_for(settings: TrainSettings) -> Compute:
     if dtype == "auto":
         dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
     mesh: Mesh | None = None
-    if jax.device_count() > 1:
-        mesh = make_mesh(settings.mesh_data, settings.mesh_fsdp, settings.mesh_tensor)
+    devices = jax.devices() if devices is None else devices
+    if len(devices) > 1:
+        mesh = make_mesh(settings.mesh_data, settings.mesh_fsdp, settings.mesh_tensor, devices=devices)
         rows, ways = settings.batch_size // settings.micro_batches, int(mesh.shape["data"] * mesh.shape["fsdp"])
         if rows % ways:
             raise InputError(

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import jax
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
 from fusion_jax.data.batches import Buckets, Example, collate
 from fusion_jax.errors import InputError
@@ -23,10 +24,22 @@ def fingerprint(params: Params) -> str:
     digest = hashlib.sha256()
     for path, value in jax.tree_util.tree_leaves_with_path(params):
         digest.update(jax.tree_util.keystr(path).encode())
-        array = np.asarray(value)
-        digest.update(f"{array.shape}{array.dtype}".encode())
-        digest.update(np.ascontiguousarray(array).view(np.uint8).data)
+        digest.update(f"{value.shape}{value.dtype}".encode())
+        for block in _blocks(value):
+            digest.update(np.ascontiguousarray(block).reshape(-1).view(np.uint8).data)
     return digest.hexdigest()
+
+
+def _blocks(value: jax.Array) -> Iterator[np.ndarray]:
+    """The content in order: whole, or, where other hosts hold a part of it, in blocks that a device can hold."""
+    if value.is_fully_addressable or not isinstance(value.sharding, NamedSharding):
+        yield np.asarray(value)
+        return
+    whole = NamedSharding(value.sharding.mesh, PartitionSpec())
+    take = jax.jit(jax.lax.dynamic_slice_in_dim, static_argnums=2, out_shardings=whole)
+    size = max(2**27 * len(value) // value.nbytes, 1)
+    for start in range(0, len(value), size):
+        yield np.asarray(take(value, start, min(size, len(value) - start)))
 
 
 def examples_fingerprint(examples: Sequence[Example]) -> str:

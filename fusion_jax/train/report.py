@@ -6,14 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from fusion_jax.data.jsonl import read_jsonl
 from fusion_jax.train.run_folder import METRICS
-
-matplotlib.use("agg")
 
 Curves = Mapping[str, tuple[Sequence[int], Sequence[float]]]
 
@@ -24,12 +21,6 @@ def curves(stage: Path, names: Sequence[str]) -> Curves:
     records = read_jsonl(path) if path.exists() else []
     found = {name: [(r["step"], r[name]) for r in records if name in r] for name in names}
     return {k: tuple(zip(*v)) for k, v in found.items() if v}  # type: ignore[misc]
-
-
-def save_figure(figure: Figure, path: Path) -> str:
-    """Write a PNG and return the Markdown that shows it."""
-    figure.savefig(path, dpi=110, bbox_inches="tight")
-    return f"![{path.stem}]({path.name})"
 
 
 def _draw(axes: Axes, stages: Mapping[str, Curves], title: str) -> None:
@@ -113,12 +104,3 @@ def shares_figure(bars: Mapping[str, Mapping[str, float]], *, xlabel: str) -> Fi
     axes.set_xlabel(xlabel, fontsize=8)
     axes.legend(fontsize=7, ncols=5, loc="lower center", bbox_to_anchor=(0.5, 1.0))
     return figure
-
-
-def markdown_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Rows with the same keys as a Markdown table."""
-    if not rows:
-        return "(nothing)"
-    names = list(rows[0])
-    lines = ["| " + " | ".join(names) + " |", "|" + " --- |" * len(names)]
-    return "\n".join(lines + ["| " + " | ".join(str(r.get(n, "")) for n in names) + " |" for r in rows])

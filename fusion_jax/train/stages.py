@@ -16,10 +16,11 @@ from fusion_jax.data.jsonl import Record, read_jsonl
 from fusion_jax.errors import InputError
 from fusion_jax.evals.accuracy import by_skill, evaluate, mean_interval, paired_difference
 from fusion_jax.evals.perplexity import surprise
+from fusion_jax.markdown import markdown_table, save_figure
 from fusion_jax.models.folder import Model, check_folder, load, save
 from fusion_jax.train.objectives import FusionSettings, fusion_objective
 from fusion_jax.train.optimise import TrainSettings, compute_for, optimise, step_count
-from fusion_jax.train.report import markdown_table, save_figure, training_figure
+from fusion_jax.train.report import training_figure
 from fusion_jax.train.run_folder import REPORT, RunFolder
 from fusion_jax.zoo import model_path
 

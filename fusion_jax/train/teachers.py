@@ -48,7 +48,8 @@ def make_topk_step(
         logits = logits if cap is None else cap * jnp.tanh(logits / cap)
         return top, logits - top.logsumexp
 
-    return jax.jit(step)
+    whole = None if compute.mesh is None else named(compute.mesh, ())  # every host reads every row
+    return jax.jit(step, out_shardings=whole)
 
 
 def teacher_rows(
@@ -82,7 +83,8 @@ def teacher_rows(
 def _placed(arrays: tuple[np.ndarray, ...], compute: Compute) -> list[Array]:
     if compute.mesh is None:
         return [jnp.asarray(x) for x in arrays]
-    return [jax.device_put(x, named(compute.mesh, ("batch", None), x.shape)) for x in arrays]
+    shardings = [named(compute.mesh, ("batch", None), x.shape) for x in arrays]
+    return [jax.make_array_from_callback(x.shape, s, x.__getitem__) for x, s in zip(arrays, shardings, strict=True)]
 
 
 def _row(text: TeacherText, b: int, top: TopK, logprobs: np.ndarray) -> TeacherRow:

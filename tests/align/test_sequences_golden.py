@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fusion_jax.align.sequences import align
+from fusion_jax.align.sequences import align, align_tokens
 from fusion_jax.align.views import TokenizerView
 from tests.conftest import GOLDEN
 
@@ -42,3 +42,15 @@ def test_alignment(case):
     found = align(ids(pivot, case), ids(source, case), view(pivot), view(source), case["function"])
     np.testing.assert_array_equal(np.stack([found.first, found.last], 1).ravel(), case["map"])
     assert found.cost == case["cost"]
+
+
+@pytest.mark.parametrize("case", DATA["alignments"][::17], ids=lambda c: f"{c['function']}-{c['text']}")
+def test_alignment_of_strings(case):
+    sides = []
+    for name in (case["source"], case["pivot"]):
+        side = view(name)
+        table = side.decoded if case["function"] == "chat_v2" else side.pieces
+        sides.append(([table[i] for i in ids(name, case)], side.mark))
+    (source, source_mark), (pivot, pivot_mark) = sides
+    found = align_tokens(source, pivot, variant=case["function"], source_mark=source_mark, target_mark=pivot_mark)
+    np.testing.assert_array_equal(np.stack([found.first, found.last], 1).ravel(), case["map"])

@@ -71,7 +71,6 @@ def test_every_kind_of_rules(options, tmp_path, capsys):
 
 def test_bad_input_ends_with_one_line(tmp_path, capsys):
     out = ["--out", str(tmp_path / "out")]
-    assert "'--map': statistics belong to the chat variants. Use mined" in fails(capsys, "--variant", "fusellm", *out)
     assert "'--hard': goes with chat_v2 and the exact map only" in fails(capsys, "--hard", "True", *out)
     assert "'--max-length': 0 is too small. Give 1 or more" in fails(capsys, "--max-length", "0", *out)
     assert "nowhere, field '--pivot': there is no such folder" in fails(capsys, "--pivot", "nowhere", *out)

@@ -10,6 +10,7 @@ import pytest
 from fusion_jax.data.documents import documents_fingerprint, text_documents
 from fusion_jax.data.teachers import StoreIdentity, TeacherRow, TeacherStore, write_store
 from fusion_jax.errors import InputError
+from fusion_jax.hosts import Host, HostSettings
 
 TEXTS = [f"text {i}" for i in range(7)]
 IDENTITY = StoreIdentity("m" * 64, "t" * 64, documents_fingerprint(text_documents(TEXTS)), k=3, records=7, part_size=3)
@@ -25,13 +26,13 @@ def row(number: int) -> TeacherRow:
     )  # fmt: skip
 
 
-def write(folder, asked=None, identity=IDENTITY, make=row):
+def write(folder, asked=None, identity=IDENTITY, make=row, host=Host(), **options):
     def rows_of(wanted):
         if asked is not None:
             asked.append((wanted.start, wanted.stop))
         return [make(i) for i in wanted]
 
-    write_store(folder, identity, rows_of)
+    write_store(folder, identity, rows_of, host=host, settings=HostSettings(patience=0.05), **options)
 
 
 def test_rows_survive_the_trip(tmp_path):
@@ -62,6 +63,32 @@ def test_a_cut_store_goes_on_at_its_missing_parts(tmp_path):
     write(tmp_path / "store", asked)
     assert asked == [(3, 6), (6, 7)]
     np.testing.assert_array_equal(TeacherStore(tmp_path / "store", IDENTITY)[5].ids, row(5).ids)
+
+
+def test_hosts_share_out_the_parts_and_another_number_of_hosts_completes_them(tmp_path):
+    folder, asked = tmp_path / "store", []
+    with pytest.raises(InputError, match=r"part-00001.*nothing came from host 1, 2, 3 for 0\.05 s"):
+        write(folder, asked, dataclasses.replace(IDENTITY, part_size=1), host=Host(0, 4))
+    assert asked == [(0, 1), (4, 5)]
+    del asked[:]
+    for host in (Host(1, 3), Host(2, 3), Host(0, 3)):
+        try:
+            write(folder, asked, dataclasses.replace(IDENTITY, part_size=1), host=host)
+        except InputError as error:
+            assert "nothing came from host" in str(error) and host != Host(0, 3)
+    assert asked == [(1, 2), (2, 3), (5, 6), (3, 4), (6, 7)]
+    TeacherStore(folder, dataclasses.replace(IDENTITY, part_size=1))
+
+
+def test_hosts_that_compute_together_are_asked_for_all_and_the_first_writes(tmp_path):
+    asked: list[tuple[int, int]] = []
+    write(tmp_path / "store", asked, host=Host(0, 2), together=True)
+    (tmp_path / "store/part-00001.array_record").unlink()
+    with pytest.raises(InputError, match=r"part-00001.*nothing came from host 0"):
+        write(tmp_path / "store", asked, host=Host(1, 2), together=True)
+    assert asked == [(0, 3), (3, 6), (6, 7), (3, 6)]
+    with pytest.raises(InputError, match="field 'k': the store was written with another k"):
+        write(tmp_path / "store", identity=dataclasses.replace(IDENTITY, k=4), host=Host(1, 2))
 
 
 @pytest.mark.parametrize("field, value", [("model", "x"), ("tokenizer", "x"), ("documents", "x"), ("k", 4)])

@@ -67,9 +67,8 @@ def fused(batch: dict[str, Any], s: dict[str, Any]) -> tuple[Target, jax.Array]:
     targets = [fusion.filled(teacher(batch, n, s["temperature"]), pivot) for n in present]
     metrics = jnp.asarray([[f[COLUMNS[n][2]] for f in batch["features"]] for n in present])
     scores = fusion.rewards(metrics, rounding=OFFICIAL)
-    if s["fusion"] == "avgce":
-        return fusion.avg_ce(targets, scores, rounding=OFFICIAL), scores
-    return fusion.min_ce(targets, scores, ties="first" if "pivot" in present else "last"), scores
+    ties = "first" if "pivot" in present else "last"
+    return fusion.fused_targets(targets, scores, function=s["fusion"], rounding=OFFICIAL, ties=ties), scores
 
 
 def loss_of(batch: dict[str, Any], s: dict[str, Any], logits: jax.Array) -> jax.Array:
@@ -147,5 +146,5 @@ def test_an_average_joins_equal_ids_and_keeps_all_mass():
 def test_kl_of_the_student_itself_is_zero_and_masked_rows_do_not_count():
     logprobs = jax.nn.log_softmax(jnp.asarray([[[1.0, 2.0, 0.5], [0.0, 0.0, 9.0]]]))
     target = Target(jnp.broadcast_to(jnp.arange(3), (1, 2, 3)), jnp.exp(logprobs))
-    out = fusion.divergence(logprobs, target, jnp.asarray([[1.0, 0.0]]), kind="kl")
+    out = fusion.sparse_kl(logprobs, target, jnp.asarray([[1.0, 0.0]]))
     assert out == Mean(pytest.approx(0.0, abs=1e-6), 1.0)

@@ -64,7 +64,9 @@ def test_golden(case):
     for tensor in GOLDEN["tensors"]:
         out = run(case, tensor).tensor
         if tensor in case.get("unexpected_shapes", {}):
-            fuseai = sce(*inputs(case, tensor), select_topk=case["global_params"]["select_topk"], math_dtype=case["dtype"])
+            fuseai = sce(
+                *inputs(case, tensor), select_topk=case["global_params"]["select_topk"], math_dtype=case["dtype"]
+            )
             np.testing.assert_array_equal(out, fuseai.tensor, tensor)  # the selection is empty: see `sce`
         else:
             want = ARRAYS[f"out/{case['id']}/{tensor}"]

@@ -1,0 +1,96 @@
+"""Merge models of one architecture by a recipe in mergekit's YAML: 20 methods, streamed, resumable, with a report.
+
+    python experiments/merge.py recipe.yml --out merged
+    python experiments/merge.py recipe.yml --dry-run True       # each tensor's rule, memory and time; writes nothing
+
+A recipe names the method, the models (Hugging Face folders, or zoo:NAME) and its parameters:
+
+    merge_method: sce
+    base_model: zoo:target
+    models: [{model: runs/fusechat/targets/with-llama-source}, {model: runs/fusechat/targets/with-qwen-source}]
+    parameters: {select_topk: 0.1}
+    dtype: bfloat16          # of the output; math_dtype: bfloat16 computes in it, too, as published checkpoints were
+
+Hardware: the memory of a few copies of the largest tensor of all models; with several devices each tensor is split over
+them. Time: what reading and writing take, and for methods that select (ties, sce, della, breadcrumbs) some 0.1 to 0.5 s
+a model and 16 million numbers on 2 CPU cores. Killed, the same command goes on. Result: a Hugging Face folder with
+report.md, tensors.jsonl (every number of the report, resolved parameters, hashes of what was read) and merge.json.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import jax
+import tyro
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+from fusion_jax.errors import InputError
+from fusion_jax.markdown import markdown_table
+from fusion_jax.merge.estimate import estimate, rules
+from fusion_jax.merge.executor import merge
+from fusion_jax.merge.inputs import Prepared, prepare
+from fusion_jax.merge.report import write_report
+from fusion_jax.settings import bounded
+from fusion_jax.settings import run as run_experiment
+from fusion_jax.sharding import make_mesh
+from fusion_jax.zoo import model_path
+
+
+@dataclass(frozen=True)
+class Settings:
+    """recipe: a YAML file. dry_run: print what would be done. shard_gb: size of an output file, what a kill loses at
+    most. devices: split every tensor over so many; -1: all."""
+
+    recipe: tyro.conf.Positional[str] = ""
+    out: str = "runs/merged"
+    dry_run: bool = False
+    shard_gb: float = 2.0
+    devices: int = -1
+
+    def __post_init__(self) -> None:
+        bounded(self, "shard_gb", above=0.0)
+        bounded(self, "devices", least=-1)
+
+
+def main(s: Settings) -> None:
+    console = Console()
+    if not s.recipe:
+        raise InputError("is missing", field="recipe", cure="Give a YAML file: merge.py recipe.yml --out merged")
+    prepared = prepare(s.recipe, model_path)
+    if s.dry_run:
+        show_plan(prepared, console)
+        return
+    devices = jax.devices() if s.devices < 1 else jax.devices()[: s.devices]
+    mesh = make_mesh(fsdp=len(devices), devices=devices) if len(devices) > 1 else None
+    started = time.monotonic()
+    columns = (
+        TextColumn("  {task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn()
+    )  # fmt: skip
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("merging", total=None)
+        summary = merge(
+            prepared, s.out, mesh=mesh, shard_bytes=int(s.shard_gb * 1e9),
+            progress=lambda done, total, name: bar.update(task, completed=done, total=total, description=name),
+        )  # fmt: skip
+    report = write_report(summary)
+    console.print(
+        f"{s.out}: {len(summary.records)} tensors by {summary.prepared.recipe.method}, "
+        f"{time.monotonic() - started:.1f} s; {report}", highlight=False, markup=False, soft_wrap=True,
+    )  # fmt: skip
+
+
+def show_plan(prepared: Prepared, console: Console) -> None:
+    """Each tensor's rule; the bytes, memory and time that the merge would take."""
+    for table in (rules(prepared), [estimate(prepared)]):
+        console.print(markdown_table(table), soft_wrap=True, highlight=False, markup=False)
+
+
+if __name__ == "__main__":
+    run_experiment(Settings, main, description=__doc__)

@@ -1,0 +1,27 @@
+"""Reports are Markdown: tables, and figures saved beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from matplotlib.figure import Figure
+
+matplotlib.use("agg")
+
+
+def save_figure(figure: Figure, path: Path) -> str:
+    """Write a PNG and return the Markdown that shows it."""
+    figure.savefig(path, dpi=110, bbox_inches="tight")
+    return f"![{path.stem}]({path.name})"
+
+
+def markdown_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows with the same keys as a Markdown table."""
+    if not rows:
+        return "(nothing)"
+    names = list(rows[0])
+    lines = ["| " + " | ".join(names) + " |", "|" + " --- |" * len(names)]
+    return "\n".join(lines + ["| " + " | ".join(str(r.get(n, "")) for n in names) + " |" for r in rows])

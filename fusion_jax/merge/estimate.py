@@ -1,0 +1,95 @@
+"""What a merge would take, before it is run: bytes, memory by the compiler, time by a probe of this machine."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fusion_jax.merge.inputs import Prepared
+from fusion_jax.merge.methods import METHODS
+from fusion_jax.merge.plan import TensorPlan
+from fusion_jax.merge.tensors import AHEAD, Loaded, merge_tensor, placer
+
+PROBE = 1 << 22  # numbers of the tensor that is timed
+
+
+def rules(prepared: Prepared) -> list[dict[str, Any]]:
+    """One row a tensor: what is merged, from which models, with which numbers."""
+    method = prepared.recipe.method
+    out = []
+    for tensor in prepared.plan.tensors:
+        values = {k: v for k, v in tensor.parameters.items()}
+        out.append({
+            "tensor": tensor.name, "shape": "×".join(map(str, tensor.shape)), "dtype": prepared.dtype(tensor).name,
+            "rule": method if tensor.inputs else "copy of the base", "models": len(tensor.inputs),
+            "rows": "rewritten" if tensor.rows and prepared.rows is not None else "",
+            "parameters": " ".join(f"{k}={_shown(v)}" for k, v in values.items()) if tensor.inputs else "",
+        })  # fmt: skip
+    return out
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, list):
+        return "[" + " ".join(map(_shown, value)) + "]"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def estimate(prepared: Prepared) -> dict[str, Any]:
+    """Bytes to read and write; peak memory: inputs, what is read ahead, and the largest kernel as it is compiled; time
+    of the arithmetic, scaled from a small tensor by the number of numbers."""
+    tensors = [t for t in prepared.plan.tensors if t.inputs]
+    largest = max(tensors, key=prepared.held)
+    held = prepared.held(largest)
+    ahead = max((prepared.held(t) for t in tensors if prepared.held(t) <= AHEAD), default=0)
+    written = sum(int(np.prod(t.shape)) * prepared.dtype(t).itemsize for t in prepared.plan.tensors)
+    numbers = sum(int(np.prod(t.shape)) * len(t.inputs) for t in tensors)
+    return {
+        "tensors": len(prepared.plan.tensors), "GB read": f"{sum(map(prepared.held, prepared.plan.tensors)) / 1e9:.2f}",
+        "GB written": f"{written / 1e9:.2f}", "largest tensor": largest.name,
+        "peak GB": f"{(held + max(kernel_bytes(prepared, largest), ahead)) / 1e9:.2f}",
+        "s of arithmetic": f"{_probe(prepared, largest) * numbers:.1f}",
+    }  # fmt: skip
+
+
+def kernel_bytes(prepared: Prepared, tensor: TensorPlan) -> int:
+    """Temporaries and outputs of a tensor's compiled kernel."""
+    models, base = _shapes(prepared, tensor, tensor.shape)
+    method = METHODS[prepared.recipe.method]
+
+    def kernel(models: jax.Array, base: jax.Array | None) -> jax.Array:
+        keys = {"keys": jax.random.split(jax.random.key(0), len(tensor.inputs))} if method.random else {}
+        merged = method.function(models, base, math_dtype=prepared.recipe.math_dtype, **keys, **tensor.parameters)
+        return merged.tensor.astype(prepared.dtype(tensor))
+
+    memory = jax.jit(kernel).lower(models, base).compile().memory_analysis()
+    return 0 if memory is None else int(memory.temp_size_in_bytes + memory.output_size_in_bytes)
+
+
+def _shapes(prepared: Prepared, tensor: TensorPlan, shape: tuple[int, ...]) -> tuple[Any, Any]:
+    """The kernel's inputs, abstract, as `load_tensor` gives them for a tensor of this shape."""
+    dtypes = {prepared.entry(one).dtype for one in tensor.inputs}
+    dtype = dtypes.pop() if len(dtypes) == 1 else np.dtype(np.float32)
+    models = jax.ShapeDtypeStruct((len(tensor.inputs), *shape), jnp.dtype(dtype))
+    base = jax.ShapeDtypeStruct(shape, jnp.dtype(prepared.entry(tensor.base).dtype)) if tensor.base else None
+    return models, base
+
+
+def _probe(prepared: Prepared, tensor: TensorPlan) -> float:
+    """Seconds of arithmetic for one number of one model, timed on noise in the shape of the tensor's first rows."""
+    row = max(int(np.prod(tensor.shape[1:])), 1)
+    shape = (max(1, min(tensor.shape[0], PROBE // row)), *tensor.shape[1:])
+    noise = np.random.default_rng(0)
+    models, base = (
+        None if x is None else (noise.standard_normal(x.shape, np.float32) * 0.02).astype(x.dtype)
+        for x in _shapes(prepared, tensor, shape)
+    )  # fmt: skip
+    small = Loaded(tensor, models, base, {})
+    place = placer(None)
+    jax.block_until_ready(merge_tensor(prepared, small, place).value)
+    started = time.perf_counter()
+    jax.block_until_ready(merge_tensor(prepared, small, place).value)
+    return (time.perf_counter() - started) / max(int(np.prod(shape)) * len(tensor.inputs), 1)

@@ -1,0 +1,139 @@
+"""The model folders that a merge reads, and all that can be wrong with them before a weight is read."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from fusion_jax.errors import InputError
+from fusion_jax.merge.methods import METHODS
+from fusion_jax.merge.plan import Checkpoint, MergePlan, TensorInput, TensorPlan, plan_tensors
+from fusion_jax.merge.recipe import Recipe, read_recipe
+from fusion_jax.merge.vocabulary import (
+    Clash,
+    RowPlan,
+    Vocabulary,
+    clashes,
+    output_vocabulary,
+    read_vocabulary,
+    row_plan,
+)
+from fusion_jax.models.json_files import read_config
+from fusion_jax.models.safetensors_io import TensorEntry, open_folder
+
+# What may not differ between models, also where the shapes of their tensors agree.
+SAME = ("model_type", "num_attention_heads", "num_key_value_heads", "head_dim", "hidden_act")
+
+
+@dataclass(frozen=True)
+class Input:
+    """An opened folder: config.json as read, where each tensor lies."""
+
+    folder: Path
+    config: Mapping[str, Any]
+    entries: Mapping[str, TensorEntry]
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        """What planning asks for."""
+        tied = bool(self.config.get("tie_word_embeddings", False))
+        return Checkpoint({name: e.shape for name, e in self.entries.items()}, tied)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A recipe with its inputs opened and its tensors planned; nothing is written yet.
+
+    rows: how every model's embeddings come to the output's vocabulary; None where they are merged as they are.
+    clashes: ids that mean different tokens in the models, where rows are not rewritten.
+    """
+
+    recipe: Recipe
+    inputs: Mapping[str, Input]
+    plan: MergePlan
+    vocabulary: Vocabulary | None
+    rows: RowPlan | None
+    clashes: tuple[Clash, ...]
+
+    def entry(self, tensor: TensorInput) -> TensorEntry:
+        """Where an input of a tensor lies."""
+        return self.inputs[tensor.model].entries[tensor.tensor]
+
+    def dtype(self, tensor: TensorPlan) -> np.dtype:
+        """Of the saved tensor: the recipe's, else as it is stored in the base or the first model."""
+        if self.recipe.out_dtype is not None:
+            return np.dtype(jnp.dtype(self.recipe.out_dtype))
+        return self.entry(tensor.base or tensor.inputs[0]).dtype
+
+    def held(self, tensor: TensorPlan) -> int:
+        """Bytes that the inputs of a tensor take."""
+        some = [*tensor.inputs, *([tensor.base] if tensor.base else [])]
+        return sum(int(np.prod(tensor.shape)) * self.entry(one).dtype.itemsize for one in some)
+
+
+def prepare(source: str | os.PathLike[str] | Mapping[str, Any], locate: Callable[[str], Path] = Path) -> Prepared:
+    """Read a recipe, open its models, plan every tensor.
+
+    Args:
+      source: a YAML file in mergekit's form, or an equal dict.
+      locate: a model's name in the recipe -> its folder.
+
+    Raises:
+      InputError: anything in the recipe, in a folder's files or between them that does not fit.
+    """
+    recipe = read_recipe(source, METHODS)
+    inputs = open_inputs(recipe, locate)
+    vocabulary, rows, differing = _vocabulary(recipe, inputs)
+    checkpoints = {model: one.checkpoint for model, one in inputs.items()}
+    plan = plan_tensors(recipe, METHODS, checkpoints, None if rows is None else rows.size)
+    return Prepared(recipe, inputs, plan, vocabulary, rows, differing)
+
+
+def open_inputs(recipe: Recipe, locate: Callable[[str], Path]) -> dict[str, Input]:
+    """The folders of a recipe by the names it uses; no weight is read.
+
+    Raises:
+      InputError: a folder that is missing or broken, or of another architecture than the first.
+    """
+    found: dict[str, Input] = {}
+    for model in recipe.inputs:
+        folder = locate(model)
+        found[model] = Input(folder, read_config(folder), open_folder(folder))
+    first = next(iter(found))
+    for other in found.values():
+        for field in SAME:
+            ours, theirs = found[first].config.get(field), other.config.get(field)
+            if ours != theirs:
+                raise InputError(
+                    f"is {theirs!r}, but {ours!r} in {first}", file=other.folder / "config.json", field=field,
+                    cure="Merge models of one architecture; fuse others with experiments/fusechat.py first",
+                )  # fmt: skip
+    return found
+
+
+def _vocabulary(
+    recipe: Recipe, inputs: Mapping[str, Input]
+) -> tuple[Vocabulary | None, RowPlan | None, tuple[Clash, ...]]:
+    """The output's vocabulary where the recipe has a policy; else where ids clash, of models that have a tokenizer."""
+    refuse = recipe.vocabulary.source == "refuse"
+    if refuse and not all((one.folder / "tokenizer.json").exists() for one in inputs.values()):
+        return None, None, ()
+    found = {model: read_vocabulary(one.folder, _vocabulary_size(one)) for model, one in inputs.items()}
+    if refuse:
+        return None, None, tuple(clashes(recipe, found))
+    output = output_vocabulary(recipe, found)
+    return output, row_plan(recipe, found, output), ()
+
+
+def _vocabulary_size(one: Input) -> int:
+    size = one.config.get("vocab_size")
+    if type(size) is not int:
+        cure = "Add it: the rows of the embedding"
+        raise InputError("is no number", file=one.folder / "config.json", field="vocab_size", cure=cure)
+    return size

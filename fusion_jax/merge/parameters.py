@@ -1,0 +1,193 @@
+"""Settings of a recipe: numbers, gradients over the layers, rules by tensor name; resolved before any tracing.
+
+Merge specification, section 1.5. A setting is read against the `Parameter` it is for, so that a wrong type, a value out
+of range or an unknown name is told with its place in the recipe.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import reprlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fusion_jax.errors import InputError
+from fusion_jax.merge.arithmetic import Method, Parameter
+
+Value = bool | int | float | str
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where in a recipe a value stands: the file (None for a dict) and the path of keys, as messages name them."""
+
+    file: str | None = None
+    field: str = ""
+
+    def __truediv__(self, key: str | int) -> Place:
+        step = f"[{key}]" if isinstance(key, int) else f".{key}" if self.field else key
+        return Place(self.file, self.field + step)
+
+    def error(self, problem: str, cure: str) -> InputError:
+        return InputError(problem, file=self.file, field=self.field or None, cure=cure)
+
+
+@dataclass(frozen=True)
+class Rule:
+    """The value of every tensor whose name contains `pattern` (None: of all): one, or a gradient over the layers."""
+
+    values: tuple[Value, ...]
+    pattern: str | None = None
+
+    def at(self, position: float) -> Value:
+        """The value at a layer position in [0, 1]: floats are interpolated, all else is picked."""
+        s = position * (len(self.values) - 1)
+        i = int(s)
+        low = self.values[i]
+        if len(self.values) == 1 or not isinstance(low, float):
+            return low
+        return (1 - (s - i)) * low + (s - i) * float(self.values[min(i + 1, len(self.values) - 1)])
+
+
+Setting = tuple[Rule, ...]
+Settings = Mapping[str, Setting]
+
+
+def layer_position(layer: int | None, layers: int) -> float:
+    """Where a layer stands among `layers`, from 0 to 1; 0 for a tensor of no layer (None), 1 for an only layer."""
+    if layer is None:
+        return 0.0
+    return 1.0 if layers == 1 else layer / (layers - 1)
+
+
+def lookup(levels: Iterable[Settings], parameter: str, tensor: str, position: float) -> Value | None:
+    """The value of the first rule that takes the tensor, of the first level that has one; None where there is none."""
+    for settings in levels:
+        for rule in settings.get(parameter, ()):
+            if rule.pattern is None or rule.pattern in tensor:
+                return rule.at(position)
+    return None
+
+
+def shown(value: Any) -> str:
+    """A value of a recipe for a message: short, whatever it holds."""
+    return reprlib.repr(value)
+
+
+def nearest(name: Any, names: Iterable[str]) -> str:
+    """The cure of an unknown name: the nearest one, or all."""
+    known = sorted(names)
+    near = difflib.get_close_matches(str(name), known, 1)
+    return f"Write '{near[0]}'" if near else f"Known are {', '.join(known)}" if known else "Leave it out"
+
+
+def mapping(value: Any, keys: Iterable[str] | None, place: Place) -> Mapping[Any, Any]:
+    """A mapping of known keys (None: of any); an empty one where nothing is written.
+
+    Raises:
+      InputError: another type, or a key that is not known.
+    """
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping):
+        raise place.error(f"must be a mapping, not {shown(value)}", "Write 'key: value' lines")
+    known = None if keys is None else list(keys)
+    for key in value:
+        if known is not None and key not in known:
+            raise (place / str(key)).error("is not a known key", nearest(key, known))
+    return value
+
+
+def sequence(value: Any, place: Place) -> Sequence[Any]:
+    """A list with at least one entry.
+
+    Raises:
+      InputError: another type, or an empty list.
+    """
+    if not isinstance(value, list | tuple) or not value:
+        raise place.error(f"must be a list with at least one entry, not {shown(value)}", "Write one '- ' line for each")
+    return value
+
+
+def read_settings(raw: Any, method: Method, place: Place, *, of_model: bool) -> dict[str, Setting]:
+    """The `parameters` of a model, a slice or the whole recipe.
+
+    Args:
+      of_model: they stand at one model, where only per-model parameters have a meaning.
+
+    Raises:
+      InputError: an unknown parameter, one that is not of a model, a value of a wrong type or out of range.
+    """
+    known = {p.name: p for p in method.parameters}
+    out = {}
+    for name, value in mapping(raw, None, place).items():
+        if name not in known:
+            raise (place / str(name)).error(f"{method.name} has no parameter '{name}'", nearest(name, known))
+        if of_model and not known[name].per_model:
+            raise (place / name).error("is one value for all models", "Move it to the `parameters` of the recipe")
+        out[name] = _setting(value, known[name], place / name)
+    return out
+
+
+def _setting(raw: Any, parameter: Parameter, place: Place) -> Setting:
+    """A number, a gradient list, or a list of {filter, value} with either."""
+    if not isinstance(raw, list | tuple) or not any(isinstance(entry, Mapping) for entry in raw):
+        return (Rule(_values(raw, parameter, place)),)
+    rules = []
+    for i, entry in enumerate(raw):
+        if not isinstance(entry, Mapping):
+            raise (place / i).error(
+                f"is {shown(entry)} among rules of filter and value", "Write '- value: ...' for all other tensors"
+            )
+        rule = mapping(entry, ("filter", "value"), place / i)
+        pattern = rule.get("filter")
+        if pattern is not None and not isinstance(pattern, str):
+            raise (place / i / "filter").error(f"must be text, not {shown(pattern)}", "Write a part of tensor names")
+        if "value" not in rule:
+            raise (place / i).error("has no value", "Add 'value: ...'")
+        values = _values(rule["value"], parameter, place / i / "value")
+        rules.append(Rule(values, None if pattern == "*" else pattern))
+    return tuple(rules)
+
+
+def _values(raw: Any, parameter: Parameter, place: Place) -> tuple[Value, ...]:
+    if isinstance(raw, list | tuple):
+        entries = sequence(raw, place)
+        return tuple(_value(entry, parameter, place / i) for i, entry in enumerate(entries))
+    return (_value(raw, parameter, place),)
+
+
+def _value(raw: Any, parameter: Parameter, place: Place) -> Value:
+    """One value of its parameter's type: choices are strings, the default tells switches and whole numbers."""
+    if isinstance(parameter.default, bool):
+        if isinstance(raw, bool) or raw in (0, 1):
+            return bool(raw)
+        raise place.error(f"must be true or false, not {shown(raw)}", "Write true or false")
+    if parameter.choices:
+        if isinstance(raw, str) and raw in parameter.choices:
+            return raw
+        if isinstance(raw, bool) and "none" in parameter.choices:  # a switch of mergekit's that has kinds here
+            return next(c for c in parameter.choices if (c != "none") == raw)
+        raise place.error(f"{shown(raw)} is not a choice", nearest(raw, parameter.choices))
+    return _number(raw, parameter, place)
+
+
+def _number(raw: Any, parameter: Parameter, place: Place) -> int | float:
+    """A number within the parameter's range; YAML reads 1e-5 (without a point) as text, so text is tried."""
+    try:
+        if isinstance(raw, bool) or not isinstance(raw, int | float | str):
+            raise ValueError
+        number = float(raw)
+    except (ValueError, OverflowError):
+        raise place.error(f"must be a number, not {shown(raw)}", "Write a number") from None
+    if not (math.isfinite(number) and parameter.least <= number <= parameter.most):
+        span = [f"{parameter.least:g} or more"] if parameter.least > -math.inf else []
+        span += [f"{parameter.most:g} or less"] if parameter.most < math.inf else []
+        raise place.error(f"{number:g} is out of range", f"Give {' and '.join(span) or 'a finite number'}")
+    if isinstance(parameter.default, int):
+        if number != int(number):
+            raise place.error(f"must be a whole number, not {shown(raw)}", f"Write {round(number)}")
+        return int(number)
+    return number

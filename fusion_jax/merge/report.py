@@ -1,0 +1,138 @@
+"""What a merge did to each tensor, as tables and a picture: coefficients, what was kept and erased, norms."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from fusion_jax.markdown import markdown_table, save_figure
+from fusion_jax.merge.executor import MergeSummary
+from fusion_jax.merge.tensors import Record
+
+SHARES = ("coefficients", "kept", "erased")
+
+
+def write_report(summary: MergeSummary) -> Path:
+    """report.md and its pictures in the output's folder."""
+    recipe, records = summary.prepared.recipe, summary.records
+    size = sum(_numel(r) for r in records)
+    models = ", ".join(f"`{m}`" for m in recipe.models)
+    lines = [
+        f"# {recipe.method} of {models}" + (f" on `{recipe.base}`" if recipe.base else ""),
+        f"{len(records)} tensors, {size:,} numbers, computed in {recipe.math_dtype}, seed {recipe.seed}.",
+        *_clashes(summary),
+        "## By kind of tensor", markdown_table(by_kind(records)), _legend(records),
+        *(save_figure(figure, summary.folder / f"{name}.png") for name, figure in figures(records).items()),
+        "## Every tensor", markdown_table([row(r, r["name"]) for r in records]),
+        "Parameters, all norms and hashes of the inputs: tensors.jsonl; the recipe: merge.json.",
+    ]  # fmt: skip
+    path = summary.folder / "report.md"
+    path.write_text("\n\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+def _numel(record: Record) -> int:
+    size = 1
+    for n in record["shape"]:
+        size *= n
+    return size
+
+
+def _clashes(summary: MergeSummary) -> list[str]:
+    return [
+        f"**Ids that mean different tokens**: {c.count} of {c.shared} in `{c.model}`, the first {c.first[0]} "
+        f"('{c.first[2]}', '{c.first[1]}' in the output). Set `tokenizer_source` if their rows matter."
+        for c in summary.prepared.clashes
+    ]  # fmt: skip
+
+
+def _legend(records: Sequence[Record]) -> str:
+    parts = ["moved: norm of output minus base / norm of base", "task vectors: norm of model minus base / norm of base"]
+    parts = parts if any("base" in r["norms"] for r in records) else []
+    parts += ["coefficients: the method's weight of each model"] if any("coefficients" in r for r in records) else []
+    parts += ["kept: share that the sparsifier or selection left"] if any("kept" in r for r in records) else []
+    parts += ["erased: share that lost the vote on signs"] if any("erased" in r for r in records) else []
+    return "; ".join(parts) + ("; one number a model, in the order above." if parts else "")
+
+
+def row(record: Record, name: str) -> dict[str, Any]:
+    """One line of a table."""
+    out: dict[str, Any] = {"tensor": name, "shape": "×".join(map(str, record["shape"]))}
+    norms = record["norms"]
+    if "base" in norms:
+        size = max(norms["base"], 1e-30)
+        out["moved"] = f"{norms['change'] / size:.4f}"
+        out["task vectors"] = _shown([x / size for x in norms["task_vectors"]])
+    else:
+        out |= {"norm": f"{norms['output']:.4g}", "norms of the models": _shown(norms["models"])}
+    return out | {key: _shown(record[key]) for key in SHARES if key in record}
+
+
+def _shown(values: float | Sequence[float]) -> str:
+    return " ".join(f"{v:.4f}" for v in (values if isinstance(values, list) else [values]))
+
+
+def kind(name: str) -> str:
+    """A tensor's name without its layer."""
+    return re.sub(r"\.\d+\.", ".*.", name)
+
+
+def by_kind(records: Sequence[Record]) -> list[dict[str, Any]]:
+    """The records of all layers of a kind in one line: sums of squares for norms, means of shares."""
+    groups: dict[str, list[Record]] = {}
+    for record in records:
+        groups.setdefault(f"{kind(record['name'])} of {len(record['models'])}", []).append(record)
+    out = []
+    for some in groups.values():
+        first = some[0]
+        norms = {name: _root(r["norms"][name] for r in some) for name in first["norms"]}
+        shares = {key: _mean([r[key] for r in some]) for key in SHARES if all(key in r for r in some)}
+        together = {"shape": first["shape"], "norms": norms, **shares}
+        line = row(together, kind(first["name"]))
+        out.append({"tensor": line.pop("tensor"), "count": len(some), **line})
+    return out
+
+
+def _root(values: Iterable[Any]) -> Any:
+    """The norm of several tensors together; of each model where the values are lists."""
+    found = list(values)
+    if isinstance(found[0], list):
+        return [_root(column) for column in zip(*found, strict=True)]
+    return sum(x * x for x in found) ** 0.5
+
+
+def _mean(values: Sequence[Any]) -> Any:
+    if isinstance(values[0], list):
+        return [sum(column) / len(values) for column in zip(*values, strict=True)]
+    return sum(values) / len(values)
+
+
+def figures(records: Sequence[Record]) -> dict[str, Figure]:
+    """One panel for each thing that is known of every model and tensor: tensors from left to right, a line a model."""
+    full = max(len(r["models"]) for r in records)
+    some = [r for r in records if len(r["models"]) == full]
+    panels: dict[str, list[list[float]]] = {}
+    if "base" in some[0]["norms"]:
+        panels["norm of task vector / norm of base"] = [
+            [x / max(r["norms"]["base"], 1e-30) for x in r["norms"]["task_vectors"]] for r in some
+        ]
+    for key in SHARES:
+        if all(isinstance(r.get(key), list) and len(r[key]) == full for r in some):
+            panels[key] = [r[key] for r in some]
+    if not panels:
+        return {}
+    figure = Figure(figsize=(9, 2.6 * len(panels)), layout="constrained")
+    for axes, (title, values) in zip(figure.subplots(len(panels), 1, squeeze=False).flat, panels.items(), strict=True):
+        for model, line in enumerate(zip(*values, strict=True)):
+            axes.plot(range(len(some)), line, marker=".", markersize=3, linewidth=0.8, label=some[0]["models"][model])
+        axes.set_title(title, fontsize=10)
+        axes.tick_params(labelsize=8)
+        axes.grid(alpha=0.3)
+        axes.set_ylim(bottom=0)
+    axes.set_xlabel("tensor, in the order of the table", fontsize=8)
+    figure.axes[0].legend(fontsize=7)
+    return {"tensors": figure}

@@ -1,0 +1,228 @@
+"""One tensor of a merge: its inputs read, merged on the device, checked, told in a record."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from fusion_jax.errors import InputError
+from fusion_jax.merge.arithmetic import tensor_key
+from fusion_jax.merge.inputs import Prepared
+from fusion_jax.merge.methods import METHODS
+from fusion_jax.merge.plan import TensorInput, TensorPlan
+from fusion_jax.merge.shared import tensor_sum
+from fusion_jax.merge.vocabulary import remap
+
+Array = jax.Array
+Record = dict[str, Any]
+Hashes = dict[str, Future[str]]
+Place = Callable[[np.ndarray, int], Array]
+AHEAD = 256 << 20  # bytes of inputs; larger tensors are read and merged with nothing else in memory
+
+
+class Loaded(NamedTuple):
+    """A tensor's inputs in host memory. models: float[K,...]; None: the base is copied.
+
+    sha256: of each input, perhaps still being computed.
+    """
+
+    tensor: TensorPlan
+    models: np.ndarray | None
+    base: np.ndarray | None
+    sha256: Hashes
+
+
+class Made(NamedTuple):
+    """A merged tensor, perhaps still being computed; squares: sums of squares, see `_finished`."""
+
+    tensor: TensorPlan
+    value: Array
+    squares: dict[str, Array]
+    report: dict[str, Array]
+    sha256: Hashes
+
+
+def merged_tensors(
+    prepared: Prepared, tensors: Sequence[TensorPlan], mesh: Mesh | None
+) -> Iterator[tuple[Record, np.ndarray]]:
+    """(record, value) of each tensor in order; one is read while another is computed and a third is taken away.
+
+    Raises:
+      InputError: a weight, or a merged number in the output's dtype, is not finite.
+    """
+    place = placer(mesh)
+    before: list[Made] = []
+    with ThreadPoolExecutor(2) as hashers:
+        for loaded in _read_ahead(prepared, tensors, hashers):
+            alone = prepared.held(loaded.tensor) > AHEAD
+            if alone:
+                yield from (told(prepared, made) for made in before)
+                before = []
+            made = merge_tensor(prepared, loaded, place)
+            del loaded
+            yield from (told(prepared, one) for one in before)
+            before = [made]
+            del made
+            if alone:
+                yield told(prepared, before.pop())
+        yield from (told(prepared, made) for made in before)
+
+
+def _read_ahead(prepared: Prepared, tensors: Sequence[TensorPlan], hashers: Executor) -> Iterator[Loaded]:
+    """Each tensor's inputs; while one is used, the next is read in another thread, if both are small."""
+    small = [prepared.held(t) <= AHEAD for t in tensors]
+    with ThreadPoolExecutor(1) as reader:
+        ahead: Future[Loaded] | None = None
+        for number, tensor in enumerate(tensors):
+            now = ahead.result() if ahead else load_tensor(prepared, tensor, hashers)
+            ahead = None
+            if number + 1 < len(tensors) and small[number] and small[number + 1]:
+                ahead = reader.submit(load_tensor, prepared, tensors[number + 1], hashers)
+            yield now
+            del now
+
+
+def placer(mesh: Mesh | None) -> Place:
+    """(array, leading axes that stay whole) -> the array on the device, or split over all devices of a mesh."""
+    if mesh is None:
+        return lambda array, leading: jax.device_put(array)
+
+    def place(array: np.ndarray, leading: int) -> Array:
+        axes: list[Any] = [None] * array.ndim
+        for axis in range(leading, array.ndim):
+            if array.shape[axis] % mesh.size == 0:
+                axes[axis] = mesh.axis_names
+                break
+        return jax.device_put(array, NamedSharding(mesh, PartitionSpec(*axes)))
+
+    return place
+
+
+def load_tensor(prepared: Prepared, tensor: TensorPlan, hashers: Executor | None = None) -> Loaded:
+    """Read a tensor's inputs once, rewritten to the output's vocabulary where the recipe says so.
+
+    hashers: where their bytes are hashed meanwhile.
+    """
+    rewrite = tensor.rows is not None and prepared.rows is not None
+    found = {one: prepared.entry(one).mapped() for one in inputs_of(tensor)}
+    sha256: Hashes = {}
+    if hashers is not None:
+        sha256 = {f"{one.model}/{one.tensor}": hashers.submit(_sha256, array) for one, array in found.items()}
+    arrays = _rewritten(prepared, found) if rewrite else found
+    models = _stacked([arrays[one] for one in tensor.inputs]) if tensor.inputs else None
+    base = _stacked([arrays[tensor.base]])[0] if tensor.base else None
+    return Loaded(tensor, models, base, sha256)
+
+
+def inputs_of(tensor: TensorPlan) -> list[TensorInput]:
+    """The models' tensors, then the base's."""
+    return [*tensor.inputs, *([tensor.base] if tensor.base else [])]
+
+
+def _sha256(array: np.ndarray) -> str:
+    return hashlib.sha256(array.reshape(-1).view(np.uint8).data).hexdigest()
+
+
+def _rewritten(prepared: Prepared, found: Mapping[TensorInput, np.ndarray]) -> dict[TensorInput, np.ndarray]:
+    """The models' rows in the order of the output's vocabulary."""
+    assert prepared.rows is not None
+    of_model = {one.model: one for one in found}
+    order = [of_model[model] for model in prepared.recipe.inputs]
+    new = remap(prepared.rows, [jnp.asarray(found[one]) for one in order])
+    return {one: np.asarray(array) for one, array in zip(order, new, strict=True)}
+
+
+def _stacked(arrays: Sequence[np.ndarray]) -> np.ndarray:
+    """[K,...] in one new array, of the arrays' dtype where it is one that the device takes, else float32."""
+    dtypes = {a.dtype for a in arrays}
+    dtype = dtypes.pop() if len(dtypes) == 1 else np.dtype(np.float32)
+    out = _aligned((len(arrays), *arrays[0].shape), np.dtype(np.float32) if dtype == np.float64 else dtype)
+    for row, array in zip(out, arrays, strict=True):
+        row[...] = array
+    return out
+
+
+def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """An empty array that a CPU device can take without a copy: it begins at a multiple of 64 bytes."""
+    size = int(np.prod(shape)) * dtype.itemsize
+    raw = np.empty(size + 64, np.uint8)
+    start = -raw.ctypes.data % 64
+    return raw[start : start + size].view(dtype).reshape(shape)
+
+
+def merge_tensor(prepared: Prepared, loaded: Loaded, place: Place) -> Made:
+    """Start the merge of one tensor on the device."""
+    tensor, recipe = loaded.tensor, prepared.recipe
+    base = None if loaded.base is None else place(loaded.base, 0)
+    dtype = prepared.dtype(tensor).name
+    if loaded.models is None:
+        assert base is not None
+        value, squares = _finished(base[None], base, base, dtype=dtype)
+        return Made(tensor, value, squares, {}, loaded.sha256)
+    models = place(loaded.models, 1)
+    method = METHODS[recipe.method]
+    keys = {"keys": _keys(recipe.seed, tensor)} if method.random else {}
+    merged = method.function(models, base, math_dtype=recipe.math_dtype, **keys, **tensor.parameters)
+    value, squares = _finished(models, base, merged.tensor, dtype=dtype)
+    return Made(tensor, value, squares, merged.report, loaded.sha256)
+
+
+def _keys(seed: int, tensor: TensorPlan) -> Array:
+    return jnp.stack([tensor_key(seed, tensor.name, one.model_index) for one in tensor.inputs])
+
+
+@partial(jax.jit, static_argnames="dtype")
+def _finished(models: Array, base: Array | None, merged: Array, *, dtype: str) -> tuple[Array, dict[str, Array]]:
+    """The output as it is saved, and sums of squares float32: of each model [K], its task vector [K], the base, the
+    output, and how far it is from the base."""
+    value = merged.astype(dtype)
+    models, out = models.astype(jnp.float32), value.astype(jnp.float32)
+    squares = {"models": jax.vmap(_squared)(models), "output": _squared(out)}
+    if base is not None:
+        base = base.astype(jnp.float32)
+        squares |= {"base": _squared(base), "task_vectors": jax.vmap(_squared)(models - base)}
+        squares["change"] = _squared(out - base)
+    return value, squares
+
+
+def _squared(x: Array) -> Array:
+    return tensor_sum(jnp.square(jnp.atleast_1d(x)))
+
+
+def told(prepared: Prepared, made: Made) -> tuple[Record, np.ndarray]:
+    """The merged tensor in host memory and its record: norms, what the method reports, parameters, hashes of inputs."""
+    norms = {name: np.sqrt(np.asarray(x, np.float64)) for name, x in made.squares.items()}
+    value = np.asarray(made.value)
+    _check_finite(prepared, made.tensor, norms, value)
+    record = {
+        "name": made.tensor.name, "shape": list(made.tensor.shape), "models": [one.model for one in made.tensor.inputs],
+        "parameters": dict(made.tensor.parameters), "norms": {name: x.tolist() for name, x in norms.items()},
+        **{name: np.asarray(x, np.float64).round(9).tolist() for name, x in made.report.items()},
+        "sha256": {name: hashed.result() for name, hashed in made.sha256.items()},
+    }  # fmt: skip
+    return record, value
+
+
+def _check_finite(prepared: Prepared, tensor: TensorPlan, norms: dict[str, np.ndarray], value: np.ndarray) -> None:
+    """A sum of squares tells NaN and infinity at no cost; only then all numbers are looked at."""
+    if all(np.isfinite(x).all() for x in norms.values()):
+        return
+    for one in inputs_of(tensor):
+        entry = prepared.entry(one)
+        if not np.isfinite(entry.mapped().astype(np.float32)).all():
+            raise InputError(
+                "holds NaN or infinity", file=entry.file, field=one.tensor, cure="Restore or leave out this model"
+            )
+    if not np.isfinite(value.astype(np.float32)).all():
+        raise InputError(
+            f"the merged tensor has numbers that {value.dtype} does not hold", file=prepared.recipe.file,
+            field=tensor.name, cure="Lower `lambda` or the weights, or set out_dtype to bfloat16 or float32",
+        )  # fmt: skip
