@@ -13,9 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from fusion_jax.errors import InputError
-from fusion_jax.merge.arithmetic import MathDtype, Merged, Method, Parameter, Round, as_math, rounder, task_vectors
+from fusion_jax.merge.arithmetic import MathDtype, Merged, Method, Parameter, Round, rounder
 from fusion_jax.merge.select import largest
-from fusion_jax.merge.shared import check_shapes, count, model_sum, per_model, tensor_sum
+from fusion_jax.merge.shared import check_shapes, count, differences, erased, model_sum, per_model, tensor_sum, winners
 
 Array = jax.Array
 Variant = Literal["fuseai", "paper", "mergekit"]
@@ -58,53 +58,46 @@ def sce(
 @partial(jax.jit, static_argnames=("selects", "variant", "math_dtype"))
 def _sce(models: Array, base: Array, topk: Array, *, selects: bool, variant: Variant, math_dtype: MathDtype) -> Merged:
     rounded = rounder(math_dtype)
-    shape, base = base.shape, as_math(jnp.atleast_1d(base), rounded)
-    delta = task_vectors(as_math(models.reshape(len(models), *base.shape), rounded), base, rounded)
-    mask = _selected(delta, topk, rounded) if selects else jnp.ones(base.shape, bool)
-    coefficients = _coefficients(jnp.where(mask, delta, 0.0), variant, rounded)
-    if variant != "fuseai":
-        delta = jnp.where(mask | ~mask.any(), delta, 0.0)
-    winning = jnp.where(rounded(model_sum(delta)) >= 0, 1.0, -1.0)
-    stays = jnp.sign(delta) == winning
-    weights = jnp.where(stays, coefficients.reshape(-1, *(1,) * base.ndim), 0.0)
-    moved = rounded(model_sum(rounded(delta * weights)))
+    deltas, origin = differences(models, base, rounded)
+    selected, share = deltas, jnp.float32(1.0)
+    if selects:
+        mask, k = _selected(deltas, topk, rounded)
+        selected, share = [jnp.where(mask, d, 0.0) for d in deltas], k / mask.size
+        if variant != "fuseai":
+            deltas = [jnp.where(mask | (k == 0), d, 0.0) for d in deltas]
+    coefficients = _coefficients(selected, variant, rounded)
+    stays = winners(deltas, rounded)
+    weights = [jnp.where(s, c, 0.0) for s, c in zip(stays, coefficients)]
+    moved = rounded(model_sum([rounded(d * w) for d, w in zip(deltas, weights)]))
     if variant != "paper":
         total = rounded(model_sum(weights))
-        least = rounded(jnp.float32(LEAST))
-        moved = rounded(
-            moved / (jnp.maximum(total, least) if variant == "mergekit" else jnp.where(total == 0, 1, total))
-        )
-    report = {"coefficients": coefficients, "kept": count(mask) / mask.size}
-    return Merged(rounded(base + moved).reshape(shape), report | {"erased": erased(delta, stays)})
+        divisor = jnp.maximum(total, rounded(jnp.float32(LEAST))) if variant == "mergekit" else total
+        moved = rounded(moved / jnp.where(total == 0, 1.0, divisor))
+    report = {"coefficients": coefficients, "kept": share, "erased": erased(deltas, stays)}
+    return Merged(rounded(origin + moved).reshape(base.shape), report)
 
 
-def _selected(delta: Array, topk: Array, rounded: Round) -> Array:
-    """bool[...]: the positions of largest variance; where all models moved alike, it is 0 to the last bit."""
-    shifted = delta - delta[0]
-    mean = model_sum(shifted) / len(delta)
-    variance = rounded(model_sum(jnp.square(shifted - mean)) / len(delta))
-    moved = count(variance != 0)
-    return largest(variance, (moved.astype(jnp.float32) * topk).astype(jnp.uint32))
+def _selected(deltas: list[Array], topk: Array, rounded: Round) -> tuple[Array, Array]:
+    """bool[...]: the positions of largest variance, exactly 0 where all models moved alike; uint32: their number."""
+    shifted = [d - deltas[0] for d in deltas]
+    mean = model_sum(shifted) / len(deltas)
+    variance = rounded(model_sum([jnp.square(s - mean) for s in shifted]) / len(deltas))
+    k = (count(variance != 0).astype(jnp.float32) * topk).astype(jnp.uint32)
+    return largest(variance, k), k
 
 
-def _coefficients(delta: Array, variant: Variant, rounded: Round) -> Array:
+def _coefficients(deltas: list[Array], variant: Variant, rounded: Round) -> Array:
     """float32[K]: shares of the mean squares of the selected task vectors, equal where there are none."""
-    squares = jax.vmap(tensor_sum)(rounded(jnp.square(delta)))
+    squares = jnp.stack([tensor_sum(rounded(jnp.square(d))) for d in deltas])
     if variant == "mergekit":
-        squares = rounded(squares / delta[0].size)
+        squares = rounded(squares / deltas[0].size)
         total = rounded(squares.sum())
         none = total < LEAST
     else:
         squares = rounded(squares)
         total = squares.sum()
         none = total == 0
-    return rounded(jnp.where(none, 1 / len(delta), squares / jnp.where(none, 1.0, total)))
-
-
-def erased(delta: Array, stays: Array) -> Array:
-    """float32[K]: the share of nonzero entries of task vectors [K,...] that do not stay."""
-    nonzero = delta != 0
-    return jax.vmap(count)(nonzero & ~stays) / jnp.maximum(jax.vmap(count)(nonzero), 1)
+    return rounded(jnp.where(none, 1 / len(deltas), squares / jnp.where(none, 1.0, total)))
 
 
 METHODS = (

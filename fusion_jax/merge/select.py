@@ -10,7 +10,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from fusion_jax.merge.shared import count
+from fusion_jax.merge.shared import count, counts
 
 Array = jax.Array
 U = jnp.uint32
@@ -42,7 +42,8 @@ def _ascending(values: Array) -> Array:
 def _take(keys: Array, k: Array) -> Array:
     threshold = _threshold(keys, k)
     above = keys > threshold
-    return above | _first(keys == threshold, k - count(above))
+    # The barrier makes the mask once: fused into what reads it, it would be worked out again for each reader.
+    return jax.lax.optimization_barrier(above | _first(keys == threshold, k - count(above)))
 
 
 def _threshold(keys: Array, k: Array) -> Array:
@@ -50,18 +51,10 @@ def _threshold(keys: Array, k: Array) -> Array:
 
     def settle(i: Array, found: Array) -> Array:
         step = U(1) << (U(30) - 2 * i.astype(U))
-        reached = _counts(keys, [found + U(j) * step for j in (1, 2, 3)])
-        return found + step * (reached >= k).sum(dtype=U)
+        reached = counts(*(keys >= found + U(j) * step for j in (1, 2, 3)))
+        return found + step * sum((n >= k).astype(U) for n in reached)
 
     return jax.lax.fori_loop(0, 16, settle, U(0))
-
-
-def _counts(keys: Array, thresholds: list[Array]) -> Array:
-    """uint32[3]: how many keys reach each of three thresholds, in one reading of the keys."""
-    reached = [(keys >= t).astype(U) for t in thresholds]
-    rows = jax.lax.reduce(reached, [U(0)] * 3, lambda a, b: [x + y for x, y in zip(a, b)], (keys.ndim - 1,))
-    # The barrier keeps the compiler from joining both sums into one loop, which a CPU would run on one core.
-    return jnp.stack([row.sum(dtype=U) for row in jax.lax.optimization_barrier(tuple(rows))])
 
 
 def _first(candidates: Array, k: Array) -> Array:

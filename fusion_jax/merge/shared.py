@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from fusion_jax.errors import InputError
+from fusion_jax.merge.arithmetic import Round, as_math, task_vectors
 
 Array = jax.Array
 PerModel = float | Sequence[float]
@@ -39,6 +40,13 @@ def check_shapes(models: Array, base: Array) -> None:
         raise InputError(problem, cure="Stack one or more tensors of the base's shape")
 
 
+def differences(models: Array, base: Array, rounded: Round) -> tuple[list[Array], Array]:
+    """K task vectors and the base, float32[...] of the math dtype and of at least one axis."""
+    base = as_math(jnp.atleast_1d(base), rounded)
+    models = models.reshape(len(models), *base.shape)
+    return [task_vectors(as_math(model, rounded), base, rounded) for model in models], base
+
+
 def tensor_sum(x: Array) -> Array:
     """float32 scalar: the sum of float32[...] with its rounding errors, right to the last bit in any order of devices.
 
@@ -58,18 +66,40 @@ def _add_exactly(left: tuple[Array, Array], right: tuple[Array, Array]) -> tuple
     return total, error_a + error_b + ((a - (total - share_b)) + (b - share_b))
 
 
+def counts(*masks: Array) -> tuple[Array, ...]:
+    """uint32 scalars: how many of each of two or more bool[...] are true, in one reading.
+
+    Rows first, with a barrier, so that a CPU counts on all cores; a lone mask it would first write out as numbers.
+    """
+    zeros, axis = (jnp.uint32(0),) * len(masks), masks[0].ndim - 1
+    numbers = tuple(mask.astype(jnp.uint32) for mask in masks)
+    rows = jax.lax.reduce(numbers, zeros, lambda a, b: tuple(x + y for x, y in zip(a, b)), (axis,))
+    return tuple(row.sum(dtype=jnp.uint32) for row in jax.lax.optimization_barrier(rows))
+
+
 def count(mask: Array) -> Array:
     """uint32 scalar: how many of bool[...] are true."""
-    # The barrier keeps the compiler from joining both sums into one loop, which a CPU would run on one core.
-    return jax.lax.optimization_barrier(mask.sum(-1, dtype=jnp.uint32)).sum(dtype=jnp.uint32)
+    return counts(mask, ~mask)[0]
 
 
-def model_sum(x: Array) -> Array:
-    """float32[...]: float32[K,...] summed in the order of models, as elementwise sums.
+def model_sum(xs: Sequence[Array]) -> Array:
+    """float32[...]: K arrays float32[...] summed in the order of models.
 
-    XLA's reduction over a leading axis becomes, fused, many times slower on a CPU than reading the array.
+    A sequence, not a stack: elementwise sums fuse into one pass, where a reduction over a stack takes many on a CPU.
     """
-    return functools.reduce(operator.add, [x[i] for i in range(len(x))])
+    return functools.reduce(operator.add, xs)
+
+
+def erased(votes: Sequence[Array], stays: Sequence[Array]) -> Array:
+    """float32[K]: the share of nonzero entries of K task vectors float32[...] that do not stay; no zero stays."""
+    nonzero, staying = jnp.asarray([counts(v != 0, s) for v, s in zip(votes, stays, strict=True)]).T
+    return (nonzero - staying) / jnp.maximum(nonzero, 1)
+
+
+def winners(votes: Sequence[Array], rounded: Round) -> list[Array]:
+    """K bool[...]: entries of the sign of the sum over models, in which 0 counts as positive; no zero wins."""
+    positive = rounded(model_sum(votes)) >= 0
+    return [jnp.where(positive, v > 0, v < 0) for v in votes]
 
 
 def divide(x: Array, divisor: Array) -> Array:

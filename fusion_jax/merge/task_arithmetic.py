@@ -25,9 +25,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from fusion_jax.errors import InputError
-from fusion_jax.merge.arithmetic import MathDtype, Merged, Method, Parameter, as_math, rounder, task_vectors
-from fusion_jax.merge.sce import erased
-from fusion_jax.merge.shared import PerModel, check_shapes, count, divide, model_sum, per_model
+from fusion_jax.merge.arithmetic import MathDtype, Merged, Method, Parameter, as_math, rounder
+from fusion_jax.merge.shared import (
+    PerModel,
+    check_shapes,
+    count,
+    differences,
+    divide,
+    erased,
+    model_sum,
+    per_model,
+    winners,
+)
 from fusion_jax.merge.sparsify import (
     Plan,
     Rescale,
@@ -299,40 +308,48 @@ def _kernel(
     models: Array, base: Array, weight: Array, factor: Array, thinned: tuple[Array, Plan], static: _Static
 ) -> Merged:
     rounded = rounder(static.math_dtype)
-    shape, base = base.shape, as_math(jnp.atleast_1d(base), rounded)
-    models = models.reshape(len(models), *base.shape)
-
-    def sparsified(given: tuple[Array, tuple[Array, Plan]]) -> tuple[Array, Array]:
-        model, (density, plan) = given
-        delta = task_vectors(as_math(model, rounded), base, rounded)
-        kept = keep(static.sparsifier, jnp.abs(delta), plan)
-        share = count(kept) / kept.size
-        return rescaled(delta, kept, static.rescale, density, rounded), share
-
     if static.sparsifier == "none":
-        delta, kept = task_vectors(as_math(models, rounded), base, rounded), jnp.ones(len(models))
-    else:  # one model at a time: what selection needs is then not held K times
-        delta, kept = jax.lax.map(sparsified, (models, thinned))
-    moved, report = _mixed(delta, rounded(weight), static)
-    return Merged(rounded(base + rounded(factor * moved)).reshape(shape), {"kept": kept} | report)
+        deltas, origin = differences(models, base, rounded)
+        kept = jnp.ones(len(models))
+    else:
+        deltas, origin, kept = _sparsified(models, base, thinned, static)
+    moved, report = _mixed(deltas, rounded(weight), static)
+    return Merged(rounded(origin + rounded(factor * moved)).reshape(base.shape), {"kept": kept} | report)
 
 
-def _mixed(delta: Array, weight: Array, static: _Static) -> tuple[Array, dict[str, Array]]:
-    """The weighted sum or mean float32[...] of task vectors [K,...], after the vote if there is one; the report."""
+def _sparsified(
+    models: Array, base: Array, thinned: tuple[Array, Plan], static: _Static
+) -> tuple[list[Array], Array, Array]:
+    """The sparsified task vectors, the base, and the share of positions kept, float32[K].
+
+    One model at a time, so that what a selection needs is not held K times.
+    """
     rounded = rounder(static.math_dtype)
-    weight = weight.reshape(-1, *(1,) * (delta.ndim - 1))
-    weighted = rounded(weight * delta)
+
+    def sparsify(given: tuple[Array, tuple[Array, Plan]]) -> tuple[Array, Array]:
+        model, (density, plan) = given
+        (delta,), _ = differences(model[None], base, rounded)
+        kept = keep(static.sparsifier, jnp.abs(delta), plan)
+        return rescaled(delta, kept, static.rescale, density, rounded), count(kept) / kept.size
+
+    deltas, kept = jax.lax.map(sparsify, (models, thinned))
+    return list(deltas), as_math(jnp.atleast_1d(base), rounded), kept
+
+
+def _mixed(deltas: list[Array], weight: Array, static: _Static) -> tuple[Array, dict[str, Array]]:
+    """The weighted sum or mean float32[...] of task vectors, after the vote if there is one; the report."""
+    rounded = rounder(static.math_dtype)
+    weighted = [rounded(w * d) for w, d in zip(weight, deltas)]
     report: dict[str, Array] = {}
     if static.vote == "none":
-        total = rounded(model_sum(weight))
+        total = rounded(model_sum(list(weight)))
         total = jnp.where(jnp.abs(total) < LEAST_WEIGHT, 1.0, total)
     else:
-        votes = weighted if static.vote == "weighted" else delta
-        winning = jnp.where(rounded(model_sum(votes)) >= 0, 1.0, -1.0)
-        stays = jnp.sign(votes) == winning
+        votes = weighted if static.vote == "weighted" else deltas
+        stays = winners(votes, rounded)
         report = {"erased": erased(votes, stays)}
-        weighted = jnp.where(stays, weighted, 0.0)
-        total = rounded(model_sum(jnp.where(stays, weight, 0.0)))
+        weighted = [jnp.where(s, d, 0.0) for s, d in zip(stays, weighted)]
+        total = rounded(model_sum([jnp.where(s, w, 0.0) for s, w in zip(stays, weight)]))
         total = jnp.where(total == 0, 1.0, total)
     moved = rounded(model_sum(weighted))
     return (rounded(divide(moved, total)) if static.normalize else moved), report
