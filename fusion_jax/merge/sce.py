@@ -44,8 +44,8 @@ def sce(
       int8_mask: accepted from mergekit's recipes; changes no number.
 
     Returns:
-      float32[...] and the report: "coefficients" float32[K], "kept" (share selected), "erased" float32[K] (share of
-      nonzero entries that lost the vote).
+      float32[...] and the report: "coefficients" float32[K], "selected" (share of positions), "erased" float32[K]
+      (share of nonzero entries that lost the vote).
     """
     del int8_mask
     check_shapes(models, base)
@@ -73,7 +73,7 @@ def _sce(models: Array, base: Array, topk: Array, *, selects: bool, variant: Var
         total = rounded(model_sum(weights))
         divisor = jnp.maximum(total, rounded(jnp.float32(LEAST))) if variant == "mergekit" else total
         moved = rounded(moved / jnp.where(total == 0, 1.0, divisor))
-    report = {"coefficients": coefficients, "kept": share, "erased": erased(deltas, stays)}
+    report = {"coefficients": coefficients, "selected": share, "erased": erased(deltas, stays)}
     return Merged(rounded(origin + moved).reshape(base.shape), report)
 
 

@@ -233,3 +233,27 @@ def test_varm_weights_of_more_than_a_tensor(models, granularity):
     kept = [n for n in changes[0] if granularity == "avg_model" or ".layers.1." in n]
     sums = [sum((c[n] ** 2).sum() if granularity == "avg_model" else (c[n] ** 2).mean() for n in kept) for c in changes]
     np.testing.assert_allclose(layer[0], np.asarray(sums) / sum(sums), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("method", "count", "base", "parameters", "said"),
+    [
+        ("tie", 2, True, {}, "no merge method is called 'tie'. Write 'ties'"),
+        ("ties", 2, True, {"weight": 1.0, "densty": 1.0}, "field 'densty': ties has no parameter 'densty'. Write 'density'"),
+        ("ties", 2, True, {}, "field 'weight': ties needs it"),
+        ("ties", 2, False, {"weight": 1.0}, "ties needs a base"),
+        ("linear", 2, True, {"weight": 1.0}, "linear has no base"),
+        ("linear", 0, False, {"weight": 1.0}, "linear does not merge 0 models"),
+    ],
+)  # fmt: skip
+def test_trees_that_do_not_fit_are_refused(method, count, base, parameters, said):
+    with pytest.raises(InputError) as caught:
+        merge_trees(method, [tensors(i + 1) for i in range(count)], tensors(0) if base else None, **parameters)
+    assert said in str(caught.value)
+
+
+def test_leaves_that_are_no_floats_are_refused_by_name():
+    with pytest.raises(InputError, match=r"field 'a.b': is int32\[3\]"):
+        merge_trees("linear", [{"a": {"b": np.ones(3, np.int32)}}] * 2, weight=1.0)
+    with pytest.raises(InputError, match="different structures"):
+        merge_trees("linear", [{"a": np.ones(3, np.float32)}, {"b": np.ones(3, np.float32)}], weight=1.0)
