@@ -98,6 +98,8 @@ def main(s: Settings) -> None:
     limit = min(s.max_length, model.config.max_positions)
     windows, blank = split_windows(load_texts(s.texts), [model.tokenizer, *others], limit - 1)
     texts = [w.text for w in windows]
+    if not texts:
+        raise InputError("holds no text that is not blank", file=s.texts, field="--texts", cure="Give other texts")
     documents = text_documents(texts)
     encoded = encode_documents(model.tokenizer, documents, max_length=limit)
     identity = replace(store_identity(model, documents, s.k), part_size=s.part_size)

@@ -1,4 +1,4 @@
-"""Merge models of one architecture by a recipe in mergekit's YAML: 20 methods, streamed, resumable, with a report.
+"""Merge models of one architecture by a recipe in mergekit's YAML: every method of its, streamed, resumable, reported.
 
     python experiments/merge.py recipe.yml --out merged
     python experiments/merge.py recipe.yml --dry-run True       # each tensor's rule, memory and time; writes nothing
@@ -40,6 +40,7 @@ from fusion_jax.markdown import markdown_table
 from fusion_jax.merge.estimate import estimate, rules
 from fusion_jax.merge.executor import merge
 from fusion_jax.merge.inputs import Prepared, prepare
+from fusion_jax.merge.plan import idle_filters
 from fusion_jax.merge.report import write_report
 from fusion_jax.settings import bounded
 from fusion_jax.settings import run as run_experiment
@@ -63,10 +64,12 @@ class Settings:
 
 
 def main(s: Settings) -> None:
-    console = Console()
+    console = Console(soft_wrap=True, highlight=False, markup=False)
     if not s.recipe:
         raise InputError("is missing", field="recipe", cure="Give a YAML file: merge.py recipe.yml --out merged")
     prepared = prepare(s.recipe)
+    for pattern in idle_filters(prepared.recipe, prepared.plan.tensors):
+        console.print(f"note: the filter '{pattern}' takes no tensor")
     if s.dry_run:
         show_plan(prepared, console)
         return
@@ -85,14 +88,14 @@ def main(s: Settings) -> None:
     report = write_report(summary)
     console.print(
         f"{s.out}: {len(summary.records)} tensors by {summary.prepared.recipe.method}, "
-        f"{time.monotonic() - started:.1f} s; {report}", highlight=False, markup=False, soft_wrap=True,
-    )  # fmt: skip
+        f"{time.monotonic() - started:.1f} s; {report}"
+    )
 
 
 def show_plan(prepared: Prepared, console: Console) -> None:
     """Each tensor's rule; the bytes, memory and time that the merge would take."""
     for table in (rules(prepared), [estimate(prepared)]):
-        console.print(markdown_table(table), soft_wrap=True, highlight=False, markup=False)
+        console.print(markdown_table(table))
 
 
 if __name__ == "__main__":

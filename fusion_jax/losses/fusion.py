@@ -113,9 +113,15 @@ def fused_targets(
       targets: n targets of shape [B,T,K].
       scores: float[n,B] or [n,B,T], higher is better; `rewards` makes them of mean cross-entropies.
     """
-    if function == "avgce":
-        return avg_ce(targets, scores, rounding=rounding)
-    return min_ce(targets, scores, ties=ties)
+    if len(targets) != len(scores):
+        raise ValueError(f"{len(targets)} targets but scores of {len(scores)} teachers")
+    match function:
+        case "mince":
+            return min_ce(targets, scores, ties=ties)
+        case "avgce":
+            return avg_ce(targets, scores, rounding=rounding)
+        case _:
+            raise ValueError(f"function must be 'mince' or 'avgce', not {function!r}")
 
 
 def sparse_kl(logprobs: Array, target: Target, mask: Array, *, tail: Tail = "none") -> Mean:

@@ -164,6 +164,16 @@ def plan_tensors(
     return MergePlan(tuple(tensors), layers, tied)
 
 
+def idle_filters(recipe: Recipe, tensors: Iterable[TensorPlan]) -> list[str]:
+    """Filters of the recipe that no tensor's name contains: a wrong word, or one for another architecture."""
+    names = [t.name for t in tensors]
+    levels = [recipe.parameters]
+    for one in recipe.slices:
+        levels += [one.parameters, *(source.parameters for source in one.sources)]
+    patterns = [rule.pattern for level in levels for rules in level.values() for rule in rules]
+    return [p for p in dict.fromkeys(patterns) if p is not None and not any(p in name for name in names)]
+
+
 def _participants(one: Slice) -> tuple[Source, ...]:
     """The base first: its names and shapes are the output's."""
     return (one.base, *one.sources) if one.base else one.sources

@@ -164,15 +164,15 @@ def _read_yaml(path: Path) -> Any:
         return yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
         mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None) or "is not YAML"
-        line = None if mark is None else f"line {mark.line + 1}"
+        line = "" if mark is None else f"line {mark.line + 1} "
         if "could not determine a constructor" in problem:
             tag = problem.rpartition(" ")[2]
             raise InputError(
-                f"asks for an object of type {tag}", file=path, record=line,
+                f"{line}asks for an object of type {tag}", file=path,
                 cure="Write plain values; recipes never run code",
             ) from None  # fmt: skip
         cure = "Correct the indentation or quoting there"
-        raise InputError(f"is broken YAML ({problem})", file=path, record=line, cure=cure) from None
+        raise InputError(f"{line}is broken YAML ({problem})", file=path, cure=cure) from None
     except (RecursionError, ValueError) as error:
         raise InputError(f"is broken YAML ({type(error).__name__})", file=path, cure="Write plain values") from None
 

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from fusion_jax.markdown import markdown_table, save_figure
 from fusion_jax.merge.executor import MergeSummary
+from fusion_jax.merge.plan import idle_filters
 from fusion_jax.merge.tensors import Record
 
 SHARES = ("coefficients", "kept", "selected", "erased")
@@ -24,7 +25,7 @@ def write_report(summary: MergeSummary) -> Path:
     lines = [
         f"# {recipe.method} of {models}" + (f" on `{recipe.base}`" if recipe.base else ""),
         f"{len(records)} tensors, {size:,} numbers, computed in {recipe.math_dtype}, seed {recipe.seed}.",
-        *_clashes(summary),
+        *_clashes(summary), *map(_idle, idle_filters(recipe, summary.prepared.plan.tensors)),
         "## By kind of tensor", markdown_table(by_kind(records)), _legend(records),
         *(save_figure(figure, summary.folder / f"{name}.png") for name, figure in figures(records).items()),
         "## Every tensor", markdown_table([row(r, r["name"]) for r in records]),
@@ -48,6 +49,10 @@ def _clashes(summary: MergeSummary) -> list[str]:
         f"('{c.first[2]}', '{c.first[1]}' in the output). Set `tokenizer_source` if their rows matter."
         for c in summary.prepared.clashes
     ]  # fmt: skip
+
+
+def _idle(pattern: str) -> str:
+    return f"**Filter `{pattern}` takes no tensor.**"
 
 
 def _legend(records: Sequence[Record]) -> str:
