@@ -164,7 +164,7 @@ def _read_yaml(path: Path) -> Any:
         return yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
         mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None) or "is not YAML"
-        line = "" if mark is None else f"line {mark.line + 1} "
+        line = "" if mark is None else f"line {mark.line + 1}: "
         if "could not determine a constructor" in problem:
             tag = problem.rpartition(" ")[2]
             raise InputError(
