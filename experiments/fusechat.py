@@ -38,7 +38,7 @@ from fusion_jax.merge.arithmetic import MathDtype
 from fusion_jax.merge.executor import merge
 from fusion_jax.merge.methods import METHODS
 from fusion_jax.merge.parameters import nearest
-from fusion_jax.merge.report import write_report
+from fusion_jax.merge.recipe import read_recipe
 from fusion_jax.models.folder import Model, load, load_tokenizer, save
 from fusion_jax.settings import bounded, to_json
 from fusion_jax.settings import run as run_experiment
@@ -141,6 +141,7 @@ def main(s: Settings) -> None:
     for method in s.merges:
         if method not in METHODS:
             raise InputError(f"no merge method is called '{method}'", field="merges", cure=nearest(method, METHODS))
+        read_recipe(recipe_of(s, method, [Path("a"), Path("b")], Path("pivot")), METHODS)  # its numbers are in range
     check_models("pivot", s.pivot)
     check_models("sources", *s.sources)
     run = open_run(s.out, to_json(s), resume=s.resume)
@@ -202,7 +203,7 @@ def fuse(s: Settings, run: RunFolder) -> dict[str, dict[str, float]]:
     for method in s.merges if len(targets) > 1 else ():
         folder = run.sub("merged").file(method)
         if not folder.exists():
-            write_report(merge(recipe_of(s, method, targets, folders[pivot.name]), folder))
+            merge(recipe_of(s, method, targets, folders[pivot.name]), folder)
         measures[f"merged by {method}"] = measure(f"merged-{method}", load(folder, mesh=compute.mesh))
     fusion_report(run, "FuseChat", measures, coverage, counts)
     return measures

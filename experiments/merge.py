@@ -41,7 +41,7 @@ from fusion_jax.merge.estimate import estimate, rules
 from fusion_jax.merge.executor import merge
 from fusion_jax.merge.inputs import Prepared, prepare
 from fusion_jax.merge.plan import idle_filters
-from fusion_jax.merge.report import write_report
+from fusion_jax.merge.report import REPORT
 from fusion_jax.settings import bounded
 from fusion_jax.settings import run as run_experiment
 from fusion_jax.sharding import make_mesh
@@ -85,10 +85,9 @@ def main(s: Settings) -> None:
             prepared, s.out, mesh=mesh, shard_bytes=int(s.shard_gb * 1e9),
             progress=lambda done, total, name: bar.update(task, completed=done, total=total, description=name),
         )  # fmt: skip
-    report = write_report(summary)
     console.print(
         f"{s.out}: {len(summary.records)} tensors by {summary.prepared.recipe.method}, "
-        f"{time.monotonic() - started:.1f} s; {report}"
+        f"{time.monotonic() - started:.1f} s; {summary.folder / REPORT}"
     )
 
 

@@ -47,7 +47,7 @@ LLAMA_8B = {"embedding, head": (128256, 4096), "mlp": (14336, 4096), "query, out
 
 @dataclass(frozen=True)
 class Settings:
-    """models: fine-tunes beside the base. folder: where models are made and kept. tpu: a topology; nothing is merged."""
+    """models: fine-tunes beside the base. folder: where models are made and kept. tpu: a topology to compile for."""
 
     method: str = "sce"
     models: int = 4
@@ -138,13 +138,12 @@ def compiled(topology: str, method: str, models: int) -> list[dict[str, Any]]:
         if METHODS[method].base != "none":
             base = jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=split)
         program = jax.jit(kernel, out_shardings=split).lower(stack, base).compile()
-        memory, cost = program.memory_analysis(), program.cost_analysis() or {}
+        memory = program.memory_analysis()
         assert memory is not None
         used = memory.argument_size_in_bytes + memory.temp_size_in_bytes + memory.output_size_in_bytes
         rows.append({
             "tensor": name, "shape": "×".join(map(str, shape)), "arguments MiB": memory.argument_size_in_bytes >> 20,
             "temporaries MiB": memory.temp_size_in_bytes >> 20, "all MiB": used >> 20,
-            "compiler's ms": f"{float(cost.get('optimal_seconds', 0.0)) * 1e3:.2f}",
         })  # fmt: skip
     return rows
 

@@ -25,6 +25,7 @@ from fusion_jax.files import read_json, write_json
 from fusion_jax.merge.analysis import weighed
 from fusion_jax.merge.config_files import write_config
 from fusion_jax.merge.inputs import Prepared, prepare
+from fusion_jax.merge.report import write_report
 from fusion_jax.merge.tensors import Record, merged_tensors
 from fusion_jax.merge.tokenizer_files import write_tokenizer
 from fusion_jax.merge.vocabulary import Vocabulary
@@ -52,7 +53,7 @@ def merge(
     locate: Callable[[str], Path] = model_path,
     progress: Progress = lambda done, total, name: None,
 ) -> MergeSummary:
-    """Merge the models of a recipe into a Hugging Face folder.
+    """Merge the models of a recipe into a Hugging Face folder, with report.md, tensors.jsonl and merge.json.
 
     Args:
       source: a YAML file in mergekit's form, an equal dict, or what `prepare` made of one.
@@ -88,6 +89,7 @@ def merge(
         folders = {model: one.folder for model, one in prepared.inputs.items()}
         write_tokenizer(prepared.recipe, folders, prepared.vocabulary or Vocabulary({}), place)
         write_json(place / PROVENANCE, _provenance(prepared, records))
+        write_report(prepared, records, place)
     return MergeSummary(out, records, prepared)
 
 

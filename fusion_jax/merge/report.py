@@ -10,30 +10,29 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from fusion_jax.markdown import markdown_table, save_figure
-from fusion_jax.merge.executor import MergeSummary
+from fusion_jax.merge.inputs import Prepared
 from fusion_jax.merge.plan import idle_filters
 from fusion_jax.merge.tensors import Record
 
+REPORT = "report.md"
 SHARES = ("coefficients", "kept", "selected", "erased")
 
 
-def write_report(summary: MergeSummary) -> Path:
-    """report.md and its pictures in the output's folder."""
-    recipe, records = summary.prepared.recipe, summary.records
+def write_report(prepared: Prepared, records: Sequence[Record], folder: Path) -> None:
+    """report.md and its picture."""
+    recipe = prepared.recipe
     size = sum(_numel(r) for r in records)
     models = ", ".join(f"`{m}`" for m in recipe.models)
     lines = [
         f"# {recipe.method} of {models}" + (f" on `{recipe.base}`" if recipe.base else ""),
         f"{len(records)} tensors, {size:,} numbers, computed in {recipe.math_dtype}, seed {recipe.seed}.",
-        *_clashes(summary), *map(_idle, idle_filters(recipe, summary.prepared.plan.tensors)),
+        *_clashes(prepared), *map(_idle, idle_filters(recipe, prepared.plan.tensors)),
         "## By kind of tensor", markdown_table(by_kind(records)), _legend(records),
-        *(save_figure(figure, summary.folder / f"{name}.png") for name, figure in figures(records).items()),
+        *(save_figure(figure, folder / f"{name}.png") for name, figure in figures(records).items()),
         "## Every tensor", markdown_table([row(r, r["name"]) for r in records]),
         "Parameters, all norms and hashes of the inputs: tensors.jsonl; the recipe: merge.json.",
     ]  # fmt: skip
-    path = summary.folder / "report.md"
-    path.write_text("\n\n".join(lines) + "\n", encoding="utf-8")
-    return path
+    (folder / REPORT).write_text("\n\n".join(lines) + "\n", encoding="utf-8")
 
 
 def _numel(record: Record) -> int:
@@ -43,11 +42,11 @@ def _numel(record: Record) -> int:
     return size
 
 
-def _clashes(summary: MergeSummary) -> list[str]:
+def _clashes(prepared: Prepared) -> list[str]:
     return [
         f"**Ids that mean different tokens**: {c.count} of {c.shared} in `{c.model}`, the first {c.first[0]} "
         f"('{c.first[2]}', '{c.first[1]}' in the output). Set `tokenizer_source` if their rows matter."
-        for c in summary.prepared.clashes
+        for c in prepared.clashes
     ]  # fmt: skip
 
 

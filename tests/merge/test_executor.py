@@ -17,7 +17,6 @@ import pytest
 from fusion_jax import InputError
 from fusion_jax.merge import executor, merge, merge_trees, methods, prepare
 from fusion_jax.merge.estimate import estimate, rules
-from fusion_jax.merge.report import write_report
 from fusion_jax.models.safetensors_io import write_shard
 from tests.merge.folders import BF16, CONFIG, INNER, LAYERS, make_models, read_model, tensors, write_model
 
@@ -50,7 +49,7 @@ def test_output_is_a_folder_with_its_provenance(models):
     np.testing.assert_allclose(record["norms"]["task_vectors"][1], np.linalg.norm(moved), rtol=1e-6)
     provenance = json.loads((models / "out/merge.json").read_text())
     assert provenance["recipe"]["seed"] == 7 and len(provenance["inputs"]) == 4
-    report = write_report(summary).read_text()
+    report = (models / "out/report.md").read_text()
     assert "| model.layers.1.mlp.up_proj.weight | 24×16 |" in report and "tensors.png" in report
     assert {p.name for p in models.iterdir()} == {"base", "m1", "m2", "m3", "out"}
 
