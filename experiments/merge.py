@@ -11,10 +11,14 @@ A recipe names the method, the models (Hugging Face folders, or zoo:NAME) and it
     parameters: {select_topk: 0.1}
     dtype: bfloat16          # of the output; math_dtype: bfloat16 computes in it, too, as published checkpoints were
 
+Two defaults differ from mergekit's: arithmetic is in float32, and `sce` is FuseChat's own (all positions move, the
+selection decides the coefficients; `sce_variant: mergekit` moves the selected ones alone).
+
 Hardware: the memory of a few copies of the largest tensor of all models; with several devices each tensor is split over
 them. Time: what reading and writing take, and for methods that select (ties, sce, della, breadcrumbs) some 0.1 to 0.5 s
-a model and 16 million numbers on 2 CPU cores. Killed, the same command goes on. Result: a Hugging Face folder with
-report.md, tensors.jsonl (every number of the report, resolved parameters, hashes of what was read) and merge.json.
+a model and 16 million numbers on 2 CPU cores. Killed, the same command goes on in .NAME.unfinished beside --out.
+Result: a Hugging Face folder with report.md, tensors.jsonl (every number of the report, resolved parameters, hashes of
+what was read) and merge.json.
 """
 
 from __future__ import annotations
@@ -40,7 +44,6 @@ from fusion_jax.merge.report import write_report
 from fusion_jax.settings import bounded
 from fusion_jax.settings import run as run_experiment
 from fusion_jax.sharding import make_mesh
-from fusion_jax.zoo import model_path
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,7 @@ def main(s: Settings) -> None:
     console = Console()
     if not s.recipe:
         raise InputError("is missing", field="recipe", cure="Give a YAML file: merge.py recipe.yml --out merged")
-    prepared = prepare(s.recipe, model_path)
+    prepared = prepare(s.recipe)
     if s.dry_run:
         show_plan(prepared, console)
         return

@@ -8,6 +8,7 @@ fj.generate(model, ["What is 12 + 30?"], max_new_tokens=16)
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
     from fusion_jax.sampling.generate import generate
 
 __all__ = ["InputError", "Model", "align", "generate", "load", "logits", "losses", "merge", "save"]
+
+# Ports are in JAX: transformers need not say at each start that PyTorch is not there.
+os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 
 # Rooms are entered when they are asked for: a merge needs none of transformers' two seconds of imports.
 _ROOMS = {

@@ -157,8 +157,10 @@ def _check_identity(path: Path, identity: StoreIdentity) -> None:
     stored = read_json(path / "store.json")
     for name, value in asdict(identity).items():
         if not isinstance(stored, dict) or stored.get(name) != value:
+            before = stored.get(name) if isinstance(stored, dict) else None
+            told = f" ({before}, now {value})" if isinstance(value, int) else ""
             raise InputError(
-                f"the store was written with another {name}", file=path / "store.json", field=name,
+                f"the store was written with another {name}{told}", file=path / "store.json", field=name,
                 cure="Read it with what it was written with, or write a new store",
             )  # fmt: skip
 
@@ -181,12 +183,13 @@ class TeacherStore(Sequence[TeacherRow]):
         for part in parts:
             if not part.exists():
                 raise InputError("is missing", file=part, cure="Run experiments/cache_teacher.py again: it goes on")
-        try:
-            self._source = ArrayRecordDataSource([os.fspath(p) for p in parts])
-        except (RuntimeError, ValueError, OSError) as error:
-            raise InputError(
-                f"a part is no array_record ({error})", file=folder, cure="Delete the part and write it again"
-            ) from None
+        for part in parts:  # one by one, so that an error knows its part
+            try:
+                len(ArrayRecordDataSource([os.fspath(part)]))
+            except (RuntimeError, ValueError, OSError) as error:
+                cure = "Delete it and run experiments/cache_teacher.py again: it goes on"
+                raise InputError(f"is damaged ({' '.join(str(error).split())[:120]})", file=part, cure=cure) from None
+        self._source = ArrayRecordDataSource([os.fspath(p) for p in parts])
         if len(self._source) != identity.records:
             raise InputError(
                 f"holds {len(self._source)} records instead of {identity.records}", file=folder,

@@ -119,7 +119,15 @@ def fused_targets(
 
 
 def sparse_kl(logprobs: Array, target: Target, mask: Array, *, tail: Tail = "none") -> Mean:
-    """Forward KL from a sparse target to the student, `divergence` of kind "kl"."""
+    """Forward KL from a sparse target to the student: `divergence` of kind "kl".
+
+    Args:
+      logprobs: float[...,K], the student's log-probs of `target.ids`, for instance of `ops.linear_logprobs`.
+      target: ids and probs [...,K]; see `teacher_target`. mask: [...], which positions count. tail: see `divergence`.
+
+    Returns:
+      Sum and weight; `losses.divide` makes the mean.
+    """
     return divergence(logprobs, target, mask, kind="kl", tail=tail)
 
 

@@ -29,6 +29,7 @@ from fusion_jax.merge.tensors import Record, merged_tensors
 from fusion_jax.merge.tokenizer_files import write_tokenizer
 from fusion_jax.merge.vocabulary import Vocabulary
 from fusion_jax.models.safetensors_io import PlannedTensor, Shard, plan_shards, write_index, write_shard
+from fusion_jax.zoo import model_path
 
 RECORDS, IDENTITY, PROVENANCE = "tensors.jsonl", "identity.json", "merge.json"
 Progress = Callable[[int, int, str], None]
@@ -48,17 +49,18 @@ def merge(
     *,
     mesh: Mesh | None = None,
     shard_bytes: int = 2 * 10**9,
-    locate: Callable[[str], Path] = Path,
+    locate: Callable[[str], Path] = model_path,
     progress: Progress = lambda done, total, name: None,
 ) -> MergeSummary:
     """Merge the models of a recipe into a Hugging Face folder.
 
     Args:
       source: a YAML file in mergekit's form, an equal dict, or what `prepare` made of one.
-      out: a folder that is not there yet; after a kill the same call goes on where it was cut.
+      out: a folder that is not there yet. Until the end all lies in .NAME.unfinished beside it; after a kill the same
+        call goes on there, and another recipe starts anew.
       mesh: every tensor is split over all of its devices.
       shard_bytes: of an output file: what a kill loses at most.
-      locate: a model's name in the recipe -> its folder.
+      locate: a model's name in the recipe -> its folder; zoo:NAME is known.
       progress: called with bytes of inputs used, bytes in all, the tensor's name.
 
     Raises:

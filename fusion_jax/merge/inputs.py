@@ -26,6 +26,7 @@ from fusion_jax.merge.vocabulary import (
 )
 from fusion_jax.models.json_files import read_config
 from fusion_jax.models.safetensors_io import TensorEntry, open_folder
+from fusion_jax.zoo import model_path
 
 # What may not differ between models, also where the shapes of their tensors agree.
 SAME = ("model_type", "num_attention_heads", "num_key_value_heads", "head_dim", "hidden_act")
@@ -77,12 +78,12 @@ class Prepared:
         return sum(int(np.prod(tensor.shape)) * self.entry(one).dtype.itemsize for one in some)
 
 
-def prepare(source: str | os.PathLike[str] | Mapping[str, Any], locate: Callable[[str], Path] = Path) -> Prepared:
+def prepare(source: str | os.PathLike[str] | Mapping[str, Any], locate: Callable[[str], Path] = model_path) -> Prepared:
     """Read a recipe, open its models, plan every tensor.
 
     Args:
       source: a YAML file in mergekit's form, or an equal dict.
-      locate: a model's name in the recipe -> its folder.
+      locate: a model's name in the recipe -> its folder; zoo:NAME is known.
 
     Raises:
       InputError: anything in the recipe, in a folder's files or between them that does not fit.
@@ -99,13 +100,13 @@ def open_inputs(recipe: Recipe, locate: Callable[[str], Path]) -> dict[str, Inpu
     """The folders of a recipe by the names it uses; no weight is read.
 
     Raises:
-      InputError: a folder that is missing or broken, or of another architecture than the first.
+      InputError: a folder that is missing or broken, or of another architecture than the base (else the first model).
     """
     found: dict[str, Input] = {}
     for model in recipe.inputs:
         folder = locate(model)
         found[model] = Input(folder, read_config(folder), open_folder(folder))
-    first = next(iter(found))
+    first = recipe.base or recipe.models[0]
     for other in found.values():
         for field in SAME:
             ours, theirs = found[first].config.get(field), other.config.get(field)

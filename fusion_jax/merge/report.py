@@ -13,7 +13,7 @@ from fusion_jax.markdown import markdown_table, save_figure
 from fusion_jax.merge.executor import MergeSummary
 from fusion_jax.merge.tensors import Record
 
-SHARES = ("coefficients", "kept", "erased")
+SHARES = ("coefficients", "kept", "selected", "erased")
 
 
 def write_report(summary: MergeSummary) -> Path:
@@ -52,11 +52,13 @@ def _clashes(summary: MergeSummary) -> list[str]:
 
 def _legend(records: Sequence[Record]) -> str:
     parts = ["moved: norm of output minus base / norm of base", "task vectors: norm of model minus base / norm of base"]
-    parts = parts if any("base" in r["norms"] for r in records) else []
+    if not any("base" in r["norms"] for r in records):
+        parts = ["norm: of the merged tensor"]
     parts += ["coefficients: the method's weight of each model"] if any("coefficients" in r for r in records) else []
-    parts += ["kept: share that the sparsifier or selection left"] if any("kept" in r for r in records) else []
+    parts += ["kept: share that the sparsifier left"] if any("kept" in r for r in records) else []
+    parts += ["selected: share by which coefficients were computed"] if any("selected" in r for r in records) else []
     parts += ["erased: share that lost the vote on signs"] if any("erased" in r for r in records) else []
-    return "; ".join(parts) + ("; one number a model, in the order above." if parts else "")
+    return "; ".join(parts) + "; where there are several numbers, one a model, in the order above."
 
 
 def row(record: Record, name: str) -> dict[str, Any]:

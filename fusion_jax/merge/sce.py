@@ -44,8 +44,8 @@ def sce(
         coefficients.
       int8_mask: accepted from mergekit's recipes; changes no number.
 
-    Returns float32[...] and the report: "coefficients" float32[K], "kept" (share selected), "erased" float32[K] (share
-    of nonzero entries that lost the vote).
+    Returns float32[...] and the report: "coefficients" float32[K], "selected" (share of positions), "erased"
+    float32[K] (share of nonzero entries that lost the vote).
     Raises InputError for no base of the models' shape, a select_topk outside [0, 1] or another variant.
     """
     del int8_mask
@@ -75,7 +75,7 @@ def _sce(models: Array, base: Array, topk: Array, *, selects: bool, variant: Var
         surviving = rounded(total(weights))
         divisor = jnp.maximum(surviving, rounded(jnp.float32(LEAST))) if variant == "mergekit" else surviving
         moved = rounded(moved / jnp.where(surviving == 0, 1.0, divisor))
-    report = {"coefficients": coefficients, "kept": share, "erased": erased(deltas, stays)}
+    report = {"coefficients": coefficients, "selected": share, "erased": erased(deltas, stays)}
     return Merged(rounded(origin + moved).reshape(base.shape), report)
 
 

@@ -156,7 +156,7 @@ def test_paper_sce_moves_selected_positions_by_shares_of_their_task_vectors():
     models[1] = base - 2 * (models[0] - base)  # opposite and larger: it wins every vote
     out = sce(models, base, sce_variant="paper", select_topk=0.25)
     moved = np.asarray(out.tensor) != base
-    assert moved.sum() == int(out.report["kept"] * base.size) == 300
+    assert moved.sum() == int(out.report["selected"] * base.size) == 300
     np.testing.assert_allclose(out.report["coefficients"], [0.2, 0.8], atol=1e-5)
     np.testing.assert_allclose((out.tensor - base)[moved], 0.8 * (models[1] - base)[moved], atol=1e-6)
     np.testing.assert_array_equal(np.abs(models[0] - base)[moved].min() >= np.abs(models[0] - base)[~moved].max(), True)
