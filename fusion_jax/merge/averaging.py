@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from fusion_jax.merge.arithmetic import MathDtype, Merged, Method, Parameter, as_math, rounder, task_vectors
+from fusion_jax.merge.select import kth_smallest
 from fusion_jax.merge.stacks import (
     PerModel,
     count_models,
@@ -113,11 +114,6 @@ def _nearswap(models: Array, base: Array, t: Array, *, math_dtype: MathDtype) ->
     distance = jnp.maximum(jnp.abs(rounded(a - b)), rounded(jnp.float32(1e-6)))
     weight = jnp.clip(rounded(t / distance), 0.0, 1.0)
     return Merged(rounded(rounded(weight * b) + rounded(rounded(1.0 - weight) * a)), {})
-
-
-def kth_smallest(values: Array, index: Array) -> Array:
-    """float32 scalar: sorted(values)[index] of float32[...] values; index: uint32 scalar."""
-    return jnp.sort(values.ravel())[index]
 
 
 def arcee_fusion(models: Array, base: Array | None, *, math_dtype: MathDtype = "float32") -> Merged:

@@ -14,8 +14,9 @@ import numpy as np
 
 from fusion_jax.errors import InputError
 from fusion_jax.merge.arithmetic import MathDtype, Merged, Method, Parameter, Round, rounder
+from fusion_jax.merge.differences import count, differences, doubles, erased, tensor_sum, winners
 from fusion_jax.merge.select import largest
-from fusion_jax.merge.shared import check_shapes, count, differences, erased, model_sum, per_model, tensor_sum, winners
+from fusion_jax.merge.stacks import count_models, need_base, total
 
 Array = jax.Array
 Variant = Literal["fuseai", "paper", "mergekit"]
@@ -24,7 +25,7 @@ LEAST = 1e-6  # mergekit's: of a sum of mean squares that is told from none, and
 
 def sce(
     models: Array,
-    base: Array,
+    base: Array | None,
     *,
     select_topk: float = 1.0,
     sce_variant: Variant = "fuseai",
@@ -43,13 +44,14 @@ def sce(
         coefficients.
       int8_mask: accepted from mergekit's recipes; changes no number.
 
-    Returns:
-      float32[...] and the report: "coefficients" float32[K], "selected" (share of positions), "erased" float32[K]
-      (share of nonzero entries that lost the vote).
+    Returns float32[...] and the report: "coefficients" float32[K], "selected" (share of positions), "erased"
+    float32[K] (share of nonzero entries that lost the vote).
+    Raises InputError for no base of the models' shape, a select_topk outside [0, 1] or another variant.
     """
     del int8_mask
-    check_shapes(models, base)
-    (topk,) = per_model(select_topk, 1, "select_topk", least=0.0, most=1.0)
+    count_models(models, "sce")
+    base = need_base(models, base, "sce")
+    (topk,) = doubles(select_topk, 1, "select_topk", 0.0, 1.0)
     if sce_variant not in get_args(Variant):
         raise InputError(f"{sce_variant!r} is no variant", field="sce_variant", cure=f"Give one of {get_args(Variant)}")
     return _sce(models, base, np.float32(topk), selects=topk < 1, variant=sce_variant, math_dtype=math_dtype)
@@ -68,11 +70,11 @@ def _sce(models: Array, base: Array, topk: Array, *, selects: bool, variant: Var
     coefficients = _coefficients(selected, variant, rounded)
     stays = winners(deltas, rounded)
     weights = [jnp.where(s, c, 0.0) for s, c in zip(stays, coefficients)]
-    moved = rounded(model_sum([rounded(d * w) for d, w in zip(deltas, weights)]))
+    moved = rounded(total([rounded(d * w) for d, w in zip(deltas, weights)]))
     if variant != "paper":
-        total = rounded(model_sum(weights))
-        divisor = jnp.maximum(total, rounded(jnp.float32(LEAST))) if variant == "mergekit" else total
-        moved = rounded(moved / jnp.where(total == 0, 1.0, divisor))
+        surviving = rounded(total(weights))
+        divisor = jnp.maximum(surviving, rounded(jnp.float32(LEAST))) if variant == "mergekit" else surviving
+        moved = rounded(moved / jnp.where(surviving == 0, 1.0, divisor))
     report = {"coefficients": coefficients, "selected": share, "erased": erased(deltas, stays)}
     return Merged(rounded(origin + moved).reshape(base.shape), report)
 
@@ -80,8 +82,8 @@ def _sce(models: Array, base: Array, topk: Array, *, selects: bool, variant: Var
 def _selected(deltas: list[Array], topk: Array, rounded: Round) -> tuple[Array, Array]:
     """bool[...]: the positions of largest variance, exactly 0 where all models moved alike; uint32: their number."""
     shifted = [d - deltas[0] for d in deltas]
-    mean = model_sum(shifted) / len(deltas)
-    variance = rounded(model_sum([jnp.square(s - mean) for s in shifted]) / len(deltas))
+    mean = total(shifted) / len(deltas)
+    variance = rounded(total([jnp.square(s - mean) for s in shifted]) / len(deltas))
     k = (count(variance != 0).astype(jnp.float32) * topk).astype(jnp.uint32)
     return largest(variance, k), k
 
@@ -91,13 +93,13 @@ def _coefficients(deltas: list[Array], variant: Variant, rounded: Round) -> Arra
     squares = jnp.stack([tensor_sum(rounded(jnp.square(d))) for d in deltas])
     if variant == "mergekit":
         squares = rounded(squares / deltas[0].size)
-        total = rounded(squares.sum())
-        none = total < LEAST
+        whole = rounded(squares.sum())
+        none = whole < LEAST
     else:
         squares = rounded(squares)
-        total = squares.sum()
-        none = total == 0
-    return rounded(jnp.where(none, 1 / len(deltas), squares / jnp.where(none, 1.0, total)))
+        whole = squares.sum()
+        none = whole == 0
+    return rounded(jnp.where(none, 1 / len(deltas), squares / jnp.where(none, 1.0, whole)))
 
 
 METHODS = (

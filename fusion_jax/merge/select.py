@@ -1,8 +1,8 @@
 """Exact selection of the largest or smallest values of a whole tensor, without sorting it.
 
-The bits of non-negative float32 numbers are ordered as the numbers are, so a threshold is found by counting: sixteen
-passes settle two bits each. Equal values are taken in the order of their flat index, as a stable sort takes them. Only
-counts cross the devices of a sharded tensor (merge specification, sections 6 and 12).
+The bits of float32 numbers are, but for the sign, ordered as the numbers are, so a threshold is found by counting:
+sixteen passes settle two bits each. Equal values are taken in the order of their flat index, as a stable sort takes
+them. Only counts cross the devices of a sharded tensor (merge specification, sections 6 and 12).
 """
 
 from __future__ import annotations
@@ -10,14 +10,15 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from fusion_jax.merge.shared import count, counts
+from fusion_jax.merge.differences import count, counts
 
 Array = jax.Array
 U = jnp.uint32
+SIGN = U(1 << 31)
 
 
 def largest(values: Array, k: Array | int) -> Array:
-    """bool[...]: the k largest of non-negative float32[...] values, of equal ones those of lowest flat index.
+    """bool[...]: the k largest of float32[...] values (of one axis or more), of equal ones those of lowest flat index.
 
     k: uint32 scalar from 0 to the number of values (less than 2**32), which may be traced.
     """
@@ -30,13 +31,15 @@ def smallest(values: Array, k: Array | int) -> Array:
 
 
 def kth_smallest(values: Array, index: Array | int) -> Array:
-    """float32 scalar: sorted(values)[index] of non-negative float32[...] values; index: uint32 scalar, maybe traced."""
-    threshold = _threshold(~_ascending(values), jnp.asarray(index, U) + U(1))
-    return jax.lax.bitcast_convert_type(~threshold, jnp.float32)
+    """float32 scalar: sorted(values)[index] of float32[...] values; index: uint32 scalar, which may be traced."""
+    key = ~_threshold(~_ascending(jnp.atleast_1d(values)), jnp.asarray(index, U) + U(1))
+    return jax.lax.bitcast_convert_type(jnp.where(key < SIGN, ~key, key - SIGN), jnp.float32)
 
 
 def _ascending(values: Array) -> Array:
-    return jax.lax.bitcast_convert_type(values, U)
+    """uint32[...] keys in the order of the values; both zeros have one key."""
+    bits = jax.lax.bitcast_convert_type(values, U)
+    return jnp.where(bits <= SIGN, bits | SIGN, ~bits)
 
 
 def _take(keys: Array, k: Array) -> Array:

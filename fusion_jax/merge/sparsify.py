@@ -15,8 +15,9 @@ import numpy as np
 
 from fusion_jax.errors import InputError
 from fusion_jax.merge.arithmetic import Round
+from fusion_jax.merge.differences import tensor_sum
 from fusion_jax.merge.select import largest, smallest
-from fusion_jax.merge.shared import divide, tensor_sum
+from fusion_jax.merge.stacks import divide
 
 Array = jax.Array
 Sparsifier = Literal["none", "magnitude", "random", "magprune", "magnitude_outliers", "masks"]

@@ -73,8 +73,8 @@ def normalized(weight: np.ndarray, field: str = "weight") -> np.ndarray:
     return weight / weight.sum()
 
 
-def total(stack: Array) -> Array:
-    """Sum over models, [K,...] -> [...], added in model order."""
+def total(stack: Array | Sequence[Array]) -> Array:
+    """Sum over models, [K,...] or K arrays [...] -> [...], added in model order."""
     return reduce(add, stack)
 
 

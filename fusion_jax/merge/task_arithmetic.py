@@ -26,17 +26,7 @@ import numpy as np
 
 from fusion_jax.errors import InputError
 from fusion_jax.merge.arithmetic import MathDtype, Merged, Method, Parameter, as_math, rounder
-from fusion_jax.merge.shared import (
-    PerModel,
-    check_shapes,
-    count,
-    differences,
-    divide,
-    erased,
-    model_sum,
-    per_model,
-    winners,
-)
+from fusion_jax.merge.differences import count, differences, doubles, erased, winners
 from fusion_jax.merge.sparsify import (
     Plan,
     Rescale,
@@ -49,6 +39,7 @@ from fusion_jax.merge.sparsify import (
     rescale_rule,
     rescaled,
 )
+from fusion_jax.merge.stacks import PerModel, count_models, divide, need_base, number, per_model, total
 
 Array = jax.Array
 Vote = Literal["none", "weighted", "unweighted"]
@@ -76,7 +67,7 @@ class _Mix(NamedTuple):
 
 def task_arithmetic(
     models: Array,
-    base: Array,
+    base: Array | None,
     *,
     weight: PerModel,
     density: PerModel = 1.0,
@@ -94,7 +85,7 @@ def task_arithmetic(
 
 def ties(
     models: Array,
-    base: Array,
+    base: Array | None,
     *,
     weight: PerModel,
     density: PerModel = 1.0,
@@ -107,14 +98,14 @@ def ties(
 ) -> Merged:
     """TIES: each task vector's largest magnitudes, and of those the ones that win the vote on signs."""
     del int8_mask
-    densities = _densities(models, base, density)
-    sparse = _Sparse("magnitude", magnitude_plan(base.size, densities), densities, rescale)
+    densities = _densities(models, density)
+    sparse = _Sparse("magnitude", magnitude_plan(models[0].size, densities), densities, rescale)
     return _merge(models, base, sparse, _Mix(weight, lambda_, normalize, _vote(ties_vote), math_dtype))
 
 
 def dare_linear(
     models: Array,
-    base: Array,
+    base: Array | None,
     *,
     weight: PerModel,
     density: PerModel = 1.0,
@@ -128,14 +119,14 @@ def dare_linear(
 ) -> Merged:
     """DARE: entries dropped at random, the rest rescaled; a weighted sum."""
     del int8_mask
-    densities = _densities(models, base, density)
+    densities = _densities(models, density)
     sparse = _dare(densities, rescale, keys, masks)
     return _merge(models, base, sparse, _Mix(weight, lambda_, normalize, "none", math_dtype))
 
 
 def dare_ties(
     models: Array,
-    base: Array,
+    base: Array | None,
     *,
     weight: PerModel,
     density: PerModel = 1.0,
@@ -150,14 +141,14 @@ def dare_ties(
 ) -> Merged:
     """DARE with the vote of TIES."""
     del int8_mask
-    densities = _densities(models, base, density)
+    densities = _densities(models, density)
     sparse = _dare(densities, rescale, keys, masks)
     return _merge(models, base, sparse, _Mix(weight, lambda_, normalize, _vote(ties_vote), math_dtype))
 
 
 def della(
     models: Array,
-    base: Array,
+    base: Array | None,
     *,
     weight: PerModel,
     density: PerModel = 1.0,
@@ -173,14 +164,14 @@ def della(
 ) -> Merged:
     """DELLA: entries dropped at random, small ones of a row more likely; with the vote of TIES."""
     del int8_mask
-    densities = _densities(models, base, density)
+    densities = _densities(models, density)
     sparse = _della(densities, epsilon, rescale, keys, masks)
     return _merge(models, base, sparse, _Mix(weight, lambda_, normalize, _vote(ties_vote), math_dtype))
 
 
 def della_linear(
     models: Array,
-    base: Array,
+    base: Array | None,
     *,
     weight: PerModel,
     density: PerModel = 1.0,
@@ -195,14 +186,14 @@ def della_linear(
 ) -> Merged:
     """DELLA without a vote: a weighted sum."""
     del int8_mask
-    densities = _densities(models, base, density)
+    densities = _densities(models, density)
     sparse = _della(densities, epsilon, rescale, keys, masks)
     return _merge(models, base, sparse, _Mix(weight, lambda_, normalize, "none", math_dtype))
 
 
 def breadcrumbs(
     models: Array,
-    base: Array,
+    base: Array | None,
     *,
     weight: PerModel,
     density: PerModel = 1.0,
@@ -216,14 +207,14 @@ def breadcrumbs(
 ) -> Merged:
     """Model Breadcrumbs: without the largest share gamma of magnitudes and the smallest ones."""
     del int8_mask
-    densities = _densities(models, base, density)
-    sparse = _breadcrumbs(base.size, densities, gamma, rescale, breadcrumbs_compat)
+    densities = _densities(models, density)
+    sparse = _breadcrumbs(models[0].size, densities, gamma, rescale, breadcrumbs_compat)
     return _merge(models, base, sparse, _Mix(weight, lambda_, normalize, "none", math_dtype))
 
 
 def breadcrumbs_ties(
     models: Array,
-    base: Array,
+    base: Array | None,
     *,
     weight: PerModel,
     density: PerModel = 1.0,
@@ -238,14 +229,13 @@ def breadcrumbs_ties(
 ) -> Merged:
     """Model Breadcrumbs with the vote of TIES."""
     del int8_mask
-    densities = _densities(models, base, density)
-    sparse = _breadcrumbs(base.size, densities, gamma, rescale, breadcrumbs_compat)
+    densities = _densities(models, density)
+    sparse = _breadcrumbs(models[0].size, densities, gamma, rescale, breadcrumbs_compat)
     return _merge(models, base, sparse, _Mix(weight, lambda_, normalize, _vote(ties_vote), math_dtype))
 
 
-def _densities(models: Array, base: Array, density: PerModel) -> tuple[float, ...]:
-    check_shapes(models, base)
-    return per_model(density, len(models), "density", least=0.0, most=1.0)
+def _densities(models: Array, density: PerModel) -> tuple[float, ...]:
+    return doubles(density, count_models(models, "a method of task vectors"), "density", 0.0, 1.0)
 
 
 def _vote(ties_vote: Vote) -> Vote:
@@ -272,25 +262,24 @@ def _dare(density: tuple[float, ...], rescale: bool | str, keys: Array | None, m
 def _della(
     density: tuple[float, ...], epsilon: PerModel, rescale: bool | str, keys: Array | None, masks: Array | None
 ) -> _Sparse:
-    epsilons = per_model(epsilon, len(density), "epsilon", least=0.0, most=1.0)
+    epsilons = doubles(epsilon, len(density), "epsilon", 0.0, 1.0)
     return _drawn("magprune", magprune_plan(density, epsilons, keys), density, rescale, masks)
 
 
 def _breadcrumbs(size: int, density: tuple[float, ...], gamma: PerModel, rescale: bool | str, compat: bool) -> _Sparse:
-    gammas = per_model(gamma, len(density), "gamma", least=0.0, most=1.0)
+    gammas = doubles(gamma, len(density), "gamma", 0.0, 1.0)
     return _Sparse("magnitude_outliers", outliers_plan(size, density, gammas, compat=compat), density, rescale)
 
 
-def _merge(models: Array, base: Array, sparse: _Sparse, mix: _Mix) -> Merged:
-    check_shapes(models, base)
-    weight = np.asarray(per_model(mix.weight, len(models), "weight"), np.float32)
-    (factor,) = per_model(mix.lambda_, 1, "lambda")
+def _merge(models: Array, base: Array | None, sparse: _Sparse, mix: _Mix) -> Merged:
+    base = need_base(models, base, "a method of task vectors")
+    weight = per_model(mix.weight, count_models(models, "a method of task vectors"), "weight")
     rule = rescale_rule(sparse.rescale)
     if all(d >= 1 for d in sparse.density):
         sparse, rule = _Sparse("none", {}, (), False), "none"
     thinned = np.asarray(sparse.density, np.float32), sparse.plan
     static = _Static(sparse.kind, rule, mix.vote, mix.normalize, mix.math_dtype)
-    return _kernel(models, base, weight, np.float32(factor), thinned, static)
+    return _kernel(models, base, weight, number(mix.lambda_, "lambda"), thinned, static)
 
 
 class _Static(NamedTuple):
@@ -342,17 +331,17 @@ def _mixed(deltas: list[Array], weight: Array, static: _Static) -> tuple[Array, 
     weighted = [rounded(w * d) for w, d in zip(weight, deltas)]
     report: dict[str, Array] = {}
     if static.vote == "none":
-        total = rounded(model_sum(list(weight)))
-        total = jnp.where(jnp.abs(total) < LEAST_WEIGHT, 1.0, total)
+        shares = rounded(total(weight))
+        shares = jnp.where(jnp.abs(shares) < LEAST_WEIGHT, 1.0, shares)
     else:
         votes = weighted if static.vote == "weighted" else deltas
         stays = winners(votes, rounded)
         report = {"erased": erased(votes, stays)}
         weighted = [jnp.where(s, d, 0.0) for s, d in zip(stays, weighted)]
-        total = rounded(model_sum([jnp.where(s, w, 0.0) for s, w in zip(stays, weight)]))
-        total = jnp.where(total == 0, 1.0, total)
-    moved = rounded(model_sum(weighted))
-    return (rounded(divide(moved, total)) if static.normalize else moved), report
+        shares = rounded(total([jnp.where(s, w, 0.0) for s, w in zip(stays, weight)]))
+        shares = jnp.where(shares == 0, 1.0, shares)
+    moved = rounded(total(weighted))
+    return (rounded(divide(moved, shares)) if static.normalize else moved), report
 
 
 def _parameters(

@@ -15,10 +15,10 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from fusion_jax.errors import InputError
 from fusion_jax.merge.arithmetic import tensor_key
+from fusion_jax.merge.differences import tensor_sum
 from fusion_jax.merge.inputs import Prepared
 from fusion_jax.merge.methods import METHODS
 from fusion_jax.merge.plan import TensorInput, TensorPlan
-from fusion_jax.merge.shared import tensor_sum
 from fusion_jax.merge.vocabulary import remap
 
 Array = jax.Array

@@ -1,43 +1,33 @@
-"""Small things the merge methods share: numbers a recipe gives each model, checks of shapes, sums of whole tensors."""
+"""What task-vector methods share: differences from the base, sums and counts of whole tensors, the vote on signs."""
 
 from __future__ import annotations
 
-import functools
-import math
-import operator
 from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from fusion_jax.errors import InputError
 from fusion_jax.merge.arithmetic import Round, as_math, task_vectors
+from fusion_jax.merge.stacks import PerModel, total
 
 Array = jax.Array
-PerModel = float | Sequence[float]
 
 
-def per_model(
-    value: PerModel, count: int, name: str, *, least: float = -math.inf, most: float = math.inf
-) -> tuple[float, ...]:
-    """One finite number for each of `count` models from one for all or a sequence; InputError names the parameter."""
-    numbers = tuple(value) if isinstance(value, Sequence) else (value,) * count
-    if len(numbers) != count:
-        raise InputError(
-            f"{len(numbers)} values for {count} models", field=name, cure="Give one, or one for each model"
-        )
-    for number in numbers:
-        if not (math.isfinite(number) and least <= number <= most):
-            allowed = f"from {least:g} to {most:g}" if math.isfinite(least) else "that is finite"
-            raise InputError(f"{number!r} is out of range", field=name, cure=f"Give a number {allowed}")
-    return numbers
+def doubles(value: PerModel, count: int, field: str, least: float, most: float) -> tuple[float, ...]:
+    """A parameter of `count` models in double precision, which counts are made of; one number holds for all models.
 
-
-def check_shapes(models: Array, base: Array) -> None:
-    """InputError where models [K,...] are not K >= 1 tensors of the base's shape."""
-    if not models.shape[:1] or models.shape[0] == 0 or models.shape[1:] != base.shape:
-        problem = f"models of shape {tuple(models.shape)} do not fit a base of shape {tuple(base.shape)}"
-        raise InputError(problem, cure="Stack one or more tensors of the base's shape")
+    Raises InputError for another number of values and for values outside [least, most].
+    """
+    values = np.asarray(value, np.float64)
+    if values.ndim and values.shape != (count,):
+        problem = f"{values.size} values for {count} models"
+        raise InputError(problem, field=field, cure="Give one number, or one for each model")
+    if not ((least <= values) & (values <= most)).all():
+        cure = f"Give numbers from {least:g} to {most:g}"
+        raise InputError(f"{values.tolist()} is out of range", field=field, cure=cure)
+    return tuple(np.broadcast_to(values, count).tolist())
 
 
 def differences(models: Array, base: Array, rounded: Round) -> tuple[list[Array], Array]:
@@ -82,14 +72,6 @@ def count(mask: Array) -> Array:
     return counts(mask, ~mask)[0]
 
 
-def model_sum(xs: Sequence[Array]) -> Array:
-    """float32[...]: K arrays float32[...] summed in the order of models.
-
-    A sequence, not a stack: elementwise sums fuse into one pass, where a reduction over a stack takes many on a CPU.
-    """
-    return functools.reduce(operator.add, xs)
-
-
 def erased(votes: Sequence[Array], stays: Sequence[Array]) -> Array:
     """float32[K]: the share of nonzero entries of K task vectors float32[...] that do not stay; no zero stays."""
     nonzero, staying = jnp.asarray([counts(v != 0, s) for v, s in zip(votes, stays, strict=True)]).T
@@ -98,10 +80,5 @@ def erased(votes: Sequence[Array], stays: Sequence[Array]) -> Array:
 
 def winners(votes: Sequence[Array], rounded: Round) -> list[Array]:
     """K bool[...]: entries of the sign of the sum over models, in which 0 counts as positive; no zero wins."""
-    positive = rounded(model_sum(votes)) >= 0
+    positive = rounded(total(votes)) >= 0
     return [jnp.where(positive, v > 0, v < 0) for v in votes]
-
-
-def divide(x: Array, divisor: Array) -> Array:
-    """x / divisor (not 0), rounded once: XLA multiplies with the reciprocal of a lone number, not of a choice."""
-    return x / jnp.where(x == 0, 1.0, divisor)
