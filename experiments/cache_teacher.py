@@ -37,7 +37,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 
-from fusion_jax.data.documents import encode_documents, scored_bytes, text_documents
+from fusion_jax.data.documents import all_scored_bytes, encode_documents, text_documents
 from fusion_jax.data.loaders import load_texts
 from fusion_jax.data.teachers import StoreIdentity, TeacherRow, TeacherStore, write_store
 from fusion_jax.data.windows import split_windows
@@ -118,7 +118,7 @@ def main(s: Settings) -> None:
         return
     tokens = sum(len(row.ids) for row in store)
     nats, scored = (float(np.sum([row.metric[i] for row in store], dtype=np.float64)) for i in (0, 1))
-    size = sum(scored_bytes(document, row.offsets) for document, row in zip(documents, store, strict=True))
+    size = all_scored_bytes(documents, (row.offsets for row in store))
     table = markdown_table([{
         "windows": len(texts), "blank texts": blank, "tokens": tokens, "nats a token": f"{nats / scored:.4f}",
         "bits_per_byte": f"{nats / np.log(2) / size:.4f}",

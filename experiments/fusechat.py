@@ -10,7 +10,7 @@ Hardware and time: `tiny` 2 CPU cores, about 2 minutes, 2 GB; `openchat-7b` is f
 Chats: {"conversations": [{"from": "human" or "gpt", "value"}]}, {"messages"}, or {"prompt", "response"}.
 Result: bits per byte of held-out answers and accuracy of the pivot, of SFT, of each pairwise target and of the merged
 models; how much of each source reached the pivot's tokens; targets/ARM/ and merged/METHOD/, Hugging Face folders.
-Published (MT-Bench, 7B): OpenChat-3.5 with SFT 6.88, pairwise targets 7.2 to 7.3, all sources at once 6.99, SCE 7.38.
+Published (MT-Bench, 7B): OpenChat-3.5 with SFT 6.88, pairwise targets 7.17 to 7.24, all sources at once 6.99, SCE 7.38.
 
 Stages (each a folder of the run, made once): teachers/MODEL (top-k stores), aligned/SOURCE (token ranges, vocabulary
 map, rows), arms/ARM, targets/ARM, merged/METHOD (with its own report), report.md
@@ -44,7 +44,7 @@ from fusion_jax.settings import bounded, to_json
 from fusion_jax.settings import run as run_experiment
 from fusion_jax.train.fusion import fused_examples, fusion_rows
 from fusion_jax.train.objectives import FusionSettings
-from fusion_jax.train.opinions import AlignSettings, own_opinions, read_documents, source_opinions
+from fusion_jax.train.opinions import AlignSettings, Reading, own_opinions, read_documents, source_opinions
 from fusion_jax.train.optimise import TrainSettings, compute_for
 from fusion_jax.train.run_folder import RunFolder, open_run
 from fusion_jax.train.stages import (
@@ -160,26 +160,31 @@ def fuse(s: Settings, run: RunFolder) -> dict[str, dict[str, float]]:
     compute = compute_for(train)
     folders = {model_name(path): model_path(path) for path in (s.pivot, *s.sources)}
     limit = reading_limit(folders, s.max_length, s.k)
-    held, test = held_out(s)
     chats, counts = chats_of(s)
     documents = as_read(s, folders, chats, limit, counts)
-    check_enough(run, {"chats": counts}, len(documents[model_name(s.pivot)]), train, "--train")
+    held_chats, test = held_out(s)
+    held_counts: Counter[str] = Counter()
+    held = as_read(replace(s, template="own"), folders, held_chats, limit, held_counts) if held_chats else {}
+    counts += Counter({f"held out: {what}": n for what, n in held_counts.items()})
+    pivot_name = model_name(s.pivot)
+    check_enough(run, {"chats": counts}, len(documents[pivot_name]), train, "--train")
 
-    def measure(name: str, model: Model) -> dict[str, float]:
-        answers = chat_documents(held, model.tokenizer, model.tokenizer)
-        return measured(
-            run, name, model, answers, test, train, max_length=s.max_length, max_new_tokens=s.eval_new_tokens
-        )
+    def measure(name: str, model: Model, reader: str = pivot_name) -> dict[str, float]:
+        answers = held.get(reader, [])
+        return measured(run, name, model, answers, test, train, max_length=limit, max_new_tokens=s.eval_new_tokens)
 
-    measures, readings = {}, {}
-    for name, folder in folders.items():
-        model = load(folder, mesh=compute.mesh)
-        measures[name] = measure(name, model)
-        readings[name] = read_documents(
+    measures: dict[str, dict[str, float]] = {}
+
+    def read(name: str) -> Reading:  # the model is let go with the call
+        model = load(folders[name], mesh=compute.mesh)
+        measures[name] = measure(name, model, name)
+        return read_documents(
             run.sub("teachers").file(name), name, model, documents[name], k=s.k, max_length=limit, compute=compute,
             batch_size=s.teacher_batch, progress=run.progress,
         )  # fmt: skip
-    pivot = readings[model_name(s.pivot)]
+
+    readings = {name: read(name) for name in folders}
+    pivot = readings[pivot_name]
     start = load(folders[pivot.name], mesh=compute.mesh)
     coverage: list[dict[str, Any]] = []
     for arm, (teachers, fusion) in arms_of(s).items():
@@ -232,14 +237,27 @@ def recipe_of(s: Settings, method: str, targets: Sequence[Path], pivot: Path) ->
 def as_read(
     s: Settings, folders: dict[str, Path], chats: Sequence[Row], limit: int, counts: Counter[str]
 ) -> dict[str, list[Document]]:
-    """Every chat as each model reads it, through its own template or the pivot's; what one cannot read, none reads."""
+    """Every chat as each model reads it, through its own template or the pivot's; what one cannot read, none reads.
+
+    A chat that a template refuses stops the run, or is left out and counted where `on_bad` is "skip".
+    """
     tokenizers = {name: load_tokenizer(folder) for name, folder in folders.items()}
     template = tokenizers[model_name(s.pivot)]
-    documents = {
-        name: chat_documents(chats, reader if s.template == "own" else template, reader)
-        for name, reader in tokenizers.items()
-    }
-    kept = np.ones(len(chats), bool)
+    documents: dict[str, list[Document]] = {name: [] for name in folders}
+    for chat in chats:
+        try:
+            views = [chat_documents([chat], r if s.template == "own" else template, r)[0] for r in tokenizers.values()]
+        except InputError as error:
+            if s.on_bad == "error":
+                cure = f"{error.cure}, or leave such chats out with --on-bad skip"
+                raise InputError(
+                    error.problem, file=error.file, record=chat.name, field=error.field, cure=cure
+                ) from None
+            counts["refused by a template"] += 1
+            continue
+        for some, view in zip(documents.values(), views, strict=True):
+            some.append(view)
+    kept = np.ones(len(documents[model_name(s.pivot)]), bool)
     for name, reader in tokenizers.items():
         kept &= np.asarray([n <= limit for n in token_counts(reader, documents[name])], bool)
     counts["longer than max_length in some tokenizer"] = int((~kept).sum())

@@ -26,7 +26,7 @@ from typing import Any, Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from fusion_jax.data.documents import Document, encode_documents, plain_examples, scored_bytes, text_documents
+from fusion_jax.data.documents import Document, all_scored_bytes, encode_documents, plain_examples, text_documents
 from fusion_jax.data.jsonl import Record
 from fusion_jax.data.loaders import load_records, load_texts
 from fusion_jax.data.records import parse_prompts
@@ -164,15 +164,17 @@ def fuse(s: Settings, run: RunFolder, folders: dict[str, Path]) -> dict[str, dic
         how = {"max_length": limit, "max_new_tokens": s.eval_new_tokens, "chat": False}
         return measured(run, name, model, held, test, train, **how)
 
-    measures, readings = {}, []
-    for name, folder in folders.items():
-        model = load(folder, mesh=compute.mesh)
+    measures: dict[str, dict[str, float]] = {}
+
+    def read(name: str) -> Reading:  # the model is let go with the call
+        model = load(folders[name], mesh=compute.mesh)
         measures[name] = measure(name, model)
-        readings.append(read_documents(
+        return read_documents(
             run.sub("teachers").file(name), name, model, docs, k=s.k, max_length=limit, compute=compute,
             batch_size=s.teacher_batch, progress=run.progress,
-        ))  # fmt: skip
-    pivot, sources = readings[0], readings[1:]
+        )  # fmt: skip
+
+    pivot, *sources = map(read, folders)
     target = load(folders[pivot.name], mesh=compute.mesh)
     coverage: list[dict[str, Any]] = []
     for arm, (align, fusion, teachers) in arms_of(s, min(sources, key=mean_surprise).name).items():
@@ -269,7 +271,7 @@ def windows_of(folders: dict[str, Path], texts: Sequence[str], limit: int) -> tu
 
 def mean_surprise(reading: Reading) -> float:
     """Nats a byte over all documents: how well a source knows the texts."""
-    size = sum(scored_bytes(d, t.offsets) for d, t in zip(reading.documents, reading.texts, strict=True))
+    size = all_scored_bytes(reading.documents, (t.offsets for t in reading.texts))
     return float(sum(row.metric[0] for row in reading.rows)) / size
 
 

@@ -13,6 +13,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 
 from fusion_jax.errors import InputError
 from fusion_jax.settings import bounded
@@ -103,6 +105,11 @@ def _initialise(address: str, count: int | None, index: int | None, patience: fl
             f"the hosts cannot connect ({' '.join(str(error).split())})", field="--hosts.coordinator",
             cure="Give ADDRESS:PORT of host 0, the count and each host's own index",
         ) from None  # fmt: skip
+
+
+def agreed(values: np.ndarray) -> np.ndarray:
+    """What the first host gives, on all hosts: a file system may show them different things for a while."""
+    return np.asarray(multihost_utils.broadcast_one_to_all(values)) if jax.process_count() > 1 else values
 
 
 def wait_for(missing: Callable[[], dict[str, int]], settings: HostSettings) -> None:

@@ -226,6 +226,11 @@ class Stored(Sequence[Row], Generic[Row]):
     def __init__(self, job: Job, read: Callable[[Part, int], Row]) -> None:
         self._job, self._read = job, read
 
+    @property
+    def made_of(self) -> Mapping[str, object]:
+        """What the records were made of, as their folder says."""
+        return self._job.made_of
+
     def __len__(self) -> int:
         return self._job.records
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -159,6 +159,20 @@ def scored_bytes(document: Document, offsets: np.ndarray) -> int:
     """
     first = int(offsets[0, 1])
     return sum(len(document.text[max(a, first) : b].encode()) for a, b in document.scored)
+
+
+def all_scored_bytes(documents: Sequence[Document], offsets: Iterable[np.ndarray]) -> int:
+    """`scored_bytes` of all documents together, which is more than 0.
+
+    Raises:
+      InputError: no text has a byte that anything predicts.
+    """
+    size = sum(scored_bytes(d, o) for d, o in zip(documents, offsets, strict=True))
+    if not size:
+        raise InputError(
+            "no text has more than one token, so nothing is predicted", field="texts", cure="Give longer texts"
+        )
+    return size
 
 
 def documents_fingerprint(documents: Sequence[Document]) -> str:

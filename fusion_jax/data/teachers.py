@@ -19,7 +19,7 @@ import safetensors.numpy
 
 from fusion_jax.errors import InputError
 from fusion_jax.files import read_json, replacing, write_json
-from fusion_jax.hosts import Host, HostSettings, wait_for
+from fusion_jax.hosts import Host, HostSettings, agreed, wait_for
 
 DTYPES = {
     "ids": np.int32, "offsets": np.int32, "topk_ids": np.int32, "topk_logprobs": np.float16, "logsumexp": np.float32,
@@ -88,10 +88,12 @@ def write_store(
     """
     path = Path(folder)
     _begin(path, identity, host, settings)
+    there = np.asarray([_part(path, number).exists() for number in range(_part_count(identity))], bool)
+    there = agreed(there) if together else there
     for number in range(_part_count(identity)):
         start = number * identity.part_size
         wanted = range(start, min(start + identity.part_size, identity.records))
-        if (together or number % host.count == host.index) and not _part(path, number).exists():
+        if (together or number % host.count == host.index) and not there[number]:
             rows = rows_of(wanted)
             if len(rows) != len(wanted):
                 raise ValueError(f"{len(wanted)} rows were asked for, {len(rows)} came")
@@ -175,7 +177,7 @@ class TeacherStore(Sequence[TeacherRow]):
     def __init__(self, folder: str | os.PathLike[str], identity: StoreIdentity) -> None:
         from array_record.python.array_record_data_source import ArrayRecordDataSource
 
-        self._path, self._size = Path(folder), identity.records
+        self._path, self._size, self.identity = Path(folder), identity.records, identity
         if not (self._path / "store.json").exists():
             raise InputError("holds no teacher store", file=folder, cure="Write it with experiments/cache_teacher.py")
         _check_identity(self._path, identity)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from fusion_jax.data.batches import buckets_of
-from fusion_jax.data.documents import Document, encode_documents, plain_examples, scored_bytes
+from fusion_jax.data.documents import Document, all_scored_bytes, encode_documents, plain_examples
 from fusion_jax.errors import InputError
 from fusion_jax.models.folder import Model
 from fusion_jax.train.reference import sequence_logprobs
@@ -27,15 +27,15 @@ def surprise(
     """Of all documents together.
 
     Raises:
-      InputError: no document; see `encode_documents`.
+      InputError: no document, none of two tokens; see `encode_documents`.
     """
     if not documents:
         raise InputError("there is none", field="documents", cure="Give held-out texts")
     texts = encode_documents(model.tokenizer, documents, max_length=min(max_length, model.config.max_positions))
+    size = all_scored_bytes(documents, (t.offsets for t in texts))
     examples = plain_examples(texts)
     logprobs = sequence_logprobs(
         model.params, model.config, examples, compute, batch_size=batch_size, buckets=buckets_of(examples)
     )
     nats = -float(logprobs.sum(dtype="float64"))
-    size = sum(scored_bytes(d, t.offsets) for d, t in zip(documents, texts, strict=True))
     return Surprise(nats / math.log(2) / size, nats / sum(int(t.scored.sum()) for t in texts))

@@ -94,19 +94,25 @@ def _metric(row: TeacherRow, document: Document, settings: FusionSettings) -> fl
 
 
 class Opinions(Lazy[Opinion]):
-    """One teacher on every text, made when asked for; metrics float64[n], which are known beforehand."""
+    """One teacher on every text, made when asked for; metrics float64[n], which are known beforehand.
 
-    def __init__(self, metrics: np.ndarray, make: Callable[[int], Opinion]) -> None:
+    made_of: what the opinions are of (their store's or folder's identity), so that work with them can be told apart.
+    """
+
+    def __init__(self, metrics: np.ndarray, make: Callable[[int], Opinion], made_of: str) -> None:
         super().__init__(len(metrics), make)
-        self.metrics = metrics
+        self.metrics, self.made_of = metrics, made_of
 
 
 class FusionRows(Lazy[FusionRow]):
-    """Rows made when asked for; sizes int64[n], their tokens, and metrics float64[n, teachers] are known beforehand."""
+    """Rows made when asked for; sizes int64[n], their tokens, and metrics float64[n, teachers] are known beforehand.
 
-    def __init__(self, sizes: np.ndarray, metrics: np.ndarray, make: Callable[[int], FusionRow]) -> None:
+    made_of: of which texts and opinions.
+    """
+
+    def __init__(self, sizes: np.ndarray, metrics: np.ndarray, make: Callable[[int], FusionRow], made_of: str) -> None:
         super().__init__(len(sizes), make)
-        self.sizes, self.metrics = sizes, metrics
+        self.sizes, self.metrics, self.made_of = sizes, metrics, made_of
 
 
 def metrics_of(rows: Sequence[TeacherRow], documents: Sequence[Document], settings: FusionSettings) -> np.ndarray:
@@ -133,7 +139,8 @@ def fusion_rows(texts: Sequence[TeacherText], opinions: Sequence[Opinions]) -> t
     sizes = np.asarray([len(texts[i].ids) for i in kept.tolist()], np.int64)
     dropped = len(metrics) - len(kept)
     why = Counter({"a teacher scored no token of it, or not finitely": dropped} if dropped else {})
-    return FusionRows(sizes, metrics[kept], row), why
+    made_of = digest([kept, *(x for text in texts for x in (text.ids, text.scored))])
+    return FusionRows(sizes, metrics[kept], row, " ".join([made_of, *(o.made_of for o in opinions)])), why
 
 
 def packed(rows: FusionRows, block: int, *, reset: bool) -> FusionRows:
@@ -163,7 +170,8 @@ def packed(rows: FusionRows, block: int, *, reset: bool) -> FusionRows:
     before = np.cumsum(rows.metrics * rows.sizes[:, None], 0) - rows.metrics * rows.sizes[:, None]
     sums = before[owner] + rows.metrics[owner] * (bounds - (ends - rows.sizes)[owner])[:, None]
     sizes = np.diff(bounds)
-    return FusionRows(sizes, np.diff(sums, axis=0) / sizes[:, None], one)
+    made_of = f"{rows.made_of} packed {block} {reset}"
+    return FusionRows(sizes, np.diff(sums, axis=0) / sizes[:, None], one, made_of)
 
 
 def _joined(views: Sequence[Opinion], part: slice) -> Opinion:
@@ -198,6 +206,7 @@ def fused_examples(
     _check(settings, rows.metrics.shape[1])
     made_of = {
         "format": 1, **asdict(settings), "mask": mask, "reset": reset, "inputs": digest([rows.sizes, rows.metrics]),
+        "rows": rows.made_of,
     }  # fmt: skip
     job = Job(Path(folder), made_of, len(rows), PART_SIZE)
 
@@ -262,7 +271,7 @@ def fuse(rows: Sequence[FusionRow], settings: FusionSettings, *, mask: Mask, res
         for start in range(0, len(order), ROWS_AT_ONCE):
             chosen = order[start : start + ROWS_AT_ONCE]
             width = next(b for b in buckets if b >= len(rows[chosen[-1]].ids))
-            target, share = _fused(*_stacked([rows[i] for i in chosen], width), s=settings)
+            target, share = _fused(*_stacked([rows[i] for i in chosen], width, reset), s=settings)
             ids, probs, shares = (np.asarray(x) for x in (*target, share))
             for n, i in enumerate(chosen):
                 out[i] = _example(rows[i], i, ids[n], probs[n], float(shares[n]), mask, reset)
@@ -299,8 +308,8 @@ def _example(
     return Example((tuple(tokens),), (start,), index, segments, chosen=chosen, targets=targets)
 
 
-def _stacked(rows: Sequence[FusionRow], width: int) -> tuple[list[_Views], np.ndarray]:
-    """Each teacher on `ROWS_AT_ONCE` padded texts, and the tokens that follow, int32[B,T]."""
+def _stacked(rows: Sequence[FusionRow], width: int, reset: bool) -> tuple[list[_Views], np.ndarray]:
+    """Each teacher on `ROWS_AT_ONCE` padded texts, and the tokens that follow, int32[B,T]: -1 where none does."""
     teachers = []
     for number in range(len(rows[0].opinions)):
         views = [r.opinions[number] for r in rows]
@@ -313,9 +322,10 @@ def _stacked(rows: Sequence[FusionRow], width: int) -> tuple[list[_Views], np.nd
             ids[b, :m, :entries], logprobs[b, :m, :entries] = view.ids, view.logprobs
             counts[b, :m], rule[b, :m], metric[b] = view.counts, view.rule, view.metric
         teachers.append(_Views(ids, logprobs, counts, rule, metric))
-    labels = np.zeros((ROWS_AT_ONCE, width), np.int32)
+    labels = np.full((ROWS_AT_ONCE, width), -1, np.int32)
     for b, row in enumerate(rows):
-        labels[b, : len(row.ids) - 1] = row.ids[1:]
+        same = row.segments[1:] == row.segments[:-1]
+        labels[b, : len(row.ids) - 1] = np.where(same, row.ids[1:], -1) if reset else row.ids[1:]
     return teachers, labels
 
 
@@ -329,7 +339,8 @@ def _fused(teachers: list[_Views], labels: Array, s: FusionSettings) -> tuple[Ta
     scores = rewards(jnp.stack([t.metric for t in teachers]), rounding=s.rounding)
     share = soft_weights(scores, s.function, rounding=s.rounding)[1]
     if s.choice == "token":
-        scores = jnp.stack([_belief(*pair, labels) for pair in zip(targets, teachers, strict=True)])
+        beliefs = jnp.stack([_belief(*pair, labels) for pair in zip(targets, teachers, strict=True)])
+        scores = jnp.where(labels < 0, scores[..., None], beliefs)  # where no token follows, the text decides
     official = s.rounding != "none" and not s.pivot and len(targets) == 2
     ties: Literal["first", "last"] = "last" if official else "first"
     return fused_targets(targets, scores, function=s.function, rounding=s.rounding, ties=ties), share

@@ -103,7 +103,8 @@ def read_documents(
 def own_opinions(pivot: Reading, fusion: FusionSettings) -> Opinions:
     """The pivot's on its own tokens."""
     metrics = metrics_of(pivot.rows, pivot.documents, fusion)
-    return Opinions(metrics, lambda i: own_opinion(pivot.rows[i], float(metrics[i]), fusion))
+    made_of = f"own {pivot.rows.identity!r}"
+    return Opinions(metrics, lambda i: own_opinion(pivot.rows[i], float(metrics[i]), fusion), made_of)
 
 
 def source_opinions(
@@ -151,7 +152,7 @@ def source_opinions(
         progress=lambda done: progress(f"moving rows of {name}", done, len(records)),
     )  # fmt: skip
     metrics = metrics_of(source.rows, source.documents, fusion)
-    opinions = Opinions(metrics, lambda i: source_opinion(aligned[i], float(metrics[i])))
+    opinions = Opinions(metrics, lambda i: source_opinion(aligned[i], float(metrics[i])), repr(aligned.made_of))
     counts = np.zeros(len(RowRule))
     for rows, text in zip(aligned, pivot.texts, strict=True):
         counts += np.bincount(rows.rule[:-1][text.scored[1:]], minlength=len(RowRule))

@@ -29,7 +29,8 @@ def store_identity(model: Model, documents: Sequence[Document], k: int) -> Store
     """What a store of this teacher on these documents is known by: weights and architecture, all of the tokenizer."""
     assert model.tokenizer is not None  # `encode_documents` has looked
     whole = hashlib.sha256(f"{fingerprint(model.params)}{model.config!r}".encode()).hexdigest()
-    tokenizer = hashlib.sha256(model.tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
+    read = f"{model.tokenizer.eos_token_id} {model.tokenizer.backend_tokenizer.to_str()}"
+    tokenizer = hashlib.sha256(read.encode()).hexdigest()
     return StoreIdentity(whole, tokenizer, documents_fingerprint(documents), k, len(documents))
 
 

@@ -36,12 +36,12 @@ def row(rng, *opinions, m=M, scored=None):
 
 
 def opinions_of(*views):
-    return Opinions(np.asarray([v.metric for v in views]), views.__getitem__)
+    return Opinions(np.asarray([v.metric for v in views]), views.__getitem__, "views")
 
 
 def as_rows(rows):
     metrics = np.asarray([[o.metric for o in r.opinions] for r in rows])
-    return FusionRows(np.asarray([len(r.ids) for r in rows]), metrics, rows.__getitem__)
+    return FusionRows(np.asarray([len(r.ids) for r in rows]), metrics, rows.__getitem__, "rows")
 
 
 def dense(view, t):
