@@ -1,0 +1,192 @@
+"""Merge sweep: method x number of models x the method's main parameter, on the targets of a finished FuseChat run.
+
+    python experiments/fusechat.py --seeds 3 --merges sce --out runs/chat
+    python experiments/sweeps/merge.py --runs runs/chat/seed-42 runs/chat/seed-43 runs/chat/seed-44 --out runs/sweep
+
+Each run gives its pivot, its pairwise targets and its seed (one interval over the runs). Models are added in the order
+of the targets' names. Result: accuracy on the zoo's test problems, or on --test-prompts, as report.md with one line a
+merge and a figure of each main parameter. Hardware and time: 2 CPU cores, about 3 s a merge; killed, the same command
+with --resume True goes on.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from matplotlib.figure import Figure
+
+from fusion_jax.data.jsonl import Record
+from fusion_jax.data.loaders import load_records
+from fusion_jax.data.records import parse_prompts
+from fusion_jax.errors import InputError
+from fusion_jax.evals.accuracy import mean_interval
+from fusion_jax.files import read_json
+from fusion_jax.markdown import markdown_table, save_figure
+from fusion_jax.merge.executor import merge
+from fusion_jax.merge.methods import METHODS
+from fusion_jax.merge.parameters import nearest
+from fusion_jax.models.folder import load
+from fusion_jax.settings import bounded, to_json
+from fusion_jax.settings import run as run_experiment
+from fusion_jax.train.optimise import TrainSettings, compute_for
+from fusion_jax.train.run_folder import RunFolder, open_run
+from fusion_jax.train.stages import judged
+from fusion_jax.zoo import model_path
+from fusion_jax.zoo.tasks import SKILLS, mixture
+
+# Merge specification section 8: a method's main parameter and its values; the others as in the published recipes.
+GRID: dict[str, tuple[str, tuple[float, ...]]] = {
+    "linear": ("", ()), "varm": ("", ()), "model_stock": ("", ()), "karcher": ("", ()),
+    "task_arithmetic": ("weight", (0.1, 0.3, 0.5, 1.0)),
+    "ties": ("density", (0.1, 0.3, 0.5, 0.6, 0.9)), "dare_linear": ("density", (0.1, 0.3, 0.5, 0.6, 0.9)),
+    "della": ("density", (0.3, 0.5, 0.6)), "breadcrumbs": ("density", (0.3, 0.5, 0.6, 0.9)),
+    "sce": ("select_topk", (0.05, 0.1, 0.2, 0.5, 1.0)),
+}  # fmt: skip
+OTHERS = {"density": 0.6, "select_topk": 0.1}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """runs: finished FuseChat runs of one seed each. methods: of the grid. least_models: 2 merges pairs first."""
+
+    runs: tuple[str, ...] = ()
+    out: str = "runs/merge-sweep"
+    resume: bool = False
+    methods: tuple[str, ...] = tuple(GRID)
+    least_models: int = 2
+    test_prompts: str = ""
+    test_per_skill: int = 60
+    eval_new_tokens: int = 28
+
+    def __post_init__(self) -> None:
+        bounded(self, "least_models", "test_per_skill", "eval_new_tokens", least=1)
+
+
+def grid(s: Settings, count: int) -> Iterator[tuple[str, int, str, dict[str, float]]]:
+    """(method, number of models, its label, values that are set) of every merge of one run."""
+    for method in s.methods:
+        name, values = GRID[method]
+        for models in range(max(s.least_models, METHODS[method].least_models), count + 1):
+            for value in values or (None,):
+                label = f"{method} of {models}" + ("" if value is None else f" {name}={value:g}")
+                yield method, models, label, {} if value is None else {name: value}
+
+
+def recipe_of(method: str, models: list[Path], pivot: Path, values: dict[str, float], seed: int) -> dict[str, Any]:
+    """The pivot is the base; what is not swept is as published."""
+    known = {p.name for p in METHODS[method].parameters}
+    parameters = {k: v for k, v in {"weight": 1.0 / len(models), **OTHERS, **values}.items() if k in known}
+    recipe = {
+        "merge_method": method,
+        "models": [{"model": str(m)} for m in models],
+        "parameters": parameters,
+        "seed": seed,
+    }
+    return recipe if METHODS[method].base == "none" or method == "karcher" else recipe | {"base_model": str(pivot)}
+
+
+def main(s: Settings) -> None:
+    for method in s.methods:
+        if method not in GRID:
+            raise InputError(f"'{method}' is not in the grid", field="methods", cure=nearest(method, GRID))
+    if not s.runs:
+        raise InputError("is missing", field="--runs", cure="Give one or more finished runs of experiments/fusechat.py")
+    sweep = open_run(s.out, to_json(s), resume=s.resume)
+    lines: dict[str, dict[str, Any]] = {}
+    for number, path in enumerate(map(Path, s.runs)):
+        for label, line in measured(s, sweep.sub(f"run-{number}"), path).items():
+            lines.setdefault(label, {**line, "accuracies": []})["accuracies"].append(line["accuracy"])
+    report(sweep, list(lines.values()))
+    sweep.finish()
+
+
+def measured(s: Settings, place: RunFolder, path: Path) -> dict[str, dict[str, Any]]:
+    """Every merge of one run's targets: label -> method, models, value, accuracy."""
+    if not (path / "finished.json").exists() and not (path / "targets").is_dir():
+        raise InputError(
+            "is no FuseChat run with targets", file=path, field="--runs", cure="Run experiments/fusechat.py"
+        )
+    config = (
+        read_json(path / "config.json") if (path / "config.json").exists() else read_json(path.parent / "config.json")
+    )
+    seed = int(path.name.rpartition("-")[2]) if path.name.startswith("seed-") else int(config["seed"])
+    pivot = model_path(config["pivot"])
+    targets = sorted(p for p in (path / "targets").iterdir() if p.name.startswith("with-"))
+    test = prompts(s, seed)
+    mesh = compute_for(TrainSettings()).mesh
+    out: dict[str, dict[str, Any]] = {}
+
+    def judge(label: str, folder: Path, **line: Any) -> None:
+        rows = judged(
+            place, label.replace(" ", "-"), load(folder, mesh=mesh), test, mesh, max_new_tokens=s.eval_new_tokens
+        )
+        out[label] = {"merge": label, **line, "accuracy": next(r["accuracy"] for r in rows if r["skill"] == "all")}
+
+    for target in targets:
+        judge(target.name, target, method="target", models=1, value=None)
+    for method, count, label, values in grid(s, len(targets)):
+        folder = place.sub("merged").file(label.replace(" ", "-"))
+        if not folder.exists():
+            merge(recipe_of(method, targets[:count], pivot, values, seed), folder)
+        judge(label, folder, method=method, models=count, value=next(iter(values.values()), None))
+    return out
+
+
+def prompts(s: Settings, seed: int) -> list[Record]:
+    if s.test_prompts:
+        return parse_prompts(load_records(s.test_prompts), file=s.test_prompts)
+    return mixture(dict.fromkeys(SKILLS, s.test_per_skill), split="test", seed=seed)
+
+
+def report(sweep: RunFolder, lines: list[dict[str, Any]]) -> None:
+    """One table, one figure."""
+    table = []
+    for line in lines:
+        mean, half = mean_interval(line["accuracies"])
+        line |= {"mean": mean, "half": half}
+        shown = f"{mean:.4f} ± {half:.4f}" if len(line["accuracies"]) > 1 else f"{mean:.4f}"
+        table.append({"merge": line["merge"], "models": line["models"], "accuracy": shown})
+    text = markdown_table(table)
+    runs = len(lines[0]["accuracies"])
+    parts = [
+        "# Merge sweep", "One run." if runs == 1 else f"Mean over {runs} runs, 95 % Student interval.", text,
+        save_figure(figure(lines), sweep.file("sweep.png")),
+    ]  # fmt: skip
+    sweep.file("report.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    sweep.log(text)
+    sweep.log(f"report: {sweep.file('report.md')}")
+
+
+def figure(lines: list[dict[str, Any]]) -> Figure:
+    """A panel a method with a main parameter, a line a number of models; the best target as a dashed line."""
+    methods = [
+        m
+        for m in dict.fromkeys(r["method"] for r in lines)
+        if any(r["value"] is not None for r in lines if r["method"] == m)
+    ]
+    best = max(r["mean"] for r in lines if r["method"] == "target")
+    out = Figure(figsize=(4 * max(len(methods), 1), 3.2), layout="constrained")
+    for axes, method in zip(out.subplots(1, max(len(methods), 1), squeeze=False).flat, methods):
+        mine = [r for r in lines if r["method"] == method]
+        for count in sorted({r["models"] for r in mine}):
+            some = [r for r in mine if r["models"] == count]
+            axes.errorbar(
+                [r["value"] for r in some], [r["mean"] for r in some], yerr=[r["half"] for r in some], marker="o",
+                markersize=3, linewidth=1, capsize=2, label=f"{count} models",
+            )  # fmt: skip
+        axes.axhline(best, color="grey", linestyle="--", linewidth=0.8)
+        axes.set_title(f"{method}: {GRID[method][0]}", fontsize=9)
+        axes.tick_params(labelsize=7)
+        axes.legend(fontsize=7)
+        axes.grid(alpha=0.3)
+    return out
+
+
+if __name__ == "__main__":
+    run_experiment(Settings, main, description=__doc__)
