@@ -15,7 +15,6 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from fusion_jax.errors import InputError
 from fusion_jax.merge.arithmetic import tensor_key
-from fusion_jax.merge.differences import tensor_sum
 from fusion_jax.merge.inputs import Prepared
 from fusion_jax.merge.methods import METHODS
 from fusion_jax.merge.plan import TensorInput, TensorPlan
@@ -184,17 +183,25 @@ def _finished(models: Array, base: Array | None, merged: Array, *, dtype: str) -
     """The output as it is saved, and sums of squares float32: of each model [K], its task vector [K], the base, the
     output, and how far it is from the base."""
     value = merged.astype(dtype)
-    models, out = models.astype(jnp.float32), value.astype(jnp.float32)
-    squares = {"models": jax.vmap(_squared)(models), "output": _squared(out)}
-    if base is not None:
-        base = base.astype(jnp.float32)
-        squares |= {"base": _squared(base), "task_vectors": jax.vmap(_squared)(models - base)}
-        squares["change"] = _squared(out - base)
-    return value, squares
+    out, stack = value.astype(jnp.float32), [model.astype(jnp.float32) for model in models]
+    count = len(stack)
+    if base is None:
+        sums = _square_sums([*stack, out])
+        return value, {"models": sums[:count], "output": sums[count]}
+    base = base.astype(jnp.float32)
+    sums = _square_sums([*stack, *(model - base for model in stack), base, out, out - base])
+    squares = {"models": sums[:count], "task_vectors": sums[count : 2 * count]}
+    return value, squares | dict(zip(("base", "output", "change"), sums[2 * count :], strict=True))
 
 
-def _squared(x: Array) -> Array:
-    return tensor_sum(jnp.square(jnp.atleast_1d(x)))
+def _square_sums(tensors: Sequence[Array]) -> Array:
+    """float32[N]: sums of squares of N tensors, in one reading of what they are made of."""
+    squares = [jnp.square(jnp.atleast_1d(x)) for x in tensors]
+    add = jax.lax.reduce(
+        squares, [jnp.float32(0)] * len(squares), lambda a, b: [x + y for x, y in zip(a, b)], (squares[0].ndim - 1,)
+    )
+    # The barrier keeps the compiler from joining both sums into one loop, which a CPU would run on one core.
+    return jnp.stack([rows.sum() for rows in jax.lax.optimization_barrier(tuple(add))])
 
 
 def told(prepared: Prepared, made: Made) -> tuple[Record, np.ndarray]:
