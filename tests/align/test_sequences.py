@@ -136,7 +136,7 @@ def joined(texts: list[str], indices: list[int]) -> str:
 
 @pytest.mark.parametrize("tokens", [[1, 2], "abc"])
 def test_ids_and_a_text_are_no_token_strings(tokens):
-    with pytest.raises(InputError, match="field 'target_tokens': is not a list of token strings.*convert_ids_to_to"):
+    with pytest.raises(InputError, match=r"field 'target_tokens': is not a list of token strings.*convert_ids_to_to"):
         align_tokens(["a", "b"], tokens)
 
 
