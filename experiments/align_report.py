@@ -34,7 +34,7 @@ from fusion_jax.data.records import Place, text
 from fusion_jax.errors import InputError
 from fusion_jax.files import write_json
 from fusion_jax.markdown import markdown_table, save_figure
-from fusion_jax.models.folder import load_tokenizer
+from fusion_jax.models.folder import tokenizer_of
 from fusion_jax.settings import run as run_experiment
 from fusion_jax.settings import to_json
 from fusion_jax.train.report import shares_figure
@@ -82,15 +82,9 @@ class Side(NamedTuple):
 def side_of(name: str, option: str) -> Side:
     """The tokenizer of a folder, of a model of the zoo, or of a vocabulary file."""
     if name.endswith(SUFFIXES):
-        tokenizer: PreTrainedTokenizerBase | None = load_raw_tokenizer(name)
+        tokenizer: PreTrainedTokenizerBase = load_raw_tokenizer(name)
     else:
-        folder = model_path(name)
-        if not folder.is_dir():
-            cure = "Give a Hugging Face folder, zoo:NAME, or a .model or .tiktoken file"
-            raise InputError("there is no such folder", file=folder, field=option, cure=cure)
-        tokenizer = load_tokenizer(folder)
-    if tokenizer is None:
-        raise InputError("holds no tokenizer", file=name, field=option, cure="Add the folder's tokenizer.json")
+        tokenizer = tokenizer_of(model_path(name, option), option)
     return Side(name, tokenizer, view_of(tokenizer))
 
 
@@ -105,7 +99,7 @@ def read_groups(files: Sequence[str], most: int) -> Groups:
             continue
         for number, record in numbered(load_records(file)):
             place = Place(file, number)
-            group = text(record, "language", place) if "language" in record else Path(file).name
+            group = text(record, "language", place) if record.get("language") is not None else Path(file).name
             groups.setdefault(group, []).append(text(record, "text", place))
     if not groups:
         raise InputError("there is no text", file=files[0], field="--texts", cure="Give files that hold texts")
@@ -169,21 +163,24 @@ def section(title: str, found: Coverage, picture: str) -> str:
     """A direction's part of the report."""
     types = f"{found.unmapped_types:.3f} of the source's pieces have no image, {found.inexact_types:.3f} no exact one."
     return "\n\n".join([
-        f"## {title}", markdown_table(group_rows(found)), types, picture, "Tokens that fall back most:",
+        f"## {title}", markdown_table(group_rows(found)), types, picture,
+        "Tokens that fall back most; what the source had is one example of what the cheapest path paired them with:",
         markdown_table(worst_rows(found)),
     ])  # fmt: skip
 
 
 ABOUT = """Shares of the pivot's tokens by what they get: the source's row of the same token (exact), of one that ends
-alike (suffix), of one of several tokens (one-to-many), only the token of the text (fallback), nothing (empty).
-Unmapped: share of the source's tokens without an image under the map; inexact: without an equal piece of the pivot."""
+alike (suffix), of one of several tokens (one-to-many), only the next token of the text, which the row is to predict
+(fallback), nothing (empty). Unmapped: share of the source's tokens without an image under the map; inexact: without an
+equal piece of the pivot."""
 
 
 def check(s: Settings) -> None:
     """Settings that do not go together, told before anything is computed."""
     if s.hard and (s.variant != "chat_v2" or s.map != "exact"):
         raise InputError("goes with chat_v2 and the exact map only", field="--hard", cure="Leave it out")
-    for name, value, least in (("--max-length", s.max_length, 1), ("--max-texts", s.max_texts, 0)):
+    least_of = {"--max-length": (s.max_length, 1), "--max-texts": (s.max_texts, 0), "--worst": (s.worst, 0)}
+    for name, (value, least) in least_of.items():
         if value < least:
             raise InputError(f"{value} is too small", field=name, cure=f"Give {least} or more")
 

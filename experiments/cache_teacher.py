@@ -19,7 +19,12 @@ system that all hosts share.
 Hardware: all devices of every host; the default takes seconds on a CPU. Texts: JSON lines with "text", or a .txt or .md
 file, one text a line. Result: a store (store.json and array_record parts) that `fusion_jax.data.teachers.TeacherStore`
 reads back for the same model, tokenizer and texts only. Killed, the same command goes on at the missing parts, also on
-another number of hosts. At the end the first host scores a sample of the rows again and compares.
+another number of hosts. At the end the first host scores a sample of the rows again and compares. The experiments
+write stores of their own, under teachers/. To read this one in Python:
+
+    identity = StoreIdentity(**json.loads(Path("runs/teacher/store.json").read_text()))
+    store = TeacherStore("runs/teacher", identity)
+    store[0].topk_ids, store[0].topk_logprobs                                   # [T,k] of the first window
 """
 
 from __future__ import annotations
@@ -44,7 +49,7 @@ from fusion_jax.data.windows import split_windows
 from fusion_jax.errors import InputError
 from fusion_jax.hosts import HostSettings, join
 from fusion_jax.markdown import markdown_table
-from fusion_jax.models.folder import load, load_tokenizer
+from fusion_jax.models.folder import load, tokenizer_of
 from fusion_jax.settings import bounded
 from fusion_jax.settings import run as run_experiment
 from fusion_jax.train.optimise import TrainSettings, compute_for
@@ -56,7 +61,7 @@ from fusion_jax.zoo import model_path
 class Settings:
     """model: a Hugging Face folder or zoo:NAME. k: entries kept of a position.
 
-    max_length: tokens of a window, EOS included; longer texts are cut.
+    max_length: tokens of a window, EOS included, not more than the model reads; longer texts are split into windows.
     windows_for: models whose tokenizers shall not need more than max_length tokens for a window either.
     batch_size: texts at once, on a host with mesh "local", on all hosts with "global".
     part_size: texts of a file, which is lost by a kill and shared out between hosts: where they are many and texts few,
@@ -90,13 +95,17 @@ def main(s: Settings) -> None:
     host = join(s.hosts, connected=together)
     devices = jax.devices() if together else jax.local_devices()
     compute = compute_for(TrainSettings(batch_size=s.batch_size, micro_batches=1), devices)
-    model = load(model_path(s.model, "--model"), mesh=compute.mesh)
-    entries = min(len(model.tokenizer or ()), model.config.vocab_size)
-    if s.k > entries and model.tokenizer is not None:
+    named = [("--model", s.model), *(("--windows-for", name) for name in s.windows_for)]
+    tokenizers = [tokenizer_of(model_path(name, option), option) for option, name in named]
+    model = load(model_path(s.model), mesh=compute.mesh)
+    entries = min(len(tokenizers[0]), model.config.vocab_size)
+    if s.k > entries:
         raise InputError(f"{s.k} entries are more than the vocabulary's {entries}", field="--k", cure="Give fewer")
-    others = [load_tokenizer(model_path(name, "--windows-for")) for name in s.windows_for]
     limit = min(s.max_length, model.config.max_positions)
-    windows, blank = split_windows(load_texts(s.texts), [model.tokenizer, *others], limit - 1)
+    if limit < s.max_length:
+        console.print(f"max_length is {limit}: the model reads no more", highlight=False)
+    read = load_texts(s.texts)
+    windows, blank = split_windows(read, tokenizers, limit - 1)
     texts = [w.text for w in windows]
     if not texts:
         raise InputError("holds no text that is not blank", file=s.texts, field="--texts", cure="Give other texts")
@@ -106,22 +115,24 @@ def main(s: Settings) -> None:
     rows = teacher_rows(model, encoded, s.k, compute, batch_size=s.batch_size)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("  scoring", total=len(texts))
-        write_store(
+        there = write_store(
             s.out, identity, rows, lambda done: progress.update(task, completed=done),
             host=host, settings=s.hosts, together=together,
         )  # fmt: skip
     if not host.first and not together:
         return
-    store = TeacherStore(s.out, identity)
+    store = TeacherStore(s.out, identity, encoded)
     worst = verified(store, rows, s.verify)
     if not host.first:
         return
+    if there:
+        console.print(f"{there} of {identity.parts} parts were there", highlight=False)
     tokens = sum(len(row.ids) for row in store)
     nats, scored = (float(np.sum([row.metric[i] for row in store], dtype=np.float64)) for i in (0, 1))
     size = all_scored_bytes(documents, (row.offsets for row in store))
     table = markdown_table([{
-        "windows": len(texts), "blank texts": blank, "tokens": tokens, "nats a token": f"{nats / scored:.4f}",
-        "bits_per_byte": f"{nats / np.log(2) / size:.4f}",
+        "texts": len(read), "windows": len(texts), "blank texts": blank, "tokens": tokens,
+        "nats a token": f"{nats / scored:.4f}", "bits_per_byte": f"{nats / np.log(2) / size:.4f}",
         "mass of the k entries": f"{1 - np.mean(np.concatenate([row.tail for row in store])):.4f}",
         "largest difference when scored again": f"{worst:.1e}" if s.verify else "not checked",
     }])  # fmt: skip

@@ -9,7 +9,8 @@
 Hardware and time: `tiny` 2 CPU cores, about 2 minutes, 2 GB; `openchat-7b` is for a TPU slice (not timed yet).
 Chats: {"conversations": [{"from": "human" or "gpt", "value"}]}, {"messages"}, or {"prompt", "response"}.
 Result: bits per byte of held-out answers and accuracy of the pivot, of SFT, of each pairwise target and of the merged
-models; how much of each source reached the pivot's tokens; targets/ARM/ and merged/METHOD/, Hugging Face folders.
+models; how much of each source reached the pivot's tokens; targets/ARM/ (pairwise: targets/with-SOURCE/) and
+merged/METHOD/, Hugging Face folders.
 Published (MT-Bench, 7B): OpenChat-3.5 with SFT 6.88, pairwise targets 7.17 to 7.24, all sources at once 6.99, SCE 7.38.
 
 Stages (each a folder of the run, made once): teachers/MODEL (top-k stores), aligned/SOURCE (token ranges, vocabulary
@@ -23,7 +24,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -39,7 +40,7 @@ from fusion_jax.merge.executor import merge
 from fusion_jax.merge.methods import METHODS
 from fusion_jax.merge.parameters import nearest
 from fusion_jax.merge.recipe import read_recipe
-from fusion_jax.models.folder import Model, load, load_tokenizer, save
+from fusion_jax.models.folder import Model, load, save, tokenizer_of
 from fusion_jax.settings import bounded, to_json
 from fusion_jax.settings import run as run_experiment
 from fusion_jax.train.fusion import fused_examples, fusion_rows
@@ -48,6 +49,7 @@ from fusion_jax.train.opinions import AlignSettings, Reading, own_opinions, read
 from fusion_jax.train.optimise import TrainSettings, compute_for
 from fusion_jax.train.run_folder import RunFolder, open_run
 from fusion_jax.train.stages import (
+    check_arms,
     check_enough,
     check_models,
     check_names,
@@ -61,6 +63,8 @@ from fusion_jax.train.stages import (
 from fusion_jax.train.state import OptimizerSettings
 from fusion_jax.zoo import model_path
 from fusion_jax.zoo.tasks import SKILLS, STYLES, in_style, mixture
+
+Arm = Literal["SFT", "pairwise", "KD", "Multi"]
 
 
 @dataclass(frozen=True)
@@ -91,7 +95,7 @@ class Settings:
     test_prompts: str = ""
     on_bad: OnBad = "error"
     template: Literal["own", "pivot"] = "own"
-    arms: tuple[Literal["SFT", "pairwise", "KD", "Multi"], ...] = ("SFT", "pairwise")
+    arms: tuple[Arm, ...] = ("SFT", "pairwise")
     merges: tuple[str, ...] = ("sce",)
     topk: float = 0.1
     density: float = 0.6
@@ -241,7 +245,7 @@ def as_read(
 
     A chat that a template refuses stops the run, or is left out and counted where `on_bad` is "skip".
     """
-    tokenizers = {name: load_tokenizer(folder) for name, folder in folders.items()}
+    tokenizers = {name: tokenizer_of(folder) for name, folder in folders.items()}
     template = tokenizers[model_name(s.pivot)]
     documents: dict[str, list[Document]] = {name: [] for name in folders}
     for chat in chats:
@@ -268,6 +272,7 @@ def as_read(
 
 def arms_of(s: Settings) -> dict[str, tuple[tuple[str, ...], FusionSettings]]:
     """Which sources teach each arm beside the pivot, and how their words are fused."""
+    check_arms(s.arms, get_args(Arm))
     every = tuple(map(model_name, s.sources))
     arms: dict[str, tuple[tuple[str, ...], FusionSettings]] = {}
     for arm in s.arms:
@@ -280,8 +285,6 @@ def arms_of(s: Settings) -> dict[str, tuple[tuple[str, ...], FusionSettings]]:
                 arms |= {f"KD-{name}": ((name,), replace(s.fusion, pivot=False)) for name in every}
             case "Multi":
                 arms["Multi"] = every, s.fusion
-    if not arms:
-        raise InputError("there is none", field="arms", cure="Give SFT, pairwise, KD or Multi")
     return arms
 
 

@@ -32,7 +32,7 @@ from fusion_jax.data.loaders import load_records, load_texts
 from fusion_jax.data.records import parse_prompts
 from fusion_jax.data.windows import split_windows
 from fusion_jax.errors import InputError
-from fusion_jax.models.folder import Model, load, load_tokenizer, save
+from fusion_jax.models.folder import Model, load, save, tokenizer_of
 from fusion_jax.settings import bounded, to_json
 from fusion_jax.settings import run as run_experiment
 from fusion_jax.train.fusion import fused_examples, fusion_rows, packed
@@ -41,6 +41,7 @@ from fusion_jax.train.opinions import AlignSettings, Reading, own_opinions, read
 from fusion_jax.train.optimise import TrainSettings, compute_for, optimise
 from fusion_jax.train.run_folder import RunFolder, open_run
 from fusion_jax.train.stages import (
+    check_arms,
     check_enough,
     check_models,
     check_names,
@@ -219,9 +220,7 @@ def arms_of(s: Settings, best: str) -> dict[str, tuple[AlignSettings, FusionSett
         "fusellm-rules": (replace(align, rules="fusellm"), fusion, every),
         "input-fallback": (replace(align, fallback="input"), fusion, every),
     }
-    if not s.arms or not set(s.arms) <= set(known):
-        unknown = next((a for a in s.arms if a not in known), "")
-        raise InputError(f"'{unknown}' is no arm", field="arms", cure=f"Known: {', '.join(known)}")
+    check_arms(s.arms, known)
     return {name: known[name] for name in s.arms}
 
 
@@ -262,7 +261,7 @@ def texts_of(s: Settings) -> tuple[list[str], list[str], list[Record]]:
 
 def windows_of(folders: dict[str, Path], texts: Sequence[str], limit: int) -> tuple[list[Document], Counter[str]]:
     """Texts cut so that no tokenizer needs more than `limit` tokens, EOS not included."""
-    windows, blank = split_windows(texts, [load_tokenizer(folder) for folder in folders.values()], limit)
+    windows, blank = split_windows(texts, [tokenizer_of(folder) for folder in folders.values()], limit)
     if texts and not windows:
         raise InputError("all are blank", field="texts", cure="Give texts with words in them")
     counts = Counter({"texts": len(texts), "blank texts": blank, "windows": len(windows)})

@@ -24,8 +24,7 @@ from experiments import wrpo
 from fusion_jax.data.examples import TextSettings, make_examples
 from fusion_jax.data.loaders import load_records
 from fusion_jax.data.records import parse_rows
-from fusion_jax.errors import InputError
-from fusion_jax.models.folder import load_tokenizer
+from fusion_jax.models.folder import tokenizer_of
 from fusion_jax.settings import run as run_experiment
 from fusion_jax.zoo import model_path
 
@@ -53,9 +52,7 @@ PRESETS = {name: Settings(text=preset.text) for name, preset in wrpo.PRESETS.ite
 
 
 def main(s: Settings) -> None:
-    tokenizer = load_tokenizer(model_path(s.model, "--model"))
-    if tokenizer is None:
-        raise InputError("holds no tokenizer", file=s.model, field="--model", cure="Give a folder with tokenizer files")
+    tokenizer = tokenizer_of(model_path(s.model, "--model"), "--model")
     rows, drops = parse_rows(load_records(s.data) if s.data else [EXAMPLE], s.kind, file=s.data or None)
     rows = rows[s.start : s.start + s.count]
     examples, counts = make_examples(rows, tokenizer, s.text)

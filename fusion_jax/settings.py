@@ -1,13 +1,15 @@
 """Settings: frozen dataclasses, presets, and the command line that every experiment shares.
 
 An experiment calls `run(Settings, main, presets=...)`. The command line takes `--preset NAME`, then every field of the
-dataclass as a dotted option; `--help` lists them with the preset's values as defaults.
+dataclass as a dotted option; `--help` lists them with the preset's values as defaults, behind what the docstrings of
+the experiment and of its dataclass say.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import errno
+import inspect
 import json
 import math
 import os
@@ -47,7 +49,8 @@ def parse(settings: type[S], presets: Mapping[str, S], args: Sequence[str], *, d
             break
     if name not in presets:
         raise InputError(f"no preset is called '{name}'", field="--preset", cure=f"Choose one of {', '.join(presets)}")
-    header = f"{description.strip()}\n\nPresets: --preset {{{', '.join(presets)}}} (now {name})."
+    choices = f"Presets: --preset {{{', '.join(presets)}}} (now {name})."
+    header = "\n\n".join([description.strip(), inspect.getdoc(settings) or "", choices])
     return tyro.cli(
         settings, default=presets[name], args=args, description=header, config=(tyro.conf.FlagConversionOff,)
     )

@@ -69,12 +69,15 @@ def align_tokens(
       source_mark, target_mark: what stands for a space in them, found in the strings where it is not given.
 
     Raises:
-      InputError: an unknown variant, no tokens on a side.
+      InputError: an unknown variant, no tokens on a side, something else than strings of tokens.
     """
     sides = []
     for name, tokens, mark in (
         ("source_tokens", source_tokens, source_mark), ("target_tokens", target_tokens, target_mark)
     ):  # fmt: skip
+        if isinstance(tokens, str) or not all(isinstance(token, str) for token in tokens):
+            cure = "Give tokenizer.convert_ids_to_tokens(ids), or ids and views to align"
+            raise InputError("is not a list of token strings", field=name, cure=cure)
         if not tokens or not any(tokens):
             raise InputError("there is no token to align", field=name, cure="Leave out samples whose text is empty")
         strings = tuple(dict.fromkeys(tokens))

@@ -58,7 +58,16 @@ class TokenizerView:
 
 
 def view_of(tokenizer: PreTrainedTokenizerBase) -> TokenizerView:
-    """The view of a transformers tokenizer, added tokens included."""
+    """The view of a transformers tokenizer, added tokens included.
+
+    Raises:
+      InputError: it is something else.
+    """
+    if not isinstance(tokenizer, PreTrainedTokenizerBase):
+        raise InputError(
+            f"is {type(tokenizer).__name__}, not a transformers tokenizer", field="tokenizer",
+            cure="Give model.tokenizer, or load_tokenizer(folder) of fusion_jax.models.folder",
+        )  # fmt: skip
     vocabulary: dict[str, int] = tokenizer.get_vocab()
     pieces = [""] * (max(vocabulary.values(), default=-1) + 1)
     for piece, number in vocabulary.items():

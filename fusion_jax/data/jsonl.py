@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import json
 import os
@@ -48,7 +49,7 @@ def read_jsonl(path: str | os.PathLike[str]) -> Records:
       InputError: no such file, not UTF-8, a line that is not one JSON object; names file and line.
     """
     try:
-        raw = Path(path).read_bytes()
+        raw = Path(path).read_bytes().removeprefix(codecs.BOM_UTF8)
     except FileNotFoundError:
         raise InputError("there is no such file", file=path, cure="Check the path") from None
     except IsADirectoryError:

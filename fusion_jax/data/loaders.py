@@ -45,21 +45,22 @@ def load_texts(source: str) -> list[str]:
       InputError: nothing there, no text in it, a record without one, not UTF-8.
     """
     if not source.endswith((".txt", ".md")):
-        return [text(r, "text", Place(source, i), blank=True) for i, r in numbered(load_records(source))]
-    try:
-        lines = [line for line in Path(source).read_text(encoding="utf-8").splitlines() if line.strip()]
-    except FileNotFoundError:
-        raise InputError("there is no such file", file=source) from None
-    except UnicodeDecodeError:
-        raise InputError("is not UTF-8", file=source, cure="Convert the file") from None
-    if not lines:
-        raise InputError("holds no text", file=source)
-    return lines
+        texts = [text(r, "text", Place(source, i), blank=True) for i, r in numbered(load_records(source))]
+    else:
+        try:
+            texts = [line for line in Path(source).read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+        except FileNotFoundError:
+            raise InputError("there is no such file", file=source, cure="Check the path") from None
+        except UnicodeDecodeError:
+            raise InputError("is not UTF-8", file=source, cure="Convert the file") from None
+    if not texts:
+        raise InputError("holds no text", file=source, cure="Give at least one")
+    return texts
 
 
 def _from_json(path: Path) -> list[Record]:
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8-sig"))
     except ValueError as error:
         raise InputError(
             f"is not valid JSON ({error})", file=path, cure="Correct it, or use JSON lines (.jsonl)"

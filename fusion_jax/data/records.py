@@ -58,6 +58,11 @@ def text(record: Mapping[str, Any], name: str, place: Place, *, blank: bool = Fa
     value = record[name]
     if not isinstance(value, str):
         raise place.error(f"is {type(value).__name__}, not text", name, "Write a JSON string")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        problem = f"holds half of a surrogate pair at character {error.start}, which no tokenizer reads"
+        raise place.error(problem, name, "Write the whole pair, or remove it") from None
     if not blank and not value.strip():
         raise place.error("is blank", name, "Fill it in or remove the record")
     return value
@@ -69,7 +74,9 @@ def messages_of(value: Any, name: str, place: Place) -> tuple[Message, ...]:
         value = [{"role": "user", "content": value}]
     elif isinstance(value, Mapping):
         value = [value]
-    if not isinstance(value, Sequence) or not value:
+    if isinstance(value, Sequence) and not value:
+        raise place.error("is empty", name, "Fill it in or remove the record")
+    if not isinstance(value, Sequence):
         raise place.error("is not a text, a message or a list of messages", name, "See the data section of the README")
     out: list[Message] = []
     for i, message in enumerate(value):
@@ -113,7 +120,7 @@ def _response(value: Any, name: str, place: Place) -> str:
         return text(value, "content", place, blank=True)
     if not isinstance(value, str):
         raise place.error("is not a response", name, "Write a text or an assistant message")
-    return value
+    return text({name: value}, name, place, blank=True)
 
 
 def prompt_id(prompt: str) -> str:
@@ -171,7 +178,7 @@ def parse_sft(record: Record, place: Place) -> Row:
         absent = isinstance(chosen, list) and len(chosen) == 2 and value is None
         return Row(name, _prompt(record, place), (None if absent else _response(value, "chosen", place),))
     if "response" not in record:
-        raise place.error("is missing", "response", 'Add "response" (or "messages") to the record')
+        raise place.error("is missing", "response", 'Add "response" (or "messages" or "conversations") to the record')
     return Row(name, _prompt(record, place), (_response(record["response"], "response", place),))
 
 
@@ -180,8 +187,10 @@ SHARED_ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant"
 
 def _shared_turns(value: Any, place: Place) -> list[Message]:
     """ShareGPT turns {"from", "value"} as messages; turns before the first human one are left out, but a system's."""
+    if not isinstance(value, list):
+        raise place.error("is not a list of turns", "conversations", 'Write [{"from": ..., "value": ...}, ...]')
     out: list[Message] = []
-    for i, turn in enumerate(value if isinstance(value, list) else ()):
+    for i, turn in enumerate(value):
         where = f"conversations[{i}]"
         role = SHARED_ROLES.get(str(turn.get("from"))) if isinstance(turn, Mapping) else None
         if role is None:

@@ -17,6 +17,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from fusion_jax.data.documents import TeacherText
 from fusion_jax.errors import InputError
 from fusion_jax.files import read_json, replacing, write_json
 from fusion_jax.hosts import Host, HostSettings, agreed, wait_for
@@ -25,6 +26,8 @@ DTYPES = {
     "ids": np.int32, "offsets": np.int32, "topk_ids": np.int32, "topk_logprobs": np.float16, "logsumexp": np.float32,
     "tail": np.float32, "metric": np.float32,
 }  # fmt: skip
+
+DELETE_PART = "Delete the part and run the same command again: it goes on"
 
 
 class TeacherRow(NamedTuple):
@@ -59,6 +62,11 @@ class StoreIdentity:
     records: int
     part_size: int = 1024
 
+    @property
+    def parts(self) -> int:
+        """How many parts hold the records."""
+        return -(-self.records // self.part_size)
+
 
 def _part(folder: Path, number: int) -> Path:
     return folder / f"part-{number:05d}.array_record"
@@ -73,7 +81,7 @@ def write_store(
     host: Host = Host(),
     settings: HostSettings = HostSettings(),
     together: bool = False,
-) -> None:
+) -> int:
     """Write the parts that are not there yet; with several hosts, return when all parts are there.
 
     Args:
@@ -82,15 +90,18 @@ def write_store(
       settings: how long a host waits for the others.
       together: `rows_of` computes over all hosts: each is asked for every part, the first one writes.
 
+    Returns:
+      How many parts were there before.
+
     Raises:
       InputError: the folder holds a store of something else, a row is not as `TeacherRow` says, or nothing comes from
         another host any more.
     """
     path = Path(folder)
     _begin(path, identity, host, settings)
-    there = np.asarray([_part(path, number).exists() for number in range(_part_count(identity))], bool)
+    there = np.asarray([_part(path, number).exists() for number in range(identity.parts)], bool)
     there = agreed(there) if together else there
-    for number in range(_part_count(identity)):
+    for number in range(identity.parts):
         start = number * identity.part_size
         wanted = range(start, min(start + identity.part_size, identity.records))
         if (together or number % host.count == host.index) and not there[number]:
@@ -102,10 +113,11 @@ def write_store(
         progress(wanted.stop)
 
     def missing() -> dict[str, int]:
-        owed = {_part(path, i): 0 if together else i % host.count for i in range(_part_count(identity))}
+        owed = {_part(path, i): 0 if together else i % host.count for i in range(identity.parts)}
         return {os.fspath(part): owner for part, owner in owed.items() if not part.exists()}
 
     wait_for(missing, settings)
+    return int(there.sum())
 
 
 def _begin(path: Path, identity: StoreIdentity, host: Host, settings: HostSettings) -> None:
@@ -119,10 +131,6 @@ def _begin(path: Path, identity: StoreIdentity, host: Host, settings: HostSettin
         write_json(file, asdict(identity))
     wait_for(lambda: {} if file.exists() else {os.fspath(file): 0}, settings)
     _check_identity(path, identity)
-
-
-def _part_count(identity: StoreIdentity) -> int:
-    return -(-identity.records // identity.part_size)
 
 
 def _write_part(path: Path, rows: Sequence[TeacherRow], start: int, k: int) -> None:
@@ -161,27 +169,36 @@ def _check_identity(path: Path, identity: StoreIdentity) -> None:
         if not isinstance(stored, dict) or stored.get(name) != value:
             before = stored.get(name) if isinstance(stored, dict) else None
             told = f" ({before}, now {value})" if isinstance(value, int) else ""
+            other, cure = f"another {name}", "Read it with what it was written with, or write a new store"
+            if name == "documents":
+                other, cure = "other documents", f"{cure}; windows of texts depend on --max-length and on tokenizers"
             raise InputError(
-                f"the store was written with another {name}{told}", file=path / "store.json", field=name,
-                cure="Read it with what it was written with, or write a new store",
-            )  # fmt: skip
+                f"the store was written with {other}{told}", file=path / "store.json", field=name, cure=cure
+            )
 
 
 class TeacherStore(Sequence[TeacherRow]):
     """A finished store, read row by row.
 
+    Args:
+      texts: what the rows are of, where it is at hand: each row's tokens are compared as it is read.
+
     Raises:
-      InputError: no store, a store of something else than `identity`, a part that is missing or cut short.
+      InputError: no store, a store of something else than `identity`, a part that is missing or cut short; when it is
+        read, a row that is damaged or of another text.
     """
 
-    def __init__(self, folder: str | os.PathLike[str], identity: StoreIdentity) -> None:
+    def __init__(
+        self, folder: str | os.PathLike[str], identity: StoreIdentity, texts: Sequence[TeacherText] | None = None
+    ) -> None:
         from array_record.python.array_record_data_source import ArrayRecordDataSource
 
         self._path, self._size, self.identity = Path(folder), identity.records, identity
+        self._texts = texts
         if not (self._path / "store.json").exists():
             raise InputError("holds no teacher store", file=folder, cure="Write it with experiments/cache_teacher.py")
         _check_identity(self._path, identity)
-        parts = [_part(self._path, i) for i in range(_part_count(identity))]
+        parts = [_part(self._path, i) for i in range(identity.parts)]
         for part in parts:
             if not part.exists():
                 raise InputError("is missing", file=part, cure="Run experiments/cache_teacher.py again: it goes on")
@@ -189,8 +206,9 @@ class TeacherStore(Sequence[TeacherRow]):
             try:
                 len(ArrayRecordDataSource([os.fspath(part)]))
             except (RuntimeError, ValueError, OSError) as error:
-                cure = "Delete it and run experiments/cache_teacher.py again: it goes on"
-                raise InputError(f"is damaged ({' '.join(str(error).split())[:120]})", file=part, cure=cure) from None
+                raise InputError(
+                    f"is damaged ({' '.join(str(error).split())[:120]})", file=part, cure=DELETE_PART
+                ) from None
         self._source = ArrayRecordDataSource([os.fspath(p) for p in parts])
         if len(self._source) != identity.records:
             raise InputError(
@@ -206,16 +224,22 @@ class TeacherStore(Sequence[TeacherRow]):
             return [self[i] for i in range(*index.indices(len(self)))]
         if not -len(self) <= index < len(self):
             raise IndexError(index)
+        index %= len(self)
         try:
-            arrays = safetensors.numpy.load(self._source[index % len(self)])
-            return TeacherRow(**{name: arrays[name] for name in TeacherRow._fields})
+            arrays = safetensors.numpy.load(self._source[index])
+            row = TeacherRow(**{name: arrays[name] for name in TeacherRow._fields})
         except (safetensors.SafetensorError, KeyError, RuntimeError, ValueError) as error:
             if "open files" in str(error):
                 raise InputError("too many open files", file=self._path, cure="Raise the limit (ulimit -n)") from None
-            raise InputError(
-                f"cannot be read ({error})", file=self._path, record=index % len(self) + 1,
-                cure="Delete its part and write it again",
-            ) from None  # fmt: skip
+            raise self._broken(index, f"cannot be read ({error})") from None
+        ids = row.ids if self._texts is None else self._texts[index].ids
+        if not np.array_equal(row.ids, ids) or row.topk_ids.shape != (len(ids), self.identity.k):
+            raise self._broken(index, "is of another text or store")
+        return row
+
+    def _broken(self, index: int, problem: str) -> InputError:
+        number, record = divmod(index, self.identity.part_size)
+        return InputError(problem, file=_part(self._path, number), record=record + 1, cure=DELETE_PART)
 
     def __iter__(self) -> Iterator[TeacherRow]:
         return (self[i] for i in range(len(self)))

@@ -6,7 +6,7 @@ entries that a teacher gave mass to: no array over the vocabulary exists.
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,10 @@ from fusion_jax.losses.reductions import Mean, divide, weighted
 Array = jax.Array
 Rounding = Literal["none", "bfloat16"]
 Tail = Literal["none", "bucket"]
+Kind = Literal["ce", "kl"]
+Ties = Literal["first", "last"]
+Function = Literal["mince", "avgce"]
+Schedule = Literal["hard", "hard_and_decay"]
 LEAST_MASS = 1e-6  # what 1 - sum p is held above: float32 does not tell less from rounding
 
 
@@ -26,8 +30,14 @@ class Target(NamedTuple):
     probs: Array
 
 
+def _check(name: str, value: str, choices: Any) -> None:
+    if value not in get_args(choices):
+        raise ValueError(f"{name} must be {' or '.join(map(repr, get_args(choices)))}, not {value!r}")
+
+
 def _rounded(x: Array, rounding: Rounding) -> Array:
     """To bfloat16 and back, as the official code stores it, or as it is."""
+    _check("rounding", rounding, Rounding)
     return jax.lax.reduce_precision(x, 8, 7) if rounding == "bfloat16" else x
 
 
@@ -62,14 +72,26 @@ def rewards(metrics: Array, *, rounding: Rounding = "none") -> Array:
     return _rounded(1.0 / _rounded(jnp.exp(_rounded(metrics, rounding)), rounding), rounding)
 
 
-def min_ce(targets: list[Target], scores: Array, *, ties: Literal["first", "last"] = "first") -> Target:
+def _usable(scores: Array, targets: list[Target]) -> Array:
+    """The scores, the least that there is where one is not finite: such a teacher is chosen or weighted last."""
+    if not targets:
+        raise ValueError("there is no target: give at least one teacher's")
+    if len(targets) != len(scores):
+        raise ValueError(f"{len(targets)} targets but scores of {len(scores)} teachers")
+    return jnp.where(jnp.isfinite(scores), scores, jnp.finfo(scores.dtype).min)
+
+
+def min_ce(targets: list[Target], scores: Array, *, ties: Ties = "first") -> Target:
     """The target of the teacher with the highest score (MinCE).
 
     Args:
       targets: n targets of shape [B,T,K].
-      scores: float[n,B], one choice a sample, or float[n,B,T], one a token; see `rewards`.
+      scores: float[n,B], one choice a sample, or float[n,B,T], one a token; see `rewards`. One that is not finite
+        never wins against one that is.
       ties: which of equal teachers wins; "last" is what the official code does for two sources without the pivot.
     """
+    _check("ties", ties, Ties)
+    scores = _usable(scores, targets)
     width = max(t.ids.shape[-1] for t in targets)
     best = jnp.argmax(scores, 0) if ties == "first" else len(targets) - 1 - jnp.argmax(scores[::-1], 0)
     best = best.reshape(*best.shape, *(1,) * (targets[0].ids.ndim - best.ndim))
@@ -84,9 +106,9 @@ def avg_ce(targets: list[Target], scores: Array, *, rounding: Rounding = "none")
 
     Args:
       targets: n targets of shape [B,T,K].
-      scores: float[n,B] or [n,B,T]; see `rewards`.
+      scores: float[n,B] or [n,B,T]; see `rewards`. One that is not finite weighs nothing beside one that is.
     """
-    weights = _rounded(jax.nn.softmax(scores, 0), rounding)
+    weights = _rounded(jax.nn.softmax(_usable(scores, targets), 0), rounding)
     weights = weights.reshape(*weights.shape, *(1,) * (targets[0].ids.ndim + 1 - weights.ndim))
     ids = jnp.concatenate([t.ids for t in targets], -1)
     probs = jnp.zeros(ids.shape, weights.dtype)
@@ -103,9 +125,9 @@ def fused_targets(
     targets: list[Target],
     scores: Array,
     *,
-    function: Literal["mince", "avgce"] = "mince",
+    function: Function = "mince",
     rounding: Rounding = "none",
-    ties: Literal["first", "last"] = "first",
+    ties: Ties = "first",
 ) -> Target:
     """One target from several teachers' by `min_ce` or `avg_ce` (section 9).
 
@@ -113,15 +135,10 @@ def fused_targets(
       targets: n targets of shape [B,T,K].
       scores: float[n,B] or [n,B,T], higher is better; `rewards` makes them of mean cross-entropies.
     """
-    if len(targets) != len(scores):
-        raise ValueError(f"{len(targets)} targets but scores of {len(scores)} teachers")
-    match function:
-        case "mince":
-            return min_ce(targets, scores, ties=ties)
-        case "avgce":
-            return avg_ce(targets, scores, rounding=rounding)
-        case _:
-            raise ValueError(f"function must be 'mince' or 'avgce', not {function!r}")
+    _check("function", function, Function)
+    if function == "mince":
+        return min_ce(targets, scores, ties=ties)
+    return avg_ce(targets, scores, rounding=rounding)
 
 
 def sparse_kl(logprobs: Array, target: Target, mask: Array, *, tail: Tail = "none") -> Mean:
@@ -142,19 +159,23 @@ def divergence(
     target: Target,
     mask: Array,
     *,
-    kind: Literal["ce", "kl"] = "ce",
+    kind: Kind = "ce",
     tail: Tail = "none",
     rounding: Rounding = "none",
 ) -> Mean:
     """Cross-entropy -sum t log p, or forward KL sum t (log t - log p), of the positions where `mask` is positive.
 
     Args:
-      logprobs: float[...,K], the student's log-probs of `target.ids`; mask: [...].
+      logprobs: float[...,K], the student's log-probs of `target.ids`, of any value, -inf too, where the target has no
+        mass; mask: [...].
       tail: what becomes of mass that the target does not list. "none": it counts as 0, and a target that does not sum
         to 1 is taken as it is (the published form, whose targets are renormalised). "bucket": all that is not listed
         is one more class, of the teacher and of the student.
     """
+    _check("kind", kind, Kind)
+    _check("tail", tail, Tail)
     probs = target.probs
+    logprobs = jnp.where(probs > 0, logprobs, 0.0)
     if tail == "bucket":
         listed = jnp.where(probs > 0, jnp.exp(logprobs), 0.0).sum(-1, keepdims=True)
         rest = jnp.clip(1.0 - probs.sum(-1, keepdims=True), 0.0, 1.0)
@@ -174,18 +195,18 @@ def fused_loss(language: Mean, fusion: Mean, weights: tuple[Array | float, Array
 
 
 def scheduled_weights(
-    step: Array | int, *, weight: float, num_steps: int, schedule: Literal["hard", "hard_and_decay"] = "hard"
+    step: Array | int, *, weight: float, num_steps: int, schedule: Schedule = "hard"
 ) -> tuple[Array | float, Array | float]:
     """(lambda, 1 - lambda) of a step: constant, or lambda rising linearly to 1, when the fusion loss has faded out."""
+    _check("schedule", schedule, Schedule)
     progress = step / max(num_steps, 1) if schedule == "hard_and_decay" else 0.0
     now = weight + (1.0 - weight) * progress
     return now, 1.0 - now
 
 
-def soft_weights(
-    scores: Array, fusion: Literal["mince", "avgce"], *, rounding: Rounding = "none"
-) -> tuple[Array, Array]:
+def soft_weights(scores: Array, fusion: Function, *, rounding: Rounding = "none") -> tuple[Array, Array]:
     """(1 - m, m) with m the maximum (MinCE) or mean (AvgCE) of the teachers' scores [n] of one sample (batch 1)."""
+    _check("fusion", fusion, Function)
     share = scores.max(0) if fusion == "mince" else _rounded(scores.mean(0), rounding)
     return complement(share, rounding), share
 

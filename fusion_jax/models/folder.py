@@ -96,8 +96,25 @@ def load(path: str | os.PathLike[str], *, dtype: Any = None, mesh: Mesh | None =
     )
 
 
-def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase | None:
+def tokenizer_of(path: str | os.PathLike[str], option: str | None = None) -> PreTrainedTokenizerBase:
+    """The tokenizer of a folder, given for `option`, that must have one.
+
+    Raises:
+      InputError: no such folder, or `load_tokenizer` finds none; names the folder.
+    """
+    if not Path(path).is_dir():
+        raise InputError(
+            "there is no such folder", file=path, field=option, cure="Give a Hugging Face folder or zoo:NAME"
+        )
+    tokenizer = load_tokenizer(path)
+    if tokenizer is None:
+        raise InputError("holds no tokenizer", file=path, field=option, cure="Add the folder's tokenizer.json")
+    return tokenizer
+
+
+def load_tokenizer(path: str | os.PathLike[str]) -> PreTrainedTokenizerBase | None:
     """The folder's tokenizer, or None where it has none; code from the folder is never run."""
+    folder = Path(path)
     if not any((folder / name).exists() for name in TOKENIZER_FILES):
         return None
     try:

@@ -27,7 +27,9 @@ def read_config(folder: Path) -> dict[str, Any]:
       InputError: no such folder or file, or it is not a JSON object.
     """
     if not folder.is_dir():
-        raise InputError("there is no such folder", file=folder, cure="Give the path of a Hugging Face model folder")
+        zoo = str(folder).startswith("zoo:")
+        cure = f"fusion_jax.zoo.model_path('{folder}') is the folder" if zoo else "Give a Hugging Face model folder"
+        raise InputError("there is no such folder", file=folder, cure=cure)
     if not (folder / "config.json").exists():
         raise InputError("holds no config.json", file=folder, cure="Give the path of a Hugging Face model folder")
     return read_json_object(folder / "config.json")

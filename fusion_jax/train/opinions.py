@@ -96,7 +96,7 @@ def read_documents(
     identity = store_identity(model, documents, k)
     rows = teacher_rows(model, texts, k, compute, batch_size=batch_size)
     write_store(folder, identity, rows, lambda done: progress(f"reading by {name}", done, len(documents)))
-    store = TeacherStore(folder, identity)
+    store = TeacherStore(folder, identity, texts)
     return Reading(name, view_of(model.tokenizer), turn_end(model.tokenizer), documents, texts, store)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,21 @@ def check_names(models: Sequence[str], reserved: Sequence[str] = ()) -> None:
     for i, name in enumerate(names):
         if name in names[:i]:
             raise InputError(f"two models are called '{name}'", field="sources", cure="Rename one of the folders")
+
+
+def check_arms(arms: Sequence[str], known: Collection[str]) -> None:
+    """Refuse an experiment without arms, and arms that are unknown or stand twice.
+
+    Raises:
+      InputError: names the first of them.
+    """
+    if not arms:
+        raise InputError("there is none", field="arms", cure=f"Known: {', '.join(known)}")
+    for i, arm in enumerate(arms):
+        if arm not in known:
+            raise InputError(f"'{arm}' is no arm", field="arms", cure=f"Known: {', '.join(known)}")
+        if arm in arms[:i]:
+            raise InputError(f"'{arm}' stands twice", field="arms", cure="Leave one out")
 
 
 def check_models(option: str, *models: str, labels: int = 0) -> None:
@@ -174,9 +189,9 @@ def fusion_report(
     Args:
       measures: of every model; coverage: lines of text and of shares, what decided the rows of each source.
     """
-    if not any(measures.values()):
-        run.log("no held-out data and no test prompts: nothing is measured")
-    results = markdown_table([{"model": n, **{k: f"{v:.4f}" for k, v in m.items()}} for n, m in measures.items()])
+    results = "No held-out data and no test prompts: nothing is measured."
+    if any(measures.values()):
+        results = markdown_table([{"model": n, **{k: f"{v:.4f}" for k, v in m.items()}} for n, m in measures.items()])
     reached = [{k: v if isinstance(v, str) else f"{v:.3f}" for k, v in line.items()} for line in coverage]
     arms = {path.name: path for path in sorted(run.file("arms").iterdir())}
     parts = [

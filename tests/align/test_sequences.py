@@ -7,7 +7,7 @@ import random
 import numpy as np
 import pytest
 
-from fusion_jax.align.sequences import Variant, align, byte_offsets
+from fusion_jax.align.sequences import Variant, align, align_tokens, byte_offsets
 from fusion_jax.align.views import TokenizerView
 from fusion_jax.errors import InputError
 from fusion_jax.models.folder import load_tokenizer
@@ -132,6 +132,12 @@ def spans(texts: list[str]) -> np.ndarray:
 
 def joined(texts: list[str], indices: list[int]) -> str:
     return "".join(texts[i] for i in sorted(set(indices)))
+
+
+@pytest.mark.parametrize("tokens", [[1, 2], "abc"])
+def test_ids_and_a_text_are_no_token_strings(tokens):
+    with pytest.raises(InputError, match=r"field 'target_tokens': is not a list of token strings.*convert_ids_to_to"):
+        align_tokens(["a", "b"], tokens)
 
 
 def test_groups_of_equal_offsets_hold_the_same_text():

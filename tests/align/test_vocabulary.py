@@ -60,6 +60,12 @@ def test_bad_views(bad):
         TokenizerView(**{"pieces": ("a", "b"), "decoded": ("a", "b"), "mark": "\u2581", **bad})
 
 
+@pytest.mark.parametrize("other", [None, "zoo:target"])
+def test_only_a_tokenizer_has_a_view(other):
+    with pytest.raises(InputError, match=f"is {type(other).__name__}, not a transformers tokenizer. Give model.tok"):
+        view_of(other)
+
+
 def test_marks_inside_are_replaced_and_ids_without_a_piece_have_no_image():
     pivot, source = view("", "\u2581\u2581a", "b"), view("\u0120\u0120a", "", "c", "b", mark="\u0120")
     np.testing.assert_array_equal(exact_map(pivot, source).ids, [1, -1, -1, 2])

@@ -24,7 +24,7 @@ def fails(capsys: pytest.CaptureFixture[str], *args: str, module: Any = align_re
 def test_report_of_files_and_languages_in_both_directions(tmp_path):
     write(tmp_path / "a.jsonl", [
         {"text": "Sort the letters: c, a, b", "language": "en"}, {"text": "模型融合 | `e\u0301`", "language": "zh"},
-        {"text": "no language"},
+        {"text": "no language", "language": None},
     ])  # fmt: skip
     (tmp_path / "b.txt").write_text("add 12 and 30\n\nreverse a b\n", encoding="utf-8")
     done = run(
@@ -74,6 +74,7 @@ def test_bad_input_ends_with_one_line(tmp_path, capsys):
     assert "'--hard': goes with chat_v2 and the exact map only" in fails(capsys, "--hard", "True", *out)
     assert "'--max-length': 0 is too small. Give 1 or more" in fails(capsys, "--max-length", "0", *out)
     assert "nowhere, field '--pivot': there is no such folder" in fails(capsys, "--pivot", "nowhere", *out)
+    assert "'--worst': -3 is too small. Give 0 or more" in fails(capsys, "--worst", "-3", *out)
     assert "the zoo has no model 'x'" in fails(capsys, "--source", "zoo:x", *out)
     assert "field '--source': holds no tokenizer" in fails(capsys, "--source", str(tmp_path), *out)
     assert "x.tiktoken: there is no such file" in fails(capsys, "--source", "x.tiktoken", *out)

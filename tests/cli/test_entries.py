@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from experiments import cache_teacher, dpo, generate, sft, wrpo
+from experiments import cache_teacher, dpo, fusechat, fusellm, generate, sft, wrpo
 from fusion_jax.data.jsonl import read_jsonl, write_jsonl
-from fusion_jax.models.folder import save
+from fusion_jax.errors import InputError
+from fusion_jax.models.folder import load, load_tokenizer, save
+from fusion_jax.settings import run as run_experiment
+from fusion_jax.zoo import model_path
 from fusion_jax.zoo.tasks import mixture
 from tests.small import attempt, fails, pairs, quads, small_folder, small_model, write
 
@@ -135,6 +139,62 @@ def test_generated_text_is_printed_as_it_is_and_its_folder_is_looked_for(tmp_pat
     with pytest.raises(FileNotFoundError) as missing:
         write_jsonl(tmp_path / "no/out.jsonl", [])
     assert missing.value.filename == str(tmp_path / "no/out.jsonl")
+
+
+def test_help_explains_the_options(capsys):
+    """The experiment's text, its settings' and those of nested settings."""
+    with pytest.raises(SystemExit) as stopped:
+        run_experiment(fusellm.Settings, fusellm.main, presets=fusellm.PRESETS, description="Whole.", args=["--help"])
+    told = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert stopped.value.code == 0 and told.index("Whole.") < told.index("practice, target_practice: problems that")
+    assert "How a source's rows come to the pivot's positions" in told
+
+
+def test_a_zoo_name_in_python_is_told_where_its_folder_is():
+    with pytest.raises(InputError, match=r"zoo:target: there is no such folder.*zoo\.model_path\('zoo:target'\)"):
+        load("zoo:target")
+    assert len(load_tokenizer(str(model_path("zoo:target")))) > 100
+
+
+def test_a_folder_without_a_tokenizer_is_named(tmp_path, capsys, model):
+    bare = tmp_path / "bare"
+    shutil.copytree(model, bare, ignore=shutil.ignore_patterns("tokenizer*"))
+    texts = str(write(tmp_path / "texts.jsonl", [{"text": "some text"}]))
+    args = ["--texts", texts, "--out", str(tmp_path / "store")]
+    told = f"{bare}, field '--model': holds no tokenizer. Add the folder's tokenizer.json"
+    fails(cache_teacher, ["--model", str(bare), *args], capsys, told)
+    told = f"{bare}, field '--windows-for': holds no tokenizer"
+    fails(cache_teacher, ["--windows-for", str(bare), *args], capsys, told)
+    told = "nope, field '--windows-for': there is no such folder"
+    fails(cache_teacher, ["--windows-for", "nope", *args], capsys, told)
+    out = ["--out", str(tmp_path / "run")]
+    fails(fusechat, ["--sources", str(bare), *out], capsys, f"{bare}: holds no tokenizer")
+    assert not (tmp_path / "store").exists()
+
+
+def test_a_store_is_told_about_and_another_one_s_part_is_refused(tmp_path, capsys, model):
+    """Texts beside windows, the model's maximum, parts that were there; parts that changed places without --verify."""
+    texts = write(tmp_path / "texts.jsonl", [{"text": "some text " * (1 + 60 * i)} for i in range(4)] + [{"text": " "}])
+    args = ["--texts", str(texts), "--model", str(model), "--out", str(tmp_path / "store"), "--verify", "0"]
+    args += ["--part-size", "1"]
+    attempt(cache_teacher, args)
+    told = capsys.readouterr().out
+    first, second, *others = sorted((tmp_path / "store").glob("part-*"))
+    assert f"| 5 | {2 + len(others)} | 1 |" in told and "max_length is 128: the model reads no more" in told
+    assert "parts were there" not in told
+    second.unlink()
+    attempt(cache_teacher, args)
+    assert f"{1 + len(others)} of {2 + len(others)} parts were there" in capsys.readouterr().out
+    second.write_bytes(first.read_bytes())
+    fails(cache_teacher, args, capsys, f"{second}, record 1: is of another text")
+    fails(cache_teacher, [*args, "--max-length", "64"], capsys, "other documents", "depend on --max-length")
+
+
+def test_texts_without_words_leave_no_store(tmp_path, capsys, model):
+    args = ["--model", str(model), "--out", str(tmp_path / "store"), "--texts"]
+    for records, told in ([], "holds no text. Give"), ([{"text": " "}], "holds no text that is not blank"):
+        fails(cache_teacher, [*args, str(write(tmp_path / "texts.jsonl", records))], capsys, "texts.jsonl", told)
+    assert not (tmp_path / "store").exists()
 
 
 def test_more_entries_than_the_vocabulary_has(tmp_path, capsys, model):

@@ -67,6 +67,8 @@ def test_fusechat_leaves_a_target_a_source(tmp_path, chats, template):
         "--arms", "pairwise", "--train.epochs", "1", "--train.batch-size", "8", "--teacher-batch", "16",
     ])  # fmt: skip
     assert {p.name for p in (out / "targets").iterdir()} == {"with-gemma-source"}
+    report = (out / "report.md").read_text()
+    assert "nothing is measured" in report and "| model |" not in report
     steps = read_jsonl(out / "arms/with-gemma-source/metrics.jsonl")
     assert steps[-1]["lambda"] == pytest.approx(0.9)
     expected = 0.9 * steps[-1]["loss/language"] + 0.1 * steps[-1]["loss/fusion"]
@@ -77,6 +79,9 @@ def test_fusechat_leaves_a_target_a_source(tmp_path, chats, template):
     "module, args, wanted",
     [
         (fusellm, ["--arms", "Fuse"], ["field 'arms'", "'Fuse' is no arm", "Known: CLM, KD, FuseLLM"]),
+        (fusellm, ["--arms"], ["field 'arms': there is none. Known: CLM, KD, FuseLLM"]),
+        (fusellm, ["--arms", "CLM", "KD", "CLM"], ["field 'arms': 'CLM' stands twice"]),
+        (fusechat, ["--arms", "SFT", "SFT"], ["field 'arms': 'SFT' stands twice"]),
         (fusellm, ["--sources", "zoo:qwen"], ["field 'sources'", "no model 'qwen'"]),
         (fusellm, ["--sources", "zoo:target"], ["two models are called 'target'"]),
         (fusellm, ["--texts", "nowhere.jsonl", "--practice", "0", "--target-practice", "0"], ["nowhere.jsonl"]),

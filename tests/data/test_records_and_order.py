@@ -10,9 +10,9 @@ import pytest
 
 from fusion_jax.data.batches import Buckets, Example, bucket_list, collate
 from fusion_jax.data.jsonl import content_hash, read_jsonl, write_jsonl
-from fusion_jax.data.loaders import ArrayRecords, load_records, write_array_record
+from fusion_jax.data.loaders import ArrayRecords, load_records, load_texts, write_array_record
 from fusion_jax.data.order import batch_order, host_rows, num_steps, split_indices
-from fusion_jax.data.records import parse_rows
+from fusion_jax.data.records import parse_prompts, parse_rows
 from fusion_jax.data.tokenise import pack_documents
 from fusion_jax.errors import InputError
 from tests.small import pairs, quads
@@ -58,6 +58,47 @@ def test_a_corrupt_array_record_is_named(tmp_path, spoil):
     file.write_bytes(spoil(file.read_bytes()))
     with pytest.raises(InputError, match=r"a\.array_record: is no whole array_record file"):
         load_records(str(file))
+
+
+def test_files_may_begin_with_a_byte_order_mark(tmp_path):
+    for name, content in {"a.jsonl": '{"text": "a"}', "a.json": '[{"text": "a"}]', "a.txt": "a\n"}.items():
+        (tmp_path / name).write_text(content, encoding="utf-8-sig")
+        assert load_texts(str(tmp_path / name)) == ["a"], name
+
+
+def test_files_without_a_text_are_refused(tmp_path):
+    for name in ("a.jsonl", "a.txt"):
+        (tmp_path / name).write_text("\n")
+        with pytest.raises(InputError, match=rf"{name}: holds no text\. Give at least one"):
+            load_texts(str(tmp_path / name))
+    with pytest.raises(InputError, match=r"b\.txt: there is no such file\. Check the path"):
+        load_texts(str(tmp_path / "b.txt"))
+
+
+def test_half_a_surrogate_pair_is_refused_with_its_place(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "pair \\ud83d\\ude42"}\n{"text": "lone \\ud83d surrogate"}')
+    problem = r"holds half of a surrogate pair at character 5.*Write the whole pair"
+    with pytest.raises(InputError, match=rf"a\.jsonl, record 2, field 'text': {problem}"):
+        load_texts(str(tmp_path / "a.jsonl"))
+    lone = "lone \ud800"
+    for bad, field in [
+        ({"prompt": lone, "response": "a"}, "content"), ({"prompt": "a", "response": lone}, "response"),
+        ({"conversations": [{"from": "human", "value": lone}]}, "value"),
+    ]:  # fmt: skip
+        with pytest.raises(InputError, match=rf"f, record 1, field '{field}': {problem}"):
+            parse_rows([bad], "sft", file="f")
+    with pytest.raises(InputError, match=rf"field 'content': {problem}"):
+        parse_prompts([{"prompt": lone}])
+
+
+def test_chats_that_hold_nothing_or_stand_in_another_field():
+    for bad, told in [
+        ({"messages": []}, "'messages': is empty"), ({"conversations": []}, "'conversations': is empty"),
+        ({"conversations": "a"}, "'conversations': is not a list of turns"),
+        ({"prompt": "a", "conversation": []}, "'response': is missing.*\"conversations\""),
+    ]:  # fmt: skip
+        with pytest.raises(InputError, match=told):
+            parse_rows([bad], "sft")
 
 
 def test_drops_are_counted_and_skipping_is_asked_for():

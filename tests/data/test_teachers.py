@@ -7,7 +7,8 @@ import dataclasses
 import numpy as np
 import pytest
 
-from fusion_jax.data.documents import documents_fingerprint, text_documents
+from fusion_jax.data.documents import TeacherText, documents_fingerprint, text_documents
+from fusion_jax.data.loaders import write_array_record
 from fusion_jax.data.teachers import StoreIdentity, TeacherRow, TeacherStore, write_store
 from fusion_jax.errors import InputError
 from fusion_jax.hosts import Host, HostSettings
@@ -32,7 +33,7 @@ def write(folder, asked=None, identity=IDENTITY, make=row, host=Host(), **option
             asked.append((wanted.start, wanted.stop))
         return [make(i) for i in wanted]
 
-    write_store(folder, identity, rows_of, host=host, settings=HostSettings(patience=0.05), **options)
+    return write_store(folder, identity, rows_of, host=host, settings=HostSettings(patience=0.05), **options)
 
 
 def test_rows_survive_the_trip(tmp_path):
@@ -60,7 +61,7 @@ def test_a_cut_store_goes_on_at_its_missing_parts(tmp_path):
     with pytest.raises(InputError, match=r"part-00001.*is missing.*it goes on"):
         TeacherStore(tmp_path / "store", IDENTITY)
     asked: list[tuple[int, int]] = []
-    write(tmp_path / "store", asked)
+    assert write(tmp_path / "store", asked) == 1
     assert asked == [(3, 6), (6, 7)]
     np.testing.assert_array_equal(TeacherStore(tmp_path / "store", IDENTITY)[5].ids, row(5).ids)
 
@@ -96,7 +97,7 @@ def test_a_store_of_something_else_is_refused(tmp_path, field, value):
     write(tmp_path / "store")
     other = dataclasses.replace(IDENTITY, **{field: value})
     for use in (lambda: TeacherStore(tmp_path / "store", other), lambda: write(tmp_path / "store", identity=other)):
-        with pytest.raises(InputError, match=f"field '{field}': the store was written with another {field}"):
+        with pytest.raises(InputError, match=f"field '{field}': the store was written with (an)?other {field}"):
             use()
 
 
@@ -121,6 +122,27 @@ def test_broken_stores_and_rows(tmp_path):
     (tmp_path / "json/store.json").write_text("{")
     with pytest.raises(InputError, match=r"store\.json: is not JSON"):
         TeacherStore(tmp_path / "json", IDENTITY)
+
+
+def test_rows_of_other_texts_and_records_that_cannot_be_read_name_part_and_record(tmp_path):
+    """Parts that changed places are found where the texts are at hand; entries of another k and damage, always."""
+    folder, texts = tmp_path / "store", [TeacherText(r.ids, r.offsets, r.ids > 0) for r in map(row, range(7))]
+    write(folder)
+    assert [len(r.ids) for r in TeacherStore(folder, IDENTITY, texts)] == [1, 2, 3, 4, 5, 6, 7]
+    first, second = (folder / f"part-0000{i}.array_record" for i in (0, 1))
+    second.write_bytes(first.read_bytes())
+    np.testing.assert_array_equal(TeacherStore(folder, IDENTITY)[4].ids, row(1).ids)
+    with pytest.raises(InputError, match=r"part-00001\.array_record, record 2: is of another text.*Delete the part"):
+        TeacherStore(folder, IDENTITY, texts)[-3]
+    wide = lambda n: row(n)._replace(topk_ids=np.zeros((n + 1, 4)), topk_logprobs=np.zeros((n + 1, 4)))  # noqa: E731
+    write(tmp_path / "wide", identity=dataclasses.replace(IDENTITY, k=4), make=wide)
+    second.write_bytes((tmp_path / "wide" / second.name).read_bytes())
+    with pytest.raises(InputError, match=r"part-00001\.array_record, record 1: is of another text or store"):
+        TeacherStore(folder, IDENTITY, texts)[3]
+    second.unlink()
+    write_array_record(second, [{}] * 3)
+    with pytest.raises(InputError, match=r"part-00001\.array_record, record 3: cannot be read"):
+        TeacherStore(folder, IDENTITY)[5]
 
 
 def test_fingerprints_of_documents_see_order_and_boundaries():

@@ -143,6 +143,46 @@ def test_an_average_joins_equal_ids_and_keeps_all_mass():
     np.testing.assert_allclose(dense, [0.2, 0, 0, 0.35, 0, 0.45], atol=1e-6)
 
 
+def test_a_score_that_is_not_finite_never_wins_and_weighs_nothing():
+    one, two = (Target(jnp.full((1, 1, 1), i, jnp.int32), jnp.ones((1, 1, 1))) for i in (1, 2))
+    for bad in (jnp.nan, jnp.inf, -jnp.inf):
+        scores = jnp.asarray([[bad], [0.1]])
+        assert int(fusion.min_ce([one, two], scores).ids[0, 0, 0]) == 2
+        np.testing.assert_array_equal(fusion.avg_ce([one, two], scores).probs[0, 0], [0.0, 1.0])
+
+
+def test_unknown_options_and_no_teacher_are_refused_with_the_choices():
+    target, scores = Target(jnp.zeros((1, 1, 1), jnp.int32), jnp.ones((1, 1, 1))), jnp.zeros((1, 1))
+    logprobs, mask = jnp.zeros((1, 1, 1)), jnp.ones((1, 1))
+    for call, told in [
+        (lambda: fusion.sparse_kl(logprobs, target, mask, tail="x"), "tail must be 'none' or 'bucket', not 'x'"),
+        (lambda: fusion.divergence(logprobs, target, mask, kind="x"), "kind must be 'ce' or 'kl'"),
+        (lambda: fusion.min_ce([target], scores, ties="x"), "ties must be 'first' or 'last'"),
+        (lambda: fusion.avg_ce([target], scores, rounding="x"), "rounding must be 'none' or 'bfloat16'"),
+        (lambda: fusion.fused_targets([target], scores, function="x"), "function must be 'mince' or 'avgce'"),
+        (lambda: fusion.fused_targets([], jnp.zeros((0, 1))), "there is no target"),
+        (lambda: fusion.min_ce([target], jnp.zeros((2, 1))), "1 targets but scores of 2 teachers"),
+    ]:
+        with pytest.raises(ValueError, match=told):
+            call()
+
+
+@pytest.mark.parametrize("kind", ["ce", "kl"])
+@pytest.mark.parametrize("tail", ["none", "bucket"])
+def test_an_entry_without_mass_counts_nothing_whatever_the_student_gives_it(kind, tail):
+    target = Target(jnp.asarray([[[3, 5]]]), jnp.asarray([[[0.5, 0.0]]]))
+
+    def loss(logprob, other):
+        logprobs = jnp.stack([logprob, other])[None, None]
+        return fusion.divergence(logprobs, target, jnp.ones((1, 1)), kind=kind, tail=tail).total
+
+    at = jnp.log(0.25), jnp.asarray(-jnp.inf)
+    value, gradients = jax.value_and_grad(loss, (0, 1))(*at)
+    expected, (slope, _) = jax.value_and_grad(loss, (0, 1))(at[0], jnp.asarray(-1.0))
+    assert np.isfinite(value) and value == expected
+    assert gradients == (slope, 0.0) and slope != 0
+
+
 def test_kl_of_the_student_itself_is_zero_and_masked_rows_do_not_count():
     logprobs = jax.nn.log_softmax(jnp.asarray([[[1.0, 2.0, 0.5], [0.0, 0.0, 9.0]]]))
     target = Target(jnp.broadcast_to(jnp.arange(3), (1, 2, 3)), jnp.exp(logprobs))
