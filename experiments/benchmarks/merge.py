@@ -5,7 +5,8 @@
     python experiments/benchmarks/merge.py --dtype bfloat16 --methods ties sce
 
 Needs requirements-test.txt. Each contender is a process of its own that merges twice: "whole" is the process from its
-start to the end of its first merge, imports and compilation included; "merge" is the second merge alone. Arithmetic is
+start to the end of its first merge, imports and compilation included; "merge" is the second merge alone (mergekit's
+first where that takes more than 20 s: it compiles nothing). Arithmetic is
 in `dtype` on both sides. Outputs of methods that draw nothing are compared and the largest difference is shown; GB/s
 counts the bytes of all inputs and of the output. Limits are measured first: writing to the disk and copying in memory.
 Time: about an hour on 2 cores for all methods, nearly all of it mergekit's.
