@@ -14,14 +14,18 @@ from fusion_jax.errors import InputError
 
 
 @contextmanager
-def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """A temporary path beside `path`: what was written there is put in its place at the end, or removed on an error."""
+def replacing(path: str | os.PathLike[str], *, sync: bool = True) -> Iterator[Path]:
+    """A temporary path beside `path`: what was written there is put in its place at the end, or removed on an error.
+
+    sync: wait until the disk has it, so that a loss of power leaves it whole or not there, too.
+    """
     target = Path(path)
     temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")  # several hosts may share the folder
     try:
         yield temporary
-        with open(temporary, "rb") as written:
-            os.fsync(written.fileno())
+        if sync:
+            with open(temporary, "rb") as written:
+                os.fsync(written.fileno())
         os.replace(temporary, target)
     except OSError as error:
         if error.filename == os.fspath(temporary):

@@ -29,7 +29,7 @@ from fusion_jax.merge.report import write_report
 from fusion_jax.merge.tensors import Record, merged_tensors
 from fusion_jax.merge.tokenizer_files import write_tokenizer
 from fusion_jax.merge.vocabulary import Vocabulary
-from fusion_jax.models.safetensors_io import PlannedTensor, Shard, plan_shards, write_index, write_shard
+from fusion_jax.models.safetensors_io import PlannedTensor, Shard, plan_shards, read_header, write_index, write_shard
 from fusion_jax.zoo import model_path
 
 RECORDS, IDENTITY, PROVENANCE = "tensors.jsonl", "identity.json", "merge.json"
@@ -77,13 +77,13 @@ def merge(
     planned = (PlannedTensor(t.name, prepared.dtype(t), t.shape, lambda: next(values)) for t in tensors.values())
     shards = plan_shards(planned, shard_bytes=shard_bytes)
     with unfinished(out, _identity(prepared, shard_bytes)) as place:
-        missing = [shard for shard in shards if not (place / shard.file).exists()]
+        missing = [shard for shard in shards if not _whole(place / shard.file)]
         _check_room(place, missing)
         records = _kept(place / RECORDS, {t.name for s in shards if s not in missing for t in s.tensors})
         wanted = [tensors[t.name] for shard in missing for t in shard.tensors]
         values = _recorded(merged_tensors(prepared, wanted, mesh), records, place / RECORDS, prepared, progress)
         for shard in missing:
-            write_shard(place, shard)
+            write_shard(place, shard, sync=False)
         write_index(place, shards)
         write_config(prepared, place)
         folders = {model: one.folder for model, one in prepared.inputs.items()}
@@ -122,6 +122,17 @@ def _kept(log: Path, names: set[str]) -> list[Record]:
         if record["name"] in names:
             found.append(record)
     return found
+
+
+def _whole(file: Path) -> bool:
+    """Whether an output file is there and as long as its header says: a loss of power may have cut it."""
+    if not file.exists():
+        return False
+    try:
+        read_header(file)
+    except InputError:
+        return False
+    return True
 
 
 def _identity(prepared: Prepared, shard_bytes: int) -> dict[str, Any]:
@@ -171,9 +182,9 @@ def _provenance(prepared: Prepared, records: Iterable[Record]) -> dict[str, Any]
     """The recipe resolved, and a hash of all that was read of each model; each tensor's numbers are in its record."""
     hashes: dict[str, list[str]] = {}
     for record in records:
-        for place, sha256 in record["sha256"].items():
+        for place, content in record["xxh3_128"].items():
             model = next(m for m in prepared.recipe.inputs if place.startswith(f"{m}/"))
-            hashes.setdefault(model, []).append(f"{place.removeprefix(model)} {sha256}")
+            hashes.setdefault(model, []).append(f"{place.removeprefix(model)} {content}")
     inputs = {
         model: {
             "sha256 of tensor names and hashes": hashlib.sha256("\n".join(sorted(set(found))).encode()).hexdigest(),

@@ -30,7 +30,7 @@ def write_report(prepared: Prepared, records: Sequence[Record], folder: Path) ->
         "## By kind of tensor", markdown_table(by_kind(records)), _legend(records),
         *(save_figure(figure, folder / f"{name}.png") for name, figure in figures(records).items()),
         "## Every tensor", markdown_table([row(r, r["name"]) for r in records]),
-        "Parameters, all norms and hashes of the inputs: tensors.jsonl; the recipe: merge.json.",
+        "Parameters, all norms and hashes of the inputs (xxh3, 128 bits): tensors.jsonl; the recipe: merge.json.",
     ]  # fmt: skip
     (folder / REPORT).write_text("\n\n".join(lines) + "\n", encoding="utf-8")
 

@@ -6,10 +6,8 @@ Format: 8 bytes little-endian header length, a JSON header {name: {dtype, shape,
 from __future__ import annotations
 
 import json
-import os
 import struct
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,6 +40,20 @@ class TensorEntry:
     def read(self, index: tuple[slice, ...] = ()) -> np.ndarray:
         """The tensor or a slice of it; only the pages of the slice are read."""
         return np.array(self.mapped()[index])
+
+    def read_into(self, out: np.ndarray) -> None:
+        """The whole tensor into an array of its shape, cast where the dtype is another; contiguous where it is not."""
+        if out.dtype != self.dtype:
+            out[...] = self.mapped()
+            return
+        with open(self.file, "rb", buffering=0) as source:
+            source.seek(self.start)
+            rest = out.reshape(-1).view(np.uint8).data
+            while rest:
+                count = source.readinto(rest)
+                if not count:
+                    raise InputError("was cut short while it was read", file=self.file, cure="Copy the file again")
+                rest = rest[count:]
 
     def mapped(self) -> np.ndarray:
         """The tensor as the file's own pages, read-only."""
@@ -169,8 +181,11 @@ def write_index(folder: Path, shards: Sequence[Shard]) -> None:
         (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
-def write_shard(folder: Path, shard: Shard) -> None:
-    """One file, there whole or not at all; each tensor's bytes are asked for when their turn comes."""
+def write_shard(folder: Path, shard: Shard, *, sync: bool = True) -> None:
+    """One file, there whole or not at all; each tensor's bytes are asked for when their turn comes.
+
+    sync: see `files.replacing`.
+    """
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     start = 0
     for t in shard.tensors:
@@ -178,24 +193,13 @@ def write_shard(folder: Path, shard: Shard) -> None:
         start += t.nbytes
     raw = json.dumps(header, separators=(",", ":")).encode()
     raw += b" " * (-len(raw) % 8)
-    with (
-        replacing(folder / shard.file) as temporary,
-        open(temporary, "wb", buffering=0) as out,
-        ThreadPoolExecutor(1) as flusher,
-    ):
+    with replacing(folder / shard.file, sync=sync) as temporary, open(temporary, "wb") as out:
         out.write(struct.pack("<Q", len(raw)) + raw)
-        flushed = flusher.submit(os.fdatasync, out.fileno())
         for t in shard.tensors:
             value = t.value()
             if value.shape != t.shape or value.dtype != t.dtype:
                 raise ValueError(f"{t.name}: planned {t.dtype}{t.shape}, got {value.dtype}{value.shape}")
-            data = np.ascontiguousarray(value).reshape(-1).view(np.uint8).data
-            while data:
-                data = data[out.write(data) :]
-            if flushed.done():  # the disk writes while the next tensor is made
-                flushed.result()
-                flushed = flusher.submit(os.fdatasync, out.fileno())
-        flushed.result()
+            out.write(np.ascontiguousarray(value).reshape(-1).view(np.uint8).data)
 
 
 def metadata_dtype(entries: Mapping[str, TensorEntry]) -> np.dtype:

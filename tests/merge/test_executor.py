@@ -129,11 +129,11 @@ def test_a_killed_merge_goes_on(models, monkeypatch):
 def interrupted_after(count: int) -> Any:
     left = [count]
 
-    def write(*args: Any) -> None:
+    def write(*args: Any, **options: Any) -> None:
         if not left[0]:
             raise KeyboardInterrupt
         left[0] -= 1
-        write_shard(*args)
+        write_shard(*args, **options)
 
     return write
 
