@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -29,6 +29,7 @@ from typing import Any, Literal, get_args
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
+from transformers import PreTrainedTokenizerBase
 
 from fusion_jax.data.documents import Document, chat_documents, token_counts
 from fusion_jax.data.jsonl import Record
@@ -165,10 +166,11 @@ def fuse(s: Settings, run: RunFolder) -> dict[str, dict[str, float]]:
     folders = {model_name(path): model_path(path) for path in (s.pivot, *s.sources)}
     limit = reading_limit(folders, s.max_length, s.k)
     chats, counts = chats_of(s)
-    documents = as_read(s, folders, chats, limit, counts)
+    readers = {name: tokenizer_of(folder) for name, folder in folders.items()}
+    documents = as_read(s, readers, chats, limit, counts)
     held_chats, test = held_out(s)
     held_counts: Counter[str] = Counter()
-    held = as_read(replace(s, template="own"), folders, held_chats, limit, held_counts) if held_chats else {}
+    held = as_read(replace(s, template="own"), readers, held_chats, limit, held_counts) if held_chats else {}
     counts += Counter({f"held out: {what}": n for what, n in held_counts.items()})
     pivot_name = model_name(s.pivot)
     check_enough(run, {"chats": counts}, len(documents[pivot_name]), train, "--train")
@@ -239,18 +241,17 @@ def recipe_of(s: Settings, method: str, targets: Sequence[Path], pivot: Path) ->
 
 
 def as_read(
-    s: Settings, folders: dict[str, Path], chats: Sequence[Row], limit: int, counts: Counter[str]
+    s: Settings, readers: Mapping[str, PreTrainedTokenizerBase], chats: Sequence[Row], limit: int, counts: Counter[str]
 ) -> dict[str, list[Document]]:
     """Every chat as each model reads it, through its own template or the pivot's; what one cannot read, none reads.
 
     A chat that a template refuses stops the run, or is left out and counted where `on_bad` is "skip".
     """
-    tokenizers = {name: tokenizer_of(folder) for name, folder in folders.items()}
-    template = tokenizers[model_name(s.pivot)]
-    documents: dict[str, list[Document]] = {name: [] for name in folders}
+    template = readers[model_name(s.pivot)]
+    documents: dict[str, list[Document]] = {name: [] for name in readers}
     for chat in chats:
         try:
-            views = [chat_documents([chat], r if s.template == "own" else template, r)[0] for r in tokenizers.values()]
+            views = [chat_documents([chat], r if s.template == "own" else template, r)[0] for r in readers.values()]
         except InputError as error:
             if s.on_bad == "error":
                 cure = f"{error.cure}, or leave such chats out with --on-bad skip"
@@ -262,7 +263,7 @@ def as_read(
         for some, view in zip(documents.values(), views, strict=True):
             some.append(view)
     kept = np.ones(len(documents[model_name(s.pivot)]), bool)
-    for name, reader in tokenizers.items():
+    for name, reader in readers.items():
         kept &= np.asarray([n <= limit for n in token_counts(reader, documents[name])], bool)
     counts["longer than max_length in some tokenizer"] = int((~kept).sum())
     if not kept.any():

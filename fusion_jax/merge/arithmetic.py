@@ -7,7 +7,7 @@ in that dtype gives, and no compiler may leave it out (merge specification, sect
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -96,3 +96,8 @@ def tensor_key(seed: int, name: str, model: int) -> Array:
     """The random key of one model's tensor: of nothing else, so that order and devices do not matter."""
     stable = int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "little")
     return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), jnp.uint32(stable)), model)
+
+
+def tensor_keys(seed: int, name: str, models: Iterable[int]) -> Array:
+    """Key array [K]: `tensor_key` of each model, what a random method takes."""
+    return jnp.stack([tensor_key(seed, name, model) for model in models])

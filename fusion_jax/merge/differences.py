@@ -10,7 +10,7 @@ import numpy as np
 
 from fusion_jax.errors import InputError
 from fusion_jax.merge.arithmetic import Round, as_math, task_vectors
-from fusion_jax.merge.stacks import PerModel, total
+from fusion_jax.merge.stacks import PerModel, one_or_each, sums_of, total
 
 Array = jax.Array
 
@@ -20,10 +20,7 @@ def doubles(value: PerModel, count: int, field: str, least: float, most: float) 
 
     Raises InputError for another number of values and for values outside [least, most].
     """
-    values = np.asarray(value, np.float64)
-    if values.ndim and values.shape != (count,):
-        problem = f"{values.size} values for {count} models"
-        raise InputError(problem, field=field, cure="Give one number, or one for each model")
+    values = one_or_each(value, count, field, np.float64)
     if not ((least <= values) & (values <= most)).all():
         cure = f"Give numbers from {least:g} to {most:g}"
         raise InputError(f"{values.tolist()} is out of range", field=field, cure=cure)
@@ -57,14 +54,8 @@ def _add_exactly(left: tuple[Array, Array], right: tuple[Array, Array]) -> tuple
 
 
 def counts(*masks: Array) -> tuple[Array, ...]:
-    """uint32 scalars: how many of each of two or more bool[...] are true, in one reading.
-
-    Rows first, with a barrier, so that a CPU counts on all cores; a lone mask it would first write out as numbers.
-    """
-    zeros, axis = (jnp.uint32(0),) * len(masks), masks[0].ndim - 1
-    numbers = tuple(mask.astype(jnp.uint32) for mask in masks)
-    rows = jax.lax.reduce(numbers, zeros, lambda a, b: tuple(x + y for x, y in zip(a, b)), (axis,))
-    return tuple(row.sum(dtype=jnp.uint32) for row in jax.lax.optimization_barrier(rows))
+    """uint32 scalars: how many of each of two or more bool[...] are true; a lone mask a CPU would first write out."""
+    return sums_of([mask.astype(jnp.uint32) for mask in masks])
 
 
 def count(mask: Array) -> Array:

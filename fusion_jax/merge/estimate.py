@@ -12,7 +12,7 @@ import numpy as np
 from fusion_jax.merge.inputs import Prepared
 from fusion_jax.merge.methods import METHODS
 from fusion_jax.merge.plan import TensorPlan
-from fusion_jax.merge.tensors import AHEAD, Loaded, merge_tensor, placer
+from fusion_jax.merge.tensors import AHEAD, Loaded, common_dtype, merge_tensor, placer
 
 PROBE = 1 << 22  # numbers of the tensor that is timed
 
@@ -22,12 +22,11 @@ def rules(prepared: Prepared) -> list[dict[str, Any]]:
     method = prepared.recipe.method
     out = []
     for tensor in prepared.plan.tensors:
-        values = {k: v for k, v in tensor.parameters.items()}
         out.append({
             "tensor": tensor.name, "shape": "×".join(map(str, tensor.shape)), "dtype": prepared.dtype(tensor).name,
             "rule": method if tensor.inputs else "copy of the base", "models": len(tensor.inputs),
             "rows": "rewritten" if tensor.rows and prepared.rows is not None else "",
-            "parameters": " ".join(f"{k}={_shown(v)}" for k, v in values.items()) if tensor.inputs else "",
+            "parameters": " ".join(f"{k}={_shown(v)}" for k, v in tensor.parameters.items()) if tensor.inputs else "",
         })  # fmt: skip
     return out
 
@@ -71,8 +70,7 @@ def kernel_bytes(prepared: Prepared, tensor: TensorPlan) -> int:
 
 def _shapes(prepared: Prepared, tensor: TensorPlan, shape: tuple[int, ...]) -> tuple[Any, Any]:
     """The kernel's inputs, abstract, as `load_tensor` gives them for a tensor of this shape."""
-    dtypes = {prepared.entry(one).dtype for one in tensor.inputs}
-    dtype = dtypes.pop() if len(dtypes) == 1 else np.dtype(np.float32)
+    dtype = common_dtype({prepared.entry(one).dtype for one in tensor.inputs})
     models = jax.ShapeDtypeStruct((len(tensor.inputs), *shape), jnp.dtype(dtype))
     base = jax.ShapeDtypeStruct(shape, jnp.dtype(prepared.entry(tensor.base).dtype)) if tensor.base else None
     return models, base

@@ -183,8 +183,8 @@ def _provenance(prepared: Prepared, records: Iterable[Record]) -> dict[str, Any]
     hashes: dict[str, list[str]] = {}
     for record in records:
         for place, content in record["xxh3_128"].items():
-            model = next(m for m in prepared.recipe.inputs if place.startswith(f"{m}/"))
-            hashes.setdefault(model, []).append(f"{place.removeprefix(model)} {content}")
+            model, _, tensor = place.rpartition("/")
+            hashes.setdefault(model, []).append(f"/{tensor} {content}")
     inputs = {
         model: {
             "sha256 of tensor names and hashes": hashlib.sha256("\n".join(sorted(set(found))).encode()).hexdigest(),

@@ -74,8 +74,7 @@ class Prepared:
 
     def held(self, tensor: TensorPlan) -> int:
         """Bytes that the inputs of a tensor take."""
-        some = [*tensor.inputs, *([tensor.base] if tensor.base else [])]
-        return sum(int(np.prod(tensor.shape)) * self.entry(one).dtype.itemsize for one in some)
+        return sum(int(np.prod(tensor.shape)) * self.entry(one).dtype.itemsize for one in tensor.reads)
 
 
 def prepare(source: str | os.PathLike[str] | Mapping[str, Any], locate: Callable[[str], Path] = model_path) -> Prepared:

@@ -60,6 +60,11 @@ class TensorPlan:
     rows: Rows | None = None
     layer: int | None = None
 
+    @property
+    def reads(self) -> tuple[TensorInput, ...]:
+        """All that is read for it: the models' tensors, then the base's."""
+        return self.inputs if self.base is None else (*self.inputs, self.base)
+
 
 @dataclass(frozen=True)
 class MergePlan:

@@ -26,15 +26,21 @@ def number(value: float, field: str) -> np.float32:
     return per_model(value, 1, field)[0]
 
 
+def one_or_each(value: PerModel, count: int, field: str, dtype: type[np.floating]) -> np.ndarray:
+    """A number [], or one for each of `count` models. Raises InputError for another number of values."""
+    values = np.asarray(value, dtype)
+    if values.ndim and values.shape != (count,):
+        problem = f"{values.size} values for {count} models"
+        raise InputError(problem, field=field, cure="Give one number, or one for each model")
+    return values
+
+
 def per_model(value: PerModel, count: int, field: str) -> np.ndarray:
     """A per-model parameter as float32[count]; one number holds for all models.
 
     Raises InputError for another number of values and for values that are not finite.
     """
-    values = np.asarray(value, np.float32)
-    if values.ndim and values.shape != (count,):
-        problem = f"{values.size} values for {count} models"
-        raise InputError(problem, field=field, cure="Give one number, or one for each model")
+    values = one_or_each(value, count, field, np.float32)
     if not np.isfinite(values).all():
         raise InputError(f"{values.tolist()} is not finite", field=field, cure="Give a finite number")
     return np.broadcast_to(values, (count,))
@@ -81,6 +87,17 @@ def total(stack: Array | Sequence[Array]) -> Array:
 def weighted_sum(weight: Array, stack: Array, rounded: Round) -> Array:
     """sum_j weight[j] stack[j]: each product rounded, the sum accumulated in float32 and rounded once."""
     return rounded(reduce(add, [rounded(w * x) for w, x in zip(weight, stack, strict=True)]))
+
+
+def sums_of(tensors: Sequence[Array]) -> tuple[Array, ...]:
+    """Scalars: the sums of one or more [...] of one shape and dtype, in one reading of what they are made of.
+
+    Rows first, with a barrier that keeps the compiler from joining both sums into one loop, which a CPU would run on
+    one core.
+    """
+    zeros, axis = (jnp.zeros((), tensors[0].dtype),) * len(tensors), tensors[0].ndim - 1
+    rows = jax.lax.reduce(tuple(tensors), zeros, lambda a, b: tuple(x + y for x, y in zip(a, b)), (axis,))
+    return tuple(row.sum(dtype=row.dtype) for row in jax.lax.optimization_barrier(rows))
 
 
 def divide(x: Array, divisor: Array) -> Array:

@@ -14,10 +14,11 @@ import xxhash
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from fusion_jax.errors import InputError
-from fusion_jax.merge.arithmetic import tensor_key
+from fusion_jax.merge.arithmetic import tensor_keys
 from fusion_jax.merge.inputs import Prepared
 from fusion_jax.merge.methods import METHODS
 from fusion_jax.merge.plan import TensorInput, TensorPlan
+from fusion_jax.merge.stacks import sums_of
 from fusion_jax.merge.vocabulary import remap
 from fusion_jax.models.safetensors_io import TensorEntry
 
@@ -111,26 +112,20 @@ def load_tensor(prepared: Prepared, tensor: TensorPlan, hashers: Executor | None
 
     hashers: where their bytes are hashed meanwhile.
     """
-    wanted = inputs_of(tensor)
     if tensor.rows is not None and prepared.rows is not None:
         found = _rewritten(prepared, tensor)
-        content = {one: prepared.entry(one).mapped() for one in wanted}
-        models = _stacked([found[one] for one in tensor.inputs]) if tensor.inputs else None
-        base = _stacked([found[tensor.base]])[0] if tensor.base else None
+        content = {one: prepared.entry(one).mapped() for one in tensor.reads}
+        models = np.stack([found[one] for one in tensor.inputs]) if tensor.inputs else None
+        base = found[tensor.base] if tensor.base else None
     else:
         models = _read_stack(prepared, tensor.inputs) if tensor.inputs else None
         base = _read_stack(prepared, [tensor.base])[0] if tensor.base else None
-        rows = dict(zip(wanted, [*(() if models is None else models), *(() if base is None else (base,))], strict=True))
-        content = {one: _as_stored(prepared.entry(one), row) for one, row in rows.items()}
+        rows = [*(() if models is None else models), *(() if base is None else (base,))]
+        content = {one: _as_stored(prepared.entry(one), row) for one, row in zip(tensor.reads, rows, strict=True)}
     hashes: Hashes = {}
     if hashers is not None:
         hashes = {f"{one.model}/{one.tensor}": hashers.submit(_content_hash, array) for one, array in content.items()}
     return Loaded(tensor, models, base, hashes)
-
-
-def inputs_of(tensor: TensorPlan) -> list[TensorInput]:
-    """The models' tensors, then the base's."""
-    return [*tensor.inputs, *([tensor.base] if tensor.base else [])]
 
 
 def _content_hash(array: np.ndarray) -> str:
@@ -141,7 +136,7 @@ def _content_hash(array: np.ndarray) -> str:
 def _rewritten(prepared: Prepared, tensor: TensorPlan) -> dict[TensorInput, np.ndarray]:
     """The models' rows in the order of the output's vocabulary."""
     assert prepared.rows is not None
-    of_model = {one.model: one for one in inputs_of(tensor)}
+    of_model = {one.model: one for one in tensor.reads}
     order = [of_model[model] for model in prepared.recipe.inputs]
     new = remap(prepared.rows, [jnp.asarray(prepared.entry(one).mapped()) for one in order])
     return {one: np.asarray(array) for one, array in zip(order, new, strict=True)}
@@ -155,21 +150,13 @@ def _as_stored(entry: TensorEntry, array: np.ndarray) -> np.ndarray:
 def _read_stack(prepared: Prepared, inputs: Sequence[TensorInput]) -> np.ndarray:
     """[K,...] read into one new array, of the files' dtype where it is one that the device takes, else float32."""
     entries = [prepared.entry(one) for one in inputs]
-    out = _aligned((len(entries), *entries[0].shape), _common({e.dtype for e in entries}))
+    out = _aligned((len(entries), *entries[0].shape), common_dtype({e.dtype for e in entries}))
     for row, entry in zip(out, entries, strict=True):
         entry.read_into(row)
     return out
 
 
-def _stacked(arrays: Sequence[np.ndarray]) -> np.ndarray:
-    """[K,...] in one new array."""
-    out = _aligned((len(arrays), *arrays[0].shape), _common({a.dtype for a in arrays}))
-    for row, array in zip(out, arrays, strict=True):
-        row[...] = array
-    return out
-
-
-def _common(dtypes: set[np.dtype]) -> np.dtype:
+def common_dtype(dtypes: set[np.dtype]) -> np.dtype:
     """The one dtype, or float32 where there are several or a device does not take it."""
     return dtypes.pop() if len(dtypes) == 1 and np.dtype(np.float64) not in dtypes else np.dtype(np.float32)
 
@@ -193,14 +180,12 @@ def merge_tensor(prepared: Prepared, loaded: Loaded, place: Place) -> Made:
         return Made(tensor, value, squares, {}, loaded.hashes)
     models = place(loaded.models, 1)
     method = METHODS[recipe.method]
-    keys = {"keys": _keys(recipe.seed, tensor)} if method.random else {}
+    keys = {}
+    if method.random:
+        keys["keys"] = tensor_keys(recipe.seed, tensor.name, [one.model_index for one in tensor.inputs])
     merged = method.function(models, base, math_dtype=recipe.math_dtype, **keys, **tensor.parameters)
     value, squares = _finished(models, base, merged.tensor, dtype=dtype)
     return Made(tensor, value, squares, merged.report, loaded.hashes)
-
-
-def _keys(seed: int, tensor: TensorPlan) -> Array:
-    return jnp.stack([tensor_key(seed, tensor.name, one.model_index) for one in tensor.inputs])
 
 
 @partial(jax.jit, static_argnames="dtype")
@@ -221,12 +206,7 @@ def _finished(models: Array, base: Array | None, merged: Array, *, dtype: str) -
 
 def _square_sums(tensors: Sequence[Array]) -> Array:
     """float32[N]: sums of squares of N tensors, in one reading of what they are made of."""
-    squares = [jnp.square(jnp.atleast_1d(x)) for x in tensors]
-    add = jax.lax.reduce(
-        squares, [jnp.float32(0)] * len(squares), lambda a, b: [x + y for x, y in zip(a, b)], (squares[0].ndim - 1,)
-    )
-    # The barrier keeps the compiler from joining both sums into one loop, which a CPU would run on one core.
-    return jnp.stack([rows.sum() for rows in jax.lax.optimization_barrier(tuple(add))])
+    return jnp.stack(sums_of([jnp.square(jnp.atleast_1d(x)) for x in tensors]))
 
 
 def told(prepared: Prepared, made: Made) -> tuple[Record, np.ndarray]:
@@ -247,7 +227,7 @@ def _check_finite(prepared: Prepared, tensor: TensorPlan, norms: dict[str, np.nd
     """A sum of squares tells NaN and infinity at no cost; only then all numbers are looked at."""
     if all(np.isfinite(x).all() for x in norms.values()):
         return
-    for one in inputs_of(tensor):
+    for one in tensor.reads:
         entry = prepared.entry(one)
         if not np.isfinite(entry.mapped().astype(np.float32)).all():
             raise InputError(

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from fusion_jax.errors import InputError
-from fusion_jax.merge.arithmetic import MathDtype, Method, tensor_key
+from fusion_jax.merge.arithmetic import MathDtype, Method, tensor_keys
 from fusion_jax.merge.methods import METHODS
 from fusion_jax.merge.parameters import nearest
 
@@ -46,7 +46,7 @@ def merge_trees(
                 raise InputError(found, field=name, cure=f"Give leaves of one shape and {', '.join(FLOATS)}")
         keys = {}
         if chosen.random:
-            keys["keys"] = jnp.stack([tensor_key(seed, name, j) for j in range(len(leaves))])
+            keys["keys"] = tensor_keys(seed, name, range(len(leaves)))
         stack, origin = jnp.stack(leaves), None if base is None else jnp.asarray(like)
         return chosen.function(stack, origin, math_dtype=math_dtype, **keys, **parameters).tensor.astype(like.dtype)
 
