@@ -10,7 +10,7 @@ import numpy as np
 
 from fusion_jax.errors import InputError
 from fusion_jax.merge.arithmetic import Round, as_math, task_vectors
-from fusion_jax.merge.stacks import PerModel, one_or_each, sums_of, total
+from fusion_jax.merge.stacks import PerModel, one_or_each, row_sums, sums_of, total
 
 Array = jax.Array
 
@@ -34,33 +34,43 @@ def differences(models: Array, base: Array, rounded: Round) -> tuple[list[Array]
     return [task_vectors(as_math(model, rounded), base, rounded) for model in models], base
 
 
-def tensor_sum(x: Array) -> Array:
-    """float32 scalar: the sum of float32[...] with its rounding errors, right to the last bit in any order of devices.
+def tensor_sums(tensors: Sequence[Array]) -> list[Array]:
+    """float32 scalars: sums of float32[...] with their rounding errors, right to the last bit on any devices.
 
     A vote between opposite task vectors hangs on that bit where both are rescaled by their own sums.
     """
-    error = jnp.zeros_like(x)
-    while x.ndim:
-        x, error = jax.lax.optimization_barrier(jax.lax.reduce((x, error), (0.0, 0.0), _add_exactly, (x.ndim - 1,)))
-    return x + error
+    count, sums = len(tensors), [*tensors, *map(jnp.zeros_like, tensors)]
+    while sums[0].ndim:
+        sums = jax.lax.reduce(tuple(sums), (0.0,) * (2 * count), _add_exactly, (sums[0].ndim - 1,))
+        sums = list(jax.lax.optimization_barrier(sums))
+    return [x + error for x, error in zip(sums[:count], sums[count:])]
 
 
-def _add_exactly(left: tuple[Array, Array], right: tuple[Array, Array]) -> tuple[Array, Array]:
-    """Knuth's two-sum: the rounded sum of two sums, and all errors so far."""
-    (a, error_a), (b, error_b) = left, right
-    total = a + b
-    share_b = total - a
-    return total, error_a + error_b + ((a - (total - share_b)) + (b - share_b))
+def _add_exactly(left: Sequence[Array], right: Sequence[Array]) -> tuple[Array, ...]:
+    """Knuth's two-sum of N pairs: the rounded sums, then for each all errors so far."""
+    count = len(left) // 2
+    sums, errors = [], []
+    for a, b, error_a, error_b in zip(left[:count], right[:count], left[count:], right[count:]):
+        total = a + b
+        share_b = total - a
+        sums.append(total)
+        errors.append(error_a + error_b + ((a - (total - share_b)) + (b - share_b)))
+    return *sums, *errors
 
 
 def counts(*masks: Array) -> tuple[Array, ...]:
-    """uint32 scalars: how many of each of two or more bool[...] are true; a lone mask a CPU would first write out."""
+    """uint32 scalars: how many of each of two or more bool[...] are true."""
     return sums_of([mask.astype(jnp.uint32) for mask in masks])
 
 
 def count(mask: Array) -> Array:
     """uint32 scalar: how many of bool[...] are true."""
-    return counts(mask, ~mask)[0]
+    return counts(mask, ~mask)[0]  # a lone mask a CPU would first write out, then count on one core
+
+
+def row_counts(mask: Array) -> Array:
+    """uint32[...]: how many of each row (the last axis) of bool[...,D] are true."""
+    return row_sums([mask.astype(jnp.uint32), (~mask).astype(jnp.uint32)])[0]
 
 
 def erased(votes: Sequence[Array], stays: Sequence[Array]) -> Array:

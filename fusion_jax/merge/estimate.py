@@ -70,10 +70,9 @@ def kernel_bytes(prepared: Prepared, tensor: TensorPlan) -> int:
 
 def _shapes(prepared: Prepared, tensor: TensorPlan, shape: tuple[int, ...]) -> tuple[Any, Any]:
     """The kernel's inputs, abstract, as `load_tensor` gives them for a tensor of this shape."""
-    dtype = common_dtype({prepared.entry(one).dtype for one in tensor.inputs})
-    models = jax.ShapeDtypeStruct((len(tensor.inputs), *shape), jnp.dtype(dtype))
-    base = jax.ShapeDtypeStruct(shape, jnp.dtype(prepared.entry(tensor.base).dtype)) if tensor.base else None
-    return models, base
+    dtype = jnp.dtype(common_dtype({prepared.entry(one).dtype for one in tensor.reads}))
+    models = jax.ShapeDtypeStruct((len(tensor.inputs), *shape), dtype)
+    return models, jax.ShapeDtypeStruct(shape, dtype) if tensor.base else None
 
 
 def _probe(prepared: Prepared, tensor: TensorPlan) -> float:

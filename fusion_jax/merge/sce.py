@@ -14,7 +14,7 @@ import numpy as np
 
 from fusion_jax.errors import InputError
 from fusion_jax.merge.arithmetic import MathDtype, Merged, Method, Parameter, Round, rounder
-from fusion_jax.merge.differences import count, differences, doubles, erased, tensor_sum, winners
+from fusion_jax.merge.differences import count, differences, doubles, erased, tensor_sums, winners
 from fusion_jax.merge.select import largest
 from fusion_jax.merge.stacks import count_models, need_base, total
 
@@ -90,7 +90,7 @@ def _selected(deltas: list[Array], topk: Array, rounded: Round) -> tuple[Array, 
 
 def _coefficients(deltas: list[Array], variant: Variant, rounded: Round) -> Array:
     """float32[K]: shares of the mean squares of the selected task vectors, equal where there are none."""
-    squares = jnp.stack([tensor_sum(rounded(jnp.square(d))) for d in deltas])
+    squares = jnp.stack(tensor_sums([rounded(jnp.square(d)) for d in deltas]))
     if variant == "mergekit":
         squares = rounded(squares / deltas[0].size)
         whole = rounded(squares.sum())

@@ -10,7 +10,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from fusion_jax.merge.differences import count, counts
+from fusion_jax.merge.differences import counts, row_counts
 
 Array = jax.Array
 U = jnp.uint32
@@ -44,9 +44,12 @@ def _ascending(values: Array) -> Array:
 
 def _take(keys: Array, k: Array) -> Array:
     threshold = _threshold(keys, k)
-    above = keys > threshold
-    # The barrier makes the mask once: fused into what reads it, it would be worked out again for each reader.
-    return jax.lax.optimization_barrier(above | _first(keys == threshold, k - count(above)))
+    above, reaching = counts(keys > threshold, keys >= threshold)
+
+    def settle_ties() -> Array:
+        return (keys > threshold) | _first(keys == threshold, k - above)
+
+    return jax.lax.cond(reaching == k, lambda: keys >= threshold, settle_ties)
 
 
 def _threshold(keys: Array, k: Array) -> Array:
@@ -61,13 +64,12 @@ def _threshold(keys: Array, k: Array) -> Array:
 
 
 def _first(candidates: Array, k: Array) -> Array:
-    """bool[...]: the first k of the candidates by flat index, settled axis by axis from counts along each."""
-    taken = jnp.zeros_like(candidates)
-    for axis in range(candidates.ndim):
-        counts = candidates.sum([a for a in range(candidates.ndim) if a != axis], dtype=U, keepdims=True)
-        through = jnp.cumsum(counts, axis, dtype=U)
-        whole = through <= k
-        taken |= candidates & whole
-        candidates &= ~whole & (through - counts < k)
-        k -= jnp.where(whole, counts, U(0)).sum(dtype=U)
-    return taken
+    """bool[...]: the first k of the candidates by flat index: those of whole rows, then those that begin a row."""
+    rows = candidates.reshape(-1, candidates.shape[-1])
+    of_row = jax.lax.optimization_barrier(row_counts(rows))
+    whole = jnp.cumsum(of_row, dtype=U) <= k
+    split = (jnp.arange(len(rows)) == whole.sum())[:, None]
+    left = k - jnp.where(whole, of_row, U(0)).sum(dtype=U)
+    begun = jax.lax.optimization_barrier((rows & split).any(0))
+    first = jax.lax.optimization_barrier(begun & (jnp.cumsum(begun, dtype=U) <= left))
+    return jnp.where(split, first, rows & whole[:, None]).reshape(candidates.shape)

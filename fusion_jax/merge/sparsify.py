@@ -15,7 +15,7 @@ import numpy as np
 
 from fusion_jax.errors import InputError
 from fusion_jax.merge.arithmetic import Round
-from fusion_jax.merge.differences import tensor_sum
+from fusion_jax.merge.differences import tensor_sums
 from fusion_jax.merge.select import largest, smallest
 from fusion_jax.merge.stacks import divide
 
@@ -132,6 +132,6 @@ def rescaled(delta: Array, kept: Array, rule: Rescale, density: Array, rounded: 
         return sparse
     if rule == "inverse_density":
         return rounded(divide(sparse, density))
-    before, after = rounded(tensor_sum(jnp.abs(delta))), rounded(tensor_sum(jnp.abs(sparse)))
+    before, after = map(rounded, tensor_sums([jnp.abs(delta), jnp.abs(sparse)]))
     usable = (before >= NEGLIGIBLE) & (after >= NEGLIGIBLE)
     return rounded(sparse * jnp.where(usable, rounded(before / after), 1.0))

@@ -89,15 +89,19 @@ def weighted_sum(weight: Array, stack: Array, rounded: Round) -> Array:
     return rounded(reduce(add, [rounded(w * x) for w, x in zip(weight, stack, strict=True)]))
 
 
+def row_sums(tensors: Sequence[Array]) -> tuple[Array, ...]:
+    """[...] each: sums over the last axis of tensors [...,D] of one shape and dtype, in one reading."""
+    zeros, axis = (jnp.zeros((), tensors[0].dtype),) * len(tensors), tensors[0].ndim - 1
+    return tuple(jax.lax.reduce(tuple(tensors), zeros, lambda a, b: tuple(x + y for x, y in zip(a, b)), (axis,)))
+
+
 def sums_of(tensors: Sequence[Array]) -> tuple[Array, ...]:
-    """Scalars: the sums of one or more [...] of one shape and dtype, in one reading of what they are made of.
+    """Scalars: the sums of tensors [...] of one shape and dtype, in one reading of what they are made of.
 
     Rows first, with a barrier that keeps the compiler from joining both sums into one loop, which a CPU would run on
     one core.
     """
-    zeros, axis = (jnp.zeros((), tensors[0].dtype),) * len(tensors), tensors[0].ndim - 1
-    rows = jax.lax.reduce(tuple(tensors), zeros, lambda a, b: tuple(x + y for x, y in zip(a, b)), (axis,))
-    return tuple(row.sum(dtype=row.dtype) for row in jax.lax.optimization_barrier(rows))
+    return tuple(row.sum(dtype=row.dtype) for row in jax.lax.optimization_barrier(row_sums(tensors)))
 
 
 def divide(x: Array, divisor: Array) -> Array:

@@ -17,6 +17,7 @@ vote, "erased" float32[K] (share of nonzero entries that lost it). InputError na
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Literal, NamedTuple
 
@@ -279,7 +280,11 @@ def _merge(models: Array, base: Array | None, sparse: _Sparse, mix: _Mix) -> Mer
         sparse, rule = _Sparse("none", {}, (), False), "none"
     thinned = np.asarray(sparse.density, np.float32), sparse.plan
     static = _Static(sparse.kind, rule, mix.vote, mix.normalize, mix.math_dtype)
-    return _kernel(models, base, weight, number(mix.lambda_, "lambda"), thinned, static)
+    # One model at a time: what a selection needs is not held K times, and in a loop of the compiler's a CPU would draw
+    # random numbers on one core.
+    sparsify = partial(_sparsified, models, base, thinned, static=static)
+    sparse_deltas = [] if sparse.kind == "none" else [sparsify(np.int32(j)) for j in range(len(models))]
+    return _mixture(models, base, sparse_deltas, weight, number(mix.lambda_, "lambda"), static)
 
 
 class _Static(NamedTuple):
@@ -292,40 +297,31 @@ class _Static(NamedTuple):
     math_dtype: MathDtype
 
 
-@partial(jax.jit, static_argnames=("static",))
-def _kernel(
-    models: Array, base: Array, weight: Array, factor: Array, thinned: tuple[Array, Plan], static: _Static
-) -> Merged:
-    rounded = rounder(static.math_dtype)
-    if static.sparsifier == "none":
-        deltas, origin = differences(models, base, rounded)
-        kept = jnp.ones(len(models))
-    else:
-        deltas, origin, kept = _sparsified(models, base, thinned, static)
-    moved, report = _mixed(deltas, rounded(weight), static)
-    return Merged(rounded(origin + rounded(factor * moved)).reshape(base.shape), {"kept": kept} | report)
-
-
+@partial(jax.jit, static_argnames="static")
 def _sparsified(
-    models: Array, base: Array, thinned: tuple[Array, Plan], static: _Static
-) -> tuple[list[Array], Array, Array]:
-    """The sparsified task vectors, the base, and the share of positions kept, float32[K].
-
-    One model at a time, so that what a selection needs is not held K times.
-    """
+    models: Array, base: Array, thinned: tuple[Array, Plan], model: Array, *, static: _Static
+) -> tuple[Array, Array]:
+    """The sparsified task vector of models[model], and the share of positions kept."""
     rounded = rounder(static.math_dtype)
-
-    def sparsify(given: tuple[Array, tuple[Array, Plan]]) -> tuple[Array, Array]:
-        model, (density, plan) = given
-        (delta,), _ = differences(model[None], base, rounded)
-        kept = keep(static.sparsifier, jnp.abs(delta), plan)
-        return rescaled(delta, kept, static.rescale, density, rounded), count(kept) / kept.size
-
-    deltas, kept = jax.lax.map(sparsify, (models, thinned))
-    return list(deltas), as_math(jnp.atleast_1d(base), rounded), kept
+    density, plan = jax.tree.map(lambda of_models: of_models[model], thinned)
+    (delta,), _ = differences(models[model][None], base, rounded)
+    kept = keep(static.sparsifier, jnp.abs(delta), plan)
+    return rescaled(delta, kept, static.rescale, density, rounded), count(kept) / kept.size
 
 
-def _mixed(deltas: list[Array], weight: Array, static: _Static) -> tuple[Array, dict[str, Array]]:
+@partial(jax.jit, static_argnames="static")
+def _mixture(
+    models: Array, base: Array, sparse: list[tuple[Array, Array]], weight: Array, factor: Array, static: _Static
+) -> Merged:
+    """The base and the factor times the mix of the sparse task vectors, or of the whole ones where there are none."""
+    rounded = rounder(static.math_dtype)
+    deltas, kept = zip(*sparse) if sparse else (differences(models, base, rounded)[0], [1.0] * len(models))
+    moved, report = _mixed(deltas, rounded(weight), static)
+    merged = rounded(as_math(base, rounded) + rounded(factor * moved).reshape(base.shape))
+    return Merged(merged, {"kept": jnp.stack(kept)} | report)
+
+
+def _mixed(deltas: Sequence[Array], weight: Array, static: _Static) -> tuple[Array, dict[str, Array]]:
     """The weighted sum or mean float32[...] of task vectors, after the vote if there is one; the report."""
     rounded = rounder(static.math_dtype)
     weighted = [rounded(w * d) for w, d in zip(weight, deltas)]

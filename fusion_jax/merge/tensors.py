@@ -78,15 +78,22 @@ def merged_tensors(
 
 
 def _read_ahead(prepared: Prepared, tensors: Sequence[TensorPlan], hashers: Executor) -> Iterator[Loaded]:
-    """Each tensor's inputs; while one is used, the next is read in another thread, if both are small."""
+    """Each tensor's inputs; while one is used, the next is read in another thread, if both are small.
+
+    Small ones lie in three slabs in turn, so that the system gives pages once and not for each tensor: what one holds
+    is of use until the next but one is asked for.
+    """
     small = [prepared.held(t) <= AHEAD for t in tensors]
+    room = 64 + max((prepared.held(t) for t, is_small in zip(tensors, small) if is_small), default=0)
+    slabs = [np.empty(room, np.uint8) for _ in range(min(3, sum(small)))]
+    turns = {number: slabs[turn % 3] for turn, number in enumerate(np.flatnonzero(small).tolist())}
     with ThreadPoolExecutor(1) as reader:
         ahead: Future[Loaded] | None = None
         for number, tensor in enumerate(tensors):
-            now = ahead.result() if ahead else load_tensor(prepared, tensor, hashers)
+            now = ahead.result() if ahead else load_tensor(prepared, tensor, hashers, turns.get(number))
             ahead = None
             if number + 1 < len(tensors) and small[number] and small[number + 1]:
-                ahead = reader.submit(load_tensor, prepared, tensors[number + 1], hashers)
+                ahead = reader.submit(load_tensor, prepared, tensors[number + 1], hashers, turns[number + 1])
             yield now
             del now
 
@@ -107,10 +114,12 @@ def placer(mesh: Mesh | None) -> Place:
     return place
 
 
-def load_tensor(prepared: Prepared, tensor: TensorPlan, hashers: Executor | None = None) -> Loaded:
+def load_tensor(
+    prepared: Prepared, tensor: TensorPlan, hashers: Executor | None = None, slab: np.ndarray | None = None
+) -> Loaded:
     """Read a tensor's inputs once, rewritten to the output's vocabulary where the recipe says so.
 
-    hashers: where their bytes are hashed meanwhile.
+    hashers: where their bytes are hashed meanwhile. slab: memory that the inputs may lie in, if there is room.
     """
     if tensor.rows is not None and prepared.rows is not None:
         found = _rewritten(prepared, tensor)
@@ -118,10 +127,10 @@ def load_tensor(prepared: Prepared, tensor: TensorPlan, hashers: Executor | None
         models = np.stack([found[one] for one in tensor.inputs]) if tensor.inputs else None
         base = found[tensor.base] if tensor.base else None
     else:
-        models = _read_stack(prepared, tensor.inputs) if tensor.inputs else None
-        base = _read_stack(prepared, [tensor.base])[0] if tensor.base else None
-        rows = [*(() if models is None else models), *(() if base is None else (base,))]
-        content = {one: _as_stored(prepared.entry(one), row) for one, row in zip(tensor.reads, rows, strict=True)}
+        rows = _read_stack(prepared, tensor.reads, slab)
+        models = rows[: len(tensor.inputs)] if tensor.inputs else None
+        base = rows[-1, ...] if tensor.base else None
+        content = {one: _as_stored(prepared.entry(one), rows[i, ...]) for i, one in enumerate(tensor.reads)}
     hashes: Hashes = {}
     if hashers is not None:
         hashes = {f"{one.model}/{one.tensor}": hashers.submit(_content_hash, array) for one, array in content.items()}
@@ -147,12 +156,12 @@ def _as_stored(entry: TensorEntry, array: np.ndarray) -> np.ndarray:
     return array if array.dtype == entry.dtype else entry.mapped()
 
 
-def _read_stack(prepared: Prepared, inputs: Sequence[TensorInput]) -> np.ndarray:
-    """[K,...] read into one new array, of the files' dtype where it is one that the device takes, else float32."""
+def _read_stack(prepared: Prepared, inputs: Sequence[TensorInput], slab: np.ndarray | None) -> np.ndarray:
+    """[N,...] read into one array, of the files' dtype where it is one that the device takes, else float32."""
     entries = [prepared.entry(one) for one in inputs]
-    out = _aligned((len(entries), *entries[0].shape), common_dtype({e.dtype for e in entries}))
-    for row, entry in zip(out, entries, strict=True):
-        entry.read_into(row)
+    out = _aligned((len(entries), *entries[0].shape), common_dtype({e.dtype for e in entries}), slab)
+    for number, entry in enumerate(entries):
+        entry.read_into(out[number, ...])
     return out
 
 
@@ -161,10 +170,13 @@ def common_dtype(dtypes: set[np.dtype]) -> np.dtype:
     return dtypes.pop() if len(dtypes) == 1 and np.dtype(np.float64) not in dtypes else np.dtype(np.float32)
 
 
-def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """An empty array that a CPU device can take without a copy: it begins at a multiple of 64 bytes."""
+def _aligned(shape: tuple[int, ...], dtype: np.dtype, slab: np.ndarray | None) -> np.ndarray:
+    """An array that a CPU device can take without a copy: it begins at a multiple of 64 bytes; in the slab if it fits.
+
+    What it holds is not defined.
+    """
     size = int(np.prod(shape)) * dtype.itemsize
-    raw = np.empty(size + 64, np.uint8)
+    raw = slab if slab is not None and size + 64 <= slab.size else np.empty(size + 64, np.uint8)
     start = -raw.ctypes.data % 64
     return raw[start : start + size].view(dtype).reshape(shape)
 
