@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -74,13 +77,24 @@ class Bench:
         assert done.returncode == 0, done
         return done.stdout.partition(": ")[2].strip()
 
+    def end(self) -> None:
+        """Leave no job behind, also where a test failed."""
+        for state in self.home.glob("fusion_jax/.job/*"):
+            free = subprocess.run(["flock", "-n", str(state / "lock"), "true"], check=False).returncode == 0
+            if not free:
+                os.killpg(int((state / "pid").read_text()), signal.SIGKILL)
+
     def log(self) -> str:
         return next(self.home.glob("fusion_jax/.job/*/log.txt")).read_text()
 
 
-def bench(folder: Path) -> Bench:
+@contextmanager
+def bench(folder: Path) -> Iterator[Bench]:
     made = Bench(folder / "bin", folder / "home")
     made.bin.mkdir()
     shutil.copytree(SCRIPTS, made.home / "fusion_jax/tpu_scripts")
     program(made.bin, "gcloud", "print('READY' if 'describe' in words else '')")
-    return made
+    try:
+        yield made
+    finally:
+        made.end()

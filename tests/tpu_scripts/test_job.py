@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,8 +18,9 @@ PREEMPTED = "import os, sys; n = len(open(sys.argv[0] + '.jsonl').readlines()); 
 
 
 @pytest.fixture
-def host(tmp_path: Path) -> Bench:
-    return bench(tmp_path)
+def host(tmp_path: Path) -> Iterator[Bench]:
+    with bench(tmp_path) as made:
+        yield made
 
 
 def job(host: Bench, words: str) -> subprocess.CompletedProcess[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,8 +20,9 @@ JOB = "cd ~/fusion_jax && bash tpu_scripts/job.sh"
 
 
 @pytest.fixture
-def slice16(tmp_path: Path) -> Bench:
-    return bench(tmp_path)
+def slice16(tmp_path: Path) -> Iterator[Bench]:
+    with bench(tmp_path) as made:
+        yield made
 
 
 def succeeds(slice16: Bench, *words: str, **environment: str) -> list[list[str]]:
