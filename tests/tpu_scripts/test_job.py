@@ -1,0 +1,227 @@
+"""job.sh: a job outlives its connection, starts again when it was preempted, is stopped gently; gpu_setup.sh."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.tpu_scripts.stand_in import INTERPRETER, SCRIPTS, TRICKY, Bench, bench, calls, program
+
+PREEMPTED = "import os, sys; n = len(open(sys.argv[0] + '.jsonl').readlines()); print('call', n, flush=True); sys.exit(75 if n < {ends} else {code})"
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Iterator[Bench]:
+    with bench(tmp_path) as made:
+        yield made
+
+
+def job(host: Bench, words: str) -> subprocess.CompletedProcess[str]:
+    return host.remote(f"cd ~/fusion_jax && bash tpu_scripts/job.sh {words}")
+
+
+def started(host: Bench, *words: str, restarts: int = 5) -> list[list[str]]:
+    """The calls of `train` when the job has ended; started through tpu.sh."""
+    done = host.tpu("run", "--name", "n", "--zone", "z", "--restarts", str(restarts), "--", "train", *words)
+    assert done.returncode == 0, done.stderr
+    assert host.remote(host.commands()[-1]).returncode == 0
+    return calls(host.bin, "train")
+
+
+@pytest.mark.parametrize("given, again", [
+    (["--out", "a", *TRICKY], ["--out", "a", *TRICKY, "--resume", "True"]),
+    (["--resume", "True", "--out", "a"], ["--resume", "True", "--out", "a"]),
+    (["--resume=True"], ["--resume=True"]),
+    (["--resume", "False"], ["--resume", "False", "--resume", "True"]),
+    (["--note", "--resume", "--name", "True"], ["--note", "--resume", "--name", "True", "--resume", "True"]),
+])  # fmt: skip
+def test_a_preempted_command_starts_again_with_resume(host, given, again):
+    program(host.bin, "train", PREEMPTED.format(ends=3, code=0))
+    started(host, *given)
+    assert host.wait() == "ended with code 0"
+    assert calls(host.bin, "train") == [given, again, again]
+    for i, code in enumerate((75, 75, 0)):
+        assert f"attempt {i} ended with code {code}" in host.log() and f"call {i + 1}\n" in host.log()
+
+
+@pytest.mark.parametrize("code", [1, 2, 143])
+def test_any_other_code_ends_the_job(host, code):
+    program(host.bin, "train", f"sys.exit({code})")
+    started(host)
+    assert host.wait() == f"ended with code {code}"
+    assert calls(host.bin, "train") == [[]]
+
+
+def test_restarts_are_counted(host):
+    program(host.bin, "train", "sys.exit(75)")
+    started(host, restarts=2)
+    assert host.wait() == "ended with code 75"
+    assert len(calls(host.bin, "train")) == 3
+
+
+def test_a_command_that_is_not_there_is_recorded(host):
+    assert job(host, "start 5 -- nothing-of-this-name").returncode == 0
+    assert host.wait() == "ended with code 127"
+
+
+def test_the_venv_comes_first(host):
+    folder = host.home / "fusion_jax/.venv/bin"
+    folder.mkdir(parents=True)
+    program(folder, "python", "")
+    assert job(host, "start 0 -- python a.py").returncode == 0
+    assert host.wait() == "ended with code 0" and calls(folder, "python") == [["a.py"]]
+
+
+SAVES = """
+import signal, time
+def save(*_):
+    print('saved', flush=True)
+    sys.exit(75)
+signal.signal(signal.SIGTERM, save)
+print('ready', flush=True)
+time.sleep(60)
+"""
+
+
+def running(host: Bench) -> None:
+    """A job that saves its state at SIGTERM, when it has come so far."""
+    program(host.bin, "train", SAVES)
+    started(host)
+    limit = time.monotonic() + 30
+    while "ready" not in host.log():
+        assert time.monotonic() < limit
+        time.sleep(0.02)
+
+
+def test_stop_lets_the_command_save_and_does_not_start_it_again(host):
+    running(host)
+    assert job(host, "status").stdout.endswith(": running\n")
+    done = job(host, "stop")
+    assert done.stdout.endswith(": ended with code 75\n"), done
+    assert host.log().count("saved") == 1 and len(calls(host.bin, "train")) == 1
+    assert job(host, "stop").stdout == done.stdout
+
+
+def test_one_job_at_a_time_and_a_new_one_after_its_end(host):
+    running(host)
+    second = job(host, "start 0 -- train again")
+    assert second.returncode == 2 and "a job is running already" in second.stderr
+    job(host, "stop")
+    assert calls(host.bin, "train") == [[]]
+    program(host.bin, "train", "")
+    assert job(host, "start 0 -- train again").returncode == 0
+    assert host.wait() == "ended with code 0"
+    assert calls(host.bin, "train") == [[], ["again"]] and "saved" in host.log()
+
+
+def test_a_killed_loop_is_told_from_an_end(host):
+    """Its command still holds the devices, so the host is not free until that ends, too."""
+    running(host)
+    [pid] = [int(p.read_text()) for p in host.home.glob("fusion_jax/.job/*/pid")]
+    os.kill(pid, signal.SIGKILL)
+    limit = time.monotonic() + 30
+    while Path(f"/proc/{pid}").exists():
+        assert time.monotonic() < limit
+        time.sleep(0.01)
+    assert job(host, "status").stdout.endswith(": running\n")
+    lost = job(host, "stop")
+    assert lost.returncode == 2 and f"kill -KILL -- -{pid}" in lost.stderr
+    os.killpg(pid, signal.SIGKILL)
+    assert host.wait() == "killed before its end"
+
+
+def test_logs_follow_until_the_end_behind_the_hosts_name(host):
+    program(host.bin, "train", "import time; print('first', flush=True); time.sleep(1.5); print('last')")
+    started(host)
+    lines = job(host, "logs").stdout.splitlines()
+    name = host.remote("uname -n").stdout.strip()
+    assert all(line.startswith(f"{name}: ") for line in lines)
+    assert {f"{name}: first", f"{name}: last"} <= set(lines) and lines[-1] == f"{name}: ended with code 0"
+
+
+def test_without_a_job(host):
+    assert job(host, "status").stdout.endswith(": no job yet\n")
+    assert job(host, "stop").stdout.endswith(": no job yet\n")
+    done = job(host, "logs")
+    assert done.returncode == 2 and "Start one: tpu.sh run" in done.stderr
+    assert job(host, "restart").returncode == 2
+
+
+def test_attempt_becomes_the_command_as_the_manifest_needs(host):
+    program(host.bin, "train", "sys.exit(75)")
+    first, later = job(host, "attempt 0 -- train a"), job(host, "attempt 4 -- train a")
+    assert first.returncode == later.returncode == 75
+    assert calls(host.bin, "train") == [["a"], ["a", "--resume", "True"]]
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Bench:
+    """A machine with the sources and a Python that only records what it is asked."""
+    made = Bench(tmp_path / "bin", tmp_path)
+    made.bin.mkdir()
+    shutil.copytree(SCRIPTS, tmp_path / "tpu_scripts")
+    (tmp_path / "requirements.txt").write_text("jax==0.10.2\n")
+    program(made.bin, "python3.11", INTERPRETER)
+    return made
+
+
+@pytest.mark.parametrize("driver, option, build", [
+    ("580.65.06\n580.65.06", "", "cuda13"), ("590.1", "", "cuda13"), ("570.124.04", "", "cuda12"), ("525.60.13", "", "cuda12"), ("580.65.06", "cuda12", "cuda12"),
+])  # fmt: skip
+def test_the_driver_decides_the_cuda_build(machine, driver, option, build):
+    program(machine.bin, "nvidia-smi", f"print({driver!r})")
+    done = machine.remote(f"tpu_scripts/gpu_setup.sh {option}")
+    assert done.returncode == 0, done.stderr
+    environment, install, check = calls(machine.bin, "python3.11")
+    assert environment == ["-m", "venv", ".venv"]
+    assert install == ["-m", "pip", "install", "-q", "-r", "requirements.txt", f"jax[{build}]"]
+    assert check[0] == "-c" and 'jax.devices("gpu")' in check[1]
+
+
+@pytest.mark.parametrize("body, option, problem", [
+    ("print('470.1')", "", "driver 470.1 is too old for cuda12. Install driver 525 or newer."),
+    ("print('570.1')", "cuda13", "driver 570.1 is too old for cuda13. Install driver 580 or newer."),
+    ("print('580.1')", "cuda11", "'cuda11' is no CUDA build. Give cuda12 or cuda13."),
+    ("print('no devices'); sys.exit(9)", "", "nvidia-smi: no devices. Repair the driver."),
+    ("print('N/A')", "", "names no driver version ('N/A')"),
+])  # fmt: skip
+def test_a_driver_that_does_not_fit_is_refused_before_anything_is_installed(machine, body, option, problem):
+    program(machine.bin, "nvidia-smi", body)
+    done = machine.remote(f"tpu_scripts/gpu_setup.sh {option}")
+    assert done.returncode == 2 and problem in done.stderr and calls(machine.bin, "python3.11") == []
+
+
+def test_a_gpu_that_jax_does_not_see_is_an_error(machine):
+    program(machine.bin, "nvidia-smi", "print('580.1')")
+    with open(machine.bin / "python3.11", "a") as python:
+        python.write("sys.exit('-c' in words)\n")
+    done = machine.remote("tpu_scripts/gpu_setup.sh")
+    assert done.returncode == 2 and "jax does not see the GPU (driver 580.1, cuda13)" in done.stderr
+
+
+def test_an_image_without_python_311_gets_one_from_uv(machine):
+    """As `python3` the stand-in answers pip and uv; the real python3.11 of this machine is hidden."""
+    shutil.move(machine.bin / "python3.11", machine.bin / "python3")
+    for name in ("bash", "dirname"):
+        (machine.bin / name).symlink_to(shutil.which(name) or "")
+    done = subprocess.run(
+        ["bash", "tpu_scripts/venv.sh", "tpu"], cwd=machine.home, env={"PATH": str(machine.bin)},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    uv, environment, install = calls(machine.bin, "python3.11")
+    assert uv[:5] == ["-m", "pip", "install", "-q", "--user"] and uv[5].startswith("uv==")
+    assert environment == ["-m", "uv", "venv", "-q", "--python", "3.11", "--seed", ".venv"]
+    assert install[-2:] == ["jax[tpu]", "etils[epath-gcs]"]
+
+
+def test_an_unknown_build_of_jax_is_refused(machine):
+    done = machine.remote("tpu_scripts/venv.sh rocm")
+    assert done.returncode == 2 and "'rocm' is no build of jax. Give tpu, cuda12 or cuda13." in done.stderr

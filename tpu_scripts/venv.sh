@@ -1,0 +1,26 @@
+#!/usr/bin/env bash
+# Makes .venv beside the sources: Python 3.11, requirements.txt, and jax's build for tpu, cuda12 or cuda13.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+readonly UV=0.13.9
+build=${1:-}
+case $build in
+tpu) packages=("jax[tpu]" "etils[epath-gcs]") ;; # a TPU's disk goes with it: gs:// paths
+cuda12 | cuda13) packages=("jax[$build]") ;;
+*)
+  echo "error: '$build' is no build of jax. Give tpu, cuda12 or cuda13." >&2
+  exit 2
+  ;;
+esac
+
+if [[ ! -x .venv/bin/python ]]; then
+  if command -v python3.11 >/dev/null; then
+    python3.11 -m venv .venv
+  else # the image of a TPU VM may bring an older Python: uv fetches its own
+    python3 -m pip install -q --user "uv==$UV"
+    python3 -m uv venv -q --python 3.11 --seed .venv
+  fi
+fi
+# The pins of requirements.txt decide the versions.
+.venv/bin/python -m pip install -q -r requirements.txt "${packages[@]}"
