@@ -24,8 +24,7 @@ def replacing(path: str | os.PathLike[str], *, sync: bool = True) -> Iterator[Pa
     try:
         yield temporary
         if sync:
-            with open(temporary, "rb") as written:
-                os.fsync(written.fileno())
+            flush(temporary)
         os.replace(temporary, target)
     except OSError as error:
         if error.filename == os.fspath(temporary):
@@ -33,6 +32,12 @@ def replacing(path: str | os.PathLike[str], *, sync: bool = True) -> Iterator[Pa
         raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def flush(path: Path) -> None:
+    """Wait until the disk has a file."""
+    with open(path, "rb") as written:
+        os.fsync(written.fileno())
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:

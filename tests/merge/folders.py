@@ -62,3 +62,9 @@ def make_models(folder: Path, count: int = 3, dtype: np.dtype = np.dtype(np.floa
     for seed in range(count + 1):
         write_model(folder / (f"m{seed}" if seed else "base"), tensors(seed, dtype))
     return [str(folder / f"m{seed}") for seed in range(1, count + 1)]
+
+
+def ties(folder: Path, **changes: Any) -> dict[str, Any]:
+    """A recipe for `make_models`."""
+    models = [{"model": str(folder / f"m{i}"), "parameters": {"weight": 0.4, "density": 0.5}} for i in (1, 2, 3)]
+    return {"merge_method": "ties", "base_model": str(folder / "base"), "models": models, **changes}
