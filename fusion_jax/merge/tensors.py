@@ -143,12 +143,12 @@ def _content_hash(array: np.ndarray) -> str:
 
 
 def _rewritten(prepared: Prepared, tensor: TensorPlan) -> dict[TensorInput, np.ndarray]:
-    """The models' rows in the order of the output's vocabulary."""
+    """The models' rows in the order of the output's vocabulary; models that lack the tensor have no rows to give."""
     assert prepared.rows is not None
     of_model = {one.model: one for one in tensor.reads}
-    order = [of_model[model] for model in prepared.recipe.inputs]
-    new = remap(prepared.rows, [jnp.asarray(prepared.entry(one).mapped()) for one in order])
-    return {one: np.asarray(array) for one, array in zip(order, new, strict=True)}
+    places = {of_model[model]: i for i, model in enumerate(prepared.recipe.inputs) if model in of_model}
+    new = remap(prepared.rows.of(list(places.values())), [jnp.asarray(prepared.entry(one).mapped()) for one in places])
+    return {one: np.asarray(array) for one, array in zip(places, new, strict=True)}
 
 
 def _as_stored(entry: TensorEntry, array: np.ndarray) -> np.ndarray:

@@ -114,10 +114,14 @@ def varm_weights(
     if granularity not in known:
         problem = f"'{granularity}' has no weights for whole tensors"
         raise InputError(problem, field="granularity", cure=f"Take one of {', '.join(known)}")
-    if not temp > 0:
-        raise InputError(f"{temp} is not above 0", field="temp", cure="Give a positive temperature")
+    _check_temp(temp)
     values = _values(statistics, granularity)
     return {name: _weights(values(name), varm_mode, softmax, temp) for name in statistics}
+
+
+def _check_temp(temp: float) -> None:
+    if not temp > 0:
+        raise InputError(f"{temp} is not above 0", field="temp", cure="Give a positive temperature")
 
 
 def _values(statistics: Mapping[str, Statistic], granularity: Granularity) -> Callable[[str], np.ndarray]:
@@ -170,10 +174,11 @@ def varm(
     Raises InputError without a base of their shape, and for a wide granularity without weights.
     """
     count, base = count_models(models, "varm"), need_base(models, base, "varm")
+    _check_temp(temp)
+    if granularity == "avg_item" and merge_type == "default":
+        cure = "Take square or abs"
+        raise InputError("signed changes are no weights of elements", field="merge_type", cure=cure)
     if weight is None and granularity == "avg_item":
-        if merge_type == "default":
-            cure = "Take square or abs"
-            raise InputError("signed changes are no weights of elements", field="merge_type", cure=cure)
         return _avg_item(models, base, merge_type=merge_type, math_dtype=math_dtype)
     if weight is None and granularity in WIDE and varm_mode == "intended":
         cure = "Give what varm_weights makes of the statistics of all tensors"

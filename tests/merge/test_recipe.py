@@ -63,7 +63,7 @@ def read(tmp_path: Path, text: str) -> Recipe:
     return read_recipe(path, METHODS)
 
 
-def llama(layers: int, *, vocab: int = 10, width: int = 4, head: bool = True, tied: bool = False) -> Checkpoint:
+def llama(layers: int, *, vocab: int = 10, width: int = 4, head: bool = True, tied: bool | None = None) -> Checkpoint:
     shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (vocab, width), "model.norm.weight": (width,)}
     for i in range(layers):
         shapes[f"model.layers.{i}.self_attn.q_proj.weight"] = (width, width)
@@ -315,6 +315,12 @@ def test_tied_heads() -> None:
     assert not one.tied and head.name == "lm_head.weight" and head.rows == "head"
     assert head.inputs[0].tensor == "lm_head.weight" and head.base is not None
     assert head.base.tensor == "model.embed_tokens.weight"
+    for lost, other in (("a", llama(1)), ("a", llama(1, head=False)), ("base", llama(1, tied=True))):
+        given = {"a": other, "base": other} | {lost: llama(1, head=False, tied=False)}
+        with pytest.raises(InputError, match=rf"^{lost}, field 'lm_head\.weight': is missing, and by config.json"):
+            plan_tensors(recipe, METHODS, given)
+    neither = plan_tensors(recipe, METHODS, dict.fromkeys(("a", "base"), llama(1, head=False, tied=False)))
+    assert not neither.tied and not [t for t in neither.tensors if t.rows == "head"]  # models that only embed
 
 
 def test_tied_slices_of_two_models_get_a_head(tmp_path: Path) -> None:
