@@ -318,7 +318,7 @@ def _chat_template(raw: Any, place: Place) -> str | None:
         return cast(str | None, raw)
     beside = Path(place.file).parent if place.file else Path()
     for path in (Path(raw), beside / raw) if isinstance(raw, str) and "\n" not in raw else ():
-        if path.is_file():
+        if os.path.isfile(path):  # False of a name too long for a file, too
             return path.read_text(encoding="utf-8")
     raise place.error(f"{shown(raw)} is no chat template", "Give 'auto', a Jinja template or the path of one")
 

@@ -44,7 +44,7 @@ def _numel(record: Record) -> int:
 
 def _clashes(prepared: Prepared) -> list[str]:
     return [
-        f"**Ids that mean different tokens**: {c.count} of {c.shared} in `{c.model}`, the first {c.first[0]} "
+        f"**Ids that mean different tokens**: {c.differing} of {c.shared} in `{c.model}`, the first {c.first[0]} "
         f"('{c.first[2]}', '{c.first[1]}' in the output). Set `tokenizer_source` if their rows matter."
         for c in prepared.clashes
     ]  # fmt: skip

@@ -251,7 +251,7 @@ METHODS = (
     Method(
         "karcher",
         karcher,
-        (Parameter("max_iter", 10, least=1), Parameter("tol", 1e-5, least=0.0)),
+        (Parameter("max_iter", 10, least=1, most=2**31 - 1), Parameter("tol", 1e-5, least=0.0)),
         base="optional",
     ),
 )
