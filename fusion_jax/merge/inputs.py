@@ -80,8 +80,8 @@ class Prepared:
         return self.inputs[tensor.model].entries[tensor.tensor]
 
     def dtype(self, tensor: TensorPlan) -> np.dtype:
-        """Of the saved tensor: the recipe's, else as it is stored in the base or the first model, but for float64, which
-        is saved as float32."""
+        """Of the saved tensor: the recipe's, else as it is stored in the base or the first model; float64 becomes
+        float32."""
         if self.recipe.out_dtype is not None:
             return np.dtype(jnp.dtype(self.recipe.out_dtype))
         stored = self.entry(tensor.base or tensor.inputs[0]).dtype
