@@ -1,8 +1,8 @@
 """A recipe carried out: folders in, a folder out, tensor by tensor, in memory for a few of the largest tensor.
 
-The output is there whole or not at all, also after a loss of power; a merge that was killed goes on with the files that
-are missing. Numbers do not depend on the order of tensors, on what was resumed or, but for the rounding of sums, on the
-devices (merge specification, sections 1, 9, 10 and 12).
+The output is there whole or not at all; a merge that was killed goes on with the files that are missing. Numbers do not
+depend on the order of tensors, on what was resumed or, but for the rounding of sums, on the devices (merge
+specification, sections 1, 9, 10 and 12).
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -23,7 +22,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from fusion_jax.errors import InputError
-from fusion_jax.files import flush, replacing, write_json
+from fusion_jax.files import replacing, write_json
 from fusion_jax.merge.analysis import weighed
 from fusion_jax.merge.config_files import write_config
 from fusion_jax.merge.inputs import Prepared, prepare
@@ -63,7 +62,7 @@ def merge(
       out: a folder that is not there yet. Until the end all lies in .NAME.unfinished beside it; after a kill or a fault
         of the disk the same call goes on there, and another recipe starts anew.
       mesh: every tensor is split over all of its devices.
-      shard_bytes: of an output file. A kill loses the one that is written, and perhaps the one before it.
+      shard_bytes: of an output file: what a kill loses at most.
       locate: a model's name in the recipe -> its folder; zoo:NAME is known.
       progress: called with bytes of inputs used, bytes in all, the tensor's name.
 
@@ -90,7 +89,7 @@ def merge(
         records.sort(key=lambda record: order[record["name"]])
         write_index(place, shards)
         _write_log(place, records)
-        write_json(place / PROVENANCE, _provenance(prepared, records))
+        write_json(place / PROVENANCE, _provenance(prepared, records), sync=False)
         write_report(prepared, records, place)
     return MergeSummary(Path(out), records, prepared)
 
@@ -109,35 +108,22 @@ def _recorded(
 
 
 def _write_shards(place: Path, shards: Iterable[Shard], records: Sequence[Record]) -> None:
-    """Each file, and its records when the disk has it: another thread waits for that while the next one is made."""
-    settled: Future[None] | None = None
-    with ThreadPoolExecutor(1) as thread:
-        for shard in shards:
-            write_shard(place, shard, sync=False)
-            if settled:
-                settled.result()
-            settled = thread.submit(_settle, place, shard.file, records[-len(shard.tensors) :])
-    if settled:
-        settled.result()
-
-
-def _settle(place: Path, file: str, records: Sequence[Record]) -> None:
-    flush(place / file)
-    with open(place / RECORDS, "a", encoding="utf-8") as log:
-        log.writelines(json.dumps(r) + "\n" for r in records)
-        log.flush()
-        os.fsync(log.fileno())
+    """Each file, then its records. To wait for the disk would take as long again: the system writes it when it can."""
+    for shard in shards:
+        write_shard(place, shard, sync=False)
+        with open(place / RECORDS, "a", encoding="utf-8") as log:
+            log.writelines(json.dumps(r) + "\n" for r in records[-len(shard.tensors) :])
 
 
 def _write_log(place: Path, records: Iterable[Record]) -> None:
-    with replacing(place / RECORDS) as temporary:
+    with replacing(place / RECORDS, sync=False) as temporary:
         temporary.write_text("".join(json.dumps(r) + "\n" for r in records), encoding="utf-8")
 
 
 def _resumed(place: Path, shards: Sequence[Shard]) -> tuple[list[Shard], list[Record]]:
     """The files that are still to be made, and the records of the others; the log then holds these alone.
 
-    A file counts with all of its records only, which are written when the disk has it.
+    A file counts with all of its records only, which are written after it.
     """
     known = {record["name"]: record for record in _logged(place / RECORDS)}
     finished = [s for s in shards if all(t.name in known for t in s.tensors) and _whole(place / s.file)]

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from fusion_jax.errors import InputError
-from fusion_jax.files import flush, read_json, write_json
+from fusion_jax.files import read_json, write_json
 
 IDENTITY, LOCK = "identity.json", "lock"
 NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # some network disks have none
@@ -20,7 +20,7 @@ NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # some network disks 
 
 @contextmanager
 def unfinished(out: str | os.PathLike[str], identity: dict[str, Any]) -> Iterator[Path]:
-    """A folder beside `out` that takes its name at the end, when the disk has all of it.
+    """A folder beside `out` that takes its name at the end.
 
     One that is there already goes on if it is of the same identity, else it is made anew. It survives a kill and, where
     a weight file in it is finished, a fault of the disk; an `InputError` removes it.
@@ -42,8 +42,6 @@ def unfinished(out: str | os.PathLike[str], identity: dict[str, Any]) -> Iterato
                 torn.unlink()
             write_json(known, identity)
             yield place
-            for file in place.iterdir():
-                flush(file)
             os.replace(place, target)
         except InputError:
             _remove(place)
