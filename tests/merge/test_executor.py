@@ -74,6 +74,16 @@ def test_trees_in_memory_are_merged_as_folders_are(models):
     np.testing.assert_array_equal(read_model(models / "drawn")["lm_head.weight"], drawn["lm_head.weight"])
 
 
+def test_a_revision_is_told_as_asked_for_and_not_checked(models):
+    given = ties(models)
+    given["models"][0]["model"] += "@v2"
+    merge(given, models / "out")
+    inputs = json.loads((models / "out/merge.json").read_text())["inputs"]
+    told = {Path(model).name: [key for key in one if "revision" in key] for model, one in inputs.items()}
+    assert told == {"base": [], "m1": ["revision asked for, not checked"], "m2": [], "m3": []}
+    assert inputs[str(models / "m1")][told["m1"][0]] == "v2"
+
+
 def test_slices_stack_layers(models):
     sources = [("m1", [0, 2]), ("m2", [0, 3])]
     slices = [{"sources": [{"model": str(models / m), "layer_range": r}]} for m, r in sources]
