@@ -28,6 +28,11 @@ def ties(folder: Path, **changes: Any) -> dict[str, Any]:
     return {"merge_method": "ties", "base_model": str(folder / "base"), "models": models, **changes}
 
 
+def varm(folder: Path, **parameters: Any) -> dict[str, Any]:
+    models = [{"model": str(folder / f"m{i}")} for i in (1, 2, 3)]
+    return ties(folder, merge_method="varm", parameters=parameters) | {"models": models}
+
+
 @pytest.fixture
 def models(tmp_path):
     make_models(tmp_path, 3)
@@ -199,6 +204,17 @@ def test_nan_is_told_with_its_tensor_and_nothing_is_left(models):
     assert not (models / "out").exists() and not (models / ".out.unfinished").exists()
 
 
+@pytest.mark.parametrize("granularity", ["avg_param", "avg_item", "avg_model"])
+def test_nan_under_varm_is_told_like_any_other(models, granularity):
+    bad = tensors(2)
+    bad["model.layers.1.mlp.up_proj.weight"][3, 4] = np.nan
+    write_model(models / "bad", bad)
+    given = varm(models, granularity=granularity)
+    given["models"][1]["model"] = str(models / "bad")
+    with pytest.raises(InputError, match=r"bad/model.safetensors, field 'model.layers.1.mlp.up_proj.weight'.*NaN"):
+        merge(given, models / "out")
+
+
 def test_overflow_of_the_output_dtype_is_told(models):
     given = ties(models, dtype="float16", parameters={"lambda": 1e8, "normalize": False})
     with pytest.raises(InputError, match=r"numbers that float16 does not hold.*Lower `lambda`"):
@@ -233,15 +249,31 @@ def test_dry_run_tells_rules_memory_and_time(models):
 
 @pytest.mark.parametrize("granularity", ["avg_layer", "avg_model"])
 def test_varm_weights_of_more_than_a_tensor(models, granularity):
-    given = ties(models, merge_method="varm", parameters={"granularity": granularity})
-    given["models"] = [{"model": one["model"]} for one in given["models"]]
-    records = {r["name"]: r for r in merge(given, models / "out").records}
+    records = {r["name"]: r for r in merge(varm(models, granularity=granularity), models / "out").records}
     layer = [records[f"model.layers.1.mlp.{n}_proj.weight"]["coefficients"] for n in ("up", "down")]
     assert layer[0] == layer[1] and layer[0] != [1 / 3] * 3
     changes = [{n: v - tensors(0)[n] for n, v in tensors(i).items()} for i in (1, 2, 3)]
     kept = [n for n in changes[0] if granularity == "avg_model" or ".layers.1." in n]
     sums = [sum((c[n] ** 2).sum() if granularity == "avg_model" else (c[n] ** 2).mean() for n in kept) for c in changes]
     np.testing.assert_allclose(layer[0], np.asarray(sums) / sum(sums), rtol=1e-5)
+
+
+def test_rules_on_varms_granularity_hold_tensor_by_tensor(models):
+    mixed = {
+        "granularity": [{"filter": "mlp", "value": "avg_layer"}, {"filter": "attn", "value": "avg_model"}, {"value": "avg_param"}],
+        "softmax": [{"filter": "up_proj", "value": True}, {"value": False}], "temp": 1e-4,
+    }  # fmt: skip
+    found = coefficients(models, "mixed", **mixed)
+    alone = {g: coefficients(models, g, granularity=g) for g in ("avg_layer", "avg_model", "avg_param")}
+    soft = coefficients(models, "soft", granularity="avg_layer", softmax=True, temp=1e-4)
+    assert len({tuple(x["model.layers.1.mlp.up_proj.weight"]) for x in (soft, *alone.values())}) == 4
+    for name, values in found.items():
+        kind = "avg_layer" if "mlp" in name else "avg_model" if "attn" in name else "avg_param"
+        assert values == (soft if "up_proj" in name else alone[kind])[name], name
+
+
+def coefficients(models: Path, out: str, **parameters: Any) -> dict[str, list[float]]:
+    return {r["name"]: r["coefficients"] for r in merge(varm(models, **parameters), models / out).records}
 
 
 @pytest.mark.parametrize(

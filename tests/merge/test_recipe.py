@@ -15,7 +15,6 @@ from fusion_jax.merge.plan import Checkpoint, TensorInput, plan_tensors, resolve
 from fusion_jax.merge.recipe import Recipe, TokenRule, read_recipe
 from tests.conftest import GOLDEN
 
-
 LINEAR = (
     "merge_method: linear\nmodels:\n  - {model: a, parameters: {weight: 1}}\n  - {model: b, parameters: {weight: 2}}\n"
 )
@@ -250,7 +249,9 @@ def test_types_seed_revisions_and_template(tmp_path: Path) -> None:
         ("{path: a@v2}", "a@v2", {}),
     ],
 )
-def test_a_revision_may_stand_behind_the_path(tmp_path: Path, written: str, path: str, revisions: dict[str, str]) -> None:
+def test_a_revision_may_stand_behind_the_path(
+    tmp_path: Path, written: str, path: str, revisions: dict[str, str]
+) -> None:
     recipe = read(tmp_path, LINEAR.replace("model: a,", f"model: {written},"))
     assert recipe.models == (path, "b") and recipe.revisions == revisions
 
