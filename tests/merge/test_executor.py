@@ -16,7 +16,6 @@ import pytest
 
 from fusion_jax import InputError
 from fusion_jax.merge import executor, merge, merge_trees, methods, prepare
-from fusion_jax.merge.estimate import estimate, rules
 from fusion_jax.models.safetensors_io import write_shard
 from tests.merge.folders import BF16, CONFIG, INNER, LAYERS, make_models, read_model, tensors, write_model
 
@@ -235,16 +234,6 @@ def test_other_architecture_is_refused(models):
     given["models"][0]["model"] = str(models / "other")
     with pytest.raises(InputError, match=r"other/config.json, field 'num_attention_heads': is 4, but 2 in"):
         prepare(given)
-
-
-def test_dry_run_tells_rules_memory_and_time(models):
-    prepared = prepare(ties(models, parameters={"density": [0.2, 0.8]}))
-    table = rules(prepared)
-    assert [r["models"] for r in table] == [3] * len(tensors(0))
-    assert "density=[0.5 0.5 0.5]" in table[0]["parameters"]
-    found = estimate(prepared)
-    assert found["tensors"] == len(tensors(0)) and float(found["s of arithmetic"]) >= 0
-    assert {p.name for p in models.iterdir()} == {"base", "m1", "m2", "m3"}
 
 
 @pytest.mark.parametrize("granularity", ["avg_layer", "avg_model"])
