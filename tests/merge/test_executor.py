@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from fusion_jax import InputError
-from fusion_jax.merge import executor, merge, merge_trees, methods, prepare
+from fusion_jax.merge import executor, merge, methods, prepare
 from fusion_jax.models.safetensors_io import write_shard
 from tests.merge.folders import BF16, CONFIG, INNER, LAYERS, make_models, read_model, tensors, write_model
 
@@ -64,18 +64,6 @@ def test_output_is_what_the_method_gives(models):
     for name, value in read_model(models / "out").items():
         want = methods.ties(stack[name], tensors(0)[name], weight=0.4, density=0.5).tensor
         np.testing.assert_allclose(value, want, rtol=0, atol=1e-7, err_msg=name)
-
-
-def test_trees_in_memory_are_merged_as_folders_are(models):
-    merge(ties(models), models / "out")
-    found = merge_trees("ties", [tensors(i) for i in (1, 2, 3)], tensors(0), weight=0.4, density=0.5)
-    for name, value in read_model(models / "out").items():
-        np.testing.assert_allclose(value, found[name], rtol=0, atol=1e-7)
-    drawn = merge_trees("dare_linear", [tensors(1), tensors(2)], tensors(0), weight=0.5, density=0.3, seed=1)
-    given = ties(models, merge_method="dare_linear", seed=1)
-    given["models"] = [{"model": str(models / f"m{i}"), "parameters": {"weight": 0.5, "density": 0.3}} for i in (1, 2)]
-    merge(given, models / "drawn")
-    np.testing.assert_array_equal(read_model(models / "drawn")["lm_head.weight"], drawn["lm_head.weight"])
 
 
 def test_a_revision_is_told_as_asked_for_and_not_checked(models):
@@ -263,27 +251,3 @@ def test_rules_on_varms_granularity_hold_tensor_by_tensor(models):
 
 def coefficients(models: Path, out: str, **parameters: Any) -> dict[str, list[float]]:
     return {r["name"]: r["coefficients"] for r in merge(varm(models, **parameters), models / out).records}
-
-
-@pytest.mark.parametrize(
-    ("method", "count", "base", "parameters", "said"),
-    [
-        ("tie", 2, True, {}, "no merge method is called 'tie'. Write 'ties'"),
-        ("ties", 2, True, {"weight": 1.0, "densty": 1.0}, "field 'densty': ties has no parameter 'densty'. Write 'density'"),
-        ("ties", 2, True, {}, "field 'weight': ties needs it"),
-        ("ties", 2, False, {"weight": 1.0}, "ties needs a base"),
-        ("linear", 2, True, {"weight": 1.0}, "linear has no base"),
-        ("linear", 0, False, {"weight": 1.0}, "linear does not merge 0 models"),
-    ],
-)  # fmt: skip
-def test_trees_that_do_not_fit_are_refused(method, count, base, parameters, said):
-    with pytest.raises(InputError) as caught:
-        merge_trees(method, [tensors(i + 1) for i in range(count)], tensors(0) if base else None, **parameters)
-    assert said in str(caught.value)
-
-
-def test_leaves_that_are_no_floats_are_refused_by_name():
-    with pytest.raises(InputError, match=r"field 'a.b': is int32\[3\]"):
-        merge_trees("linear", [{"a": {"b": np.ones(3, np.int32)}}] * 2, weight=1.0)
-    with pytest.raises(InputError, match="different structures"):
-        merge_trees("linear", [{"a": np.ones(3, np.float32)}, {"b": np.ones(3, np.float32)}], weight=1.0)
