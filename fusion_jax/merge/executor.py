@@ -170,8 +170,12 @@ def _check_room(place: Path, missing: Iterable[Shard]) -> None:
 
 
 def _provenance(prepared: Prepared, records: Iterable[Record]) -> dict[str, Any]:
-    """The recipe resolved, and a hash of all that was read of each model; each tensor's numbers are in its record."""
+    """The recipe resolved, and a hash of all that was read of each model; each tensor's numbers are in its record.
+
+    A folder does not tell its revision: one that the recipe asks for is told as what it is, a wish.
+    """
     hashes: dict[str, list[str]] = {}
+    revisions = prepared.recipe.revisions
     for record in records:
         for place, content in record["xxh3_128"].items():
             model, _, tensor = place.rpartition("/")
@@ -179,8 +183,8 @@ def _provenance(prepared: Prepared, records: Iterable[Record]) -> dict[str, Any]
     inputs = {
         model: {
             "sha256 of tensor names and hashes": hashlib.sha256("\n".join(sorted(set(found))).encode()).hexdigest(),
-            "revision": prepared.recipe.revisions.get(model),
         }
+        | ({"revision asked for, not checked": revisions[model]} if model in revisions else {})
         for model, found in hashes.items()
     }  # fmt: skip
     return {"recipe": json.loads(json.dumps(asdict(prepared.recipe), default=str)), "inputs": inputs}

@@ -235,16 +235,21 @@ def told(prepared: Prepared, made: Made) -> tuple[Record, np.ndarray]:
     return record, value
 
 
-def _check_finite(prepared: Prepared, tensor: TensorPlan, norms: dict[str, np.ndarray], value: np.ndarray) -> None:
-    """A sum of squares tells NaN and infinity at no cost; only then all numbers are looked at."""
-    if all(np.isfinite(x).all() for x in norms.values()):
-        return
+def check_inputs(prepared: Prepared, tensor: TensorPlan) -> None:
+    """Raises InputError where what is read for a tensor holds NaN or infinity; names the file."""
     for one in tensor.reads:
         entry = prepared.entry(one)
         if not np.isfinite(entry.mapped().astype(np.float32)).all():
             raise InputError(
                 "holds NaN or infinity", file=entry.file, field=one.tensor, cure="Restore or leave out this model"
             )
+
+
+def _check_finite(prepared: Prepared, tensor: TensorPlan, norms: dict[str, np.ndarray], value: np.ndarray) -> None:
+    """A sum of squares tells NaN and infinity at no cost; only then all numbers are looked at."""
+    if all(np.isfinite(x).all() for x in norms.values()):
+        return
+    check_inputs(prepared, tensor)
     if not np.isfinite(value.astype(np.float32)).all():
         raise InputError(
             f"the merged tensor has numbers that {value.dtype} does not hold", file=prepared.recipe.file,
