@@ -32,17 +32,16 @@ def compile_request(values: dict, folder: Path, full: bool) -> None:
     """Lower and compile; the compiler dumps what it does as it goes."""
     from jax.experimental import topologies
 
-    from fusion_jax.plan.programs import from_json, lower
+    from fusion_jax.plan.programs import lower
+    from fusion_jax.plan.requests import from_json
     from fusion_jax.plan.slices import slice_of
 
     request = from_json(values)
     where = slice_of(request.slice)
-    described = topologies.get_topology_desc(
-        platform="tpu", topology_name=where.topology, **where.topology_options
-    )
+    described = topologies.get_topology_desc(platform="tpu", topology_name=where.topology, **where.topology_options)
     lowered, devices = lower(request, list(described.devices))
     write(folder, "lowered.json", {"coords": [list(d.coords) for d in devices]})
-    compiled = lowered.compile(compiler_options=where.chip.compiler_options)
+    compiled = lowered.compile(compiler_options=dict(where.chip.compiler_options))
     if full:
         (folder / "final.part").write_text(compiled.as_text() or "", encoding="utf-8")
         (folder / "final.part").rename(folder / "final.txt")

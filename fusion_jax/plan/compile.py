@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from fusion_jax.errors import InputError
-from fusion_jax.plan.programs import Request, to_json
+from fusion_jax.plan.requests import Request, to_json
 from fusion_jax.plan.slices import slice_of
 
 ENVIRONMENT = {
@@ -101,7 +101,7 @@ def compile_for(request: Request, *, full: bool = False, limit: float = 3600.0) 
 def _wait(child: subprocess.Popen[str], folder: Path, full: bool, deadline: float) -> None:
     """Until the child has ended or, unless all is wanted, the scheduled program is on the disk."""
     while child.poll() is None and time.monotonic() < deadline:
-        if not full and (done := _dumped(folder, SCHEDULED)) and done.with_name(_stem(done) + "debug_options").exists():
+        if not full and _complete(_dumped(folder, SCHEDULED)):
             return
         time.sleep(0.05)
 
@@ -112,8 +112,13 @@ def _dumped(folder: Path, ending: str) -> Path | None:
     return max((f for f in found if ".cpu_" not in f.name), key=lambda f: f.stat().st_size, default=None)
 
 
-def _stem(file: Path) -> str:
-    return file.name.removesuffix(SCHEDULED)
+def _complete(file: Path | None) -> bool:
+    """Whether the whole program is written: its entry comes last."""
+    if file is None:
+        return False
+    text = file.read_text(encoding="utf-8", errors="replace")
+    entry = text.find("\nENTRY ")
+    return entry >= 0 and text.find("\n}", entry) >= 0
 
 
 def _read(request: Request, folder: Path, full: bool, seconds: float) -> Compiled:

@@ -52,12 +52,16 @@ class Times:
         return self.compute + self.memory + self.exposed
 
     def __add__(self, other: Times) -> Times:
-        return Times(*(getattr(self, f.name) + getattr(other, f.name) for f in dataclasses.fields(self)))
+        return Times(
+            self.compute + other.compute, self.memory + other.memory, self.exposed + other.exposed,
+            self.overlapped + other.overlapped, self.flops + other.flops, self.parts + other.parts,
+        )  # fmt: skip
 
     def __mul__(self, times: int) -> Times:
-        parts = Counter({name: seconds * times for name, seconds in self.parts.items()})
-        numbers = (getattr(self, f.name) * times for f in dataclasses.fields(self) if f.name != "parts")
-        return Times(*numbers, parts)
+        return Times(
+            self.compute * times, self.memory * times, self.exposed * times, self.overlapped * times,
+            self.flops * times, Counter({name: seconds * times for name, seconds in self.parts.items()}),
+        )  # fmt: skip
 
 
 def step_time(module: Module, where: Slice, coords: Sequence[Sequence[int]]) -> Times:
@@ -208,8 +212,9 @@ class _Schedule:
         cycles = re.search(r'"estimated_cycles":"?(\d+)', i.attributes)
         if cycles:
             seconds = int(cycles.group(1)) / chip.clock
-        bound = {"compute": seconds} if arithmetic >= moving else {"memory": seconds}
-        self.out += Times(**bound, flops=flops, parts=Counter({_label(i): seconds}))
+        bound = arithmetic >= moving
+        parts = Counter({_label(i): seconds})
+        self.out += Times(seconds * bound, seconds * (not bound), flops=flops, parts=parts)
         self.now += seconds
 
 

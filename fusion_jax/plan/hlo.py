@@ -14,7 +14,8 @@ _BITS = {
 }  # fmt: skip
 _SHAPE = re.compile(r"([a-z]+[0-9a-z]*)\[([0-9,<=]*)\](\{[^{}]*\})?")
 _HEADER = re.compile(r"^(ENTRY )?%?([^\s(]+) \(.*\{$")
-_LINE = re.compile(r"^\s+(ROOT )?%?([^\s=]+) = (.*)$")
+_LINE = re.compile(r"^\s+(ROOT )?%?([^\s=]+) = ((?:\(|[a-z]+[0-9a-z]*\[).*)$")
+_BY_AXES = re.compile(r"replica_groups=mesh\[([^\]]*)\](?:,? ?device_ids=[^{]*)?\s*\{([^}]*)\}")
 _COMMENT = re.compile(r"/\*.*?\*/")
 
 
@@ -195,12 +196,12 @@ def replica_groups(attributes: str, devices: int) -> list[list[int]]:
         shape, sizes, order = ([int(d) for d in (part or "").split(",") if d] for part in counted.groups())
         ids = np.arange(int(np.prod(sizes))).reshape(sizes)
         return (ids.transpose(order) if order else ids).reshape(shape).tolist()
-    by_axes = re.search(r"replica_groups=mesh\[([^\]]*)\](?:,?\s*device_ids=\(?\[?([0-9,]*)\]?\)?)?\s*\{([^}]*)\}", attributes)
+    by_axes = _BY_AXES.search(attributes)
     if by_axes:
         axes = [part.split("=") for part in by_axes.group(1).split(",")]
         names, sizes = [n.strip("' ") for n, _ in axes], [int(n) for _, n in axes]
         ids = np.arange(int(np.prod(sizes))).reshape(sizes)
-        joined = [names.index(n.strip("' ")) for n in by_axes.group(3).split(",")]
+        joined = [names.index(n.strip("' ")) for n in by_axes.group(2).split(",")]
         return _along(ids, joined)
     return [list(range(devices))]
 

@@ -1,16 +1,10 @@
-"""The programs of a run as requests that a plan can be asked for, and how each is lowered.
-
-A request is plain data (JSON), so that it can travel to the process that compiles. `lower` calls the functions that
-training, scoring and sampling call, with shapes and shardings in the place of arrays.
-"""
+"""How each request is lowered: by the functions that training, scoring, sampling and merging call, with shapes and
+shardings in the place of arrays."""
 
 from __future__ import annotations
 
-import dataclasses
-import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,8 +15,23 @@ from fusion_jax.errors import InputError
 from fusion_jax.losses.schedules import learning_rate
 from fusion_jax.merge.methods import METHODS
 from fusion_jax.models.config import DecoderConfig
+from fusion_jax.models.decode import DecodeParams, LayerCache
 from fusion_jax.models.families import config_from_hf
-from fusion_jax.models.parameters import abstract_params
+from fusion_jax.models.parameters import abstract_params, layer_specs
+from fusion_jax.plan.requests import (
+    GROUPS,
+    Decode,
+    MergeTensor,
+    ObjectiveName,
+    Prefill,
+    Program,
+    Request,
+    ScoreStep,
+    TeacherStep,
+    TrainStep,
+)
+from fusion_jax.sampling import ids
+from fusion_jax.sampling.samplers import Sampler
 from fusion_jax.sharding import make_mesh, named
 from fusion_jax.train.objectives import (
     FusionSettings,
@@ -37,83 +46,9 @@ from fusion_jax.train.state import OptimizerSettings, init_state, make_optimizer
 from fusion_jax.train.step import Compute, Objective, make_score_step, make_train_step
 from fusion_jax.train.teachers import make_topk_step
 
-ObjectiveName = Literal["sft", "dpo", "wrpo", "fusion"]
-GROUPS: dict[ObjectiveName, int] = {"sft": 1, "dpo": 2, "wrpo": 3, "fusion": 1}
+Array = jax.Array
+_TYPICAL = {"weight": 0.5, "t": 0.5, "density": 0.5, "select_topk": 0.1}  # values do not change what is planned
 _STEPS = 1000  # of the schedules; any number compiles to the same program
-
-
-@dataclass(frozen=True)
-class TrainStep:
-    """One optimizer step. examples: of a micro-batch, over all chips; prompt: tokens that an example's rows share;
-    tokens: of each row behind them; k: entries of a fusion target; reference: "none" for losses that read none."""
-
-    objective: ObjectiveName
-    examples: int
-    tokens: int
-    prompt: int = 0
-    micro_batches: int = 1
-    reference: Literal["none", "stored", "in-step"] = "none"
-    remat: Literal["none", "full", "dots"] = "full"
-    shared_prompt: bool = True
-    k: int = 10
-
-
-@dataclass(frozen=True)
-class ScoreStep:
-    """Reference log-probs of a micro-batch of examples of `groups` rows."""
-
-    examples: int
-    tokens: int
-    groups: int
-    prompt: int = 0
-    shared_prompt: bool = True
-
-
-@dataclass(frozen=True)
-class TeacherStep:
-    """The k most probable entries of every token of `rows` texts."""
-
-    rows: int
-    tokens: int
-    k: int = 10
-
-
-@dataclass(frozen=True)
-class MergeTensor:
-    """One tensor of several models by a method of `fusion_jax.merge`, split over all chips."""
-
-    method: str
-    models: int
-    shape: tuple[int, ...]
-    parameters: dict[str, float] = dataclasses.field(default_factory=dict)
-
-
-Program = TrainStep | ScoreStep | TeacherStep | MergeTensor
-KINDS: dict[str, type[Program]] = {kind.__name__: kind for kind in (TrainStep, ScoreStep, TeacherStep, MergeTensor)}
-
-
-@dataclass(frozen=True)
-class Request:
-    """A program of a model on a slice. model: config.json's values; mesh: sizes of (data, fsdp, tensor)."""
-
-    slice: str
-    model: dict[str, Any]
-    program: Program
-    mesh: tuple[int, int, int] = (1, -1, 1)
-
-
-def to_json(request: Request) -> dict[str, Any]:
-    """A request as plain values."""
-    return dataclasses.asdict(request) | {"kind": type(request.program).__name__}
-
-
-def from_json(values: dict[str, Any]) -> Request:
-    """The inverse of `to_json`."""
-    program = dict(values["program"])
-    if "shape" in program:
-        program["shape"] = tuple(program["shape"])
-    data, fsdp, tensor = values["mesh"]
-    return Request(values["slice"], values["model"], KINDS[values["kind"]](**program), (data, fsdp, tensor))
 
 
 def lower(request: Request, devices: list[Any]) -> tuple[jax.stages.Lowered, list[Any]]:
@@ -128,16 +63,16 @@ def lower(request: Request, devices: list[Any]) -> tuple[jax.stages.Lowered, lis
         return _lower_merge(program, mesh), list(mesh.devices.flat)
     config = config_from_hf(request.model)
     mesh = make_mesh(*request.mesh, devices=devices)
-    rows = program.rows if isinstance(program, TeacherStep) else program.examples
+    rows = program.examples if isinstance(program, TrainStep | ScoreStep) else program.rows
     ways = mesh.shape["data"] * mesh.shape["fsdp"]
-    if rows % ways:
+    if rows % ways and not isinstance(program, Prefill | Decode):
         raise InputError(
             f"{rows} rows do not divide over {ways} chips", field="examples", cure=f"Take a multiple of {ways}"
         )
     return _lower_model(program, config, mesh), list(mesh.devices.flat)
 
 
-def _lower_model(program: TrainStep | ScoreStep | TeacherStep, config: DecoderConfig, mesh: Mesh) -> jax.stages.Lowered:
+def _lower_model(program: Program, config: DecoderConfig, mesh: Mesh) -> jax.stages.Lowered:
     match program:
         case TrainStep():
             return _lower_train(program, config, mesh)
@@ -148,8 +83,17 @@ def _lower_model(program: TrainStep | ScoreStep | TeacherStep, config: DecoderCo
         case TeacherStep():
             compute = Compute(mesh, jnp.dtype(jnp.bfloat16))
             step = make_topk_step(config, compute, program.k, config.vocab_size)
-            ids = _array(mesh, (), (program.rows, program.tokens), jnp.int32)
-            return _lowered(step, abstract_params(config, jnp.bfloat16, mesh), ids, ids)
+            tokens = _array(mesh, (), (program.rows, program.tokens), jnp.int32)
+            return _lowered(step, abstract_params(config, jnp.bfloat16, mesh), tokens, tokens)
+        case Prefill():
+            how = ids.How(config, Sampler(), 1, jnp.dtype(jnp.bfloat16), mesh)
+            tokens = _spread(mesh, ("batch", "tokens"), (program.rows, program.prompt), jnp.int32)
+            lengths = _spread(mesh, ("batch",), (program.rows,), jnp.int32)
+            params = abstract_params(config, jnp.bfloat16, mesh)
+            return ids.prefill.lower(how, params, tokens, lengths)
+        case Decode():
+            return _lower_decode(program, config, mesh)
+    raise TypeError(type(program))
 
 
 def _lowered(step: Callable[..., Any], *arguments: Any) -> jax.stages.Lowered:
@@ -194,9 +138,7 @@ def _array(mesh: Mesh, leading: tuple[int, ...], shape: tuple[int, ...], dtype: 
     return jax.ShapeDtypeStruct((*leading, *shape), dtype, sharding=named(mesh, axes))
 
 
-def _batch(
-    mesh: Mesh, leading: tuple[int, ...], examples: int, groups: int, prompt: int, tokens: int
-) -> TokenBatch:
+def _batch(mesh: Mesh, leading: tuple[int, ...], examples: int, groups: int, prompt: int, tokens: int) -> TokenBatch:
     def array(dtype: Any, *rest: int) -> jax.ShapeDtypeStruct:
         return _array(mesh, leading, (examples, *rest), dtype)
 
@@ -217,12 +159,53 @@ def _targets(mesh: Mesh, sizes: tuple[int, int], tokens: int, k: int) -> Targets
     )  # fmt: skip
 
 
+def _spread(mesh: Mesh, axes: tuple[str | None, ...], shape: tuple[int, ...], dtype: Any) -> Any:
+    """An array with these logical axes, whole where the mesh does not divide it."""
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=named(mesh, axes, shape))
+
+
+def _lower_decode(p: Decode, config: DecoderConfig, mesh: Mesh) -> jax.stages.Lowered:
+    """The loop that grows all rows, lowered as sampling calls it."""
+    dtype, rows = jnp.dtype(jnp.bfloat16), p.rows * p.samples
+    how = ids.How(config, Sampler(p.temperature, p.top_p, p.top_k), p.samples, dtype, mesh)
+    params = abstract_params(config, dtype, mesh)
+    layers = jax.tree.map(lambda s: _spread(mesh, s.axes, s.shape, dtype), layer_specs(config))
+    rest = {name: value for name, value in params.items() if name != "layers"}
+    ready = DecodeParams((layers,) * config.num_layers, rest)
+    kept = ("batch", "kv_heads", "tokens", "head_dim")
+    fixed = ids.Fixed(
+        _spread(mesh, ("batch",), (p.rows,), jnp.int32), _spread(mesh, ("batch", None), (rows, 2), jnp.uint32),
+        _spread(mesh, (None,), (4,), jnp.int32),
+    )  # fmt: skip
+    last = _spread(mesh, ("batch", None), (p.rows, config.hidden_size), dtype)
+    state = jax.eval_shape(lambda *a: ids.start_rows(how, p.capacity, *a), ready, fixed, last)
+
+    def placed(x: Any) -> Any:
+        axes = kept if x.ndim == 4 else ("batch", *(None,) * (x.ndim - 1)) if x.ndim else ()
+        return _spread(mesh, axes, x.shape, x.dtype)
+
+    def cached(cache: LayerCache) -> LayerCache:
+        new = _spread(mesh, ("batch", "tokens", "kv_heads", "head_dim"), cache.new_k.shape, dtype)
+        return LayerCache(placed(cache.k), placed(cache.v), new, new)
+
+    state = jax.tree.map(placed, state)._replace(caches=tuple(map(cached, state.caches)))
+    prompt = _spread(mesh, kept, (p.rows, config.num_kv_heads, p.prompt, config.head_dim), dtype)
+    prompts = ((prompt, prompt),) * config.num_layers
+    limit = _spread(mesh, (), (), jnp.int32)
+    return ids.continue_rows.lower(how, p.capacity, ready, prompts, fixed, state, limit)
+
+
 def _lower_merge(p: MergeTensor, mesh: Mesh) -> jax.stages.Lowered:
     method = METHODS[p.method]
+    values = {one.name: _TYPICAL.get(one.name, one.default) for one in method.parameters}
+    parameters = {
+        method.argument(one.name): (values[one.name],) * p.models if one.per_model else values[one.name]
+        for one in method.parameters
+    }
 
     def kernel(stack: jax.Array, base: jax.Array | None) -> jax.Array:
         keys = {"keys": jax.random.split(jax.random.key(0), p.models)} if method.random else {}
-        return method.function(stack, base, **keys, **p.parameters).tensor.astype(jnp.bfloat16)
+        return method.function(stack, base, **keys, **parameters).tensor.astype(jnp.bfloat16)
 
     def array(leading: tuple[int, ...]) -> jax.ShapeDtypeStruct:
         spec = PartitionSpec(*(None for _ in leading), "fsdp" if p.shape[0] % mesh.size == 0 else None)
@@ -230,8 +213,3 @@ def _lower_merge(p: MergeTensor, mesh: Mesh) -> jax.stages.Lowered:
 
     base = None if method.base == "none" else array(())
     return jax.jit(kernel, out_shardings=array(()).sharding).lower(array((p.models,)), base)
-
-
-def parameter_count(config: DecoderConfig) -> int:
-    """Numbers of a model."""
-    return sum(math.prod(x.shape) for x in jax.tree.leaves(abstract_params(config)))

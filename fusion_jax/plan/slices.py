@@ -25,13 +25,13 @@ class Chip:
     """One chip of a generation.
 
     flops: bf16 a second; bandwidth: HBM bytes a second; hbm: bytes that a program may use; link: bytes a second, one
-    way, of one link to a neighbour; efficiency: of the peak that matmuls reach, fitted to the compiler's own cycles; clock: cycles a second.
+    way, of one link to a neighbour. efficiency: of the peak that matmuls reach, fitted to the compiler's own cycles.
+    vmem_kib: of vector memory that a fusion may use, 0: as the compiler does by itself. clock: cycles a second.
     cores: counted in a cloud name, of one chip. torus: whether slices of full cubes of 4 wrap around, else only a
     dimension of 16 does.
     """
 
     name: str
-    accelerator: str
     flops: float
     bandwidth: float
     hbm: float
@@ -53,15 +53,12 @@ class Chip:
 
 _FLAT = ((1, 1), (2, 2), (2, 4), (4, 4), (4, 8), (8, 8), (8, 16), (16, 16))
 _CUBES = ((2, 2, 1), (2, 2, 2), (2, 2, 4), (2, 4, 4), (4, 4, 4), (4, 4, 8), (4, 8, 8), (8, 8, 8))
-CHIPS = {
-    chip.name: chip
-    for chip in (
-        Chip("v4", "v4", 275e12, 1228e9, 30.75 * 2**30, 45e9, 0.75, 0, 1.05e9, 2, True, _CUBES, {"chip_config_name": "megacore"}),
-        Chip("v5e", "v5litepod", 197e12, 819e9, 15.75 * 2**30, 45e9, 0.75, 81920, 1.5e9, 1, False, _FLAT),
-        Chip("v5p", "v5p", 459e12, 2765e9, 95.74 * 2**30, 90e9, 0.78, 49152, 1.75e9, 2, True, _CUBES),
-        Chip("v6e", "v6e", 918e12, 1640e9, 31.25 * 2**30, 90e9, 0.65, 98304, 1.75e9, 1, False, _FLAT),
-    )
-}  # fmt: skip
+_GIB = 2**30
+_V4 = Chip("v4", 275e12, 1228e9, 30.75 * _GIB, 45e9, 0.75, 0, 1.05e9, 2, True, _CUBES, {"chip_config_name": "megacore"})
+_V5E = Chip("v5e", 197e12, 819e9, 15.75 * _GIB, 45e9, 0.75, 81920, 1.5e9, 1, False, _FLAT)
+_V5P = Chip("v5p", 459e12, 2765e9, 95.74 * _GIB, 90e9, 0.78, 49152, 1.75e9, 2, True, _CUBES)
+_V6E = Chip("v6e", 918e12, 1640e9, 31.25 * _GIB, 90e9, 0.65, 98304, 1.75e9, 1, False, _FLAT)
+CHIPS = {chip.name: chip for chip in (_V4, _V5E, _V5P, _V6E)}
 
 
 @dataclass(frozen=True)

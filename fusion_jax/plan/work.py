@@ -69,7 +69,8 @@ def traffic(module: Module, instruction: Instruction, where: Computation) -> tup
         if operand is None or not operand.shapes:
             continue
         shape = operand.shapes[0]
-        moved[shape.space == VMEM] += _read_of(called, number, shape) if called else _read_alone(instruction, number, shape)
+        read = _read_of(called, number, shape) if called else _read_alone(instruction, number, shape)
+        moved[shape.space == VMEM] += read
     updates = _updates(called) if called else {}
     for number, shape in enumerate(instruction.shapes):
         size = updates.get(number, shape.size)
@@ -89,9 +90,7 @@ def _read_alone(instruction: Instruction, number: int, shape: Shape) -> int:
 
 def _read_of(called: Computation, number: int, shape: Shape) -> int:
     """Bytes of a fusion's parameter that are read."""
-    parameter = next(
-        (i for i in called.instructions if i.opcode == "parameter" and i.operands == (str(number),)), None
-    )
+    parameter = next((i for i in called.instructions if i.opcode == "parameter" and i.operands == (str(number),)), None)
     return _read(called, parameter.name, shape.size) if parameter else shape.size
 
 
@@ -128,9 +127,11 @@ def kernel_flops(instruction: Instruction, where: Computation) -> float:
     stated = re.search(r'"cost_estimate":(\{[^}]*\})', instruction.attributes)
     if stated:
         return float(json.loads(stated.group(1)).get("flops", 0))
-    wide = [where.by_name[o].shapes[0].dims for o in instruction.operands if o in where.by_name and where.by_name[o].shapes]
+    wide = [
+        where.by_name[o].shapes[0].dims for o in instruction.operands if o in where.by_name and where.by_name[o].shapes
+    ]
     wide = [dims for dims in wide if len(dims) >= 3]
     if len(wide) < 2:
         return 0.0
     (q, k), matmuls = wide[:2], 2 if len(instruction.shapes) < 3 and len(wide) < 4 else 5
-    return matmuls * math.prod(q) * k[-2] * 1.0
+    return float(matmuls * math.prod(q) * k[-2])
