@@ -229,16 +229,21 @@ def test_a_conditional_takes_its_longest_branch_and_cycles_of_the_compiler_go_fi
 
 
 def test_a_kernel_by_its_own_estimate_or_by_its_shapes():
-    text = entry(
-        "%q = bf16[2,32,2048,128]{3,2,1,0} parameter(3)", "%k = bf16[2,32,2048,128]{3,2,1,0} parameter(4)",
-        "%v = bf16[2,32,2048,128]{3,2,1,0} parameter(5)",
-        'ROOT %s = bf16[2,32,2048,128]{3,2,1,0} custom-call(%q, %k, %v), custom_call_target="tpu_custom_call"',
+    """As splash attention is called: tables of blocks first, then q, k, v of grouped heads."""
+    q, k = "bf16[2,32,2048,128]{3,2,1,0}", "bf16[2,8,2048,128]{3,2,1,0}"
+    inputs = (
+        "%m = s8[1,4,4]{2,1,0} parameter(3)", f"%q = {q} parameter(4)", f"%k = {k} parameter(5)", f"%v = {k} parameter(6)",
     )  # fmt: skip
+    call = 'custom_call_target="tpu_custom_call"'
+    text = entry(*inputs, f"ROOT %s = ({q}, f32[2,32,2048,128]{{3,2,1,0}}) custom-call(%m, %q, %k, %v), {call}")
     causal = 4 * 2 * 32 * 2048 * 2048 * 128 / 2
     main = parse(text).computations["main"]
     assert kernel_flops(main.root, main) == causal
     assert times(text).compute == pytest.approx(causal / (0.5 * 197e12))
-    stated = parse(
-        text.replace('"tpu_custom_call"', '"tpu_custom_call", backend_config={"cost_estimate":{"flops":12}}')
-    )
-    assert kernel_flops(stated.computations["main"].root, stated.computations["main"]) == 12.0
+    backward = parse(entry(
+        *inputs, "%l = f32[2,32,8,2048]{3,2,1,0} parameter(7)",
+        f"ROOT %s = (f32[2,512,128]{{2,1,0}}, {q}, {k}, {k}) custom-call(%m, %q, %k, %v, %l, %q, %l), {call}",
+    )).computations["main"]  # fmt: skip
+    assert kernel_flops(backward.root, backward) == 2.5 * causal
+    stated = parse(text.replace(call, call + ', backend_config={"cost_estimate":{"flops":12}}')).computations["main"]
+    assert kernel_flops(stated.root, stated) == 12.0
