@@ -143,6 +143,36 @@ def test_elementwise_work_takes_its_bytes_and_of_slices_and_updates_only_what_is
     assert times(text).memory == pytest.approx(2 * (2 * part + 4) / (0.45 * BANDWIDTH))
 
 
+def test_a_slice_inside_a_nested_fusion_is_read_alone():
+    nested = (
+        MATMUL
+        + """
+%take (p0: bf16[32,2048,4096], p1: s32[]) -> bf16[2048,4096] {
+  %p0 = bf16[32,2048,4096]{2,1,0} parameter(0)
+  %p1 = s32[] parameter(1)
+  %d = bf16[1,2048,4096]{2,1,0} dynamic-slice(%p0, %p1, %p1, %p1), dynamic_slice_sizes={1,2048,4096}
+  ROOT %b = bf16[2048,4096]{1,0} bitcast(%d)
+}
+
+%layer (p0: bf16[1024,2048], p1: bf16[32,2048,4096], p2: s32[]) -> bf16[1024,4096] {
+  %p0 = bf16[1024,2048]{1,0} parameter(0)
+  %p1 = bf16[32,2048,4096]{2,1,0} parameter(1)
+  %p2 = s32[] parameter(2)
+  %one = bf16[2048,4096]{1,0} fusion(%p1, %p2), kind=kLoop, calls=%take
+  ROOT %c = bf16[1024,4096]{1,0} convolution(%p0, %one), dim_labels=bf_io->bf
+}
+"""
+    )
+    text = entry(
+        "%s = bf16[32,2048,4096]{2,1,0} parameter(3)", "%i = s32[] parameter(4)",
+        "ROOT %f = bf16[1024,4096]{1,0} fusion(%a, %s, %i), kind=kOutput, calls=%layer", before=nested,
+    )  # fmt: skip
+    module = parse(text)
+    main = module.computations["main"]
+    assert traffic(module, main.root, main) == (2 * (1024 * 2048 + 2048 * 4096 + 1024 * 4096) + 4, 0)
+    assert matmul_flops(module, main.root, main) == 2 * 1024 * 2048 * 4096
+
+
 def test_a_collective_that_is_waited_for_is_exposed():
     t = times(entry(f"ROOT %g = bf16[8192,4096]{{1,0}} all-gather(%w), channel_id=1, {GATHER}"))
     assert (t.exposed, t.overlapped) == (pytest.approx(GATHER_TIME), 0.0)
