@@ -154,6 +154,8 @@ def limit(r: Result) -> str:
     )
     share = f"{name}, {seconds / max(t.total, 1e-12):.0%} of the time"
     room = r.compiled.memory.available - r.needed
+    if isinstance(program, Decode) and r.planned.request.mesh[1] != 1:
+        return f"{share}. Every token gathers the weights: split the model by heads (mesh-fsdp 1, mesh-tensor 8)"
     if name == "communication":
         return f"{share}. Try more rows at once (fewer micro-batches), or a smaller slice"
     if isinstance(program, Decode):
