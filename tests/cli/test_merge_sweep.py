@@ -29,12 +29,12 @@ def run(tmp_path: Path) -> Path:
 def test_every_value_is_merged_measured_and_reported(run, tmp_path):
     prompts = write(tmp_path / "test.jsonl", [{"prompt": p["prompt"], "answer": p["chosen"]} for p in pairs(4)])
     args = [
-        "--runs", str(run), "--out", str(tmp_path / "out"), "--methods", "karcher", "ties", "--eval-new-tokens", "2",
+        "--runs", str(run), "--out", str(tmp_path / "out"), "--methods", "karcher", "task_arithmetic", "--eval-new-tokens", "2",
         "--test-prompts", str(prompts),
     ]  # fmt: skip
     attempt(sweep, args)
     place = tmp_path / "out/run-0"
-    labels = ["karcher-of-2", *(f"ties-of-2-density={d}" for d in ("0.1", "0.3", "0.5", "0.6", "0.9"))]
+    labels = ["karcher-of-2", *(f"task_arithmetic-of-2-weight={w}" for w in ("0.1", "0.3", "0.5", "1"))]
     assert {p.name for p in (place / "merged").iterdir()} == set(labels)
     recipe = json.loads((place / f"merged/{labels[-1]}/merge.json").read_text())["recipe"]
     assert (recipe["seed"], recipe["base"]) == (5, str(run / "pivot"))
