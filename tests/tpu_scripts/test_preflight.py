@@ -71,7 +71,7 @@ def test_two_processes_pass(tmp_path):
 
 
 def test_hosts_that_differ_are_named(tmp_path):
-    """Host 1 has an edited source, a libtpu and two devices; "share" is another folder there."""
+    """Host 1 has an edited source, another libtpu and two devices; "share" is another folder there."""
     folders = [tmp_path / "0", tmp_path / "1"]
     for folder in folders:
         (folder / "share").mkdir(parents=True)
@@ -96,7 +96,7 @@ def test_hosts_that_differ_are_named(tmp_path):
     problems = [line.strip() for line in first.splitlines() if line.startswith("  ")]
     here, there = preflight.source_hash(ROOT), preflight.source_hash(folders[1])
     assert here != there and f"sources: {here} on host 0; {there} on host 1" in problems
-    assert "libtpu: not installed on host 0; 9.9 on host 1" in problems
+    assert f"libtpu: {preflight.installed('libtpu')} on host 0; 9.9 on host 1" in problems
     assert "3 devices are here, 2 are expected" in problems and "devices: 1 on host 0; 2 on host 1" in problems
     for index in (0, 1):
         assert any(
