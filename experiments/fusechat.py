@@ -40,6 +40,7 @@ from fusion_jax.merge.arithmetic import MathDtype
 from fusion_jax.merge.executor import merge
 from fusion_jax.merge.methods import METHODS
 from fusion_jax.merge.parameters import nearest
+from fusion_jax.merge.published import published_recipe
 from fusion_jax.merge.recipe import read_recipe
 from fusion_jax.models.folder import Model, load, save, tokenizer_of
 from fusion_jax.settings import bounded, to_json
@@ -221,23 +222,9 @@ def fuse(s: Settings, run: RunFolder) -> dict[str, dict[str, float]]:
 
 
 def recipe_of(s: Settings, method: str, targets: Sequence[Path], pivot: Path) -> dict[str, Any]:
-    """Merge section 7: the pivot is the base; a method of two models takes the first target in its place."""
-    chosen = METHODS[method]
-    names = list(map(str, targets))
-    base, models = str(pivot), names[: chosen.most_models]
-    if chosen.base == "required" and chosen.most_models == 1:
-        base, models = names[0], names[1:2]
-    share = 1.5 if method == "task_arithmetic" else 1.0  # published: 0.3 for each of five targets, the others 0.2
-    values = {
-        "weight": s.weight or share / len(models), "density": s.density, "select_topk": s.topk, "t": 0.5,
-    }  # fmt: skip
-    known = {p.name for p in chosen.parameters}
-    recipe = {
-        "merge_method": method, "models": [{"model": name} for name in models],
-        "seed": s.seed, "math_dtype": s.math_dtype,
-        "parameters": {name: value for name, value in values.items() if name in known},
-    }  # fmt: skip
-    return recipe if chosen.base == "none" else recipe | {"base_model": base}
+    """The published recipe, with the numbers of the settings."""
+    values = {"density": s.density, "select_topk": s.topk} | ({"weight": s.weight} if s.weight else {})
+    return published_recipe(method, targets, pivot, values, seed=s.seed, math_dtype=s.math_dtype)
 
 
 def as_read(

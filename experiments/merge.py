@@ -18,7 +18,7 @@ Hardware: the memory of a few copies of the largest tensor of all models; with s
 them. Time: what reading and writing take, and for methods that select (ties, sce, della, breadcrumbs) some 0.1 to 0.5 s
 a model and 16 million numbers on 2 CPU cores. Killed, the same command goes on in .NAME.unfinished beside --out.
 Result: a Hugging Face folder with report.md, tensors.jsonl (every number of the report, resolved parameters, hashes of
-what was read) and merge.json.
+what was read) and merge.json; the disk has all of it before it gets its name.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ from fusion_jax.sharding import make_mesh
 @dataclass(frozen=True)
 class Settings:
     """recipe: a YAML file. dry_run: print what would be done. shard_gb: size of an output file, what a kill loses at
-    most. devices: split every tensor over so many; -1: all."""
+    most. devices: split every tensor over so many; -1: all that there are."""
 
     recipe: tyro.conf.Positional[str] = ""
     out: str = "runs/merged"
@@ -61,6 +61,8 @@ class Settings:
     def __post_init__(self) -> None:
         bounded(self, "shard_gb", above=0.0)
         bounded(self, "devices", least=-1)
+        if self.devices == 0:
+            raise InputError("are none", field="devices", cure="Give 1 or more, or -1 for all")
 
 
 def main(s: Settings) -> None:
@@ -73,7 +75,11 @@ def main(s: Settings) -> None:
     if s.dry_run:
         show_plan(prepared, console)
         return
-    devices = jax.devices() if s.devices < 1 else jax.devices()[: s.devices]
+    devices = jax.devices()
+    if s.devices > len(devices):
+        cure = f"Give {len(devices)} or less, or -1 for all"
+        raise InputError(f"there are {len(devices)}, not {s.devices}", field="devices", cure=cure)
+    devices = devices if s.devices == -1 else devices[: s.devices]
     mesh = make_mesh(fsdp=len(devices), devices=devices) if len(devices) > 1 else None
     started = time.monotonic()
     columns = (

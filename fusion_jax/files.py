@@ -35,9 +35,9 @@ def replacing(path: str | os.PathLike[str], *, sync: bool = True) -> Iterator[Pa
         temporary.unlink(missing_ok=True)
 
 
-def write_json(path: str | os.PathLike[str], value: Any) -> None:
-    """A JSON file with sorted keys."""
-    with replacing(path) as temporary:
+def write_json(path: str | os.PathLike[str], value: Any, *, sync: bool = True) -> None:
+    """A JSON file with sorted keys; sync: see `replacing`."""
+    with replacing(path, sync=sync) as temporary:
         text = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False)
         temporary.write_text(text + "\n", encoding="utf-8")
 

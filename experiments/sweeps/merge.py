@@ -31,6 +31,7 @@ from fusion_jax.markdown import markdown_table, save_figure
 from fusion_jax.merge.executor import merge
 from fusion_jax.merge.methods import METHODS
 from fusion_jax.merge.parameters import nearest
+from fusion_jax.merge.published import published_recipe
 from fusion_jax.models.folder import load
 from fusion_jax.settings import bounded, to_json
 from fusion_jax.settings import run as run_experiment
@@ -48,7 +49,6 @@ GRID: dict[str, tuple[str, tuple[float, ...]]] = {
     "della": ("density", (0.3, 0.5, 0.6)), "breadcrumbs": ("density", (0.3, 0.5, 0.6, 0.9)),
     "sce": ("select_topk", (0.05, 0.1, 0.2, 0.5, 1.0)),
 }  # fmt: skip
-OTHERS = {"density": 0.6, "select_topk": 0.1}
 
 
 @dataclass(frozen=True)
@@ -78,46 +78,37 @@ def grid(s: Settings, count: int) -> Iterator[tuple[str, int, str, dict[str, flo
                 yield method, models, label, {} if value is None else {name: value}
 
 
-def recipe_of(method: str, models: list[Path], pivot: Path, values: dict[str, float], seed: int) -> dict[str, Any]:
-    """The pivot is the base; what is not swept is as published."""
-    known = {p.name for p in METHODS[method].parameters}
-    parameters = {k: v for k, v in {"weight": 1.0 / len(models), **OTHERS, **values}.items() if k in known}
-    recipe = {
-        "merge_method": method,
-        "models": [{"model": str(m)} for m in models],
-        "parameters": parameters,
-        "seed": seed,
-    }
-    return recipe if METHODS[method].base == "none" or method == "karcher" else recipe | {"base_model": str(pivot)}
-
-
 def main(s: Settings) -> None:
     for method in s.methods:
         if method not in GRID:
             raise InputError(f"'{method}' is not in the grid", field="methods", cure=nearest(method, GRID))
     if not s.runs:
         raise InputError("is missing", field="--runs", cure="Give one or more finished runs of experiments/fusechat.py")
+    runs = [opened(Path(path)) for path in s.runs]
     sweep = open_run(s.out, to_json(s), resume=s.resume)
     lines: dict[str, dict[str, Any]] = {}
-    for number, path in enumerate(map(Path, s.runs)):
-        for label, line in measured(s, sweep.sub(f"run-{number}"), path).items():
+    for number, run in enumerate(runs):
+        for label, line in measured(s, sweep.sub(f"run-{number}"), *run).items():
             lines.setdefault(label, {**line, "accuracies": []})["accuracies"].append(line["accuracy"])
     report(sweep, list(lines.values()))
     sweep.finish()
 
 
-def measured(s: Settings, place: RunFolder, path: Path) -> dict[str, dict[str, Any]]:
+def opened(path: Path) -> tuple[int, Path, list[Path]]:
+    """The seed, the pivot and the pairwise targets of a finished run; one of several seeds is a folder seed-N of it."""
+    of_seed = path.name.startswith("seed-")
+    run = path.parent if of_seed else path
+    targets = sorted((path / "targets").glob("with-*"))
+    if not targets or not (run / "finished.json").exists():
+        cure = "Finish experiments/fusechat.py with the arm `pairwise`; of a run of several seeds give seed-N"
+        raise InputError("is no finished FuseChat run with pairwise targets", file=path, field="--runs", cure=cure)
+    config = read_json(run / "config.json")
+    seed = int(path.name.removeprefix("seed-")) if of_seed else int(config["seed"])
+    return seed, model_path(config["pivot"]), targets
+
+
+def measured(s: Settings, place: RunFolder, seed: int, pivot: Path, targets: list[Path]) -> dict[str, dict[str, Any]]:
     """Every merge of one run's targets: label -> method, models, value, accuracy."""
-    if not (path / "finished.json").exists() and not (path / "targets").is_dir():
-        raise InputError(
-            "is no FuseChat run with targets", file=path, field="--runs", cure="Run experiments/fusechat.py"
-        )
-    config = (
-        read_json(path / "config.json") if (path / "config.json").exists() else read_json(path.parent / "config.json")
-    )
-    seed = int(path.name.rpartition("-")[2]) if path.name.startswith("seed-") else int(config["seed"])
-    pivot = model_path(config["pivot"])
-    targets = sorted(p for p in (path / "targets").iterdir() if p.name.startswith("with-"))
     test = prompts(s, seed)
     mesh = compute_for(TrainSettings()).mesh
     out: dict[str, dict[str, Any]] = {}
@@ -133,7 +124,7 @@ def measured(s: Settings, place: RunFolder, path: Path) -> dict[str, dict[str, A
     for method, count, label, values in grid(s, len(targets)):
         folder = place.sub("merged").file(label.replace(" ", "-"))
         if not folder.exists():
-            merge(recipe_of(method, targets[:count], pivot, values, seed), folder)
+            merge(published_recipe(method, targets[:count], pivot, values, seed=seed), folder)
         judge(label, folder, method=method, models=count, value=next(iter(values.values()), None))
     return out
 

@@ -3,46 +3,71 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from fusion_jax.errors import InputError
 from fusion_jax.files import write_json
 from fusion_jax.merge.inputs import Prepared
 from fusion_jax.merge.vocabulary import pivot_model
+from fusion_jax.models.json_files import read_json_object
 
 LAYER_COUNTS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 LAYER_LISTS = ("layer_types",)
+GENERATION = "generation_config.json"
 
 
 def write_config(prepared: Prepared, out: Path) -> None:
-    """The number of layers and of tokens, a tied head and the dtype are the output's; all else is the base's."""
+    """The number of layers and of tokens, a tied head and the dtype are the output's; all else is the base's.
+
+    With another model's vocabulary ids of tokens are that model's, in both files.
+
+    Raises:
+      InputError: a model whose layers are stacked does not tell their kinds, where another one does.
+    """
     recipe, plan = prepared.recipe, prepared.plan
-    first = recipe.base or recipe.models[0]
-    config: dict[str, Any] = dict(prepared.inputs[first].config)
+    first, pivot = prepared.inputs[recipe.base or recipe.models[0]], prepared.inputs[pivot_model(recipe)]
+    config: dict[str, Any] = dict(first.config)
     for key in LAYER_COUNTS:
         if key in config:
             config[key] = plan.layers
-    for key in LAYER_LISTS:
-        if isinstance(config.get(key), list):
-            config[key] = _of_layers(prepared, key)
+    config |= _of_layers(prepared, first.config)
     if prepared.rows is not None:
-        config["vocab_size"] = prepared.rows.size
-        pivot = prepared.inputs[pivot_model(recipe)].config
-        config |= {key: value for key, value in pivot.items() if key.endswith("_token_id")}
+        config = _with_ids(config, pivot.config) | {"vocab_size": prepared.rows.size}
     config["tie_word_embeddings"] = plan.tied
-    config.pop("torch_dtype", None)
     config["dtype"] = prepared.dtype(max(plan.tensors, key=prepared.held)).name
+    config["torch_dtype"] = config["dtype"]  # transformers before 4.56 reads this name alone
     write_json(out / "config.json", config)
-    generation = prepared.inputs[first].folder / "generation_config.json"
-    if generation.is_file():
-        shutil.copyfile(generation, out / generation.name)
+    generation = first.folder / GENERATION
+    if generation.is_file() and pivot is not first:
+        own = pivot.folder / GENERATION
+        ids = {**pivot.config, **(read_json_object(own) if own.is_file() else {})}
+        write_json(out / GENERATION, _with_ids(read_json_object(generation), ids))
+    elif generation.is_file():
+        shutil.copyfile(generation, out / GENERATION)
 
 
-def _of_layers(prepared: Prepared, key: str) -> list[Any]:
-    """A list with one entry a layer, put together from the models that the slices' first sources name."""
-    found: list[Any] = []
-    for one in prepared.recipe.slices:
-        source = one.base or one.sources[0]
-        values = prepared.inputs[source.model].config[key]
-        found += values[slice(*source.layers)] if source.layers else values
+def _with_ids(values: Mapping[str, Any], pivot: Mapping[str, Any]) -> dict[str, Any]:
+    """The values with the pivot's ids of tokens in place of their own, which are of another vocabulary."""
+    others = {key: value for key, value in values.items() if not key.endswith("_token_id")}
+    return others | {key: value for key, value in pivot.items() if key.endswith("_token_id")}
+
+
+def _of_layers(prepared: Prepared, first: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """Lists with one entry a layer, put together from the models that the slices' first sources name."""
+    sources = [one.base or one.sources[0] for one in prepared.recipe.slices]
+    found: dict[str, list[Any]] = {}
+    for key in LAYER_LISTS:
+        lists = [prepared.inputs[source.model].config.get(key) for source in sources]
+        if not any(isinstance(values, list) for values in [first.get(key), *lists]):
+            continue
+        found[key] = []
+        for source, values in zip(sources, lists, strict=True):
+            if not isinstance(values, list):
+                raise InputError(
+                    "is not there, but other models of the recipe have it", field=key,
+                    file=prepared.inputs[source.model].folder / "config.json", cure="Add the kind of each layer",
+                )  # fmt: skip
+            found[key] += values[slice(*source.layers)] if source.layers else values
     return found

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fusion_jax.merge.analysis import read_twice
 from fusion_jax.merge.inputs import Prepared
 from fusion_jax.merge.methods import METHODS
 from fusion_jax.merge.plan import TensorPlan
 from fusion_jax.merge.tensors import AHEAD, Loaded, common_dtype, merge_tensor, placer
+from fusion_jax.merge.varm import WIDE
 
 PROBE = 1 << 22  # numbers of the tensor that is timed
 
@@ -39,18 +42,22 @@ def _shown(value: Any) -> str:
 
 def estimate(prepared: Prepared) -> dict[str, Any]:
     """Bytes to read and write; peak memory: inputs, what is read ahead, and the largest kernel as it is compiled; time
-    of the arithmetic, scaled from a small tensor by the number of numbers."""
+    of the arithmetic, scaled from a small tensor by the number of numbers.
+
+    VaRM's weights of more than a tensor take two readings and the arithmetic of weights of a tensor.
+    """
     tensors = [t for t in prepared.plan.tensors if t.inputs]
     largest = max(tensors, key=prepared.held)
     held = prepared.held(largest)
     ahead = max((prepared.held(t) for t in tensors if prepared.held(t) <= AHEAD), default=0)
+    read = sum(map(prepared.held, prepared.plan.tensors)) + sum(map(prepared.held, read_twice(prepared)))
     written = sum(int(np.prod(t.shape)) * prepared.dtype(t).itemsize for t in prepared.plan.tensors)
     numbers = sum(int(np.prod(t.shape)) * len(t.inputs) for t in tensors)
     return {
-        "tensors": len(prepared.plan.tensors), "GB read": f"{sum(map(prepared.held, prepared.plan.tensors)) / 1e9:.2f}",
-        "GB written": f"{written / 1e9:.2f}", "largest tensor": largest.name,
-        "peak GB": f"{(held + max(kernel_bytes(prepared, largest), ahead)) / 1e9:.2f}",
-        "s of arithmetic": f"{_probe(prepared, largest) * numbers:.1f}",
+        "tensors": len(prepared.plan.tensors), "GB read": f"{read / 1e9:.3g}", "GB written": f"{written / 1e9:.3g}",
+        "largest tensor": largest.name,
+        "peak GB": f"{(held + max(kernel_bytes(prepared, largest), ahead)) / 1e9:.3g}",
+        "s of arithmetic": f"{_probe(prepared, largest) * numbers:.3g}",
     }  # fmt: skip
 
 
@@ -58,10 +65,13 @@ def kernel_bytes(prepared: Prepared, tensor: TensorPlan) -> int:
     """Temporaries and outputs of a tensor's compiled kernel."""
     models, base = _shapes(prepared, tensor, tensor.shape)
     method = METHODS[prepared.recipe.method]
+    parameters = dict(tensor.parameters)
+    if method.name == "varm" and parameters["granularity"] != "avg_item":  # weights are numbers, made before
+        parameters["weight"] = [1.0 / len(tensor.inputs)] * len(tensor.inputs)
 
     def kernel(models: jax.Array, base: jax.Array | None) -> jax.Array:
         keys = {"keys": jax.random.split(jax.random.key(0), len(tensor.inputs))} if method.random else {}
-        merged = method.function(models, base, math_dtype=prepared.recipe.math_dtype, **keys, **tensor.parameters)
+        merged = method.function(models, base, math_dtype=prepared.recipe.math_dtype, **keys, **parameters)
         return merged.tensor.astype(prepared.dtype(tensor))
 
     memory = jax.jit(kernel).lower(models, base).compile().memory_analysis()
@@ -84,7 +94,8 @@ def _probe(prepared: Prepared, tensor: TensorPlan) -> float:
         None if x is None else (noise.standard_normal(x.shape, np.float32) * 0.02).astype(x.dtype)
         for x in _shapes(prepared, tensor, shape)
     )  # fmt: skip
-    small = Loaded(tensor, models, base, {})
+    one_pass = {"granularity": "avg_param"} if tensor.parameters.get("granularity") in WIDE else {}
+    small = Loaded(replace(tensor, parameters={**tensor.parameters, **one_pass}), models, base, {})
     place = placer(None)
     jax.block_until_ready(merge_tensor(prepared, small, place).value)
     started = time.perf_counter()

@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -43,8 +45,19 @@ class Input:
     @property
     def checkpoint(self) -> Checkpoint:
         """What planning asks for."""
-        tied = bool(self.config.get("tie_word_embeddings", False))
-        return Checkpoint({name: e.shape for name, e in self.entries.items()}, tied)
+        tied = self.config.get("tie_word_embeddings")
+        return Checkpoint({name: e.shape for name, e in self.entries.items()}, None if tied is None else bool(tied))
+
+    @property
+    def resolved(self) -> dict[str, Any]:
+        """What may not differ between models; a number of heads or a width that config.json leaves out follows."""
+        found = {field: self.config.get(field) for field in SAME}
+        heads, width = found["num_attention_heads"], self.config.get("hidden_size")
+        if found["num_key_value_heads"] is None:
+            found["num_key_value_heads"] = heads
+        if found["head_dim"] is None and isinstance(heads, int) and heads > 0 and isinstance(width, int):
+            found["head_dim"] = width // heads
+        return found
 
 
 @dataclass(frozen=True)
@@ -67,10 +80,12 @@ class Prepared:
         return self.inputs[tensor.model].entries[tensor.tensor]
 
     def dtype(self, tensor: TensorPlan) -> np.dtype:
-        """Of the saved tensor: the recipe's, else as it is stored in the base or the first model."""
+        """Of the saved tensor: the recipe's, else as it is stored in the base or the first model; float64 becomes
+        float32."""
         if self.recipe.out_dtype is not None:
             return np.dtype(jnp.dtype(self.recipe.out_dtype))
-        return self.entry(tensor.base or tensor.inputs[0]).dtype
+        stored = self.entry(tensor.base or tensor.inputs[0]).dtype
+        return np.dtype(np.float32) if stored == np.float64 else stored
 
     def held(self, tensor: TensorPlan) -> int:
         """Bytes that the inputs of a tensor take."""
@@ -92,7 +107,11 @@ def prepare(source: str | os.PathLike[str] | Mapping[str, Any], locate: Callable
     vocabulary, rows, differing = _vocabulary(recipe, inputs)
     checkpoints = {model: one.checkpoint for model, one in inputs.items()}
     plan = plan_tensors(recipe, METHODS, checkpoints, None if rows is None else rows.size)
-    return Prepared(recipe, inputs, plan, vocabulary, rows, differing)
+    _check_parameters(recipe, plan)
+    prepared = Prepared(recipe, inputs, plan, vocabulary, rows, differing)
+    if rows is not None:
+        _check_rows(prepared)
+    return prepared
 
 
 def open_inputs(recipe: Recipe, locate: Callable[[str], Path]) -> dict[str, Input]:
@@ -108,7 +127,7 @@ def open_inputs(recipe: Recipe, locate: Callable[[str], Path]) -> dict[str, Inpu
     first = recipe.base or recipe.models[0]
     for other in found.values():
         for field in SAME:
-            ours, theirs = found[first].config.get(field), other.config.get(field)
+            ours, theirs = found[first].resolved[field], other.resolved[field]
             if ours != theirs:
                 raise InputError(
                     f"is {theirs!r}, but {ours!r} in {first}", file=other.folder / "config.json", field=field,
@@ -137,3 +156,39 @@ def _vocabulary_size(one: Input) -> int:
         cure = "Add it: the rows of the embedding"
         raise InputError("is no number", file=one.folder / "config.json", field="vocab_size", cure=cure)
     return size
+
+
+def _check_rows(prepared: Prepared) -> None:
+    """Where rows are rewritten, each token that a model may name has one."""
+    for one in (one for tensor in prepared.plan.tensors if tensor.rows for one in tensor.reads):
+        model, rows = prepared.inputs[one.model], prepared.entry(one).shape[0]
+        if rows < model.config["vocab_size"]:
+            problem = f"is {model.config['vocab_size']}, but {one.tensor} has {rows} rows"
+            cure = "Write the number of rows, or restore the tensor"
+            raise InputError(problem, file=model.folder / "config.json", field="vocab_size", cure=cure)
+
+
+def _check_parameters(recipe: Recipe, plan: MergePlan) -> None:
+    """Numbers that the method takes one by one but not together are told before a weight is read.
+
+    Raises:
+      InputError: names the recipe, the parameter and the first tensor that it is for.
+    """
+    method, seen = METHODS[recipe.method], set()
+
+    def merged(parameters: Mapping[str, Any], models: jax.Array, base: jax.Array | None) -> jax.Array:
+        keys = {"keys": jax.random.split(jax.random.key(0), len(models))} if method.random else {}
+        return method.function(models, base, math_dtype=recipe.math_dtype, **keys, **parameters).tensor
+
+    for tensor in plan.tensors:
+        count, numbers = len(tensor.inputs), repr(sorted(tensor.parameters.items()))
+        if count == 0 or (count, numbers) in seen:
+            continue
+        seen.add((count, numbers))
+        weights = {"weight": [1.0] * count} if recipe.method == "varm" else {}  # it makes them of values otherwise
+        models, base = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((count, *tensor.shape), tensor.shape))
+        try:
+            jax.eval_shape(partial(merged, {**tensor.parameters, **weights}), models, base if tensor.base else None)
+        except InputError as error:
+            problem = f"{error.problem} (tensor {tensor.name})"
+            raise InputError(problem, file=recipe.file, field=error.field, cure=error.cure) from None

@@ -132,35 +132,40 @@ def read_settings(raw: Any, method: Method, place: Place, *, of_model: bool) -> 
 
 
 def _setting(raw: Any, parameter: Parameter, place: Place) -> Setting:
-    """A number, a gradient list, or a list of {filter, value} with either."""
-    if not isinstance(raw, list | tuple) or not any(isinstance(entry, Mapping) for entry in raw):
-        return (Rule(_values(raw, parameter, place)),)
-    rules = []
-    for i, entry in enumerate(raw):
-        if not isinstance(entry, Mapping):
-            raise (place / i).error(
-                f"is {shown(entry)} among rules of filter and value", "Write '- value: ...' for all other tensors"
-            )
-        rule = mapping(entry, ("filter", "value"), place / i)
-        pattern = rule.get("filter")
-        if pattern is not None and not isinstance(pattern, str):
-            raise (place / i / "filter").error(f"must be text, not {shown(pattern)}", "Write a part of tensor names")
-        if "value" not in rule:
-            raise (place / i).error("has no value", "Add 'value: ...'")
-        values = _values(rule["value"], parameter, place / i / "value")
-        rules.append(Rule(values, None if pattern == "*" else pattern))
-    return tuple(rules)
+    """A number, a gradient list, a mapping {filter, value} with either, or a list of such mappings."""
+    if isinstance(raw, Mapping):
+        return (_rule(raw, parameter, place),)
+    if isinstance(raw, list | tuple) and any(isinstance(entry, Mapping) for entry in raw):
+        return tuple(_rule(entry, parameter, place / i) for i, entry in enumerate(raw))
+    return (Rule(_values(raw, parameter, place)),)
+
+
+def _rule(raw: Any, parameter: Parameter, place: Place) -> Rule:
+    if not isinstance(raw, Mapping):
+        problem = f"is {shown(raw)} among rules of filter and value"
+        raise place.error(problem, "Write '- value: ...' for all other tensors")
+    rule = mapping(raw, ("filter", "value"), place)
+    pattern = rule.get("filter")
+    if pattern is not None and not isinstance(pattern, str):
+        raise (place / "filter").error(f"must be text, not {shown(pattern)}", "Write a part of tensor names")
+    if "value" not in rule:
+        raise place.error("has no value", "Add 'value: ...'")
+    return Rule(_values(rule["value"], parameter, place / "value"), None if pattern == "*" else pattern)
 
 
 def _values(raw: Any, parameter: Parameter, place: Place) -> tuple[Value, ...]:
     if isinstance(raw, list | tuple):
         entries = sequence(raw, place)
-        return tuple(_value(entry, parameter, place / i) for i, entry in enumerate(entries))
-    return (_value(raw, parameter, place),)
+        return tuple(read_value(entry, parameter, place / i) for i, entry in enumerate(entries))
+    return (read_value(raw, parameter, place),)
 
 
-def _value(raw: Any, parameter: Parameter, place: Place) -> Value:
-    """One value of its parameter's type: choices are strings, the default tells switches and whole numbers."""
+def read_value(raw: Any, parameter: Parameter, place: Place) -> Value:
+    """One value of its parameter's type: choices are strings, the default tells switches and whole numbers.
+
+    Raises:
+      InputError: a wrong type, a number out of range, an unknown choice (naming the nearest).
+    """
     if isinstance(parameter.default, bool):
         if isinstance(raw, bool) or raw in (0, 1):
             return bool(raw)

@@ -29,10 +29,13 @@ TOKENS_CURE = "Set tokenizer_source to base, union or a model's path, so that ro
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What planning asks of an input: its tensors' shapes, and whether config.json ties the head to the embedding."""
+    """What planning asks of an input: its tensors' shapes, and whether config.json ties the head to the embedding.
+
+    tied: None where it does not say; then a stored head is the head, and without one the embedding is.
+    """
 
     shapes: Mapping[str, Shape]
-    tied: bool = False
+    tied: bool | None = None
 
 
 class TensorInput(NamedTuple):
@@ -49,7 +52,8 @@ class TensorPlan:
 
     shape: of the output. inputs: in the order of the recipe, without models that lack an optional tensor; none: the
     base is copied. parameters: for the method's function, per-model ones a list like `inputs`. rows: whether its rows
-    are tokens ("input" embedding or "head"), so that a vocabulary policy rewrites them first. layer: of the output.
+    are tokens ("input" embedding or "head"), so that a vocabulary policy rewrites them first. lenders: tensors of the
+    other models, which may have rows of tokens that the inputs lack. layer: of the output.
     """
 
     name: str
@@ -58,12 +62,13 @@ class TensorPlan:
     base: TensorInput | None
     parameters: Mapping[str, Any]
     rows: Rows | None = None
+    lenders: tuple[TensorInput, ...] = ()
     layer: int | None = None
 
     @property
     def reads(self) -> tuple[TensorInput, ...]:
-        """All that is read for it: the models' tensors, then the base's."""
-        return self.inputs if self.base is None else (*self.inputs, self.base)
+        """All that is read for it: the models' tensors, then the base's, then those that lend rows."""
+        return (*self.inputs, *(() if self.base is None else (self.base,)), *self.lenders)
 
 
 @dataclass(frozen=True)
@@ -77,14 +82,17 @@ class MergePlan:
 
 @dataclass(frozen=True)
 class _Names:
-    """A checkpoint's names: those of layers under one prefix, by layer; those before the layers and after them."""
+    """A checkpoint's names: those of layers under one prefix, by layer; those before the layers and after them.
+
+    head: None where it is the embedding. tied: the embedding where it may be the head.
+    """
 
     prefix: str
     layers: tuple[tuple[str, ...], ...]
     before: tuple[str, ...]
     after: tuple[str, ...]
     head: str | None
-    embedding: str | None
+    tied: str | None
 
 
 def rows_of(name: str) -> Rows | None:
@@ -162,10 +170,11 @@ def plan_tensors(
         layers += count
     part = len(recipe.slices) - 1
     tensors += [planner.outside(part, name) for name in _union(names[s.model].after for s in _participants(last))]
-    tied = not planner.needs_head()
-    if not tied:
+    needs_head = planner.needs_head()
+    if needs_head:
         tensors.append(planner.head())
     planner.check_rows(tensors)
+    tied = not needs_head and checkpoints[_participants(last)[0].model].tied is not False
     return MergePlan(tuple(tensors), layers, tied)
 
 
@@ -217,7 +226,8 @@ def _names(model: str, checkpoint: Checkpoint) -> _Names:
     embedding = next((n for n in before if rows_of(n) == "input"), None)
     stack = tuple(tuple(layers[i]) for i in range(len(layers)))
     own_head = None if checkpoint.tied and embedding else head
-    return _Names(next(iter(prefixes), ""), stack, before, after, own_head, embedding)
+    tied = None if checkpoint.tied is False else embedding
+    return _Names(next(iter(prefixes), ""), stack, before, after, own_head, tied)
 
 
 @dataclass(frozen=True)
@@ -259,11 +269,21 @@ class _Planner:
         return self._tensor(part, name, lambda source: name, (None, 1), rows_of(name), None)
 
     def needs_head(self) -> bool:
-        """Some model's head is not its embedding; or they are, but the output's embedding comes from other models."""
+        """Some model's head is not its embedding; or they are, but the output's embedding comes from other models.
+
+        Models without a head whose config.json ties nothing (those that only embed) go together; among others such a
+        model has lost its head.
+        """
         first, last = ([s.model for s in _participants(self.recipe.slices[i])] for i in (0, -1))
+        heads = [self.names[model].head or self.names[model].tied for model in last]
+        untied = [m for m, head in zip(last, heads) if head is None and self.checkpoints[m].tied is False]
+        if untied and any(heads):
+            problem = "is missing, and by config.json (tie_word_embeddings) the embedding does not stand for it"
+            cure = "Restore the checkpoint's missing files, or correct its config.json"
+            raise InputError(problem, file=untied[0], field="lm_head.weight", cure=cure)
         if any(self.names[model].head for model in last):
             return True
-        return set(first) != set(last) and any(self.names[model].embedding for model in last)
+        return set(first) != set(last) and any(heads)
 
     def head(self) -> TensorPlan:
         """The head; a model without one gives the embedding that it is tied to."""
@@ -273,7 +293,7 @@ class _Planner:
 
         def tensor_of(source: Source) -> str:
             names = self.names[source.model]
-            return names.head or names.embedding or name
+            return names.head or names.tied or name
 
         return self._tensor(part, name, tensor_of, (None, 1), "head", None)
 
@@ -291,12 +311,20 @@ class _Planner:
                 lacking = next(s for s in one.sources if s not in present)
                 raise self._lacks(lacking, tensor_of(lacking))
             present = []
-        shape = self._shape(name, [(s, tensor_of(s)) for s in ([base] if base else []) + present], rows)
+        merged = ([base] if base else []) + present
+        lending = self._lending(merged, tensor_of) if rows is not None and self.vocabulary_size is not None else []
+        shape = self._shape(name, [(s, tensor_of(s)) for s in merged + lending], rows)
         parameters = resolve(self.recipe, self.method, name, *position, part=part, sources=present) if present else {}
         index = {model: i for i, model in enumerate(self.recipe.models)}
         inputs = tuple(TensorInput(s.model, tensor_of(s), index[s.model]) for s in present)
         pivot = TensorInput(base.model, tensor_of(base), -1) if base else None
-        return TensorPlan(name, shape, inputs, pivot, parameters, rows, layer)
+        lenders = tuple(TensorInput(s.model, tensor_of(s), -1) for s in lending)
+        return TensorPlan(name, shape, inputs, pivot, parameters, rows, lenders, layer)
+
+    def _lending(self, merged: Sequence[Source], tensor_of: Callable[[Source], str]) -> list[Source]:
+        """The recipe's models that a tensor is not merged from, but that have it: they may know a token alone."""
+        others = [Source(m) for m in self.recipe.inputs if all(m != s.model for s in merged)]
+        return [s for s in others if tensor_of(s) in self.checkpoints[s.model].shapes]
 
     def _has(self, source: Source, tensor: str, name: str | None) -> bool:
         if tensor in self.checkpoints[source.model].shapes:

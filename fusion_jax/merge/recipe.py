@@ -1,4 +1,4 @@
-"""Merge recipes: mergekit's YAML as it is, or an equal dict, read into a frozen record that holds no mistake.
+"""Merge recipes: mergekit's YAML, or an equal dict, read into a frozen record that holds no mistake.
 
 Merge specification, sections 1.3-1.5, 9 and 12. Two keys of ours: `math_dtype` (default float32; the type that all
 arithmetic is rounded to) and `seed`. `dtype` is the type of the saved file; in mergekit it is that of the arithmetic
@@ -8,6 +8,7 @@ too, so `math_dtype: bfloat16` beside `dtype: bfloat16` reproduces a published f
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from fusion_jax.merge.arithmetic import MathDtype, Method, Parameter
 from fusion_jax.merge.parameters import Place, Settings, mapping, nearest, read_settings, sequence, shown
 
 SEEDS = 2**32
+REVISION = re.compile(r"(.*[^/])@([^/@]+)")
 KEYS = (
     "merge_method", "models", "slices", "base_model", "parameters", "dtype", "out_dtype", "math_dtype", "seed",
     "random_seed", "tokenizer", "tokenizer_source", "pad_to_multiple_of", "chat_template",
@@ -70,10 +72,11 @@ class VocabularyPolicy:
 class Recipe:
     """What is merged, and how.
 
-    slices: one for `models`, whose sources have all layers (None). base: path of the base model, which no slice lists
-      among its sources. parameters: of the whole merge. out_dtype: of the saved file; None keeps the inputs'.
+    slices: one for `models`, whose sources have all layers (None). base: path of the base model, which gives the
+      config and the tokenizer; no slice lists it among its sources, but for methods without a base, of which it is one
+      more model. parameters: of the whole merge. out_dtype: of the saved file; None keeps the inputs'.
     chat_template: a Jinja template, "auto" (the one that most inputs have), None (the tokenizer's own).
-    revisions: of the models that name one.
+    revisions: of the models that ask for one; folders are read as they are, whatever revision they hold.
     """
 
     method: str
@@ -178,15 +181,22 @@ def _read_yaml(path: Path) -> Any:
 
 
 def _model(raw: Any, place: Place, revisions: dict[str, str]) -> str:
-    """The path of a model given as text, as {path, revision} or as {model: {path, revision}}."""
+    """The path of a model given as PATH, PATH@REVISION, {path, revision} or {model: {path, revision}}.
+
+    An @ before the last slash belongs to the path.
+    """
     value = raw
     if isinstance(value, Mapping) and ("model" in value or "lora" in value):
         outer = mapping(value, ("model", "lora"), place)
         if outer.get("lora") is not None:
             raise _lora(place / "lora")
         value, place = outer.get("model"), place / "model"
-    reference = mapping(value, ("path", "revision"), place) if isinstance(value, Mapping) else {"path": value}
-    path, revision = reference.get("path"), reference.get("revision")
+    if isinstance(value, Mapping):
+        reference = mapping(value, ("path", "revision"), place)
+        path, revision = reference.get("path"), reference.get("revision")
+    else:
+        parts = REVISION.fullmatch(value) if isinstance(value, str) else None
+        path, revision = parts.groups() if parts else (value, None)
     if not isinstance(path, str) or not path.strip():
         raise place.error(f"must be a model's path, not {shown(raw)}", "Give the path of a Hugging Face model folder")
     if "+" in path:
@@ -242,11 +252,14 @@ def _slice(
     if len(spans) > 1:
         raise place.error(f"the layer ranges have different lengths {sorted(spans)}", "Give ranges of one length")
     bases = [s for s in sources if s.model == base]
-    if len(bases) > 1:
-        raise place.error(f"the base model {base} is listed twice", "List it once, or not at all")
-    if base is not None and not bases:
-        bases = [Source(base, sources[0].layers)]
-    found = Slice(tuple(s for s in sources if s.model != base), bases[0] if bases else None, settings)
+    if base is None or method.base == "none":
+        unlisted = [] if base is None or bases or ranged else [Source(base)]
+        found = Slice((*sources, *unlisted), None, settings)
+    else:
+        if len(bases) > 1:
+            raise place.error(f"the base model {base} is listed twice", "List it once, or not at all")
+        pivot = bases[0] if bases else Source(base, sources[0].layers)
+        found = Slice(tuple(s for s in sources if s.model != base), pivot, settings)
     _check_models(found, method, place)
     return found
 
@@ -261,18 +274,17 @@ def _layer_range(raw: Any, place: Place) -> tuple[int, int]:
 def _check_models(found: Slice, method: Method, place: Place) -> None:
     """The base and the number of models are what the method takes."""
     name, count = method.name, len(found.sources)
-    at = Place(place.file, "base_model")
     if method.base == "required" and found.base is None:
-        raise at.error(f"{name} needs a base model", "Add 'base_model: <path>'")
-    if method.base == "none" and found.base is not None:
-        raise at.error(f"{name} has no base model", "Remove the key, and list the model with the others to merge it")
+        raise Place(place.file, "base_model").error(f"{name} needs a base model", "Add 'base_model: <path>'")
     if count < method.least_models:
         raise place.error(
             f"{name} needs {method.least_models} or more models beside the base, the recipe gives {count}", "Add models"
         )
     if method.most_models is not None and count > method.most_models:
-        cure = "Remove models, or set base_model to one of them" if method.base != "none" else "Remove models"
-        raise place.error(f"{name} takes at most {method.most_models} beside the base, the recipe gives {count}", cure)
+        cure, beside = "Remove models, or set base_model to one of them", " beside the base"
+        if method.base == "none":
+            cure, beside = "Remove models; base_model is one of them", ""
+        raise place.error(f"{name} takes at most {method.most_models}{beside}, the recipe gives {count}", cure)
 
 
 def _check_required(recipe: Recipe, method: Method, place: Place) -> None:
@@ -318,7 +330,7 @@ def _chat_template(raw: Any, place: Place) -> str | None:
         return cast(str | None, raw)
     beside = Path(place.file).parent if place.file else Path()
     for path in (Path(raw), beside / raw) if isinstance(raw, str) and "\n" not in raw else ():
-        if path.is_file():
+        if os.path.isfile(path):  # False of a name too long for a file, too
             return path.read_text(encoding="utf-8")
     raise place.error(f"{shown(raw)} is no chat template", "Give 'auto', a Jinja template or the path of one")
 

@@ -23,8 +23,9 @@ def write_report(prepared: Prepared, records: Sequence[Record], folder: Path) ->
     recipe = prepared.recipe
     size = sum(_numel(r) for r in records)
     models = ", ".join(f"`{m}`" for m in recipe.models)
+    based = recipe.base and recipe.base not in recipe.models
     lines = [
-        f"# {recipe.method} of {models}" + (f" on `{recipe.base}`" if recipe.base else ""),
+        f"# {recipe.method} of {models}" + (f" on `{recipe.base}`" if based else ""),
         f"{len(records)} tensors, {size:,} numbers, computed in {recipe.math_dtype}, seed {recipe.seed}.",
         *_clashes(prepared), *map(_idle, idle_filters(recipe, prepared.plan.tensors)),
         "## By kind of tensor", markdown_table(by_kind(records)), _legend(records),
@@ -44,7 +45,7 @@ def _numel(record: Record) -> int:
 
 def _clashes(prepared: Prepared) -> list[str]:
     return [
-        f"**Ids that mean different tokens**: {c.count} of {c.shared} in `{c.model}`, the first {c.first[0]} "
+        f"**Ids that mean different tokens**: {c.differing} of {c.shared} in `{c.model}`, the first {c.first[0]} "
         f"('{c.first[2]}', '{c.first[1]}' in the output). Set `tokenizer_source` if their rows matter."
         for c in prepared.clashes
     ]  # fmt: skip

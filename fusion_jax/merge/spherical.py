@@ -33,6 +33,8 @@ LEAST_SINE = 1e-6  # nuslerp: below it the arc is a line or undefined
 def slerp(models: Array, base: Array | None, *, t: float, math_dtype: MathDtype = "float32") -> Merged:
     """The point at t on the arc from the base (t = 0) to the other model (t = 1); norms interpolate too (section 4.2).
 
+    A t outside [0, 1] goes on along the circle.
+
     Args:
       models: float[1,...], the other model; without a base it is returned as it is.
       base: float[...] or None.
@@ -229,7 +231,7 @@ def _mean_direction(cosines: Array, kept: Array, max_iter: Array, tol: Array) ->
 
 
 METHODS = (
-    Method("slerp", slerp, (Parameter("t", least=0.0, most=1.0),), most_models=1),
+    Method("slerp", slerp, (Parameter("t"),), most_models=1),
     Method(
         "nuslerp",
         nuslerp,
@@ -251,7 +253,7 @@ METHODS = (
     Method(
         "karcher",
         karcher,
-        (Parameter("max_iter", 10, least=1), Parameter("tol", 1e-5, least=0.0)),
+        (Parameter("max_iter", 10, least=1, most=2**31 - 1), Parameter("tol", 1e-5, least=0.0)),
         base="optional",
     ),
 )

@@ -143,12 +143,12 @@ def _content_hash(array: np.ndarray) -> str:
 
 
 def _rewritten(prepared: Prepared, tensor: TensorPlan) -> dict[TensorInput, np.ndarray]:
-    """The models' rows in the order of the output's vocabulary."""
+    """The models' rows in the order of the output's vocabulary; models that lack the tensor have no rows to give."""
     assert prepared.rows is not None
     of_model = {one.model: one for one in tensor.reads}
-    order = [of_model[model] for model in prepared.recipe.inputs]
-    new = remap(prepared.rows, [jnp.asarray(prepared.entry(one).mapped()) for one in order])
-    return {one: np.asarray(array) for one, array in zip(order, new, strict=True)}
+    places = {of_model[model]: i for i, model in enumerate(prepared.recipe.inputs) if model in of_model}
+    new = remap(prepared.rows.of(list(places.values())), [jnp.asarray(prepared.entry(one).mapped()) for one in places])
+    return {one: np.asarray(array) for one, array in zip(places, new, strict=True)}
 
 
 def _as_stored(entry: TensorEntry, array: np.ndarray) -> np.ndarray:
@@ -235,16 +235,21 @@ def told(prepared: Prepared, made: Made) -> tuple[Record, np.ndarray]:
     return record, value
 
 
-def _check_finite(prepared: Prepared, tensor: TensorPlan, norms: dict[str, np.ndarray], value: np.ndarray) -> None:
-    """A sum of squares tells NaN and infinity at no cost; only then all numbers are looked at."""
-    if all(np.isfinite(x).all() for x in norms.values()):
-        return
+def check_inputs(prepared: Prepared, tensor: TensorPlan) -> None:
+    """Raises InputError where what is read for a tensor holds NaN or infinity; names the file."""
     for one in tensor.reads:
         entry = prepared.entry(one)
         if not np.isfinite(entry.mapped().astype(np.float32)).all():
             raise InputError(
                 "holds NaN or infinity", file=entry.file, field=one.tensor, cure="Restore or leave out this model"
             )
+
+
+def _check_finite(prepared: Prepared, tensor: TensorPlan, norms: dict[str, np.ndarray], value: np.ndarray) -> None:
+    """A sum of squares tells NaN and infinity at no cost; only then all numbers are looked at."""
+    if all(np.isfinite(x).all() for x in norms.values()):
+        return
+    check_inputs(prepared, tensor)
     if not np.isfinite(value.astype(np.float32)).all():
         raise InputError(
             f"the merged tensor has numbers that {value.dtype} does not hold", file=prepared.recipe.file,

@@ -17,6 +17,7 @@ import numpy as np
 
 from fusion_jax.errors import InputError
 from fusion_jax.merge.arithmetic import MathDtype, Merged, Method, Parameter, as_math, rounder
+from fusion_jax.merge.differences import count, tensor_sums
 from fusion_jax.merge.stacks import PerModel, check_shapes, count_models, need_base, normalized, per_model, total
 
 Array = jax.Array
@@ -47,6 +48,8 @@ class Statistic(NamedTuple):
 def statistic(models: Array, base: Array, merge_type: MergeType = "square") -> Statistic:
     """The statistic of one tensor: of the stored values, before any rounding to the math dtype.
 
+    Its sums are the same on any devices: the last bit of a coefficient would turn roundings to bfloat16.
+
     Args:
       models: float[K,...]; base: float[...].
 
@@ -59,9 +62,9 @@ def statistic(models: Array, base: Array, merge_type: MergeType = "square") -> S
 
 @partial(jax.jit, static_argnames="merge_type")
 def _statistic(models: Array, base: Array, *, merge_type: MergeType) -> tuple[Array, Array]:
-    moved = [model.astype(jnp.float32) - base.astype(jnp.float32) for model in models]
-    sums = jnp.stack([_KINDS[merge_type](x).sum() for x in moved])
-    return sums, jnp.stack([(x != 0).sum(dtype=jnp.uint32) for x in moved])
+    moved = [jnp.atleast_1d(model.astype(jnp.float32) - base.astype(jnp.float32)) for model in models]
+    sums = jnp.stack(tensor_sums([_KINDS[merge_type](x) for x in moved]))
+    return sums, jnp.stack([count(x != 0) for x in moved])
 
 
 def whole_model(statistics: Mapping[str, Statistic]) -> Statistic:
@@ -114,10 +117,14 @@ def varm_weights(
     if granularity not in known:
         problem = f"'{granularity}' has no weights for whole tensors"
         raise InputError(problem, field="granularity", cure=f"Take one of {', '.join(known)}")
-    if not temp > 0:
-        raise InputError(f"{temp} is not above 0", field="temp", cure="Give a positive temperature")
+    _check_temp(temp)
     values = _values(statistics, granularity)
     return {name: _weights(values(name), varm_mode, softmax, temp) for name in statistics}
+
+
+def _check_temp(temp: float) -> None:
+    if not temp > 0:
+        raise InputError(f"{temp} is not above 0", field="temp", cure="Give a positive temperature")
 
 
 def _values(statistics: Mapping[str, Statistic], granularity: Granularity) -> Callable[[str], np.ndarray]:
@@ -169,19 +176,21 @@ def varm(
     Returns float32[...] and "coefficients" float32[K], for "avg_item" their mean over elements.
     Raises InputError without a base of their shape, and for a wide granularity without weights.
     """
-    count, base = count_models(models, "varm"), need_base(models, base, "varm")
+    size, base = count_models(models, "varm"), need_base(models, base, "varm")
+    _check_temp(temp)
+    if granularity == "avg_item" and merge_type == "default":
+        cure = "Take square or abs"
+        raise InputError("signed changes are no weights of elements", field="merge_type", cure=cure)
     if weight is None and granularity == "avg_item":
-        if merge_type == "default":
-            cure = "Take square or abs"
-            raise InputError("signed changes are no weights of elements", field="merge_type", cure=cure)
         return _avg_item(models, base, merge_type=merge_type, math_dtype=math_dtype)
     if weight is None and granularity in WIDE and varm_mode == "intended":
         cure = "Give what varm_weights makes of the statistics of all tensors"
         raise InputError(f"granularity '{granularity}' needs weights", field="weight", cure=cure)
     if weight is None:
         found = {"": statistic(models, base, merge_type)}
-        weight = varm_weights(found, varm_mode=varm_mode, softmax=softmax, temp=temp)[""]
-    return _weighted(models, per_model(weight, count, "weight"), math_dtype=math_dtype)
+        own = varm_weights(found, varm_mode=varm_mode, softmax=softmax, temp=temp)[""]
+        return _weighted(models, own.astype(np.float32), math_dtype=math_dtype)  # NaN stays what it is
+    return _weighted(models, per_model(weight, size, "weight"), math_dtype=math_dtype)
 
 
 def varm_linear(

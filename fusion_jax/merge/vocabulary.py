@@ -57,6 +57,10 @@ class RowPlan:
     def size(self) -> int:
         return len(self.filler)
 
+    def of(self, models: Sequence[int]) -> RowPlan:
+        """The plan for some of the models: rows that only others have are zeros."""
+        return RowPlan(self.own[models], self.default[:, models], self.filler)
+
 
 def read_vocabulary(folder: Path, size: int) -> Vocabulary:
     """The vocabulary of a model folder, from its tokenizer.json.

@@ -103,8 +103,8 @@ def open_folder(folder: Path) -> dict[str, TensorEntry]:
     index = folder / INDEX
     if index.exists():
         try:
-            weight_map: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        except (ValueError, KeyError):
+            weight_map = {str(k): str(v) for k, v in json.loads(index.read_text("utf-8"))["weight_map"].items()}
+        except (ValueError, KeyError, TypeError, AttributeError):
             raise InputError("is a broken index", file=index, cure="Download or copy the file again") from None
         headers: dict[str, dict[str, TensorEntry]] = {}
         for name in sorted(set(weight_map.values())):

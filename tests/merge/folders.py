@@ -10,8 +10,10 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from fusion_jax.merge import METHODS
 from fusion_jax.models.safetensors_io import PlannedTensor, open_folder, write_folder
 
+GIVEN = {"weight": 0.4, "density": 0.5, "t": 0.3, "select_topk": 0.3}
 BF16 = np.dtype(ml_dtypes.bfloat16)
 VOCAB, WIDTH, INNER, LAYERS = 48, 16, 24, 3
 CONFIG = {
@@ -62,3 +64,19 @@ def make_models(folder: Path, count: int = 3, dtype: np.dtype = np.dtype(np.floa
     for seed in range(count + 1):
         write_model(folder / (f"m{seed}" if seed else "base"), tensors(seed, dtype))
     return [str(folder / f"m{seed}") for seed in range(1, count + 1)]
+
+
+def ties(folder: Path, **changes: Any) -> dict[str, Any]:
+    """A recipe for `make_models`."""
+    models = [{"model": str(folder / f"m{i}"), "parameters": {"weight": 0.4, "density": 0.5}} for i in (1, 2, 3)]
+    return {"merge_method": "ties", "base_model": str(folder / "base"), "models": models, **changes}
+
+
+def recipe_of(method: str, folder: Path, **parameters: Any) -> dict[str, Any]:
+    """A recipe of any method for the models of `make_models`: as many of three as it takes, with the base it takes."""
+    chosen = METHODS[method]
+    known = {p.name for p in chosen.parameters}
+    models = [{"model": str(folder / f"m{i + 1}")} for i in range(chosen.most_models or 3)]
+    given = {name: value for name, value in GIVEN.items() if name in known} | parameters
+    recipe = {"merge_method": method, "models": models, "parameters": given}
+    return recipe if chosen.base == "none" else recipe | {"base_model": str(folder / "base")}

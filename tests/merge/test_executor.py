@@ -1,13 +1,11 @@
-"""A recipe carried out: output folder, report, kill and resume, several devices, what an error leaves behind."""
+"""A recipe carried out: output folder, report, several devices, bad input."""
 
 from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +13,15 @@ import numpy as np
 import pytest
 
 from fusion_jax import InputError
-from fusion_jax.merge import executor, merge, merge_trees, methods, prepare
-from fusion_jax.merge.estimate import estimate, rules
-from fusion_jax.models.safetensors_io import write_shard
-from tests.merge.folders import BF16, CONFIG, INNER, LAYERS, make_models, read_model, tensors, write_model
+from fusion_jax.merge import merge, methods, prepare
+from tests.merge.folders import CONFIG, INNER, LAYERS, make_models, read_model, tensors, ties, write_model
 
 ROOT = Path(__file__).parents[2]
 
 
-def ties(folder: Path, **changes: Any) -> dict[str, Any]:
-    models = [{"model": str(folder / f"m{i}"), "parameters": {"weight": 0.4, "density": 0.5}} for i in (1, 2, 3)]
-    return {"merge_method": "ties", "base_model": str(folder / "base"), "models": models, **changes}
+def varm(folder: Path, **parameters: Any) -> dict[str, Any]:
+    models = [{"model": str(folder / f"m{i}")} for i in (1, 2, 3)]
+    return ties(folder, merge_method="varm", parameters=parameters) | {"models": models}
 
 
 @pytest.fixture
@@ -38,7 +34,7 @@ def test_output_is_a_folder_with_its_provenance(models):
     (models / "base/generation_config.json").write_text('{"eos_token_id": 2}')
     summary = merge(ties(models, dtype="bfloat16", seed=7), models / "out")
     config = json.loads((models / "out/config.json").read_text())
-    assert config == CONFIG | {"dtype": "bfloat16"}
+    assert config == CONFIG | {"dtype": "bfloat16", "torch_dtype": "bfloat16"}
     assert (models / "out/generation_config.json").read_text() == '{"eos_token_id": 2}'
     lines = [json.loads(line) for line in (models / "out/tensors.jsonl").read_text().splitlines()]
     assert lines == summary.records and len(lines) == len(tensors(0))
@@ -62,16 +58,14 @@ def test_output_is_what_the_method_gives(models):
         np.testing.assert_allclose(value, want, rtol=0, atol=1e-7, err_msg=name)
 
 
-def test_trees_in_memory_are_merged_as_folders_are(models):
-    merge(ties(models), models / "out")
-    found = merge_trees("ties", [tensors(i) for i in (1, 2, 3)], tensors(0), weight=0.4, density=0.5)
-    for name, value in read_model(models / "out").items():
-        np.testing.assert_allclose(value, found[name], rtol=0, atol=1e-7)
-    drawn = merge_trees("dare_linear", [tensors(1), tensors(2)], tensors(0), weight=0.5, density=0.3, seed=1)
-    given = ties(models, merge_method="dare_linear", seed=1)
-    given["models"] = [{"model": str(models / f"m{i}"), "parameters": {"weight": 0.5, "density": 0.3}} for i in (1, 2)]
-    merge(given, models / "drawn")
-    np.testing.assert_array_equal(read_model(models / "drawn")["lm_head.weight"], drawn["lm_head.weight"])
+def test_a_revision_is_told_as_asked_for_and_not_checked(models):
+    given = ties(models)
+    given["models"][0]["model"] += "@v2"
+    merge(given, models / "out")
+    inputs = json.loads((models / "out/merge.json").read_text())["inputs"]
+    told = {Path(model).name: [key for key in one if "revision" in key] for model, one in inputs.items()}
+    assert told == {"base": [], "m1": ["revision asked for, not checked"], "m2": [], "m3": []}
+    assert inputs[str(models / "m1")][told["m1"][0]] == "v2"
 
 
 def test_slices_stack_layers(models):
@@ -108,76 +102,6 @@ def test_eight_devices_give_what_one_gives(models):
             np.testing.assert_allclose(eight[name], value, rtol=0, atol=2e-7, err_msg=f"{method} {name}")
 
 
-def test_a_killed_merge_goes_on(models, monkeypatch):
-    merge(ties(models), models / "whole", shard_bytes=4000)
-    with pytest.raises(KeyboardInterrupt), monkeypatch.context() as patch:
-        patch.setattr(executor, "write_shard", interrupted_after(3))
-        merge(ties(models), models / "out", shard_bytes=4000)
-    place = models / ".out.unfinished"
-    finished = {p.name: p.stat().st_mtime_ns for p in place.glob("model-*.safetensors")}
-    assert len(finished) == 3 and not (models / "out").exists()
-    log = place / "tensors.jsonl"
-    log.write_text(log.read_text() + '{"name": "torn')
-    merge(ties(models), models / "out", shard_bytes=4000)
-    for name, written in finished.items():
-        assert (models / "out" / name).stat().st_mtime_ns == written
-    same_folders(models / "whole", models / "out")
-    with pytest.raises(InputError, match=r"out.*exists already"):
-        merge(ties(models), models / "out")
-
-
-def interrupted_after(count: int) -> Any:
-    left = [count]
-
-    def write(*args: Any, **options: Any) -> None:
-        if not left[0]:
-            raise KeyboardInterrupt
-        left[0] -= 1
-        write_shard(*args, **options)
-
-    return write
-
-
-def same_folders(one: Path, other: Path) -> None:
-    """The same files with the same bytes."""
-    assert {p.name for p in one.iterdir()} == {p.name for p in other.iterdir()}
-    for file in one.iterdir():
-        assert file.read_bytes() == (other / file.name).read_bytes(), file.name
-
-
-def test_unfinished_work_of_another_recipe_is_not_used(models, monkeypatch):
-    with pytest.raises(KeyboardInterrupt), monkeypatch.context() as patch:
-        patch.setattr(executor, "write_shard", interrupted_after(2))
-        merge(ties(models), models / "out", shard_bytes=4000)
-    other = ties(models, parameters={"normalize": False})
-    merge(other, models / "out", shard_bytes=4000)
-    merge(other, models / "new", shard_bytes=4000)
-    same_folders(models / "new", models / "out")
-
-
-def test_sigkill_and_the_same_command(tmp_path):
-    make_models(tmp_path, 3, BF16)
-    recipe = tmp_path / "recipe.yml"
-    recipe.write_text(json.dumps(ties(tmp_path, merge_method="della")))
-    command = [
-        sys.executable, str(ROOT / "experiments/merge.py"), str(recipe), "--shard-gb", "0.000001", "--out",
-    ]  # fmt: skip
-    env = os.environ | {"JAX_PLATFORMS": "cpu"}
-    assert subprocess.run([*command, str(tmp_path / "whole")], env=env, capture_output=True).returncode == 0
-    place = tmp_path / ".out.unfinished"
-    for wanted in (2, 9):
-        process = subprocess.Popen([*command, str(tmp_path / "out")], env=env, stdout=subprocess.DEVNULL)
-        while len(list(place.glob("model-*"))) < wanted and process.poll() is None:
-            time.sleep(0.002)
-        process.send_signal(signal.SIGKILL)
-        assert process.wait() == -signal.SIGKILL
-    assert subprocess.run([*command, str(tmp_path / "out")], env=env, capture_output=True).returncode == 0
-    whole, out = read_model(tmp_path / "whole"), read_model(tmp_path / "out")
-    assert whole.keys() == out.keys() and all((whole[n] == out[n]).all() for n in whole)
-    report = [(tmp_path / name / "report.md").read_text() for name in ("whole", "out")]
-    assert report[0] == report[1]
-
-
 def test_nan_is_told_with_its_tensor_and_nothing_is_left(models):
     bad = tensors(2)
     bad["model.layers.1.mlp.up_proj.weight"][3, 4] = np.nan
@@ -189,17 +113,21 @@ def test_nan_is_told_with_its_tensor_and_nothing_is_left(models):
     assert not (models / "out").exists() and not (models / ".out.unfinished").exists()
 
 
+@pytest.mark.parametrize("granularity", ["avg_param", "avg_item", "avg_model"])
+def test_nan_under_varm_is_told_like_any_other(models, granularity):
+    bad = tensors(2)
+    bad["model.layers.1.mlp.up_proj.weight"][3, 4] = np.nan
+    write_model(models / "bad", bad)
+    given = varm(models, granularity=granularity)
+    given["models"][1]["model"] = str(models / "bad")
+    with pytest.raises(InputError, match=r"bad/model.safetensors, field 'model.layers.1.mlp.up_proj.weight'.*NaN"):
+        merge(given, models / "out")
+
+
 def test_overflow_of_the_output_dtype_is_told(models):
     given = ties(models, dtype="float16", parameters={"lambda": 1e8, "normalize": False})
     with pytest.raises(InputError, match=r"numbers that float16 does not hold.*Lower `lambda`"):
         merge(given, models / "out")
-    assert not (models / ".out.unfinished").exists()
-
-
-def test_full_disk_is_told_before_anything_is_written(models, monkeypatch):
-    monkeypatch.setattr(executor.shutil, "disk_usage", lambda path: type("U", (), {"free": 10}))
-    with pytest.raises(InputError, match=r"GB are needed, 0.00 GB are free"):
-        merge(ties(models), models / "out")
     assert not (models / ".out.unfinished").exists()
 
 
@@ -211,21 +139,9 @@ def test_other_architecture_is_refused(models):
         prepare(given)
 
 
-def test_dry_run_tells_rules_memory_and_time(models):
-    prepared = prepare(ties(models, parameters={"density": [0.2, 0.8]}))
-    table = rules(prepared)
-    assert [r["models"] for r in table] == [3] * len(tensors(0))
-    assert "density=[0.5 0.5 0.5]" in table[0]["parameters"]
-    found = estimate(prepared)
-    assert found["tensors"] == len(tensors(0)) and float(found["s of arithmetic"]) >= 0
-    assert {p.name for p in models.iterdir()} == {"base", "m1", "m2", "m3"}
-
-
 @pytest.mark.parametrize("granularity", ["avg_layer", "avg_model"])
 def test_varm_weights_of_more_than_a_tensor(models, granularity):
-    given = ties(models, merge_method="varm", parameters={"granularity": granularity})
-    given["models"] = [{"model": one["model"]} for one in given["models"]]
-    records = {r["name"]: r for r in merge(given, models / "out").records}
+    records = {r["name"]: r for r in merge(varm(models, granularity=granularity), models / "out").records}
     layer = [records[f"model.layers.1.mlp.{n}_proj.weight"]["coefficients"] for n in ("up", "down")]
     assert layer[0] == layer[1] and layer[0] != [1 / 3] * 3
     changes = [{n: v - tensors(0)[n] for n, v in tensors(i).items()} for i in (1, 2, 3)]
@@ -234,25 +150,19 @@ def test_varm_weights_of_more_than_a_tensor(models, granularity):
     np.testing.assert_allclose(layer[0], np.asarray(sums) / sum(sums), rtol=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("method", "count", "base", "parameters", "said"),
-    [
-        ("tie", 2, True, {}, "no merge method is called 'tie'. Write 'ties'"),
-        ("ties", 2, True, {"weight": 1.0, "densty": 1.0}, "field 'densty': ties has no parameter 'densty'. Write 'density'"),
-        ("ties", 2, True, {}, "field 'weight': ties needs it"),
-        ("ties", 2, False, {"weight": 1.0}, "ties needs a base"),
-        ("linear", 2, True, {"weight": 1.0}, "linear has no base"),
-        ("linear", 0, False, {"weight": 1.0}, "linear does not merge 0 models"),
-    ],
-)  # fmt: skip
-def test_trees_that_do_not_fit_are_refused(method, count, base, parameters, said):
-    with pytest.raises(InputError) as caught:
-        merge_trees(method, [tensors(i + 1) for i in range(count)], tensors(0) if base else None, **parameters)
-    assert said in str(caught.value)
+def test_rules_on_varms_granularity_hold_tensor_by_tensor(models):
+    mixed = {
+        "granularity": [{"filter": "mlp", "value": "avg_layer"}, {"filter": "attn", "value": "avg_model"}, {"value": "avg_param"}],
+        "softmax": [{"filter": "up_proj", "value": True}, {"value": False}], "temp": 1e-4,
+    }  # fmt: skip
+    found = coefficients(models, "mixed", **mixed)
+    alone = {g: coefficients(models, g, granularity=g) for g in ("avg_layer", "avg_model", "avg_param")}
+    soft = coefficients(models, "soft", granularity="avg_layer", softmax=True, temp=1e-4)
+    assert len({tuple(x["model.layers.1.mlp.up_proj.weight"]) for x in (soft, *alone.values())}) == 4
+    for name, values in found.items():
+        kind = "avg_layer" if "mlp" in name else "avg_model" if "attn" in name else "avg_param"
+        assert values == (soft if "up_proj" in name else alone[kind])[name], name
 
 
-def test_leaves_that_are_no_floats_are_refused_by_name():
-    with pytest.raises(InputError, match=r"field 'a.b': is int32\[3\]"):
-        merge_trees("linear", [{"a": {"b": np.ones(3, np.int32)}}] * 2, weight=1.0)
-    with pytest.raises(InputError, match="different structures"):
-        merge_trees("linear", [{"a": np.ones(3, np.float32)}, {"b": np.ones(3, np.float32)}], weight=1.0)
+def coefficients(models: Path, out: str, **parameters: Any) -> dict[str, list[float]]:
+    return {r["name"]: r["coefficients"] for r in merge(varm(models, **parameters), models / out).records}

@@ -30,7 +30,9 @@ GRADIENT = [
 RECIPES: dict[str, tuple[str, dict[str, Any], dict[str, Any], int, bool]] = {
     "linear": ("linear", {"weight": [0.5, 0.3, 0.4]}, {}, 3, False),
     "linear-sum": ("linear", {"weight": [0.5, -0.3, 0.4]}, {"normalize": False}, 3, False),
+    "linear-base": ("linear", {}, {"weight": 0.3}, 2, True),
     "slerp": ("slerp", {}, {"t": GRADIENT}, 1, True),
+    "slerp-beyond": ("slerp", {}, {"t": [-0.5, 1.3]}, 1, True),
     "nuslerp": ("nuslerp", {"weight": [0.6, 0.3]}, {}, 2, True),
     "nuslerp-rows": ("nuslerp", {"weight": [0.6, 0.3]}, {"nuslerp_flatten": False, "nuslerp_row_wise": True}, 2, False),
     "multislerp": ("multislerp", {"weight": [0.5, 0.3, 0.4]}, {}, 3, True),
@@ -51,6 +53,7 @@ RECIPES: dict[str, tuple[str, dict[str, Any], dict[str, Any], int, bool]] = {
     "breadcrumbs": ("breadcrumbs", HALF | {"gamma": [0.02, 0.03, 0.05]}, {}, 3, True),
     "breadcrumbs_ties": ("breadcrumbs_ties", HALF | {"gamma": [0.02, 0.03, 0.05]}, {}, 3, True),
     "sce": ("sce", {}, {"select_topk": 0.3}, 3, True),
+    "ties-rule": ("ties", {"weight": [0.5, 0.3]}, {"density": {"filter": "mlp", "value": [0.3, 0.6]}}, 2, True),
     "sce-all": ("sce", {}, {}, 3, True),
     "passthrough": ("passthrough", {"scale": [0.5]}, {}, 1, False),
 }  # fmt: skip
@@ -84,6 +87,8 @@ def merged(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ]
     stacked = {"merge_method": "passthrough", "slices": slices, "dtype": "float32"}
     (place / "stacked.yml").write_text(yaml.safe_dump(stacked))
+    based = stacked | {"base_model": str(place / "models/base")}
+    (place / "stacked-base.yml").write_text(yaml.safe_dump(based))
     run_mergekit(place)
     return place
 
@@ -97,7 +102,7 @@ def run_mergekit(folder: Path) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
 
 
-@pytest.mark.parametrize("name", [*RECIPES, "stacked"])
+@pytest.mark.parametrize("name", [*RECIPES, "stacked", "stacked-base"])
 def test_equal_to_mergekit(merged, name, tmp_path):
     given = yaml.safe_load((merged / f"{name}.yml").read_text())
     given.setdefault("parameters", {}).update(OURS.get(given["merge_method"], {}))

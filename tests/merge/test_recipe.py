@@ -9,48 +9,12 @@ from typing import Any
 import pytest
 
 from fusion_jax.errors import InputError
-from fusion_jax.merge.arithmetic import Method, Parameter
+from fusion_jax.merge import METHODS
 from fusion_jax.merge.parameters import layer_position
 from fusion_jax.merge.plan import Checkpoint, TensorInput, plan_tensors, resolve
 from fusion_jax.merge.recipe import Recipe, TokenRule, read_recipe
 from tests.conftest import GOLDEN
 
-
-def _unused(*_: Any, **__: Any) -> Any:
-    raise AssertionError("a recipe never runs its method")
-
-
-WEIGHT = Parameter("weight", per_model=True)
-METHODS = {
-    m.name: m
-    for m in (
-        Method("linear", _unused, (WEIGHT, Parameter("normalize", True)), base="none"),
-        Method("slerp", _unused, (Parameter("t", least=0.0, most=1.0),), most_models=1),
-        Method(
-            "ties",
-            _unused,
-            (
-                WEIGHT,
-                Parameter("density", 1.0, per_model=True, least=0.0, most=1.0),
-                Parameter("lambda", 1.0),
-                Parameter("normalize", True),
-                Parameter("ties_vote", "weighted", choices=("weighted", "unweighted")),
-                Parameter("rescale", "none", choices=("none", "l1", "inverse_density")),
-            ),
-        ),
-        Method(
-            "sce",
-            _unused,
-            (
-                Parameter("select_topk", 1.0, least=0.0, most=1.0),
-                Parameter("sce_variant", "fuseai", choices=("fuseai", "paper", "mergekit")),
-            ),
-        ),
-        Method("passthrough", _unused, (Parameter("scale", 1.0),), base="none", most_models=1),
-        Method("karcher", _unused, (Parameter("max_iter", 10), Parameter("tol", 1e-5)), base="optional"),
-        Method("model_stock", _unused, (), least_models=2),
-    )
-}
 LINEAR = (
     "merge_method: linear\nmodels:\n  - {model: a, parameters: {weight: 1}}\n  - {model: b, parameters: {weight: 2}}\n"
 )
@@ -63,7 +27,7 @@ def read(tmp_path: Path, text: str) -> Recipe:
     return read_recipe(path, METHODS)
 
 
-def llama(layers: int, *, vocab: int = 10, width: int = 4, head: bool = True, tied: bool = False) -> Checkpoint:
+def llama(layers: int, *, vocab: int = 10, width: int = 4, head: bool = True, tied: bool | None = None) -> Checkpoint:
     shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (vocab, width), "model.norm.weight": (width,)}
     for i in range(layers):
         shapes[f"model.layers.{i}.self_attn.q_proj.weight"] = (width, width)
@@ -138,7 +102,8 @@ def test_nearest_level_wins_and_rules_that_do_not_match_fall_through() -> None:
         METHODS,
     )
     assert resolve(recipe, METHODS["ties"], "layers.0.mlp", 0, 2) == {
-        "weight": [0.9, 0.4], "density": [0.5, 0.5], "lambda_": 0.1, "normalize": True, "ties_vote": "weighted", "rescale": "none",
+        "weight": [0.9, 0.4], "density": [0.5, 0.5], "lambda_": 0.1, "normalize": True, "ties_vote": "weighted",
+        "rescale": "none", "int8_mask": False,
     }  # fmt: skip
     assert resolve(recipe, METHODS["ties"], "layers.0.q", 0, 2)["weight"] == [0.4, 0.4]
     assert resolve(recipe, METHODS["ties"], "layers.0.q", 0, 2)["density"] == [1.0, 1.0]
@@ -217,7 +182,7 @@ def test_published_sce(tmp_path: Path) -> None:
     plan = plan_tensors(recipe, METHODS, {m: llama(2) for m in recipe.inputs})
     name = "model.layers.1.mlp.up_proj.weight"
     (found,) = [t for t in plan.tensors if t.name == name]
-    assert found.parameters == {"select_topk": 0.1, "sce_variant": "fuseai"} and found.layer == 1
+    assert found.parameters == {"select_topk": 0.1, "sce_variant": "fuseai", "int8_mask": False} and found.layer == 1
     assert found.inputs == tuple(TensorInput(m, name, i) for i, m in enumerate(recipe.models))
     assert found.base == TensorInput("openchat_3.5", name, -1)
 
@@ -244,7 +209,7 @@ def test_passthrough_stacks_layers(tmp_path: Path) -> None:
     assert found["model.layers.2.mlp.up_proj.weight"] == ("a", "model.layers.2.mlp.up_proj.weight")
     assert found["model.layers.3.mlp.up_proj.weight"] == ("b", "model.layers.1.mlp.up_proj.weight")
     scales = {t.layer: t.parameters["scale"] for t in plan.tensors if t.layer is not None}
-    assert scales == {0: 1.0, 1: 1.0, 2: 1.0, 3: 0.5, 4: 0.75, 5: 1.0}
+    assert scales == {0: [1.0], 1: [1.0], 2: [1.0], 3: [0.5], 4: [0.75], 5: [1.0]}
 
 
 def test_a_base_among_the_models_is_the_base_only(tmp_path: Path) -> None:
@@ -273,6 +238,39 @@ def test_types_seed_revisions_and_template(tmp_path: Path) -> None:
     assert (recipe.math_dtype, recipe.out_dtype, recipe.seed) == ("float32", "float16", 7)
     assert recipe.revisions == {"a": "v2"} and recipe.chat_template == "{{ messages }}"
     assert read(tmp_path, LINEAR + "chat_template: auto\n").chat_template == "auto"
+
+
+@pytest.mark.parametrize(
+    ("written", "path", "revisions"),
+    [
+        ("a@v2", "a", {"a": "v2"}),
+        ("hub/a@v2", "hub/a", {"hub/a": "v2"}),
+        ("/home/me@site/a", "/home/me@site/a", {}),
+        ("{path: a@v2}", "a@v2", {}),
+    ],
+)
+def test_a_revision_may_stand_behind_the_path(
+    tmp_path: Path, written: str, path: str, revisions: dict[str, str]
+) -> None:
+    recipe = read(tmp_path, LINEAR.replace("model: a,", f"model: {written},"))
+    assert recipe.models == (path, "b") and recipe.revisions == revisions
+
+
+def test_a_rule_may_stand_without_a_list(tmp_path: Path) -> None:
+    recipe = read(tmp_path, TIES.replace("0.5", "0.5, density: {filter: mlp, value: [0.2, 0.6]}, lambda: {value: 2}"))
+    found = [resolve(recipe, METHODS["ties"], name, 1, 3) for name in ("mlp", "attn")]
+    assert [f["density"] for f in found] == [[0.4] * 2, [1.0] * 2] and found[1]["lambda_"] == 2.0
+
+
+def test_methods_without_a_base_merge_it_as_one_more_model(tmp_path: Path) -> None:
+    listed = read(tmp_path, LINEAR + "base_model: b")
+    assert (listed.models, listed.base, listed.slices) == (("a", "b"), "b", read(tmp_path, LINEAR).slices)
+    unlisted = read(tmp_path, LINEAR + "base_model: c\nparameters: {weight: 3}")
+    plan = plan_tensors(unlisted, METHODS, {m: llama(1) for m in "abc"})
+    assert unlisted.inputs == ("a", "b", "c")
+    assert all(t.parameters["weight"] == [1, 2, 3] and t.base is None for t in plan.tensors)
+    stacked = read(tmp_path, PASSTHROUGH + "base_model: c")
+    assert (stacked.models, stacked.base, stacked.slices) == (("a", "b"), "c", read(tmp_path, PASSTHROUGH).slices)
 
 
 def test_whole_numbers_stay_whole(tmp_path: Path) -> None:
@@ -315,6 +313,12 @@ def test_tied_heads() -> None:
     assert not one.tied and head.name == "lm_head.weight" and head.rows == "head"
     assert head.inputs[0].tensor == "lm_head.weight" and head.base is not None
     assert head.base.tensor == "model.embed_tokens.weight"
+    for lost, other in (("a", llama(1)), ("a", llama(1, head=False)), ("base", llama(1, tied=True))):
+        given = {"a": other, "base": other} | {lost: llama(1, head=False, tied=False)}
+        with pytest.raises(InputError, match=rf"^{lost}, field 'lm_head\.weight': is missing, and by config.json"):
+            plan_tensors(recipe, METHODS, given)
+    neither = plan_tensors(recipe, METHODS, dict.fromkeys(("a", "base"), llama(1, head=False, tied=False)))
+    assert not neither.tied and not [t for t in neither.tensors if t.rows == "head"]  # models that only embed
 
 
 def test_tied_slices_of_two_models_get_a_head(tmp_path: Path) -> None:
@@ -375,7 +379,7 @@ BAD_RECIPES = [
     (LINEAR.replace("merge_method: linear", ""), "'merge_method': is missing", "Name one of"),
     (LINEAR.replace("linear", "linaer"), "no merge method is called 'linaer'", "Write 'linear'"),
     (LINEAR + "base_modle: a", "'base_modle': is not a known key", "Write 'base_model'"),
-    (LINEAR + "base_model: a", "linear has no base model", "list the model"),
+    (LINEAR + "base_model: c", "needs the parameter 'weight' of model c", "parameters of c, or of the recipe"),
     (LINEAR.replace("weight: 2", "wieght: 2"), "'models[1].parameters.wieght': linear has no", "Write 'weight'"),
     (LINEAR.replace("weight: 2", ""), "needs the parameter 'weight' of model b", "Add 'weight: <value>'"),
     (LINEAR.replace("weight: 2", "weight: yes"), "'models[1].parameters.weight': must be a number", "Write a number"),
@@ -384,6 +388,8 @@ BAD_RECIPES = [
     (LINEAR.replace("weight: 2", "weight: [{value: 1}, 2]"), "parameters.weight[1]': is 2 among rules", "- value"),
     (LINEAR.replace("weight: 2", "weight: [{filtre: mlp, value: 1}]"), "weight[0].filtre'", "Write 'filter'"),
     (LINEAR.replace("weight: 2", "weight: [{filter: mlp}]"), "weight[0]': has no value", "Add 'value"),
+    (LINEAR.replace("weight: 2", "weight: {filtre: mlp, value: 1}"), "parameters.weight.filtre'", "Write 'filter'"),
+    (LINEAR.replace("weight: 2", "weight: {filter: mlp, value: x}"), "weight.value': must be a number", "Write a number"),
     (LINEAR.replace("weight: 2", "weight: 2, normalize: false"), "normalize': is one value for all", "Move it"),
     (LINEAR + "parameters: {normalize: maybe}", "must be true or false, not 'maybe'", "Write true"),
     (LINEAR.replace("model: b", "model: b+lora"), "'models[1].model': names a LoRA adapter", "Merge the adapter"),
@@ -411,6 +417,7 @@ BAD_RECIPES = [
     (TIES + "chat_template: chatml", "'chatml' is no chat template", "Jinja"),
     (LINEAR + "tokenizer_source: base", "is 'base', but the recipe has no base_model", "Name a listed model"),
     (PUBLISHED_SLERP.replace("base_model: models/openchat_3.5_mixtral", "base_model: models/third"), "slerp takes at most 1 beside the base, the recipe gives 2", "set base_model to one of them"),
+    ("merge_method: passthrough\nbase_model: base\nmodels: [{model: a}]", "passthrough takes at most 1, the recipe gives 2", "base_model is one of them"),
     (PASSTHROUGH.replace("[1, 4]", "[4, 1]"), "'slices[1].sources[0].layer_range': must be [first, end]", "two layer numbers"),
     (PASSTHROUGH.replace("layer_range: [1, 4], ", ""), "layer_range': must be [first, end], not None", "two layer numbers"),
     (PUBLISHED_SLERP.replace("layer_range: [0, 32]", "layer_range: [0, 31]", 1), "different lengths [31, 32]", "one length"),

@@ -1,0 +1,102 @@
+"""The folder that a merge writes into until it is whole: hidden, of one process at a time, there to go on in."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from fusion_jax.errors import InputError
+from fusion_jax.files import read_json, write_json
+
+IDENTITY, LOCK = "identity.json", "lock"
+NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # some network disks have none
+
+
+@contextmanager
+def unfinished(out: str | os.PathLike[str], identity: dict[str, Any]) -> Iterator[Path]:
+    """A folder beside `out` that takes its name at the end.
+
+    One that is there already goes on if it is of the same identity, else it is made anew. It survives a kill and, where
+    a weight file in it is finished, a fault of the disk; an `InputError` removes it.
+
+    Raises:
+      InputError: `out` exists, cannot be replaced, or another process writes it; a fault of a disk (an `OSError`).
+    """
+    target = Path(os.path.realpath(out))
+    _check_free(target, out)
+    place = target.with_name(f".{target.name}.unfinished")
+    place.mkdir(parents=True, exist_ok=True)
+    with _held(place, out):
+        try:
+            _check_free(target, out)  # another process may have finished it by now
+            known = place / IDENTITY
+            if not (known.exists() and read_json(known) == identity):
+                _empty(place)
+            for torn in place.glob(".*.tmp"):
+                torn.unlink()
+            write_json(known, identity)
+            yield place
+            os.replace(place, target)
+        except InputError:
+            _remove(place)
+            raise
+        except OSError as error:
+            raise _fault(error, place) from error
+        for name in (IDENTITY, LOCK):  # a kill before this leaves a whole merge
+            (target / name).unlink()
+
+
+def _check_free(target: Path, out: str | os.PathLike[str]) -> None:
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise InputError("exists already", file=out, field="--out", cure="Choose another folder")
+    if os.path.ismount(target) or target == Path.cwd():
+        problem = "is a mounted folder or the current one, which a finished merge cannot replace"
+        raise InputError(problem, file=out, field="--out", cure=f"Give a new folder in it, as {Path(out) / 'merged'}")
+
+
+@contextmanager
+def _held(place: Path, out: str | os.PathLike[str]) -> Iterator[None]:
+    """The folder as this process's own; the system lets it go when the process ends in any way."""
+    with open(place / LOCK, "a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            cure = "Wait for it, or choose another folder"
+            raise InputError("is being written by another process", file=out, field="--out", cure=cure) from None
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
+        yield
+
+
+def _empty(place: Path) -> None:
+    """Remove all but the lock, which others may try meanwhile."""
+    for file in place.iterdir():
+        if file.is_dir():
+            shutil.rmtree(file)
+        elif file.name != LOCK:
+            file.unlink()
+
+
+def _remove(place: Path) -> None:
+    with suppress(OSError):
+        _empty(place)
+        (place / LOCK).unlink()
+        place.rmdir()
+
+
+def _fault(error: OSError, place: Path) -> InputError:
+    """A full or broken disk as one line; what is finished stays."""
+    finished = len(list(place.glob("*.safetensors")))
+    cure = "Free space, mend the disk or choose another --out, and run the same again"
+    if finished:
+        cure += f"; it goes on behind the {finished} finished files in {place}"
+    else:
+        _remove(place)
+    return InputError(error.strerror or str(error), file=error.filename or place, field="--out", cure=cure)
