@@ -50,8 +50,9 @@ from fusion_jax.errors import InputError
 from fusion_jax.hosts import HostSettings, join
 from fusion_jax.markdown import markdown_table
 from fusion_jax.models.folder import load, tokenizer_of
+from fusion_jax.plan.command import run as run_experiment
+from fusion_jax.plan.runs import Ask, Planned, teacher
 from fusion_jax.settings import bounded
-from fusion_jax.settings import run as run_experiment
 from fusion_jax.train.optimise import TrainSettings, compute_for
 from fusion_jax.train.teachers import store_identity, teacher_rows
 from fusion_jax.zoo import model_path
@@ -161,5 +162,10 @@ def verified(store: TeacherStore, rows: Callable[[range], Sequence[TeacherRow]],
     return worst
 
 
+def plans(s: Settings, ask: Ask) -> list[Planned]:
+    """What `--plan` compiles."""
+    return teacher("teacher", s.model, s.batch_size, s.max_length, s.k, ask)
+
+
 if __name__ == "__main__":
-    run_experiment(Settings, main, description=__doc__)
+    run_experiment(Settings, main, plans, description=__doc__)

@@ -26,12 +26,13 @@ from fusion_jax.data.records import OnBad, parse_rows
 from fusion_jax.data.tokenise import TokeniseSettings
 from fusion_jax.markdown import markdown_table, save_figure
 from fusion_jax.models.folder import Model, load, save
+from fusion_jax.plan.command import run as run_experiment
+from fusion_jax.plan.runs import Ask, Planned, training
 from fusion_jax.rewards import select
 from fusion_jax.rewards.verifiers import verifier
 from fusion_jax.sampling.generate import SampleSettings
 from fusion_jax.sampling.responses import sample_responses
 from fusion_jax.settings import bounded, to_json
-from fusion_jax.settings import run as run_experiment
 from fusion_jax.train.objectives import PairSettings, needs_reference, pair_objective
 from fusion_jax.train.optimise import TrainSettings, compute_for, optimise
 from fusion_jax.train.report import training_figure
@@ -106,5 +107,11 @@ def own_pairs(model: Model, seed: int) -> list[Record]:
     ]
 
 
+def plans(s: Settings, ask: Ask) -> list[Planned]:
+    """What `--plan` compiles."""
+    length, reference = s.text.tokens.max_length, needs_reference(s.loss.loss)
+    return training(s.loss.loss, s.model, "dpo", s.train, length, ask, option="--model", reference=reference)
+
+
 if __name__ == "__main__":
-    run_experiment(Settings, main, presets=PRESETS, description=__doc__)
+    run_experiment(Settings, main, plans, presets=PRESETS, description=__doc__)

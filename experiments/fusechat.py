@@ -43,8 +43,9 @@ from fusion_jax.merge.parameters import nearest
 from fusion_jax.merge.published import published_recipe
 from fusion_jax.merge.recipe import read_recipe
 from fusion_jax.models.folder import Model, load, save, tokenizer_of
+from fusion_jax.plan.command import run as run_experiment
+from fusion_jax.plan.runs import Ask, Planned, merging, teacher, training
 from fusion_jax.settings import bounded, to_json
-from fusion_jax.settings import run as run_experiment
 from fusion_jax.train.fusion import fused_examples, fusion_rows
 from fusion_jax.train.objectives import FusionSettings
 from fusion_jax.train.opinions import AlignSettings, Reading, own_opinions, read_documents, source_opinions
@@ -302,5 +303,15 @@ def answered(problems: Sequence[Record]) -> list[Record]:
     ]
 
 
+def plans(s: Settings, ask: Ask) -> list[Planned]:
+    """What `--plan` compiles: the pivot as a teacher (sources: experiments/cache_teacher.py --plan), a pairwise target,
+    and the merge."""
+    return [
+        *teacher("reading the pivot", s.pivot, s.teacher_batch, s.max_length, s.k, ask, option="--pivot"),
+        *training("pairwise fusion", s.pivot, "fusion", s.train, s.max_length, ask, option="--pivot", k=s.k),
+        *(one for name in s.merges for one in merging(name, len(s.sources), s.pivot, ask)),
+    ]
+
+
 if __name__ == "__main__":
-    run_experiment(Settings, main, presets=PRESETS, description=__doc__)
+    run_experiment(Settings, main, plans, presets=PRESETS, description=__doc__)

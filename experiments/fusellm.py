@@ -33,8 +33,9 @@ from fusion_jax.data.records import parse_prompts
 from fusion_jax.data.windows import split_windows
 from fusion_jax.errors import InputError
 from fusion_jax.models.folder import Model, load, save, tokenizer_of
+from fusion_jax.plan.command import run as run_experiment
+from fusion_jax.plan.runs import Ask, Planned, teacher, training
 from fusion_jax.settings import bounded, to_json
-from fusion_jax.settings import run as run_experiment
 from fusion_jax.train.fusion import fused_examples, fusion_rows, packed
 from fusion_jax.train.objectives import FusionSettings, sft_objective
 from fusion_jax.train.opinions import AlignSettings, Reading, own_opinions, read_documents, source_opinions
@@ -274,5 +275,13 @@ def mean_surprise(reading: Reading) -> float:
     return float(sum(row.metric[0] for row in reading.rows)) / size
 
 
+def plans(s: Settings, ask: Ask) -> list[Planned]:
+    """What `--plan` compiles: the target as a teacher (sources: experiments/cache_teacher.py --plan), and fusion."""
+    return [
+        *teacher("reading the target", s.target, s.teacher_batch, s.max_length, s.k, ask, option="--target"),
+        *training("fusion", s.target, "fusion", s.train, s.max_length, ask, k=s.k),
+    ]
+
+
 if __name__ == "__main__":
-    run_experiment(Settings, main, presets=PRESETS, description=__doc__)
+    run_experiment(Settings, main, plans, presets=PRESETS, description=__doc__)

@@ -40,10 +40,13 @@ from fusion_jax.markdown import markdown_table
 from fusion_jax.merge.estimate import estimate, rules
 from fusion_jax.merge.executor import merge
 from fusion_jax.merge.inputs import Prepared, prepare
+from fusion_jax.merge.methods import METHODS
 from fusion_jax.merge.plan import idle_filters
+from fusion_jax.merge.recipe import read_recipe
 from fusion_jax.merge.report import REPORT
+from fusion_jax.plan.command import run as run_experiment
+from fusion_jax.plan.runs import Ask, Planned, merging
 from fusion_jax.settings import bounded
-from fusion_jax.settings import run as run_experiment
 from fusion_jax.sharding import make_mesh
 
 
@@ -103,5 +106,11 @@ def show_plan(prepared: Prepared, console: Console) -> None:
         console.print(markdown_table(table))
 
 
+def plans(s: Settings, ask: Ask) -> list[Planned]:
+    """What `--plan` compiles."""
+    recipe = read_recipe(s.recipe, METHODS)
+    return merging(recipe.method, len(recipe.slices[0].sources), recipe.slices[0].sources[0].model, ask)
+
+
 if __name__ == "__main__":
-    run_experiment(Settings, main, description=__doc__)
+    run_experiment(Settings, main, plans, description=__doc__)

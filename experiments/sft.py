@@ -21,7 +21,8 @@ from fusion_jax.data.records import OnBad, parse_rows
 from fusion_jax.data.tokenise import TokeniseSettings
 from fusion_jax.markdown import markdown_table, save_figure
 from fusion_jax.models.folder import load, save
-from fusion_jax.settings import run as run_experiment
+from fusion_jax.plan.command import run as run_experiment
+from fusion_jax.plan.runs import Ask, Planned, training
 from fusion_jax.settings import to_json
 from fusion_jax.train.objectives import sft_objective
 from fusion_jax.train.optimise import TrainSettings, compute_for, optimise
@@ -84,5 +85,10 @@ def main(s: Settings) -> None:
     run.finish()
 
 
+def plans(s: Settings, ask: Ask) -> list[Planned]:
+    """What `--plan` compiles."""
+    return training("SFT", s.model, "sft", s.train, s.text.tokens.max_length, ask, option="--model")
+
+
 if __name__ == "__main__":
-    run_experiment(Settings, main, presets=PRESETS, description=__doc__)
+    run_experiment(Settings, main, plans, presets=PRESETS, description=__doc__)

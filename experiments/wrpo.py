@@ -36,13 +36,14 @@ from fusion_jax.data.tokenise import TokeniseSettings
 from fusion_jax.errors import InputError
 from fusion_jax.markdown import markdown_table, save_figure
 from fusion_jax.models.folder import Model, load, save
+from fusion_jax.plan.command import run as run_experiment
+from fusion_jax.plan.runs import Ask, Planned, generation, training
 from fusion_jax.rewards import select
 from fusion_jax.rewards.reward_model import score_responses
 from fusion_jax.rewards.verifiers import verifier
 from fusion_jax.sampling.generate import SampleSettings
 from fusion_jax.sampling.responses import sample_responses
 from fusion_jax.settings import bounded, to_json
-from fusion_jax.settings import run as run_experiment
 from fusion_jax.train import stages
 from fusion_jax.train.objectives import (
     PairSettings,
@@ -395,5 +396,16 @@ def write_report(
     run.log(f"report: {run.file('report.md')}; model: {run.file('model')}")
 
 
+def plans(s: Settings, ask: Ask) -> list[Planned]:
+    """What `--plan` compiles: the WRPO stage, SFT, sampling the target."""
+    length, reference = s.text.tokens.max_length, needs_reference(s.wrpo.loss)
+    mesh = (s.preference.mesh_data, s.preference.mesh_fsdp, s.preference.mesh_tensor)
+    return [
+        *training(s.wrpo.loss, s.target, "wrpo", s.preference, length, ask, reference=reference),
+        *training("SFT", s.target, "sft", s.sft, length, ask),
+        *generation("sampling the target", s.target, s.sample, ask, mesh=mesh),
+    ]
+
+
 if __name__ == "__main__":
-    run_experiment(Settings, main, presets=PRESETS, description=__doc__)
+    run_experiment(Settings, main, plans, presets=PRESETS, description=__doc__)

@@ -55,7 +55,7 @@ class Completion(NamedTuple):
     logprob: float = 0.0
 
 
-class _How(NamedTuple):
+class How(NamedTuple):
     """What is compiled in."""
 
     config: DecoderConfig
@@ -78,7 +78,7 @@ class _State(NamedTuple):
     caches: tuple[LayerCache, ...]
 
 
-class _Fixed(NamedTuple):
+class Fixed(NamedTuple):
     """What stays while the rows of a batch grow: lengths of the prompts int[C], random keys [R,2], stop ids."""
 
     lengths: Array
@@ -86,18 +86,18 @@ class _Fixed(NamedTuple):
     stop_ids: Array
 
 
-_prepare = functools.partial(jax.jit, static_argnums=(1, 2))(decode_params)
+prepare = functools.partial(jax.jit, static_argnums=(1, 2))(decode_params)
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _prefill(how: _How, params: Params, tokens: Array, lengths: Array) -> tuple[tuple[KeysValues, ...], Array]:
+def prefill(how: How, params: Params, tokens: Array, lengths: Array) -> tuple[tuple[KeysValues, ...], Array]:
     """Keys and values [g,K,P,h] of each layer, and the last tokens' hidden states [g,D], for tokens int[g,P]."""
     hidden, (k, v) = forward(params, how.config, tokens, mesh=how.mesh, dtype=how.dtype, return_kv=True)
     last = jnp.take_along_axis(hidden, jnp.maximum(lengths - 1, 0)[:, None, None], axis=1)[:, 0]
     return tuple((jnp.swapaxes(k[i], 1, 2), jnp.swapaxes(v[i], 1, 2)) for i in range(how.config.num_layers)), last
 
 
-def _choose_next(how: _How, fixed: _Fixed, state: _State, logits: Array) -> _State:
+def _choose_next(how: How, fixed: Fixed, state: _State, logits: Array) -> _State:
     """The state with one more token of every row."""
     keys = jax.vmap(jax.random.fold_in, (0, None))(fixed.keys, state.step)
     token = choose(logits, keys, how.sampler)
@@ -116,7 +116,7 @@ def _choose_next(how: _How, fixed: _Fixed, state: _State, logits: Array) -> _Sta
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _start(how: _How, capacity: int, params: DecodeParams, fixed: _Fixed, last: Array) -> _State:
+def start_rows(how: How, capacity: int, params: DecodeParams, fixed: Fixed, last: Array) -> _State:
     """The first token of every row, from the prompts' last hidden states [C,D]. An empty prompt fills the batch."""
     rows, c = last.shape[0] * how.samples, how.config
     axes = ("batch", "kv_heads", "tokens", "head_dim")
@@ -135,12 +135,12 @@ def _start(how: _How, capacity: int, params: DecodeParams, fixed: _Fixed, last: 
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _continue(
-    how: _How,
+def continue_rows(
+    how: How,
     capacity: int,
     params: DecodeParams,
     prompts: tuple[KeysValues, ...],
-    fixed: _Fixed,
+    fixed: Fixed,
     state: _State,
     limit: Array,
 ) -> _State:
@@ -170,9 +170,9 @@ def _put(value: np.ndarray, mesh: Mesh | None, axes: tuple[str | None, ...]) -> 
 
 
 def _read_prompts(
-    how: _How, params: Params, prompts: Sequence[Sequence[int]], size: int
+    how: How, params: Params, prompts: Sequence[Sequence[int]], size: int
 ) -> tuple[tuple[KeysValues, ...], Array]:
-    """`_prefill` of prompts sorted by length, padded to (size, the width for decoding).
+    """`prefill` of prompts sorted by length, padded to (size, the width for decoding).
 
     A group holds prompts of one narrow width, and its size depends on that only.
     """
@@ -185,7 +185,7 @@ def _read_prompts(
             for row, prompt in enumerate(some):
                 tokens[row, : len(prompt)], lengths[row] = prompt, len(prompt)
             both = _put(tokens, how.mesh, ("batch", "tokens")), _put(lengths, how.mesh, ("batch",))
-            found = _prefill(how, params, *both)
+            found = prefill(how, params, *both)
             parts.append(jax.tree.map(lambda x, n=len(some): x[:n], found) if len(some) < group else found)
     return _joined(size, _wide(len(prompts[-1])), parts)
 
@@ -312,9 +312,9 @@ def generate_ids(
         return [[Completion([], False)] * num_samples for _ in prompts]
     if jax.default_backend() == "cpu":
         dtype = jnp.promote_types(dtype, jnp.float32)
-    how = _How(config, sampler, num_samples, jnp.dtype(dtype), mesh)
+    how = How(config, sampler, num_samples, jnp.dtype(dtype), mesh)
     names = _names(prompts, row_ids)
-    ready = _prepare(params, config, how.dtype)
+    ready = prepare(params, config, how.dtype)
     stops = _put(np.asarray(list(stop_ids) or [-1], np.int32), mesh, (None,))
     out: list[list[Completion]] = [[] for _ in prompts]
     done = 0
@@ -324,7 +324,7 @@ def generate_ids(
         keys = np.zeros((batch_size * num_samples, 2), np.uint32)
         keys[: len(chosen) * num_samples] = _row_keys([names[i] for i in chosen], num_samples, seed)
         read, last = _read_prompts(how, params, [prompts[i] for i in chosen], batch_size)
-        fixed = _Fixed(_put(lengths, mesh, ("batch",)), _put(keys, mesh, ("batch", None)), stops)
+        fixed = Fixed(_put(lengths, mesh, ("batch",)), _put(keys, mesh, ("batch", None)), stops)
         grown = _grow(how, ready, read, last, fixed, max_new_tokens)
         for row, i in enumerate(chosen):
             out[i] = _completions(grown, range(row * num_samples, (row + 1) * num_samples), i + 1)
@@ -334,13 +334,13 @@ def generate_ids(
 
 
 def _grow(
-    how: _How, params: DecodeParams, prompts: tuple[KeysValues, ...], last: Array, fixed: _Fixed, limit: int
+    how: How, params: DecodeParams, prompts: tuple[KeysValues, ...], last: Array, fixed: Fixed, limit: int
 ) -> tuple[np.ndarray, ...]:
     """(ids [R,N], counts, finished, logprobs [R]) on the host."""
     capacities = list(_capacities(limit))
-    state = _start(how, capacities[0], params, fixed, last)
+    state = start_rows(how, capacities[0], params, fixed, last)
     for capacity in capacities:
-        state = _continue(how, capacity, params, prompts, fixed, state, np.int32(limit))
+        state = continue_rows(how, capacity, params, prompts, fixed, state, np.int32(limit))
         if bool(_whole(state.done.all(), how.mesh)):
             break
     return tuple(_whole(x, how.mesh) for x in (state.ids, state.counts, state.finished, state.logprobs))

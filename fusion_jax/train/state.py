@@ -92,21 +92,12 @@ def init_state(params: Params, optimizer: optax.GradientTransformation, mesh: Me
 def state_shardings(abstract: TrainState, param_shardings: Params, mesh: Mesh) -> TrainState:
     """Shardings of a whole state: moments lie where their parameters lie, scalars on every device."""
     everywhere = NamedSharding(mesh, PartitionSpec())
-    placed = optax.tree_map_params(
-        lambda params: _moments_of(abstract.opt_state, params),
-        lambda _, sharding: sharding,
-        abstract.opt_state,
-        param_shardings,
-        transform_non_params=lambda _: everywhere,
-    )
-    return TrainState(everywhere, everywhere, param_shardings, placed)
-
-
-def _moments_of(opt_state: optax.OptState, params: Params) -> optax.OptState:
-    """`opt_state` with `params` in the place of every moment tree (what `optax.tree_map_params` asks of an init)."""
-    structure: Any = jax.tree.structure(params)
+    structure: Any = jax.tree.structure(param_shardings)
 
     def is_moments(node: Any) -> bool:
         return bool(jax.tree.structure(node) == structure)
 
-    return jax.tree.map(lambda node: params if is_moments(node) else node, opt_state, is_leaf=is_moments)
+    placed = jax.tree.map(
+        lambda node: param_shardings if is_moments(node) else everywhere, abstract.opt_state, is_leaf=is_moments
+    )
+    return TrainState(everywhere, everywhere, param_shardings, placed)

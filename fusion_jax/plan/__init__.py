@@ -1,0 +1,1 @@
+"""Ahead of time and without a TPU: what a program needs on a named slice, by the TPU compiler's own output."""

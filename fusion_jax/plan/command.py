@@ -1,0 +1,77 @@
+"""`--plan SLICE` of the experiments: instead of running, say what the run would need on a TPU slice."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import tyro
+from rich.console import Console
+
+from fusion_jax.errors import InputError
+from fusion_jax.plan.report import LEGEND, page, plan
+from fusion_jax.plan.runs import Ask, Planned
+from fusion_jax.plan.slices import slice_of
+from fusion_jax.settings import run as run_experiment
+
+S = TypeVar("S")
+HELP = """\
+--plan SLICE: instead of running, say whether this fits on a TPU slice (v5e-16, v5p-64, v6e-8, ...) and how long it
+would take. Needs the TPU compiler (pip install "jax[tpu]==0.10.2"), no TPU, no weights: models may be folders with a
+config.json alone, or names like llama3-8b. --plan-rows N: records of the whole run, for its hours. --plan-prompt N:
+tokens of each prompt. --plan-full True: wait for the whole compile, whose cycles refine the times (minutes)."""
+
+
+@dataclass(frozen=True)
+class _Options:
+    plan: str = ""
+    plan_rows: int = 0
+    plan_prompt: int = 0
+    plan_full: bool = False
+
+
+def run(
+    settings: type[S],
+    main: Callable[[S], None],
+    plans: Callable[[S, Ask], Sequence[Planned]],
+    *,
+    presets: Mapping[str, S] | None = None,
+    description: str | None,
+    args: Sequence[str] | None = None,
+) -> None:
+    """`settings.run` with `--plan`: then `plans` says which programs the run has, and no other thing is done."""
+    args = list(sys.argv[1:] if args is None else args)
+    options = _Options()
+    if any(arg.partition("=")[0] in ("--plan", "--plan-rows", "--plan-prompt", "--plan-full") for arg in args):
+        config = (tyro.conf.FlagConversionOff,)
+        options, args = tyro.cli(_Options, args=args, return_unknown_args=True, add_help=False, config=config)
+    pairs = zip(args, [*args[1:], ""], strict=True)
+    named = (
+        after if arg == "--preset" else arg.partition("=")[2] for arg, after in pairs if arg.startswith("--preset")
+    )
+    preset = next(named, "")
+
+    def chosen(values: S) -> None:
+        if not options.plan:
+            main(values)
+            return
+        ask = Ask(slice_of(options.plan).name, options.plan_rows, options.plan_prompt, options.plan_full, preset)
+        show(plans(values, ask), ask)
+
+    text = f"{(description or '').strip()}\n\n{HELP}"
+    run_experiment(settings, chosen, presets=presets, description=text, args=args)
+
+
+def show(planned: Sequence[Planned], ask: Ask) -> None:
+    """Each program's page on the screen."""
+    console: Any = Console(soft_wrap=True, highlight=False, markup=False)
+    for one in planned:
+        try:
+            console.print(page(plan(one, full=ask.full)) + "\n")
+        except InputError as error:
+            console.print(f"## {one.title} on {ask.slice}\n\nnot planned: {error}\n")
+    where = slice_of(ask.slice)
+    options = " ".join(f"--{name}={value}" for name, value in where.chip.compiler_options.items())
+    console.print(f'{LEGEND}\nCompiler options, which a run takes too: LIBTPU_INIT_ARGS="{options}"')

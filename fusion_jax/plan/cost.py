@@ -1,0 +1,236 @@
+"""How long a program takes by its final HLO: a walk along the schedule of every computation, loops multiplied out.
+
+Our estimate, not the compiler's: matmuls at the fitted share of the peak or at HBM speed, whichever is slower;
+elementwise work at `ELEMENTWISE` of HBM speed; Pallas kernels at `KERNEL` of the peak; collectives as ring transfers
+over the links of the slice, asynchronous ones hidden behind the work between their start and their end. Where a full
+compile has left its own cycles in the text, these are taken for fusions.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from fusion_jax.plan.hlo import Computation, Instruction, Module, replica_groups
+from fusion_jax.plan.slices import Slice
+from fusion_jax.plan.work import kernel_flops, matmul_flops, traffic
+
+ELEMENTWISE = 0.45
+KERNEL = 0.5
+VMEM_SPEED = 10.0  # times HBM
+_COLLECTIVES = (
+    "all-gather", "all-reduce", "reduce-scatter", "all-to-all", "ragged-all-to-all", "collective-permute",
+    "collective-broadcast",
+)  # fmt: skip
+_FREE = {
+    "parameter", "constant", "get-tuple-element", "tuple", "bitcast", "after-all", "partition-id", "replica-id",
+    "add-dependency", "opt-barrier", "domain", "iota", "rng-get-and-update-state",
+}  # fmt: skip
+_FREE_CALLS = ("AllocateBuffer", "ConcatBitcast", "AssumeGatherIndicesInBound", "Sharding", "SPMD")
+
+
+@dataclass(frozen=True)
+class Times:
+    """Seconds of one run of a program on each chip.
+
+    compute: bound by arithmetic; memory: by HBM; exposed, overlapped: of communication, waited for or hidden.
+    flops: of matmuls on a chip, recomputation included. parts: seconds by what the model calls them.
+    """
+
+    compute: float = 0.0
+    memory: float = 0.0
+    exposed: float = 0.0
+    overlapped: float = 0.0
+    flops: float = 0.0
+    parts: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def total(self) -> float:
+        return self.compute + self.memory + self.exposed
+
+    def __add__(self, other: Times) -> Times:
+        return Times(
+            self.compute + other.compute, self.memory + other.memory, self.exposed + other.exposed,
+            self.overlapped + other.overlapped, self.flops + other.flops, self.parts + other.parts,
+        )  # fmt: skip
+
+    def __mul__(self, times: int) -> Times:
+        return Times(
+            self.compute * times, self.memory * times, self.exposed * times, self.overlapped * times,
+            self.flops * times, Counter({name: seconds * times for name, seconds in self.parts.items()}),
+        )  # fmt: skip
+
+
+def step_time(module: Module, where: Slice, coords: Sequence[Sequence[int]]) -> Times:
+    """The time of a program.
+
+    Args:
+      coords: of each device, in the order of the program's partitions, its place in the slice.
+    """
+    return _Walk(module, where, coords).times(module.entry)
+
+
+class _Walk:
+    """The computations of a module, each looked at once."""
+
+    def __init__(self, module: Module, where: Slice, coords: Sequence[Sequence[int]]) -> None:
+        self.module, self.where, self.coords = module, where, coords
+        self.known: dict[str, Times] = {}
+
+    def times(self, name: str) -> Times:
+        if name not in self.known:
+            self.known[name] = _Schedule(self, self.module.computations[name]).run()
+        return self.known[name]
+
+    def transfer(self, opcode: str, instruction: Instruction) -> float:
+        """Seconds of a collective on the links that its group spans."""
+        groups = replica_groups(instruction.attributes, len(self.coords))
+        group = max(groups, key=len)
+        size, ways = sum(s.size for s in instruction.shapes), len(group)
+        if opcode == "collective-permute":
+            return size / self.where.chip.link
+        if ways < 2:
+            return 0.0
+        crossed = size * (ways - 1) / ways
+        crossed *= {"all-reduce": 2, "reduce-scatter": ways}.get(opcode, 1)
+        return crossed / (self.links(group) * self.where.chip.link)
+
+    def links(self, group: Sequence[int]) -> int:
+        """Links of a chip that a group can use: one along each dimension it spans, two where that is a ring."""
+        places = [self.coords[d] for d in group if d < len(self.coords)]
+        count = 0
+        for dimension, (size, ring) in enumerate(zip(self.where.shape, self.where.wrapped, strict=True)):
+            spanned = len({place[dimension] for place in places})
+            count += 0 if spanned < 2 else 2 if ring and spanned == size else 1
+        return max(count, 1)
+
+
+class _Schedule:
+    """The instructions of one computation, one after the other; links and copies work beside them."""
+
+    def __init__(self, walk: _Walk, computation: Computation) -> None:
+        self.walk, self.computation = walk, computation
+        self.now = self.link_free = self.copy_free = 0.0
+        self.pending: dict[str, tuple[float, float, str]] = {}
+        self.out = Times()
+
+    def run(self) -> Times:
+        for instruction in self.computation.instructions:
+            self.visit(instruction)
+        return self.out
+
+    def visit(self, i: Instruction) -> None:
+        called = self.walk.module.called(i)
+        opcode = i.opcode.removesuffix("-start").removesuffix("-done")
+        if i.opcode in _FREE:
+            return
+        if i.opcode == "while":
+            self.add(self.walk.times(i.attribute("body").lstrip("%")) * self.walk.module.trips(i))
+        elif i.opcode == "conditional":
+            options = [self.walk.times(branch.name) for branch in self.walk.module.branches(i)]
+            self.add(max(options, key=lambda t: t.total))
+        elif i.opcode == "call" and called:
+            self.add(self.walk.times(called.name))
+        elif i.opcode.endswith("-done") or i.opcode == "async-update" or _marks(called, "AsyncCollectiveDone"):
+            self.finish(i)
+        elif i.opcode.endswith("-start") or _marks(called, "AsyncCollectiveStart"):
+            self.start(i, opcode, called)
+        elif opcode in _COLLECTIVES:
+            self.wait(*self.send(opcode, i), _label(i), exposed=True)
+        else:
+            self.compute(i, called)
+
+    def add(self, times: Times) -> None:
+        self.out += times
+        self.now += times.total
+
+    def send(self, opcode: str, instruction: Instruction) -> tuple[float, float]:
+        """(end, seconds) of a transfer that starts now, behind those under way."""
+        seconds = self.walk.transfer(opcode, instruction)
+        self.link_free = max(self.link_free, self.now) + seconds
+        return self.link_free, seconds
+
+    def start(self, i: Instruction, opcode: str, called: Computation | None) -> None:
+        inner = _collective(called)
+        if opcode in _COLLECTIVES:
+            one = dataclasses.replace(i, shapes=i.shapes[len(i.shapes) // 2 :]) if len(i.shapes) > 1 else i
+            self.pending[i.name] = (*self.send(opcode, one), "link")
+        elif inner is not None:
+            self.pending[i.name] = (*self.send(inner.opcode.removesuffix("-start"), inner), "link")
+        elif opcode in ("copy", "async"):
+            arrays = [s for s in i.shapes if s.elements > 1]
+            seconds = min((s.size for s in arrays), default=0) / self.walk.where.chip.bandwidth
+            self.copy_free = max(self.copy_free, self.now) + seconds
+            self.pending[i.name] = (self.copy_free, seconds, "copy")
+
+    def finish(self, i: Instruction) -> None:
+        """Wait for what the operand leads back to, through fusions that carry it along."""
+        name = self.origin(i.operands[0] if i.operands else "")
+        if i.opcode == "async-update" or name not in self.pending:
+            return
+        end, seconds, kind = self.pending.pop(name)
+        self.wait(end, seconds, _label(i), exposed=kind == "link")
+
+    def origin(self, name: str) -> str:
+        while name not in self.pending:
+            one = self.computation.by_name.get(name)
+            if one is None or not one.operands:
+                return name
+            name = one.operands[0]
+        return name
+
+    def wait(self, end: float, seconds: float, label: str, *, exposed: bool) -> None:
+        waited = max(end - self.now, 0.0)
+        self.now += waited
+        if exposed:
+            parts = Counter({label: waited})
+            self.out += Times(exposed=waited, overlapped=max(seconds - waited, 0.0), parts=parts)
+        else:
+            self.out += Times(memory=waited, parts=Counter({"copies": waited}))
+
+    def compute(self, i: Instruction, called: Computation | None) -> None:
+        if i.opcode == "custom-call" and any(f'"{name}' in i.attributes for name in _FREE_CALLS):
+            return
+        inner = _collective(called)
+        if inner is not None and not (called and called.name.startswith("async_collective_fusion")):
+            scatter = called is not None and "all-reduce-scatter" in called.name
+            end, seconds = self.send("all-reduce", inner)
+            self.wait(end - seconds / 2 * scatter, seconds, _label(i), exposed=True)
+        chip = self.walk.where.chip
+        flops = matmul_flops(self.walk.module, i, self.computation)
+        hbm, vmem = traffic(self.walk.module, i, self.computation)
+        arithmetic, moving = flops / (chip.flops * chip.efficiency), hbm / chip.bandwidth
+        if not flops:
+            moving = max(moving / ELEMENTWISE, vmem / (chip.bandwidth * VMEM_SPEED))
+        if i.opcode == "custom-call" and "tpu_custom_call" in i.attributes:
+            flops = kernel_flops(i, self.computation)
+            arithmetic, moving = flops / (chip.flops * KERNEL), hbm / chip.bandwidth
+        seconds = max(arithmetic, moving)
+        cycles = re.search(r'"estimated_cycles":"?(\d+)', i.attributes)
+        if cycles:
+            seconds = int(cycles.group(1)) / chip.clock
+        bound = arithmetic >= moving
+        parts = Counter({_label(i): seconds})
+        self.out += Times(seconds * bound, seconds * (not bound), flops=flops, parts=parts)
+        self.now += seconds
+
+
+def _marks(called: Computation | None, target: str) -> bool:
+    return called is not None and any(target in i.attributes for i in called.instructions if i.opcode == "custom-call")
+
+
+def _collective(called: Computation | None) -> Instruction | None:
+    """The collective that a computation holds."""
+    if called is None:
+        return None
+    return next((i for i in called.instructions if i.opcode.removesuffix("-start") in _COLLECTIVES), None)
+
+
+def _label(i: Instruction) -> str:
+    """What the model calls an instruction: the end of its path in the program, wrappers left out."""
+    found = re.search(r'op_name="([^"]*)"', i.attributes)
+    parts = [p for p in (found.group(1) if found else i.opcode).split("/") if p not in ("while", "body", "closed_call")]
+    return "/".join(parts[-2:])

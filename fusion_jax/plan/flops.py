@@ -1,0 +1,114 @@
+"""Useful FLOPs of a program: what the mathematics needs, whatever is recomputed.
+
+A forward pass takes 2 FLOPs a matmul parameter and token (the embedding is read, not multiplied; the head serves the
+tokens behind the prompt alone) and 4 x heads x head_dim a layer and pair of a query and a key that it sees (causal:
+half of T x T); training takes three forward passes, which gives 6 x parameters x tokens + 6 x layers x heads x head_dim
+x T x tokens for plain rows; a reference inside the step takes one more. A prompt that rows share counts once.
+"""
+
+from __future__ import annotations
+
+import math
+
+import jax
+
+from fusion_jax.models.config import DecoderConfig
+from fusion_jax.models.families import config_from_hf
+from fusion_jax.models.parameters import abstract_params
+from fusion_jax.plan.requests import (
+    GROUPS,
+    Decode,
+    MergeTensor,
+    Prefill,
+    Request,
+    ScoreStep,
+    TeacherStep,
+    TrainStep,
+)
+
+
+def useful_flops(request: Request) -> float:
+    """FLOPs of one run of the program over all chips; 0 for a merge, which has no matmuls worth counting."""
+    p = request.program
+    if isinstance(p, MergeTensor):
+        return 0.0
+    config = config_from_hf(request.model)
+    match p:
+        case TrainStep():
+            forward = forward_flops(config, p.prompt, p.tokens, GROUPS[p.objective], p.shared_prompt)
+            return forward * (3 + (p.reference == "in-step")) * p.examples * p.micro_batches
+        case ScoreStep():
+            return forward_flops(config, p.prompt, p.tokens, p.groups, p.shared_prompt) * p.examples
+        case TeacherStep():
+            return forward_flops(config, 0, p.tokens, 1, False) * p.rows
+        case Prefill():
+            return forward_flops(config, p.prompt, 0, 1, True) * p.rows
+        case Decode():
+            seen = p.prompt + p.capacity
+            return (
+                p.rows * p.samples * (2.0 * (body_parameters(config) + head_parameters(config)) + _pairs(config, seen))
+            )
+    raise TypeError(type(p))
+
+
+def tokens_of(request: Request) -> int:
+    """Tokens that one run of the program reads or, for decoding, writes, over all chips."""
+    match p := request.program:
+        case TrainStep():
+            return row_tokens(p.prompt, p.tokens, GROUPS[p.objective], p.shared_prompt) * p.examples * p.micro_batches
+        case ScoreStep():
+            return row_tokens(p.prompt, p.tokens, p.groups, p.shared_prompt) * p.examples
+        case TeacherStep():
+            return p.rows * p.tokens
+        case Prefill():
+            return p.rows * p.prompt
+        case Decode():
+            return p.rows * p.samples * p.capacity
+    return 0
+
+
+def row_tokens(prompt: int, tokens: int, groups: int, shared: bool) -> int:
+    """Tokens of an example that the model computes."""
+    return groups * tokens + prompt * (1 if shared else groups)
+
+
+def forward_flops(config: DecoderConfig, prompt: int, tokens: int, groups: int, shared: bool) -> float:
+    """FLOPs of the forward pass of one example: `groups` rows of `tokens` behind `prompt` tokens."""
+    copies = 1 if shared else groups
+    body = 2.0 * body_parameters(config) * row_tokens(prompt, tokens, groups, shared)
+    head = 2.0 * head_parameters(config) * groups * tokens
+    pairs = 0.0
+    for window in config.windows or (0,) * config.num_layers:
+        before, whole = _causal(prompt, window), _causal(prompt + tokens, window)
+        pairs += copies * before + groups * (whole - before)
+    return body + head + 4.0 * config.num_heads * config.head_dim * pairs
+
+
+def parameter_count(config: DecoderConfig) -> int:
+    """Numbers of a model."""
+    return sum(math.prod(x.shape) for x in jax.tree.leaves(abstract_params(config)))
+
+
+def body_parameters(config: DecoderConfig) -> int:
+    """Parameters of the layers' matmuls."""
+    c = config
+    attention = c.hidden_size * c.head_dim * (2 * c.num_heads + 2 * c.num_kv_heads)
+    return c.num_layers * (attention + 3 * c.hidden_size * c.intermediate_size)
+
+
+def head_parameters(config: DecoderConfig) -> int:
+    """Parameters of the head's matmul."""
+    return config.vocab_size * config.hidden_size
+
+
+def _causal(tokens: int, window: int) -> float:
+    """Pairs of a query and a key it sees in a row, half of the square without a window."""
+    if not window or window >= tokens:
+        return tokens * tokens / 2
+    return window * tokens - window * window / 2
+
+
+def _pairs(config: DecoderConfig, keys: int) -> float:
+    """FLOPs of one query over `keys` keys in all layers."""
+    seen = sum(min(window or keys, keys) for window in config.windows or (0,) * config.num_layers)
+    return 4.0 * config.num_heads * config.head_dim * seen

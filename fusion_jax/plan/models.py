@@ -1,0 +1,64 @@
+"""Configurations of public models, so that a plan needs no download: config.json in Hugging Face form, shapes alone."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from fusion_jax.errors import InputError
+from fusion_jax.models.json_files import read_config
+
+_LLAMA3 = {
+    "model_type": "llama", "vocab_size": 128256, "hidden_size": 4096, "intermediate_size": 14336,
+    "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8, "max_position_embeddings": 8192,
+    "rms_norm_eps": 1e-5, "rope_theta": 500000.0, "tie_word_embeddings": False,
+}  # fmt: skip
+_LLAMA2 = {
+    "model_type": "llama", "vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 11008,
+    "num_hidden_layers": 32, "num_attention_heads": 32, "max_position_embeddings": 4096, "rms_norm_eps": 1e-5,
+    "tie_word_embeddings": False,
+}  # fmt: skip
+_MISTRAL = {
+    "model_type": "mistral", "vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 14336,
+    "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8, "max_position_embeddings": 32768,
+    "rms_norm_eps": 1e-5, "sliding_window": None, "tie_word_embeddings": False,
+}  # fmt: skip
+_QWEN2 = {
+    "model_type": "qwen2", "vocab_size": 152064, "hidden_size": 3584, "intermediate_size": 18944,
+    "num_hidden_layers": 28, "num_attention_heads": 28, "num_key_value_heads": 4, "max_position_embeddings": 32768,
+    "rms_norm_eps": 1e-6, "rope_theta": 1000000.0, "tie_word_embeddings": False,
+}  # fmt: skip
+PUBLIC: dict[str, dict[str, Any]] = {
+    "llama3-8b": _LLAMA3,
+    "llama3-70b": _LLAMA3 | {
+        "hidden_size": 8192, "intermediate_size": 28672, "num_hidden_layers": 80, "num_attention_heads": 64,
+    },
+    "llama2-7b": _LLAMA2,
+    "llama2-13b": _LLAMA2 | {
+        "hidden_size": 5120, "intermediate_size": 13824, "num_hidden_layers": 40, "num_attention_heads": 40,
+    },
+    "mistral-7b": _MISTRAL,
+    "openchat-7b": _MISTRAL | {"vocab_size": 32002, "max_position_embeddings": 8192},
+    "qwen2.5-7b": _QWEN2,
+    "qwen2.5-72b": _QWEN2 | {
+        "hidden_size": 8192, "intermediate_size": 29568, "num_hidden_layers": 80, "num_attention_heads": 64,
+        "num_key_value_heads": 8,
+    },
+}  # fmt: skip
+
+
+def config_named(name: str | os.PathLike[str], option: str | None = None) -> dict[str, Any]:
+    """config.json of a public model by its name here, or of a folder, which needs no weights.
+
+    Raises:
+      InputError: neither; names the known models.
+    """
+    if str(name) in PUBLIC:
+        return PUBLIC[str(name)]
+    if not Path(name).is_dir():
+        raise InputError(
+            "is neither a folder nor a known model", file=name, field=option,
+            cure=f"Give a folder with a config.json, or one of {', '.join(PUBLIC)}",
+        )  # fmt: skip
+    return read_config(Path(name))

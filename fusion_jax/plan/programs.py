@@ -1,0 +1,215 @@
+"""How each request is lowered: by the functions that training, scoring, sampling and merging call, with shapes and
+shardings in the place of arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from fusion_jax.data.batches import Targets, TokenBatch
+from fusion_jax.errors import InputError
+from fusion_jax.losses.schedules import learning_rate
+from fusion_jax.merge.methods import METHODS
+from fusion_jax.models.config import DecoderConfig
+from fusion_jax.models.decode import DecodeParams, LayerCache
+from fusion_jax.models.families import config_from_hf
+from fusion_jax.models.parameters import abstract_params, layer_specs
+from fusion_jax.plan.requests import (
+    GROUPS,
+    Decode,
+    MergeTensor,
+    ObjectiveName,
+    Prefill,
+    Program,
+    Request,
+    ScoreStep,
+    TeacherStep,
+    TrainStep,
+)
+from fusion_jax.sampling import ids
+from fusion_jax.sampling.samplers import Sampler
+from fusion_jax.sharding import make_mesh, named
+from fusion_jax.train.objectives import (
+    FusionSettings,
+    PairSettings,
+    WrpoSettings,
+    fusion_objective,
+    pair_objective,
+    sft_objective,
+    wrpo_objective,
+)
+from fusion_jax.train.state import OptimizerSettings, init_state, make_optimizer, state_shardings
+from fusion_jax.train.step import Compute, Objective, make_score_step, make_train_step
+from fusion_jax.train.teachers import make_topk_step
+
+Array = jax.Array
+_TYPICAL = {"weight": 0.5, "t": 0.5, "density": 0.5, "select_topk": 0.1}  # values do not change what is planned
+_STEPS = 1000  # of the schedules; any number compiles to the same program
+
+
+def lower(request: Request, devices: list[Any]) -> tuple[jax.stages.Lowered, list[Any]]:
+    """The program of a request, lowered for `devices` of a topology, and these in the order of its partitions.
+
+    Raises:
+      InputError: the mesh or the rows do not fit the devices.
+    """
+    program = request.program
+    if isinstance(program, MergeTensor):
+        mesh = make_mesh(1, len(devices), 1, devices=devices)
+        return _lower_merge(program, mesh), list(mesh.devices.flat)
+    config = config_from_hf(request.model)
+    mesh = make_mesh(*request.mesh, devices=devices)
+    rows = program.examples if isinstance(program, TrainStep | ScoreStep) else program.rows
+    ways = mesh.shape["data"] * mesh.shape["fsdp"]
+    if rows % ways and not isinstance(program, Prefill | Decode):
+        raise InputError(
+            f"{rows} rows do not divide over {ways} chips", field="examples", cure=f"Take a multiple of {ways}"
+        )
+    return _lower_model(program, config, mesh), list(mesh.devices.flat)
+
+
+def _lower_model(program: Program, config: DecoderConfig, mesh: Mesh) -> jax.stages.Lowered:
+    match program:
+        case TrainStep():
+            return _lower_train(program, config, mesh)
+        case ScoreStep():
+            batch = _batch(mesh, (), program.examples, program.groups, program.prompt, program.tokens)
+            compute = Compute(mesh, jnp.dtype(jnp.bfloat16), shared_prompt=program.shared_prompt)
+            return _lowered(make_score_step(config, compute), abstract_params(config, jnp.bfloat16, mesh), batch)
+        case TeacherStep():
+            compute = Compute(mesh, jnp.dtype(jnp.bfloat16))
+            step = make_topk_step(config, compute, program.k, config.vocab_size)
+            tokens = _array(mesh, (), (program.rows, program.tokens), jnp.int32)
+            return _lowered(step, abstract_params(config, jnp.bfloat16, mesh), tokens, tokens)
+        case Prefill():
+            how = ids.How(config, Sampler(), 1, jnp.dtype(jnp.bfloat16), mesh)
+            tokens = _spread(mesh, ("batch", "tokens"), (program.rows, program.prompt), jnp.int32)
+            lengths = _spread(mesh, ("batch",), (program.rows,), jnp.int32)
+            params = abstract_params(config, jnp.bfloat16, mesh)
+            return ids.prefill.lower(how, params, tokens, lengths)
+        case Decode():
+            return _lower_decode(program, config, mesh)
+    raise TypeError(type(program))
+
+
+def _lowered(step: Callable[..., Any], *arguments: Any) -> jax.stages.Lowered:
+    lowered: jax.stages.Lowered = step.lower(*arguments)  # type: ignore[attr-defined]
+    return lowered
+
+
+def _lower_train(p: TrainStep, config: DecoderConfig, mesh: Mesh) -> jax.stages.Lowered:
+    compute = Compute(mesh, jnp.dtype(jnp.bfloat16), p.remat, p.shared_prompt)
+    settings = OptimizerSettings()
+    optimizer = make_optimizer(settings, _STEPS)
+    rate = learning_rate(
+        settings.learning_rate, num_steps=_STEPS, warmup_ratio=settings.warmup_ratio, schedule=settings.schedule
+    )
+    params = abstract_params(config, jnp.float32, mesh)
+    state = jax.eval_shape(lambda params: init_state(params, optimizer), params)
+    placed = state_shardings(state, jax.tree.map(lambda p: p.sharding, params), mesh)
+    state = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, placed)
+    batch = _batch(mesh, (p.micro_batches,), p.examples, GROUPS[p.objective], p.prompt, p.tokens)
+    if p.objective == "fusion":
+        batch = batch._replace(targets=_targets(mesh, (p.micro_batches, p.examples), p.tokens, p.k))
+    reference = abstract_params(config, jnp.bfloat16, mesh) if p.reference == "in-step" else None
+    step = make_train_step(config, _objective(p.objective), optimizer, compute, rate)
+    return _lowered(step, state, batch, reference)
+
+
+def _objective(name: ObjectiveName) -> Objective:
+    match name:
+        case "sft":
+            return sft_objective()
+        case "dpo":
+            return pair_objective(PairSettings())
+        case "wrpo":
+            return wrpo_objective(WrpoSettings(), _STEPS)
+        case "fusion":
+            return fusion_objective(FusionSettings(), _STEPS)
+
+
+def _array(mesh: Mesh, leading: tuple[int, ...], shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
+    """An array [*leading, B, ...] with the examples over the data axes, as `train.step.shard_batch` places it."""
+    axes = (*(None for _ in leading), "batch", *(None for _ in shape[1:]))
+    return jax.ShapeDtypeStruct((*leading, *shape), dtype, sharding=named(mesh, axes))
+
+
+def _batch(mesh: Mesh, leading: tuple[int, ...], examples: int, groups: int, prompt: int, tokens: int) -> TokenBatch:
+    def array(dtype: Any, *rest: int) -> jax.ShapeDtypeStruct:
+        return _array(mesh, leading, (examples, *rest), dtype)
+
+    row = (groups, tokens)
+    return TokenBatch(
+        prompts=array(jnp.int32, prompt), prompt_lengths=array(jnp.int32), tokens=array(jnp.int32, *row),
+        labels=array(jnp.int32, *row), positions=array(jnp.int32, *row), segment_ids=None,
+        scored=array(jnp.bool_, *row), example_ids=array(jnp.int32), reference=array(jnp.float32, groups),
+        weights=array(jnp.float32),
+    )  # fmt: skip
+
+
+def _targets(mesh: Mesh, sizes: tuple[int, int], tokens: int, k: int) -> Targets:
+    leading, shape = sizes[:1], (sizes[1], 1, tokens, k)
+    return Targets(
+        _array(mesh, leading, shape, jnp.int32), _array(mesh, leading, shape, jnp.float32),
+        _array(mesh, leading, shape[:1], jnp.float32),
+    )  # fmt: skip
+
+
+def _spread(mesh: Mesh, axes: tuple[str | None, ...], shape: tuple[int, ...], dtype: Any) -> Any:
+    """An array with these logical axes, whole where the mesh does not divide it."""
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=named(mesh, axes, shape))
+
+
+def _lower_decode(p: Decode, config: DecoderConfig, mesh: Mesh) -> jax.stages.Lowered:
+    """The loop that grows all rows, lowered as sampling calls it."""
+    dtype, rows = jnp.dtype(jnp.bfloat16), p.rows * p.samples
+    how = ids.How(config, Sampler(p.temperature, p.top_p, p.top_k), p.samples, dtype, mesh)
+    params = abstract_params(config, dtype, mesh)
+    layers = jax.tree.map(lambda s: _spread(mesh, s.axes, s.shape, dtype), layer_specs(config))
+    rest = {name: value for name, value in params.items() if name != "layers"}
+    ready = DecodeParams((layers,) * config.num_layers, rest)
+    kept = ("batch", "kv_heads", "tokens", "head_dim")
+    fixed = ids.Fixed(
+        _spread(mesh, ("batch",), (p.rows,), jnp.int32), _spread(mesh, ("batch", None), (rows, 2), jnp.uint32),
+        _spread(mesh, (None,), (4,), jnp.int32),
+    )  # fmt: skip
+    last = _spread(mesh, ("batch", None), (p.rows, config.hidden_size), dtype)
+    state = jax.eval_shape(lambda *a: ids.start_rows(how, p.capacity, *a), ready, fixed, last)
+
+    def placed(x: Any) -> Any:
+        axes = kept if x.ndim == 4 else ("batch", *(None,) * (x.ndim - 1)) if x.ndim else ()
+        return _spread(mesh, axes, x.shape, x.dtype)
+
+    def cached(cache: LayerCache) -> LayerCache:
+        new = _spread(mesh, ("batch", "tokens", "kv_heads", "head_dim"), cache.new_k.shape, dtype)
+        return LayerCache(placed(cache.k), placed(cache.v), new, new)
+
+    state = jax.tree.map(placed, state)._replace(caches=tuple(map(cached, state.caches)))
+    prompt = _spread(mesh, kept, (p.rows, config.num_kv_heads, p.prompt, config.head_dim), dtype)
+    prompts = ((prompt, prompt),) * config.num_layers
+    limit = _spread(mesh, (), (), jnp.int32)
+    return ids.continue_rows.lower(how, p.capacity, ready, prompts, fixed, state, limit)
+
+
+def _lower_merge(p: MergeTensor, mesh: Mesh) -> jax.stages.Lowered:
+    method = METHODS[p.method]
+    values = {one.name: _TYPICAL.get(one.name, one.default) for one in method.parameters}
+    parameters = {
+        method.argument(one.name): (values[one.name],) * p.models if one.per_model else values[one.name]
+        for one in method.parameters
+    }
+
+    def kernel(stack: jax.Array, base: jax.Array | None) -> jax.Array:
+        keys = {"keys": jax.random.split(jax.random.key(0), p.models)} if method.random else {}
+        return method.function(stack, base, **keys, **parameters).tensor.astype(jnp.bfloat16)
+
+    def array(leading: tuple[int, ...]) -> jax.ShapeDtypeStruct:
+        spec = PartitionSpec(*(None for _ in leading), "fsdp" if p.shape[0] % mesh.size == 0 else None)
+        return jax.ShapeDtypeStruct((*leading, *p.shape), jnp.bfloat16, sharding=NamedSharding(mesh, spec))
+
+    base = None if method.base == "none" else array(())
+    return jax.jit(kernel, out_shardings=array(()).sharding).lower(array((p.models,)), base)

@@ -1,0 +1,180 @@
+"""The page of a plan: what fits, how long it takes, what bounds it, and whose figure each is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from fusion_jax.markdown import markdown_table
+from fusion_jax.models.families import config_from_hf
+from fusion_jax.plan.compile import Compiled, compile_for
+from fusion_jax.plan.cost import Times, step_time
+from fusion_jax.plan.flops import parameter_count, tokens_of, useful_flops
+from fusion_jax.plan.hlo import parse
+from fusion_jax.plan.requests import Decode, MergeTensor, Request, TrainStep
+from fusion_jax.plan.runs import Planned
+from fusion_jax.plan.slices import Slice, slice_of
+
+GIB = 2**30
+LEGEND = """\
+HBM is the TPU compiler's own buffer assignment for this program. Times are our estimate from the program that it
+scheduled: matmuls at a fitted share of the peak, other work at 45 % of HBM bandwidth, collectives as ring transfers;
+asynchronous ones are overlapped as far as the schedule puts work between their start and end. MFU counts useful FLOPs:
+6 x matmul parameters x tokens + 6 x layers x heads x head_dim x T x tokens (causal half), a reference in the step a
+third more, a forward pass alone a third; recomputation is not counted. No figure here was measured on a chip."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """A planned program with what the compiler said. beside: bytes a chip that the run holds besides the program's."""
+
+    planned: Planned
+    compiled: Compiled
+    times: Times
+    beside: int
+
+    @property
+    def where(self) -> Slice:
+        return slice_of(self.planned.request.slice)
+
+    @property
+    def needed(self) -> int:
+        return self.compiled.memory.peak + self.beside
+
+    @property
+    def fits(self) -> bool:
+        return self.needed <= self.compiled.memory.available
+
+    @property
+    def mfu(self) -> float:
+        """Useful FLOPs over those of the peak in the estimated time."""
+        peak = self.times.total * self.where.chip.flops * self.where.chips
+        return useful_flops(self.planned.request) / peak if peak else 0.0
+
+
+def plan(planned: Planned, *, full: bool = False) -> Result:
+    """Compile and read a planned program.
+
+    Raises:
+      InputError: see `compile.compile_for`.
+    """
+    compiled = compile_for(planned.request, full=full)
+    times = step_time(parse(compiled.text), slice_of(planned.request.slice), compiled.coords)
+    return Result(planned, compiled, times, _beside(planned.request))
+
+
+def _beside(request: Request) -> int:
+    """The starting weights, in bfloat16, which a run that trains keeps beside the state; a reference inside the step is
+    the same array."""
+    if not isinstance(request.program, TrainStep) or request.program.reference == "in-step":
+        return 0
+    config = config_from_hf(request.model)
+    data, fsdp, tensor = request.mesh
+    ways = fsdp * tensor if fsdp > 0 else slice_of(request.slice).chips // data
+    return 2 * parameter_count(config) // ways
+
+
+def line(result: Result) -> dict[str, Any]:
+    """A row of a table over slices and settings."""
+    r, m, t = result, result.compiled.memory, result.times
+    row = {
+        "program": r.planned.title, "slice": f"{r.where.name} ({r.where.chips})",
+        "fits": "yes" if r.fits else f"NO, {(r.needed - m.available) / GIB:.1f} GiB over",
+        "HBM GiB": f"{r.needed / GIB:.1f} of {m.available / GIB:.1f}",
+    }  # fmt: skip
+    if not m.fits:
+        return row | dict.fromkeys(("ms", "compute", "memory", "exposed", "overlapped", "MFU", "tokens/s", "run"), "")
+    return row | {
+        "ms": f"{t.total * 1e3:,.0f}", "compute": f"{t.compute * 1e3:,.0f}", "memory": f"{t.memory * 1e3:,.0f}",
+        "exposed": f"{t.exposed * 1e3:,.0f}", "overlapped": f"{t.overlapped * 1e3:,.0f}",
+        "MFU": f"{r.mfu:.2f}" if r.mfu else "", "tokens/s": f"{tokens_of(r.planned.request) / t.total:,.0f}",
+        "run": _hours(r),
+    }  # fmt: skip
+
+
+def _hours(r: Result) -> str:
+    if not r.planned.times:
+        return "(--plan-rows N)"
+    hours = r.planned.times * r.times.total / 3600
+    return f"{r.planned.times:,} times: {hours:.2f} h, {hours * r.where.chips:,.1f} chip-h"
+
+
+def page(result: Result) -> str:
+    """Everything about one program as Markdown."""
+    r, m, t = result, result.compiled.memory, result.times
+    compiler, ours = "compiler", "estimate"
+    rows = [
+        ("fits", line(r)["fits"], compiler),
+        ("HBM a chip", f"{r.needed / GIB:.2f} of {m.available / GIB:.2f} GiB", compiler),
+        ("arguments", f"{m.arguments / GIB:.2f} GiB", compiler),
+        ("temporaries", f"{m.temporaries / GIB:.2f} GiB", compiler),
+        ("peak of the program", f"{m.peak / GIB:.2f} GiB", compiler),
+    ]  # fmt: skip
+    if r.beside:
+        rows.append(("starting weights kept beside it", f"{r.beside / GIB:.2f} GiB", ours))
+    if m.fits:
+        rows += _time_rows(r, ours if not r.compiled.full else "compiler's cycles, our walk")
+    table = markdown_table([{"what": a, "figure": b, "whose": c} for a, b, c in rows])
+    notes = "\n".join(f"- {note}" for note in r.planned.notes)
+    parts = f"## {r.planned.title} on {r.where.name} ({r.where.chips} chips)\n\n{notes}\n\n{table}\n\n"
+    if not r.fits:
+        parts += f"Greatest buffers: {'; '.join(f'{size / GIB:.2f} GiB {what}' for size, what in m.largest[:6])}\n\n"
+    elif t.parts:
+        parts += f"Most time: {', '.join(f'{name} {s * 1e3:,.0f} ms' for name, s in t.parts.most_common(6))}\n\n"
+    return parts + f"Limit: {limit(r)}"
+
+
+def _time_rows(r: Result, ours: str) -> list[tuple[str, str, str]]:
+    t, request = r.times, r.planned.request
+    rows = [
+        ("time of one call", f"{t.total * 1e3:,.1f} ms", ours),
+        ("of it compute / memory / communication waited for",
+         f"{t.compute * 1e3:,.1f} / {t.memory * 1e3:,.1f} / {t.exposed * 1e3:,.1f} ms", ours),
+        ("communication hidden behind work", f"{t.overlapped * 1e3:,.1f} ms", ours),
+    ]  # fmt: skip
+    if not isinstance(request.program, MergeTensor):
+        useful = useful_flops(request) / r.where.chips
+        rows += [
+            ("MFU", f"{r.mfu:.3f}", "estimate"),
+            ("TFLOP a chip: useful / of all matmuls", f"{useful / 1e12:,.1f} / {t.flops / 1e12:,.1f}", "count"),
+            ("tokens a second", f"{tokens_of(request) / t.total:,.0f}", "estimate"),
+        ]  # fmt: skip
+    if isinstance(request.program, Decode):
+        rows.append(("time of one token", f"{t.total * 1e3 / request.program.capacity:,.2f} ms", "estimate"))
+    return [*rows, ("whole run", _hours(r), "estimate")]
+
+
+def limit(r: Result) -> str:
+    """What bounds the program, and the next thing to try."""
+    t, program = r.times, r.planned.request.program
+    if not r.fits:
+        return f"HBM, {(r.needed - r.compiled.memory.available) / GIB:.2f} GiB too little. {_smaller(r)}"
+    name, seconds = max(
+        ("compute", t.compute), ("HBM bandwidth", t.memory), ("communication", t.exposed), key=lambda x: x[1]
+    )
+    share = f"{name}, {seconds / max(t.total, 1e-12):.0%} of the time"
+    room = r.compiled.memory.available - r.needed
+    if name == "communication":
+        return f"{share}. Try more rows at once (fewer micro-batches), or a smaller slice"
+    if isinstance(program, Decode):
+        return f"{share}. Try a larger batch: weights are read once for all rows" if room > GIB else f"{share}."
+    if isinstance(program, TrainStep) and program.micro_batches > 1 and room > r.compiled.memory.temporaries:
+        return f"{share}. {room / GIB:.1f} GiB are free: try half the micro-batches"
+    if isinstance(program, TrainStep) and program.remat == "full" and room > 4 * GIB:
+        return f'{share}. {room / GIB:.1f} GiB are free: try remat "dots", which computes less again'
+    if isinstance(program, TrainStep) and not program.prompt and program.objective in ("dpo", "wrpo"):
+        return f"{share}. Prompts that rows share are computed once: say their length (--plan-prompt N)"
+    return f"{share}. A larger slice shares the work out further"
+
+
+def _smaller(r: Result) -> str:
+    program = r.planned.request.program
+    if isinstance(program, TrainStep):
+        each = program.examples // max(r.where.chips // max(r.planned.request.mesh[2], 1), 1)
+        if r.compiled.memory.arguments + r.beside > r.compiled.memory.available:
+            return "The state alone is too large: take a larger slice"
+        if program.remat != "full":
+            return 'Try remat "full"'
+        if each > 1:
+            return "Try more micro-batches, so that fewer examples are on a chip at once"
+    return "Try fewer or shorter rows, mesh-tensor, or a larger slice"

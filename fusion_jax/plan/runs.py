@@ -1,0 +1,184 @@
+"""From the settings of an experiment to the programs that it would run on a slice."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from fusion_jax.data.batches import bucket_list
+from fusion_jax.data.order import num_steps
+from fusion_jax.errors import InputError
+from fusion_jax.models.families import config_from_hf
+from fusion_jax.plan.models import PUBLIC, config_named
+from fusion_jax.plan.requests import (
+    GROUPS,
+    Decode,
+    MergeTensor,
+    ObjectiveName,
+    Prefill,
+    Request,
+    ScoreStep,
+    TeacherStep,
+    TrainStep,
+)
+from fusion_jax.plan.slices import slice_of
+from fusion_jax.sampling.generate import SampleSettings
+from fusion_jax.train.optimise import TrainSettings
+from fusion_jax.zoo import model_path
+
+_PREFILL_TOKENS, _PROMPT = 2048, 1024
+
+
+@dataclass(frozen=True)
+class Ask:
+    """What the user wants planned. slice: cloud name; rows: records of the whole run, 0: not said; prompt: tokens of a
+    prompt, 0: as each program assumes; full: wait for the whole compile; preset: of the experiment."""
+
+    slice: str
+    rows: int = 0
+    prompt: int = 0
+    full: bool = False
+    preset: str = ""
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A program of a run. times: how often the run calls it, 0: not known; steps_of: the word for one call; notes:
+    what was assumed."""
+
+    title: str
+    request: Request
+    times: int = 0
+    notes: tuple[str, ...] = ()
+
+
+def model_values(name: str, ask: Ask, option: str) -> tuple[dict[str, Any], str]:
+    """config.json of a model given for an option, and its name; where a preset still has a miniature, the public model
+    that the preset is called after."""
+    public = next((p for p in PUBLIC if ask.preset.startswith(p)), "")
+    chosen = public if name.startswith("zoo:") and public else name
+    return config_named(chosen if chosen in PUBLIC else model_path(chosen, option), option), chosen
+
+
+def training(
+    title: str,
+    model: str,
+    objective: ObjectiveName,
+    train: TrainSettings,
+    max_length: int,
+    ask: Ask,
+    *,
+    option: str = "--target",
+    reference: bool = False,
+    k: int = 10,
+) -> list[Planned]:
+    """The optimizer step and, where references are stored, the scoring step before it.
+
+    Raises:
+      InputError: the batch does not divide over the chips; an unknown slice or model.
+    """
+    values, name = model_values(model, ask, option)
+    mesh = (train.mesh_data, train.mesh_fsdp, train.mesh_tensor)
+    micro, notes = _micro_batches(train, slice_of(ask.slice).chips)
+    examples, prompt, tokens = train.batch_size // micro, *_lengths(max_length, ask.prompt)
+    notes = (f"model: {name}", _widths(prompt, tokens, objective), *notes)
+    kind: Literal["none", "stored", "in-step"] = train.reference if reference else "none"
+    step = TrainStep(
+        objective, examples, tokens, prompt, micro, kind, train.remat, train.shared_prompt and prompt > 0, k
+    )
+    steps = num_steps(ask.rows, train.batch_size, train.epochs) if ask.rows else 0
+    out = [Planned(title, Request(ask.slice, values, step, mesh), steps, notes)]
+    if kind == "stored":
+        score = ScoreStep(examples, tokens, GROUPS[objective], prompt, step.shared_prompt)
+        out.append(Planned(
+            f"{title}: reference log-probs, once", Request(ask.slice, values, score, mesh),
+            math.ceil(ask.rows / examples), notes,
+        ))  # fmt: skip
+    return out
+
+
+def _micro_batches(train: TrainSettings, chips: int) -> tuple[int, tuple[str, ...]]:
+    """Micro-batches whose examples divide over the chips: those of the settings, or the nearest number that does."""
+    ways = chips // train.mesh_tensor
+    fitting = [
+        n for n in range(1, train.batch_size + 1) if not train.batch_size % n and not train.batch_size // n % ways
+    ]
+    if not fitting:
+        raise InputError(
+            f"a batch of {train.batch_size} examples does not divide over {ways} chips", field="batch_size",
+            cure=f"Take a multiple of {ways}, or give --...mesh-tensor some of the chips",
+        )  # fmt: skip
+    micro = min(fitting, key=lambda n: abs(n - train.micro_batches))
+    if micro == train.micro_batches:
+        return micro, ()
+    return micro, (
+        f"planned with {micro} micro-batches: the {train.micro_batches} of the settings do not divide "
+        f"{train.batch_size} examples over {ways} chips; run with --...micro-batches {micro}",
+    )
+
+
+def _lengths(max_length: int, prompt: int) -> tuple[int, int]:
+    """Padded tokens of the shared prompt and of the rest of a row, as batches of such rows would have them."""
+    if not 0 <= prompt < max_length:
+        raise InputError(f"{prompt} is out of range", field="--plan-prompt", cure=f"Give less than {max_length}")
+    return bucket_list(prompt)[-1] if prompt else 0, bucket_list(max_length - 1 - prompt)[-1]
+
+
+def _widths(prompt: int, tokens: int, objective: ObjectiveName) -> str:
+    rows = f"{GROUPS[objective]} rows of {tokens}" if GROUPS[objective] > 1 else f"a row of {tokens}"
+    if prompt:
+        return f"every example: a prompt of {prompt} tokens and {rows}"
+    shared = "; no prompt shared (--plan-prompt N)" if GROUPS[objective] > 1 else ""
+    return f"every example: {rows} tokens, the settings' longest{shared}: an upper bound"
+
+
+def teacher(
+    title: str, model: str, rows: int, tokens: int, k: int, ask: Ask, *, mesh: tuple[int, int, int] = (1, -1, 1),
+    option: str = "--model",
+) -> list[Planned]:  # fmt: skip
+    """A teacher that reads texts and keeps k entries a token."""
+    values, name = model_values(model, ask, option)
+    ways = slice_of(ask.slice).chips // mesh[2]
+    padded = -(-rows // ways) * ways
+    notes = [f"model: {name}", f"every text: {tokens} tokens, the settings' longest"]
+    if padded != rows:
+        notes.append(f"planned with {padded} texts at once: {rows} do not divide over {ways} chips")
+    step = TeacherStep(padded, bucket_list(tokens)[-1], k)
+    return [Planned(title, Request(ask.slice, values, step, mesh), math.ceil(ask.rows / padded), tuple(notes))]
+
+
+def generation(
+    title: str, model: str, sample: SampleSettings, ask: Ask, *, mesh: tuple[int, int, int] = (1, -1, 1),
+    prompt: int = _PROMPT, option: str = "--target",
+) -> list[Planned]:  # fmt: skip
+    """Reading a batch of prompts, and growing all their samples to the most tokens."""
+    values, name = model_values(model, ask, option)
+    config = config_from_hf(values)
+    width = bucket_list(min(ask.prompt or prompt, config.max_positions - sample.max_new_tokens))[-1]
+    ways = slice_of(ask.slice).chips // mesh[2] if mesh[1] == -1 or mesh[0] == -1 else 1
+    group = -(-min(max(_PREFILL_TOKENS // width, 1), sample.batch_size) // ways) * ways
+    batches = math.ceil(ask.rows / sample.batch_size)
+    grown = Decode(
+        sample.batch_size, 1 << (width - 1).bit_length(), -(-sample.max_new_tokens // 16) * 16, sample.num_samples,
+        sample.temperature, sample.top_p, sample.top_k,
+    )  # fmt: skip
+    notes = (f"model: {name}", f"every prompt: {width} tokens (--plan-prompt N)")
+    longest = f"every sample grows to {sample.max_new_tokens} tokens, its cache as large from the start: an upper bound"
+    return [
+        Planned(
+            f"{title}: {group} prompts read", Request(ask.slice, values, Prefill(group, width), mesh),
+            math.ceil(batches * sample.batch_size / group), notes,
+        ),
+        Planned(f"{title}: a batch grown", Request(ask.slice, values, grown, mesh), batches, (*notes, longest)),
+    ]  # fmt: skip
+
+
+def merging(method: str, models: int, model: str, ask: Ask) -> list[Planned]:
+    """The largest tensor of a merge, the embedding; the others follow it one at a time."""
+    values, name = model_values(model, ask, "recipe")
+    config = config_from_hf(values)
+    shape = (config.vocab_size, config.hidden_size)
+    notes = (f"models: {models} of {name}, bfloat16", f"the largest tensor, {shape}; the others come one at a time")
+    tensor = MergeTensor(method, models, shape)
+    return [Planned(f"{method}: the largest tensor", Request(ask.slice, values, tensor), 0, notes)]

@@ -1,0 +1,115 @@
+"""TPU chips and slices by their cloud names."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+from fusion_jax.errors import InputError
+
+ASYNCHRONOUS = {
+    "xla_jf_spmd_threshold_for_windowed_einsum_mib": "1000000",
+    "xla_tpu_enable_async_collective_fusion": "true",
+    "xla_tpu_enable_async_collective_fusion_fuse_all_gather": "true",
+    "xla_tpu_enable_async_collective_fusion_multiple_steps": "true",
+    "xla_tpu_overlap_compute_collective_tc": "true",
+    "xla_enable_async_all_gather": "true",
+}
+"""Options under which parameters are gathered while the layer before them computes, instead of in pieces between."""
+
+
+@dataclass(frozen=True)
+class Chip:
+    """One chip of a generation.
+
+    flops: bf16 a second; bandwidth: HBM bytes a second; hbm: bytes that a program may use; link: bytes a second, one
+    way, of one link to a neighbour. efficiency: of the peak that matmuls reach, fitted to the compiler's own cycles.
+    vmem_kib: of vector memory that a fusion may use, 0: as the compiler does by itself. clock: cycles a second.
+    cores: counted in a cloud name, of one chip. torus: whether slices of full cubes of 4 wrap around, else only a
+    dimension of 16 does.
+    """
+
+    name: str
+    flops: float
+    bandwidth: float
+    hbm: float
+    link: float
+    efficiency: float
+    vmem_kib: int
+    clock: float
+    cores: int
+    torus: bool
+    shapes: tuple[tuple[int, ...], ...]
+    options: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def compiler_options(self) -> dict[str, str]:
+        """What programs are compiled with for this chip, here and in a run."""
+        vmem = {"xla_tpu_scoped_vmem_limit_kib": str(self.vmem_kib)} if self.vmem_kib else {}
+        return ASYNCHRONOUS | vmem
+
+
+_FLAT = ((1, 1), (2, 2), (2, 4), (4, 4), (4, 8), (8, 8), (8, 16), (16, 16))
+_CUBES = ((2, 2, 1), (2, 2, 2), (2, 2, 4), (2, 4, 4), (4, 4, 4), (4, 4, 8), (4, 8, 8), (8, 8, 8))
+_GIB = 2**30
+_V4 = Chip("v4", 275e12, 1228e9, 30.75 * _GIB, 45e9, 0.75, 0, 1.05e9, 2, True, _CUBES, {"chip_config_name": "megacore"})
+_V5E = Chip("v5e", 197e12, 819e9, 15.75 * _GIB, 45e9, 0.75, 81920, 1.5e9, 1, False, _FLAT)
+_V5P = Chip("v5p", 459e12, 2765e9, 95.74 * _GIB, 90e9, 0.78, 49152, 1.75e9, 2, True, _CUBES)
+_V6E = Chip("v6e", 918e12, 1640e9, 31.25 * _GIB, 90e9, 0.65, 98304, 1.75e9, 1, False, _FLAT)
+CHIPS = {chip.name: chip for chip in (_V4, _V5E, _V5P, _V6E)}
+
+
+@dataclass(frozen=True)
+class Slice:
+    """A slice: chips in a grid of `shape`."""
+
+    name: str
+    chip: Chip
+    shape: tuple[int, ...]
+
+    @property
+    def chips(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def wrapped(self) -> tuple[bool, ...]:
+        """Which dimensions are rings."""
+        if self.chip.torus:
+            return (all(n % 4 == 0 for n in self.shape),) * len(self.shape)
+        return tuple(n == 16 for n in self.shape)
+
+    @property
+    def topology(self) -> str:
+        """The compiler's name of it."""
+        return f"{self.chip.name}:{'x'.join(map(str, self.shape))}"
+
+    @property
+    def topology_options(self) -> dict[str, Any]:
+        """What `get_topology_desc` must be told besides the name."""
+        single = {"chips_per_host_bounds": [1, 1, 1]} if self.chips == 1 else {}
+        return self.chip.options | single
+
+
+SLICES = {
+    f"{chip.name}-{math.prod(shape) * chip.cores}": Slice(f"{chip.name}-{math.prod(shape) * chip.cores}", chip, shape)
+    for chip in CHIPS.values()
+    for shape in chip.shapes
+}
+
+
+def slice_of(name: str) -> Slice:
+    """A slice by its cloud name: v5e-16 and v6e-8 count chips, v4-64 and v5p-64 count cores, two a chip.
+
+    Raises:
+      InputError: no such slice; names the nearest.
+    """
+    known = name.lower().replace("v5litepod", "v5e")
+    if known in SLICES:
+        return SLICES[known]
+    chip = known.partition("-")[0]
+    near = [s for s in SLICES if s.startswith(f"{chip}-")] or difflib.get_close_matches(known, SLICES, 5, 0.3)
+    raise InputError(
+        f"no slice is called '{name}'", field="--plan", cure=f"Known and near: {', '.join(near or SLICES)}"
+    )

@@ -1,0 +1,137 @@
+"""What one instruction of the final HLO computes and moves: FLOPs of matmuls, bytes to and from HBM."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import re
+
+from fusion_jax.plan.hlo import Computation, Instruction, Module, Shape
+
+_SLICES = ("dynamic-slice", "slice", "gather")
+_THROUGH = ("bitcast", "reshape", "convert", "copy", "transpose")
+VMEM = 1
+
+
+def matmul_flops(module: Module, instruction: Instruction, where: Computation) -> float:
+    """FLOPs of the matmuls of an instruction, those inside its fusions included; 2 a multiply and add."""
+    if instruction.opcode == "fusion":
+        called = module.called(instruction)
+        return sum(matmul_flops(module, i, called) for i in called.instructions) if called else 0.0
+    operands = [where.by_name[o].shapes[0] for o in instruction.operands if o in where.by_name]
+    if instruction.opcode == "dot":
+        sizes = re.search(r"lhs_contracting_dims=\{([0-9,]*)\}", instruction.attributes)
+        contracted = [int(d) for d in (sizes.group(1) if sizes else "").split(",") if d]
+        return 2.0 * instruction.shapes[0].elements * math.prod(operands[0].dims[d] for d in contracted)
+    if instruction.opcode == "convolution":
+        return _convolution_flops(instruction, operands[0], operands[1])
+    return 0.0
+
+
+def _convolution_flops(instruction: Instruction, lhs: Shape, rhs: Shape) -> float:
+    """The TPU compiler writes matmuls as convolutions, batch dimensions as windows that mostly hit padding: only the
+    places inside the input count."""
+    names, rhs_names, out_names = re.split("_|->", instruction.attribute("dim_labels"))
+    window = _window(instruction.attributes)
+    out, flops = instruction.shapes[0], 2.0
+    flops *= out.dims[out_names.index("b")] * out.dims[out_names.index("f")] * rhs.dims[rhs_names.index("i")]
+    for label in sorted(c for c in names if c.isdigit()):
+        size = rhs.dims[rhs_names.index(label)]
+        step, low, lhs_dilation, rhs_dilation = (
+            window[key][int(label)] if key in window else default
+            for key, default in (("stride", 1), ("pad", 0), ("lhs_dilate", 1), ("rhs_dilate", 1))
+        )
+        inside = (lhs.dims[names.index(label)] - 1) * lhs_dilation
+        flops *= sum(
+            0 <= place <= inside and place % lhs_dilation == 0
+            for position, tap in itertools.product(range(out.dims[out_names.index(label)]), range(size))
+            for place in (position * step + tap * rhs_dilation - low,)
+        ) if max(size, out.dims[out_names.index(label)]) > 1 or low else 1  # fmt: skip
+    return flops
+
+
+def _window(attributes: str) -> dict[str, list[int]]:
+    found = re.search(r"window=\{([^}]*)\}", attributes)
+    parts = dict(part.split("=") for part in found.group(1).split()) if found else {}
+    return {key: [int(x.split("_")[0]) for x in value.split("x")] for key, value in parts.items()}
+
+
+def traffic(module: Module, instruction: Instruction, where: Computation) -> tuple[int, int]:
+    """Bytes that an instruction moves to and from HBM, and to and from the chip's vector memory.
+
+    Of an operand that is only sliced the slices count, of a buffer that is updated in place the update.
+    """
+    called = module.called(instruction) if instruction.opcode == "fusion" else None
+    moved = [0, 0]
+    for number, name in enumerate(instruction.operands):
+        operand = where.by_name.get(name)
+        if operand is None or not operand.shapes:
+            continue
+        shape = operand.shapes[0]
+        read = _read_of(called, number, shape) if called else _read_alone(instruction, number, shape)
+        moved[shape.space == VMEM] += read
+    updates = _updates(called) if called else {}
+    for number, shape in enumerate(instruction.shapes):
+        size = updates.get(number, shape.size)
+        if instruction.opcode == "dynamic-update-slice":
+            size = where.by_name[instruction.operands[1]].shapes[0].size
+        moved[shape.space == VMEM] += size
+    return moved[0], moved[1]
+
+
+def _read_alone(instruction: Instruction, number: int, shape: Shape) -> int:
+    if number == 0 and instruction.opcode in _SLICES:
+        return sum(s.size for s in instruction.shapes)
+    if number == 0 and instruction.opcode == "dynamic-update-slice":
+        return 0
+    return shape.size
+
+
+def _read_of(called: Computation, number: int, shape: Shape) -> int:
+    """Bytes of a fusion's parameter that are read."""
+    parameter = next((i for i in called.instructions if i.opcode == "parameter" and i.operands == (str(number),)), None)
+    return _read(called, parameter.name, shape.size) if parameter else shape.size
+
+
+def _read(called: Computation, name: str, whole: int) -> int:
+    total = 0
+    for user in called.instructions:
+        if name not in user.operands:
+            continue
+        first = user.operands[0] == name and name not in user.operands[1:]
+        if first and user.opcode in _SLICES:
+            total += sum(s.size for s in user.shapes)
+        elif first and user.opcode == "bitcast":
+            total += _read(called, user.name, whole)
+        elif not (first and user.opcode == "dynamic-update-slice"):
+            return whole
+    return min(total, whole)
+
+
+def _updates(called: Computation) -> dict[int, int]:
+    """Of each result of a fusion that is a buffer updated in place, the bytes of the update."""
+    root = called.root
+    results = [called.by_name[o] for o in root.operands] if root.opcode == "tuple" else [root]
+    out = {}
+    for number, result in enumerate(results):
+        while result.opcode in _THROUGH and result.operands and result.operands[0] in called.by_name:
+            result = called.by_name[result.operands[0]]
+        if result.opcode == "dynamic-update-slice" and result.operands[1] in called.by_name:
+            out[number] = called.by_name[result.operands[1]].shapes[0].size
+    return out
+
+
+def kernel_flops(instruction: Instruction, where: Computation) -> float:
+    """FLOPs of a Pallas kernel: its own cost estimate, or those of causal attention from the shapes of q and k."""
+    stated = re.search(r'"cost_estimate":(\{[^}]*\})', instruction.attributes)
+    if stated:
+        return float(json.loads(stated.group(1)).get("flops", 0))
+    wide = [
+        where.by_name[o].shapes[0].dims for o in instruction.operands if o in where.by_name and where.by_name[o].shapes
+    ]
+    wide = [dims for dims in wide if len(dims) >= 3]
+    if len(wide) < 2:
+        return 0.0
+    (q, k), matmuls = wide[:2], 2 if len(instruction.shapes) < 3 and len(wide) < 4 else 5
+    return float(matmuls * math.prod(q) * k[-2])

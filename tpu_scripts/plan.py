@@ -1,0 +1,130 @@
+"""Plan programs of a model for TPU slices, without a TPU: one row a program and slice.
+
+    python tpu_scripts/plan.py --slices v5e-16 v5p-64                                    # the WRPO step of Llama-3-8B
+    python tpu_scripts/plan.py --slices v5e-16 --programs sft dpo wrpo fusion --remats full dots
+    python tpu_scripts/plan.py --slices v5p-32 v6e-16 --programs teacher --model llama3-70b --rows-a-chip 1
+    python tpu_scripts/plan.py --slices v5e-8 --programs prefill decode --mesh-tensors 8 --batch-size 32
+
+Needs the TPU compiler: pip install "jax[tpu]==0.10.2". A row takes 10 to 20 s on 2 cores; --full True waits for whole
+compiles (minutes each). Experiments plan what they would run by --plan SLICE.
+"""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from rich.console import Console
+
+from fusion_jax.errors import InputError
+from fusion_jax.markdown import markdown_table
+from fusion_jax.plan.models import config_named
+from fusion_jax.plan.report import LEGEND, line, plan
+from fusion_jax.plan.requests import (
+    GROUPS,
+    Decode,
+    MergeTensor,
+    Prefill,
+    Program,
+    Request,
+    ScoreStep,
+    TeacherStep,
+    TrainStep,
+)
+from fusion_jax.plan.runs import Planned
+from fusion_jax.plan.slices import slice_of
+from fusion_jax.settings import bounded
+from fusion_jax.settings import run as run_script
+
+Name = Literal["sft", "dpo", "wrpo", "fusion", "score", "teacher", "prefill", "decode", "merge"]
+Remat = Literal["none", "full", "dots"]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """slices: cloud names. model: a known name or a folder with a config.json. Every combination of slices, programs,
+    remats, references and mesh_tensors is a row.
+
+    rows_a_chip: token rows on a chip at once (3 are one WRPO quadruple); 0: two for sft, dpo and fusion, three for
+    wrpo, one else. tokens: of a row, of which prompt are the prompt that its example's rows share. k: entries kept of a
+    teacher's distribution. batch_size: prompts of prefill and decode, over all chips; new_tokens: grown behind each.
+    method, models: of a merge.
+    """
+
+    slices: tuple[str, ...] = ("v5p-64",)
+    programs: tuple[Name, ...] = ("wrpo",)
+    model: str = "llama3-8b"
+    rows_a_chip: int = 0
+    tokens: int = 2048
+    prompt: int = 0
+    micro_batches: int = 1
+    references: tuple[Literal["stored", "in-step"], ...] = ("stored",)
+    remats: tuple[Remat, ...] = ("full",)
+    mesh_tensors: tuple[int, ...] = (1,)
+    k: int = 10
+    batch_size: int = 32
+    new_tokens: int = 1024
+    method: str = "sce"
+    models: int = 4
+    full: bool = False
+
+    def __post_init__(self) -> None:
+        bounded(self, "tokens", "micro_batches", "k", "batch_size", "new_tokens", "models", least=1)
+        bounded(self, "rows_a_chip", "prompt", least=0)
+
+
+def main(s: Settings) -> None:
+    console = Console(soft_wrap=True, highlight=False, markup=False)
+    values, rows = config_named(s.model, "--model"), []
+    for place in s.slices:
+        slice_of(place)
+    for name, place, remat, reference, tensor in itertools.product(
+        s.programs, s.slices, s.remats, s.references, s.mesh_tensors
+    ):
+        program = program_of(s, name, slice_of(place).chips // tensor, remat, reference)
+        mesh = (-1, 1, tensor) if name in ("prefill", "decode") else (1, -1, tensor)
+        title = " ".join([name, *variants(s, remat, reference, tensor)])
+        try:
+            rows.append(line(plan(Planned(title, Request(place, values, program, mesh)), full=s.full)))
+        except InputError as error:
+            rows.append({"program": title, "slice": place, "fits": f"not planned: {error}"})
+        console.print(" | ".join(str(v) for v in rows[-1].values() if v), style="dim")
+    names = max(rows, key=len)
+    console.print(markdown_table([dict.fromkeys(names, "") | row for row in rows]) + "\n\n" + LEGEND)
+
+
+def variants(s: Settings, remat: str, reference: str, tensor: int) -> list[str]:
+    """What tells a row from the others of its program."""
+    several = ((s.remats, f"remat {remat}"), (s.references, reference), (s.mesh_tensors, f"tensor {tensor}"))
+    return [text for choices, text in several if len(choices) > 1]
+
+
+def program_of(s: Settings, name: Name, ways: int, remat: Remat, reference: Literal["stored", "in-step"]) -> Program:
+    """A program with its rows over `ways` groups of chips."""
+    rows, tokens = s.rows_a_chip, s.tokens - s.prompt
+    match name:
+        case "sft" | "dpo" | "wrpo" | "fusion":
+            groups = GROUPS[name]
+            examples = max((rows or max(groups, 2)) // groups, 1) * ways
+            step = TrainStep(name, examples, tokens, s.prompt, s.micro_batches, "none", remat, s.prompt > 0, s.k)
+            return step if name in ("sft", "fusion") else replace(step, reference=reference)
+        case "score":
+            return ScoreStep((rows or 1) * ways, tokens, 1, s.prompt)
+        case "teacher":
+            return TeacherStep((rows or 1) * ways, s.tokens, s.k)
+        case "prefill":
+            return Prefill(s.batch_size, s.tokens)
+        case "decode":
+            return Decode(s.batch_size, s.tokens, s.new_tokens)
+        case "merge":
+            values = config_named(s.model, "--model")
+            return MergeTensor(s.method, s.models, (values["vocab_size"], values["hidden_size"]))
+
+
+if __name__ == "__main__":
+    run_script(Settings, main, description=__doc__)
