@@ -69,9 +69,9 @@ def traffic(module: Module, instruction: Instruction, where: Computation) -> tup
         if operand is None or not operand.shapes:
             continue
         shape = operand.shapes[0]
-        read = _read_of(called, number, shape) if called else _read_alone(instruction, number, shape)
+        read = _read_of(module, called, number, shape.size) if called else _read_alone(instruction, number, shape)
         moved[shape.space == VMEM] += read
-    updates = _updates(called) if called else {}
+    updates = _updates(module, called) if called else {}
     for number, shape in enumerate(instruction.shapes):
         size = updates.get(number, shape.size)
         if instruction.opcode == "dynamic-update-slice":
@@ -88,13 +88,13 @@ def _read_alone(instruction: Instruction, number: int, shape: Shape) -> int:
     return shape.size
 
 
-def _read_of(called: Computation, number: int, shape: Shape) -> int:
+def _read_of(module: Module, called: Computation, number: int, whole: int) -> int:
     """Bytes of a fusion's parameter that are read."""
     parameter = next((i for i in called.instructions if i.opcode == "parameter" and i.operands == (str(number),)), None)
-    return _read(called, parameter.name, shape.size) if parameter else shape.size
+    return _read(module, called, parameter.name, whole) if parameter else whole
 
 
-def _read(called: Computation, name: str, whole: int) -> int:
+def _read(module: Module, called: Computation, name: str, whole: int) -> int:
     total = 0
     for user in called.instructions:
         if name not in user.operands:
@@ -103,13 +103,16 @@ def _read(called: Computation, name: str, whole: int) -> int:
         if first and user.opcode in _SLICES:
             total += sum(s.size for s in user.shapes)
         elif first and user.opcode == "bitcast":
-            total += _read(called, user.name, whole)
+            total += _read(module, called, user.name, whole)
+        elif user.opcode == "fusion" and (inner := module.called(user)):
+            places = [n for n, operand in enumerate(user.operands) if operand == name]
+            total += sum(_read_of(module, inner, place, whole) for place in places)
         elif not (first and user.opcode == "dynamic-update-slice"):
             return whole
     return min(total, whole)
 
 
-def _updates(called: Computation) -> dict[int, int]:
+def _updates(module: Module, called: Computation) -> dict[int, int]:
     """Of each result of a fusion that is a buffer updated in place, the bytes of the update."""
     root = called.root
     results = [called.by_name[o] for o in root.operands] if root.opcode == "tuple" else [root]
@@ -119,6 +122,8 @@ def _updates(called: Computation) -> dict[int, int]:
             result = called.by_name[result.operands[0]]
         if result.opcode == "dynamic-update-slice" and result.operands[1] in called.by_name:
             out[number] = called.by_name[result.operands[1]].shapes[0].size
+        elif result.opcode == "fusion" and (inner := module.called(result)) and len(result.shapes) == 1:
+            out |= {number: size for size in _updates(module, inner).values()}
     return out
 
 
