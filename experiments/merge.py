@@ -109,7 +109,8 @@ def show_plan(prepared: Prepared, console: Console) -> None:
 def plans(s: Settings, ask: Ask) -> list[Planned]:
     """What `--plan` compiles."""
     recipe = read_recipe(s.recipe, METHODS)
-    return merging(recipe.method, len(recipe.slices[0].sources), recipe.slices[0].sources[0].model, ask)
+    sources = recipe.slices[0].sources
+    return merging(recipe.method, len(sources), recipe.base or sources[0].model, ask)
 
 
 if __name__ == "__main__":

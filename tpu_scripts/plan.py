@@ -25,6 +25,7 @@ from fusion_jax.errors import InputError
 from fusion_jax.markdown import markdown_table
 from fusion_jax.models.decoder import Kernel
 from fusion_jax.ops.remat import Remat
+from fusion_jax.plan.compile import check_compiler
 from fusion_jax.plan.models import config_named
 from fusion_jax.plan.report import LEGEND, line, plan
 from fusion_jax.plan.requests import (
@@ -83,6 +84,7 @@ class Settings:
 def main(s: Settings) -> None:
     console = Console(soft_wrap=True, highlight=False, markup=False)
     values, rows = config_named(s.model, "--model"), []
+    check_compiler()
     for place in s.slices:
         slice_of(place)
     for name, place, remat, reference, tensor in itertools.product(

@@ -5,12 +5,14 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, TypeVar
 
 import tyro
 from rich.console import Console
 
 from fusion_jax.errors import InputError
+from fusion_jax.plan.compile import check_compiler
 from fusion_jax.plan.report import LEGEND, page, plan
 from fusion_jax.plan.runs import Ask, Planned
 from fusion_jax.plan.slices import slice_of
@@ -47,16 +49,14 @@ def run(
     if any(arg.partition("=")[0] in ("--plan", "--plan-rows", "--plan-prompt", "--plan-full") for arg in args):
         config = (tyro.conf.FlagConversionOff,)
         options, args = tyro.cli(_Options, args=args, return_unknown_args=True, add_help=False, config=config)
-    pairs = zip(args, [*args[1:], ""], strict=True)
-    named = (
-        after if arg == "--preset" else arg.partition("=")[2] for arg, after in pairs if arg.startswith("--preset")
-    )
-    preset = next(named, "")
+    given = ((arg.partition("="), after) for arg, after in pairwise([*args, ""]))
+    preset = next((value if equals else after for (name, equals, value), after in given if name == "--preset"), "")
 
     def chosen(values: S) -> None:
         if not options.plan:
             main(values)
             return
+        check_compiler()
         ask = Ask(slice_of(options.plan).name, options.plan_rows, options.plan_prompt, options.plan_full, preset)
         show(plans(values, ask), ask)
 

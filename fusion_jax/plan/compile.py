@@ -62,6 +62,15 @@ class Compiled:
     seconds: float
 
 
+def check_compiler() -> None:
+    """Refuse where the TPU compiler is not installed."""
+    if importlib.util.find_spec("libtpu") is None:
+        raise InputError(
+            "planning needs the TPU compiler, libtpu, which is not installed", field="--plan",
+            cure='No TPU is needed: pip install "jax[tpu]==0.10.2"',
+        )  # fmt: skip
+
+
 def compile_for(request: Request, *, full: bool = False, limit: float = 3600.0) -> Compiled:
     """Compile a request for its slice.
 
@@ -69,12 +78,7 @@ def compile_for(request: Request, *, full: bool = False, limit: float = 3600.0) 
       InputError: libtpu is not installed, the request does not go together, the compiler refuses it for a reason other
         than memory.
     """
-    slice_of(request.slice)
-    if importlib.util.find_spec("libtpu") is None:
-        raise InputError(
-            "planning needs the TPU compiler, libtpu, which is not installed", field="--plan",
-            cure='No TPU is needed: pip install "jax[tpu]==0.10.2"',
-        )  # fmt: skip
+    check_compiler()
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -44,10 +44,9 @@ def useful_flops(request: Request) -> float:
         case Prefill():
             return forward_flops(config, p.prompt, 0, 1, True) * p.rows
         case Decode():
-            seen = p.prompt + p.capacity
-            return (
-                p.rows * p.samples * (2.0 * (body_parameters(config) + head_parameters(config)) + _pairs(config, seen))
-            )
+            parameters = body_parameters(config) + head_parameters(config)
+            a_token = 2.0 * parameters + _pairs(config, p.prompt + p.capacity // 2)
+            return p.rows * p.samples * p.capacity * a_token
     raise TypeError(type(p))
 
 

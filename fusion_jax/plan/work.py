@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 import re
+from collections.abc import Sequence
 
 from fusion_jax.plan.hlo import Computation, Instruction, Module, Shape
 
@@ -123,20 +124,24 @@ def _updates(module: Module, called: Computation) -> dict[int, int]:
         if result.opcode == "dynamic-update-slice" and result.operands[1] in called.by_name:
             out[number] = called.by_name[result.operands[1]].shapes[0].size
         elif result.opcode == "fusion" and (inner := module.called(result)) and len(result.shapes) == 1:
-            out |= {number: size for size in _updates(module, inner).values()}
+            out[number] = _updates(module, inner).get(0, result.shapes[0].size)
     return out
 
 
 def kernel_flops(instruction: Instruction, where: Computation) -> float:
-    """FLOPs of a Pallas kernel: its own cost estimate, or those of causal attention from the shapes of q and k."""
+    """FLOPs of a Pallas kernel: its own cost estimate, or those of causal attention from the shapes of q and k: two
+    matmuls forward; backward two that are done again and one for each gradient."""
     stated = re.search(r'"cost_estimate":(\{[^}]*\})', instruction.attributes)
     if stated:
         return float(json.loads(stated.group(1)).get("flops", 0))
-    wide = [
-        where.by_name[o].shapes[0].dims for o in instruction.operands if o in where.by_name and where.by_name[o].shapes
-    ]
-    wide = [dims for dims in wide if len(dims) >= 3]
-    if len(wide) < 2:
+    read = [where.by_name[o].shapes[0] for o in instruction.operands if o in where.by_name and where.by_name[o].shapes]
+    arrays, results = _wide(read), _wide(instruction.shapes)
+    if len(arrays) < 2:
         return 0.0
-    (q, k), matmuls = wide[:2], 2 if len(instruction.shapes) < 3 and len(wide) < 4 else 5
-    return float(matmuls * math.prod(q) * k[-2])
+    matmuls = 2 if len(arrays) < 4 else 2 + len([r for r in results if r.dtype == arrays[0].dtype])
+    return float(matmuls * math.prod(arrays[0].dims) * arrays[1].dims[-2])
+
+
+def _wide(shapes: Sequence[Shape]) -> list[Shape]:
+    """Arrays like queries, keys and values among those of a kernel, which has tables of blocks besides."""
+    return [s for s in shapes if len(s.dims) >= 3 and s.dtype in ("bf16", "f16", "f32")]
