@@ -23,6 +23,8 @@ from rich.console import Console
 
 from fusion_jax.errors import InputError
 from fusion_jax.markdown import markdown_table
+from fusion_jax.models.decoder import Kernel
+from fusion_jax.ops.remat import Remat
 from fusion_jax.plan.compile import check_compiler
 from fusion_jax.plan.models import config_named
 from fusion_jax.plan.report import LEGEND, line, plan
@@ -43,7 +45,6 @@ from fusion_jax.settings import bounded
 from fusion_jax.settings import run as run_script
 
 Name = Literal["sft", "dpo", "wrpo", "fusion", "score", "teacher", "prefill", "decode", "merge"]
-Remat = Literal["none", "full", "dots"]
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,7 @@ class Settings:
     references: tuple[Literal["stored", "in-step"], ...] = ("stored",)
     remats: tuple[Remat, ...] = ("full",)
     mesh_tensors: tuple[int, ...] = (1,)
+    attention: Kernel = "splash"
     k: int = 10
     batch_size: int = 32
     new_tokens: int = 1024
@@ -113,12 +115,14 @@ def program_of(s: Settings, name: Name, ways: int, remat: Remat, reference: Lite
         case "sft" | "dpo" | "wrpo" | "fusion":
             groups = GROUPS[name]
             examples = max((rows or max(groups, 2)) // groups, 1) * ways
-            step = TrainStep(name, examples, tokens, s.prompt, s.micro_batches, "none", remat, s.prompt > 0, s.k)
+            step = TrainStep(
+                name, examples, tokens, s.prompt, s.micro_batches, "none", remat, s.prompt > 0, s.k, s.attention
+            )
             return step if name in ("sft", "fusion") else replace(step, reference=reference)
         case "score":
-            return ScoreStep((rows or 1) * ways, tokens, 1, s.prompt)
+            return ScoreStep((rows or 1) * ways, tokens, 1, s.prompt, attention=s.attention)
         case "teacher":
-            return TeacherStep((rows or 1) * ways, s.tokens, s.k)
+            return TeacherStep((rows or 1) * ways, s.tokens, s.k, s.attention)
         case "prefill":
             return Prefill(s.batch_size, s.tokens)
         case "decode":

@@ -12,18 +12,19 @@ from typing import Any, Literal
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import Mesh
 
 from fusion_jax.models.config import DecoderConfig
 from fusion_jax.models.parameters import Specs, layer_specs, parameter_specs
-from fusion_jax.ops.attention import SAVED, ContextPart, attention, branched_attention
+from fusion_jax.ops.attention import ContextPart, attention, branched_attention
+from fusion_jax.ops.remat import BLOCK_INPUT, GATED, RESIDUAL, Remat, named, remat_policy
 from fusion_jax.ops.rotary import apply_rotary, rotary_tables
+from fusion_jax.ops.splash import splash_attention, takes
 from fusion_jax.sharding import constrain
 
 Array = jax.Array
 Params = dict[str, Any]
-Remat = Literal["none", "full", "dots"]
+Kernel = Literal["xla", "splash", "splash-interpreted"]  # the last in plain JAX, where there is no TPU
 
 _ACTIVATIONS = {
     "silu": jax.nn.silu,
@@ -74,6 +75,7 @@ class Block(nn.Module):
     dtype: Any
     return_kv: bool = False
     branches: tuple[int, int] | None = None
+    kernel: Kernel = "xla"
 
     @nn.compact
     def __call__(
@@ -98,23 +100,32 @@ class Block(nn.Module):
         def split(y: Array, heads: int) -> Array:
             return y.reshape(*y.shape[:-1], heads, c.head_dim)
 
+        x = named(x, BLOCK_INPUT)
         y = norm("attention_norm")(x)
         q = apply_rotary(split(linear("q")(y), c.num_heads), tables)
         k = apply_rotary(split(linear("k")(y), c.num_kv_heads), tables)
         v = split(linear("v")(y), c.num_kv_heads)
         how: dict[str, Any] = {
-            "positions": positions, "window": window if any(c.windows) else 0, "soft_cap": c.attention_soft_cap,
+            "window": window if any(c.windows) else 0, "soft_cap": c.attention_soft_cap,
             "scale": c.head_dim**-0.5 if c.query_scale is None else c.query_scale,
         }  # fmt: skip
-        if self.branches is not None and prompt_lengths is not None:
-            y = branched_attention(q, k, v, branches=self.branches, prompt_lengths=prompt_lengths, **how)
+        if self.kernel != "xla" and not context and takes(x.shape[1], c.head_dim, c.windows, self.branches):
+            y = splash_attention(
+                q, k, v, segment_ids=segment_ids, windows=c.windows, branches=self.branches,
+                prompt_lengths=prompt_lengths, mesh=self.mesh, interpret=self.kernel == "splash-interpreted",
+                **how,
+            )  # fmt: skip
+        elif self.branches is not None and prompt_lengths is not None:
+            y = branched_attention(
+                q, k, v, branches=self.branches, prompt_lengths=prompt_lengths, positions=positions, **how
+            )  # fmt: skip
         else:
             parts = tuple(ContextPart(*kv, *where) for kv, where in zip(context_kv, context, strict=True))
-            y = attention(q, k, v, segment_ids=segment_ids, context=parts, **how)
+            y = attention(q, k, v, segment_ids=segment_ids, positions=positions, context=parts, **how)
         y = linear("o")(y.reshape(*x.shape[:-1], -1))
-        x = checkpoint_name(x + (norm("attention_post_norm")(y) if c.post_norms else y), SAVED)
+        x = named(x + (norm("attention_post_norm")(y) if c.post_norms else y), RESIDUAL)
         y = norm("mlp_norm")(x)
-        gate, up = (checkpoint_name(linear(name)(y), SAVED) for name in ("gate", "up"))
+        gate, up = (named(linear(name)(y), GATED) for name in ("gate", "up"))
         y = _ACTIVATIONS[c.activation](gate) * up
         y = linear("down")(constrain(y, self.mesh, ("batch", "tokens", "mlp")))
         x = x + (norm("mlp_post_norm")(y) if c.post_norms else y)
@@ -131,6 +142,7 @@ class Decoder(nn.Module):
     remat: Remat = "none"
     return_kv: bool = False
     branches: tuple[int, int] | None = None
+    kernel: Kernel = "xla"
 
     @nn.compact
     def __call__(
@@ -150,13 +162,12 @@ class Decoder(nn.Module):
         tables = rotary_tables(positions, c.rope, c.head_dim, c.max_positions)
         block: Any = Block
         if self.remat != "none":
-            policy = jax.checkpoint_policies.save_only_these_names(SAVED) if self.remat == "dots" else None
-            block = nn.remat(Block, policy=policy, prevent_cse=False)
+            block = nn.remat(Block, policy=remat_policy(self.remat), prevent_cse=False)
         everywhere = nn.broadcast
         layers = nn.scan(
             block, variable_axes={"params": 0}, split_rngs={"params": True}, length=c.num_layers,
             in_axes=(0, 0, everywhere, everywhere, everywhere, everywhere, everywhere),
-        )(c, self.mesh, self.dtype, self.return_kv, self.branches, name="layers")  # fmt: skip
+        )(c, self.mesh, self.dtype, self.return_kv, self.branches, self.kernel, name="layers")  # fmt: skip
         windows = jnp.asarray(c.windows or (0,) * c.num_layers, jnp.int32)
         context_kv = tuple((p.k, p.v) for p in context)
         places = tuple((p.positions, p.lengths) for p in context)
@@ -187,6 +198,7 @@ def forward(
     mesh: Mesh | None = None,
     dtype: Any = jnp.float32,
     remat: Remat = "none",
+    kernel: Kernel = "xla",
     return_kv: bool = False,
 ) -> Any:
     """Hidden states [B,T,D] after the final norm, in `dtype`.
@@ -200,15 +212,15 @@ def forward(
       context: keys that all rows attend to besides their own, each part with k, v of shape [L,C,P,K,h].
       branches, prompt_lengths: (size, n) and int[B]: a row is a prompt of `size` tokens, of which prompt_lengths
         exist, and n continuations of equal width, each of which sees the prompt and itself. Give the positions.
-      remat: what the backward pass keeps: everything, the residual stream alone ("full"), or the results of matmuls
-        and of attention ("dots"), from which the rest is cheap to compute again; the fastest on a CPU, too.
+      remat: what the backward pass keeps, see `ops.remat`.
+      kernel: of attention: "splash" on TPU, where the sizes fit it (see `ops.splash.takes`), else "xla".
 
     Returns:
       hidden, or (hidden, (k, v)) with k, v [L,B,T,K,h] after rotary when `return_kv`.
     """
     if positions is None:
         positions = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape)
-    decoder = Decoder(config, mesh, dtype, remat, return_kv, branches)
+    decoder = Decoder(config, mesh, dtype, remat, return_kv, branches, kernel)
     hidden, kv = decoder.apply({"params": params}, tokens, positions, segment_ids, context, prompt_lengths)
     return (hidden, kv) if return_kv else hidden
 

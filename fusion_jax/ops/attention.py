@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.ad_checkpoint import checkpoint_name
+
+from fusion_jax.ops.remat import ATTENDED, QKV, named
 
 Array = jax.Array
-SAVED = "attention"  # the name under which rematerialisation policies know what the backward pass reads
 QUERY_BLOCKS, LEAST_BLOCK = 4, 32
 
 
@@ -67,8 +67,8 @@ def attention(
     rows, tokens, heads, dim = q.shape
     groups = heads // k.shape[2]
     q = (q * jnp.asarray(scale, q.dtype)).reshape(rows, tokens, -1, groups, dim)
-    q = checkpoint_name(q.transpose(0, 2, 3, 1, 4), SAVED)
-    k, v = (checkpoint_name(jnp.swapaxes(x, 1, 2), SAVED) for x in (k, v))
+    q = named(q.transpose(0, 2, 3, 1, 4), QKV)
+    k, v = (named(jnp.swapaxes(x, 1, 2), QKV) for x in (k, v))
     shared = [(p, jnp.swapaxes(p.k, 1, 2), jnp.swapaxes(p.v, 1, 2)) for p in context]
     blocks = []
     for start, end in _query_blocks(tokens):
@@ -191,8 +191,8 @@ def _attend_forward(q: Array, parts: tuple[_Keys, ...], soft_cap: float | None) 
         total += _by_row(weights.sum(-1))
         part = _dot("ckqs,cksh->ckqh", _flat(weights.astype(q.dtype)), keys.v)
         values += _by_row(part.reshape(*weights.shape[:-1], -1))
-    out = checkpoint_name((values / total[..., None]).astype(q.dtype), SAVED)
-    logsumexp = checkpoint_name(peak + jnp.log(total), SAVED)
+    out = named((values / total[..., None]).astype(q.dtype), ATTENDED)
+    logsumexp = named(peak + jnp.log(total), ATTENDED)
     return out, (q, parts, out, logsumexp)
 
 

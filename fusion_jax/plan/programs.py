@@ -78,10 +78,12 @@ def _lower_model(program: Program, config: DecoderConfig, mesh: Mesh) -> jax.sta
             return _lower_train(program, config, mesh)
         case ScoreStep():
             batch = _batch(mesh, (), program.examples, program.groups, program.prompt, program.tokens)
-            compute = Compute(mesh, jnp.dtype(jnp.bfloat16), shared_prompt=program.shared_prompt)
+            compute = Compute(
+                mesh, jnp.dtype(jnp.bfloat16), shared_prompt=program.shared_prompt, kernel=program.attention
+            )
             return _lowered(make_score_step(config, compute), abstract_params(config, jnp.bfloat16, mesh), batch)
         case TeacherStep():
-            compute = Compute(mesh, jnp.dtype(jnp.bfloat16))
+            compute = Compute(mesh, jnp.dtype(jnp.bfloat16), kernel=program.attention)
             step = make_topk_step(config, compute, program.k, config.vocab_size)
             tokens = _array(mesh, (), (program.rows, program.tokens), jnp.int32)
             return _lowered(step, abstract_params(config, jnp.bfloat16, mesh), tokens, tokens)
@@ -102,7 +104,7 @@ def _lowered(step: Callable[..., Any], *arguments: Any) -> jax.stages.Lowered:
 
 
 def _lower_train(p: TrainStep, config: DecoderConfig, mesh: Mesh) -> jax.stages.Lowered:
-    compute = Compute(mesh, jnp.dtype(jnp.bfloat16), p.remat, p.shared_prompt)
+    compute = Compute(mesh, jnp.dtype(jnp.bfloat16), p.remat, p.shared_prompt, p.attention)
     settings = OptimizerSettings()
     optimizer = make_optimizer(settings, _STEPS)
     rate = learning_rate(

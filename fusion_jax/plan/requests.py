@@ -6,6 +6,9 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from fusion_jax.models.decoder import Kernel
+from fusion_jax.ops.remat import Remat
+
 ObjectiveName = Literal["sft", "dpo", "wrpo", "fusion"]
 GROUPS: dict[ObjectiveName, int] = {"sft": 1, "dpo": 2, "wrpo": 3, "fusion": 1}
 
@@ -21,9 +24,10 @@ class TrainStep:
     prompt: int = 0
     micro_batches: int = 1
     reference: Literal["none", "stored", "in-step"] = "none"
-    remat: Literal["none", "full", "dots"] = "full"
+    remat: Remat = "full"
     shared_prompt: bool = True
     k: int = 10
+    attention: Kernel = "splash"
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,7 @@ class ScoreStep:
     groups: int
     prompt: int = 0
     shared_prompt: bool = True
+    attention: Kernel = "splash"
 
 
 @dataclass(frozen=True)
@@ -44,6 +49,7 @@ class TeacherStep:
     rows: int
     tokens: int
     k: int = 10
+    attention: Kernel = "splash"
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from fusion_jax.files import read_json, write_json
 from fusion_jax.losses.reductions import Mean, divide
 from fusion_jax.losses.schedules import learning_rate
 from fusion_jax.models.folder import Model
+from fusion_jax.ops.remat import Remat
 from fusion_jax.settings import bounded
 from fusion_jax.sharding import make_mesh
 from fusion_jax.train.checkpoints import open_checkpoints, restore_state, save_state
@@ -46,7 +47,8 @@ class TrainSettings:
     checkpoint_every: int = 500
     reference: Literal["stored", "in-step"] = "stored"
     shared_prompt: bool = True
-    remat: Literal["none", "full", "dots"] = "full"
+    remat: Remat = "full"
+    attention: Literal["auto", "xla", "splash"] = "auto"
     compute_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     mesh_data: int = 1
     mesh_fsdp: int = -1
@@ -67,7 +69,8 @@ class NonFiniteLoss(InputError):
 
 
 def compute_for(settings: TrainSettings, devices: Sequence[jax.Device] | None = None) -> Compute:
-    """Mesh and dtype: bfloat16 where the device multiplies it natively, float32 on a CPU; no mesh on one device.
+    """Mesh, dtype, kernels: bfloat16 where the device multiplies it natively, float32 on a CPU; splash attention on
+    TPU; no mesh on one device.
 
     Args:
       devices: what to compute on; None: all, and they must belong to one host.
@@ -92,7 +95,10 @@ def compute_for(settings: TrainSettings, devices: Sequence[jax.Device] | None = 
                 f"a micro-batch of {rows} examples does not divide over {ways} devices", field="batch_size",
                 cure="Change batch_size or micro_batches, or give mesh_tensor some of the devices",
             )  # fmt: skip
-    return Compute(mesh, jnp.dtype(dtype), settings.remat, settings.shared_prompt)
+    kernel = settings.attention
+    if kernel == "auto":
+        kernel = "splash" if devices[0].platform == "tpu" else "xla"
+    return Compute(mesh, jnp.dtype(dtype), settings.remat, settings.shared_prompt, kernel)
 
 
 def step_count(examples: int, settings: TrainSettings) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,8 +20,9 @@ from jax.sharding import Mesh
 from fusion_jax.data.batches import Targets, TokenBatch
 from fusion_jax.losses.reductions import Mean, divide
 from fusion_jax.models.config import DecoderConfig
-from fusion_jax.models.decoder import forward, head_kernel
+from fusion_jax.models.decoder import Kernel, forward, head_kernel
 from fusion_jax.ops.linear_logprobs import linear_logprobs
+from fusion_jax.ops.remat import Remat
 from fusion_jax.sharding import constrain, named, tensor_shards
 from fusion_jax.train.state import Params, TrainState
 
@@ -52,7 +53,7 @@ Objective = Callable[[Scores, Array], tuple[Mean, dict[str, Mean]]]
 
 @dataclass(frozen=True)
 class Compute:
-    """How a forward pass is carried out: mesh, dtype of the matmuls, what the backward pass keeps.
+    """How a forward pass is carried out: mesh, dtype of the matmuls, what the backward pass keeps, attention's kernel.
 
     shared_prompt: the rows of an example attend to one copy of their prompt, else each computes its own; exact both
     ways.
@@ -60,8 +61,9 @@ class Compute:
 
     mesh: Mesh | None = None
     dtype: Any = jnp.float32
-    remat: Literal["none", "full", "dots"] = "none"
+    remat: Remat = "none"
     shared_prompt: bool = True
+    kernel: Kernel = "xla"
 
 
 def score(params: Params, config: DecoderConfig, batch: TokenBatch, compute: Compute) -> Scores:
@@ -108,7 +110,7 @@ def _hidden(params: Params, config: DecoderConfig, batch: TokenBatch, compute: C
         params, config, whole(prompts, batch.tokens), positions=whole(places, batch.positions),
         segment_ids=None if batch.segment_ids is None else batch.segment_ids.reshape(rows, -1),
         branches=(size, examples * groups // rows) if size else None, prompt_lengths=lengths if size else None,
-        mesh=compute.mesh, dtype=compute.dtype, remat=compute.remat,
+        mesh=compute.mesh, dtype=compute.dtype, remat=compute.remat, kernel=compute.kernel,
     )  # fmt: skip
     return hidden[:, size:].reshape(examples, groups, width, -1)
 

@@ -41,7 +41,7 @@ def make_topk_step(
 
     def step(params: Params, tokens: Array, labels: Array) -> tuple[TopK, Array]:
         tokens = constrain(tokens, compute.mesh, ("batch", None))
-        hidden = forward(params, config, tokens, mesh=compute.mesh, dtype=compute.dtype)
+        hidden = forward(params, config, tokens, mesh=compute.mesh, dtype=compute.dtype, kernel=compute.kernel)
         kernel = head_kernel(params, config).astype(hidden.dtype)
         cap, shards = config.final_soft_cap, tensor_shards(compute.mesh)
         top = linear_topk(hidden, kernel, k, soft_cap=cap, vocab_shards=shards, vocab_limit=vocab_limit)

@@ -1,0 +1,142 @@
+"""Splash attention on TPU: the Pallas kernel that JAX ships, behind the contract of `ops.attention`.
+
+What a query may see is known when the program is made: causality, a window, or the tree of a prompt and its
+continuations. Blocks of the matrix that nothing sees are not computed, forward or backward. What depends on the data
+(segments, padding) goes in as segment ids. The kernel sees one device's rows and heads: `shard_map` splits them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental.pallas.ops.tpu.splash_attention import (
+    BlockSizes,
+    Mask,
+    MultiHeadMask,
+    SegmentIds,
+    make_splash_mha,
+)
+from jax.sharding import Mesh
+
+from fusion_jax.ops.remat import ATTENDED, QKV, named
+from fusion_jax.sharding import partition_spec, tensor_shards
+
+Array = jax.Array
+LANES = 128  # tokens and head sizes come in multiples of it
+BLOCK = 512  # tokens of a tile, at most
+
+
+@dataclass(frozen=True)
+class TreeMask(Mask):
+    """bool[T,T]: a token sees itself, those before it on its way to the root, none further than `window` (0: any).
+
+    The first `prompt` tokens are the root's; the others are branches of `branch` tokens, each behind the prompt alone.
+    """
+
+    tokens: int
+    window: int = 0
+    prompt: int = 0
+    branch: int = 0
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.tokens, self.tokens
+
+    def __getitem__(self, index: Any) -> np.ndarray:
+        every = np.arange(self.tokens)
+        query, key = every[index[0]][:, None], every[index[1]][None, :]
+        seen = key <= query
+        if self.branch:
+            seen &= (key < self.prompt) | ((key - self.prompt) // self.branch == (query - self.prompt) // self.branch)
+        return seen & (query - key < self.window) if self.window else seen
+
+
+def takes(tokens: int, head_dim: int, windows: tuple[int, ...], branches: tuple[int, int] | None) -> bool:
+    """Whether a program's mask can be made before its data are known, and the kernel has tiles for the heads.
+
+    A window that cuts a row of a prompt and its continuations cannot: distances depend on the prompt's length.
+    """
+    span = tokens if branches is None else branches[0] + (tokens - branches[0]) // branches[1]
+    return head_dim % LANES == 0 and (branches is None or all(w == 0 or w >= span for w in windows))
+
+
+def splash_attention(
+    q: Array,
+    k: Array,
+    v: Array,
+    *,
+    segment_ids: Array | None,
+    window: Array | int,
+    windows: tuple[int, ...],
+    branches: tuple[int, int] | None = None,
+    prompt_lengths: Array | None = None,
+    scale: float,
+    soft_cap: float | None,
+    mesh: Mesh | None,
+    interpret: bool = False,
+) -> Array:
+    """What `ops.attention.attention` and `branched_attention` give, [B,T,H,h]; sizes as `takes` says.
+
+    Args:
+      q: [B,T,H,h]; k, v: [B,T,K,h], rotary applied; positions grow by one within a segment.
+      window: of this layer, one of `windows`, the layers' (0, or an empty tuple: no limit).
+      mesh: rows lie over its data axes, heads over its tensor axis.
+      interpret: the kernel in plain JAX, for tests on a CPU.
+    """
+    tokens = q.shape[1]
+    padded = tokens + -tokens % LANES
+    if branches is not None and prompt_lengths is not None:
+        place = jnp.arange(tokens)
+        segment_ids = ((place < prompt_lengths[:, None]) | (place >= branches[0])).astype(jnp.int32)
+    q, k, v = (named(_pad(x, padded).swapaxes(1, 2), QKV) for x in (q * jnp.asarray(scale, q.dtype), k, v))
+    ids = None if segment_ids is None else _pad(segment_ids, padded)
+    prompt, branch = (0, 0) if branches is None else (branches[0], (tokens - branches[0]) // branches[1])
+    limits = sorted(set(windows)) or [0]
+    masks = [TreeMask(padded, 0 if limit >= tokens else limit, prompt, branch) for limit in limits]
+    calls = [partial(_on_devices, mask=mask, soft_cap=soft_cap, mesh=mesh, interpret=interpret) for mask in masks]
+    if len(set(masks)) == 1:
+        out = calls[0](q, k, v, ids)
+    else:
+        out = jax.lax.switch(jnp.searchsorted(jnp.asarray(limits), window), calls, q, k, v, ids)
+    return out.swapaxes(1, 2)[:, :tokens]
+
+
+def _pad(x: Array, tokens: int) -> Array:
+    """Zeros at the end of axis 1: behind all that sees them, but for others of their kind."""
+    return jnp.pad(x, [(0, tokens - x.shape[1]) if axis == 1 else (0, 0) for axis in range(x.ndim)])
+
+
+def _on_devices(
+    q: Array, k: Array, v: Array, ids: Array | None, *, mask: TreeMask, soft_cap: float | None, mesh: Mesh | None,
+    interpret: bool,
+) -> Array:  # fmt: skip
+    """[B,H,T,h] by the kernel, on each device its rows and heads."""
+    heads = q.shape[1] // tensor_shards(mesh)
+
+    def on_device(q: Array, k: Array, v: Array, ids: Array | None) -> Array:
+        kernel = _kernel(mask, heads, soft_cap, interpret)
+        segments = None if ids is None else SegmentIds(ids, ids)
+        return jax.vmap(kernel)(q, k, v, segments)
+
+    if mesh is None:
+        return on_device(q, k, v, ids)
+    whole, rows = partition_spec(("batch", "heads")), partition_spec(("batch",))
+    return jax.shard_map(
+        on_device, mesh=mesh, in_specs=(whole, whole, whole, rows), out_specs=whole, check_vma=False
+    )(q, k, v, ids)  # fmt: skip
+
+
+def _kernel(mask: TreeMask, heads: int, soft_cap: float | None, interpret: bool) -> Any:
+    block = int(np.gcd(mask.tokens, BLOCK))
+    sizes = BlockSizes(
+        block_q=block, block_kv=block, block_q_dkv=block, block_kv_dkv=block, use_fused_bwd_kernel=True
+    )  # fmt: skip
+    return make_splash_mha(
+        MultiHeadMask([mask] * heads), block_sizes=sizes, head_shards=1, q_seq_shards=1,
+        attn_logits_soft_cap=soft_cap, residual_checkpoint_name=ATTENDED, interpret=interpret,
+    )  # fmt: skip

@@ -1,0 +1,83 @@
+"""The splash kernel, interpreted, against the reference attention: values and gradients in float32."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fusion_jax.ops.attention import attention, branched_attention
+from fusion_jax.ops.splash import TreeMask, splash_attention, takes
+
+HEADS, KV_HEADS, DIM = 2, 1, 128
+HOW = {"scale": DIM**-0.5}
+
+
+def drawn(rng, rows, tokens):
+    return [jnp.asarray(rng.normal(size=(rows, tokens, n, DIM)), jnp.float32) for n in (HEADS, KV_HEADS, KV_HEADS)]
+
+
+def assert_same(ours, theirs, inputs, seen):
+    """Where `seen` [B,T] says, values; and the gradients of a fixed random projection of them."""
+    toward = np.random.default_rng(9).normal(size=inputs[0].shape).astype(np.float32) * seen[..., None, None]
+
+    def results(attend):
+        out, pull = jax.vjp(attend, *inputs)
+        return out * seen[..., None, None], *pull(jnp.asarray(toward))
+
+    for a, b in zip(jax.jit(lambda: results(ours))(), jax.jit(lambda: results(theirs))(), strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    ("window", "windows", "soft_cap"), [(0, (), None), (40, (40,), 2.0), (40, (0, 40), None), (0, (0, 40), None)]
+)
+def test_segments_windows_and_caps(window, windows, soft_cap):
+    """200 tokens: not whole tiles, so that the row is filled."""
+    rng = np.random.default_rng(0)
+    inputs = drawn(rng, 2, 200)
+    segments = jnp.asarray(np.sort(rng.integers(1, 4, (2, 200)), 1))
+    positions = jnp.broadcast_to(jnp.arange(200), (2, 200))
+    traced = jnp.asarray(window)
+    assert_same(
+        lambda *qkv: splash_attention(
+            *qkv, segment_ids=segments, window=traced, windows=windows, soft_cap=soft_cap, mesh=None, interpret=True, **HOW
+        ),
+        lambda *qkv: attention(
+            *qkv, segment_ids=segments, positions=positions, window=window, soft_cap=soft_cap, **HOW
+        ),
+        inputs, np.ones((2, 200)),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(("size", "count", "rest"), [(70, 2, 50), (128, 1, 100)])
+def test_continuations_of_one_prompt(size, count, rest):
+    rng = np.random.default_rng(1)
+    tokens = size + count * rest
+    inputs = drawn(rng, 2, tokens)
+    lengths = jnp.asarray([size, size // 3])
+    seen = (np.arange(tokens) < np.asarray(lengths)[:, None]) | (np.arange(tokens) >= size)
+    assert_same(
+        lambda *qkv: splash_attention(
+            *qkv, segment_ids=None, window=0, windows=(), branches=(size, count), prompt_lengths=lengths, soft_cap=None,
+            mesh=None, interpret=True, **HOW,
+        ),
+        lambda *qkv: branched_attention(
+            *qkv, branches=(size, count), prompt_lengths=lengths, positions=jnp.zeros((2, tokens), int), window=0, **HOW
+        ),
+        inputs, seen,
+    )  # fmt: skip
+
+
+def test_a_tree_mask_leaves_out_other_branches():
+    mask = TreeMask(8, prompt=2, branch=3)
+    seen = mask[slice(0, 8), slice(0, 8)]
+    assert [np.flatnonzero(row).tolist() for row in seen] == [
+        [0], [0, 1], [0, 1, 2], [0, 1, 2, 3], [0, 1, 2, 3, 4], [0, 1, 5], [0, 1, 5, 6], [0, 1, 5, 6, 7],
+    ]  # fmt: skip
+
+
+def test_what_is_left_to_the_reference():
+    assert takes(300, 128, (0, 4096), None) and takes(300, 256, (0, 200), (100, 2))
+    assert not takes(300, 64, (), None) and not takes(300, 128, (150,), (100, 2))
