@@ -215,17 +215,21 @@ def preemption() -> Iterator[Callable[[], bool | jax.Array]]:
     noted = threading.Event()
     before = signal.signal(signal.SIGTERM, lambda number, frame: noted.set())
     try:
-        yield lambda: noted.is_set() if jax.process_count() == 1 else _on_any(noted.is_set())
+        yield noted.is_set if jax.process_count() == 1 else _on_any_host(noted.is_set)
     finally:
         signal.signal(signal.SIGTERM, before)
 
 
-def _on_any(flag: bool) -> jax.Array:
+def _on_any_host(flag: Callable[[], bool]) -> Callable[[], jax.Array]:
     mesh = Mesh(np.asarray(jax.devices()), ("devices",))
-    flags = jax.make_array_from_callback(
-        (jax.device_count(),), NamedSharding(mesh, PartitionSpec("devices")), lambda _: np.asarray([flag])
-    )
-    return jax.jit(jnp.any, out_shardings=NamedSharding(mesh, PartitionSpec()))(flags)
+    each, whole = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (["devices"], []))
+    found = jax.jit(jnp.any, out_shardings=whole)
+
+    def ask() -> jax.Array:
+        mine = np.asarray([flag()])  # read once, for all devices of this host
+        return found(jax.make_array_from_callback((jax.device_count(),), each, lambda _: mine))
+
+    return ask
 
 
 @contextmanager
