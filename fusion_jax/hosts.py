@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -114,8 +114,13 @@ def connect(settings: HostSettings) -> Host:
     Raises:
       InputError: as `join`.
     """
-    signal.signal(signal.SIGTERM, _end_preempted)
+    _on_sigterm(_end_preempted)
     return join(settings, connected=_number(settings.count, "JAX_NUM_PROCESSES") is not None)
+
+
+def _on_sigterm(handler: Any) -> Any:
+    """Set what SIGTERM does and give what it did; None outside of the main thread, where signals do not come."""
+    return signal.signal(signal.SIGTERM, handler) if threading.current_thread() is threading.main_thread() else None
 
 
 def _end_preempted(number: int, frame: FrameType | None) -> NoReturn:
@@ -213,11 +218,11 @@ def preemption() -> Iterator[Callable[[], bool | jax.Array]]:
     It returns before the answer is known, where devices still work.
     """
     noted = threading.Event()
-    before = signal.signal(signal.SIGTERM, lambda number, frame: noted.set())
+    before = _on_sigterm(lambda number, frame: noted.set())
     try:
         yield noted.is_set if jax.process_count() == 1 else _on_any_host(noted.is_set)
     finally:
-        signal.signal(signal.SIGTERM, before)
+        _on_sigterm(before or signal.SIG_DFL)
 
 
 def _on_any_host(flag: Callable[[], bool]) -> Callable[[], jax.Array]:

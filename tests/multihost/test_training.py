@@ -19,9 +19,10 @@ from experiments import dpo
 from fusion_jax.data.jsonl import read_jsonl
 from fusion_jax.hosts import LOST, PREEMPTED
 from tests.multihost.test_teacher_store import free_address
-from tests.small import ROOT, attempt, command, fails, small_folder, write
+from tests.small import ROOT, command, fails, small_folder, write
 
-STEPS = 36
+STEPS = 24
+QUICK = "--xla_backend_optimization_level=0"  # to compile: most of the time goes there
 
 # What a process opens to write, makes, renames or removes through Python, one path a line.
 RECORDER = """
@@ -45,7 +46,7 @@ def folder(tmp_path_factory) -> Path:
     rows = [f"{a} {b} {c}" for a, b, c in zip(letters * 6, letters[3:] * 8, letters[::-1] * 6)]
     records = [{"prompt": f"Reverse {r}", "chosen": r[::-1], "rejected": f"not {r}"} for r in rows[:56]]
     write(path / "pairs.jsonl", records)
-    attempt(dpo, arguments(path, "one"))
+    ended(start(path, "one", 1), 0)
     assert read_jsonl(path / "one/metrics.jsonl")[-1]["step"] == STEPS - 1
     return path
 
@@ -54,7 +55,7 @@ def arguments(folder: Path, out: str, *more: str) -> list[str]:
     return [
         "--model", str(folder / "model"), "--data", str(folder / "pairs.jsonl"), "--out", str(folder / out),
         "--train.checkpoint-every", "7", "--train.batch-size", "8", "--train.micro-batches", "2",
-        "--train.epochs", "6", "--train.eval-every", "15", *more,
+        "--train.epochs", "4", "--train.eval-every", "10", "--train.remat", "none", *more,
     ]  # fmt: skip
 
 
@@ -68,7 +69,7 @@ def start(folder: Path, out: str, count: int, *more: str, devices: int = 1) -> l
     for index in range(count):
         place = ["--hosts.coordinator", address, "--hosts.count", str(count), "--hosts.index", str(index)]
         env = os.environ | {
-            "JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+            "JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"{QUICK} --xla_force_host_platform_device_count={devices}",
             "JAX_COMPILATION_CACHE_DIR": str(folder / "cache"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
             "PYTHONPATH": f"{hook}{os.pathsep}{ROOT}", "WRITES": str(folder / f"{out}.writes.{index}"),
         }  # fmt: skip
@@ -165,7 +166,7 @@ def test_a_lost_host_stops_the_others_and_any_number_of_hosts_goes_on(folder):
         shutil.copytree(folder / "lost", folder / out)
     first, *_ = ended(start(folder, "lost", 4, "--resume", "True"), 0)
     assert any(f"steps {saved + 1} to {STEPS}" in first for saved in range(7, STEPS, 7))
-    attempt(dpo, arguments(folder, "lost_on_one", "--resume", "True"))
+    ended(start(folder, "lost_on_one", 1, "--resume", "True"), 0)
     mesh = ["--train.mesh-tensor", "2", "--resume", "True"]
     ended(start(folder, "lost_on_eight", 1, *mesh, devices=8), 0)
     assert json.loads((folder / "lost_on_eight/config.json").read_text())["train"]["mesh_tensor"] == 2
@@ -178,7 +179,7 @@ def test_one_process_is_preempted_too(folder):
     reached(folder, "alone", 3, [host])
     host.send_signal(signal.SIGTERM)
     ended([host], PREEMPTED)
-    attempt(dpo, arguments(folder, "alone", "--resume", "True"))
+    ended(start(folder, "alone", 1, "--resume", "True"), 0)
     assert read_jsonl(folder / "alone/metrics.jsonl") == read_jsonl(folder / "one/metrics.jsonl")
     expected, actual = weights(folder, "one"), weights(folder, "alone")
     assert all(expected[name].tobytes() == actual[name].tobytes() for name in expected)
