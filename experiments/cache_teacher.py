@@ -13,7 +13,7 @@ Several hosts that see one folder: the same command on each, with a coordinator 
 With `--mesh local` each host holds the whole teacher on its own devices and writes every n-th part: the hosts exchange
 nothing, and one that dies takes no other along: the others write their parts, then say which host they miss and stop.
 `--mesh global` is for a teacher that does not fit into one host: all hosts compute every part, the first one writes.
-Where there is a coordinator, in both, JAX stops all hosts when one dies, within two minutes. --out must be on a file
+Where there is a coordinator, in both, JAX stops all hosts when one dies, within a minute. --out must be on a file
 system that all hosts share.
 
 Hardware: all devices of every host; the default takes seconds on a CPU. Texts: JSON lines with "text", or a .txt or .md

@@ -24,6 +24,7 @@ from fusion_jax.data.loaders import load_records
 from fusion_jax.data.order import split_indices
 from fusion_jax.data.records import OnBad, parse_rows
 from fusion_jax.data.tokenise import TokeniseSettings
+from fusion_jax.hosts import HostSettings, connect, on_first
 from fusion_jax.markdown import markdown_table, save_figure
 from fusion_jax.models.folder import Model, load, save
 from fusion_jax.plan.command import run as run_experiment
@@ -36,7 +37,7 @@ from fusion_jax.settings import bounded, to_json
 from fusion_jax.train.objectives import PairSettings, needs_reference, pair_objective
 from fusion_jax.train.optimise import TrainSettings, compute_for, optimise
 from fusion_jax.train.report import training_figure
-from fusion_jax.train.run_folder import open_run
+from fusion_jax.train.run_folder import RunFolder, open_run
 from fusion_jax.train.state import OptimizerSettings
 from fusion_jax.zoo import model_path
 from fusion_jax.zoo.tasks import SKILLS, mixture
@@ -48,6 +49,7 @@ class Settings:
 
     out: str = "runs/dpo"
     resume: bool = False
+    hosts: HostSettings = HostSettings()
     model: str = "zoo:target"
     data: str = ""
     on_bad: OnBad = "error"
@@ -75,9 +77,10 @@ PRESETS = {
 
 
 def main(s: Settings) -> None:
+    connect(s.hosts)
     run = open_run(s.out, to_json(s), resume=s.resume)
     model = load(model_path(s.model, "--model"), mesh=compute_for(s.train).mesh)
-    records = load_records(s.data) if s.data else run.stage("pairs.jsonl", lambda: own_pairs(model, s.train.seed))
+    records = load_records(s.data) if s.data else run.stage("pairs.jsonl", lambda: own_pairs(s, model))
     rows, drops = parse_rows(records, "pair", file=s.data or None, on_bad=s.on_bad)
     held, train = split_indices(len(rows), s.held_out, s.train.seed)
     rows, held_rows = [rows[i] for i in train], [rows[i] for i in held]
@@ -89,17 +92,24 @@ def main(s: Settings) -> None:
     )  # fmt: skip
     save(better, run.file("model"), overwrite=True)
     found = drops + counts + Counter({"pairs trained on": len(rows), "pairs held out": len(held_rows)})
-    table = markdown_table([{"what": k, "count": v} for k, v in found.items()])
-    picture = save_figure(training_figure({s.loss.loss: run.path}), run.file("training.png"))
-    run.file("report.md").write_text(f"# {s.loss.loss}\n\n{picture}\n\n{table}\n", encoding="utf-8")
-    run.log(f"model: {run.file('model')}")
+    on_first(lambda: write_report(run, s.loss.loss, found))
     run.finish()
 
 
-def own_pairs(model: Model, seed: int) -> list[Record]:
+def write_report(run: RunFolder, loss: str, found: Counter[str]) -> None:
+    """report.md with the curves."""
+    table = markdown_table([{"what": k, "count": v} for k, v in found.items()])
+    picture = save_figure(training_figure({loss: run.path}), run.file("training.png"))
+    run.file("report.md").write_text(f"# {loss}\n\n{picture}\n\n{table}\n", encoding="utf-8")
+    run.log(f"model: {run.file('model')}")
+
+
+def own_pairs(s: Settings, model: Model) -> list[Record]:
     """The model's best against its worst sample on problems of the zoo's skills."""
+    seed, mesh = s.train.seed, compute_for(s.train).mesh
     prompts = mixture(dict.fromkeys(SKILLS, 60), split="train", seed=seed)
-    samples = sample_responses(model, "own", prompts, SampleSettings(max_new_tokens=28, batch_size=64), seed=seed)
+    how = SampleSettings(max_new_tokens=28, batch_size=64)
+    samples = sample_responses(model, "own", prompts, how, seed=seed, mesh=mesh)
     best = select.best_and_worst(select.score_with(samples, verifier("graded")), Counter())
     return [
         {"prompt_id": p, "prompt": a["prompt"], "chosen": a["response"], "rejected": b["response"]}

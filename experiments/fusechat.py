@@ -36,6 +36,7 @@ from fusion_jax.data.jsonl import Record
 from fusion_jax.data.loaders import load_records
 from fusion_jax.data.records import OnBad, Row, parse_prompts, parse_rows
 from fusion_jax.errors import InputError
+from fusion_jax.hosts import HostSettings, agreed_exists, connect, on_first
 from fusion_jax.merge.arithmetic import MathDtype
 from fusion_jax.merge.executor import merge
 from fusion_jax.merge.methods import METHODS
@@ -89,6 +90,7 @@ class Settings:
 
     out: str = "runs/fusechat"
     resume: bool = False
+    hosts: HostSettings = HostSettings()
     seed: int = 42
     seeds: int = 1
     pivot: str = "zoo:target"
@@ -144,6 +146,7 @@ PRESETS = {
 
 
 def main(s: Settings) -> None:
+    connect(s.hosts)
     check_names((s.pivot, *s.sources), tuple(arms_of(s)))
     for method in s.merges:
         if method not in METHODS:
@@ -210,15 +213,15 @@ def fuse(s: Settings, run: RunFolder) -> dict[str, dict[str, float]]:
         examples = fused_examples(place.file("examples"), rows, fusion, mask="labels")
         fused = trained_on_fused(place, start, examples, fusion, train)
         measures[arm] = measure(arm, fused)
-        if not run.sub("targets").file(arm).exists():
+        if not agreed_exists(run.sub("targets").file(arm)):
             save(fused, run.sub("targets").file(arm))
     targets = [run.sub("targets").file(arm) for arm in arms_of(s) if arm.startswith("with-")]
     for method in s.merges if len(targets) > 1 else ():
         folder = run.sub("merged").file(method)
-        if not folder.exists():
-            merge(recipe_of(s, method, targets, folders[pivot.name]), folder)
+        if not agreed_exists(folder):
+            on_first(lambda m=method, f=folder: merge(recipe_of(s, m, targets, folders[pivot.name]), f))  # type: ignore[misc]
         measures[f"merged by {method}"] = measure(f"merged-{method}", load(folder, mesh=compute.mesh))
-    fusion_report(run, "FuseChat", measures, coverage, counts)
+    on_first(lambda: fusion_report(run, "FuseChat", measures, coverage, counts))
     return measures
 
 

@@ -32,6 +32,7 @@ from fusion_jax.data.loaders import load_records, load_texts
 from fusion_jax.data.records import parse_prompts
 from fusion_jax.data.windows import split_windows
 from fusion_jax.errors import InputError
+from fusion_jax.hosts import HostSettings, agreed_exists, connect, on_first
 from fusion_jax.models.folder import Model, load, save, tokenizer_of
 from fusion_jax.plan.command import run as run_experiment
 from fusion_jax.plan.runs import Ask, Planned, teacher, training
@@ -76,6 +77,7 @@ class Settings:
 
     out: str = "runs/fusellm"
     resume: bool = False
+    hosts: HostSettings = HostSettings()
     seed: int = 42
     seeds: int = 1
     target: str = "zoo:target"
@@ -135,6 +137,7 @@ PRESETS = {
 
 
 def main(s: Settings) -> None:
+    connect(s.hosts)
     check_names((s.target, *s.sources), tuple(arms_of(s, "")))
     check_models("target", s.target)
     check_models("sources", *s.sources)
@@ -194,9 +197,9 @@ def fuse(s: Settings, run: RunFolder, folders: dict[str, Path]) -> dict[str, dic
         examples = fused_examples(place.file("examples"), rows, fusion, mask="all", reset=reset)
         fused = trained_on_fused(place, target, examples, fusion, train)
         measures[arm] = measure(arm, fused)
-    if not run.file("model").exists():
+    if not agreed_exists(run.file("model")):
         save(fused, run.file("model"))
-    fusion_report(run, "FuseLLM", measures, coverage, counts)
+    on_first(lambda: fusion_report(run, "FuseLLM", measures, coverage, counts))
     return measures
 
 

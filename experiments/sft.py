@@ -19,6 +19,7 @@ from fusion_jax.data.examples import TextSettings, make_examples
 from fusion_jax.data.loaders import load_records
 from fusion_jax.data.records import OnBad, parse_rows
 from fusion_jax.data.tokenise import TokeniseSettings
+from fusion_jax.hosts import HostSettings, connect, on_first
 from fusion_jax.markdown import markdown_table, save_figure
 from fusion_jax.models.folder import load, save
 from fusion_jax.plan.command import run as run_experiment
@@ -27,7 +28,7 @@ from fusion_jax.settings import to_json
 from fusion_jax.train.objectives import sft_objective
 from fusion_jax.train.optimise import TrainSettings, compute_for, optimise
 from fusion_jax.train.report import curves, training_figure
-from fusion_jax.train.run_folder import open_run
+from fusion_jax.train.run_folder import RunFolder, open_run
 from fusion_jax.train.state import OptimizerSettings
 from fusion_jax.zoo import model_path
 from fusion_jax.zoo.tasks import SKILLS, mixture
@@ -39,6 +40,7 @@ class Settings:
 
     out: str = "runs/sft"
     resume: bool = False
+    hosts: HostSettings = HostSettings()
     model: str = "zoo:target"
     data: str = ""
     on_bad: OnBad = "error"
@@ -62,6 +64,7 @@ PRESETS = {
 
 
 def main(s: Settings) -> None:
+    connect(s.hosts)
     run = open_run(s.out, to_json(s), resume=s.resume)
     model = load(model_path(s.model, "--model"), mesh=compute_for(s.train).mesh)
     if s.data:
@@ -76,13 +79,18 @@ def main(s: Settings) -> None:
         model, examples, sft_objective(), s.train, run, names=lambda i: f"block {i}" if packed else rows[i].name
     )
     save(better, run.file("model"), overwrite=True)
+    on_first(lambda: write_report(run, {"records used": len(rows), **drops, **+counts}))
+    run.finish()
+
+
+def write_report(run: RunFolder, counts: dict[str, int]) -> None:
+    """report.md with the loss."""
     loss = {name: f"{values[-1]:.4f}" for name, (_, values) in curves(run.path, ["loss"]).items()}
-    found = {"records used": len(rows), **drops, **+counts, **{f"final {name}": v for name, v in loss.items()}}
+    found = {**counts, **{f"final {name}": v for name, v in loss.items()}}
     table = markdown_table([{"what": k, "value": v} for k, v in found.items()])
     picture = save_figure(training_figure({"sft": run.path}), run.file("training.png"))
     run.file("report.md").write_text(f"# SFT\n\n{picture}\n\n{table}\n", encoding="utf-8")
     run.log(f"model: {run.file('model')}")
-    run.finish()
 
 
 def plans(s: Settings, ask: Ask) -> list[Planned]:

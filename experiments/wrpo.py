@@ -34,6 +34,7 @@ from fusion_jax.data.order import split_indices
 from fusion_jax.data.records import OnBad, Row, check_answers, parse_prompts, parse_responses, parse_rows
 from fusion_jax.data.tokenise import TokeniseSettings
 from fusion_jax.errors import InputError
+from fusion_jax.hosts import HostSettings, agreed_exists, connect, on_first
 from fusion_jax.markdown import markdown_table, save_figure
 from fusion_jax.models.folder import Model, load, save
 from fusion_jax.plan.command import run as run_experiment
@@ -74,6 +75,7 @@ class Settings:
 
     out: str = "runs/wrpo"
     resume: bool = False
+    hosts: HostSettings = HostSettings()
     seed: int = 42
     seeds: int = 1
     target: str = "zoo:target"
@@ -131,6 +133,7 @@ PRESETS = {
 
 
 def main(s: Settings) -> None:
+    connect(s.hosts)
     check(s)
     run = open_run(s.out, to_json(s), resume=s.resume)
     if s.seeds == 1:
@@ -209,9 +212,9 @@ def fuse(s: Settings, run: RunFolder) -> list[dict[str, Any]]:
         accuracy += judge(s, run, f"{prefix}DPO", baseline, test)
     fused = train_preference(s, run, "wrpo", start, train_rows, held_rows, s.wrpo, counts)
     accuracy += judge(s, run, f"{prefix}WRPO", fused, test)
-    if not run.file("model").exists():
+    if not agreed_exists(run.file("model")):
         save(fused, run.file("model"))
-    write_report(s, run, accuracy, counts, source_wins)
+    on_first(lambda: write_report(s, run, accuracy, counts, source_wins))
     return accuracy
 
 

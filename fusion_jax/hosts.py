@@ -1,23 +1,40 @@
-"""Several hosts at one job: which of them this one is, how they connect, how one waits for the others.
+"""Several hosts at one job: which of them this one is, how they connect, agree, wait for each other and end.
 
 A mesh over all hosts needs `jax.distributed`. Hosts that write independent files do not: told their number and index,
 they meet in a folder of a shared file system, and one that dies takes no other along.
+
+Hosts of one mesh run one program in step. What is read from the file system may differ between them for a while, so
+that the first host decides by it and writes, and the others are told: `agreed`, `on_first`.
 """
 
 from __future__ import annotations
 
+import json
 import math
 import os
+import signal
+import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any, NoReturn
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from fusion_jax.errors import InputError
-from fusion_jax.settings import bounded
+
+PREEMPTED = 75  # exit code: told to stop, the state is saved, start again (EX_TEMPFAIL of sysexits.h)
+LOST = 134  # exit code: another host is gone; what a shell sees where JAX itself aborts for this reason
+HEARTBEAT_SECONDS = 30  # without a sign of life after which a host is lost
+GRACE_SECONDS = 15  # for the others to end alike, before this host ends without them
 
 
 @dataclass(frozen=True)
@@ -36,7 +53,8 @@ class HostSettings:
     patience: float = 1800.0
 
     def __post_init__(self) -> None:
-        bounded(self, "patience", above=0)
+        if not 0 < self.patience < math.inf:
+            raise InputError(f"{self.patience} is out of range", field="patience", cure="Give more than 0")
 
 
 @dataclass(frozen=True)
@@ -81,7 +99,32 @@ def join(settings: HostSettings, *, connected: bool = False) -> Host:
         _initialise(address, count, index, settings.patience)
     elif count is not None and index is not None:
         return Host(index, count)
+    return this_host()
+
+
+def this_host() -> Host:
+    """This host among those that share a mesh."""
     return Host(jax.process_index(), jax.process_count())
+
+
+def connect(settings: HostSettings) -> Host:
+    """`join` for a program that trains over one mesh: several hosts need a coordinator. SIGTERM ends it from here on
+    with the exit code that says: start again.
+
+    Raises:
+      InputError: as `join`.
+    """
+    _on_sigterm(_end_preempted)
+    return join(settings, connected=_number(settings.count, "JAX_NUM_PROCESSES") is not None)
+
+
+def _on_sigterm(handler: Any) -> Any:
+    """Set what SIGTERM does and give what it did; None outside of the main thread, where signals do not come."""
+    return signal.signal(signal.SIGTERM, handler) if threading.current_thread() is threading.main_thread() else None
+
+
+def _end_preempted(number: int, frame: FrameType | None) -> NoReturn:
+    raise SystemExit(PREEMPTED)
 
 
 def _number(given: int | None, variable: str) -> int | None:
@@ -95,10 +138,13 @@ def _number(given: int | None, variable: str) -> int | None:
 
 def _initialise(address: str, count: int | None, index: int | None, patience: float) -> None:
     told = address != "auto"
+    # Its count of steps would have to go on over all stages, and Orbax keeps another: see `preemption`.
+    jax.config.update("jax_enable_preemption_service", False)
     try:
         jax.distributed.initialize(
             address if told else None, count, index, cluster_detection_method="deactivate" if told else None,
             shutdown_timeout_seconds=math.ceil(patience),  # of the hosts that end before the first one
+            heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
         )  # fmt: skip
     except (ValueError, RuntimeError) as error:
         raise InputError(
@@ -107,9 +153,120 @@ def _initialise(address: str, count: int | None, index: int | None, patience: fl
         ) from None  # fmt: skip
 
 
+def first_host() -> bool:
+    """Whether this host writes what all have made."""
+    return jax.process_index() == 0
+
+
 def agreed(values: np.ndarray) -> np.ndarray:
     """What the first host gives, on all hosts: a file system may show them different things for a while."""
     return np.asarray(multihost_utils.broadcast_one_to_all(values)) if jax.process_count() > 1 else values
+
+
+def agreed_exists(path: Path) -> bool:
+    """Whether the first host sees the path."""
+    return bool(agreed(np.asarray(path.exists())))
+
+
+def barrier(name: str) -> None:
+    """Wait until all hosts of the mesh are here."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
+
+
+_MESSAGE_BYTES = 4096
+
+
+def on_first(work: Callable[[], object]) -> None:
+    """Do on the first host what is done once, such as writing a file; the others wait and fail as it fails.
+
+    Raises:
+      InputError: on the other hosts, whatever stopped the first one; there, the error itself.
+    """
+    if jax.process_count() == 1:
+        work()
+        return
+    failure: Exception | None = None
+    if first_host():
+        try:
+            work()
+        except Exception as error:
+            failure = error
+    parts = {}
+    if isinstance(failure, InputError):
+        parts = {name: getattr(failure, name) for name in ("problem", "file", "record", "field", "cure")}
+    elif failure is not None:
+        parts = {"problem": f"host 0 failed ({type(failure).__name__}: {failure})"}
+    text = np.zeros(_MESSAGE_BYTES, np.uint8)
+    raw = json.dumps(parts).encode() if parts else b""
+    if len(raw) > _MESSAGE_BYTES:
+        raw = json.dumps({"problem": "host 0 failed, see its messages"}).encode()
+    text[: len(raw)] = np.frombuffer(raw, np.uint8)
+    told = bytes(agreed(text)).rstrip(b"\0")
+    if failure is not None:
+        raise failure
+    if told:
+        raise InputError(**json.loads(told))
+
+
+@contextmanager
+def preemption() -> Iterator[Callable[[], bool | jax.Array]]:
+    """While it is open, SIGTERM (which is also how a TPU VM or a GKE node tells of its end) is only noted, so that a
+    loop can save its state between two steps.
+
+    Gives a function that says whether any host was told to stop: the same answer on all hosts, which call it together.
+    It returns before the answer is known, where devices still work.
+    """
+    noted = threading.Event()
+    before = _on_sigterm(lambda number, frame: noted.set())
+    try:
+        yield noted.is_set if jax.process_count() == 1 else _on_any_host(noted.is_set)
+    finally:
+        _on_sigterm(before or signal.SIG_DFL)
+
+
+def _on_any_host(flag: Callable[[], bool]) -> Callable[[], jax.Array]:
+    mesh = Mesh(np.asarray(jax.devices()), ("devices",))
+    each, whole = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (["devices"], []))
+    found = jax.jit(jnp.any, out_shardings=whole)
+
+    def ask() -> jax.Array:
+        mine = np.asarray([flag()])  # read once, for all devices of this host
+        return found(jax.make_array_from_callback((jax.device_count(),), each, lambda _: mine))
+
+    return ask
+
+
+@contextmanager
+def ending_together() -> Iterator[None]:
+    """Around a program: where an error ends this host and not the others, they learn of it soon.
+
+    Connected hosts wait for each other at their end. One that fails waits `GRACE_SECONDS`, as the others may fail
+    alike; then it is gone, and JAX stops them. A host that finds another one gone ends at once.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if jax.distributed.is_initialized():
+            if isinstance(error, jax.errors.JaxRuntimeError) and any(sign in str(error) for sign in _GONE):
+                _end_lost(error)
+            code = error.code if isinstance(error, SystemExit) and isinstance(error.code, int) else 1
+            timer = threading.Timer(GRACE_SECONDS, os._exit, (code,))
+            timer.daemon = True
+            timer.start()
+        raise
+
+
+_GONE = ("onnection closed by peer", "onnection reset by peer", "Gloo", "gloo", "oordination service", "heartbeat")
+
+
+def _end_lost(error: Exception) -> NoReturn:
+    print(
+        f"error: host {jax.process_index()} of {jax.process_count()} has lost another host, see that one's messages "
+        f"({' '.join(str(error).split())[:200]}). Start all hosts again with --resume True: the run goes on at its "
+        "last checkpoint.", file=sys.stderr, flush=True,
+    )  # fmt: skip
+    os._exit(LOST)
 
 
 def wait_for(missing: Callable[[], dict[str, int]], settings: HostSettings) -> None:

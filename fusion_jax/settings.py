@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 import tyro
 
 from fusion_jax.errors import InputError
+from fusion_jax.hosts import ending_together
 
 S = TypeVar("S")
 
@@ -65,23 +66,24 @@ def run(
     args: Sequence[str] | None = None,
 ) -> None:
     """Parse the command line and run `main`; bad input and disk faults end with one clear line and exit code 2."""
-    try:
-        main(
-            parse(
-                settings,
-                presets if presets is not None else {"tiny": settings()},
-                sys.argv[1:] if args is None else args,
-                description=description or "",
+    with ending_together():
+        try:
+            main(
+                parse(
+                    settings,
+                    presets if presets is not None else {"tiny": settings()},
+                    sys.argv[1:] if args is None else args,
+                    description=description or "",
+                )
             )
-        )
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
-    except OSError as error:
-        if error.errno not in _DISK:
-            raise
-        print(f"error: {error.filename or 'writing'}: {_DISK[error.errno]}.", file=sys.stderr)
-        raise SystemExit(2) from None
+        except InputError as error:
+            print(f"error: {error}", file=sys.stderr, flush=True)
+            raise SystemExit(2) from None
+        except OSError as error:
+            if error.errno not in _DISK:
+                raise
+            print(f"error: {error.filename or 'writing'}: {_DISK[error.errno]}.", file=sys.stderr, flush=True)
+            raise SystemExit(2) from None
 
 
 def bounded(

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -71,6 +72,34 @@ def named(mesh: Mesh, axes: Sequence[str | None], shape: Sequence[int] | None = 
 def constrain(x: jax.Array, mesh: Mesh | None, axes: Sequence[str | None]) -> jax.Array:
     """`with_sharding_constraint` by logical names; the identity without a mesh."""
     return x if mesh is None else jax.lax.with_sharding_constraint(x, named(mesh, axes, x.shape))
+
+
+def data_ways(mesh: Mesh | None) -> int:
+    """How many ways a batch is split."""
+    return 1 if mesh is None else _axis_size(mesh, RULES["batch"])
+
+
+def local_rows(count: int, mesh: Mesh | None) -> np.ndarray:
+    """int[n], which of `count` rows of a batch the devices of this host hold, in ascending order."""
+    if mesh is None:
+        return np.arange(count)
+    held = named(mesh, ("batch",)).addressable_devices_indices_map((count,)).values()
+    return np.unique([row for index in held for row in np.arange(count)[index]])
+
+
+def placed(value: np.ndarray, mesh: Mesh | None, axes: Sequence[str | None]) -> jax.Array:
+    """An array that every host has whole onto the devices, by logical names."""
+    if mesh is None:
+        return jnp.asarray(value)
+    return jax.make_array_from_callback(value.shape, named(mesh, axes, value.shape), value.__getitem__)
+
+
+def fetched(value: jax.Array, start: int, size: int) -> np.ndarray:
+    """value[start:start + size] on every host, where each may hold a part only: all have to ask for it together."""
+    assert isinstance(value.sharding, NamedSharding)
+    whole = NamedSharding(value.sharding.mesh, PartitionSpec())
+    take = jax.jit(jax.lax.dynamic_slice_in_dim, static_argnums=2, out_shardings=whole)
+    return np.asarray(take(value, start, size))
 
 
 def tensor_shards(mesh: Mesh | None) -> int:

@@ -24,6 +24,7 @@ import safetensors.numpy
 
 from fusion_jax.errors import InputError
 from fusion_jax.files import read_json, replacing, write_json
+from fusion_jax.hosts import HostSettings, on_first, this_host, wait_for
 
 IDENTITY = "identity.json"
 Arrays = dict[str, np.ndarray]
@@ -71,6 +72,8 @@ def make_parts(
 ) -> None:
     """Make the parts that are not there yet, in order; at most 2 * workers of them are under way at a time.
 
+    Hosts that share a mesh share out the parts, and return when all are there.
+
     Processes are spawned, as JAX's threads forbid forking: a script that calls this needs `if __name__ == "__main__"`.
     They end with their parent, however it ends; an interrupt lets them finish what they have begun.
 
@@ -87,7 +90,8 @@ def make_parts(
         raise InputError(f"{workers} is no number of processes", field="workers", cure="Give 0 for this process alone")
     if job.part_size < 1:
         raise InputError(f"{job.part_size} records are no part", field="part_size", cure="Give at least 1")
-    _claim(job)
+    on_first(lambda: _claim(job))
+    host = this_host()
     numbers = range(-(-job.records // job.part_size))
     missing = [number for number in numbers if not job.path(number).exists()]
     for number in sorted(set(numbers) - set(missing)):
@@ -95,14 +99,17 @@ def make_parts(
             pass
     done = job.records - sum(len(job.span(number)) for number in missing)
     progress(done)
-    calls = ((job.path(number), job.span(number).start, items(job.span(number))) for number in missing)
+    mine = [number for number in missing if number % host.count == host.index]
+    calls = ((job.path(number), job.span(number).start, items(job.span(number))) for number in mine)
     if workers:
-        finished = _in_processes(task, calls, min(workers, max(1, len(missing))))
+        finished = _in_processes(task, calls, min(workers, max(1, len(mine))))
     else:
         finished = (_make(task, *call) for call in calls)
     for count in finished:
         done += count
         progress(done)
+    others = {os.fspath(job.path(n)): n % host.count for n in missing if n % host.count != host.index}
+    wait_for(lambda: {part: owner for part, owner in others.items() if not os.path.exists(part)}, HostSettings())
 
 
 def _claim(job: Job) -> None:

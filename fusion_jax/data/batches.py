@@ -96,6 +96,12 @@ class Example:
         """Tokens that follow the shared prompt in the longest row, its last token, which predicts none, left out."""
         return max(len(row) for row in self.rows) - 1 - self.shared
 
+    @property
+    def extent(self) -> tuple[int, int, int, bool]:
+        """What it asks of its batch: `shared`, `longest`, entries of a target, whether there are segments."""
+        entries = 0 if self.targets is None else self.targets.ids.shape[-1]
+        return self.shared, self.longest, entries, bool(self.segments)
+
 
 def bucket_list(longest: int) -> list[int]:
     """Lengths to pad to: multiples of 16 to 128, then four a doubling, up to what holds `longest`."""
@@ -107,21 +113,36 @@ def bucket_list(longest: int) -> list[int]:
     return sizes
 
 
+def extents(examples: Sequence[Example]) -> np.ndarray:
+    """int64[n,4], the `extent` of each; that of a batch is the largest of each column."""
+    return np.asarray([e.extent for e in examples], np.int64).reshape(-1, 4)
+
+
+def buckets_for(needs: np.ndarray) -> Buckets:
+    """Buckets that hold all examples of these extents."""
+    prompts, rows = needs[:, :2].max(0, initial=0).tolist()
+    return Buckets([0, *bucket_list(prompts)], bucket_list(rows))
+
+
 def buckets_of(examples: Sequence[Example]) -> Buckets:
     """Buckets that hold all of these examples."""
-    prompts = max((e.shared for e in examples), default=0)
-    return Buckets([0, *bucket_list(prompts)], bucket_list(max((e.longest for e in examples), default=1)))
+    return buckets_for(extents(examples))
 
 
 def _bucket(sizes: Sequence[int], length: int) -> int:
     return next(s for s in sizes if s >= length)
 
 
-def collate(examples: Sequence[Example], buckets: Buckets) -> TokenBatch:
-    """Right-padded host arrays of examples with the same number of rows."""
+def collate(examples: Sequence[Example], buckets: Buckets, extent: np.ndarray | None = None) -> TokenBatch:
+    """Right-padded host arrays of examples with the same number of rows.
+
+    Args:
+      extent: int[4] of the whole batch, where these are the part that one host feeds; None: they are all of it.
+    """
     count, groups = len(examples), len(examples[0].rows)
-    width = _bucket(buckets.rows, max(e.longest for e in examples))
-    prompts = np.zeros((count, _bucket(buckets.prompts, max(e.shared for e in examples))), np.int32)
+    longest_prompt, longest, entries, segmented = (extents(examples).max(0) if extent is None else extent).tolist()
+    width = _bucket(buckets.rows, longest)
+    prompts = np.zeros((count, _bucket(buckets.prompts, longest_prompt)), np.int32)
     tokens, labels, positions, segments = (np.zeros((count, groups, width), np.int32) for _ in range(4))
     scored = np.zeros((count, groups, width), bool)
     lengths = np.asarray([e.shared for e in examples], np.int32)
@@ -140,22 +161,22 @@ def collate(examples: Sequence[Example], buckets: Buckets) -> TokenBatch:
                 positions[b, g, :size] = _restarting(np.asarray(example.segments))[:size]
     return TokenBatch(
         prompts=prompts, prompt_lengths=lengths, tokens=tokens, labels=labels, positions=positions,
-        segment_ids=segments if any(e.segments for e in examples) else None, scored=scored,
+        segment_ids=segments if segmented else None, scored=scored,
         example_ids=np.asarray([e.index for e in examples], np.int32),
         reference=np.asarray([e.reference or (0.0,) * groups for e in examples], np.float32),
         weights=np.asarray([e.weight for e in examples], np.float32),
-        targets=_padded_targets(examples, lengths, width),
+        targets=_padded_targets(examples, lengths, width, entries),
     )  # fmt: skip
 
 
-def _padded_targets(examples: Sequence[Example], shared: np.ndarray, width: int) -> Targets | None:
+def _padded_targets(examples: Sequence[Example], shared: np.ndarray, width: int, most: int) -> Targets | None:
     """The targets of all examples, or None where none has any."""
     targets = [e.targets for e in examples if e.targets is not None]
     if not targets:
         return None
     if len(targets) != len(examples):
         raise ValueError("some examples of the batch have targets, others have none")
-    shape = (len(targets), 1, width, max(t.ids.shape[-1] for t in targets))
+    shape = (len(targets), 1, width, most)
     ids, probs = np.zeros(shape, np.int32), np.zeros(shape, np.float32)
     for b, (target, start) in enumerate(zip(targets, shared, strict=True)):
         tokens, entries = target.ids[start:].shape

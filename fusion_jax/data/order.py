@@ -73,17 +73,6 @@ def batch_order(
     return grain.MapDataset.source(source)
 
 
-def host_rows(indices: np.ndarray, process_index: int, process_count: int) -> np.ndarray:
-    """The contiguous part of a batch that one host feeds."""
-    if len(indices) % process_count:
-        raise InputError(
-            f"a micro-batch of {len(indices)} does not divide over {process_count} hosts", field="batch_size",
-            cure="Choose a multiple",
-        )  # fmt: skip
-    size = len(indices) // process_count
-    return indices[process_index * size : (process_index + 1) * size]
-
-
 def split_indices(count: int, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """A random part of `share` and the rest, each in ascending order (WRPO stage 5)."""
     order = np.random.default_rng(seed).permutation(count)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from fusion_jax.errors import InputError
+from fusion_jax.hosts import barrier, first_host, on_first
 from fusion_jax.models.config import DecoderConfig
 from fusion_jax.models.decoder import Params, forward, head_kernel
 from fusion_jax.models.families import config_from_hf, config_to_hf, tensor_names
@@ -31,6 +32,7 @@ from fusion_jax.models.safetensors_io import (
     open_folder,
     write_folder,
 )
+from fusion_jax.sharding import fetched
 
 Array = jax.Array
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
@@ -211,22 +213,37 @@ def save(
       dtype: of the files ("float32", "bfloat16", "float16"); None keeps that of the files the model was read from.
       overwrite: replace a folder that is there.
 
+    Where several hosts hold the parameters, all of them call this; each tensor goes to the first one, which writes.
+
     Raises:
       InputError: the folder exists (without `overwrite`). Nothing is left behind when writing fails.
     """
-    folder = Path(path)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())) and not overwrite:
-        raise InputError("exists already", file=folder, cure="Choose another folder")
-    name = dtype or model.file_dtype
+    folder, name = Path(path), dtype or model.file_dtype
     if jnp.dtype(name) not in NAMES:
         raise InputError(f"weights cannot be saved as {name}", field="dtype", cure="Use float32, bfloat16 or float16")
+    on_first(lambda: _check_free(folder, overwrite))
+    tensors = list(_planned(model, jnp.dtype(name)))
+    if first_host():
+        _write(model, folder, name, tensors, shard_bytes)
+    else:
+        for tensor in tensors:
+            tensor.value()  # the first host asks for each in this order, and gets it from all
+    barrier(f"saved {folder}")
+
+
+def _check_free(folder: Path, overwrite: bool) -> None:
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())) and not overwrite:
+        raise InputError("exists already", file=folder, cure="Choose another folder")
+
+
+def _write(model: Model, folder: Path, dtype: str, tensors: Sequence[PlannedTensor], shard_bytes: int) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         temporary.mkdir()
-        write_folder(temporary, _planned(model, jnp.dtype(name)), shard_bytes=shard_bytes)
-        _write_settings(model, temporary, name)
+        write_folder(temporary, tensors, shard_bytes=shard_bytes)
+        _write_settings(model, temporary, dtype)
         if folder.exists():
             shutil.rmtree(folder)
         os.replace(temporary, folder)
@@ -239,9 +256,13 @@ def _planned(model: Model, dtype: np.dtype) -> Iterator[PlannedTensor]:
         value = _at(model.params, tensor.path)
         shape = value.shape if tensor.layer is None else value.shape[1:]
 
-        def fetch(tensor: HfTensor = tensor, value: Array = value) -> np.ndarray:
-            one = value if tensor.layer is None else value[tensor.layer]
-            host = np.asarray(one).astype(dtype, copy=False)
+        def fetch(tensor: HfTensor = tensor, value: Array = value, shape: tuple[int, ...] = shape) -> np.ndarray:
+            if not value.is_fully_addressable:
+                start, size = (0, len(value)) if tensor.layer is None else (tensor.layer, 1)
+                one = fetched(value, start, size).reshape(shape)
+            else:
+                one = np.asarray(value if tensor.layer is None else value[tensor.layer])
+            host = one.astype(dtype, copy=False)
             return host.T if tensor.transpose else host
 
         yield PlannedTensor(tensor.name, dtype, shape[::-1] if tensor.transpose else shape, fetch)

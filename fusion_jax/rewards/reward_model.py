@@ -14,7 +14,7 @@ from fusion_jax.data.jsonl import Record
 from fusion_jax.errors import InputError
 from fusion_jax.models.decoder import Params
 from fusion_jax.models.folder import Model, classify
-from fusion_jax.sharding import named
+from fusion_jax.sharding import named, placed
 
 
 def score_responses(
@@ -56,7 +56,7 @@ def _run(run: Callable, params: Params, tokens: np.ndarray, lengths: np.ndarray,
     """float32[B,1] on the host, the batch split over the mesh."""
     if mesh is None:
         return np.asarray(run(params, tokens, lengths))
-    sharded = [jax.device_put(x, named(mesh, ("batch", None)[: x.ndim], x.shape)) for x in (tokens, lengths)]
+    sharded = [placed(x, mesh, ("batch", None)[: x.ndim]) for x in (tokens, lengths)]
     return np.asarray(jax.device_put(run(params, *sharded), named(mesh, (None, None))))
 
 

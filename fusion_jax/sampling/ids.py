@@ -34,7 +34,7 @@ from fusion_jax.models.decode import (
 )
 from fusion_jax.models.decoder import Params, forward
 from fusion_jax.sampling.samplers import GREEDY, Sampler, choose
-from fusion_jax.sharding import constrain, named
+from fusion_jax.sharding import constrain, named, placed
 
 Array = jax.Array
 
@@ -165,10 +165,6 @@ def continue_rows(
     return lax.while_loop(more, advance, state)
 
 
-def _put(value: np.ndarray, mesh: Mesh | None, axes: tuple[str | None, ...]) -> Array:
-    return jnp.asarray(value) if mesh is None else jax.device_put(value, named(mesh, axes, value.shape))
-
-
 def _read_prompts(
     how: How, params: Params, prompts: Sequence[Sequence[int]], size: int
 ) -> tuple[tuple[KeysValues, ...], Array]:
@@ -184,7 +180,7 @@ def _read_prompts(
             tokens, lengths = np.zeros((group, width), np.int32), np.zeros(group, np.int32)
             for row, prompt in enumerate(some):
                 tokens[row, : len(prompt)], lengths[row] = prompt, len(prompt)
-            both = _put(tokens, how.mesh, ("batch", "tokens")), _put(lengths, how.mesh, ("batch",))
+            both = placed(tokens, how.mesh, ("batch", "tokens")), placed(lengths, how.mesh, ("batch",))
             found = prefill(how, params, *both)
             parts.append(jax.tree.map(lambda x, n=len(some): x[:n], found) if len(some) < group else found)
     return _joined(size, _wide(len(prompts[-1])), parts)
@@ -315,7 +311,7 @@ def generate_ids(
     how = How(config, sampler, num_samples, jnp.dtype(dtype), mesh)
     names = _names(prompts, row_ids)
     ready = prepare(params, config, how.dtype)
-    stops = _put(np.asarray(list(stop_ids) or [-1], np.int32), mesh, (None,))
+    stops = placed(np.asarray(list(stop_ids) or [-1], np.int32), mesh, (None,))
     out: list[list[Completion]] = [[] for _ in prompts]
     done = 0
     for chosen in _batches(prompts, batch_size):
@@ -324,7 +320,7 @@ def generate_ids(
         keys = np.zeros((batch_size * num_samples, 2), np.uint32)
         keys[: len(chosen) * num_samples] = _row_keys([names[i] for i in chosen], num_samples, seed)
         read, last = _read_prompts(how, params, [prompts[i] for i in chosen], batch_size)
-        fixed = Fixed(_put(lengths, mesh, ("batch",)), _put(keys, mesh, ("batch", None)), stops)
+        fixed = Fixed(placed(lengths, mesh, ("batch",)), placed(keys, mesh, ("batch", None)), stops)
         grown = _grow(how, ready, read, last, fixed, max_new_tokens)
         for row, i in enumerate(chosen):
             out[i] = _completions(grown, range(row * num_samples, (row + 1) * num_samples), i + 1)

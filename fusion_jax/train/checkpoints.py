@@ -3,20 +3,47 @@
 from __future__ import annotations
 
 import logging
-from pathlib import Path
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
+from etils import epath
 
 from fusion_jax.errors import InputError
+from fusion_jax.hosts import agreed
 from fusion_jax.train.state import TrainState
 
 
-def open_checkpoints(path: Path, *, keep: int = 1) -> ocp.CheckpointManager:
-    """A manager over `path`; writing goes on in the background, a kill leaves only whole checkpoints behind."""
+def open_checkpoints(path: str | os.PathLike[str], *, keep: int = 1) -> ocp.CheckpointManager:
+    """A manager over `path`, which all hosts see, gs://BUCKET/... included; each writes what its devices hold.
+
+    Writing goes on in the background, a kill leaves only whole checkpoints behind.
+    """
     logging.getLogger("absl").setLevel(logging.ERROR)
     options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, cleanup_tmp_directories=True)
-    return ocp.CheckpointManager(path.absolute(), options=options)
+    folder = epath.Path(path)
+    return ocp.CheckpointManager(folder if "://" in os.fspath(path) else folder.absolute(), options=options)
+
+
+@contextmanager
+def finishing(manager: ocp.CheckpointManager) -> Iterator[None]:
+    """Around the writing of checkpoints: at the end, also that of an error, what has begun is written whole.
+
+    But not after a fault of the devices: a host may be gone, and the others would wait for its part.
+    """
+    try:
+        yield
+    except jax.errors.JaxRuntimeError:
+        raise
+    except BaseException:
+        manager.wait_until_finished()
+        manager.close()
+        raise
+    manager.wait_until_finished()
+    manager.close()
 
 
 def save_state(manager: ocp.CheckpointManager, state: TrainState) -> None:
@@ -32,8 +59,8 @@ def restore_state(manager: ocp.CheckpointManager, like: TrainState) -> TrainStat
     Raises:
       InputError: the checkpoint does not fit the model or the optimizer.
     """
-    step = manager.latest_step()
-    if step is None:
+    step = int(agreed(np.asarray(-1 if (latest := manager.latest_step()) is None else latest)))
+    if step < 0:
         return None
     try:
         abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like)

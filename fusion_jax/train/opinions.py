@@ -32,6 +32,7 @@ from fusion_jax.data.chat import turn_end
 from fusion_jax.data.documents import Document, TeacherText, encode_documents, inside
 from fusion_jax.data.teachers import TeacherRow, TeacherStore, write_store
 from fusion_jax.errors import InputError
+from fusion_jax.hosts import agreed_exists, on_first, this_host
 from fusion_jax.models.folder import Model
 from fusion_jax.settings import bounded
 from fusion_jax.train.fusion import Opinions, metrics_of, own_opinion, source_opinion
@@ -95,7 +96,10 @@ def read_documents(
     assert model.tokenizer is not None  # `encode_documents` has looked
     identity = store_identity(model, documents, k)
     rows = teacher_rows(model, texts, k, compute, batch_size=batch_size)
-    write_store(folder, identity, rows, lambda done: progress(f"reading by {name}", done, len(documents)))
+    write_store(
+        folder, identity, rows, lambda done: progress(f"reading by {name}", done, len(documents)),
+        host=this_host(), together=True,
+    )  # fmt: skip
     store = TeacherStore(folder, identity, texts)
     return Reading(name, view_of(model.tokenizer), turn_end(model.tokenizer), documents, texts, store)
 
@@ -231,12 +235,12 @@ def _rules(
 ) -> Rules:
     """The rules with the vocabulary map, which is kept in the folder."""
     file = folder / f"map-{settings.vocabulary}-{settings.ms_weight}-{settings.rules}-{settings.tokens}.json"
-    counts = None
-    if settings.rules == "chat_v1" or (settings.vocabulary == "statistics" and not file.exists()):
+    counts, there = None, agreed_exists(file)
+    if settings.rules == "chat_v1" or (settings.vocabulary == "statistics" and not there):
         triples = ((p.ids, s.ids, r) for p, s, r in zip(pivot.texts, source.texts, ranges, strict=True))
         counts = count_pairs(triples, pivot.view, source.view)
-    if not file.exists():
-        _make_map(pivot, source, settings, counts).save(file)
+    if not there:
+        on_first(lambda: _make_map(pivot, source, settings, counts).save(file))
     known = load_map(file, pivot.view, source.view)
     return Rules(
         pivot.view, source.view, known, settings.rules, hard=settings.hard, one_to_many=settings.one_to_many,

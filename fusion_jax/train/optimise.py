@@ -6,26 +6,27 @@ import dataclasses
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
-import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from fusion_jax.data.batches import Buckets, Example, TokenBatch, buckets_of, collate
-from fusion_jax.data.order import batch_order, host_rows, num_steps
+from fusion_jax.data.batches import Buckets, Example, TokenBatch, buckets_for, collate, extents
+from fusion_jax.data.order import batch_order, num_steps
 from fusion_jax.errors import InputError
 from fusion_jax.files import read_json, write_json
+from fusion_jax.hosts import PREEMPTED, on_first, preemption
 from fusion_jax.losses.reductions import Mean, divide
 from fusion_jax.losses.schedules import learning_rate
 from fusion_jax.models.folder import Model
 from fusion_jax.ops.remat import Remat
 from fusion_jax.settings import bounded
-from fusion_jax.sharding import make_mesh
-from fusion_jax.train.checkpoints import open_checkpoints, restore_state, save_state
+from fusion_jax.sharding import data_ways, local_rows, make_mesh
+from fusion_jax.train.checkpoints import finishing, open_checkpoints, restore_state, save_state
 from fusion_jax.train.reference import examples_fingerprint, with_reference
 from fusion_jax.train.run_folder import RunFolder, append_metrics, truncate_metrics
 from fusion_jax.train.state import OptimizerSettings, TrainState, init_state, make_optimizer, place_params
@@ -73,15 +74,11 @@ def compute_for(settings: TrainSettings, devices: Sequence[jax.Device] | None = 
     TPU; no mesh on one device.
 
     Args:
-      devices: what to compute on; None: all, and they must belong to one host.
+      devices: what to compute on; None: all, those of other hosts included.
 
     Raises:
-      InputError: the mesh or the micro-batches do not fit the devices; more than one host.
+      InputError: the mesh or the micro-batches do not fit the devices.
     """
-    if devices is None and jax.process_count() > 1:
-        raise InputError(
-            f"{jax.process_count()} hosts are here, training runs on one", field="mesh", cure="Use one host's devices"
-        )
     dtype = settings.compute_dtype
     if dtype == "auto":
         dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
@@ -89,7 +86,7 @@ def compute_for(settings: TrainSettings, devices: Sequence[jax.Device] | None = 
     devices = jax.devices() if devices is None else devices
     if len(devices) > 1:
         mesh = make_mesh(settings.mesh_data, settings.mesh_fsdp, settings.mesh_tensor, devices=devices)
-        rows, ways = settings.batch_size // settings.micro_batches, int(mesh.shape["data"] * mesh.shape["fsdp"])
+        rows, ways = settings.batch_size // settings.micro_batches, data_ways(mesh)
         if rows % ways:
             raise InputError(
                 f"a micro-batch of {rows} examples does not divide over {ways} devices", field="batch_size",
@@ -111,11 +108,17 @@ def step_batch(
     indices: np.ndarray,
     settings: TrainSettings,
     buckets: Buckets,
+    needs: np.ndarray,
+    mesh: Mesh | None,
 ) -> TokenBatch:
-    """The rows of one optimizer step that this host feeds, as micro-batches [A,B,...]."""
+    """The rows of one optimizer step that this host feeds, as micro-batches [A,B,...].
+
+    Args:
+      needs: int[n,4], `extents` of all examples: every host pads to what the whole step needs.
+    """
     micro = np.asarray(indices).reshape(settings.micro_batches, -1)
-    rows = np.stack([host_rows(m, jax.process_index(), jax.process_count()) for m in micro])
-    flat = collate([examples[i] for i in rows.reshape(-1)], buckets)
+    rows = micro[:, local_rows(micro.shape[1], mesh)]
+    flat = collate([examples[i] for i in rows.reshape(-1)], buckets, needs[indices].max(0))
     return jax.tree.map(lambda x: x.reshape(*rows.shape, *x.shape[1:]), flat)
 
 
@@ -140,11 +143,13 @@ def optimise(
 
     Raises:
       NonFiniteLoss: a step was not finite; names the records, after saving the last good state.
+      SystemExit: with `hosts.PREEMPTED`, SIGTERM came to any host; the state is saved.
     """
     total = step_count(len(examples), settings)
     compute = compute_for(settings)
     model = dataclasses.replace(model, params=place_params(model.params, model.config, compute.mesh))
-    buckets = buckets_of([*examples, *validation])
+    needs, held_needs = extents(examples), extents(validation)
+    buckets = buckets_for(np.concatenate([needs, held_needs]))
     _check_examples(run, examples, model.config.max_positions)
     optimizer = make_optimizer(settings.optimizer, total)
     in_step = needs_reference and settings.reference == "in-step"
@@ -172,15 +177,18 @@ def optimise(
         warmup_ratio=settings.optimizer.warmup_ratio, schedule=settings.optimizer.schedule,
     )  # fmt: skip
     step_fn = make_train_step(model.config, objective, optimizer, compute, rate)
-    evaluate = _evaluator(model, objective, compute, validation, settings, buckets)
+    evaluate = _evaluator(model, objective, compute, validation, settings, buckets, held_needs)
     reference = model.params if in_step else None
-    try:
-        state = _loop(
-            state, step_fn, order, examples, settings, buckets, run, checkpoints, total, evaluate, names, reference
-        )
-    finally:
-        checkpoints.wait_until_finished()
-        checkpoints.close()
+
+    def prepared(step: int) -> tuple[np.ndarray, TokenBatch | None]:
+        indices = np.asarray(order[step]) if step < total else np.zeros(0, np.int64)
+        if not indices.size:
+            return indices, None
+        batch = step_batch(examples, indices, settings, buckets, needs, compute.mesh)
+        return indices, shard_batch(batch, compute.mesh)
+
+    with finishing(checkpoints):
+        state = _loop(state, step_fn, prepared, settings, run, checkpoints, total, evaluate, names, reference)
     return dataclasses.replace(model, params=state.params)
 
 
@@ -192,7 +200,11 @@ def _check_examples(run: RunFolder, examples: Sequence[Example], max_positions: 
             f"the longest example has {longest} tokens, the model reads {max_positions}",
             field="text.tokens.max_length", cure=f"Set it to {max_positions} or less",
         )  # fmt: skip
-    file, now = run.file("examples.json"), {"sha256": examples_fingerprint(examples)}
+    on_first(lambda: _check_same_examples(run.file("examples.json"), examples))
+
+
+def _check_same_examples(file: Path, examples: Sequence[Example]) -> None:
+    now = {"sha256": examples_fingerprint(examples)}
     if not file.exists():
         write_json(file, now)
     elif read_json(file) != now:
@@ -205,10 +217,8 @@ def _check_examples(run: RunFolder, examples: Sequence[Example], max_positions: 
 def _loop(
     state: TrainState,
     step_fn: Callable[..., tuple[TrainState, dict[str, jax.Array]]],
-    order: grain.MapDataset,
-    examples: Sequence[Example],
+    prepared: Callable[[int], tuple[np.ndarray, TokenBatch | None]],
     settings: TrainSettings,
-    buckets: Buckets,
     run: RunFolder,
     checkpoints: Any,
     total: int,
@@ -218,19 +228,13 @@ def _loop(
 ) -> TrainState:
     first, started = int(state.step), time.monotonic()
     truncate_metrics(run, first)
-
-    def prepared(step: int) -> tuple[np.ndarray, TokenBatch | None]:
-        indices = np.asarray(order[step]) if step < total else np.zeros(0, np.int64)
-        if not indices.size:
-            return indices, None
-        return indices, shard_batch(step_batch(examples, indices, settings, buckets), _mesh_of(state))
-
     upcoming = prepared(first)
-    with _progress(run) as progress:
+    with _progress(run) as progress, preemption() as told_to_stop:
         task = progress.add_task(run.path.name, total=total, completed=first, note="")
         for step in range(first, total):
             indices, batch = upcoming
             state, metrics = step_fn(state, batch, reference)
+            stop = told_to_stop()
             upcoming = prepared(step + 1)  # while the devices work
             if bool(state.halted):
                 _stop(state, step, indices, np.asarray(metrics["bad"]), checkpoints, run, names)
@@ -243,19 +247,16 @@ def _loop(
                 held_out = evaluate(state)
                 if held_out:
                     append_metrics(run, {"step": step, **held_out})
-            if done % settings.checkpoint_every == 0 or done == total:
+            if done % settings.checkpoint_every == 0 or done == total or bool(stop):
                 save_state(checkpoints, state)
+            if bool(stop):
+                run.log(f"{run.path.name}: told to stop, saved after step {done}; --resume True goes on")
+                raise SystemExit(PREEMPTED)
             progress.update(task, completed=done)
     if first < total:
         seconds = time.monotonic() - started
         run.log(f"{run.path.name}: steps {first + 1} to {total}, last loss {values['loss']:.4f}, {seconds:.0f} s")
     return state
-
-
-def _mesh_of(state: TrainState) -> Mesh | None:
-    sharding = jax.tree.leaves(state.params)[0].sharding
-    mesh = sharding.mesh if isinstance(sharding, jax.sharding.NamedSharding) else None
-    return mesh if isinstance(mesh, Mesh) else None
 
 
 def _progress(run: RunFolder) -> Progress:
@@ -273,19 +274,21 @@ def _evaluator(
     validation: Sequence[Example],
     settings: TrainSettings,
     buckets: Buckets,
+    needs: np.ndarray,
 ) -> Callable[[TrainState], dict[str, float]]:
     """state -> means over all validation examples, under `eval_` names; the last batch is filled with weight 0."""
     if not validation:
         return lambda state: {}
     step_fn = make_eval_step(model.config, objective, compute)
     size = settings.batch_size // settings.micro_batches
+    mine = local_rows(size, compute.mesh)
 
     def evaluate(state: TrainState) -> dict[str, float]:
         sums: dict[str, Mean] = {}
         for start in range(0, len(validation), size):
             part = list(validation[start : start + size])
-            filler = [dataclasses.replace(part[0], weight=0.0)] * (size - len(part))
-            batch = collate(part + filler, buckets)
+            filled = part + [dataclasses.replace(part[0], weight=0.0)] * (size - len(part))
+            batch = collate([filled[i] for i in mine], buckets, needs[start : start + size].max(0))
             new = step_fn(state.params, shard_batch(batch, compute.mesh), state.step)
             sums = {k: Mean(*(a + b for a, b in zip(sums[k], v))) if sums else v for k, v in new.items()}
         return {f"eval_{k}": float(divide(v)) for k, v in sums.items()}

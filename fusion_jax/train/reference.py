@@ -9,12 +9,14 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding
 
-from fusion_jax.data.batches import Buckets, Example, collate
+from fusion_jax.data.batches import Buckets, Example, collate, extents
 from fusion_jax.errors import InputError
 from fusion_jax.files import read_json, write_json
+from fusion_jax.hosts import agreed_exists, on_first
 from fusion_jax.models.config import DecoderConfig
+from fusion_jax.sharding import data_ways, fetched, local_rows
 from fusion_jax.train.state import Params
 from fusion_jax.train.step import Compute, make_score_step, shard_batch
 
@@ -35,11 +37,9 @@ def _blocks(value: jax.Array) -> Iterator[np.ndarray]:
     if value.is_fully_addressable or not isinstance(value.sharding, NamedSharding):
         yield np.asarray(value)
         return
-    whole = NamedSharding(value.sharding.mesh, PartitionSpec())
-    take = jax.jit(jax.lax.dynamic_slice_in_dim, static_argnums=2, out_shardings=whole)
     size = max(2**27 * len(value) // value.nbytes, 1)
     for start in range(0, len(value), size):
-        yield np.asarray(take(value, start, min(size, len(value) - start)))
+        yield fetched(value, start, min(size, len(value) - start))
 
 
 def examples_fingerprint(examples: Sequence[Example]) -> str:
@@ -65,12 +65,15 @@ def sequence_logprobs(
 ) -> np.ndarray:
     """float32[n, G]: sequence log-probs of every row, in the order of `examples`; rows of similar length together."""
     step = make_score_step(config, compute)
+    ways = data_ways(compute.mesh)
+    batch_size, needs = -(-batch_size // ways) * ways, extents(examples)
+    mine = local_rows(batch_size, compute.mesh)
     order = np.argsort([max(len(r) for r in e.rows) for e in examples], kind="stable")
     out = np.zeros((len(examples), len(examples[0].rows)), np.float32)
     for start in range(0, len(order), batch_size):
         chosen = order[start : start + batch_size]
         padded = np.concatenate([chosen, np.repeat(chosen[:1], batch_size - len(chosen))])
-        batch = collate([examples[i] for i in padded], buckets)
+        batch = collate([examples[i] for i in padded[mine]], buckets, needs[chosen].max(0))
         values = np.asarray(step(params, shard_batch(batch, compute.mesh)))
         out[chosen] = values[: len(chosen)]
     return out
@@ -94,7 +97,7 @@ def with_reference(
     """
     identity = {"model": fingerprint(params), "examples": examples_fingerprint(examples)}
     values_file, identity_file = folder / "reference.npy", folder / "reference.json"
-    if identity_file.exists():
+    if agreed_exists(identity_file):
         stored = read_json(identity_file)
         for name, value in identity.items():
             if stored.get(name) != value:
@@ -111,7 +114,11 @@ def with_reference(
                 "the reference model gives log-probs that are not finite", record=names(examples[wrong[0]].index),
                 cure="Check the record and the model's weights",
             )  # fmt: skip
-        with open(values_file, "wb") as out:
-            np.save(out, values, allow_pickle=False)
-        write_json(identity_file, identity)
+
+        def store() -> None:
+            with open(values_file, "wb") as out:
+                np.save(out, values, allow_pickle=False)
+            write_json(identity_file, identity)
+
+        on_first(store)
     return [dataclasses.replace(e, reference=tuple(map(float, v))) for e, v in zip(examples, values, strict=True)]

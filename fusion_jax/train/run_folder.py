@@ -15,19 +15,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
 from rich.console import Console
 
 from fusion_jax.data.jsonl import read_jsonl, write_jsonl
 from fusion_jax.errors import InputError
 from fusion_jax.files import read_json, write_json
+from fusion_jax.hosts import agreed_exists, first_host, on_first
 
 CONFIG, METRICS, FINISHED = "config.json", "metrics.jsonl", "finished.json"
 LOG, REPORT = "log.txt", "report.md"
+SEEN_SECONDS = 60.0  # for what one host has written to be seen by the others
 
 
 @dataclass(frozen=True)
 class RunFolder:
-    """Where a run (or one training stage of it) keeps its files."""
+    """Where a run (or one training stage of it) keeps its files. Where several hosts run it, all of them see the
+    folder and read it; the first one writes, and its console alone speaks.
+    """
 
     path: Path
     console: Console
@@ -37,11 +44,14 @@ class RunFolder:
 
     def sub(self, name: str) -> RunFolder:
         """A stage's own folder inside the run."""
-        (self.path / name).mkdir(parents=True, exist_ok=True)
+        if first_host():
+            (self.path / name).mkdir(parents=True, exist_ok=True)
         return RunFolder(self.path / name, self.console)
 
     def log(self, message: str) -> None:
         """One line on the screen and, with the time, in log.txt."""
+        if not first_host():
+            return
         self.console.print(message, highlight=False, markup=False, emoji=False, soft_wrap=True)
         with open(self.path / LOG, "a", encoding="utf-8") as out:
             out.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {message}\n")
@@ -55,32 +65,44 @@ class RunFolder:
     def stage(self, name: str, make: Callable[[], Iterable[dict[str, Any]]]) -> list[dict[str, Any]]:
         """The records of a stage: read from its file when it is there, else made and written whole."""
         path = self.file(name)
-        if path.exists():
+        if agreed_exists(path):
             found = read_jsonl(path)
             self.log(f"{name}: {len(found)} records, read")
             return found
         started = time.monotonic()
         records = list(make())
-        write_jsonl(path, records)
+        on_first(lambda: write_jsonl(path, records))
         self.log(f"{name}: {len(records)} records, {time.monotonic() - started:.0f} s")
         return records
 
     def finish(self) -> None:
-        write_json(self.file(FINISHED), {"finished": True})
+        on_first(lambda: write_json(self.file(FINISHED), {"finished": True}))
 
 
 def open_run(out: str | os.PathLike[str], config: dict[str, Any], *, resume: bool) -> RunFolder:
     """Make or reopen a run folder.
 
     Args:
-      config: every setting, resolved; compared with the folder's own on resume (`out` and `resume` apart).
+      config: every setting, resolved; compared with the folder's own on resume, but for what says where it runs
+        (`out`, `resume`, hosts and mesh).
 
     Raises:
       InputError: the folder holds a finished run, an unfinished one without `resume`, a run of other settings, or
-        files that are no run.
+        files that are no run; a host does not see it or has other settings.
     """
+    if "://" in os.fspath(out):
+        raise InputError(
+            "a run's files need a file system", file=out, field="--out",
+            cure="Give a folder that all hosts see, for instance a bucket mounted with gcsfuse",
+        )  # fmt: skip
     path = Path(out)
-    kept = {k: v for k, v in config.items() if k not in ("out", "resume")}
+    kept = {k: v for k, v in config.items() if k not in ("out", "resume", "hosts")}
+    on_first(lambda: _open(path, kept, resume=resume))
+    _check_shared(path, kept)
+    return RunFolder(path, Console(quiet=not first_host()))
+
+
+def _open(path: Path, kept: dict[str, Any], *, resume: bool) -> None:
     if path.exists() and not path.is_dir():
         raise InputError("is a file, not a folder", file=path, field="--out", cure="Choose another --out")
     if path.exists() and any(path.iterdir()):
@@ -92,7 +114,28 @@ def open_run(out: str | os.PathLike[str], config: dict[str, Any], *, resume: boo
         raise InputError("there is no run to resume", file=path, field="--resume", cure="Leave --resume out")
     path.mkdir(parents=True, exist_ok=True)
     write_json(path / CONFIG, kept)
-    return RunFolder(path, Console())
+
+
+def _check_shared(path: Path, kept: dict[str, Any]) -> None:
+    """Refuse hosts that do not see what the first one has just written, or were started with something else."""
+    if jax.process_count() == 1:
+        return
+    last = time.monotonic() + SEEN_SECONDS
+    while not (same := (path / CONFIG).exists() and read_json(path / CONFIG) == kept) and time.monotonic() < last:
+        time.sleep(0.5)
+    wrong = np.flatnonzero(~multihost_utils.process_allgather(np.asarray(same)))
+    if wrong.size:
+        raise InputError(
+            f"host {wrong[0]} does not find it as host 0 has written it", file=path / CONFIG, field="--out",
+            cure="Give a folder that all hosts see, and all hosts the same settings",
+        )  # fmt: skip
+
+
+def _comparable(config: Any) -> Any:
+    """Settings without those of the mesh, which only say where it runs."""
+    if not isinstance(config, dict):
+        return config
+    return {k: _comparable(v) for k, v in config.items() if k not in ("mesh_data", "mesh_fsdp", "mesh_tensor")}
 
 
 def _made_nothing(path: Path, kept: dict[str, Any]) -> bool:
@@ -104,7 +147,7 @@ def _made_nothing(path: Path, kept: dict[str, Any]) -> bool:
 
 def _check_same(path: Path, kept: dict[str, Any], *, resume: bool) -> None:
     """Refuse a run that is finished, not to be resumed, or of other settings."""
-    before = read_json(path / CONFIG)
+    before, kept = _comparable(read_json(path / CONFIG)), _comparable(kept)
     changed = sorted(k for k in before.keys() | kept.keys() if before.get(k) != kept.get(k))
     if not resume:
         state = "a finished run" if (path / FINISHED).exists() else "an unfinished run"
@@ -120,6 +163,8 @@ def _check_same(path: Path, kept: dict[str, Any], *, resume: bool) -> None:
 
 def append_metrics(run: RunFolder, record: dict[str, Any]) -> None:
     """One line of metrics.jsonl."""
+    if not first_host():
+        return
     with open(run.file(METRICS), "a", encoding="utf-8") as out:
         out.write(json.dumps(record) + "\n")
 
@@ -127,7 +172,7 @@ def append_metrics(run: RunFolder, record: dict[str, Any]) -> None:
 def truncate_metrics(run: RunFolder, step: int) -> None:
     """Drop what was logged at or after `step` (a killed run logs past its last checkpoint) and any broken last line."""
     path = run.file(METRICS)
-    if not path.exists():
+    if not first_host() or not path.exists():
         return
     kept = []
     for line in path.read_text(encoding="utf-8").splitlines():

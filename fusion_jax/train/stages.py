@@ -16,6 +16,7 @@ from fusion_jax.data.jsonl import Record, read_jsonl
 from fusion_jax.errors import InputError
 from fusion_jax.evals.accuracy import by_skill, evaluate, mean_interval, paired_difference
 from fusion_jax.evals.perplexity import surprise
+from fusion_jax.hosts import agreed_exists, first_host, on_first
 from fusion_jax.markdown import markdown_table, save_figure
 from fusion_jax.models.folder import Model, check_folder, load, save
 from fusion_jax.train.objectives import FusionSettings, fusion_objective
@@ -90,7 +91,7 @@ def check_enough(
     """
     if examples >= settings.batch_size:
         return
-    if counts:
+    if counts and first_host():
         run.file(REPORT).write_text(f"# Too few examples for {option}\n\n{counts_table(counts)}\n", encoding="utf-8")
     listed = {stage: ", ".join(f"{what} {n}" for what, n in c.items() if n) for stage, c in counts.items()}
     before = "; ".join(f"{stage}: {what}" for stage, what in listed.items() if what)
@@ -103,7 +104,7 @@ def check_enough(
 def trained(run: RunFolder, like: Model, mesh: Mesh | None, train: Callable[[RunFolder], Model]) -> Model:
     """A training stage: its finished model read from the folder, or trained and saved there in float32."""
     folder = run.file("model")
-    if not folder.exists():
+    if not agreed_exists(folder):
         save(train(run), folder, dtype="float32")
     return dataclasses.replace(load(folder, mesh=mesh), file_dtype=like.file_dtype)
 
@@ -236,8 +237,6 @@ def over_seeds(
             mean, half = mean_interval(values)
             line |= {measure: f"{mean:.4f} ± {half:.4f}", f"{measure}, each": " ".join(f"{v:.3f}" for v in values)}
         table.append(line)
-    text = markdown_table(table)
-    run.file("report.md").write_text(
-        f"# {title} over {count} seeds\n\nMean and 95 % Student interval.\n\n{text}\n", encoding="utf-8"
-    )
-    run.log(text)
+    text = f"# {title} over {count} seeds\n\nMean and 95 % Student interval.\n\n{markdown_table(table)}\n"
+    on_first(lambda: run.file("report.md").write_text(text, encoding="utf-8"))
+    run.log(markdown_table(table))

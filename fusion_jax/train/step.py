@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import lax
 from jax.sharding import Mesh
@@ -23,7 +24,7 @@ from fusion_jax.models.config import DecoderConfig
 from fusion_jax.models.decoder import Kernel, forward, head_kernel
 from fusion_jax.ops.linear_logprobs import linear_logprobs
 from fusion_jax.ops.remat import Remat
-from fusion_jax.sharding import constrain, named, tensor_shards
+from fusion_jax.sharding import constrain, data_ways, local_rows, named, tensor_shards
 from fusion_jax.train.state import Params, TrainState
 
 Array = jax.Array
@@ -125,7 +126,7 @@ def make_score_step(config: DecoderConfig, compute: Compute) -> Callable[[Params
     def step(params: Params, batch: TokenBatch) -> Array:
         return score(params, config, _place(batch, compute.mesh), compute).sequence
 
-    return jax.jit(step)
+    return jax.jit(step, out_shardings=None if compute.mesh is None else named(compute.mesh, ()))
 
 
 def make_eval_step(
@@ -166,7 +167,7 @@ def make_train_step(
             frozen = score(lax.stop_gradient(reference), config, batch, compute).sequence
             scores = scores._replace(reference=lax.stop_gradient(frozen))
         loss, metrics = objective(scores, step)
-        bad = ~jnp.isfinite(scores.sequence).all(-1)
+        bad = constrain(~jnp.isfinite(scores.sequence).all(-1), compute.mesh, (None,))  # every host reads it
         return loss.total, ({"loss": loss, **metrics}, bad)
 
     def train_step(
@@ -204,13 +205,23 @@ def make_train_step(
 
 
 def shard_batch(batch: TokenBatch, mesh: Mesh | None) -> TokenBatch:
-    """Host arrays [A,B,...] or [B,...] onto the devices, examples over the data axes; each host gives its own rows."""
+    """Host arrays [A,B,...] or [B,...] onto the devices, examples over the data axes; each host gives its own rows,
+    those of `sharding.local_rows`.
+    """
     if mesh is None:
         return jax.tree.map(jnp.asarray, batch)
-    stacked = batch.weights.ndim == 2
+    axis = batch.weights.ndim - 1
+    given = batch.weights.shape[axis]
+    shards = len(local_rows(data_ways(mesh), mesh))
+    mine = local_rows(given // shards * data_ways(mesh), mesh)
 
-    def place(x: Any) -> Array:
-        axes = ((None,) if stacked else ()) + ("batch",) + (None,) * (x.ndim - 1 - stacked)
-        return jax.make_array_from_process_local_data(named(mesh, axes), x)
+    def place(x: np.ndarray) -> Array:
+        def part(index: Any) -> np.ndarray:
+            start = int(np.searchsorted(mine, index[axis].start or 0))
+            return x[(*index[:axis], slice(start, start + given // shards), *index[axis + 1 :])]
+
+        axes = (None,) * axis + ("batch",) + (None,) * (x.ndim - 1 - axis)
+        shape = (*x.shape[:axis], given // shards * data_ways(mesh), *x.shape[axis + 1 :])
+        return jax.make_array_from_callback(shape, named(mesh, axes), part)
 
     return jax.tree.map(place, batch)

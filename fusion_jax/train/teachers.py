@@ -17,7 +17,7 @@ from fusion_jax.models.config import DecoderConfig
 from fusion_jax.models.decoder import forward, head_kernel
 from fusion_jax.models.folder import Model
 from fusion_jax.ops.linear_topk import TopK, linear_topk
-from fusion_jax.sharding import constrain, named, tensor_shards
+from fusion_jax.sharding import constrain, named, placed, tensor_shards
 from fusion_jax.train.reference import fingerprint
 from fusion_jax.train.state import Params
 from fusion_jax.train.step import Compute
@@ -74,18 +74,12 @@ def teacher_rows(
             for b, i in enumerate(chosen):
                 ids = texts[i].ids
                 tokens[b, : len(ids)], labels[b, : len(ids) - 1] = ids, ids[1:]
-            top, logprobs = jax.device_get(step(model.params, *_placed((tokens, labels), compute)))
+            rows = (placed(x, compute.mesh, ("batch", None)) for x in (tokens, labels))
+            top, logprobs = jax.device_get(step(model.params, *rows))
             found |= {i: _row(texts[i], b, top, logprobs) for b, i in enumerate(chosen)}
         return [found[i] for i in wanted]
 
     return rows_of
-
-
-def _placed(arrays: tuple[np.ndarray, ...], compute: Compute) -> list[Array]:
-    if compute.mesh is None:
-        return [jnp.asarray(x) for x in arrays]
-    shardings = [named(compute.mesh, ("batch", None), x.shape) for x in arrays]
-    return [jax.make_array_from_callback(x.shape, s, x.__getitem__) for x, s in zip(arrays, shardings, strict=True)]
 
 
 def _row(text: TeacherText, b: int, top: TopK, logprobs: np.ndarray) -> TeacherRow:

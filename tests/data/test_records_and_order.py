@@ -11,7 +11,7 @@ import pytest
 from fusion_jax.data.batches import Buckets, Example, bucket_list, collate
 from fusion_jax.data.jsonl import content_hash, read_jsonl, write_jsonl
 from fusion_jax.data.loaders import ArrayRecords, load_records, load_texts, write_array_record
-from fusion_jax.data.order import batch_order, host_rows, num_steps, split_indices
+from fusion_jax.data.order import batch_order, num_steps, split_indices
 from fusion_jax.data.records import parse_prompts, parse_rows
 from fusion_jax.data.tokenise import pack_documents
 from fusion_jax.errors import InputError
@@ -129,11 +129,7 @@ def test_order_is_a_function_of_seed_and_step():
     assert padding(steps) < 0.5 * padding([np.asarray(plain[i]) for i in range(75)])
 
 
-def test_hosts_share_a_batch_and_splits_are_disjoint():
-    batch = np.arange(12)
-    np.testing.assert_array_equal(np.concatenate([host_rows(batch, i, 3) for i in range(3)]), batch)
-    with pytest.raises(InputError, match="does not divide over 5 hosts"):
-        host_rows(batch, 0, 5)
+def test_splits_are_disjoint():
     first, second = split_indices(59876, 1 / 3, 42)
     assert len(first) == 19959 and len(second) == 39917 and not set(first) & set(second)
     assert num_steps(39917, 128, 1) == 311  # the published run's count

@@ -1,0 +1,192 @@
+"""Training by two and four processes on one machine is the training of one: metrics, weights, preemption, resuming."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from experiments import dpo
+from fusion_jax.data.jsonl import read_jsonl
+from fusion_jax.hosts import LOST, PREEMPTED
+from tests.multihost.test_teacher_store import free_address
+from tests.small import ROOT, command, fails, small_folder, write
+
+STEPS = 24
+QUICK = "--xla_backend_optimization_level=0"  # to compile: most of the time goes there
+
+# What a process opens to write, makes, renames or removes through Python, one path a line.
+RECORDER = """
+import os, sys
+WRITE = os.O_WRONLY | os.O_RDWR | os.O_CREAT
+CHANGES = {"os.mkdir": 0, "os.remove": 0, "os.rmdir": 0, "os.rename": 1, "os.truncate": 0, "os.symlink": 1}
+out = os.open(os.environ["WRITES"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+def hook(event, args):
+    if event in CHANGES or event == "open" and args[2] & WRITE:
+        os.write(out, f"{args[CHANGES.get(event, 0)]}\\n".encode())
+sys.addaudithook(hook)
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """The model, pairs of one length, so that little is compiled, and the run of one process."""
+    path = tmp_path_factory.mktemp("training")
+    small_folder(path / "model", num_kv_heads=2)
+    letters = "abcdfghjkm"
+    rows = [f"{a} {b} {c}" for a, b, c in zip(letters * 6, letters[3:] * 8, letters[::-1] * 6)]
+    records = [{"prompt": f"Reverse {r}", "chosen": r[::-1], "rejected": f"not {r}"} for r in rows[:56]]
+    write(path / "pairs.jsonl", records)
+    ended(start(path, "one", 1), 0)
+    assert read_jsonl(path / "one/metrics.jsonl")[-1]["step"] == STEPS - 1
+    return path
+
+
+def arguments(folder: Path, out: str, *more: str) -> list[str]:
+    return [
+        "--model", str(folder / "model"), "--data", str(folder / "pairs.jsonl"), "--out", str(folder / out),
+        "--train.checkpoint-every", "7", "--train.batch-size", "8", "--train.micro-batches", "2",
+        "--train.epochs", "4", "--train.eval-every", "10", "--train.remat", "none", *more,
+    ]  # fmt: skip
+
+
+def start(folder: Path, out: str, count: int, *more: str, devices: int = 1) -> list[subprocess.Popen[str]]:
+    """The run as each of `count` hosts starts it; what they write through Python is in OUT.writes.INDEX."""
+    hook = folder / "hook"
+    hook.mkdir(exist_ok=True)
+    (hook / "sitecustomize.py").write_text(RECORDER)
+    address = free_address()
+    hosts = []
+    for index in range(count):
+        place = ["--hosts.coordinator", address, "--hosts.count", str(count), "--hosts.index", str(index)]
+        env = os.environ | {
+            "JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"{QUICK} --xla_force_host_platform_device_count={devices}",
+            "JAX_COMPILATION_CACHE_DIR": str(folder / "cache"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
+            "PYTHONPATH": f"{hook}{os.pathsep}{ROOT}", "WRITES": str(folder / f"{out}.writes.{index}"),
+        }  # fmt: skip
+        options = arguments(folder, out, *(place if count > 1 else []), *more)
+        hosts.append(
+            subprocess.Popen(
+                command("dpo", *options), env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+            )
+        )
+    return hosts
+
+
+def ended(hosts: Sequence[subprocess.Popen[str]], code: int) -> list[str]:
+    """What each printed; all ended with the code."""
+    outputs = [host.communicate(timeout=180) for host in hosts]
+    assert [host.returncode for host in hosts] == [code] * len(hosts), [errors[-3000:] for _, errors in outputs]
+    return [printed for printed, _ in outputs]
+
+
+def reached(folder: Path, out: str, lines: int, hosts: Sequence[subprocess.Popen[str]]) -> None:
+    """Wait until the run has logged so many lines."""
+    file = folder / out / "metrics.jsonl"
+    while not file.exists() or file.read_bytes().count(b"\n") < lines:
+        assert all(host.poll() is None for host in hosts), [host.communicate()[1][-3000:] for host in hosts]
+        time.sleep(0.005)
+
+
+def weights(folder: Path, out: str) -> dict[str, np.ndarray]:
+    return load_file(folder / out / "model/model.safetensors")
+
+
+def same_as_one(folder: Path, out: str) -> None:
+    """Sums are taken in another order: float32 rounding. Rewards are differences of log-probs, which lose digits: they
+    agree to 1e-6, with log-probs of 1e2."""
+    one, other = (read_jsonl(folder / name / "metrics.jsonl") for name in ("one", out))
+    assert [set(line) for line in one] == [set(line) for line in other]
+    for ours, wanted in zip(other, one, strict=True):
+        for name, value in wanted.items():
+            if "accuracies" in name and wanted["step"] < 2:
+                continue  # the policy is still the reference: rounding alone decides who wins
+            floor = 1e-6 if "rewards/" in name else 0.0
+            np.testing.assert_allclose(ours[name], value, rtol=1e-5, atol=floor, err_msg=f"{wanted['step']} {name}")
+    expected, actual = weights(folder, "one"), weights(folder, out)
+    assert expected.keys() == actual.keys()
+    for name, value in expected.items():
+        np.testing.assert_allclose(actual[name], value, rtol=1e-5, atol=1e-5 * np.abs(value).max(), err_msg=name)
+    text = (folder / out / "report.md").read_text()
+    assert text == (folder / "one/report.md").read_text()
+
+
+def test_two_hosts_train_as_one_and_the_first_one_writes(folder):
+    """Orbax alone writes on both: each host what its devices hold of the state."""
+    first, second = ended(start(folder, "two", 2), 0)
+    assert f"steps 1 to {STEPS}" in first and "model:" in first
+    assert not [line for line in second.splitlines() if "Gloo" not in line]
+    same_as_one(folder, "two")
+    run = f"{folder / 'two'}/"
+    wrote = [
+        {line for line in (folder / f"two.writes.{i}").read_text().splitlines() if line.startswith(run)} for i in (0, 1)
+    ]
+    for name in ("metrics.jsonl", "log.txt", "reference/reference.npy", ".model"):
+        assert any(line.startswith(run + name) for line in wrote[0]), (name, sorted(wrote[0]))
+    assert {line for line in wrote[1] if not line.startswith(f"{run}checkpoints")} == set()
+
+
+def test_preempted_hosts_save_and_go_on_as_if_nothing_had_been(folder):
+    """One is told, both end with the code that asks for a restart; on the same mesh the end is the same bit for bit."""
+    hosts = start(folder, "preempted", 2)
+    reached(folder, "preempted", 6, hosts)
+    hosts[1].send_signal(signal.SIGTERM)
+    first, _ = ended(hosts, PREEMPTED)
+    last = read_jsonl(folder / "preempted/metrics.jsonl")[-1]["step"]
+    assert f"saved after step {last + 1}" in first and 5 <= last < STEPS - 1
+    assert [p.name for p in (folder / "preempted/checkpoints").iterdir()] == [str(last + 1)]
+    first, _ = ended(start(folder, "preempted", 2, "--resume", "True"), 0)
+    assert f"steps {last + 2} to {STEPS}" in first
+    assert read_jsonl(folder / "preempted/metrics.jsonl") == read_jsonl(folder / "two/metrics.jsonl")
+    expected, actual = weights(folder, "two"), weights(folder, "preempted")
+    assert all(expected[name].tobytes() == actual[name].tobytes() for name in expected)
+
+
+def test_a_lost_host_stops_the_others_and_any_number_of_hosts_goes_on(folder):
+    """Four hosts, of which one is killed: the run ends on four, on one device, and on a mesh of eight."""
+    hosts = start(folder, "lost", 4)
+    reached(folder, "lost", 9, hosts)
+    hosts[2].send_signal(signal.SIGKILL)
+    since = time.monotonic()
+    outputs = [host.communicate(timeout=90) for host in hosts]
+    assert time.monotonic() - since < 60
+    for index in (0, 1, 3):
+        assert hosts[index].returncode in (LOST, -signal.SIGABRT), outputs[index]
+        assert "lost another host" in outputs[index][1] or "another task died" in outputs[index][1], outputs[index]
+    for out in ("lost_on_one", "lost_on_eight"):
+        shutil.copytree(folder / "lost", folder / out)
+    first, *_ = ended(start(folder, "lost", 4, "--resume", "True"), 0)
+    assert any(f"steps {saved + 1} to {STEPS}" in first for saved in range(7, STEPS, 7))
+    ended(start(folder, "lost_on_one", 1, "--resume", "True"), 0)
+    mesh = ["--train.mesh-tensor", "2", "--resume", "True"]
+    ended(start(folder, "lost_on_eight", 1, *mesh, devices=8), 0)
+    assert json.loads((folder / "lost_on_eight/config.json").read_text())["train"]["mesh_tensor"] == 2
+    for out in ("lost", "lost_on_one", "lost_on_eight"):
+        same_as_one(folder, out)
+
+
+def test_one_process_is_preempted_too(folder):
+    (host,) = start(folder, "alone", 1)
+    reached(folder, "alone", 3, [host])
+    host.send_signal(signal.SIGTERM)
+    ended([host], PREEMPTED)
+    ended(start(folder, "alone", 1, "--resume", "True"), 0)
+    assert read_jsonl(folder / "alone/metrics.jsonl") == read_jsonl(folder / "one/metrics.jsonl")
+    expected, actual = weights(folder, "one"), weights(folder, "alone")
+    assert all(expected[name].tobytes() == actual[name].tobytes() for name in expected)
+
+
+def test_hosts_that_do_not_fit_are_refused(folder, capsys):
+    """Without a coordinator there is no mesh; a bucket is no folder."""
+    fails(dpo, arguments(folder, "refused", "--hosts.count", "2", "--hosts.index", "1"), capsys, "coordinator")
+    fails(dpo, arguments(folder, "refused", "--out", "gs://bucket/run"), capsys, "need a file system", "gcsfuse")
+    assert not (folder / "refused").exists()
