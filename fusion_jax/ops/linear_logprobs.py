@@ -16,7 +16,8 @@ import jax.numpy as jnp
 from jax import lax
 
 Array = jax.Array
-CHUNK_ELEMENTS = 1 << 22  # logits held at once (16 MiB in float32)
+CHUNK_ELEMENTS = 1 << 22  # logits that a device holds at once (16 MiB in float32): what suits a CPU
+CHUNK_ELEMENTS_ACCELERATOR = 1 << 25
 
 
 def linear_logprobs(
@@ -26,6 +27,8 @@ def linear_logprobs(
     *,
     soft_cap: float | None = None,
     vocab_shards: int = 1,
+    row_shards: int = 1,
+    elements: int = CHUNK_ELEMENTS,
     chunk: int | None = None,
 ) -> tuple[Array, Array]:
     """log softmax(cap(hidden @ kernel.T))[label] and its normaliser.
@@ -37,7 +40,9 @@ def linear_logprobs(
       soft_cap: Gemma-2's c * tanh(logits / c).
       vocab_shards: in how many parts the mesh splits V; every chunk takes an equal slice of each part, so that no
         part of the head moves between devices.
-      chunk: vocabulary entries at once; by default what keeps N * chunk near `CHUNK_ELEMENTS`.
+      row_shards: in how many parts the mesh splits the positions.
+      elements: logits that a device holds at once, about; larger suits accelerators.
+      chunk: vocabulary entries at once, instead of what `elements` gives.
 
     Returns:
       (logprobs in the shape of `labels`, logsumexp[...]), float32 (float64 for float64 input); both are
@@ -45,7 +50,7 @@ def linear_logprobs(
     """
     shape, dim = hidden.shape[:-1], hidden.shape[-1]
     count = max(math.prod(shape), 1)
-    chunks = chunk_plan(kernel.shape[0], count, vocab_shards, chunk)
+    chunks = chunk_plan(kernel.shape[0], -(-count // row_shards), vocab_shards, chunk, elements)
     if labels.size == 0:
         empty = jnp.zeros(shape, _accumulator(hidden.dtype))
         return jnp.zeros(labels.shape, empty.dtype), empty
@@ -54,11 +59,11 @@ def linear_logprobs(
     return logprobs.reshape(labels.shape), logsumexp.reshape(shape)
 
 
-def chunk_plan(vocab: int, rows: int, shards: int, chunk: int | None) -> int:
-    """Into how many chunks a vocabulary is cut for `rows` positions at once."""
+def chunk_plan(vocab: int, rows: int, shards: int, chunk: int | None, elements: int = CHUNK_ELEMENTS) -> int:
+    """Into how many chunks a vocabulary is cut for `rows` positions on a device at once."""
     per_shard = -(-vocab // shards)
-    wanted = chunk if chunk is not None else max(CHUNK_ELEMENTS // max(rows, 1), 256)
-    return _chunk_count(per_shard, max(min(-(-wanted // shards), per_shard), 1))
+    wanted = max(elements // max(rows, 1), 256) if chunk is None else -(-chunk // shards)
+    return _chunk_count(per_shard, max(min(wanted, per_shard), 1))
 
 
 def _accumulator(dtype: jnp.dtype) -> jnp.dtype:

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from fusion_jax.ops.linear_logprobs import chunk_logits, chunk_plan, split_head
+from fusion_jax.ops.linear_logprobs import CHUNK_ELEMENTS, chunk_logits, chunk_plan, split_head
 
 Array = jax.Array
 
@@ -34,20 +34,22 @@ def linear_topk(
     *,
     soft_cap: float | None = None,
     vocab_shards: int = 1,
+    row_shards: int = 1,
+    elements: int = CHUNK_ELEMENTS,
     chunk: int | None = None,
     vocab_limit: int | None = None,
 ) -> TopK:
     """The k largest of log softmax(cap(hidden @ kernel.T)) of each position.
 
     Args:
-      hidden: [..., D]; kernel: [V, D]; soft_cap, vocab_shards, chunk: as in `linear_logprobs`.
+      hidden: [..., D]; kernel: [V, D]; soft_cap, vocab_shards, row_shards, elements, chunk: as in `linear_logprobs`.
       vocab_limit: entries from here on (of a head padded beyond its tokenizer) do not exist: they are neither listed
         nor counted in the normaliser.
     """
     shape, dim = hidden.shape[:-1], hidden.shape[-1]
     rows = hidden.reshape(-1, dim)
     vocab = min(kernel.shape[0], vocab_limit or kernel.shape[0])
-    chunks = chunk_plan(kernel.shape[0], rows.shape[0], vocab_shards, chunk)
+    chunks = chunk_plan(kernel.shape[0], -(-rows.shape[0] // row_shards), vocab_shards, chunk, elements)
     dtype = jnp.promote_types(hidden.dtype, jnp.float32)
 
     def body(carry: tuple[Array, Array, Array, Array], part: tuple[Array, Array]) -> tuple[tuple, None]:

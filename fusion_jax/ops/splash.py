@@ -55,6 +55,13 @@ class TreeMask(Mask):
             seen &= (key < self.prompt) | ((key - self.prompt) // self.branch == (query - self.prompt) // self.branch)
         return seen & (query - key < self.window) if self.window else seen
 
+    def computed(self) -> float:
+        """The share of the matrix whose tiles the kernel computes."""
+        tile = int(np.gcd(self.tokens, BLOCK))
+        starts = range(0, self.tokens, tile)
+        tiles = [self[slice(i, i + tile), slice(j, j + tile)].any() for i in starts for j in starts]
+        return sum(tiles) / len(tiles)
+
 
 def takes(tokens: int, head_dim: int, windows: tuple[int, ...], branches: tuple[int, int] | None) -> bool:
     """Whether a program's mask can be made before its data are known, and the kernel has tiles for the heads.
@@ -89,21 +96,26 @@ def splash_attention(
       interpret: the kernel in plain JAX, for tests on a CPU.
     """
     tokens = q.shape[1]
-    padded = tokens + -tokens % LANES
+    masks = layer_masks(tokens, windows, branches)
     if branches is not None and prompt_lengths is not None:
         place = jnp.arange(tokens)
         segment_ids = ((place < prompt_lengths[:, None]) | (place >= branches[0])).astype(jnp.int32)
-    q, k, v = (named(_pad(x, padded).swapaxes(1, 2), QKV) for x in (q * jnp.asarray(scale, q.dtype), k, v))
-    ids = None if segment_ids is None else _pad(segment_ids, padded)
-    prompt, branch = (0, 0) if branches is None else (branches[0], (tokens - branches[0]) // branches[1])
-    limits = sorted(set(windows)) or [0]
-    masks = [TreeMask(padded, 0 if limit >= tokens else limit, prompt, branch) for limit in limits]
+    q, k, v = (named(_pad(x, masks[0].tokens).swapaxes(1, 2), QKV) for x in (q * jnp.asarray(scale, q.dtype), k, v))
+    ids = None if segment_ids is None else _pad(segment_ids, masks[0].tokens)
     calls = [partial(_on_devices, mask=mask, soft_cap=soft_cap, mesh=mesh, interpret=interpret) for mask in masks]
     if len(set(masks)) == 1:
         out = calls[0](q, k, v, ids)
     else:
-        out = jax.lax.switch(jnp.searchsorted(jnp.asarray(limits), window), calls, q, k, v, ids)
+        limits = jnp.asarray(sorted(set(windows)))
+        out = jax.lax.switch(jnp.searchsorted(limits, window), calls, q, k, v, ids)
     return out.swapaxes(1, 2)[:, :tokens]
+
+
+def layer_masks(tokens: int, windows: tuple[int, ...], branches: tuple[int, int] | None) -> list[TreeMask]:
+    """The mask of each different window of the layers, in rising order; rows are filled up to whole tiles."""
+    prompt, branch = (0, 0) if branches is None else (branches[0], (tokens - branches[0]) // branches[1])
+    padded = tokens + -tokens % LANES
+    return [TreeMask(padded, 0 if w >= tokens else w, prompt, branch) for w in sorted(set(windows)) or [0]]
 
 
 def _pad(x: Array, tokens: int) -> Array:

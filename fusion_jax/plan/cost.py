@@ -64,20 +64,21 @@ class Times:
         )  # fmt: skip
 
 
-def step_time(module: Module, where: Slice, coords: Sequence[Sequence[int]]) -> Times:
+def step_time(module: Module, where: Slice, coords: Sequence[Sequence[int]], kernel_share: float = 1.0) -> Times:
     """The time of a program.
 
     Args:
       coords: of each device, in the order of the program's partitions, its place in the slice.
+      kernel_share: what attention kernels compute, over the causal half that their shapes tell of.
     """
-    return _Walk(module, where, coords).times(module.entry)
+    return _Walk(module, where, coords, kernel_share).times(module.entry)
 
 
 class _Walk:
     """The computations of a module, each looked at once."""
 
-    def __init__(self, module: Module, where: Slice, coords: Sequence[Sequence[int]]) -> None:
-        self.module, self.where, self.coords = module, where, coords
+    def __init__(self, module: Module, where: Slice, coords: Sequence[Sequence[int]], kernel_share: float) -> None:
+        self.module, self.where, self.coords, self.kernel_share = module, where, coords, kernel_share
         self.known: dict[str, Times] = {}
 
     def times(self, name: str) -> Times:
@@ -206,7 +207,7 @@ class _Schedule:
         if not flops:
             moving = max(moving / ELEMENTWISE, vmem / (chip.bandwidth * VMEM_SPEED))
         if i.opcode == "custom-call" and "tpu_custom_call" in i.attributes:
-            flops = kernel_flops(i, self.computation)
+            flops = kernel_flops(i, self.computation) * self.walk.kernel_share
             arithmetic, moving = flops / (chip.flops * KERNEL), hbm / chip.bandwidth
         seconds = max(arithmetic, moving)
         cycles = re.search(r'"estimated_cycles":"?(\d+)', i.attributes)

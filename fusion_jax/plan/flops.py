@@ -15,6 +15,7 @@ import jax
 from fusion_jax.models.config import DecoderConfig
 from fusion_jax.models.families import config_from_hf
 from fusion_jax.models.parameters import abstract_params
+from fusion_jax.ops.splash import layer_masks
 from fusion_jax.plan.requests import (
     GROUPS,
     Decode,
@@ -81,6 +82,28 @@ def forward_flops(config: DecoderConfig, prompt: int, tokens: int, groups: int, 
         before, whole = _causal(prompt, window), _causal(prompt + tokens, window)
         pairs += copies * before + groups * (whole - before)
     return body + head + 4.0 * config.num_heads * config.head_dim * pairs
+
+
+def kernel_share(request: Request) -> float:
+    """What the attention kernel of a program computes, tiles that hold nothing seen left out, over half of the square
+    of its tokens."""
+    match p := request.program:
+        case TrainStep():
+            groups = GROUPS[p.objective]
+        case ScoreStep():
+            groups = p.groups
+        case _:
+            return _computed(request, p.tokens, None) if isinstance(p, TeacherStep) else 1.0
+    rows = groups if p.shared_prompt else 1
+    return _computed(request, p.prompt + rows * p.tokens, (p.prompt, rows) if p.prompt else None)
+
+
+def _computed(request: Request, tokens: int, branches: tuple[int, int] | None) -> float:
+    config = config_from_hf(request.model)
+    masks = layer_masks(tokens, config.windows, branches)
+    of_limit = dict(zip(sorted(set(config.windows)) or [0], (2 * mask.computed() for mask in masks), strict=True))
+    layers = config.windows or (0,)
+    return sum(of_limit[window] for window in layers) / len(layers)
 
 
 def parameter_count(config: DecoderConfig) -> int:

@@ -18,6 +18,7 @@ from fusion_jax.models.config import DecoderConfig
 from fusion_jax.models.decode import DecodeParams, LayerCache
 from fusion_jax.models.families import config_from_hf
 from fusion_jax.models.parameters import abstract_params, layer_specs
+from fusion_jax.ops.linear_logprobs import CHUNK_ELEMENTS_ACCELERATOR
 from fusion_jax.plan.requests import (
     GROUPS,
     Decode,
@@ -78,12 +79,10 @@ def _lower_model(program: Program, config: DecoderConfig, mesh: Mesh) -> jax.sta
             return _lower_train(program, config, mesh)
         case ScoreStep():
             batch = _batch(mesh, (), program.examples, program.groups, program.prompt, program.tokens)
-            compute = Compute(
-                mesh, jnp.dtype(jnp.bfloat16), shared_prompt=program.shared_prompt, kernel=program.attention
-            )
+            compute = _compute(mesh, kernel=program.attention, shared_prompt=program.shared_prompt)
             return _lowered(make_score_step(config, compute), abstract_params(config, jnp.bfloat16, mesh), batch)
         case TeacherStep():
-            compute = Compute(mesh, jnp.dtype(jnp.bfloat16), kernel=program.attention)
+            compute = _compute(mesh, kernel=program.attention)
             step = make_topk_step(config, compute, program.k, config.vocab_size)
             tokens = _array(mesh, (), (program.rows, program.tokens), jnp.int32)
             return _lowered(step, abstract_params(config, jnp.bfloat16, mesh), tokens, tokens)
@@ -98,13 +97,18 @@ def _lower_model(program: Program, config: DecoderConfig, mesh: Mesh) -> jax.sta
     raise TypeError(type(program))
 
 
+def _compute(mesh: Mesh, **how: Any) -> Compute:
+    """As `train.optimise.compute_for` sets it on TPU."""
+    return Compute(mesh, jnp.dtype(jnp.bfloat16), logits=CHUNK_ELEMENTS_ACCELERATOR, **how)
+
+
 def _lowered(step: Callable[..., Any], *arguments: Any) -> jax.stages.Lowered:
     lowered: jax.stages.Lowered = step.lower(*arguments)  # type: ignore[attr-defined]
     return lowered
 
 
 def _lower_train(p: TrainStep, config: DecoderConfig, mesh: Mesh) -> jax.stages.Lowered:
-    compute = Compute(mesh, jnp.dtype(jnp.bfloat16), p.remat, p.shared_prompt, p.attention)
+    compute = _compute(mesh, kernel=p.attention, remat=p.remat, shared_prompt=p.shared_prompt)
     settings = OptimizerSettings()
     optimizer = make_optimizer(settings, _STEPS)
     rate = learning_rate(

@@ -9,7 +9,7 @@ from fusion_jax.markdown import markdown_table
 from fusion_jax.models.families import config_from_hf
 from fusion_jax.plan.compile import Compiled, compile_for
 from fusion_jax.plan.cost import Times, step_time
-from fusion_jax.plan.flops import parameter_count, tokens_of, useful_flops
+from fusion_jax.plan.flops import kernel_share, parameter_count, tokens_of, useful_flops
 from fusion_jax.plan.hlo import parse
 from fusion_jax.plan.requests import Decode, MergeTensor, Request, TrainStep
 from fusion_jax.plan.runs import Planned
@@ -59,7 +59,8 @@ def plan(planned: Planned, *, full: bool = False) -> Result:
       InputError: see `compile.compile_for`.
     """
     compiled = compile_for(planned.request, full=full)
-    times = step_time(parse(compiled.text), slice_of(planned.request.slice), compiled.coords)
+    where, share = slice_of(planned.request.slice), kernel_share(planned.request)
+    times = step_time(parse(compiled.text), where, compiled.coords, share)
     return Result(planned, compiled, times, _beside(planned.request))
 
 

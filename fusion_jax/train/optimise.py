@@ -23,6 +23,7 @@ from fusion_jax.hosts import PREEMPTED, on_first, preemption
 from fusion_jax.losses.reductions import Mean, divide
 from fusion_jax.losses.schedules import learning_rate
 from fusion_jax.models.folder import Model
+from fusion_jax.ops.linear_logprobs import CHUNK_ELEMENTS, CHUNK_ELEMENTS_ACCELERATOR
 from fusion_jax.ops.remat import Remat
 from fusion_jax.settings import bounded
 from fusion_jax.sharding import data_ways, local_rows, make_mesh
@@ -92,10 +93,11 @@ def compute_for(settings: TrainSettings, devices: Sequence[jax.Device] | None = 
                 f"a micro-batch of {rows} examples does not divide over {ways} devices", field="batch_size",
                 cure="Change batch_size or micro_batches, or give mesh_tensor some of the devices",
             )  # fmt: skip
-    kernel = settings.attention
+    platform, kernel = devices[0].platform, settings.attention
     if kernel == "auto":
-        kernel = "splash" if devices[0].platform == "tpu" else "xla"
-    return Compute(mesh, jnp.dtype(dtype), settings.remat, settings.shared_prompt, kernel)
+        kernel = "splash" if platform == "tpu" else "xla"
+    logits = CHUNK_ELEMENTS if platform == "cpu" else CHUNK_ELEMENTS_ACCELERATOR
+    return Compute(mesh, jnp.dtype(dtype), settings.remat, settings.shared_prompt, kernel, logits)
 
 
 def step_count(examples: int, settings: TrainSettings) -> int:

@@ -22,7 +22,7 @@ from fusion_jax.data.batches import Targets, TokenBatch
 from fusion_jax.losses.reductions import Mean, divide
 from fusion_jax.models.config import DecoderConfig
 from fusion_jax.models.decoder import Kernel, forward, head_kernel
-from fusion_jax.ops.linear_logprobs import linear_logprobs
+from fusion_jax.ops.linear_logprobs import CHUNK_ELEMENTS, linear_logprobs
 from fusion_jax.ops.remat import Remat
 from fusion_jax.sharding import constrain, data_ways, local_rows, named, tensor_shards
 from fusion_jax.train.state import Params, TrainState
@@ -58,6 +58,7 @@ class Compute:
 
     shared_prompt: the rows of an example attend to one copy of their prompt, else each computes its own; exact both
     ways.
+    logits: how many a device holds at once.
     """
 
     mesh: Mesh | None = None
@@ -65,6 +66,7 @@ class Compute:
     remat: Remat = "none"
     shared_prompt: bool = True
     kernel: Kernel = "xla"
+    logits: int = CHUNK_ELEMENTS
 
 
 def score(params: Params, config: DecoderConfig, batch: TokenBatch, compute: Compute) -> Scores:
@@ -75,7 +77,8 @@ def score(params: Params, config: DecoderConfig, batch: TokenBatch, compute: Com
         labels = jnp.concatenate([labels[..., None], targets.ids], -1)
     logprobs, _ = linear_logprobs(
         hidden, head_kernel(params, config), labels,
-        soft_cap=config.final_soft_cap, vocab_shards=tensor_shards(compute.mesh),
+        soft_cap=config.final_soft_cap, vocab_shards=tensor_shards(compute.mesh), row_shards=data_ways(compute.mesh),
+        elements=compute.logits,
     )  # fmt: skip
     of_targets = logprobs[..., 1:] if targets is not None else None
     logprobs = jnp.where(batch.scored, logprobs[..., 0] if targets is not None else logprobs, 0.0)

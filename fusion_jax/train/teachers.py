@@ -17,7 +17,7 @@ from fusion_jax.models.config import DecoderConfig
 from fusion_jax.models.decoder import forward, head_kernel
 from fusion_jax.models.folder import Model
 from fusion_jax.ops.linear_topk import TopK, linear_topk
-from fusion_jax.sharding import constrain, named, placed, tensor_shards
+from fusion_jax.sharding import constrain, data_ways, named, placed, tensor_shards
 from fusion_jax.train.reference import fingerprint
 from fusion_jax.train.state import Params
 from fusion_jax.train.step import Compute
@@ -44,7 +44,10 @@ def make_topk_step(
         hidden = forward(params, config, tokens, mesh=compute.mesh, dtype=compute.dtype, kernel=compute.kernel)
         kernel = head_kernel(params, config).astype(hidden.dtype)
         cap, shards = config.final_soft_cap, tensor_shards(compute.mesh)
-        top = linear_topk(hidden, kernel, k, soft_cap=cap, vocab_shards=shards, vocab_limit=vocab_limit)
+        top = linear_topk(
+            hidden, kernel, k, soft_cap=cap, vocab_shards=shards, row_shards=data_ways(compute.mesh),
+            elements=compute.logits, vocab_limit=vocab_limit,
+        )  # fmt: skip
         logits = jnp.einsum("btd,btd->bt", hidden, kernel[labels], preferred_element_type=top.logsumexp.dtype)
         logits = logits if cap is None else cap * jnp.tanh(logits / cap)
         return top, logits - top.logsumexp
