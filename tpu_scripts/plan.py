@@ -40,9 +40,9 @@ from fusion_jax.plan.requests import (
     TrainStep,
 )
 from fusion_jax.plan.runs import Planned
-from fusion_jax.plan.slices import slice_of
 from fusion_jax.settings import bounded
 from fusion_jax.settings import run as run_script
+from fusion_jax.slices import slice_of
 
 Name = Literal["sft", "dpo", "wrpo", "fusion", "score", "teacher", "prefill", "decode", "merge"]
 

@@ -34,7 +34,7 @@ def compile_request(values: dict, folder: Path, full: bool) -> None:
 
     from fusion_jax.plan.programs import lower
     from fusion_jax.plan.requests import from_json
-    from fusion_jax.plan.slices import slice_of
+    from fusion_jax.slices import slice_of
 
     request = from_json(values)
     where = slice_of(request.slice)

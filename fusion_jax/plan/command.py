@@ -15,8 +15,8 @@ from fusion_jax.errors import InputError
 from fusion_jax.plan.compile import check_compiler
 from fusion_jax.plan.report import LEGEND, page, plan
 from fusion_jax.plan.runs import Ask, Planned
-from fusion_jax.plan.slices import slice_of
 from fusion_jax.settings import run as run_experiment
+from fusion_jax.slices import slice_of
 
 S = TypeVar("S")
 HELP = """\
@@ -74,4 +74,4 @@ def show(planned: Sequence[Planned], ask: Ask) -> None:
             console.print(f"## {one.title} on {ask.slice}\n\nnot planned: {error}\n")
     where = slice_of(ask.slice)
     options = " ".join(f"--{name}={value}" for name, value in where.chip.compiler_options.items())
-    console.print(f'{LEGEND}\nCompiler options, which a run takes too: LIBTPU_INIT_ARGS="{options}"')
+    console.print(f'{LEGEND}\nCompiler options, which training steps on TPU take too: {options}')

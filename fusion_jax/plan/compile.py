@@ -20,7 +20,7 @@ from typing import Any
 
 from fusion_jax.errors import InputError
 from fusion_jax.plan.requests import Request, to_json
-from fusion_jax.plan.slices import slice_of
+from fusion_jax.slices import slice_of
 
 ENVIRONMENT = {
     "JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "TPU_ACCELERATOR_TYPE": "v5litepod-16",

@@ -15,8 +15,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from fusion_jax.plan.hlo import Computation, Instruction, Module, replica_groups
-from fusion_jax.plan.slices import Slice
 from fusion_jax.plan.work import kernel_flops, matmul_flops, traffic
+from fusion_jax.slices import Slice
 
 ELEMENTWISE = 0.45
 KERNEL = 0.5

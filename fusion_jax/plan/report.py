@@ -13,7 +13,7 @@ from fusion_jax.plan.flops import kernel_share, parameter_count, tokens_of, usef
 from fusion_jax.plan.hlo import parse
 from fusion_jax.plan.requests import Decode, MergeTensor, Request, TrainStep
 from fusion_jax.plan.runs import Planned
-from fusion_jax.plan.slices import Slice, slice_of
+from fusion_jax.slices import Slice, slice_of
 
 GIB = 2**30
 LEGEND = """\

@@ -22,8 +22,8 @@ from fusion_jax.plan.requests import (
     TeacherStep,
     TrainStep,
 )
-from fusion_jax.plan.slices import slice_of
 from fusion_jax.sampling.generate import SampleSettings
+from fusion_jax.slices import slice_of
 from fusion_jax.train.optimise import TrainSettings
 from fusion_jax.zoo import model_path
 

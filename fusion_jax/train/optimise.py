@@ -27,6 +27,7 @@ from fusion_jax.ops.linear_logprobs import CHUNK_ELEMENTS, CHUNK_ELEMENTS_ACCELE
 from fusion_jax.ops.remat import Remat
 from fusion_jax.settings import bounded
 from fusion_jax.sharding import data_ways, local_rows, make_mesh
+from fusion_jax.slices import compiler_options
 from fusion_jax.train.checkpoints import finishing, open_checkpoints, restore_state, save_state
 from fusion_jax.train.reference import examples_fingerprint, with_reference
 from fusion_jax.train.run_folder import RunFolder, append_metrics, truncate_metrics
@@ -97,7 +98,8 @@ def compute_for(settings: TrainSettings, devices: Sequence[jax.Device] | None = 
     if kernel == "auto":
         kernel = "splash" if platform == "tpu" else "xla"
     logits = CHUNK_ELEMENTS if platform == "cpu" else CHUNK_ELEMENTS_ACCELERATOR
-    return Compute(mesh, jnp.dtype(dtype), settings.remat, settings.shared_prompt, kernel, logits)
+    options = tuple(compiler_options(devices[0].device_kind).items())
+    return Compute(mesh, jnp.dtype(dtype), settings.remat, settings.shared_prompt, kernel, logits, options)
 
 
 def step_count(examples: int, settings: TrainSettings) -> int:

@@ -58,7 +58,7 @@ class Compute:
 
     shared_prompt: the rows of an example attend to one copy of their prompt, else each computes its own; exact both
     ways.
-    logits: how many a device holds at once.
+    logits: how many a device holds at once. options: of the compiler, for the training step.
     """
 
     mesh: Mesh | None = None
@@ -67,6 +67,7 @@ class Compute:
     shared_prompt: bool = True
     kernel: Kernel = "xla"
     logits: int = CHUNK_ELEMENTS
+    options: tuple[tuple[str, str], ...] = ()
 
 
 def score(params: Params, config: DecoderConfig, batch: TokenBatch, compute: Compute) -> Scores:
@@ -204,7 +205,7 @@ def make_train_step(
         new_state = TrainState(state.step + keep, ~keep, params, opt_state)
         return new_state, {**metrics, "bad": bad}
 
-    return jax.jit(train_step, donate_argnums=0)
+    return jax.jit(train_step, donate_argnums=0, compiler_options=dict(compute.options) or None)
 
 
 def shard_batch(batch: TokenBatch, mesh: Mesh | None) -> TokenBatch:

@@ -15,7 +15,7 @@ from fusion_jax.plan.models import PUBLIC
 from fusion_jax.plan.report import line, page, plan
 from fusion_jax.plan.requests import Decode, MergeTensor, Request, TeacherStep, TrainStep
 from fusion_jax.plan.runs import Planned
-from fusion_jax.plan.slices import slice_of
+from fusion_jax.slices import slice_of
 
 needs_compiler = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")
 SMALL = PUBLIC["llama3-8b"] | {

@@ -8,8 +8,8 @@ import pytest
 
 from fusion_jax.plan.cost import step_time
 from fusion_jax.plan.hlo import parse, parse_shapes, replica_groups
-from fusion_jax.plan.slices import slice_of
 from fusion_jax.plan.work import kernel_flops, matmul_flops, traffic
+from fusion_jax.slices import slice_of
 
 SLICE = slice_of("v5e-4")
 COORDS = list(itertools.product(range(2), range(2)))

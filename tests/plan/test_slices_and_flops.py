@@ -9,10 +9,17 @@ import pytest
 
 from fusion_jax.errors import InputError
 from fusion_jax.models.families import config_from_hf
-from fusion_jax.plan.flops import body_parameters, head_parameters, parameter_count, tokens_of, useful_flops
+from fusion_jax.plan.flops import (
+    body_parameters,
+    head_parameters,
+    kernel_share,
+    parameter_count,
+    tokens_of,
+    useful_flops,
+)
 from fusion_jax.plan.models import PUBLIC, config_named
 from fusion_jax.plan.requests import Decode, MergeTensor, Request, ScoreStep, TeacherStep, TrainStep, from_json, to_json
-from fusion_jax.plan.slices import slice_of
+from fusion_jax.slices import CHIPS, compiler_options, slice_of
 
 LLAMA = PUBLIC["llama3-8b"]
 PARAMETERS = 32 * (2 * 4096**2 + 2 * 4096 * 1024 + 3 * 4096 * 14336) + 128256 * 4096
@@ -95,3 +102,15 @@ def test_decoding_counts_every_token_over_the_keys_before_it():
 def test_requests_travel_as_json(program):
     request = Request("v5e-8", LLAMA, program, (1, 4, 2))
     assert from_json(json.loads(json.dumps(to_json(request)))) == request
+
+
+@pytest.mark.parametrize(("kind", "chip"), [("TPU v5p", "v5p"), ("TPU v5", "v5p"), ("TPU v5 lite", "v5e"), ("cpu", "")])
+def test_a_run_compiles_as_its_plan_does(kind, chip):
+    assert compiler_options(kind) == (CHIPS[chip].compiler_options if chip else {})
+
+
+@pytest.mark.parametrize(("shared", "share"), [(False, 1.25), (True, 0.75)])
+def test_an_attention_kernel_works_on_tiles_that_hold_anything_seen(shared, share):
+    """Of 4 x 4 tiles 10; of 8 x 8 tiles 3 of the prompt and for each of 3 branches 4 of the prompt and 3 of its own."""
+    step = TrainStep("wrpo", 4, 1024, prompt=1024, shared_prompt=shared)
+    assert kernel_share(Request("v5e-4", config_named("llama3-8b", "--model"), step)) == share

@@ -28,7 +28,7 @@ class Chip:
     way, of one link to a neighbour. efficiency: of the peak that matmuls reach, fitted to the compiler's own cycles.
     vmem_kib: of vector memory that a fusion may use, 0: as the compiler does by itself. clock: cycles a second.
     cores: counted in a cloud name, of one chip. torus: whether slices of full cubes of 4 wrap around, else only a
-    dimension of 16 does.
+    dimension of 16 does. kind: what JAX calls a device of it.
     """
 
     name: str
@@ -42,6 +42,7 @@ class Chip:
     cores: int
     torus: bool
     shapes: tuple[tuple[int, ...], ...]
+    kind: str
     options: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -54,11 +55,30 @@ class Chip:
 _FLAT = ((1, 1), (2, 2), (2, 4), (4, 4), (4, 8), (8, 8), (8, 16), (16, 16))
 _CUBES = ((2, 2, 1), (2, 2, 2), (2, 2, 4), (2, 4, 4), (4, 4, 4), (4, 4, 8), (4, 8, 8), (8, 8, 8))
 _GIB = 2**30
-_V4 = Chip("v4", 275e12, 1228e9, 30.75 * _GIB, 45e9, 0.75, 0, 1.05e9, 2, True, _CUBES, {"chip_config_name": "megacore"})
-_V5E = Chip("v5e", 197e12, 819e9, 15.75 * _GIB, 45e9, 0.75, 81920, 1.5e9, 1, False, _FLAT)
-_V5P = Chip("v5p", 459e12, 2765e9, 95.74 * _GIB, 90e9, 0.78, 49152, 1.75e9, 2, True, _CUBES)
-_V6E = Chip("v6e", 918e12, 1640e9, 31.25 * _GIB, 90e9, 0.65, 98304, 1.75e9, 1, False, _FLAT)
+_V4 = Chip(
+    "v4",
+    275e12,
+    1228e9,
+    30.75 * _GIB,
+    45e9,
+    0.75,
+    0,
+    1.05e9,
+    2,
+    True,
+    _CUBES,
+    "TPU v4",
+    {"chip_config_name": "megacore"},
+)
+_V5E = Chip("v5e", 197e12, 819e9, 15.75 * _GIB, 45e9, 0.75, 81920, 1.5e9, 1, False, _FLAT, "TPU v5 lite")
+_V5P = Chip("v5p", 459e12, 2765e9, 95.74 * _GIB, 90e9, 0.78, 49152, 1.75e9, 2, True, _CUBES, "TPU v5")
+_V6E = Chip("v6e", 918e12, 1640e9, 31.25 * _GIB, 90e9, 0.65, 98304, 1.75e9, 1, False, _FLAT, "TPU v6 lite")
 CHIPS = {chip.name: chip for chip in (_V4, _V5E, _V5P, _V6E)}
+
+
+def compiler_options(kind: str) -> dict[str, str]:
+    """What to compile with for devices that JAX calls `kind`; nothing for those that are not in the table."""
+    return next((chip.compiler_options for chip in CHIPS.values() if kind.removesuffix("p") == chip.kind), {})
 
 
 @dataclass(frozen=True)
