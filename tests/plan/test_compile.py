@@ -19,7 +19,7 @@ from fusion_jax.slices import slice_of
 
 needs_compiler = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")
 SMALL = PUBLIC["llama3-8b"] | {
-    "vocab_size": 32768, "hidden_size": 1024, "intermediate_size": 2048, "num_hidden_layers": 4,
+    "vocab_size": 131072, "hidden_size": 1024, "intermediate_size": 2048, "num_hidden_layers": 4,
     "num_attention_heads": 8, "num_key_value_heads": 4,
 }  # fmt: skip
 ROWS, TOKENS = 3, 512
@@ -73,7 +73,7 @@ def test_the_state_lies_in_equal_parts_on_all_chips(wrpo):
 @needs_compiler
 def test_a_step_never_holds_or_gathers_the_vocabulary(wrpo):
     """No array is as large as a chip's share of the logits, no collective as large as the head."""
-    logits, head = ROWS * TOKENS * 32768 // 2, 32768 * 1024
+    logits, head = ROWS * TOKENS * 131072 // 2, 131072 * 1024
     module = parse(wrpo.compiled.text)
     instructions = [i for c in module.computations.values() for i in c.instructions]
     assert max(s.elements for i in instructions for s in i.shapes) < min(logits, head)
@@ -104,7 +104,7 @@ def test_the_page_says_what_fits_whose_figures_and_how_long_a_run_takes(wrpo):
 
 @needs_compiler
 @pytest.mark.parametrize("program, mesh", [
-    (TeacherStep(8, TOKENS), (1, -1, 1)), (Decode(8, 256, 128), (1, 1, -1)), (MergeTensor("ties", 3, (32768, 1024)), (1, -1, 1)),
+    (TeacherStep(8, TOKENS), (1, -1, 1)), (Decode(8, 256, 128), (1, 1, -1)), (MergeTensor("ties", 3, (131072, 1024)), (1, -1, 1)),
 ])  # fmt: skip
 def test_other_programs_are_planned(program, mesh):
     found = plan(Planned("one", Request("v5e-8" if mesh[1] == -1 else "v5e-4", SMALL, program, mesh)))
