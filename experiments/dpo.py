@@ -24,6 +24,7 @@ from fusion_jax.data.loaders import load_records
 from fusion_jax.data.order import split_indices
 from fusion_jax.data.records import OnBad, parse_rows
 from fusion_jax.data.tokenise import TokeniseSettings
+from fusion_jax.files import write_json
 from fusion_jax.hosts import HostSettings, connect, on_first
 from fusion_jax.markdown import markdown_table, save_figure
 from fusion_jax.models.folder import Model, load, save
@@ -36,8 +37,8 @@ from fusion_jax.sampling.responses import sample_responses
 from fusion_jax.settings import bounded, to_json
 from fusion_jax.train.objectives import PairSettings, needs_reference, pair_objective
 from fusion_jax.train.optimise import TrainSettings, compute_for, optimise
-from fusion_jax.train.report import training_figure
-from fusion_jax.train.run_folder import RunFolder, open_run
+from fusion_jax.train.report import curves, training_figure
+from fusion_jax.train.run_folder import RESULTS, RunFolder, open_run
 from fusion_jax.train.state import OptimizerSettings
 from fusion_jax.zoo import model_path
 from fusion_jax.zoo.tasks import SKILLS, mixture
@@ -97,7 +98,9 @@ def main(s: Settings) -> None:
 
 
 def write_report(run: RunFolder, loss: str, found: Counter[str]) -> None:
-    """report.md with the curves."""
+    """report.md with the curves, results.json with their ends."""
+    final = curves(run.path, ["loss", "eval_loss", "eval_rewards/margins", "eval_rewards/accuracies"])
+    write_json(run.file(RESULTS), {loss: {name: [values[-1]] for name, (_, values) in final.items()}}, sort=False)
     table = markdown_table([{"what": k, "count": v} for k, v in found.items()])
     picture = save_figure(training_figure({loss: run.path}), run.file("training.png"))
     run.file("report.md").write_text(f"# {loss}\n\n{picture}\n\n{table}\n", encoding="utf-8")

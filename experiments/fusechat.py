@@ -155,12 +155,9 @@ def main(s: Settings) -> None:
     check_models("pivot", s.pivot)
     check_models("sources", *s.sources)
     run = open_run(s.out, to_json(s), resume=s.resume)
-    if s.seeds == 1:
-        fuse(s, run)
-    else:
-        over_seeds(run, "FuseChat", s.seed, s.seeds, lambda seed, folder: fuse(
-            replace(s, seed=seed, seeds=1), folder
-        ))  # fmt: skip
+    over_seeds(run, "FuseChat", s.seed, s.seeds, lambda seed, folder: fuse(
+        replace(s, seed=seed, seeds=1), folder
+    ))  # fmt: skip
     run.finish()
 
 

@@ -145,12 +145,9 @@ def main(s: Settings) -> None:
         raise InputError("there is none", field="sources", cure="Give at least one model")
     run = open_run(s.out, to_json(s), resume=s.resume)
     folders = base_models(s, run.sub("base"))
-    if s.seeds == 1:
-        fuse(s, run, folders)
-    else:
-        over_seeds(run, "FuseLLM", s.seed, s.seeds, lambda seed, folder: fuse(
-            replace(s, seed=seed, seeds=1), folder, folders
-        ))  # fmt: skip
+    over_seeds(run, "FuseLLM", s.seed, s.seeds, lambda seed, folder: fuse(
+        replace(s, seed=seed, seeds=1), folder, folders
+    ))  # fmt: skip
     run.finish()
 
 

@@ -19,6 +19,7 @@ from fusion_jax.data.examples import TextSettings, make_examples
 from fusion_jax.data.loaders import load_records
 from fusion_jax.data.records import OnBad, parse_rows
 from fusion_jax.data.tokenise import TokeniseSettings
+from fusion_jax.files import write_json
 from fusion_jax.hosts import HostSettings, connect, on_first
 from fusion_jax.markdown import markdown_table, save_figure
 from fusion_jax.models.folder import load, save
@@ -28,7 +29,7 @@ from fusion_jax.settings import to_json
 from fusion_jax.train.objectives import sft_objective
 from fusion_jax.train.optimise import TrainSettings, compute_for, optimise
 from fusion_jax.train.report import curves, training_figure
-from fusion_jax.train.run_folder import RunFolder, open_run
+from fusion_jax.train.run_folder import RESULTS, RunFolder, open_run
 from fusion_jax.train.state import OptimizerSettings
 from fusion_jax.zoo import model_path
 from fusion_jax.zoo.tasks import SKILLS, mixture
@@ -84,9 +85,10 @@ def main(s: Settings) -> None:
 
 
 def write_report(run: RunFolder, counts: dict[str, int]) -> None:
-    """report.md with the loss."""
-    loss = {name: f"{values[-1]:.4f}" for name, (_, values) in curves(run.path, ["loss"]).items()}
-    found = {**counts, **{f"final {name}": v for name, v in loss.items()}}
+    """report.md and results.json with the loss."""
+    final = {name: values[-1] for name, (_, values) in curves(run.path, ["loss"]).items()}
+    write_json(run.file(RESULTS), {"SFT": {name: [value] for name, value in final.items()}})
+    found = {**counts, **{f"final {name}": f"{value:.4f}" for name, value in final.items()}}
     table = markdown_table([{"what": k, "value": v} for k, v in found.items()])
     picture = save_figure(training_figure({"sft": run.path}), run.file("training.png"))
     run.file("report.md").write_text(f"# SFT\n\n{picture}\n\n{table}\n", encoding="utf-8")

@@ -23,7 +23,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -91,6 +91,8 @@ class Settings:
     reward_model: str = ""
     prompts_per_skill: int = 160
     test_per_skill: int = 60
+    source_rank: int = 1
+    pairs: Literal["target", "sources"] = "target"
     sft_share: float = 1 / 3
     held_out: float = 0.1
     tolerance: float = 0.0
@@ -106,7 +108,7 @@ class Settings:
     def __post_init__(self) -> None:
         bounded(self, "sft_share", "held_out", least=0, below=1)
         bounded(self, "tolerance", "test_per_skill", least=0)
-        bounded(self, "prompts_per_skill", "eval_new_tokens", least=1)
+        bounded(self, "prompts_per_skill", "eval_new_tokens", "source_rank", least=1)
 
 
 TINY_TRAINING = TrainSettings(
@@ -136,20 +138,21 @@ def main(s: Settings) -> None:
     connect(s.hosts)
     check(s)
     run = open_run(s.out, to_json(s), resume=s.resume)
-    if s.seeds == 1:
-        fuse(s, run)
-    else:
-        stages.over_seeds(run, "WRPO", s.seed, s.seeds, lambda seed, folder: {
-            row["model"]: {"accuracy": row["accuracy"]}
-            for row in fuse(dataclasses.replace(s, seed=seed, seeds=1), folder) if row["skill"] == "all"
-        })  # fmt: skip
+    stages.over_seeds(run, "WRPO", s.seed, s.seeds, lambda seed, folder: {
+        row["model"]: {"accuracy": row["accuracy"]}
+        for row in fuse(dataclasses.replace(s, seed=seed, seeds=1), folder) if row["skill"] == "all"
+    })  # fmt: skip
     run.finish()
 
 
 def check(s: Settings) -> None:
     """Refuse before the first stage what a later one would refuse."""
     verifier(s.verifier), verifier(s.accuracy, "accuracy")
-    for option, given in (("responses", s.responses), ("prompts", s.prompts), ("reward-model", s.reward_model)):
+    skipped = {
+        "responses": s.responses, "prompts": s.prompts, "reward-model": s.reward_model,
+        "source-rank": s.source_rank > 1, "pairs": s.pairs != "target",
+    }  # fmt: skip
+    for option, given in skipped.items():
         if s.quadruples and given:
             problem = "belongs to a stage that --quadruples skips"
             raise InputError(problem, field=f"--{option}", cure="Leave one of the two out")
@@ -192,15 +195,7 @@ def fuse(s: Settings, run: RunFolder) -> list[dict[str, Any]]:
         accuracy += judge(s, run, "SFT", start, test)
 
     if not s.quadruples:
-        own = run.stage(
-            "target_responses.jsonl",
-            lambda: rewarded(s, sampled(s, run, start, "target", [prompts[i] for i in preference_part])),
-        )
-        drops = counts["preference prompts"] = Counter[str](prompts=len(preference_part))
-        pairs = select.best_and_worst(own, drops, tolerance=s.tolerance)
-        quads = run.stage("quadruples.jsonl", lambda: select.quadruples(best, pairs))
-        drops += select.notes(quads) + Counter({"quadruples kept": len(quads)})
-        stages.check_enough(run, counts, len(quads) - round(len(quads) * s.held_out), s.preference, "--preference")
+        quads = preferences(s, run, start, scored, [prompts[i] for i in preference_part], counts)
 
     rows, drops = parse_rows(quads, "quad", file=s.quadruples or "quadruples.jsonl", on_bad=s.on_bad)
     counts["quadruples"] = drops + Counter({"used": len(rows)})
@@ -216,6 +211,29 @@ def fuse(s: Settings, run: RunFolder) -> list[dict[str, Any]]:
         save(fused, run.file("model"))
     on_first(lambda: write_report(s, run, accuracy, counts, source_wins))
     return accuracy
+
+
+def preferences(
+    s: Settings,
+    run: RunFolder,
+    start: Model,
+    scored: Sequence[Record],
+    prompts: Sequence[Record],
+    counts: dict[str, Counter[str]],
+) -> list[Record]:
+    """Stages 7 to 9: the best and the worst response to each prompt, beside the one that a source wrote."""
+    drops = counts["preference prompts"] = Counter[str](prompts=len(prompts))
+    asked = {p["prompt_id"] for p in prompts}
+    from_sources = [r for r in scored if r["prompt_id"] in asked]
+    judged = from_sources if s.pairs == "sources" else run.stage(
+        "target_responses.jsonl", lambda: rewarded(s, sampled(s, run, start, "target", prompts))
+    )  # fmt: skip
+    pairs = select.best_and_worst(judged, drops, tolerance=s.tolerance)
+    learnt = select.best_of(from_sources, names_of(scored), Counter(), rank=s.source_rank)
+    quads = run.stage("quadruples.jsonl", lambda: select.quadruples(learnt, pairs))
+    drops += select.notes(quads) + Counter({"quadruples kept": len(quads)})
+    stages.check_enough(run, counts, len(quads) - round(len(quads) * s.held_out), s.preference, "--preference")
+    return quads
 
 
 def ready_records(s: Settings, run: RunFolder) -> tuple[list[Record], list[Record]]:

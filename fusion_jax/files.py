@@ -35,10 +35,10 @@ def replacing(path: str | os.PathLike[str], *, sync: bool = True) -> Iterator[Pa
         temporary.unlink(missing_ok=True)
 
 
-def write_json(path: str | os.PathLike[str], value: Any, *, sync: bool = True) -> None:
-    """A JSON file with sorted keys; sync: see `replacing`."""
+def write_json(path: str | os.PathLike[str], value: Any, *, sync: bool = True, sort: bool = True) -> None:
+    """A JSON file; sync: see `replacing`; sort: keys in alphabetical order, else in their own."""
     with replacing(path, sync=sync) as temporary:
-        text = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False)
+        text = json.dumps(value, indent=2, sort_keys=sort, ensure_ascii=False)
         temporary.write_text(text + "\n", encoding="utf-8")
 
 

@@ -14,11 +14,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
-import yaml
-
 from fusion_jax.errors import InputError
 from fusion_jax.merge.arithmetic import MathDtype, Method, Parameter
 from fusion_jax.merge.parameters import Place, Settings, mapping, nearest, read_settings, sequence, shown
+from fusion_jax.yaml_files import read_yaml
 
 SEEDS = 2**32
 REVISION = re.compile(r"(.*[^/])@([^/@]+)")
@@ -115,7 +114,7 @@ def read_recipe(source: str | os.PathLike[str] | Mapping[str, Any], methods: Map
         take, a LoRA; names the field and the cure.
     """
     place = Place(None if isinstance(source, Mapping) else os.fspath(source))
-    raw = source if isinstance(source, Mapping) else _read_yaml(Path(source))
+    raw = source if isinstance(source, Mapping) else read_yaml(Path(source), "recipe")
     if isinstance(raw, Mapping) and "modules" in raw:
         raise (place / "modules").error("several modules are not merged", "Write the one module's models or slices")
     top = mapping(raw, KEYS, place)
@@ -139,45 +138,6 @@ def read_recipe(source: str | os.PathLike[str] | Mapping[str, Any], methods: Map
     )  # fmt: skip
     _check_required(recipe, method, place)
     return replace(recipe, vocabulary=_vocabulary(top, recipe, place))
-
-
-class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader, which builds plain values only; a key that stands twice is an error here."""
-
-    def compose_mapping_node(self, anchor: Any) -> Any:
-        node = super().compose_mapping_node(anchor)
-        seen = set()
-        for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode) and key.value in seen:
-                raise yaml.composer.ComposerError(None, None, f"the key '{key.value}' stands twice", key.start_mark)
-            seen.add(key.value if isinstance(key, yaml.ScalarNode) else None)
-        return node
-
-
-def _read_yaml(path: Path) -> Any:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise InputError("there is no such file", file=path, cure="Check the recipe's path") from None
-    except IsADirectoryError:
-        raise InputError("is a folder, not a recipe", file=path, cure="Give the YAML file in it") from None
-    except UnicodeDecodeError:
-        raise InputError("is not UTF-8 text", file=path, cure="Give a recipe in YAML") from None
-    try:
-        return yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError as error:
-        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None) or "is not YAML"
-        line = "" if mark is None else f"line {mark.line + 1}: "
-        if "could not determine a constructor" in problem:
-            tag = problem.rpartition(" ")[2]
-            raise InputError(
-                f"{line}asks for an object of type {tag}", file=path,
-                cure="Write plain values; recipes never run code",
-            ) from None  # fmt: skip
-        cure = "Correct the indentation or quoting there"
-        raise InputError(f"{line}is broken YAML ({problem})", file=path, cure=cure) from None
-    except (RecursionError, ValueError) as error:
-        raise InputError(f"is broken YAML ({type(error).__name__})", file=path, cure="Write plain values") from None
 
 
 def _model(raw: Any, place: Place, revisions: dict[str, str]) -> str:

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from fusion_jax.merge.differences import counts, row_counts
 
 Array = jax.Array
 U = jnp.uint32
-SIGN = U(1 << 31)
+SIGN = np.uint32(1 << 31)  # of NumPy: an import takes no device
 
 
 def largest(values: Array, k: Array | int) -> Array:

@@ -74,4 +74,4 @@ def show(planned: Sequence[Planned], ask: Ask) -> None:
             console.print(f"## {one.title} on {ask.slice}\n\nnot planned: {error}\n")
     where = slice_of(ask.slice)
     options = " ".join(f"--{name}={value}" for name, value in where.chip.compiler_options.items())
-    console.print(f'{LEGEND}\nCompiler options, which training steps on TPU take too: {options}')
+    console.print(f"{LEGEND}\nCompiler options, which training steps on TPU take too: {options}")

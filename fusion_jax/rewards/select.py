@@ -54,15 +54,29 @@ def _usable(responses: Sequence[Record], drops: Counter[str]) -> list[Record]:
     return kept
 
 
-def best_of(responses: Sequence[Record], sources: Sequence[str], drops: Counter[str]) -> dict[str, Record]:
-    """The highest-scoring response of each prompt; ties go to the earlier source, then the earlier sample."""
-    rank = {name: i for i, name in enumerate(sources)}
+def best_of(
+    responses: Sequence[Record], sources: Sequence[str], drops: Counter[str], *, rank: int = 1
+) -> dict[str, Record]:
+    """The highest-scoring response of each prompt; ties go to the earlier source, then the earlier sample.
+
+    Args:
+      rank: 2 is the next best response of another text, and so on; prompts with fewer texts are counted in `drops`.
+    """
+    place = {name: i for i, name in enumerate(sources)}
 
     def key(record: Record) -> tuple[float, int, int]:
-        return (-record["reward"], rank.get(record["source_model"], len(rank)), record["sample"])
+        return (-record["reward"], place.get(record["source_model"], len(place)), record["sample"])
 
-    kept = by_prompt(_usable(responses, drops))
-    return {prompt: min(records, key=key) for prompt, records in kept.items()}
+    out = {}
+    for prompt, records in by_prompt(_usable(responses, drops)).items():
+        ranked: dict[str, Record] = {}
+        for record in sorted(records, key=key):
+            ranked.setdefault(record["response"], record)
+        if len(ranked) < rank:
+            drops[f"prompt: fewer than {rank} source responses"] += 1
+        else:
+            out[prompt] = list(ranked.values())[rank - 1]
+    return out
 
 
 def best_and_worst(

@@ -1,4 +1,4 @@
-"""A run is a folder: config.json, metrics.jsonl, checkpoints/, stage files, report.md, model/, log.txt.
+"""A run is a folder: config.json, metrics.jsonl, checkpoints/, stage files, results.json, report.md, model/, log.txt.
 
 `open_run` decides what may happen to a folder that is there already: a finished run is never overwritten, an
 unfinished one goes on only with `resume`, and only with the settings it was started with; one that stopped before it
@@ -27,6 +27,7 @@ from fusion_jax.hosts import agreed_exists, first_host, on_first
 
 CONFIG, METRICS, FINISHED = "config.json", "metrics.jsonl", "finished.json"
 LOG, REPORT = "log.txt", "report.md"
+RESULTS = "results.json"  # {model: {measure: [a value of each seed]}}
 SEEN_SECONDS = 60.0  # for what one host has written to be seen by the others
 
 
@@ -96,7 +97,7 @@ def open_run(out: str | os.PathLike[str], config: dict[str, Any], *, resume: boo
             cure="Give a folder that all hosts see, for instance a bucket mounted with gcsfuse",
         )  # fmt: skip
     path = Path(out)
-    kept = {k: v for k, v in config.items() if k not in ("out", "resume", "hosts")}
+    kept = _kept(config)
     on_first(lambda: _open(path, kept, resume=resume))
     _check_shared(path, kept)
     return RunFolder(path, Console(quiet=not first_host()))
@@ -145,14 +146,27 @@ def _made_nothing(path: Path, kept: dict[str, Any]) -> bool:
     return ours and all(p.name in (CONFIG, LOG, REPORT) for p in path.rglob("*") if not p.is_dir())
 
 
+def _kept(config: dict[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in config.items() if k not in ("out", "resume", "hosts")}
+
+
 def _check_same(path: Path, kept: dict[str, Any], *, resume: bool) -> None:
     """Refuse a run that is finished, not to be resumed, or of other settings."""
-    before, kept = _comparable(read_json(path / CONFIG)), _comparable(kept)
-    changed = sorted(k for k in before.keys() | kept.keys() if before.get(k) != kept.get(k))
     if not resume:
         state = "a finished run" if (path / FINISHED).exists() else "an unfinished run"
         cure = "Choose another --out" + ("" if (path / FINISHED).exists() else " or continue it with --resume True")
         raise InputError(f"holds {state}", file=path, field="--out", cure=cure)
+    check_settings(path, kept)
+
+
+def check_settings(path: Path, config: dict[str, Any]) -> None:
+    """Refuse a run that was started with other settings than `config`.
+
+    Raises:
+      InputError: names the first setting that differs.
+    """
+    before, kept = _comparable(read_json(path / CONFIG)), _comparable(_kept(config))
+    changed = sorted(k for k in before.keys() | kept.keys() if before.get(k) != kept.get(k))
     if changed:
         name = changed[0]
         raise InputError(

@@ -16,13 +16,14 @@ from fusion_jax.data.jsonl import Record, read_jsonl
 from fusion_jax.errors import InputError
 from fusion_jax.evals.accuracy import by_skill, evaluate, mean_interval, paired_difference
 from fusion_jax.evals.perplexity import surprise
+from fusion_jax.files import write_json
 from fusion_jax.hosts import agreed_exists, first_host, on_first
 from fusion_jax.markdown import markdown_table, save_figure
 from fusion_jax.models.folder import Model, check_folder, load, save
 from fusion_jax.train.objectives import FusionSettings, fusion_objective
 from fusion_jax.train.optimise import TrainSettings, compute_for, optimise, step_count
 from fusion_jax.train.report import training_figure
-from fusion_jax.train.run_folder import REPORT, RunFolder
+from fusion_jax.train.run_folder import REPORT, RESULTS, RunFolder
 from fusion_jax.zoo import model_path
 
 
@@ -217,19 +218,27 @@ def paired_table(run: RunFolder, models: Sequence[str]) -> str:
 def over_seeds(
     run: RunFolder, title: str, first: int, count: int, one: Callable[[int, RunFolder], dict[str, dict[str, float]]]
 ) -> None:
-    """A whole run with several seeds: mean and 95 % Student interval of every model's every measure.
+    """A whole run with one seed or several: results.json holds what was measured; of several, report.md has the mean
+    and the 95 % Student interval of every model's every measure.
 
     Args:
-      one: (seed, its folder) -> {model: {measure: value}}.
+      one: (seed, its folder) -> {model: {measure: value}}; a single seed has the run's own folder and report.
     """
     if count < 1:
         raise InputError(f"{count} is out of range", field="--seeds", cure="Give 1 or more")
     seen: dict[str, dict[str, list[float]]] = {}
     for seed in range(first, first + count):
-        run.log(f"seed {seed}")
-        for name, measured in one(seed, run.sub(f"seed-{seed}")).items():
+        if count > 1:
+            run.log(f"seed {seed}")
+        for name, measured in one(seed, run if count == 1 else run.sub(f"seed-{seed}")).items():
             for measure, value in measured.items():
                 seen.setdefault(name, {}).setdefault(measure, []).append(value)
+    on_first(lambda: write_json(run.file(RESULTS), seen, sort=False))
+    if count > 1:
+        _report_seeds(run, title, count, seen)
+
+
+def _report_seeds(run: RunFolder, title: str, count: int, seen: Mapping[str, Mapping[str, Sequence[float]]]) -> None:
     table = []
     for name, measures in seen.items():
         line = {"model": name}

@@ -36,6 +36,17 @@ def test_the_best_source_response_and_its_ties():
     assert select.best_of(records[::-1], ["b", "a", "c"], Counter())["q"]["response"] == "second source"
 
 
+def test_the_second_best_source_response_is_another_text():
+    records = [
+        response("p", 1.0, "same", "a"), response("p", 1.0, "same", "b"), response("p", 0.5, "other", "b", 1),
+        response("p", 0.2, "worse", "a", 1), response("q", 1.0, "only"),
+    ]  # fmt: skip
+    drops = Counter[str]()
+    found = select.best_of(records, ["a", "b"], drops, rank=2)
+    assert {prompt: record["response"] for prompt, record in found.items()} == {"p": "other"}
+    assert drops == {"prompt: fewer than 2 source responses": 1}
+
+
 def test_best_and_worst_with_every_reason_to_drop():
     records = [
         response("good", 0.2, "low", sample=1), response("good", 0.9, "high", sample=2),

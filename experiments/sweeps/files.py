@@ -1,0 +1,221 @@
+"""Sweep files: YAML read into cells whose options the experiment was asked about, before anything runs."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import importlib.util
+import io
+import itertools
+import re
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from fusion_jax.errors import InputError
+from fusion_jax.merge.parameters import Place, mapping, nearest, sequence, shown
+from fusion_jax.settings import parse, to_json
+from fusion_jax.yaml_files import read_yaml
+
+EXPERIMENTS = Path(__file__).resolve().parents[1]
+FIELDS = ("about", "experiment", "options", "grid", "cells", "models", "published")
+OWN = ("out", "resume", "seed", "seeds", "train.seed")  # what the sweep itself gives every run
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One combination of options. args: its command line, without seed and folder; settings: what they amount to."""
+
+    name: str
+    options: Mapping[str, Any]
+    args: tuple[str, ...]
+    settings: Any
+
+    @property
+    def folder(self) -> str:
+        return re.sub(r"[^\w.=+-]+", "_", self.name).lstrip(".")[:100]
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A sweep file as it was read. experiment: the script; seed: the option that seeds it; grid: the options that tell
+    cells apart, none where they have names; models: those that are shown, none for all; published: of a cell, as one
+    text or by model.
+    """
+
+    file: Path
+    about: str
+    experiment: Path
+    seed: str
+    cells: tuple[Cell, ...]
+    grid: tuple[str, ...]
+    models: tuple[str, ...]
+    published: Mapping[str, str | Mapping[str, str]]
+
+    @property
+    def name(self) -> str:
+        return self.file.stem
+
+    def config(self, cell: Cell, seed: int) -> dict[str, Any]:
+        """Every setting of a run."""
+        config = to_json(cell.settings)
+        *outer, last = self.seed.split(".")
+        inner = config
+        for name in outer:
+            inner = inner[name]
+        inner[last] = seed
+        return config
+
+
+def read_sweep(path: Path) -> Sweep:
+    """A sweep from its YAML file.
+
+    Raises:
+      InputError: no such file, broken YAML, a key, experiment or option that is unknown (naming the nearest), a value
+        that the experiment does not take, an option that belongs to the sweep, no cells or two of one name.
+    """
+    place = Place(str(path))
+    top = mapping(read_yaml(path, "sweep"), FIELDS, place)
+    script, module = _experiment(top.get("experiment"), place / "experiment", path.parent)
+    presets = getattr(module, "PRESETS", None) or {"tiny": module.Settings()}
+    known = set(_names(next(iter(presets.values()))))
+    seed = next((name for name in ("seed", "train.seed") if name in known), "")
+    if not ({"out", "resume"} <= known and seed):
+        raise (place / "experiment").error(
+            f"{script.name} has no --out, --resume and --seed", "Name one whose runs are folders that can be resumed"
+        )
+    shared = _options(top.get("options"), place / "options", known)
+    given = [key for key in ("grid", "cells") if top.get(key)]
+    if len(given) != 1:
+        raise (place / "grid").error(f"{'stands beside' if given else 'is missing, as are'} cells", "Give one of both")
+    own = (_grid if given == ["grid"] else _named)(top[given[0]], place / given[0], known)
+    cells = []
+    for name, options in own.items():
+        options = {**shared, **options}
+        args = tuple(itertools.chain(*([_flag(key), *_texts(value)] for key, value in options.items())))
+        settings = _asked(module, presets, args, place / given[0] / name)
+        cells.append(Cell(name, options, args, settings))
+    _check_folders(cells, place / given[0])
+    return Sweep(
+        path, str(top.get("about", "")), script, seed, tuple(cells),
+        tuple(key.replace("-", "_") for key in top["grid"]) if given == ["grid"] else (),
+        tuple(map(str, sequence(top["models"], place / "models"))) if top.get("models") else (),
+        _published(top.get("published"), place / "published", list(own)),
+    )  # fmt: skip
+
+
+def _experiment(raw: Any, place: Place, beside: Path) -> tuple[Path, ModuleType]:
+    """The script of an experiment and its module: one of experiments/ by name, or a .py file beside the sweep."""
+    if not isinstance(raw, str):
+        raise place.error(
+            "is missing" if raw is None else f"must be a name, not {shown(raw)}", "Name one, such as wrpo"
+        )
+    if raw.endswith(".py"):
+        script = (beside / raw).resolve()
+        name = f"swept_{script.stem}"
+        spec = importlib.util.spec_from_file_location(name, script) if script.is_file() else None
+        if spec is None or spec.loader is None:
+            raise place.error(f"there is no {script}", "Give the path of an experiment, from the sweep file's folder")
+        module = sys.modules[name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    else:
+        names = [p.stem for p in EXPERIMENTS.glob("[a-z]*.py")]
+        if raw not in names:
+            raise place.error(f"no experiment is called {shown(raw)}", nearest(raw, names))
+        script, module = EXPERIMENTS / f"{raw}.py", importlib.import_module(f"experiments.{raw}")
+    if not dataclasses.is_dataclass(getattr(module, "Settings", None)):
+        raise place.error(f"{script.name} has no Settings", "Name an experiment")
+    return script, module
+
+
+def _names(settings: Any, prefix: str = "") -> Iterator[str]:
+    """Dotted names of all settings."""
+    for field in dataclasses.fields(settings):
+        value = getattr(settings, field.name)
+        if dataclasses.is_dataclass(value):
+            yield from _names(value, f"{prefix}{field.name}.")
+        else:
+            yield prefix + field.name
+
+
+def _options(raw: Any, place: Place, known: set[str]) -> dict[str, Any]:
+    out = {}
+    for key, value in mapping(raw, None, place).items():
+        name = str(key).replace("-", "_")
+        if name in OWN:
+            raise (place / str(key)).error("is given by the sweep", "Leave it out; see --seed, --seeds and --out")
+        if name not in known | {"preset"}:
+            raise (place / str(key)).error("is no setting of the experiment", nearest(name, known | {"preset"}))
+        if not all(isinstance(v, bool | int | float | str) for v in (value if isinstance(value, list) else [value])):
+            raise (place / str(key)).error(f"must be a value or a list of values, not {shown(value)}", "Write one")
+        out[name] = value
+    return out
+
+
+def _grid(raw: Any, place: Place, known: set[str]) -> dict[str, dict[str, Any]]:
+    """Every combination, the last option changing first; named by the last parts of the options' names."""
+    values = {}
+    for key, several in mapping(raw, None, place).items():
+        each = [_options({key: value}, place, known) for value in sequence(several, place / str(key))]
+        values[next(iter(each[0]))] = [next(iter(one.values())) for one in each]
+    last = [key.rpartition(".")[2] for key in values]
+    short = dict(zip(values, last if len(set(last)) == len(last) else values))
+    out: dict[str, dict[str, Any]] = {}
+    for combination in itertools.product(*values.values()):
+        options = dict(zip(values, combination))
+        name = ", ".join(f"{short[key]}={'+'.join(_texts(value))}" for key, value in options.items())
+        if name in out:
+            raise place.error(f"{name} stands twice", "Give each value once")
+        out[name] = options
+    return out
+
+
+def _named(raw: Any, place: Place, known: set[str]) -> dict[str, dict[str, Any]]:
+    cells = mapping(raw, None, place)
+    return {str(name): _options(options, place / str(name), known) for name, options in cells.items()}
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def _texts(value: Any) -> list[str]:
+    """A value as the command line takes it."""
+    return [str(v) for v in (value if isinstance(value, list) else [value])]
+
+
+def _asked(module: ModuleType, presets: Mapping[str, Any], args: tuple[str, ...], place: Place) -> Any:
+    """What the experiment makes of a command line."""
+    told = io.StringIO()
+    try:
+        with redirect_stderr(told), redirect_stdout(told):
+            return parse(module.Settings, presets, args, description="")
+    except SystemExit:
+        lines = [line.strip("╭╮╰╯│─- ") for line in told.getvalue().splitlines()]  # a frame with a title
+        problem = " ".join([line for line in lines if line][1:]).partition("For full helptext")[0].rstrip(" .")
+        raise place.error(f"the experiment does not take {' '.join(args)} ({problem})", "Correct the value") from None
+    except InputError as error:
+        field = f"{place.field}: {error.field}"
+        raise InputError(error.problem, file=place.file, field=field, cure=error.cure) from None
+
+
+def _check_folders(cells: list[Cell], place: Place) -> None:
+    """Each cell has a folder of its own."""
+    folders: dict[str, str] = {}
+    for cell in cells:
+        other = folders.setdefault(cell.folder.lower(), cell.name)
+        if other != cell.name or not cell.folder:
+            raise place.error(f"{shown(cell.name)} would have the folder of {shown(other)}", "Rename one of them")
+
+
+def _published(raw: Any, place: Place, cells: list[str]) -> dict[str, str | dict[str, str]]:
+    out: dict[str, str | dict[str, str]] = {}
+    for name, text in mapping(raw, None, place).items():
+        if name not in cells:
+            raise (place / str(name)).error("is no cell", nearest(name, cells))
+        out[name] = {str(k): str(v) for k, v in text.items()} if isinstance(text, Mapping) else str(text)
+    return out
