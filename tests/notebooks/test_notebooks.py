@@ -1,0 +1,93 @@
+"""The notebooks as a reader runs them: valid, stored without outputs, executed from the first cell to the last."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+os.environ.setdefault("JUPYTER_PLATFORM_DIRS", "1")  # else jupyter_core warns of its old folders when imported
+
+import nbformat
+from nbclient import NotebookClient
+
+from tests.small import ROOT, pairs, quads, small_folder, write
+
+NAMES = ["wrpo_tpu", "fusechat_tpu"]
+
+
+def read(name):
+    return nbformat.read(ROOT / f"experiments/notebooks/{name}.ipynb", as_version=nbformat.NO_CONVERT)
+
+
+def executed(book, folder, monkeypatch, **sources):
+    """Outputs of every cell by its id, after the cells named in `sources` were replaced; run in `folder`, on a CPU."""
+    for name, source in sources.items():
+        next(cell for cell in book.cells if cell.id == name).source = source
+    for variable, value in {
+        "PYTHONPATH": ROOT, "JAX_PLATFORMS": "cpu", "IPYTHONDIR": folder / "ipython", "JUPYTER_RUNTIME_DIR": folder / "jupyter",
+    }.items():  # fmt: skip
+        monkeypatch.setenv(variable, str(value))
+    NotebookClient(book, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(folder)}}).execute()
+    return {cell.id: cell.outputs for cell in book.cells if cell.cell_type == "code"}
+
+
+def shown(outputs, kind):
+    """What a cell displays of one kind of content."""
+    return [output.data[kind] for output in outputs if output.output_type == "display_data" and kind in output.data]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_valid_explained_and_without_outputs(name):
+    book = read(name)
+    nbformat.validate(book)
+    assert (book.nbformat, book.nbformat_minor, book.metadata.kernelspec.name) == (4, 5, "python3")
+    code = [i for i, cell in enumerate(book.cells) if cell.cell_type == "code"]
+    assert all(not book.cells[i].outputs and book.cells[i].execution_count is None for i in code)
+    assert all(book.cells[i - 1].cell_type == "markdown" for i in code)
+    assert [cell.id for cell in book.cells if "parameters" in cell.metadata.get("tags", [])] == ["parameters"]
+
+
+def test_wrpo_runs_shows_its_report_and_takes_other_checkpoints(tmp_path, monkeypatch):
+    """Once with the miniatures, and the run cell again; once with a folder and ready quadruples."""
+    train = [f"--{stage}.{option}" for stage in ("sft", "preference") for option in ("epochs=1", "batch-size=4")]
+    train = ["--baseline=False", *train]
+    settings = ["--prompts-per-skill=8", "--test-per-skill=2", "--sources", "zoo:qwen-source", *train]
+    options = ["--quadruples", str(write(tmp_path / "quads.jsonl", quads(8))), *train]
+    book = read("wrpo_tpu")
+    book.cells.append(nbformat.v4.new_code_cell(id="again", source="run(OUT, *SETTINGS)"))
+    outputs = executed(
+        book, tmp_path, monkeypatch,
+        parameters=f"REPOSITORY, OUT, SETTINGS = '', 'runs/quick', {settings}",
+        checkpoints=f"TARGET, SOURCES, OPTIONS = {str(small_folder(tmp_path / 'model'))!r}, [], {options}",
+    )  # fmt: skip
+    text = "\n".join(shown(outputs["report"], "text/markdown"))
+    for model in ("Target", "qwen-source", "SFT", "SFT-WRPO"):
+        assert f"\n| {model} |" in text
+    assert len(shown(outputs["report"], "image/png")) == 2
+    assert "cpu" in outputs["devices"][-1].data["text/plain"].lower()
+    assert not outputs["install"] and not outputs["drive"] and not outputs["plan"]
+    own = shown(outputs["run-checkpoints"], "text/markdown")
+    assert any("| quadruples | used | 8 |" in part for part in own)
+    assert (tmp_path / "runs/quick-checkpoints/model/config.json").exists()
+    lines = "".join(shown(outputs["again"], "text/plain")).splitlines()
+    assert any(line.startswith("answers/SFT-WRPO.jsonl") and line.endswith("records, read") for line in lines)
+
+
+def test_fusechat_runs_shows_its_report_and_takes_other_checkpoints(tmp_path, monkeypatch):
+    """Once with the miniatures, once with a folder as pivot and chats from a file."""
+    train = ["--arms=pairwise", "--train.epochs=1", "--train.batch-size=8"]
+    settings = ["--chats-per-skill=3", "--test-per-skill=1", "--sources", "zoo:qwen-source", "zoo:llama-source", *train]
+    chats = [{"prompt": pair["prompt"], "response": pair["chosen"]} for pair in pairs(8)]
+    options = ["--chats", str(write(tmp_path / "chats.jsonl", chats)), *train]
+    outputs = executed(
+        read("fusechat_tpu"), tmp_path, monkeypatch,
+        parameters=f"REPOSITORY, OUT, SETTINGS = '', 'runs/quick', {settings}",
+        checkpoints=f"PIVOT, SOURCES, OPTIONS = {str(small_folder(tmp_path / 'model'))!r}, ['zoo:qwen-source'], {options}",
+    )  # fmt: skip
+    text = "\n".join(shown(outputs["report"], "text/markdown"))
+    for model in ("target", "qwen-source", "with-qwen-source", "with-llama-source", "merged by sce"):
+        assert f"\n| {model} |" in text
+    assert len(shown(outputs["report"], "image/png")) == 1
+    assert any("| chats | 8 |" in part for part in shown(outputs["run-checkpoints"], "text/markdown"))
+    assert (tmp_path / "runs/quick-checkpoints/targets/with-qwen-source/config.json").exists()
