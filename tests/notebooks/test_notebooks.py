@@ -20,10 +20,14 @@ def read(name):
     return nbformat.read(ROOT / f"experiments/notebooks/{name}.ipynb", as_version=nbformat.NO_CONVERT)
 
 
+def cell(book, name):
+    return next(cell for cell in book.cells if cell.id == name)
+
+
 def executed(book, folder, monkeypatch, **sources):
     """Outputs of every cell by its id, after the cells named in `sources` were replaced; run in `folder`, on a CPU."""
-    for name, source in sources.items():
-        next(cell for cell in book.cells if cell.id == name).source = source
+    for name, text in sources.items():
+        cell(book, name).source = text
     for variable, value in {
         "PYTHONPATH": ROOT, "JAX_PLATFORMS": "cpu", "IPYTHONDIR": folder / "ipython", "JUPYTER_RUNTIME_DIR": folder / "jupyter",
     }.items():  # fmt: skip
@@ -49,45 +53,47 @@ def test_valid_explained_and_without_outputs(name):
 
 
 def test_wrpo_runs_shows_its_report_and_takes_other_checkpoints(tmp_path, monkeypatch):
-    """Once with the miniatures, and the run cell again; once with a folder and ready quadruples."""
+    """Once with the miniatures, and the run cell again; once with a folder, ready quadruples and the page's options."""
+    small_folder(tmp_path / "model")
+    write(tmp_path / "quads.jsonl", quads(132))
     train = [f"--{stage}.{option}" for stage in ("sft", "preference") for option in ("epochs=1", "batch-size=4")]
-    train = ["--baseline=False", *train]
-    settings = ["--prompts-per-skill=8", "--test-per-skill=2", "--sources", "zoo:qwen-source", *train]
-    options = ["--quadruples", str(write(tmp_path / "quads.jsonl", quads(8))), *train]
+    settings = ["--prompts-per-skill=8", "--test-per-skill=2", "--sources", "zoo:qwen-source", "--baseline=False"]
+    own = ["--prompts=", "--quadruples=quads.jsonl", "--baseline=False"]
     book = read("wrpo_tpu")
     book.cells.append(nbformat.v4.new_code_cell(id="again", source="run(OUT, *SETTINGS)"))
     outputs = executed(
         book, tmp_path, monkeypatch,
-        parameters=f"REPOSITORY, OUT, SETTINGS = '', 'runs/quick', {settings}",
-        checkpoints=f"TARGET, SOURCES, OPTIONS = {str(small_folder(tmp_path / 'model'))!r}, [], {options}",
+        parameters=f"REPOSITORY, OUT, SETTINGS = '', 'runs/quick', {settings + train}",
+        checkpoints=f"{cell(book, 'checkpoints').source}\nTARGET, SOURCES, OPTIONS = 'model', [], [*OPTIONS, *{own}]",
     )  # fmt: skip
-    text = "\n".join(shown(outputs["report"], "text/markdown"))
+    report = "\n".join(shown(outputs["report"], "text/markdown"))
     for model in ("Target", "qwen-source", "SFT", "SFT-WRPO"):
-        assert f"\n| {model} |" in text
+        assert f"\n| {model} |" in report
     assert len(shown(outputs["report"], "image/png")) == 2
     assert "cpu" in outputs["devices"][-1].data["text/plain"].lower()
     assert not outputs["install"] and not outputs["drive"] and not outputs["plan"]
-    own = shown(outputs["run-checkpoints"], "text/markdown")
-    assert any("| quadruples | used | 8 |" in part for part in own)
-    assert (tmp_path / "runs/quick-checkpoints/model/config.json").exists()
     lines = "".join(shown(outputs["again"], "text/plain")).splitlines()
     assert any(line.startswith("answers/SFT-WRPO.jsonl") and line.endswith("records, read") for line in lines)
+    assert "| wrpo | used | 128 |" in "\n".join(shown(outputs["run-checkpoints"], "text/markdown"))
+    assert (tmp_path / "runs/quick-checkpoints/model/config.json").exists()
 
 
 def test_fusechat_runs_shows_its_report_and_takes_other_checkpoints(tmp_path, monkeypatch):
-    """Once with the miniatures, once with a folder as pivot and chats from a file."""
-    train = ["--arms=pairwise", "--train.epochs=1", "--train.batch-size=8"]
-    settings = ["--chats-per-skill=3", "--test-per-skill=1", "--sources", "zoo:qwen-source", "zoo:llama-source", *train]
-    chats = [{"prompt": pair["prompt"], "response": pair["chosen"]} for pair in pairs(8)]
-    options = ["--chats", str(write(tmp_path / "chats.jsonl", chats)), *train]
+    """Once with the miniatures; once with a folder as pivot, chats from a file and the page's options."""
+    small_folder(tmp_path / "model")
+    write(tmp_path / "chats.jsonl", [{"prompt": pair["prompt"], "response": pair["chosen"]} for pair in pairs(128)])
+    settings = ["--chats-per-skill=3", "--test-per-skill=1", "--sources", "zoo:qwen-source", "zoo:llama-source"]
+    train = ["--arms=pairwise", "--train.epochs=1"]
+    book = read("fusechat_tpu")
     outputs = executed(
-        read("fusechat_tpu"), tmp_path, monkeypatch,
-        parameters=f"REPOSITORY, OUT, SETTINGS = '', 'runs/quick', {settings}",
-        checkpoints=f"PIVOT, SOURCES, OPTIONS = {str(small_folder(tmp_path / 'model'))!r}, ['zoo:qwen-source'], {options}",
+        book, tmp_path, monkeypatch,
+        parameters=f"REPOSITORY, OUT, SETTINGS = '', 'runs/quick', {[*settings, *train, '--train.batch-size=8']}",
+        checkpoints=f"{cell(book, 'checkpoints').source}\nPIVOT, SOURCES = 'model', ['zoo:qwen-source']\n"
+        f"OPTIONS = [*OPTIONS, *{[*train, '--align.workers=0']}]",
     )  # fmt: skip
-    text = "\n".join(shown(outputs["report"], "text/markdown"))
+    report = "\n".join(shown(outputs["report"], "text/markdown"))
     for model in ("target", "qwen-source", "with-qwen-source", "with-llama-source", "merged by sce"):
-        assert f"\n| {model} |" in text
+        assert f"\n| {model} |" in report
     assert len(shown(outputs["report"], "image/png")) == 1
-    assert any("| chats | 8 |" in part for part in shown(outputs["run-checkpoints"], "text/markdown"))
+    assert "| chats | 128 |" in "\n".join(shown(outputs["run-checkpoints"], "text/markdown"))
     assert (tmp_path / "runs/quick-checkpoints/targets/with-qwen-source/config.json").exists()
