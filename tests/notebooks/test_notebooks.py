@@ -56,14 +56,14 @@ def test_wrpo_runs_shows_its_report_and_takes_other_checkpoints(tmp_path, monkey
     """Once with the miniatures, and the run cell again; once with a folder, ready quadruples and the page's options."""
     small_folder(tmp_path / "model")
     write(tmp_path / "quads.jsonl", quads(132))
-    train = [f"--{stage}.{option}" for stage in ("sft", "preference") for option in ("epochs=1", "batch-size=4")]
-    settings = ["--prompts-per-skill=8", "--test-per-skill=2", "--sources", "zoo:qwen-source", "--baseline=False"]
+    settings = ["--prompts-per-skill=8", "--test-per-skill=1", "--sources", "zoo:qwen-source", "--baseline=False"]
+    settings += ["--held-out=0", "--sft.epochs=1", "--preference.epochs=1"]
     own = ["--prompts=", "--quadruples=quads.jsonl", "--baseline=False"]
     book = read("wrpo_tpu")
     book.cells.append(nbformat.v4.new_code_cell(id="again", source="run(OUT, *SETTINGS)"))
     outputs = executed(
         book, tmp_path, monkeypatch,
-        parameters=f"REPOSITORY, OUT, SETTINGS = '', 'runs/quick', {settings + train}",
+        parameters=f"REPOSITORY, OUT, SETTINGS = '', 'runs/quick', {settings}",
         checkpoints=f"{cell(book, 'checkpoints').source}\nTARGET, SOURCES, OPTIONS = 'model', [], [*OPTIONS, *{own}]",
     )  # fmt: skip
     report = "\n".join(shown(outputs["report"], "text/markdown"))
@@ -87,7 +87,7 @@ def test_fusechat_runs_shows_its_report_and_takes_other_checkpoints(tmp_path, mo
     book = read("fusechat_tpu")
     outputs = executed(
         book, tmp_path, monkeypatch,
-        parameters=f"REPOSITORY, OUT, SETTINGS = '', 'runs/quick', {[*settings, *train, '--train.batch-size=8']}",
+        parameters=f"REPOSITORY, OUT, SETTINGS = '', 'runs/quick', {settings + train}",
         checkpoints=f"{cell(book, 'checkpoints').source}\nPIVOT, SOURCES = 'model', ['zoo:qwen-source']\n"
         f"OPTIONS = [*OPTIONS, *{[*train, '--align.workers=0']}]",
     )  # fmt: skip
