@@ -96,7 +96,7 @@ def splash_attention(
       interpret: the kernel in plain JAX, for tests on a CPU.
     """
     tokens = q.shape[1]
-    masks = layer_masks(tokens, windows, branches)
+    limits, masks = zip(*layer_masks(tokens, windows, branches).items())
     if branches is not None and prompt_lengths is not None:
         place = jnp.arange(tokens)
         segment_ids = ((place < prompt_lengths[:, None]) | (place >= branches[0])).astype(jnp.int32)
@@ -106,16 +106,15 @@ def splash_attention(
     if len(set(masks)) == 1:
         out = calls[0](q, k, v, ids)
     else:
-        limits = jnp.asarray(sorted(set(windows)))
-        out = jax.lax.switch(jnp.searchsorted(limits, window), calls, q, k, v, ids)
+        out = jax.lax.switch(jnp.searchsorted(jnp.asarray(limits), window), calls, q, k, v, ids)
     return out.swapaxes(1, 2)[:, :tokens]
 
 
-def layer_masks(tokens: int, windows: tuple[int, ...], branches: tuple[int, int] | None) -> list[TreeMask]:
+def layer_masks(tokens: int, windows: tuple[int, ...], branches: tuple[int, int] | None) -> dict[int, TreeMask]:
     """The mask of each different window of the layers, in rising order; rows are filled up to whole tiles."""
     prompt, branch = (0, 0) if branches is None else (branches[0], (tokens - branches[0]) // branches[1])
     padded = tokens + -tokens % LANES
-    return [TreeMask(padded, 0 if w >= tokens else w, prompt, branch) for w in sorted(set(windows)) or [0]]
+    return {w: TreeMask(padded, 0 if w >= tokens else w, prompt, branch) for w in sorted(set(windows)) or [0]}
 
 
 def _pad(x: Array, tokens: int) -> Array:

@@ -27,7 +27,6 @@ ENVIRONMENT = {
     "TPU_WORKER_HOSTNAMES": "localhost", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1", "TPU_MIN_LOG_LEVEL": "3",
     "TPU_STDERR_LOG_LEVEL": "3", "TF_CPP_MIN_LOG_LEVEL": "3",
 }  # fmt: skip
-LIBTPU = "0.0.42.1"
 SCHEDULED, BUFFERS = "after_optimizations_after_buffer_assignment.txt", "after_optimizations-buffer-assignment.txt"
 USAGE, OVERFLOWN = "after_optimizations-memory-usage-report.txt", "oom_intermediate_module.txt"
 

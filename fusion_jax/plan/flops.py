@@ -100,10 +100,9 @@ def kernel_share(request: Request) -> float:
 
 def _computed(request: Request, tokens: int, branches: tuple[int, int] | None) -> float:
     config = config_from_hf(request.model)
-    masks = layer_masks(tokens, config.windows, branches)
-    of_limit = dict(zip(sorted(set(config.windows)) or [0], (2 * mask.computed() for mask in masks), strict=True))
+    shares = {window: 2 * m.computed() for window, m in layer_masks(tokens, config.windows, branches).items()}
     layers = config.windows or (0,)
-    return sum(of_limit[window] for window in layers) / len(layers)
+    return sum(shares[window] for window in layers) / len(layers)
 
 
 def parameter_count(config: DecoderConfig) -> int:

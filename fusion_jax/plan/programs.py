@@ -33,7 +33,7 @@ from fusion_jax.plan.requests import (
 )
 from fusion_jax.sampling import ids
 from fusion_jax.sampling.samplers import Sampler
-from fusion_jax.sharding import make_mesh, named
+from fusion_jax.sharding import data_ways, make_mesh, named
 from fusion_jax.train.objectives import (
     FusionSettings,
     PairSettings,
@@ -65,7 +65,7 @@ def lower(request: Request, devices: list[Any]) -> tuple[jax.stages.Lowered, lis
     config = config_from_hf(request.model)
     mesh = make_mesh(*request.mesh, devices=devices)
     rows = program.examples if isinstance(program, TrainStep | ScoreStep) else program.rows
-    ways = mesh.shape["data"] * mesh.shape["fsdp"]
+    ways = data_ways(mesh)
     if rows % ways and not isinstance(program, Prefill | Decode):
         raise InputError(
             f"{rows} rows do not divide over {ways} chips", field="examples", cure=f"Take a multiple of {ways}"
