@@ -2,8 +2,9 @@
 
 Our estimate, not the compiler's: matmuls at the fitted share of the peak or at HBM speed, whichever is slower;
 elementwise work at `ELEMENTWISE` of HBM speed; Pallas kernels at `KERNEL` of the peak; collectives as ring transfers
-over the links of the slice, asynchronous ones hidden behind the work between their start and their end. Where a full
-compile has left its own cycles in the text, these are taken for fusions.
+over the links of the slice, asynchronous ones hidden behind the work between their start and their end. Copies between
+HBM and the vector memory move while others leave HBM idle, no byte for free. Where a full compile has left its own
+cycles in the text, these are taken for fusions.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ _FREE = {
     "parameter", "constant", "get-tuple-element", "tuple", "bitcast", "after-all", "partition-id", "replica-id",
     "add-dependency", "opt-barrier", "domain", "iota", "rng-get-and-update-state",
 }  # fmt: skip
-_FREE_CALLS = ("AllocateBuffer", "ConcatBitcast", "AssumeGatherIndicesInBound", "Sharding", "SPMD")
+_FREE_CALLS = ("AllocateBuffer", "ConcatBitcast", "AssumeGatherIndicesInBound", "Sharding", "SPMD", "PrepareAsyncCall")
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,16 @@ class _Walk:
             self.known[name] = _Schedule(self, self.module.computations[name]).run()
         return self.known[name]
 
+    def collective(self, called: Computation | None) -> Instruction | None:
+        """The collective that a computation holds, itself or in what it calls."""
+        for i in called.instructions if called else ():
+            if i.opcode.removesuffix("-start") in _COLLECTIVES:
+                return i
+            inner = self.collective(self.module.called(i)) if i.opcode == "call" else None
+            if inner is not None:
+                return inner
+        return None
+
     def transfer(self, opcode: str, instruction: Instruction) -> float:
         """Seconds of a collective on the links that its group spans."""
         groups = replica_groups(instruction.attributes, len(self.coords))
@@ -110,11 +121,15 @@ class _Walk:
 
 
 class _Schedule:
-    """The instructions of one computation, one after the other; links and copies work beside them."""
+    """The instructions of one computation, one after the other; links and copies work beside them.
+
+    now: seconds passed; idle: those of them in which the instructions left HBM to copies; link_free, copy_free: when,
+    in seconds passed and in seconds idle, links and copies are done with what has been started.
+    """
 
     def __init__(self, walk: _Walk, computation: Computation) -> None:
         self.walk, self.computation = walk, computation
-        self.now = self.link_free = self.copy_free = 0.0
+        self.now = self.idle = self.link_free = self.copy_free = 0.0
         self.pending: dict[str, tuple[float, float, str]] = {}
         self.out = Times()
 
@@ -155,7 +170,7 @@ class _Schedule:
         return self.link_free, seconds
 
     def start(self, i: Instruction, opcode: str, called: Computation | None) -> None:
-        inner = _collective(called)
+        inner = self.walk.collective(called)
         if opcode in _COLLECTIVES:
             one = dataclasses.replace(i, shapes=i.shapes[len(i.shapes) // 2 :]) if len(i.shapes) > 1 else i
             self.pending[i.name] = (*self.send(opcode, one), "link")
@@ -164,7 +179,7 @@ class _Schedule:
         elif opcode in ("copy", "async"):
             arrays = [s for s in i.shapes if s.elements > 1]
             seconds = min((s.size for s in arrays), default=0) / self.walk.where.chip.bandwidth
-            self.copy_free = max(self.copy_free, self.now) + seconds
+            self.copy_free = max(self.copy_free, self.idle) + seconds
             self.pending[i.name] = (self.copy_free, seconds, "copy")
 
     def finish(self, i: Instruction) -> None:
@@ -184,8 +199,9 @@ class _Schedule:
         return name
 
     def wait(self, end: float, seconds: float, label: str, *, exposed: bool) -> None:
-        waited = max(end - self.now, 0.0)
+        waited = max(end - (self.now if exposed else self.idle), 0.0)
         self.now += waited
+        self.idle += waited
         if exposed:
             parts = Counter({label: waited})
             self.out += Times(exposed=waited, overlapped=max(seconds - waited, 0.0), parts=parts)
@@ -195,7 +211,7 @@ class _Schedule:
     def compute(self, i: Instruction, called: Computation | None) -> None:
         if i.opcode == "custom-call" and any(f'"{name}' in i.attributes for name in _FREE_CALLS):
             return
-        inner = _collective(called)
+        inner = self.walk.collective(called)
         if inner is not None and not (called and called.name.startswith("async_collective_fusion")):
             scatter = called is not None and "all-reduce-scatter" in called.name
             end, seconds = self.send("all-reduce", inner)
@@ -217,17 +233,11 @@ class _Schedule:
         parts = Counter({_label(i): seconds})
         self.out += Times(seconds * bound, seconds * (not bound), flops=flops, parts=parts)
         self.now += seconds
+        self.idle += max(seconds - hbm / chip.bandwidth, 0.0)
 
 
 def _marks(called: Computation | None, target: str) -> bool:
     return called is not None and any(target in i.attributes for i in called.instructions if i.opcode == "custom-call")
-
-
-def _collective(called: Computation | None) -> Instruction | None:
-    """The collective that a computation holds."""
-    if called is None:
-        return None
-    return next((i for i in called.instructions if i.opcode.removesuffix("-start") in _COLLECTIVES), None)
 
 
 def _label(i: Instruction) -> str:

@@ -96,6 +96,8 @@ def _read_of(module: Module, called: Computation, number: int, whole: int) -> in
 
 
 def _read(module: Module, called: Computation, name: str, whole: int) -> int:
+    if name == called.root.name:
+        return whole
     total = 0
     for user in called.instructions:
         if name not in user.operands:

@@ -196,6 +196,17 @@ def test_an_asynchronous_collective_hides_behind_the_work_between_its_ends():
     assert t.total == pytest.approx(GATHER_TIME)
 
 
+def test_a_copy_hides_behind_arithmetic_but_not_behind_other_traffic():
+    start = "%s = (bf16[2048,4096]{1,0:S(1)}, bf16[2048,4096]{1,0}, u32[]{:S(2)}) copy-start(%w)"
+    done = "ROOT %c = bf16[2048,4096]{1,0:S(1)} copy-done(%s)"
+    busy = "%f = bf16[1024,4096]{1,0} fusion(%a, %b), kind=kOutput, calls=%matmul"
+    assert times(entry(start, busy, done)).total == pytest.approx(MATMUL_TIME)
+    reading = "%d = bf16[8,4096]{1,0} dot(%x, %b), lhs_contracting_dims={1}, rhs_contracting_dims={0}"
+    moved = 2 * (8 * 2048 + 2 * 2048 * 4096 + 8 * 4096)
+    t = times(entry("%x = bf16[8,2048]{1,0} parameter(3)", start, reading, done))
+    assert t.total == t.memory == pytest.approx(moved / BANDWIDTH)
+
+
 def test_a_collective_carried_through_fusions_counts_once():
     """As the compiler writes asynchronous collective fusion: each fusion repeats the collective it carries along."""
     gather = f"%g = bf16[8192,4096]{{1,0}} all-gather(%p0), {GATHER}"
