@@ -7,6 +7,8 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
+import jax
+
 from fusion_jax.errors import InputError
 
 ASYNCHRONOUS = {
@@ -19,6 +21,9 @@ ASYNCHRONOUS = {
 }
 """Options under which parameters are gathered while the layer before them computes, instead of in pieces between."""
 
+OFFLOADED = {"xla_tpu_enable_sparse_core_collective_offload_all_reduce": "true"}
+"""Options under which the sparse cores, where a chip has them, sum gradients while the others compute."""
+
 
 @dataclass(frozen=True)
 class Chip:
@@ -28,7 +33,7 @@ class Chip:
     way, of one link to a neighbour. efficiency: of the peak that matmuls reach, fitted to the compiler's own cycles.
     vmem_kib: of vector memory that a fusion may use, 0: as the compiler does by itself. clock: cycles a second.
     cores: counted in a cloud name, of one chip. torus: whether slices of full cubes of 4 wrap around, else only a
-    dimension of 16 does. kind: what JAX calls a device of it.
+    dimension of 16 does. kind: what JAX calls a device of it. sparse_core: whether it has cores that carry collectives.
     """
 
     name: str
@@ -44,12 +49,13 @@ class Chip:
     shapes: tuple[tuple[int, ...], ...]
     kind: str
     options: dict[str, Any] = field(default_factory=dict)
+    sparse_core: bool = False
 
     @property
     def compiler_options(self) -> dict[str, str]:
         """What programs are compiled with for this chip, here and in a run."""
         vmem = {"xla_tpu_scoped_vmem_limit_kib": str(self.vmem_kib)} if self.vmem_kib else {}
-        return ASYNCHRONOUS | vmem
+        return ASYNCHRONOUS | vmem | (OFFLOADED if self.sparse_core else {})
 
 
 _FLAT = ((1, 1), (2, 2), (2, 4), (4, 4), (4, 8), (8, 8), (8, 16), (16, 16))
@@ -71,9 +77,16 @@ _V4 = Chip(
     {"chip_config_name": "megacore"},
 )
 _V5E = Chip("v5e", 197e12, 819e9, 15.75 * _GIB, 45e9, 0.75, 81920, 1.5e9, 1, False, _FLAT, "TPU v5 lite")
-_V5P = Chip("v5p", 459e12, 2765e9, 95.74 * _GIB, 90e9, 0.78, 49152, 1.75e9, 2, True, _CUBES, "TPU v5")
-_V6E = Chip("v6e", 918e12, 1640e9, 31.25 * _GIB, 90e9, 0.65, 98304, 1.75e9, 1, False, _FLAT, "TPU v6 lite")
+_V5P = Chip("v5p", 459e12, 2765e9, 95.74 * _GIB, 90e9, 0.78, 49152, 1.75e9, 2, True, _CUBES, "TPU v5", sparse_core=True)
+_V6E = Chip(
+    "v6e", 918e12, 1640e9, 31.25 * _GIB, 90e9, 0.65, 98304, 1.75e9, 1, False, _FLAT, "TPU v6 lite", sparse_core=True
+)
 CHIPS = {chip.name: chip for chip in (_V4, _V5E, _V5P, _V6E)}
+
+
+def compute_dtype() -> str:
+    """What the devices here compute in: bfloat16 where they multiply it natively, float32 on a CPU."""
+    return "float32" if jax.default_backend() == "cpu" else "bfloat16"
 
 
 def compiler_options(kind: str) -> dict[str, str]:

@@ -19,10 +19,12 @@ from fusion_jax.plan.requests import (
     Prefill,
     Request,
     ScoreStep,
+    Start,
     TeacherStep,
     TrainStep,
 )
 from fusion_jax.sampling.generate import SampleSettings
+from fusion_jax.sampling.ids import decoding_ways
 from fusion_jax.slices import slice_of
 from fusion_jax.train.optimise import TrainSettings
 from fusion_jax.zoo import model_path
@@ -72,8 +74,12 @@ def training(
     option: str = "--target",
     reference: bool = False,
     k: int = 10,
+    start: Start = "bfloat16",
 ) -> list[Planned]:
     """The optimizer step and, where references are stored, the scoring step before it.
+
+    Args:
+      start: dtype of the weights that training starts from: a folder's, or float32 behind a stage that trained.
 
     Raises:
       InputError: the batch does not divide over the chips; an unknown slice or model.
@@ -85,12 +91,21 @@ def training(
     notes = (f"model: {name}", _widths(prompt, tokens, objective), *notes)
     kind: Literal["none", "stored", "in-step"] = train.reference if reference else "none"
     step = TrainStep(
-        objective, examples, tokens, prompt, micro, kind, train.remat, train.shared_prompt and prompt > 0, k
+        objective,
+        examples,
+        tokens,
+        prompt,
+        micro,
+        kind,
+        train.remat,
+        train.shared_prompt and prompt > 0,
+        k,
+        start=start,
     )
     steps = num_steps(ask.rows, train.batch_size, train.epochs) if ask.rows else 0
     out = [Planned(title, Request(ask.slice, values, step, mesh), steps, notes)]
     if kind == "stored":
-        score = ScoreStep(examples, tokens, GROUPS[objective], prompt, step.shared_prompt)
+        score = ScoreStep(examples, tokens, GROUPS[objective], prompt, step.shared_prompt, start=start)
         out.append(Planned(
             f"{title}: reference log-probs, once", Request(ask.slice, values, score, mesh),
             math.ceil(ask.rows / examples), notes,
@@ -149,25 +164,27 @@ def teacher(
 
 
 def generation(
-    title: str, model: str, sample: SampleSettings, ask: Ask, *, mesh: tuple[int, int, int] = (1, -1, 1),
-    prompt: int = _PROMPT, option: str = "--target",
+    title: str, model: str, sample: SampleSettings, ask: Ask, *, prompt: int = _PROMPT, option: str = "--target",
+    kept: Literal["", Start] = "",
 ) -> list[Planned]:  # fmt: skip
-    """Reading a batch of prompts, and growing all their samples to the most tokens."""
+    """Reading a batch of prompts, and growing all their samples to the most tokens; kept: see `requests.Prefill`."""
     values, name = model_values(model, ask, option)
     config = config_from_hf(values)
     width = bucket_list(min(ask.prompt or prompt, config.max_positions - sample.max_new_tokens))[-1]
-    ways = slice_of(ask.slice).chips // mesh[2] if mesh[1] == -1 or mesh[0] == -1 else 1
+    chips = slice_of(ask.slice).chips
+    tensor = decoding_ways(config, chips, sample.mesh_tensor)
+    mesh, ways = (-1, 1, tensor), chips // tensor
     group = -(-min(max(_PREFILL_TOKENS // width, 1), sample.batch_size) // ways) * ways
     batches = math.ceil(ask.rows / sample.batch_size)
     grown = Decode(
         sample.batch_size, 1 << (width - 1).bit_length(), -(-sample.max_new_tokens // 16) * 16, sample.num_samples,
-        sample.temperature, sample.top_p, sample.top_k,
+        sample.temperature, sample.top_p, sample.top_k, kept,
     )  # fmt: skip
     notes = (f"model: {name}", f"every prompt: {width} tokens (--plan-prompt N)")
     longest = f"every sample grows to {sample.max_new_tokens} tokens, its cache as large from the start: an upper bound"
     return [
         Planned(
-            f"{title}: {group} prompts read", Request(ask.slice, values, Prefill(group, width), mesh),
+            f"{title}: {group} prompts read", Request(ask.slice, values, Prefill(group, width, kept), mesh),
             math.ceil(batches * sample.batch_size / group), notes,
         ),
         Planned(f"{title}: a batch grown", Request(ask.slice, values, grown, mesh), batches, (*notes, longest)),
