@@ -21,8 +21,11 @@ ASYNCHRONOUS = {
 }
 """Options under which parameters are gathered while the layer before them computes, instead of in pieces between."""
 
-OFFLOADED = {"xla_tpu_enable_sparse_core_collective_offload_all_reduce": "true"}
-"""Options under which the sparse cores, where a chip has them, sum gradients while the others compute."""
+OFFLOADED = {
+    "xla_tpu_enable_sparse_core_collective_offload_all_reduce": "true",
+    "xla_tpu_sparse_core_all_reduce_offload_min_size_in_bytes": str(2**20),
+}
+"""Options under which sparse cores sum gradients while the others compute; the small sums of decoding wait for none."""
 
 
 @dataclass(frozen=True)
