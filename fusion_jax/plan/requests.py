@@ -10,13 +10,15 @@ from fusion_jax.models.decoder import Kernel
 from fusion_jax.ops.remat import Remat
 
 ObjectiveName = Literal["sft", "dpo", "wrpo", "fusion"]
+Dtype = Literal["bfloat16", "float32"]
 GROUPS: dict[ObjectiveName, int] = {"sft": 1, "dpo": 2, "wrpo": 3, "fusion": 1}
 
 
 @dataclass(frozen=True)
 class TrainStep:
     """One optimizer step. examples: of a micro-batch, over all chips; prompt: tokens that an example's rows share;
-    tokens: of each row behind them; k: entries of a fusion target; reference: "none" for losses that read none."""
+    tokens: of each row behind them; k: entries of a fusion target; reference: "none" for losses that read none; dtype:
+    of the computation."""
 
     objective: ObjectiveName
     examples: int
@@ -28,6 +30,7 @@ class TrainStep:
     shared_prompt: bool = True
     k: int = 10
     attention: Kernel = "splash"
+    dtype: Dtype = "bfloat16"
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,7 @@ class ScoreStep:
     prompt: int = 0
     shared_prompt: bool = True
     attention: Kernel = "splash"
+    dtype: Dtype = "bfloat16"
 
 
 @dataclass(frozen=True)
