@@ -152,10 +152,11 @@ def page(result: Result) -> str:
     table = markdown_table([{"what": a, "figure": b, "whose": c} for a, b, c in rows])
     notes = "\n".join(f"- {note}" for note in r.planned.notes)
     parts = f"## {r.planned.title} on {r.where.name} ({r.where.chips} chips)\n\n{notes}\n\n{table}\n\n"
+    if m.fits:
+        parts += "".join(f"Doubt: {doubt}\n\n" for doubt in r.doubts)
     if not r.fits:
         parts += f"Greatest buffers: {'; '.join(f'{size / GIB:.2f} GiB {what}' for size, what in m.largest[:6])}\n\n"
-    elif t.parts:
-        parts += "".join(f"Doubt: {doubt}\n\n" for doubt in r.doubts)
+    else:
         parts += f"Most time: {', '.join(f'{name} {s * 1e3:,.0f} ms' for name, s in t.parts.most_common(6))}\n\n"
     return parts + f"Limit: {limit(r)}"
 
