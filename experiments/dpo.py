@@ -109,10 +109,10 @@ def write_report(run: RunFolder, loss: str, found: Counter[str]) -> None:
 
 def own_pairs(s: Settings, model: Model) -> list[Record]:
     """The model's best against its worst sample on problems of the zoo's skills."""
-    seed, mesh = s.train.seed, compute_for(s.train).mesh
+    seed = s.train.seed
     prompts = mixture(dict.fromkeys(SKILLS, 60), split="train", seed=seed)
     how = SampleSettings(max_new_tokens=28, batch_size=64)
-    samples = sample_responses(model, "own", prompts, how, seed=seed, mesh=mesh)
+    samples = sample_responses(model, "own", prompts, how, seed=seed)
     best = select.best_and_worst(select.score_with(samples, verifier("graded")), Counter())
     return [
         {"prompt_id": p, "prompt": a["prompt"], "chosen": a["response"], "rejected": b["response"]}

@@ -16,19 +16,16 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import jax
 from rich.console import Console
 
 from fusion_jax.data.jsonl import write_jsonl
 from fusion_jax.data.loaders import load_records
 from fusion_jax.data.records import parse_prompts
 from fusion_jax.errors import InputError
-from fusion_jax.models.folder import load
 from fusion_jax.plan.command import run as run_experiment
 from fusion_jax.plan.runs import Ask, Planned, generation
-from fusion_jax.sampling.generate import SampleSettings
+from fusion_jax.sampling.generate import SampleSettings, load_to_sample
 from fusion_jax.sampling.responses import sample_responses
-from fusion_jax.sharding import make_mesh
 from fusion_jax.zoo import model_path
 
 
@@ -36,7 +33,8 @@ from fusion_jax.zoo import model_path
 class Settings:
     """model: a Hugging Face folder or zoo:NAME; name: what `source_model` says, by default the folder's.
 
-    mesh_tensor: split the model over so many devices; prompts are shared out over the rest.
+    mesh_tensor: devices that the model is split over by heads, 0: as many as its key-value heads divide over; prompts
+    are shared out over the rest.
     """
 
     model: str = "zoo:target"
@@ -51,11 +49,11 @@ class Settings:
     top_k: int = 0
     seed: int = 0
     batch_size: int = 32
-    mesh_tensor: int = 1
+    mesh_tensor: int = 0
 
 
 def main(s: Settings) -> None:
-    settings = SampleSettings(s.temperature, s.top_p, s.top_k, s.num_samples, s.max_new_tokens, s.batch_size)
+    settings = sampling(s)
     if bool(s.prompt) == bool(s.prompts):
         raise InputError("give either --prompt TEXT ... or --prompts FILE", field="--prompt")
     records = load_records(s.prompts) if s.prompts else [{"prompt": p} for p in s.prompt]
@@ -65,9 +63,8 @@ def main(s: Settings) -> None:
     if s.out and not Path(s.out).parent.is_dir():
         raise InputError("its folder is not there", file=s.out, field="--out", cure="Make the folder or choose another")
     name = s.name or Path(s.model.removeprefix("zoo:")).name
-    mesh = make_mesh(-1, 1, s.mesh_tensor) if jax.device_count() > 1 else None
-    model = load(model_path(s.model, "--model"), mesh=mesh)
-    responses = sample_responses(model, name, prompts, settings, seed=s.seed, mesh=mesh)
+    model = load_to_sample(model_path(s.model, "--model"), s.mesh_tensor)
+    responses = sample_responses(model, name, prompts, settings, seed=s.seed)
     if s.out:
         write_jsonl(s.out, responses)
         return
@@ -77,10 +74,13 @@ def main(s: Settings) -> None:
             console.print(text, style=style, highlight=False, markup=False, emoji=False, soft_wrap=True)
 
 
+def sampling(s: Settings) -> SampleSettings:
+    return SampleSettings(s.temperature, s.top_p, s.top_k, s.num_samples, s.max_new_tokens, s.batch_size, s.mesh_tensor)
+
+
 def plans(s: Settings, ask: Ask) -> list[Planned]:
     """What `--plan` compiles."""
-    settings = SampleSettings(s.temperature, s.top_p, s.top_k, s.num_samples, s.max_new_tokens, s.batch_size)
-    return generation("generation", s.model, settings, ask, mesh=(-1, 1, s.mesh_tensor), option="--model")
+    return generation("generation", s.model, sampling(s), ask, option="--model")
 
 
 if __name__ == "__main__":

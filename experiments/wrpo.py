@@ -38,11 +38,12 @@ from fusion_jax.hosts import HostSettings, agreed_exists, connect, on_first
 from fusion_jax.markdown import markdown_table, save_figure
 from fusion_jax.models.folder import Model, load, save
 from fusion_jax.plan.command import run as run_experiment
+from fusion_jax.plan.requests import Start
 from fusion_jax.plan.runs import Ask, Planned, generation, training
 from fusion_jax.rewards import select
 from fusion_jax.rewards.reward_model import score_responses
 from fusion_jax.rewards.verifiers import verifier
-from fusion_jax.sampling.generate import SampleSettings
+from fusion_jax.sampling.generate import SampleSettings, load_to_sample
 from fusion_jax.sampling.responses import sample_responses
 from fusion_jax.settings import bounded, to_json
 from fusion_jax.train import stages
@@ -174,8 +175,8 @@ def fuse(s: Settings, run: RunFolder) -> list[dict[str, Any]]:
     given = parse_responses(load_records(s.responses), file=s.responses) if s.responses else []
     quads, sft_records = ready_records(s, run)
     prompts = [] if s.quadruples else train_prompts(s, run, given)
-    target = load(model_path(s.target), mesh=compute_for(s.preference).mesh)
-    accuracy = judge(s, run, "Target", target, test)
+    start, prefix = load(model_path(s.target), mesh=compute_for(s.preference).mesh), ""
+    accuracy = judge(s, run, "Target", start, test)
     source_wins: dict[str, float] = {}
     if not s.quadruples:
         drops = counts["source responses"] = Counter[str]()
@@ -189,9 +190,8 @@ def fuse(s: Settings, run: RunFolder) -> list[dict[str, Any]]:
             "sft.jsonl", lambda: [best[p] for i in sft_part if (p := prompts[i]["prompt_id"]) in best]
         )
 
-    start, prefix = target, ""
     if sft_records:
-        start, prefix = train_sft(s, run, target, sft_records, counts), "SFT-"
+        start, prefix = train_sft(s, run, start, sft_records, counts), "SFT-"
         accuracy += judge(s, run, "SFT", start, test)
 
     if not s.quadruples:
@@ -203,8 +203,9 @@ def fuse(s: Settings, run: RunFolder) -> list[dict[str, Any]]:
     train_rows, held_rows = [rows[i] for i in train], [rows[i] for i in held]
     if s.baseline:
         on_policy, held_pairs = ([Row(r.name, r.messages, r.responses[1:]) for r in q] for q in (train_rows, held_rows))
-        baseline = train_preference(s, run, "dpo", start, on_policy, held_pairs, s.dpo, counts)
-        accuracy += judge(s, run, f"{prefix}DPO", baseline, test)
+        accuracy += judge(
+            s, run, f"{prefix}DPO", train_preference(s, run, "dpo", start, on_policy, held_pairs, s.dpo, counts), test
+        )
     fused = train_preference(s, run, "wrpo", start, train_rows, held_rows, s.wrpo, counts)
     accuracy += judge(s, run, f"{prefix}WRPO", fused, test)
     if not agreed_exists(run.file("model")):
@@ -309,7 +310,7 @@ def source_responses(
     run.sub("responses")
     for source in s.sources:
         name = stages.model_name(source)
-        model = load(model_path(source), mesh=compute_for(s.preference).mesh)
+        model = load_to_sample(model_path(source), s.sample.mesh_tensor)
         out += run.stage(f"responses/{name}.jsonl", lambda m=model, n=name: rewarded(s, sampled(s, run, m, n, prompts)))  # type: ignore[misc]
         accuracy += judge(s, run, name, model, test)
     return out, accuracy
@@ -324,7 +325,7 @@ def sampled(s: Settings, run: RunFolder, model: Model, name: str, prompts: Seque
     """Responses of one model, with progress on the screen."""
     with run.console.status(f"  sampling {name}") as status:
         return sample_responses(
-            model, name, prompts, s.sample, seed=s.seed, mesh=compute_for(s.preference).mesh,
+            model, name, prompts, s.sample, seed=s.seed,
             progress=lambda done: status.update(f"  sampling {name}: {done} of {len(prompts)} prompts"),
         )  # fmt: skip
 
@@ -384,8 +385,7 @@ def train_preference(
 
 def judge(s: Settings, run: RunFolder, name: str, model: Model, test: Sequence[Record]) -> list[dict[str, Any]]:
     """Accuracy of a model's greedy answers."""
-    mesh = compute_for(s.preference).mesh
-    return stages.judged(run, name, model, test, mesh, max_new_tokens=s.eval_new_tokens, verifier=verifier(s.accuracy))
+    return stages.judged(run, name, model, test, max_new_tokens=s.eval_new_tokens, verifier=verifier(s.accuracy))
 
 
 def write_report(
@@ -420,11 +420,12 @@ def write_report(
 def plans(s: Settings, ask: Ask) -> list[Planned]:
     """What `--plan` compiles: the WRPO stage, SFT, sampling the target."""
     length, reference = s.text.tokens.max_length, needs_reference(s.wrpo.loss)
-    mesh = (s.preference.mesh_data, s.preference.mesh_fsdp, s.preference.mesh_tensor)
+    trains_sft = bool(s.sft_data or not s.quadruples)
+    start: Start = "float32" if trains_sft else "bfloat16"
     return [
-        *training(s.wrpo.loss, s.target, "wrpo", s.preference, length, ask, reference=reference),
-        *training("SFT", s.target, "sft", s.sft, length, ask),
-        *generation("sampling the target", s.target, s.sample, ask, mesh=mesh),
+        *training(s.wrpo.loss, s.target, "wrpo", s.preference, length, ask, reference=reference, start=start),
+        *(training("SFT", s.target, "sft", s.sft, length, ask) if trains_sft else ()),
+        *(() if s.quadruples else generation("sampling the target", s.target, s.sample, ask, kept=start)),
     ]
 
 

@@ -7,6 +7,8 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
+import jax
+
 from fusion_jax.errors import InputError
 
 ASYNCHRONOUS = {
@@ -18,6 +20,12 @@ ASYNCHRONOUS = {
     "xla_enable_async_all_gather": "true",
 }
 """Options under which parameters are gathered while the layer before them computes, instead of in pieces between."""
+
+OFFLOADED = {
+    "xla_tpu_enable_sparse_core_collective_offload_all_reduce": "true",
+    "xla_tpu_sparse_core_all_reduce_offload_min_size_in_bytes": str(2**20),
+}
+"""Options under which sparse cores sum gradients while the others compute; the small sums of decoding wait for none."""
 
 _PCIE = 16e9
 """Bytes a second of a chip's link to its host, one way: PCIe of v4 by "How to Scale Your Model", part 2
@@ -32,7 +40,8 @@ class Chip:
     way, of one link to a neighbour; host_link: of the link to the host. efficiency: of the peak that matmuls reach,
     fitted to the compiler's own cycles. vmem_kib: of vector memory that a fusion may use, 0: as the compiler does by
     itself. clock: cycles a second. cores: counted in a cloud name, of one chip. torus: whether slices of full cubes of
-    4 wrap around, else only a dimension of 16 does. kind: what JAX calls a device of it.
+    4 wrap around, else only a dimension of 16 does. kind: what JAX calls a device of it. sparse_core: whether it has
+    cores that carry collectives.
     """
 
     name: str
@@ -49,12 +58,13 @@ class Chip:
     kind: str
     host_link: float = _PCIE
     options: dict[str, Any] = field(default_factory=dict)
+    sparse_core: bool = False
 
     @property
     def compiler_options(self) -> dict[str, str]:
         """What programs are compiled with for this chip, here and in a run."""
         vmem = {"xla_tpu_scoped_vmem_limit_kib": str(self.vmem_kib)} if self.vmem_kib else {}
-        return ASYNCHRONOUS | vmem
+        return ASYNCHRONOUS | vmem | (OFFLOADED if self.sparse_core else {})
 
 
 _FLAT = ((1, 1), (2, 2), (2, 4), (4, 4), (4, 8), (8, 8), (8, 16), (16, 16))
@@ -70,13 +80,18 @@ _V5E = Chip(
 )  # fmt: skip
 _V5P = Chip(
     name="v5p", flops=459e12, bandwidth=2765e9, hbm=95.74 * _GIB, link=90e9, efficiency=0.78, vmem_kib=49152,
-    clock=1.75e9, cores=2, torus=True, shapes=_CUBES, kind="TPU v5",
+    clock=1.75e9, cores=2, torus=True, shapes=_CUBES, kind="TPU v5", sparse_core=True,
 )  # fmt: skip
 _V6E = Chip(
     name="v6e", flops=918e12, bandwidth=1640e9, hbm=31.25 * _GIB, link=90e9, efficiency=0.65, vmem_kib=98304,
-    clock=1.75e9, cores=1, torus=False, shapes=_FLAT, kind="TPU v6 lite",
+    clock=1.75e9, cores=1, torus=False, shapes=_FLAT, kind="TPU v6 lite", sparse_core=True,
 )  # fmt: skip
 CHIPS = {chip.name: chip for chip in (_V4, _V5E, _V5P, _V6E)}
+
+
+def compute_dtype() -> str:
+    """What the devices here compute in: bfloat16 where they multiply it natively, float32 on a CPU."""
+    return "float32" if jax.default_backend() == "cpu" else "bfloat16"
 
 
 def compiler_options(kind: str) -> dict[str, str]:

@@ -32,10 +32,9 @@ from fusion_jax.merge.executor import merge
 from fusion_jax.merge.methods import METHODS
 from fusion_jax.merge.parameters import nearest
 from fusion_jax.merge.published import published_recipe
-from fusion_jax.models.folder import load
+from fusion_jax.sampling.generate import load_to_sample
 from fusion_jax.settings import bounded, to_json
 from fusion_jax.settings import run as run_experiment
-from fusion_jax.train.optimise import TrainSettings, compute_for
 from fusion_jax.train.run_folder import RunFolder, open_run
 from fusion_jax.train.stages import judged
 from fusion_jax.zoo import model_path
@@ -110,13 +109,11 @@ def opened(path: Path) -> tuple[int, Path, list[Path]]:
 def measured(s: Settings, place: RunFolder, seed: int, pivot: Path, targets: list[Path]) -> dict[str, dict[str, Any]]:
     """Every merge of one run's targets: label -> method, models, value, accuracy."""
     test = prompts(s, seed)
-    mesh = compute_for(TrainSettings()).mesh
     out: dict[str, dict[str, Any]] = {}
 
     def judge(label: str, folder: Path, **line: Any) -> None:
-        rows = judged(
-            place, label.replace(" ", "-"), load(folder, mesh=mesh), test, mesh, max_new_tokens=s.eval_new_tokens
-        )
+        model = load_to_sample(folder)
+        rows = judged(place, label.replace(" ", "-"), model, test, max_new_tokens=s.eval_new_tokens)
         out[label] = {"merge": label, **line, "accuracy": next(r["accuracy"] for r in rows if r["skill"] == "all")}
 
     for target in targets:

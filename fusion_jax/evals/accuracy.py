@@ -7,13 +7,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from jax.sharding import Mesh
 
 from fusion_jax.data.jsonl import Record
 from fusion_jax.errors import InputError
 from fusion_jax.models.folder import Model
 from fusion_jax.rewards.verifiers import answer as states_answer
-from fusion_jax.sampling.generate import generate
+from fusion_jax.sampling.generate import decoding_mesh, generate
 
 Z95 = 1.959963984540054
 
@@ -99,7 +98,6 @@ def evaluate(
     verifier: Callable[[str, str], float] = states_answer,
     batch_size: int = 64,
     chat: bool = True,
-    mesh: Mesh | None = None,
     progress: Callable[[int], None] = lambda done: None,
 ) -> tuple[list[dict[str, Any]], list[Record]]:
     """Greedy answers to prompts with `answer`: (rows of `by_skill`, every answer with `right` 0 or 1).
@@ -107,7 +105,6 @@ def evaluate(
     Args:
       verifier: an answer is right when this gives 1.
       chat: prompts go through the model's template, else each is a text whose next line is the answer.
-      mesh: the one that the parameters are sharded over.
 
     Raises:
       InputError: a prompt without an answer.
@@ -117,7 +114,7 @@ def evaluate(
             raise InputError("is missing", record=number, field="answer", cure='Add "answer" to the test prompts')
     responses = generate(
         model, [p["prompt"] if chat else p["prompt"] + "\n" for p in prompts], max_new_tokens=max_new_tokens,
-        batch_size=batch_size, chat=chat, mesh=mesh, progress=progress,
+        batch_size=batch_size, chat=chat, mesh=decoding_mesh(model.config), progress=progress,
     )  # fmt: skip
     graded = [
         {**p, "model": name, "response": r[0], "right": int(verifier(r[0], p["answer"]) == 1.0)}

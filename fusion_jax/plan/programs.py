@@ -81,7 +81,8 @@ def _lower_model(program: Program, config: DecoderConfig, mesh: Mesh) -> jax.sta
         case ScoreStep():
             batch = _batch(mesh, (), program.examples, program.groups, program.prompt, program.tokens)
             compute = _compute(mesh, program.dtype, kernel=program.attention, shared_prompt=program.shared_prompt)
-            return _lowered(make_score_step(config, compute), abstract_params(config, jnp.bfloat16, mesh), batch)
+            params = abstract_params(config, jnp.dtype(program.start), mesh)
+            return _lowered(make_score_step(config, compute), params, batch)
         case TeacherStep():
             compute = _compute(mesh, "bfloat16", kernel=program.attention)
             step = make_topk_step(config, compute, program.k, config.vocab_size)
@@ -92,7 +93,7 @@ def _lower_model(program: Program, config: DecoderConfig, mesh: Mesh) -> jax.sta
             tokens = _spread(mesh, ("batch", "tokens"), (program.rows, program.prompt), jnp.int32)
             lengths = _spread(mesh, ("batch",), (program.rows,), jnp.int32)
             params = abstract_params(config, jnp.bfloat16, mesh)
-            return ids.prefill.lower(how, params, tokens, lengths)
+            return ids.prefill(how).lower(params, tokens, lengths)
         case Decode():
             return _lower_decode(program, config, mesh)
     raise TypeError(type(program))
@@ -122,7 +123,7 @@ def _lower_train(p: TrainStep, config: DecoderConfig, mesh: Mesh) -> jax.stages.
     batch = _batch(mesh, (p.micro_batches,), p.examples, GROUPS[p.objective], p.prompt, p.tokens)
     if p.objective == "fusion":
         batch = batch._replace(targets=_targets(mesh, (p.micro_batches, p.examples), p.tokens, p.k))
-    reference = abstract_params(config, jnp.bfloat16, mesh) if p.reference == "in-step" else None
+    reference = abstract_params(config, jnp.dtype(p.start), mesh) if p.reference == "in-step" else None
     step = make_train_step(config, _objective(p.objective), optimizer, compute, rate)
     return _lowered(step, state, batch, reference)
 
@@ -185,7 +186,7 @@ def _lower_decode(p: Decode, config: DecoderConfig, mesh: Mesh) -> jax.stages.Lo
         _spread(mesh, (None,), (4,), jnp.int32),
     )  # fmt: skip
     last = _spread(mesh, ("batch", None), (p.rows, config.hidden_size), dtype)
-    state = jax.eval_shape(lambda *a: ids.start_rows(how, p.capacity, *a), ready, fixed, last)
+    state = jax.eval_shape(ids.start_rows(how, p.capacity), ready, fixed, last)
 
     def placed(x: Any) -> Any:
         axes = kept if x.ndim == 4 else ("batch", *(None,) * (x.ndim - 1)) if x.ndim else ()
@@ -199,7 +200,7 @@ def _lower_decode(p: Decode, config: DecoderConfig, mesh: Mesh) -> jax.stages.Lo
     prompt = _spread(mesh, kept, (p.rows, config.num_kv_heads, p.prompt, config.head_dim), dtype)
     prompts = ((prompt, prompt),) * config.num_layers
     limit = _spread(mesh, (), (), jnp.int32)
-    return ids.continue_rows.lower(how, p.capacity, ready, prompts, fixed, state, limit)
+    return ids.continue_rows(how, p.capacity).lower(ready, prompts, fixed, state, limit)
 
 
 def _lower_merge(p: MergeTensor, mesh: Mesh) -> jax.stages.Lowered:

@@ -16,7 +16,7 @@ from fusion_jax.plan.compile import Compiled, compile_for
 from fusion_jax.plan.cost import Times, step_time
 from fusion_jax.plan.flops import kernel_share, parameter_count, tokens_of, useful_flops
 from fusion_jax.plan.hlo import parse
-from fusion_jax.plan.requests import Decode, MergeTensor, Request, TrainStep
+from fusion_jax.plan.requests import Decode, MergeTensor, Prefill, Request, TrainStep
 from fusion_jax.plan.runs import Planned
 from fusion_jax.slices import Slice, slice_of
 
@@ -98,14 +98,19 @@ def plan_all(planned: Sequence[Planned], *, full: bool = False) -> Iterator[Resu
 
 
 def _beside(request: Request) -> int:
-    """The starting weights, in bfloat16, which a run that trains keeps beside the state; a reference inside the step is
-    the same array."""
-    if not isinstance(request.program, TrainStep) or request.program.reference == "in-step":
-        return 0
-    config = config_from_hf(request.model)
-    data, fsdp, tensor = request.mesh
-    ways = fsdp * tensor if fsdp > 0 else slice_of(request.slice).chips // data
-    return 2 * parameter_count(config) // ways
+    """Bytes a chip of weights that the run holds besides a program's own.
+
+    Training keeps those it starts from beside the state (as a reference inside the step they are the program's own);
+    sampling the layers stacked, to read prompts, and taken apart, to decode, and what it had before.
+    """
+    p, (data, fsdp, tensor) = request.program, request.mesh
+    chips, size = slice_of(request.slice).chips, {"bfloat16": 2, "float32": 4, "": 0}
+    weights = parameter_count(config_from_hf(request.model)) if not isinstance(p, MergeTensor) else 0
+    if isinstance(p, Prefill | Decode):
+        return 2 * weights // tensor + size[p.kept] * weights // chips
+    if isinstance(p, TrainStep) and p.reference != "in-step":
+        return size[p.start] * weights // (fsdp * tensor if fsdp > 0 else chips // data)
+    return 0
 
 
 def line(result: Result) -> dict[str, Any]:
@@ -146,7 +151,7 @@ def page(result: Result) -> str:
         ("peak of the program", f"{m.peak / GIB:.2f} GiB", compiler),
     ]  # fmt: skip
     if r.beside:
-        rows.append(("starting weights kept beside it", f"{r.beside / GIB:.2f} GiB", ours))
+        rows.append(("weights kept beside it", f"{r.beside / GIB:.2f} GiB", ours))
     if m.fits:
         rows += _time_rows(r, ours if not r.compiled.full else "compiler's cycles, our walk")
     table = markdown_table([{"what": a, "figure": b, "whose": c} for a, b, c in rows])

@@ -11,6 +11,7 @@ from fusion_jax.ops.remat import Remat
 
 ObjectiveName = Literal["sft", "dpo", "wrpo", "fusion"]
 Dtype = Literal["bfloat16", "float32"]
+Start = Dtype  # of the weights that a stage starts from
 GROUPS: dict[ObjectiveName, int] = {"sft": 1, "dpo": 2, "wrpo": 3, "fusion": 1}
 
 
@@ -18,7 +19,7 @@ GROUPS: dict[ObjectiveName, int] = {"sft": 1, "dpo": 2, "wrpo": 3, "fusion": 1}
 class TrainStep:
     """One optimizer step. examples: of a micro-batch, over all chips; prompt: tokens that an example's rows share;
     tokens: of each row behind them; k: entries of a fusion target; reference: "none" for losses that read none; dtype:
-    of the computation."""
+    of the computation; start: dtype of the weights that training starts from, which the run keeps."""
 
     objective: ObjectiveName
     examples: int
@@ -31,11 +32,12 @@ class TrainStep:
     k: int = 10
     attention: Kernel = "splash"
     dtype: Dtype = "bfloat16"
+    start: Start = "bfloat16"
 
 
 @dataclass(frozen=True)
 class ScoreStep:
-    """Reference log-probs of a micro-batch of examples of `groups` rows."""
+    """Reference log-probs of a micro-batch of examples of `groups` rows; start: dtype of the weights."""
 
     examples: int
     tokens: int
@@ -44,6 +46,7 @@ class ScoreStep:
     shared_prompt: bool = True
     attention: Kernel = "splash"
     dtype: Dtype = "bfloat16"
+    start: Start = "bfloat16"
 
 
 @dataclass(frozen=True)
@@ -58,15 +61,18 @@ class TeacherStep:
 
 @dataclass(frozen=True)
 class Prefill:
-    """Keys and values of `rows` prompts of `prompt` tokens, as generation reads them."""
+    """Keys and values of `rows` prompts of `prompt` tokens, as generation reads them; kept: dtype of the weights that
+    the run holds on its training mesh besides, "" for none."""
 
     rows: int
     prompt: int
+    kept: Literal["", Start] = ""
 
 
 @dataclass(frozen=True)
 class Decode:
-    """`capacity` more tokens of `samples` continuations of each of `rows` prompts: the loop that grows all rows."""
+    """`capacity` more tokens of `samples` continuations of each of `rows` prompts: the loop that grows all rows; kept:
+    see `Prefill`."""
 
     rows: int
     prompt: int
@@ -75,6 +81,7 @@ class Decode:
     temperature: float = 0.0
     top_p: float = 1.0
     top_k: int = 0
+    kept: Literal["", Start] = ""
 
 
 @dataclass(frozen=True)

@@ -21,11 +21,12 @@ from fusion_jax.plan.requests import (
     Prefill,
     Request,
     ScoreStep,
+    Start,
     TeacherStep,
     TrainStep,
 )
 from fusion_jax.sampling.generate import SampleSettings
-from fusion_jax.sampling.ids import capacities_of, kept_width, read_together, read_width
+from fusion_jax.sampling.ids import capacities_of, decoding_ways, kept_width, read_together, read_width
 from fusion_jax.sharding import mesh_sizes
 from fusion_jax.slices import slice_of
 from fusion_jax.train.optimise import TrainSettings
@@ -82,8 +83,12 @@ def training(
     reference: bool = False,
     k: int = 10,
     packing: Literal["none", "official", "reset"] = "none",
+    start: Start = "bfloat16",
 ) -> list[Planned]:
     """The optimizer step and, where references are stored, the scoring step before it.
+
+    Args:
+      start: dtype of the weights that training starts from: a folder's, or float32 behind a stage that trained.
 
     Raises:
       InputError: the mesh does not fit the slice; the batch does not divide over the chips; an unknown slice or model.
@@ -97,11 +102,13 @@ def training(
     attention: Kernel = "splash" if train.attention == "auto" else train.attention
     dtype: Dtype = "bfloat16" if train.compute_dtype == "auto" else train.compute_dtype
     shared = train.shared_prompt and prompt > 0
-    step = TrainStep(objective, examples, tokens, prompt, micro, kind, train.remat, shared, k, attention, dtype)
+    step = TrainStep(
+        objective, examples, tokens, prompt, micro, kind, train.remat, shared, k, attention, dtype, start
+    )  # fmt: skip
     steps = num_steps(ask.rows, train.batch_size, train.epochs) if ask.rows else 0
     out = [Planned(title, Request(ask.slice, values, step, mesh), steps, notes)]
     if kind == "stored":
-        score = ScoreStep(examples, tokens, GROUPS[objective], prompt, shared, attention, dtype)
+        score = ScoreStep(examples, tokens, GROUPS[objective], prompt, shared, attention, dtype, start)
         out.append(Planned(
             f"{title}: reference log-probs, once", Request(ask.slice, values, score, mesh),
             math.ceil(ask.rows / examples), notes,
@@ -173,31 +180,32 @@ def teacher(
 
 
 def generation(
-    title: str, model: str, sample: SampleSettings, ask: Ask, *, mesh: Sizes = (1, -1, 1),
-    prompt: int = _PROMPT, option: str = "--target",
+    title: str, model: str, sample: SampleSettings, ask: Ask, *, prompt: int = _PROMPT, option: str = "--target",
+    kept: Literal["", Start] = "",
 ) -> list[Planned]:  # fmt: skip
-    """Reading a batch of prompts, and growing all their samples to the most tokens."""
+    """Reading a batch of prompts, and growing all their samples to the most tokens; kept: see `requests.Prefill`."""
     values, name = model_values(model, ask, option)
     config = config_from_hf(values)
-    mesh, longest = _mesh(ask, mesh), min(ask.prompt or prompt, config.max_positions - sample.max_new_tokens)
+    longest = min(ask.prompt or prompt, config.max_positions - sample.max_new_tokens)
     if longest < 1:
         raise InputError(
             f"{sample.max_new_tokens} new tokens leave no room for a prompt", field="max_new_tokens",
             cure=f"The model has {config.max_positions} positions",
         )  # fmt: skip
+    mesh = _mesh(ask, (-1, 1, decoding_ways(config, slice_of(ask.slice).chips, sample.mesh_tensor)))
     width = read_width(longest)
     group = read_together(width, sample.batch_size, mesh[0] * mesh[1])
     *_, capacity = capacities_of(sample.max_new_tokens)
     batches = math.ceil(ask.rows / sample.batch_size)
     grown = Decode(
         sample.batch_size, kept_width(longest), capacity, sample.num_samples, sample.temperature, sample.top_p,
-        sample.top_k,
+        sample.top_k, kept,
     )  # fmt: skip
     notes = (f"model: {name}", f"every prompt: {width} tokens (--plan-prompt N)")
     grows = f"every sample grows to {capacity} tokens, its cache as large from the start: an upper bound"
     return [
         Planned(
-            f"{title}: {group} prompts read", Request(ask.slice, values, Prefill(group, width), mesh),
+            f"{title}: {group} prompts read", Request(ask.slice, values, Prefill(group, width, kept), mesh),
             math.ceil(batches * sample.batch_size / group), notes,
         ),
         Planned(f"{title}: a batch grown", Request(ask.slice, values, grown, mesh), batches, (*notes, grows)),

@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from fusion_jax.data.chat import generation_prompt, stop_token_ids
 from fusion_jax.errors import InputError
-from fusion_jax.models.folder import Model
-from fusion_jax.sampling.ids import Completion, generate_ids
+from fusion_jax.models.folder import Model, check_folder, load
+from fusion_jax.sampling.ids import Completion, decoding_mesh, generate_ids
 from fusion_jax.sampling.samplers import Sampler
 from fusion_jax.settings import bounded
+from fusion_jax.slices import compute_dtype
 
-__all__ = ["Completion", "SampleSettings", "generate", "generate_ids"]
+__all__ = ["Completion", "SampleSettings", "decoding_mesh", "generate", "generate_ids", "load_to_sample"]
 
 
 @dataclass(frozen=True)
 class SampleSettings:
-    """How responses are sampled; the defaults are the published ones (WRPO spec section 3)."""
+    """How responses are sampled; the defaults are the published ones (WRPO spec section 3).
+
+    mesh_tensor: devices that the model is split over by heads; 0: as many as its key-value heads divide over.
+    """
 
     temperature: float = 0.8
     top_p: float = 0.95
@@ -28,15 +34,22 @@ class SampleSettings:
     num_samples: int = 5
     max_new_tokens: int = 4096
     batch_size: int = 32
+    mesh_tensor: int = 0
 
     def __post_init__(self) -> None:
         bounded(self, "num_samples", "max_new_tokens", "batch_size", least=1)
+        bounded(self, "mesh_tensor", least=0)
         bounded(self, "top_p", above=0)
         _ = self.sampler  # has the ranges of the rest
 
     @property
     def sampler(self) -> Sampler:
         return Sampler(self.temperature, self.top_p, self.top_k)
+
+
+def load_to_sample(path: str | os.PathLike[str], tensor: int = 0) -> Model:
+    """A model laid out to generate, see `decoding_mesh`; of `load`, which names the errors."""
+    return load(path, mesh=decoding_mesh(check_folder(path), tensor))
 
 
 def generate(
@@ -60,7 +73,7 @@ def generate(
 
     Args:
       chat: each prompt is one user message in the model's chat template; else it is continued as it stands.
-      dtype: of the computation; None is the parameters'. On a CPU it is at least float32.
+      dtype: of the computation; None: bfloat16, on a CPU float32 (or wider, if the parameters are).
 
     Raises:
       InputError: the model has no tokenizer or, for chat, no template; see `generate_ids`.
@@ -76,6 +89,11 @@ def generate(
         model.params, model.config, encoded, max_new_tokens=max_new_tokens,
         sampler=Sampler(temperature, top_p, top_k), seed=seed, num_samples=num_samples,
         stop_ids=stop_token_ids(tokenizer, model.generation), row_ids=row_ids, batch_size=batch_size, mesh=mesh,
-        dtype=dtype or model.params["embed"]["embedding"].dtype, progress=progress,
+        dtype=dtype or _dtype(model), progress=progress,
     )  # fmt: skip
     return [[tokenizer.decode(c.ids, skip_special_tokens=True) for c in row] for row in completions]
+
+
+def _dtype(model: Model) -> Any:
+    wide = model.params["embed"]["embedding"].dtype
+    return jnp.promote_types(wide, jnp.float32) if compute_dtype() == "float32" else jnp.bfloat16

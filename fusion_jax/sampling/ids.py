@@ -33,8 +33,10 @@ from fusion_jax.models.decode import (
     next_logits,
 )
 from fusion_jax.models.decoder import Params, forward
+from fusion_jax.models.parameters import place_params
 from fusion_jax.sampling.samplers import GREEDY, Sampler, choose
-from fusion_jax.sharding import constrain, named, placed
+from fusion_jax.sharding import constrain, data_ways, make_mesh, named, placed
+from fusion_jax.slices import compiler_options
 
 Array = jax.Array
 
@@ -63,6 +65,7 @@ class How(NamedTuple):
     samples: int
     dtype: Any
     mesh: Mesh | None
+    options: tuple[tuple[str, str], ...] = ()
 
 
 class _State(NamedTuple):
@@ -89,7 +92,17 @@ class Fixed(NamedTuple):
 prepare = functools.partial(jax.jit, static_argnums=(1, 2))(decode_params)
 
 
-@functools.partial(jax.jit, static_argnums=0)
+def _compiled(function: Callable[..., Any]) -> Callable[..., jax.stages.Wrapped]:
+    """Of a function of what is compiled in and of arrays: f(how, ...) gives the jitted function of the arrays."""
+
+    @functools.cache
+    def compiled(how: How, *fixed: Any) -> jax.stages.Wrapped:
+        return jax.jit(functools.partial(function, how, *fixed), compiler_options=dict(how.options) or None)
+
+    return compiled
+
+
+@_compiled
 def prefill(how: How, params: Params, tokens: Array, lengths: Array) -> tuple[tuple[KeysValues, ...], Array]:
     """Keys and values [g,K,P,h] of each layer, and the last tokens' hidden states [g,D], for tokens int[g,P]."""
     hidden, (k, v) = forward(params, how.config, tokens, mesh=how.mesh, dtype=how.dtype, return_kv=True)
@@ -115,7 +128,7 @@ def _choose_next(how: How, fixed: Fixed, state: _State, logits: Array) -> _State
     )
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
+@_compiled
 def start_rows(how: How, capacity: int, params: DecodeParams, fixed: Fixed, last: Array) -> _State:
     """The first token of every row, from the prompts' last hidden states [C,D]. An empty prompt fills the batch."""
     rows, c = last.shape[0] * how.samples, how.config
@@ -134,7 +147,7 @@ def start_rows(how: How, capacity: int, params: DecodeParams, fixed: Fixed, last
     return _choose_next(how, fixed, state, jnp.repeat(logits, how.samples, 0))
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
+@_compiled
 def continue_rows(
     how: How,
     capacity: int,
@@ -172,7 +185,7 @@ def _read_prompts(
 
     A group holds prompts of one narrow width, and its size depends on that only.
     """
-    shards = 1 if how.mesh is None else int(how.mesh.shape["data"] * how.mesh.shape["fsdp"])
+    shards = data_ways(how.mesh)
     parts = []
     for width, alike in itertools.groupby(prompts, lambda prompt: read_width(len(prompt))):
         group = read_together(width, size, shards)
@@ -181,7 +194,7 @@ def _read_prompts(
             for row, prompt in enumerate(some):
                 tokens[row, : len(prompt)], lengths[row] = prompt, len(prompt)
             both = placed(tokens, how.mesh, ("batch", "tokens")), placed(lengths, how.mesh, ("batch",))
-            found = prefill(how, params, *both)
+            found = prefill(how)(params, *both)
             parts.append(jax.tree.map(lambda x, n=len(some): x[:n], found) if len(some) < group else found)
     return _joined(size, kept_width(len(prompts[-1])), parts)
 
@@ -275,6 +288,20 @@ def _batches(prompts: Sequence[Sequence[int]], size: int) -> Iterator[list[int]]
         yield from _chunks(list(alike), size)
 
 
+def decoding_ways(config: DecoderConfig, devices: int, tensor: int = 0) -> int:
+    """Devices that a model is split over to decode: `tensor`, or as many as its key-value heads divide over."""
+    return tensor or math.gcd(config.num_kv_heads, devices)
+
+
+def decoding_mesh(config: DecoderConfig, tensor: int = 0) -> Mesh | None:
+    """All devices to decode on, the model split by `decoding_ways`, prompts over the rest; None on one device.
+
+    Over an fsdp axis every token would gather the whole model.
+    """
+    count = jax.device_count()
+    return make_mesh(-1, 1, decoding_ways(config, count, tensor)) if count > 1 else None
+
+
 def generate_ids(
     params: Params,
     config: DecoderConfig,
@@ -300,7 +327,7 @@ def generate_ids(
         ids get different samples.
       batch_size: prompts at once; each holds `num_samples` rows. Results may differ in rounding between batch sizes,
         never between batches.
-      mesh: the one that the parameters are sharded over.
+      mesh: what to compute on, see `decoding_mesh`; parameters that lie otherwise are laid out over it first.
       dtype: of the computation; on a CPU at least float32, since its compiler lacks half-precision products.
       progress: called with the number of prompts done after each batch.
 
@@ -313,8 +340,10 @@ def generate_ids(
         return [[Completion([], False)] * num_samples for _ in prompts]
     if jax.default_backend() == "cpu":
         dtype = jnp.promote_types(dtype, jnp.float32)
-    how = How(config, sampler, num_samples, jnp.dtype(dtype), mesh)
+    options = compiler_options(jax.devices()[0].device_kind)
+    how = How(config, sampler, num_samples, jnp.dtype(dtype), mesh, tuple(options.items()))
     names = _names(prompts, row_ids)
+    params = place_params(params, config, mesh, None if mesh is None else how.dtype)
     ready = prepare(params, config, how.dtype)
     stops = placed(np.asarray(list(stop_ids) or [-1], np.int32), mesh, (None,))
     out: list[list[Completion]] = [[] for _ in prompts]
@@ -339,9 +368,9 @@ def _grow(
 ) -> tuple[np.ndarray, ...]:
     """(ids [R,N], counts, finished, logprobs [R]) on the host."""
     capacities = list(capacities_of(limit))
-    state = start_rows(how, capacities[0], params, fixed, last)
+    state = start_rows(how, capacities[0])(params, fixed, last)
     for capacity in capacities:
-        state = continue_rows(how, capacity, params, prompts, fixed, state, np.int32(limit))
+        state = continue_rows(how, capacity)(params, prompts, fixed, state, np.int32(limit))
         if bool(_whole(state.done.all(), how.mesh)):
             break
     return tuple(_whole(x, how.mesh) for x in (state.ids, state.counts, state.finished, state.logprobs))

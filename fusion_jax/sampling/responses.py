@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from jax.sharding import Mesh
-
 from fusion_jax.data.jsonl import Record
 from fusion_jax.models.folder import Model
-from fusion_jax.sampling.generate import SampleSettings, generate
+from fusion_jax.sampling.generate import SampleSettings, decoding_mesh, generate
 
 
 def sample_responses(
@@ -18,14 +16,14 @@ def sample_responses(
     settings: SampleSettings,
     *,
     seed: int,
-    mesh: Mesh | None = None,
     progress: Callable[[int], None] = lambda done: None,
 ) -> list[Record]:
     """`num_samples` responses to every prompt: the prompt's record with `source_model`, `sample` and `response`."""
     texts = generate(
         model, [p["prompt"] for p in prompts], max_new_tokens=settings.max_new_tokens, seed=seed,
         temperature=settings.temperature, top_p=settings.top_p, top_k=settings.top_k,
-        num_samples=settings.num_samples, batch_size=settings.batch_size, mesh=mesh, progress=progress,
+        num_samples=settings.num_samples, batch_size=settings.batch_size,
+        mesh=decoding_mesh(model.config, settings.mesh_tensor), progress=progress,
     )  # fmt: skip
     return [
         {**prompt, "source_model": name, "sample": number, "response": text.strip()}

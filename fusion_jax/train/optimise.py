@@ -23,15 +23,16 @@ from fusion_jax.hosts import PREEMPTED, on_first, preemption
 from fusion_jax.losses.reductions import Mean, divide
 from fusion_jax.losses.schedules import learning_rate
 from fusion_jax.models.folder import Model
+from fusion_jax.models.parameters import place_params
 from fusion_jax.ops.linear_logprobs import CHUNK_ELEMENTS, CHUNK_ELEMENTS_ACCELERATOR
 from fusion_jax.ops.remat import Remat
 from fusion_jax.settings import bounded
 from fusion_jax.sharding import data_ways, local_rows, make_mesh
-from fusion_jax.slices import compiler_options
+from fusion_jax.slices import compiler_options, compute_dtype
 from fusion_jax.train.checkpoints import finishing, open_checkpoints, restore_state, save_state
 from fusion_jax.train.reference import examples_fingerprint, with_reference
 from fusion_jax.train.run_folder import RunFolder, append_metrics, truncate_metrics
-from fusion_jax.train.state import OptimizerSettings, TrainState, init_state, make_optimizer, place_params
+from fusion_jax.train.state import OptimizerSettings, TrainState, init_state, make_optimizer
 from fusion_jax.train.step import Compute, Objective, make_eval_step, make_train_step, shard_batch
 
 
@@ -81,9 +82,7 @@ def compute_for(settings: TrainSettings, devices: Sequence[jax.Device] | None = 
     Raises:
       InputError: the mesh or the micro-batches do not fit the devices.
     """
-    dtype = settings.compute_dtype
-    if dtype == "auto":
-        dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    dtype = compute_dtype() if settings.compute_dtype == "auto" else settings.compute_dtype
     mesh: Mesh | None = None
     devices = jax.devices() if devices is None else devices
     if len(devices) > 1:

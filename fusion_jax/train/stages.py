@@ -110,14 +110,12 @@ def trained(run: RunFolder, like: Model, mesh: Mesh | None, train: Callable[[Run
     return dataclasses.replace(load(folder, mesh=mesh), file_dtype=like.file_dtype)
 
 
-def judged(
-    run: RunFolder, name: str, model: Model, test: Sequence[Record], mesh: Mesh | None, **how: Any
-) -> list[dict[str, Any]]:
+def judged(run: RunFolder, name: str, model: Model, test: Sequence[Record], **how: Any) -> list[dict[str, Any]]:
     """Accuracy of a model's greedy answers on the test prompts, if there are any; `how` goes to `evaluate`."""
     if not test:
         return []
     run.sub("answers")
-    return by_skill(name, run.stage(f"answers/{name}.jsonl", lambda: evaluate(name, model, test, mesh=mesh, **how)[1]))
+    return by_skill(name, run.stage(f"answers/{name}.jsonl", lambda: evaluate(name, model, test, **how)[1]))
 
 
 def accuracy_table(rows: Sequence[dict[str, Any]]) -> list[dict[str, str]]:
@@ -149,7 +147,7 @@ def measured(
     out = {}
     if held:
         out["bits per byte"] = surprise(model, held, max_length=max_length, compute=compute).bits_per_byte
-    for row in judged(run, name, model, test, compute.mesh, **how):
+    for row in judged(run, name, model, test, **how):
         out["accuracy" if row["skill"] == "all" else row["skill"]] = row["accuracy"]
     return out
 

@@ -11,10 +11,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from fusion_jax.losses.schedules import learning_rate
-from fusion_jax.models.config import DecoderConfig
-from fusion_jax.models.parameters import parameter_specs
 from fusion_jax.settings import bounded
-from fusion_jax.sharding import named
 
 Params = dict[str, Any]
 
@@ -64,15 +61,6 @@ def make_optimizer(settings: OptimizerSettings, num_steps: int) -> optax.Gradien
         optax.adamw(
             rate, settings.beta1, settings.beta2, settings.eps, weight_decay=settings.weight_decay, mask=decayed
         ),
-    )
-
-
-def place_params(params: Params, config: DecoderConfig, mesh: Mesh | None) -> Params:
-    """Parameters sharded over the mesh as the specs say; those that lie so already stay."""
-    if mesh is None:
-        return params
-    return jax.tree.map(
-        lambda p, spec: jax.device_put(p, named(mesh, spec.axes, spec.shape)), params, parameter_specs(config)
     )
 
 

@@ -58,7 +58,7 @@ class Compute:
 
     shared_prompt: the rows of an example attend to one copy of their prompt, else each computes its own; exact both
     ways.
-    logits: how many a device holds at once. options: of the compiler, for the training step.
+    logits: how many a device holds at once. options: of the compiler.
     """
 
     mesh: Mesh | None = None
@@ -68,6 +68,10 @@ class Compute:
     kernel: Kernel = "xla"
     logits: int = CHUNK_ELEMENTS
     options: tuple[tuple[str, str], ...] = ()
+
+    def jit(self, step: Callable[..., Any], **how: Any) -> Callable[..., Any]:
+        """`jax.jit` with the compiler's options of these devices."""
+        return jax.jit(step, compiler_options=dict(self.options) or None, **how)
 
 
 def score(params: Params, config: DecoderConfig, batch: TokenBatch, compute: Compute) -> Scores:
@@ -130,7 +134,7 @@ def make_score_step(config: DecoderConfig, compute: Compute) -> Callable[[Params
     def step(params: Params, batch: TokenBatch) -> Array:
         return score(params, config, _place(batch, compute.mesh), compute).sequence
 
-    return jax.jit(step, out_shardings=None if compute.mesh is None else named(compute.mesh, ()))
+    return compute.jit(step, out_shardings=None if compute.mesh is None else named(compute.mesh, ()))
 
 
 def make_eval_step(
@@ -142,7 +146,7 @@ def make_eval_step(
         loss, metrics = objective(score(params, config, _place(batch, compute.mesh), compute), step)
         return {"loss": loss, **metrics}
 
-    return jax.jit(evaluate)
+    return compute.jit(evaluate)
 
 
 def make_train_step(
@@ -205,7 +209,7 @@ def make_train_step(
         new_state = TrainState(state.step + keep, ~keep, params, opt_state)
         return new_state, {**metrics, "bad": bad}
 
-    return jax.jit(train_step, donate_argnums=0, compiler_options=dict(compute.options) or None)
+    return compute.jit(train_step, donate_argnums=0)
 
 
 def shard_batch(batch: TokenBatch, mesh: Mesh | None) -> TokenBatch:

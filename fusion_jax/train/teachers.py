@@ -53,7 +53,7 @@ def make_topk_step(
         return top, logits - top.logsumexp
 
     whole = None if compute.mesh is None else named(compute.mesh, ())  # every host reads every row
-    return jax.jit(step, out_shardings=whole)
+    return compute.jit(step, out_shardings=whole)
 
 
 def teacher_rows(

@@ -25,11 +25,14 @@ def programs(planned):
 def test_wrpo_plans_its_stages_with_the_public_model_of_its_preset():
     planned = wrpo.plans(wrpo.PRESETS["llama3-8b"], LLAMA)
     step, score, tune, prefill, decode = programs(planned)
-    assert step == TrainStep("wrpo", 16, 2048, 0, 8, "stored", "full", shared_prompt=False)
-    assert score == ScoreStep(16, 2048, 3, 0, shared_prompt=False)
+    assert step == TrainStep("wrpo", 16, 2048, 0, 8, "stored", "full", shared_prompt=False, start="float32")
+    assert score == ScoreStep(16, 2048, 3, 0, shared_prompt=False, start="float32")
     assert tune == TrainStep("sft", 64, 2048, 0, 2, "none", "full", shared_prompt=False)
     assert isinstance(prefill, Prefill) and isinstance(decode, Decode)
-    assert (decode.rows, decode.samples, decode.capacity) == (32, 5, 4096)
+    assert (decode.rows, decode.samples, decode.capacity, decode.kept) == (32, 5, 4096, "float32")
+    assert planned[-1].request.mesh == (2, 1, 8)
+    ready = dataclasses.replace(wrpo.PRESETS["llama3-8b"], quadruples="quads.jsonl")
+    assert [p.start for p in programs(wrpo.plans(ready, LLAMA))] == ["bfloat16", "bfloat16"]
     assert planned[0].times == 1000 // 128 and planned[1].times == 63
     assert {p.request.model["hidden_size"] for p in planned} == {4096}
 
