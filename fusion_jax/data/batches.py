@@ -32,6 +32,8 @@ class TokenBatch(NamedTuple):
     scored: bool[B,G,T], which labels count.
     example_ids: int32[B]; reference: float32[B,G]; weights: float32[B], 0 for an example that only fills the batch.
     targets: what each of `tokens` should predict, ids and probs [B,1,T,K]; None: there are no teachers.
+    slots: int32[R,M] where rows hold several examples (`data.packing`): the place among B of segment m + 1 of a row, -1
+      for none. The arrays of tokens then have R rows instead of B; None: R is B, an example has rows of its own.
     """
 
     prompts: Array
@@ -45,6 +47,7 @@ class TokenBatch(NamedTuple):
     reference: Array
     weights: Array
     targets: Targets | None = None
+    slots: Array | None = None
 
 
 class Buckets(NamedTuple):

@@ -109,7 +109,7 @@ class Block(nn.Module):
             "window": window if any(c.windows) else 0, "soft_cap": c.attention_soft_cap,
             "scale": c.head_dim**-0.5 if c.query_scale is None else c.query_scale,
         }  # fmt: skip
-        if self.kernel != "xla" and not context and takes(x.shape[1], c.head_dim, c.windows, self.branches):
+        if self.kernel != "xla" and not context and takes(x.shape[1], c.windows, self.branches):
             y = splash_attention(
                 q, k, v, segment_ids=segment_ids, windows=c.windows, branches=self.branches,
                 prompt_lengths=prompt_lengths, mesh=self.mesh, interpret=self.kernel == "splash-interpreted",

@@ -10,8 +10,9 @@ from jax.ad_checkpoint import checkpoint_name
 BLOCK_INPUT, QKV, ATTENDED, RESIDUAL, GATED = "block_input", "qkv", "attended", "residual", "gated"
 Remat = Literal["none", "full", "attention", "qkv", "gated", "dots", "offload"]
 """none: keep everything. full: the residual stream between layers alone. attention: besides, what attention gave. qkv:
-besides, what it read. gated: the residual stream and what the feed-forward multiplies, its gate and its input, two thirds
-of a layer's matmuls. dots: the results of all wide matmuls, from which the rest is cheap to compute again. offload: as full, with the residual stream in the host's memory."""
+besides, what it read. gated: the residual stream and the two factors of the feed-forward, half of a layer's matmuls.
+dots: the results of all wide matmuls, from which the rest is cheap to compute again. offload: full, with the residual
+stream in the host's memory."""
 
 _KEPT: dict[Remat, tuple[str, ...]] = {
     "full": (),

@@ -7,6 +7,7 @@ continuations. Blocks of the matrix that nothing sees are not computed, forward 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -27,7 +28,7 @@ from fusion_jax.ops.remat import ATTENDED, QKV, named
 from fusion_jax.sharding import partition_spec, tensor_shards
 
 Array = jax.Array
-LANES = 128  # tokens and head sizes come in multiples of it
+LANES = 128  # tokens and head sizes are filled up to multiples of it
 BLOCK = 512  # tokens of a tile, at most
 
 
@@ -63,13 +64,15 @@ class TreeMask(Mask):
         return sum(tiles) / len(tiles)
 
 
-def takes(tokens: int, head_dim: int, windows: tuple[int, ...], branches: tuple[int, int] | None) -> bool:
-    """Whether a program's mask can be made before its data are known, and the kernel has tiles for the heads.
+def takes(tokens: int, windows: tuple[int, ...], branches: tuple[int, int] | None) -> bool:
+    """Whether a program's mask can be made before its data are known.
 
     A window that cuts a row of a prompt and its continuations cannot: distances depend on the prompt's length.
     """
-    span = tokens if branches is None else branches[0] + (tokens - branches[0]) // branches[1]
-    return head_dim % LANES == 0 and (branches is None or all(w == 0 or w >= span for w in windows))
+    if branches is None:
+        return True
+    span = branches[0] + (tokens - branches[0]) // branches[1]
+    return all(w == 0 or w >= span for w in windows)
 
 
 def splash_attention(
@@ -95,19 +98,20 @@ def splash_attention(
       mesh: rows lie over its data axes, heads over its tensor axis.
       interpret: the kernel in plain JAX, for tests on a CPU.
     """
-    tokens = q.shape[1]
+    tokens, head_dim = q.shape[1], q.shape[3]
     limits, masks = zip(*layer_masks(tokens, windows, branches).items())
     if branches is not None and prompt_lengths is not None:
         place = jnp.arange(tokens)
         segment_ids = ((place < prompt_lengths[:, None]) | (place >= branches[0])).astype(jnp.int32)
-    q, k, v = (named(_pad(x, masks[0].tokens).swapaxes(1, 2), QKV) for x in (q * jnp.asarray(scale, q.dtype), k, v))
-    ids = None if segment_ids is None else _pad(segment_ids, masks[0].tokens)
+    k, v = (jnp.repeat(x, copies, 2) if (copies := _copies(x.shape[2], mesh)) > 1 else x for x in (k, v))
+    q, k, v = (named(_filled(x, masks[0].tokens).swapaxes(1, 2), QKV) for x in (q * jnp.asarray(scale, q.dtype), k, v))
+    ids = None if segment_ids is None else jnp.pad(segment_ids, ((0, 0), (0, masks[0].tokens - tokens)))
     calls = [partial(_on_devices, mask=mask, soft_cap=soft_cap, mesh=mesh, interpret=interpret) for mask in masks]
     if len(set(masks)) == 1:
         out = calls[0](q, k, v, ids)
     else:
         out = jax.lax.switch(jnp.searchsorted(jnp.asarray(limits), window), calls, q, k, v, ids)
-    return out.swapaxes(1, 2)[:, :tokens]
+    return out.swapaxes(1, 2)[:, :tokens, :, :head_dim]
 
 
 def layer_masks(tokens: int, windows: tuple[int, ...], branches: tuple[int, int] | None) -> dict[int, TreeMask]:
@@ -117,9 +121,14 @@ def layer_masks(tokens: int, windows: tuple[int, ...], branches: tuple[int, int]
     return {w: TreeMask(padded, 0 if w >= tokens else w, prompt, branch) for w in sorted(set(windows)) or [0]}
 
 
-def _pad(x: Array, tokens: int) -> Array:
-    """Zeros at the end of axis 1: behind all that sees them, but for others of their kind."""
-    return jnp.pad(x, [(0, tokens - x.shape[1]) if axis == 1 else (0, 0) for axis in range(x.ndim)])
+def _filled(x: Array, tokens: int) -> Array:
+    """[B,T,H,h] with zeros to whole tiles: tokens behind all that sees them, dimensions that add nothing to a score."""
+    return jnp.pad(x, ((0, 0), (0, tokens - x.shape[1]), (0, 0), (0, -x.shape[3] % LANES)))
+
+
+def _copies(heads: int, mesh: Mesh | None) -> int:
+    """How often key-value heads are repeated so that every shard has whole ones."""
+    return tensor_shards(mesh) // math.gcd(heads, tensor_shards(mesh))
 
 
 def _on_devices(

@@ -17,6 +17,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from fusion_jax.data.batches import Buckets, Example, TokenBatch, buckets_for, collate, extents
 from fusion_jax.data.order import batch_order, num_steps
+from fusion_jax.data.packing import collate_packed, pack
 from fusion_jax.errors import InputError
 from fusion_jax.files import read_json, write_json
 from fusion_jax.hosts import PREEMPTED, on_first, preemption
@@ -38,7 +39,11 @@ from fusion_jax.train.step import Compute, Objective, make_eval_step, make_train
 
 @dataclass(frozen=True)
 class TrainSettings:
-    """How a stage trains. batch_size: examples an optimizer step, over all devices and micro-batches."""
+    """How a stage trains. batch_size: examples an optimizer step, over all devices and micro-batches.
+
+    pack_tokens: preference examples of a micro-batch lie end to end in rows of so many tokens, each response with a
+      prompt of its own: for uneven lengths. 0: a response is a row, and the prompt is shared (`shared_prompt`).
+    """
 
     optimizer: OptimizerSettings = OptimizerSettings()
     epochs: float = 1.0
@@ -51,6 +56,7 @@ class TrainSettings:
     checkpoint_every: int = 500
     reference: Literal["stored", "in-step"] = "stored"
     shared_prompt: bool = True
+    pack_tokens: int = 0
     remat: Remat = "full"
     attention: Literal["auto", "xla", "splash"] = "auto"
     compute_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -61,6 +67,7 @@ class TrainSettings:
     def __post_init__(self) -> None:
         bounded(self, "batch_size", "micro_batches", "log_every", "eval_every", "checkpoint_every", least=1)
         bounded(self, "epochs", above=0)
+        bounded(self, "pack_tokens", least=0)
         if self.batch_size % self.micro_batches:
             raise InputError(
                 f"batch size {self.batch_size} is not a multiple of {self.micro_batches} micro-batches",
@@ -120,9 +127,35 @@ def step_batch(
       needs: int[n,4], `extents` of all examples: every host pads to what the whole step needs.
     """
     micro = np.asarray(indices).reshape(settings.micro_batches, -1)
+    if settings.pack_tokens:
+        return _packed_batch(examples, micro, settings.pack_tokens, mesh)
     rows = micro[:, local_rows(micro.shape[1], mesh)]
     flat = collate([examples[i] for i in rows.reshape(-1)], buckets, needs[indices].max(0))
     return jax.tree.map(lambda x: x.reshape(*rows.shape, *x.shape[1:]), flat)
+
+
+def _packed_batch(examples: Sequence[Example], micro: np.ndarray, width: int, mesh: Mesh | None) -> TokenBatch:
+    """As `step_batch`, the examples of every shard of a micro-batch packed; all shards get as many rows as the fullest.
+
+    Args:
+      micro: int[A,B], indices of the examples.
+    """
+    ways = data_ways(mesh)
+    shards = micro.reshape(len(micro), ways, -1)
+    groups = [[[examples[i] for i in shard] for shard in part] for part in shards]
+    packs = [[pack(group, width) for group in part] for part in groups]
+    rows = max(len(p.rows) for part in packs for p in part)
+    segments = 1 << (max(p.segments for part in packs for p in part) - 1).bit_length()
+    mine = local_rows(ways, mesh)
+    parts = [
+        [
+            collate_packed(groups[a][w], packs[a][w], rows=rows, segments=segments, first=w * shards.shape[2])
+            for w in mine
+        ]
+        for a in range(len(micro))
+    ]
+    joined = [jax.tree.map(lambda *xs: np.concatenate(xs), *part) for part in parts]
+    return jax.tree.map(lambda *xs: np.stack(xs), *joined)
 
 
 def optimise(

@@ -33,9 +33,10 @@ Array = jax.Array
 class Scores(NamedTuple):
     """What an objective sees of a micro-batch.
 
-    logprobs, mask: float[B,G,T] of the tokens behind the prompt, zero where not scored; sequence: float[B,G] their
-    sums; lengths: float[B,G] how many; reference: float[B,G] sums under the reference; weights: float[B], 0 for an
-    example that only fills the batch. targets: the batch's, with target_logprobs float[B,G,T,K] of their ids.
+    logprobs, mask: float[B,G,T] of the tokens behind the prompt ([R,G,T] of packed rows), zero where not scored;
+    sequence: float[B,G] their sums; lengths: float[B,G] how many; reference: float[B,G] sums under the reference;
+    weights: float[B], 0 for an example that only fills the batch. targets: the batch's, with target_logprobs
+    float[B,G,T,K] of their ids.
     """
 
     logprobs: Array
@@ -90,9 +91,9 @@ def score(params: Params, config: DecoderConfig, batch: TokenBatch, compute: Com
     mask = batch.scored.astype(logprobs.dtype)
     return Scores(
         logprobs=logprobs,
-        mask=mask * batch.weights[:, None, None],
-        sequence=logprobs.sum(-1),
-        lengths=mask.sum(-1),
+        mask=mask * _token_weights(batch),
+        sequence=_example_sums(logprobs, batch),
+        lengths=_example_sums(mask, batch),
         reference=batch.reference,
         weights=batch.weights,
         targets=targets,
@@ -100,8 +101,30 @@ def score(params: Params, config: DecoderConfig, batch: TokenBatch, compute: Com
     )
 
 
+def _segments(batch: TokenBatch) -> Array:
+    """float[R,G,T,M], 1 where a token of a packed row belongs to a segment."""
+    assert batch.slots is not None and batch.segment_ids is not None
+    return jax.nn.one_hot(batch.segment_ids - 1, batch.slots.shape[1])
+
+
+def _example_sums(values: Array, batch: TokenBatch) -> Array:
+    """Sums [B,G] over the tokens of every example's rows, of values [R,G,T]."""
+    if batch.slots is None:
+        return values.sum(-1)
+    sums = jnp.einsum("rgt,rgtm->rmg", values, _segments(batch).astype(values.dtype), precision="highest")
+    empty = jnp.zeros((batch.weights.shape[0] + 1, values.shape[1]), values.dtype)
+    return empty.at[batch.slots].add(sums)[:-1]  # slot -1, of no example, is the last
+
+
+def _token_weights(batch: TokenBatch) -> Array:
+    """Weights of the tokens' examples, [R,G,T] or what broadcasts to it."""
+    if batch.slots is None:
+        return batch.weights[:, None, None]
+    return jnp.einsum("rgtm,rm->rgt", _segments(batch), jnp.where(batch.slots < 0, 0, batch.weights[batch.slots]))
+
+
 def _hidden(params: Params, config: DecoderConfig, batch: TokenBatch, compute: Compute) -> Array:
-    """Hidden states [B,G,T,D] of the rows behind their prompts."""
+    """Hidden states [B,G,T,D] of the rows behind their prompts; [R,G,T,D] of packed rows."""
     examples, groups, width = batch.tokens.shape
     size = batch.prompts.shape[1]
     prompts, lengths = batch.prompts, batch.prompt_lengths
@@ -219,17 +242,19 @@ def shard_batch(batch: TokenBatch, mesh: Mesh | None) -> TokenBatch:
     if mesh is None:
         return jax.tree.map(jnp.asarray, batch)
     axis = batch.weights.ndim - 1
-    given = batch.weights.shape[axis]
-    shards = len(local_rows(data_ways(mesh), mesh))
-    mine = local_rows(given // shards * data_ways(mesh), mesh)
+    ways = data_ways(mesh)
+    shards = len(local_rows(ways, mesh))
 
     def place(x: np.ndarray) -> Array:
+        size = x.shape[axis] // shards
+        mine = local_rows(size * ways, mesh)
+
         def part(index: Any) -> np.ndarray:
             start = int(np.searchsorted(mine, index[axis].start or 0))
-            return x[(*index[:axis], slice(start, start + given // shards), *index[axis + 1 :])]
+            return x[(*index[:axis], slice(start, start + size), *index[axis + 1 :])]
 
         axes = (None,) * axis + ("batch",) + (None,) * (x.ndim - 1 - axis)
-        shape = (*x.shape[:axis], given // shards * data_ways(mesh), *x.shape[axis + 1 :])
+        shape = (*x.shape[:axis], size * ways, *x.shape[axis + 1 :])
         return jax.make_array_from_callback(shape, named(mesh, axes), part)
 
     return jax.tree.map(place, batch)

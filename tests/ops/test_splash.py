@@ -96,5 +96,16 @@ def test_a_tree_mask_leaves_out_other_branches():
 
 
 def test_what_is_left_to_the_reference():
-    assert takes(300, 128, (0, 4096), None) and takes(300, 256, (0, 200), (100, 2))
-    assert not takes(300, 64, (), None) and not takes(300, 128, (150,), (100, 2))
+    assert takes(300, (0, 40), None) and takes(300, (0, 200), (100, 2))
+    assert not takes(300, (150,), (100, 2))
+
+
+def test_heads_smaller_than_a_tile_are_filled():
+    """As those of Llama-3.2-1B and Qwen2.5-0.5B."""
+    inputs = [x[..., :64] for x in drawn(np.random.default_rng(2), 1, 130)]
+    how = {"segment_ids": None, "window": 0, "soft_cap": None, "scale": 64**-0.5}
+    assert_same(
+        lambda *qkv: splash_attention(*qkv, windows=(), mesh=None, interpret=True, **how),
+        lambda *qkv: attention(*qkv, positions=jnp.arange(130)[None], **how),
+        inputs, np.ones((1, 130)),
+    )  # fmt: skip
