@@ -279,7 +279,7 @@ def plans(s: Settings, ask: Ask) -> list[Planned]:
     """What `--plan` compiles: the target as a teacher (sources: experiments/cache_teacher.py --plan), and fusion."""
     return [
         *teacher("reading the target", s.target, s.teacher_batch, s.max_length, s.k, ask, option="--target"),
-        *training("fusion", s.target, "fusion", s.train, s.max_length, ask, k=s.k),
+        *training("fusion", s.target, "fusion", s.train, s.max_length, ask, k=s.k, packing=s.packing),
     ]
 
 

@@ -97,7 +97,8 @@ def write_report(run: RunFolder, counts: dict[str, int]) -> None:
 
 def plans(s: Settings, ask: Ask) -> list[Planned]:
     """What `--plan` compiles."""
-    return training("SFT", s.model, "sft", s.train, s.text.tokens.max_length, ask, option="--model")
+    length, packing = s.text.tokens.max_length, s.text.packing
+    return training("SFT", s.model, "sft", s.train, length, ask, option="--model", packing=packing)
 
 
 if __name__ == "__main__":

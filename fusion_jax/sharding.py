@@ -6,6 +6,7 @@ Mesh axes: `data` (replicated parameters), `fsdp` (parameters and optimiser stat
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import jax
@@ -31,23 +32,32 @@ RULES: dict[str, str | tuple[str, ...] | None] = {
 }
 
 
-def make_mesh(data: int = 1, fsdp: int = 1, tensor: int = 1, *, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """A (data, fsdp, tensor) mesh; one of the sizes may be -1 and takes what the others leave."""
-    devices = list(jax.devices()) if devices is None else list(devices)
+def mesh_sizes(count: int, data: int = 1, fsdp: int = 1, tensor: int = 1) -> tuple[int, int, int]:
+    """(data, fsdp, tensor) over `count` devices; one of the sizes may be -1 and takes what the others leave.
+
+    Raises:
+      InputError: sizes that are not positive, or whose product is not `count`.
+    """
     sizes = [data, fsdp, tensor]
     if sizes.count(-1) > 1 or any(s == 0 or s < -1 for s in sizes):
         raise InputError(
             f"mesh sizes {tuple(sizes)} are not valid", field="mesh", cure="Give positive sizes, at most one of them -1"
         )
     if -1 in sizes:
-        fixed = int(np.prod([s for s in sizes if s != -1]))
-        sizes[sizes.index(-1)] = max(len(devices) // fixed, 1)
-    if int(np.prod(sizes)) != len(devices):
+        sizes[sizes.index(-1)] = max(count // math.prod(s for s in sizes if s != -1), 1)
+    if math.prod(sizes) != count:
         raise InputError(
-            f"mesh {dict(zip(AXES, sizes))} needs {int(np.prod(sizes))} devices, {len(devices)} are here",
+            f"mesh {dict(zip(AXES, sizes))} needs {math.prod(sizes)} devices, {count} are here",
             field="mesh",
             cure="Make the product of the sizes equal to the number of devices",
         )
+    return sizes[0], sizes[1], sizes[2]
+
+
+def make_mesh(data: int = 1, fsdp: int = 1, tensor: int = 1, *, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """The mesh of `mesh_sizes` over `devices`, all without."""
+    devices = list(jax.devices()) if devices is None else list(devices)
+    sizes = mesh_sizes(len(devices), data, fsdp, tensor)
     return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
 
 

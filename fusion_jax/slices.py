@@ -27,16 +27,21 @@ OFFLOADED = {
 }
 """Options under which sparse cores sum gradients while the others compute; the small sums of decoding wait for none."""
 
+_PCIE = 16e9
+"""Bytes a second of a chip's link to its host, one way: PCIe of v4 by "How to Scale Your Model", part 2
+(jax-ml.github.io/scaling-book); of the other generations no figure was found, they are taken to be no faster."""
+
 
 @dataclass(frozen=True)
 class Chip:
     """One chip of a generation.
 
     flops: bf16 a second; bandwidth: HBM bytes a second; hbm: bytes that a program may use; link: bytes a second, one
-    way, of one link to a neighbour. efficiency: of the peak that matmuls reach, fitted to the compiler's own cycles.
-    vmem_kib: of vector memory that a fusion may use, 0: as the compiler does by itself. clock: cycles a second.
-    cores: counted in a cloud name, of one chip. torus: whether slices of full cubes of 4 wrap around, else only a
-    dimension of 16 does. kind: what JAX calls a device of it. sparse_core: whether it has cores that carry collectives.
+    way, of one link to a neighbour; host_link: of the link to the host. efficiency: of the peak that matmuls reach,
+    fitted to the compiler's own cycles. vmem_kib: of vector memory that a fusion may use, 0: as the compiler does by
+    itself. clock: cycles a second. cores: counted in a cloud name, of one chip. torus: whether slices of full cubes of
+    4 wrap around, else only a dimension of 16 does. kind: what JAX calls a device of it. sparse_core: whether it has
+    cores that carry collectives.
     """
 
     name: str
@@ -51,6 +56,7 @@ class Chip:
     torus: bool
     shapes: tuple[tuple[int, ...], ...]
     kind: str
+    host_link: float = _PCIE
     options: dict[str, Any] = field(default_factory=dict)
     sparse_core: bool = False
 
@@ -65,25 +71,21 @@ _FLAT = ((1, 1), (2, 2), (2, 4), (4, 4), (4, 8), (8, 8), (8, 16), (16, 16))
 _CUBES = ((2, 2, 1), (2, 2, 2), (2, 2, 4), (2, 4, 4), (4, 4, 4), (4, 4, 8), (4, 8, 8), (8, 8, 8))
 _GIB = 2**30
 _V4 = Chip(
-    "v4",
-    275e12,
-    1228e9,
-    30.75 * _GIB,
-    45e9,
-    0.75,
-    0,
-    1.05e9,
-    2,
-    True,
-    _CUBES,
-    "TPU v4",
-    {"chip_config_name": "megacore"},
-)
-_V5E = Chip("v5e", 197e12, 819e9, 15.75 * _GIB, 45e9, 0.75, 81920, 1.5e9, 1, False, _FLAT, "TPU v5 lite")
-_V5P = Chip("v5p", 459e12, 2765e9, 95.74 * _GIB, 90e9, 0.78, 49152, 1.75e9, 2, True, _CUBES, "TPU v5", sparse_core=True)
+    name="v4", flops=275e12, bandwidth=1228e9, hbm=30.75 * _GIB, link=45e9, efficiency=0.75, vmem_kib=0, clock=1.05e9,
+    cores=2, torus=True, shapes=_CUBES, kind="TPU v4", options={"chip_config_name": "megacore"},
+)  # fmt: skip
+_V5E = Chip(
+    name="v5e", flops=197e12, bandwidth=819e9, hbm=15.75 * _GIB, link=45e9, efficiency=0.75, vmem_kib=81920,
+    clock=1.5e9, cores=1, torus=False, shapes=_FLAT, kind="TPU v5 lite",
+)  # fmt: skip
+_V5P = Chip(
+    name="v5p", flops=459e12, bandwidth=2765e9, hbm=95.74 * _GIB, link=90e9, efficiency=0.78, vmem_kib=49152,
+    clock=1.75e9, cores=2, torus=True, shapes=_CUBES, kind="TPU v5", sparse_core=True,
+)  # fmt: skip
 _V6E = Chip(
-    "v6e", 918e12, 1640e9, 31.25 * _GIB, 90e9, 0.65, 98304, 1.75e9, 1, False, _FLAT, "TPU v6 lite", sparse_core=True
-)
+    name="v6e", flops=918e12, bandwidth=1640e9, hbm=31.25 * _GIB, link=90e9, efficiency=0.65, vmem_kib=98304,
+    clock=1.75e9, cores=1, torus=False, shapes=_FLAT, kind="TPU v6 lite", sparse_core=True,
+)  # fmt: skip
 CHIPS = {chip.name: chip for chip in (_V4, _V5E, _V5P, _V6E)}
 
 

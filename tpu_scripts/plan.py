@@ -27,7 +27,7 @@ from fusion_jax.models.decoder import Kernel
 from fusion_jax.ops.remat import Remat
 from fusion_jax.plan.compile import check_compiler
 from fusion_jax.plan.models import config_named
-from fusion_jax.plan.report import LEGEND, line, plan
+from fusion_jax.plan.report import LEGEND, line, plan_all
 from fusion_jax.plan.requests import (
     GROUPS,
     Decode,
@@ -79,27 +79,41 @@ class Settings:
     def __post_init__(self) -> None:
         bounded(self, "tokens", "micro_batches", "k", "batch_size", "new_tokens", "models", least=1)
         bounded(self, "rows_a_chip", "prompt", least=0)
+        if min(self.mesh_tensors, default=1) < 1:
+            raise InputError(f"{min(self.mesh_tensors)} is not positive", field="mesh_tensors", cure="Give 1 or more")
 
 
 def main(s: Settings) -> None:
     console = Console(soft_wrap=True, highlight=False, markup=False)
-    values, rows = config_named(s.model, "--model"), []
+    planned, rows = programs(s), []
     check_compiler()
-    for place in s.slices:
-        slice_of(place)
-    for name, place, remat, reference, tensor in itertools.product(
-        s.programs, s.slices, s.remats, s.references, s.mesh_tensors
-    ):
-        program = program_of(s, name, slice_of(place).chips // tensor, remat, reference)
-        mesh = (-1, 1, tensor) if name in ("prefill", "decode") else (1, -1, tensor)
-        title = " ".join([name, *variants(s, remat, reference, tensor)])
-        try:
-            rows.append(line(plan(Planned(title, Request(place, values, program, mesh)), full=s.full)))
-        except InputError as error:
-            rows.append({"program": title, "slice": place, "fits": f"not planned: {error}"})
+    for one, found in zip(planned, plan_all(planned, full=s.full)):
+        if isinstance(found, InputError):
+            rows.append({"program": one.title, "slice": one.request.slice, "fits": f"not planned: {found}"})
+        else:
+            rows.append(line(found))
         console.print(" | ".join(str(v) for v in rows[-1].values() if v), style="dim")
     names = max(rows, key=len)
     console.print(markdown_table([dict.fromkeys(names, "") | row for row in rows]) + "\n\n" + LEGEND)
+    if all("not planned" in row["fits"] for row in rows):
+        raise SystemExit(1)
+
+
+def programs(s: Settings) -> list[Planned]:
+    """Every combination of the settings; a mesh that does not fit its slice is refused when it is planned.
+
+    Raises:
+      InputError: an unknown model or slice.
+    """
+    values, out = config_named(s.model, "--model"), []
+    for name, place, remat, reference, tensor in itertools.product(
+        s.programs, s.slices, s.remats, s.references, s.mesh_tensors
+    ):
+        mesh = (-1, 1, tensor) if name in ("prefill", "decode") else (1, -1, tensor)
+        program = program_of(s, name, max(slice_of(place).chips // tensor, 1), remat, reference)
+        title = " ".join([name, *variants(s, remat, reference, tensor)])
+        out.append(Planned(title, Request(place, values, program, mesh)))
+    return out
 
 
 def variants(s: Settings, remat: str, reference: str, tensor: int) -> list[str]:

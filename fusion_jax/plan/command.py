@@ -13,7 +13,7 @@ from rich.console import Console
 
 from fusion_jax.errors import InputError
 from fusion_jax.plan.compile import check_compiler
-from fusion_jax.plan.report import LEGEND, page, plan
+from fusion_jax.plan.report import LEGEND, page, plan_all
 from fusion_jax.plan.runs import Ask, Planned
 from fusion_jax.settings import run as run_experiment
 from fusion_jax.slices import slice_of
@@ -56,8 +56,8 @@ def run(
         if not options.plan:
             main(values)
             return
-        check_compiler()
         ask = Ask(slice_of(options.plan).name, options.plan_rows, options.plan_prompt, options.plan_full, preset)
+        check_compiler()
         show(plans(values, ask), ask)
 
     text = f"{(description or '').strip()}\n\n{HELP}"
@@ -65,13 +65,21 @@ def run(
 
 
 def show(planned: Sequence[Planned], ask: Ask) -> None:
-    """Each program's page on the screen."""
+    """Each program's page on the screen, in order.
+
+    Raises:
+      SystemExit: code 1, after all pages: a program could not be planned.
+    """
     console: Any = Console(soft_wrap=True, highlight=False, markup=False)
-    for one in planned:
-        try:
-            console.print(page(plan(one, full=ask.full)) + "\n")
-        except InputError as error:
-            console.print(f"## {one.title} on {ask.slice}\n\nnot planned: {error}\n")
+    failed = 0
+    for one, found in zip(planned, plan_all(planned, full=ask.full)):
+        if isinstance(found, InputError):
+            failed += 1
+            console.print(f"## {one.title} on {ask.slice}\n\nnot planned: {found}\n")
+        else:
+            console.print(page(found) + "\n")
     where = slice_of(ask.slice)
     options = " ".join(f"--{name}={value}" for name, value in where.chip.compiler_options.items())
     console.print(f"{LEGEND}\nCompiler options, which training steps on TPU take too: {options}")
+    if failed:
+        raise SystemExit(1)

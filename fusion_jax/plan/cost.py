@@ -3,29 +3,27 @@
 Our estimate, not the compiler's: matmuls at the fitted share of the peak or at HBM speed, whichever is slower;
 elementwise work at `ELEMENTWISE` of HBM speed; Pallas kernels at `KERNEL` of the peak; collectives as ring transfers
 over the links of the slice, asynchronous ones hidden behind the work between their start and their end. Copies between
-HBM and the vector memory move while others leave HBM idle, no byte for free. Where a full compile has left its own
-cycles in the text, these are taken for fusions.
+HBM and the vector memory move while others leave HBM idle, no byte for free; those to and from the host's memory go one
+after the other over the chip's link to its host. Where a full compile has left its own cycles in the text, these are
+taken for fusions.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
-from fusion_jax.plan.hlo import Computation, Instruction, Module, replica_groups
-from fusion_jax.plan.work import kernel_flops, matmul_flops, traffic
+from fusion_jax.plan.hlo import COLLECTIVES, Computation, Instruction, Module, replica_groups
+from fusion_jax.plan.work import copied, kernel_flops, matmul_flops, traffic
 from fusion_jax.slices import Slice
 
+Lane = Literal["link", "host", "copy"]
 ELEMENTWISE = 0.45
 KERNEL = 0.5
 VMEM_SPEED = 10.0  # times HBM
-_COLLECTIVES = (
-    "all-gather", "all-reduce", "reduce-scatter", "all-to-all", "ragged-all-to-all", "collective-permute",
-    "collective-broadcast",
-)  # fmt: skip
 _FREE = {
     "parameter", "constant", "get-tuple-element", "tuple", "bitcast", "after-all", "partition-id", "replica-id",
     "add-dependency", "opt-barrier", "domain", "iota", "rng-get-and-update-state",
@@ -37,31 +35,36 @@ _FREE_CALLS = ("AllocateBuffer", "ConcatBitcast", "AssumeGatherIndicesInBound", 
 class Times:
     """Seconds of one run of a program on each chip.
 
-    compute: bound by arithmetic; memory: by HBM; exposed, overlapped: of communication, waited for or hidden.
-    flops: of matmuls on a chip, recomputation included. parts: seconds by what the model calls them.
+    compute: bound by arithmetic; memory: by HBM; host: waited for copies to and from the host's memory; exposed,
+    overlapped: of communication, waited for or hidden. flops: of matmuls on a chip, recomputation included. unknown:
+    loops whose number of rounds the program does not tell, taken as one. parts: seconds by what the model calls them.
     """
 
     compute: float = 0.0
     memory: float = 0.0
+    host: float = 0.0
     exposed: float = 0.0
     overlapped: float = 0.0
     flops: float = 0.0
+    unknown: int = 0
     parts: Counter[str] = field(default_factory=Counter)
 
     @property
     def total(self) -> float:
-        return self.compute + self.memory + self.exposed
+        return self.compute + self.memory + self.host + self.exposed
 
     def __add__(self, other: Times) -> Times:
         return Times(
-            self.compute + other.compute, self.memory + other.memory, self.exposed + other.exposed,
-            self.overlapped + other.overlapped, self.flops + other.flops, self.parts + other.parts,
+            self.compute + other.compute, self.memory + other.memory, self.host + other.host,
+            self.exposed + other.exposed, self.overlapped + other.overlapped, self.flops + other.flops,
+            self.unknown + other.unknown, self.parts + other.parts,
         )  # fmt: skip
 
     def __mul__(self, times: int) -> Times:
         return Times(
-            self.compute * times, self.memory * times, self.exposed * times, self.overlapped * times,
-            self.flops * times, Counter({name: seconds * times for name, seconds in self.parts.items()}),
+            self.compute * times, self.memory * times, self.host * times, self.exposed * times,
+            self.overlapped * times, self.flops * times, self.unknown,
+            Counter({name: seconds * times for name, seconds in self.parts.items()}),
         )  # fmt: skip
 
 
@@ -90,7 +93,7 @@ class _Walk:
     def collective(self, called: Computation | None) -> Instruction | None:
         """The collective that a computation holds, itself or in what it calls."""
         for i in called.instructions if called else ():
-            if i.opcode.removesuffix("-start") in _COLLECTIVES:
+            if i.opcode.removesuffix("-start") in COLLECTIVES:
                 return i
             inner = self.collective(self.module.called(i)) if i.opcode == "call" else None
             if inner is not None:
@@ -101,7 +104,7 @@ class _Walk:
         """Seconds of a collective on the links that its group spans."""
         groups = replica_groups(instruction.attributes, len(self.coords))
         group = max(groups, key=len)
-        size, ways = sum(s.size for s in instruction.shapes), len(group)
+        size, ways = sum(s.size for s in instruction.results), len(group)
         if opcode == "collective-permute":
             return size / self.where.chip.link
         if ways < 2:
@@ -123,14 +126,15 @@ class _Walk:
 class _Schedule:
     """The instructions of one computation, one after the other; links and copies work beside them.
 
-    now: seconds passed; idle: those of them in which the instructions left HBM to copies; link_free, copy_free: when,
-    in seconds passed and in seconds idle, links and copies are done with what has been started.
+    now: seconds passed; idle: those of them in which the instructions left HBM to copies. free: when what has been
+    started is done: on the links between chips and to the host in seconds passed, copies in seconds idle.
     """
 
     def __init__(self, walk: _Walk, computation: Computation) -> None:
         self.walk, self.computation = walk, computation
-        self.now = self.idle = self.link_free = self.copy_free = 0.0
-        self.pending: dict[str, tuple[float, float, str]] = {}
+        self.now = self.idle = 0.0
+        self.free: dict[Lane, float] = {"link": 0.0, "host": 0.0, "copy": 0.0}
+        self.pending: dict[str, tuple[float, float, Lane]] = {}
         self.out = Times()
 
     def run(self) -> Times:
@@ -144,7 +148,8 @@ class _Schedule:
         if i.opcode in _FREE:
             return
         if i.opcode == "while":
-            self.add(self.walk.times(i.attribute("body").lstrip("%")) * self.walk.module.trips(i))
+            trips, times = self.walk.module.trips(i), self.walk.times(i.attribute("body").lstrip("%"))
+            self.add(times * (1 if trips is None else trips) + Times(unknown=trips is None))
         elif i.opcode == "conditional":
             options = [self.walk.times(branch.name) for branch in self.walk.module.branches(i)]
             self.add(max(options, key=lambda t: t.total))
@@ -154,8 +159,8 @@ class _Schedule:
             self.finish(i)
         elif i.opcode.endswith("-start") or _marks(called, "AsyncCollectiveStart"):
             self.start(i, opcode, called)
-        elif opcode in _COLLECTIVES:
-            self.wait(*self.send(opcode, i), _label(i), exposed=True)
+        elif opcode in COLLECTIVES:
+            self.wait(*self.send(opcode, i), _label(i), "link")
         else:
             self.compute(i, called)
 
@@ -165,30 +170,32 @@ class _Schedule:
 
     def send(self, opcode: str, instruction: Instruction) -> tuple[float, float]:
         """(end, seconds) of a transfer that starts now, behind those under way."""
-        seconds = self.walk.transfer(opcode, instruction)
-        self.link_free = max(self.link_free, self.now) + seconds
-        return self.link_free, seconds
+        return self.queue("link", self.walk.transfer(opcode, instruction))
+
+    def queue(self, lane: Lane, seconds: float) -> tuple[float, float]:
+        """(end, seconds) of what takes a lane from now on, behind what takes it already."""
+        self.free[lane] = max(self.free[lane], self.idle if lane == "copy" else self.now) + seconds
+        return self.free[lane], seconds
 
     def start(self, i: Instruction, opcode: str, called: Computation | None) -> None:
         inner = self.walk.collective(called)
-        if opcode in _COLLECTIVES:
-            one = dataclasses.replace(i, shapes=i.shapes[len(i.shapes) // 2 :]) if len(i.shapes) > 1 else i
-            self.pending[i.name] = (*self.send(opcode, one), "link")
+        if opcode in COLLECTIVES:
+            self.pending[i.name] = (*self.send(opcode, i), "link")
         elif inner is not None:
             self.pending[i.name] = (*self.send(inner.opcode.removesuffix("-start"), inner), "link")
         elif opcode in ("copy", "async"):
-            arrays = [s for s in i.shapes if s.elements > 1]
-            seconds = min((s.size for s in arrays), default=0) / self.walk.where.chip.bandwidth
-            self.copy_free = max(self.copy_free, self.idle) + seconds
-            self.pending[i.name] = (self.copy_free, seconds, "copy")
+            size, crosses = copied(self.walk.module, i)
+            lane: Lane = "host" if crosses else "copy"
+            chip = self.walk.where.chip
+            self.pending[i.name] = (*self.queue(lane, size / (chip.host_link if crosses else chip.bandwidth)), lane)
 
     def finish(self, i: Instruction) -> None:
         """Wait for what the operand leads back to, through fusions that carry it along."""
         name = self.origin(i.operands[0] if i.operands else "")
         if i.opcode == "async-update" or name not in self.pending:
             return
-        end, seconds, kind = self.pending.pop(name)
-        self.wait(end, seconds, _label(i), exposed=kind == "link")
+        end, seconds, lane = self.pending.pop(name)
+        self.wait(end, seconds, _label(i), lane)
 
     def origin(self, name: str) -> str:
         while name not in self.pending:
@@ -198,15 +205,18 @@ class _Schedule:
             name = one.operands[0]
         return name
 
-    def wait(self, end: float, seconds: float, label: str, *, exposed: bool) -> None:
-        waited = max(end - (self.now if exposed else self.idle), 0.0)
+    def wait(self, end: float, seconds: float, label: str, lane: Lane) -> None:
+        waited = max(end - (self.idle if lane == "copy" else self.now), 0.0)
         self.now += waited
         self.idle += waited
-        if exposed:
-            parts = Counter({label: waited})
-            self.out += Times(exposed=waited, overlapped=max(seconds - waited, 0.0), parts=parts)
-        else:
-            self.out += Times(memory=waited, parts=Counter({"copies": waited}))
+        match lane:
+            case "link":
+                parts = Counter({label: waited})
+                self.out += Times(exposed=waited, overlapped=max(seconds - waited, 0.0), parts=parts)
+            case "host":
+                self.out += Times(host=waited, parts=Counter({"copies to and from the host": waited}))
+            case "copy":
+                self.out += Times(memory=waited, parts=Counter({"copies": waited}))
 
     def compute(self, i: Instruction, called: Computation | None) -> None:
         if i.opcode == "custom-call" and any(f'"{name}' in i.attributes for name in _FREE_CALLS):
@@ -215,10 +225,12 @@ class _Schedule:
         if inner is not None and not (called and called.name.startswith("async_collective_fusion")):
             scatter = called is not None and "all-reduce-scatter" in called.name
             end, seconds = self.send("all-reduce", inner)
-            self.wait(end - seconds / 2 * scatter, seconds, _label(i), exposed=True)
+            self.wait(end - seconds / 2 * scatter, seconds, _label(i), "link")
         chip = self.walk.where.chip
         flops = matmul_flops(self.walk.module, i, self.computation)
-        hbm, vmem = traffic(self.walk.module, i, self.computation)
+        hbm, vmem, host = traffic(self.walk.module, i, self.computation)
+        if host:
+            self.wait(*self.queue("host", host / chip.host_link), _label(i), "host")
         arithmetic, moving = flops / (chip.flops * chip.efficiency), hbm / chip.bandwidth
         if not flops:
             moving = max(moving / ELEMENTWISE, vmem / (chip.bandwidth * VMEM_SPEED))

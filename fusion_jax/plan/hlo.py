@@ -15,14 +15,20 @@ _BITS = {
 _SHAPE = re.compile(r"([a-z]+[0-9a-z]*)\[([0-9,<=]*)\](\{[^{}]*\})?")
 _HEADER = re.compile(r"^(ENTRY )?%?([^\s(]+) \(.*\{$")
 _LINE = re.compile(r"^\s+(ROOT )?%?([^\s=]+) = ((?:\(|[a-z]+[0-9a-z]*\[).*)$")
+COLLECTIVES = (
+    "all-gather", "all-reduce", "reduce-scatter", "all-to-all", "ragged-all-to-all", "collective-permute",
+    "collective-broadcast",
+)  # fmt: skip
+VMEM, HOST = 1, 5  # memory spaces: the chip's vector memory, its host's memory
 _BY_AXES = re.compile(r"replica_groups=mesh\[([^\]]*)\](?:,? ?device_ids=[^{]*)?\s*\{([^}]*)\}")
+_STARTS = ("all-gather-start", "collective-permute-start")
 _COMMENT = re.compile(r"/\*.*?\*/")
 
 
 @dataclass(frozen=True)
 class Shape:
-    """An array's dtype, sizes and layout. tile: sizes that the minor dimensions are padded to; space: 0 is HBM, 1 the
-    chip's vector memory."""
+    """An array's dtype, sizes and layout. tile: sizes that the minor dimensions are padded to; space: 0 is HBM, others
+    are `VMEM` and `HOST`."""
 
     dtype: str
     dims: tuple[int, ...]
@@ -61,6 +67,14 @@ class Instruction:
         return found.group(1) if found else ""
 
     @property
+    def results(self) -> tuple[Shape, ...]:
+        """`shapes`, of an asynchronous collective without the operands and contexts that it hands on: an all-reduce
+        holds its results alone, a gather or permute (operands, results, contexts)."""
+        if self.opcode not in _STARTS:
+            return self.shapes
+        return self.shapes[len(self.operands) : 2 * len(self.operands)]
+
+    @property
     def called(self) -> str:
         """The computation of a fusion, call or asynchronous operation."""
         return (self.attribute("calls") or self.attribute("to_apply")).lstrip("%")
@@ -92,8 +106,8 @@ class Module:
         """The computation that a fusion, call or asynchronous start runs."""
         return self.computations.get(instruction.called)
 
-    def trips(self, loop: Instruction) -> int:
-        """How often a while loop runs: what the compiler knows, or the constant that its condition compares with; 1
+    def trips(self, loop: Instruction) -> int | None:
+        """How often a while loop runs: what the compiler knows, or the constant that its condition compares with; None
         where neither is there."""
         known = re.search(r'known_trip_count":\{"n":"(\d+)"', loop.attributes)
         if known:
@@ -102,9 +116,9 @@ class Module:
         constants = [i for i in condition.instructions if i.opcode == "constant" and i.shapes[0].dtype == "s32"]
         bounded = [i for i in condition.instructions if i.opcode == "compare" and "direction=L" in i.attributes]
         if len(constants) != 1 or not (bounded or condition.root.opcode == "fusion"):
-            return 1
+            return None
         value = constants[0].operands[0]
-        return int(value) if value.isdigit() else 1
+        return int(value) if value.isdigit() else None
 
     def branches(self, conditional: Instruction) -> list[Computation]:
         """The computations of a conditional."""

@@ -22,6 +22,7 @@ from fusion_jax.ops.linear_logprobs import CHUNK_ELEMENTS_ACCELERATOR
 from fusion_jax.plan.requests import (
     GROUPS,
     Decode,
+    Dtype,
     MergeTensor,
     ObjectiveName,
     Prefill,
@@ -79,12 +80,11 @@ def _lower_model(program: Program, config: DecoderConfig, mesh: Mesh) -> jax.sta
             return _lower_train(program, config, mesh)
         case ScoreStep():
             batch = _batch(mesh, (), program.examples, program.groups, program.prompt, program.tokens)
-            compute = _compute(mesh, kernel=program.attention, shared_prompt=program.shared_prompt)
-            return _lowered(
-                make_score_step(config, compute), abstract_params(config, jnp.dtype(program.start), mesh), batch
-            )
+            compute = _compute(mesh, program.dtype, kernel=program.attention, shared_prompt=program.shared_prompt)
+            params = abstract_params(config, jnp.dtype(program.start), mesh)
+            return _lowered(make_score_step(config, compute), params, batch)
         case TeacherStep():
-            compute = _compute(mesh, kernel=program.attention)
+            compute = _compute(mesh, "bfloat16", kernel=program.attention)
             step = make_topk_step(config, compute, program.k, config.vocab_size)
             tokens = _array(mesh, (), (program.rows, program.tokens), jnp.int32)
             return _lowered(step, abstract_params(config, jnp.bfloat16, mesh), tokens, tokens)
@@ -99,9 +99,9 @@ def _lower_model(program: Program, config: DecoderConfig, mesh: Mesh) -> jax.sta
     raise TypeError(type(program))
 
 
-def _compute(mesh: Mesh, **how: Any) -> Compute:
+def _compute(mesh: Mesh, dtype: Dtype, **how: Any) -> Compute:
     """As `train.optimise.compute_for` sets it on TPU."""
-    return Compute(mesh, jnp.dtype(jnp.bfloat16), logits=CHUNK_ELEMENTS_ACCELERATOR, **how)
+    return Compute(mesh, jnp.dtype(dtype), logits=CHUNK_ELEMENTS_ACCELERATOR, **how)
 
 
 def _lowered(step: Callable[..., Any], *arguments: Any) -> jax.stages.Lowered:
@@ -110,7 +110,7 @@ def _lowered(step: Callable[..., Any], *arguments: Any) -> jax.stages.Lowered:
 
 
 def _lower_train(p: TrainStep, config: DecoderConfig, mesh: Mesh) -> jax.stages.Lowered:
-    compute = _compute(mesh, kernel=p.attention, remat=p.remat, shared_prompt=p.shared_prompt)
+    compute = _compute(mesh, p.dtype, kernel=p.attention, remat=p.remat, shared_prompt=p.shared_prompt)
     settings = OptimizerSettings()
     optimizer = make_optimizer(settings, _STEPS)
     rate = learning_rate(

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import math
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
+from fusion_jax.errors import InputError
 from fusion_jax.markdown import markdown_table
 from fusion_jax.models.families import config_from_hf
 from fusion_jax.plan.compile import Compiled, compile_for
@@ -19,7 +24,8 @@ GIB = 2**30
 LEGEND = """\
 HBM is the TPU compiler's own buffer assignment for this program. Times are our estimate from the program that it
 scheduled: matmuls at a fitted share of the peak, other work at 45 % of HBM bandwidth, collectives as ring transfers;
-asynchronous ones are overlapped as far as the schedule puts work between their start and end. MFU counts useful FLOPs:
+asynchronous ones are overlapped as far as the schedule puts work between their start and end; copies to and from the
+host's memory at the speed of PCIe. MFU counts useful FLOPs:
 6 x matmul parameters x tokens + 6 x layers x heads x head_dim x T x tokens (causal half), a reference in the step a
 third more, a forward pass alone a third; recomputation is not counted. No figure here was measured on a chip."""
 
@@ -51,6 +57,19 @@ class Result:
         peak = self.times.total * self.where.chip.flops * self.where.chips
         return useful_flops(self.planned.request) / peak if peak else 0.0
 
+    @property
+    def doubts(self) -> tuple[str, ...]:
+        """Why the time is not to be believed."""
+        least = useful_flops(self.planned.request) / (self.where.chip.flops * self.where.chips)
+        found = []
+        if self.times.unknown:
+            found.append(f"the program does not tell the rounds of {self.times.unknown} of its loops: counted as one")
+        if self.times.total < least:
+            found.append(
+                f"the time is below that of the useful FLOPs at the full peak, {least * 1e3:,.1f} ms: work is missing"
+            )
+        return tuple(found)
+
 
 def plan(planned: Planned, *, full: bool = False) -> Result:
     """Compile and read a planned program.
@@ -62,6 +81,20 @@ def plan(planned: Planned, *, full: bool = False) -> Result:
     where, share = slice_of(planned.request.slice), kernel_share(planned.request)
     times = step_time(parse(compiled.text), where, compiled.coords, share)
     return Result(planned, compiled, times, _beside(planned.request))
+
+
+def plan_all(planned: Sequence[Planned], *, full: bool = False) -> Iterator[Result | InputError]:
+    """`plan` of each, in order, or why it is none; as many at a time as there are processors, each of which compiles
+    in a process of its own."""
+
+    def one(program: Planned) -> Result | InputError:
+        try:
+            return plan(program, full=full)
+        except InputError as error:
+            return error
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        yield from pool.map(one, planned)
 
 
 def _beside(request: Request) -> int:
@@ -91,7 +124,8 @@ def line(result: Result) -> dict[str, Any]:
     if not m.fits:
         return row | dict.fromkeys(("ms", "compute", "memory", "exposed", "overlapped", "MFU", "tokens/s", "run"), "")
     return row | {
-        "ms": f"{t.total * 1e3:,.0f}", "compute": f"{t.compute * 1e3:,.0f}", "memory": f"{t.memory * 1e3:,.0f}",
+        "ms": f"{t.total * 1e3:,.0f}{' (doubtful)' if r.doubts else ''}",
+        "compute": f"{t.compute * 1e3:,.0f}", "memory": f"{t.memory * 1e3:,.0f}",
         "exposed": f"{t.exposed * 1e3:,.0f}", "overlapped": f"{t.overlapped * 1e3:,.0f}",
         "MFU": f"{r.mfu:.2f}" if r.mfu else "", "tokens/s": f"{tokens_of(r.planned.request) / t.total:,.0f}",
         "run": _hours(r),
@@ -123,9 +157,11 @@ def page(result: Result) -> str:
     table = markdown_table([{"what": a, "figure": b, "whose": c} for a, b, c in rows])
     notes = "\n".join(f"- {note}" for note in r.planned.notes)
     parts = f"## {r.planned.title} on {r.where.name} ({r.where.chips} chips)\n\n{notes}\n\n{table}\n\n"
+    if m.fits:
+        parts += "".join(f"Doubt: {doubt}\n\n" for doubt in r.doubts)
     if not r.fits:
         parts += f"Greatest buffers: {'; '.join(f'{size / GIB:.2f} GiB {what}' for size, what in m.largest[:6])}\n\n"
-    elif t.parts:
+    else:
         parts += f"Most time: {', '.join(f'{name} {s * 1e3:,.0f} ms' for name, s in t.parts.most_common(6))}\n\n"
     return parts + f"Limit: {limit(r)}"
 
@@ -138,6 +174,8 @@ def _time_rows(r: Result, ours: str) -> list[tuple[str, str, str]]:
          f"{t.compute * 1e3:,.1f} / {t.memory * 1e3:,.1f} / {t.exposed * 1e3:,.1f} ms", ours),
         ("communication hidden behind work", f"{t.overlapped * 1e3:,.1f} ms", ours),
     ]  # fmt: skip
+    if t.host:
+        rows.append(("waited for the host's memory", f"{t.host * 1e3:,.1f} ms", ours))
     if not isinstance(request.program, MergeTensor):
         useful = useful_flops(request) / r.where.chips
         rows += [
@@ -156,14 +194,21 @@ def limit(r: Result) -> str:
     if not r.fits:
         return f"HBM, {(r.needed - r.compiled.memory.available) / GIB:.2f} GiB too little. {_smaller(r)}"
     name, seconds = max(
-        ("compute", t.compute), ("HBM bandwidth", t.memory), ("communication", t.exposed), key=lambda x: x[1]
-    )
+        ("compute", t.compute), ("HBM bandwidth", t.memory), ("the link to the host", t.host),
+        ("communication", t.exposed), key=lambda x: x[1],
+    )  # fmt: skip
     share = f"{name}, {seconds / max(t.total, 1e-12):.0%} of the time"
     room = r.compiled.memory.available - r.needed
     if isinstance(program, Decode) and r.planned.request.mesh[1] != 1:
-        return f"{share}. Every token gathers the weights: split the model by heads (mesh-fsdp 1, mesh-tensor 8)"
+        heads = math.gcd(config_from_hf(r.planned.request.model).num_kv_heads, r.where.chips)
+        split = f": split the model by heads (mesh-fsdp 1, mesh-tensor {heads})" if heads > 1 else ""
+        return f"{share}. Every token gathers the weights{split}"
+    if name == "the link to the host":
+        return f'{share}. Try remat "full", which keeps everything on the chip'
     if name == "communication":
-        return f"{share}. Try more rows at once (fewer micro-batches), or a smaller slice"
+        if isinstance(program, Decode) or room > r.compiled.memory.temporaries:
+            return f"{share}. {room / GIB:.1f} GiB are free: try more rows at once, or a smaller slice"
+        return f"{share}. More rows at once do not fit: try a smaller slice"
     if isinstance(program, Decode):
         return f"{share}. Try a larger batch: weights are read once for all rows" if room > GIB else f"{share}."
     if isinstance(program, TrainStep) and program.micro_batches > 1 and room > r.compiled.memory.temporaries:

@@ -10,15 +10,16 @@ from fusion_jax.models.decoder import Kernel
 from fusion_jax.ops.remat import Remat
 
 ObjectiveName = Literal["sft", "dpo", "wrpo", "fusion"]
-Start = Literal["bfloat16", "float32"]
+Dtype = Literal["bfloat16", "float32"]
+Start = Dtype  # of the weights that a stage starts from
 GROUPS: dict[ObjectiveName, int] = {"sft": 1, "dpo": 2, "wrpo": 3, "fusion": 1}
 
 
 @dataclass(frozen=True)
 class TrainStep:
     """One optimizer step. examples: of a micro-batch, over all chips; prompt: tokens that an example's rows share;
-    tokens: of each row behind them; k: entries of a fusion target; reference: "none" for losses that read none; start:
-    dtype of the weights that training starts from, which the run keeps."""
+    tokens: of each row behind them; k: entries of a fusion target; reference: "none" for losses that read none; dtype:
+    of the computation; start: dtype of the weights that training starts from, which the run keeps."""
 
     objective: ObjectiveName
     examples: int
@@ -30,6 +31,7 @@ class TrainStep:
     shared_prompt: bool = True
     k: int = 10
     attention: Kernel = "splash"
+    dtype: Dtype = "bfloat16"
     start: Start = "bfloat16"
 
 
@@ -43,6 +45,7 @@ class ScoreStep:
     prompt: int = 0
     shared_prompt: bool = True
     attention: Kernel = "splash"
+    dtype: Dtype = "bfloat16"
     start: Start = "bfloat16"
 
 

@@ -9,11 +9,13 @@ from typing import Any, Literal
 from fusion_jax.data.batches import bucket_list
 from fusion_jax.data.order import num_steps
 from fusion_jax.errors import InputError
+from fusion_jax.models.decoder import Kernel
 from fusion_jax.models.families import config_from_hf
 from fusion_jax.plan.models import PUBLIC, config_named
 from fusion_jax.plan.requests import (
     GROUPS,
     Decode,
+    Dtype,
     MergeTensor,
     ObjectiveName,
     Prefill,
@@ -24,12 +26,19 @@ from fusion_jax.plan.requests import (
     TrainStep,
 )
 from fusion_jax.sampling.generate import SampleSettings
-from fusion_jax.sampling.ids import decoding_ways
+from fusion_jax.sampling.ids import capacities_of, decoding_ways, kept_width, read_together, read_width
+from fusion_jax.sharding import mesh_sizes
 from fusion_jax.slices import slice_of
 from fusion_jax.train.optimise import TrainSettings
 from fusion_jax.zoo import model_path
 
-_PREFILL_TOKENS, _PROMPT = 2048, 1024
+_PROMPT = 1024
+Sizes = tuple[int, int, int]  # of data, fsdp and tensor
+
+_PACKED = {
+    "official": ("packed blocks have the settings' greatest length, as planned",),
+    "reset": ("planned without the segment ids of packed documents: attention leaves out nothing across them",),
+}
 
 
 @dataclass(frozen=True)
@@ -46,8 +55,7 @@ class Ask:
 
 @dataclass(frozen=True)
 class Planned:
-    """A program of a run. times: how often the run calls it, 0: not known; steps_of: the word for one call; notes:
-    what was assumed."""
+    """A program of a run. times: how often the run calls it, 0: not known; notes: what was assumed."""
 
     title: str
     request: Request
@@ -74,6 +82,7 @@ def training(
     option: str = "--target",
     reference: bool = False,
     k: int = 10,
+    packing: Literal["none", "official", "reset"] = "none",
     start: Start = "bfloat16",
 ) -> list[Planned]:
     """The optimizer step and, where references are stored, the scoring step before it.
@@ -82,30 +91,24 @@ def training(
       start: dtype of the weights that training starts from: a folder's, or float32 behind a stage that trained.
 
     Raises:
-      InputError: the batch does not divide over the chips; an unknown slice or model.
+      InputError: the mesh does not fit the slice; the batch does not divide over the chips; an unknown slice or model.
     """
     values, name = model_values(model, ask, option)
-    mesh = (train.mesh_data, train.mesh_fsdp, train.mesh_tensor)
-    micro, notes = _micro_batches(train, slice_of(ask.slice).chips)
+    mesh = _mesh(ask, (train.mesh_data, train.mesh_fsdp, train.mesh_tensor))
+    micro, notes = _micro_batches(train, mesh)
     examples, prompt, tokens = train.batch_size // micro, *_lengths(max_length, ask.prompt)
-    notes = (f"model: {name}", _widths(prompt, tokens, objective), *notes)
+    notes = (f"model: {name}", _widths(prompt, tokens, objective), *notes, *_PACKED.get(packing, ()))
     kind: Literal["none", "stored", "in-step"] = train.reference if reference else "none"
+    attention: Kernel = "splash" if train.attention == "auto" else train.attention
+    dtype: Dtype = "bfloat16" if train.compute_dtype == "auto" else train.compute_dtype
+    shared = train.shared_prompt and prompt > 0
     step = TrainStep(
-        objective,
-        examples,
-        tokens,
-        prompt,
-        micro,
-        kind,
-        train.remat,
-        train.shared_prompt and prompt > 0,
-        k,
-        start=start,
-    )
+        objective, examples, tokens, prompt, micro, kind, train.remat, shared, k, attention, dtype, start
+    )  # fmt: skip
     steps = num_steps(ask.rows, train.batch_size, train.epochs) if ask.rows else 0
     out = [Planned(title, Request(ask.slice, values, step, mesh), steps, notes)]
     if kind == "stored":
-        score = ScoreStep(examples, tokens, GROUPS[objective], prompt, step.shared_prompt, start=start)
+        score = ScoreStep(examples, tokens, GROUPS[objective], prompt, shared, attention, dtype, start)
         out.append(Planned(
             f"{title}: reference log-probs, once", Request(ask.slice, values, score, mesh),
             math.ceil(ask.rows / examples), notes,
@@ -113,9 +116,14 @@ def training(
     return out
 
 
-def _micro_batches(train: TrainSettings, chips: int) -> tuple[int, tuple[str, ...]]:
+def _mesh(ask: Ask, sizes: Sizes) -> Sizes:
+    """The sizes of (data, fsdp, tensor) on the slice, none of them -1."""
+    return mesh_sizes(slice_of(ask.slice).chips, *sizes)
+
+
+def _micro_batches(train: TrainSettings, mesh: Sizes) -> tuple[int, tuple[str, ...]]:
     """Micro-batches whose examples divide over the chips: those of the settings, or the nearest number that does."""
-    ways = chips // train.mesh_tensor
+    ways = mesh[0] * mesh[1]
     fitting = [
         n for n in range(1, train.batch_size + 1) if not train.batch_size % n and not train.batch_size // n % ways
     ]
@@ -149,12 +157,20 @@ def _widths(prompt: int, tokens: int, objective: ObjectiveName) -> str:
 
 
 def teacher(
-    title: str, model: str, rows: int, tokens: int, k: int, ask: Ask, *, mesh: tuple[int, int, int] = (1, -1, 1),
+    title: str,
+    model: str,
+    rows: int,
+    tokens: int,
+    k: int,
+    ask: Ask,
+    *,
+    mesh: Sizes = (1, -1, 1),
     option: str = "--model",
-) -> list[Planned]:  # fmt: skip
+) -> list[Planned]:
     """A teacher that reads texts and keeps k entries a token."""
     values, name = model_values(model, ask, option)
-    ways = slice_of(ask.slice).chips // mesh[2]
+    mesh = _mesh(ask, mesh)
+    ways = mesh[0] * mesh[1]
     padded = -(-rows // ways) * ways
     notes = [f"model: {name}", f"every text: {tokens} tokens, the settings' longest"]
     if padded != rows:
@@ -170,24 +186,29 @@ def generation(
     """Reading a batch of prompts, and growing all their samples to the most tokens; kept: see `requests.Prefill`."""
     values, name = model_values(model, ask, option)
     config = config_from_hf(values)
-    width = bucket_list(min(ask.prompt or prompt, config.max_positions - sample.max_new_tokens))[-1]
-    chips = slice_of(ask.slice).chips
-    tensor = decoding_ways(config, chips, sample.mesh_tensor)
-    mesh, ways = (-1, 1, tensor), chips // tensor
-    group = -(-min(max(_PREFILL_TOKENS // width, 1), sample.batch_size) // ways) * ways
+    longest = min(ask.prompt or prompt, config.max_positions - sample.max_new_tokens)
+    if longest < 1:
+        raise InputError(
+            f"{sample.max_new_tokens} new tokens leave no room for a prompt", field="max_new_tokens",
+            cure=f"The model has {config.max_positions} positions",
+        )  # fmt: skip
+    mesh = _mesh(ask, (-1, 1, decoding_ways(config, slice_of(ask.slice).chips, sample.mesh_tensor)))
+    width = read_width(longest)
+    group = read_together(width, sample.batch_size, mesh[0] * mesh[1])
+    *_, capacity = capacities_of(sample.max_new_tokens)
     batches = math.ceil(ask.rows / sample.batch_size)
     grown = Decode(
-        sample.batch_size, 1 << (width - 1).bit_length(), -(-sample.max_new_tokens // 16) * 16, sample.num_samples,
-        sample.temperature, sample.top_p, sample.top_k, kept,
+        sample.batch_size, kept_width(longest), capacity, sample.num_samples, sample.temperature, sample.top_p,
+        sample.top_k, kept,
     )  # fmt: skip
     notes = (f"model: {name}", f"every prompt: {width} tokens (--plan-prompt N)")
-    longest = f"every sample grows to {sample.max_new_tokens} tokens, its cache as large from the start: an upper bound"
+    grows = f"every sample grows to {capacity} tokens, its cache as large from the start: an upper bound"
     return [
         Planned(
             f"{title}: {group} prompts read", Request(ask.slice, values, Prefill(group, width, kept), mesh),
             math.ceil(batches * sample.batch_size / group), notes,
         ),
-        Planned(f"{title}: a batch grown", Request(ask.slice, values, grown, mesh), batches, (*notes, longest)),
+        Planned(f"{title}: a batch grown", Request(ask.slice, values, grown, mesh), batches, (*notes, grows)),
     ]  # fmt: skip
 
 

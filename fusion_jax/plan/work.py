@@ -7,12 +7,21 @@ import json
 import math
 import re
 from collections.abc import Sequence
+from typing import NamedTuple
 
-from fusion_jax.plan.hlo import Computation, Instruction, Module, Shape
+from fusion_jax.plan.hlo import HOST, VMEM, Computation, Instruction, Module, Shape
 
 _SLICES = ("dynamic-slice", "slice", "gather")
+_SPACES = {VMEM: 1, HOST: 2}
 _THROUGH = ("bitcast", "reshape", "convert", "copy", "transpose")
-VMEM = 1
+
+
+class Traffic(NamedTuple):
+    """Bytes that an instruction moves to and from HBM, the chip's vector memory, and its host's memory."""
+
+    hbm: int = 0
+    vmem: int = 0
+    host: int = 0
 
 
 def matmul_flops(module: Module, instruction: Instruction, where: Computation) -> float:
@@ -58,27 +67,37 @@ def _window(attributes: str) -> dict[str, list[int]]:
     return {key: [int(x.split("_")[0]) for x in value.split("x")] for key, value in parts.items()}
 
 
-def traffic(module: Module, instruction: Instruction, where: Computation) -> tuple[int, int]:
-    """Bytes that an instruction moves to and from HBM, and to and from the chip's vector memory.
-
-    Of an operand that is only sliced the slices count, of a buffer that is updated in place the update.
-    """
+def traffic(module: Module, instruction: Instruction, where: Computation) -> Traffic:
+    """Bytes that an instruction moves: of an operand that is only sliced the slices, of a buffer that is updated in
+    place the update."""
     called = module.called(instruction) if instruction.opcode == "fusion" else None
-    moved = [0, 0]
+    moved = [0, 0, 0]
     for number, name in enumerate(instruction.operands):
         operand = where.by_name.get(name)
         if operand is None or not operand.shapes:
             continue
         shape = operand.shapes[0]
         read = _read_of(module, called, number, shape.size) if called else _read_alone(instruction, number, shape)
-        moved[shape.space == VMEM] += read
+        moved[_SPACES.get(shape.space, 0)] += read
     updates = _updates(module, called) if called else {}
     for number, shape in enumerate(instruction.shapes):
         size = updates.get(number, shape.size)
         if instruction.opcode == "dynamic-update-slice":
             size = where.by_name[instruction.operands[1]].shapes[0].size
-        moved[shape.space == VMEM] += size
-    return moved[0], moved[1]
+        moved[_SPACES.get(shape.space, 0)] += size
+    return Traffic(*moved)
+
+
+def copied(module: Module, start: Instruction) -> tuple[int, bool]:
+    """Bytes that an asynchronous copy, slice or update moves, and whether it crosses to or from the host's memory."""
+    crosses = any(shape.space == HOST for shape in start.shapes)
+    called = module.called(start)
+    if called is None:  # a copy: (destination, source, context)
+        return start.shapes[0].size, crosses
+    root = called.root
+    if root.opcode == "dynamic-update-slice":
+        return called.by_name[root.operands[1]].shapes[0].size, crosses
+    return sum(shape.size for shape in root.shapes), crosses
 
 
 def _read_alone(instruction: Instruction, number: int, shape: Shape) -> int:

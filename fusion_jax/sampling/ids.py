@@ -187,8 +187,8 @@ def _read_prompts(
     """
     shards = data_ways(how.mesh)
     parts = []
-    for width, alike in itertools.groupby(prompts, lambda prompt: _narrow(len(prompt))):
-        group = -(-min(max(_PREFILL_TOKENS // width, 1), size) // shards) * shards
+    for width, alike in itertools.groupby(prompts, lambda prompt: read_width(len(prompt))):
+        group = read_together(width, size, shards)
         for some in _chunks(list(alike), group):
             tokens, lengths = np.zeros((group, width), np.int32), np.zeros(group, np.int32)
             for row, prompt in enumerate(some):
@@ -196,7 +196,7 @@ def _read_prompts(
             both = placed(tokens, how.mesh, ("batch", "tokens")), placed(lengths, how.mesh, ("batch",))
             found = prefill(how)(params, *both)
             parts.append(jax.tree.map(lambda x, n=len(some): x[:n], found) if len(some) < group else found)
-    return _joined(size, _wide(len(prompts[-1])), parts)
+    return _joined(size, kept_width(len(prompts[-1])), parts)
 
 
 def _joined(
@@ -253,7 +253,7 @@ def _check(prompts: Sequence[Sequence[int]], config: DecoderConfig, max_new_toke
             )  # fmt: skip
 
 
-def _capacities(limit: int) -> Iterator[int]:
+def capacities_of(limit: int) -> Iterator[int]:
     """Sizes of the caches of new tokens: few shapes, and memory for what is written, not for the limit."""
     size = min(_FIRST_CAPACITY, -(-limit // 16) * 16)
     while size < limit:
@@ -262,12 +262,17 @@ def _capacities(limit: int) -> Iterator[int]:
     yield size
 
 
-def _narrow(length: int) -> int:
+def read_together(width: int, size: int, ways: int) -> int:
+    """How many prompts of a width are read at once: a multiple of `ways`, no more than a batch of `size` needs."""
+    return -(-min(max(_PREFILL_TOKENS // width, 1), size) // ways) * ways
+
+
+def read_width(length: int) -> int:
     """The length that a prompt is read at."""
     return max(bucket_list(length)[-1], _LEAST_WIDTH)
 
 
-def _wide(length: int) -> int:
+def kept_width(length: int) -> int:
     """The length that its keys and values are kept at: doubling, since the unrolled decoding compiles for each."""
     return max(1 << (length - 1).bit_length(), _LEAST_WIDTH)
 
@@ -279,7 +284,7 @@ def _chunks(items: list[Any], size: int) -> Iterator[list[Any]]:
 def _batches(prompts: Sequence[Sequence[int]], size: int) -> Iterator[list[int]]:
     """Indices, short prompts first, of prompts with the same width for decoding; the last of a width may be few."""
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-    for _, alike in itertools.groupby(order, lambda i: _wide(len(prompts[i]))):
+    for _, alike in itertools.groupby(order, lambda i: kept_width(len(prompts[i]))):
         yield from _chunks(list(alike), size)
 
 
@@ -362,7 +367,7 @@ def _grow(
     how: How, params: DecodeParams, prompts: tuple[KeysValues, ...], last: Array, fixed: Fixed, limit: int
 ) -> tuple[np.ndarray, ...]:
     """(ids [R,N], counts, finished, logprobs [R]) on the host."""
-    capacities = list(_capacities(limit))
+    capacities = list(capacities_of(limit))
     state = start_rows(how, capacities[0])(params, fixed, last)
     for capacity in capacities:
         state = continue_rows(how, capacity)(params, prompts, fixed, state, np.int32(limit))

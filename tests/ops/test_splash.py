@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -68,6 +74,17 @@ def test_continuations_of_one_prompt(size, count, rest):
         ),
         inputs, seen,
     )  # fmt: skip
+
+
+def test_a_training_step_on_a_mesh_of_eight_devices():
+    """Rows over data and fsdp, heads over tensor; the prompts shared; the residual stream offloaded."""
+    root = Path(__file__).parents[2]
+    env = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "PYTHONPATH": str(root)}
+    command = [sys.executable, str(root / "tests/ops/sharded_splash.py")]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    apart = json.loads(done.stdout)
+    assert apart["loss"] < 1e-5 and apart["gradient"] < 1e-5, apart
 
 
 def test_a_tree_mask_leaves_out_other_branches():

@@ -10,9 +10,10 @@ import pytest
 
 from experiments import dpo, fusechat, fusellm, generate, merge, sft, wrpo
 from fusion_jax.errors import InputError
-from fusion_jax.plan import command
+from fusion_jax.plan import command, compile
 from fusion_jax.plan.requests import Decode, MergeTensor, Prefill, ScoreStep, TeacherStep, TrainStep
 from fusion_jax.plan.runs import Ask
+from fusion_jax.sharding import make_mesh
 
 LLAMA = Ask("v5e-16", rows=1000, preset="llama3-8b")
 
@@ -29,7 +30,7 @@ def test_wrpo_plans_its_stages_with_the_public_model_of_its_preset():
     assert tune == TrainStep("sft", 64, 2048, 0, 2, "none", "full", shared_prompt=False)
     assert isinstance(prefill, Prefill) and isinstance(decode, Decode)
     assert (decode.rows, decode.samples, decode.capacity, decode.kept) == (32, 5, 4096, "float32")
-    assert planned[-1].request.mesh == (-1, 1, 8)
+    assert planned[-1].request.mesh == (2, 1, 8)
     ready = dataclasses.replace(wrpo.PRESETS["llama3-8b"], quadruples="quads.jsonl")
     assert [p.start for p in programs(wrpo.plans(ready, LLAMA))] == ["bfloat16", "bfloat16"]
     assert planned[0].times == 1000 // 128 and planned[1].times == 63
@@ -42,6 +43,52 @@ def test_micro_batches_that_do_not_divide_are_replaced_and_told():
     assert any("4 micro-batches" in note for note in planned.notes)
     with pytest.raises(InputError, match="does not divide over 256 chips"):
         wrpo.plans(wrpo.PRESETS["llama3-8b"], dataclasses.replace(LLAMA, slice="v5e-256"))
+
+
+def test_plans_follow_the_kernel_and_the_dtype_of_the_settings():
+    settings = dpo.PRESETS["llama3-8b"]
+    train = dataclasses.replace(settings.train, attention="xla", compute_dtype="float32")
+    step, score = programs(dpo.plans(dataclasses.replace(settings, train=train), LLAMA))
+    assert [(p.attention, p.dtype) for p in (step, score)] == [("xla", "float32")] * 2
+    assert [(p.attention, p.dtype) for p in programs(dpo.plans(settings, LLAMA))] == [("splash", "bfloat16")] * 2
+
+
+@pytest.mark.parametrize(("packing", "note"), [("official", "packed blocks"), ("reset", "without the segment ids")])
+def test_what_a_plan_does_not_follow_of_packing_is_said(packing, note):
+    settings = sft.PRESETS["llama3-8b"]
+    packed = dataclasses.replace(settings, text=dataclasses.replace(settings.text, packing=packing))
+    alone = dataclasses.replace(settings, text=dataclasses.replace(settings.text, packing="none"))
+    assert sum(note in n for n in sft.plans(packed, LLAMA)[0].notes) == 1
+    assert not any(note in n for n in sft.plans(alone, LLAMA)[0].notes)
+
+
+@pytest.mark.parametrize(("sizes", "mesh"), [
+    ((1, -1, 1), (1, 16, 1)), ((1, 2, -1), (1, 2, 8)), ((-1, 2, 2), (4, 2, 2)), ((1, -1, 3), None), ((1, -1, 32), None),
+    ((1, -1, -1), None), ((1, 0, 1), None),
+])  # fmt: skip
+def test_the_mesh_is_that_of_a_run_or_refused_as_there(sizes, mesh):
+    settings = dpo.PRESETS["llama3-8b"]
+    data, fsdp, tensor = sizes
+    train = dataclasses.replace(settings.train, mesh_data=data, mesh_fsdp=fsdp, mesh_tensor=tensor)
+    asked = dataclasses.replace(settings, train=train)
+    if mesh:
+        assert {p.request.mesh for p in dpo.plans(asked, LLAMA)} == {mesh}
+        return
+    with pytest.raises(InputError) as planned:
+        dpo.plans(asked, LLAMA)
+    with pytest.raises(InputError) as run:
+        make_mesh(*sizes, devices=[object()] * 16)
+    assert str(planned.value) == str(run.value)
+
+
+def test_prompts_and_caches_have_the_sizes_that_sampling_gives_them():
+    """1,030 tokens are read at 1,280 and kept at 2,048; a cache doubles from 128 until it holds 300."""
+    settings = generate.Settings(model="llama3-8b", mesh_tensor=8, max_new_tokens=300, batch_size=6)
+    prefill, decode = programs(generate.plans(settings, Ask("v5e-16", prompt=1030)))
+    assert prefill == Prefill(2, 1280)
+    assert (decode.prompt, decode.capacity) == (2048, 512)
+    with pytest.raises(InputError, match="leave no room"):
+        generate.plans(dataclasses.replace(settings, max_new_tokens=8192), Ask("v5e-16"))
 
 
 def test_a_prompt_of_known_length_is_shared():
@@ -67,7 +114,7 @@ def test_fusion_teachers_merges_and_samples_are_planned(tmp_path):
     }))  # fmt: skip
     assert programs(merge.plans(merge.Settings(str(recipe)), Ask("v5e-8"))) == [MergeTensor("ties", 2, (128256, 4096))]
     found = generate.plans(generate.Settings(model="llama3-8b", mesh_tensor=8), Ask("v5e-8"))
-    assert [p.request.mesh for p in found] == [(-1, 1, 8)] * 2
+    assert [p.request.mesh for p in found] == [(1, 1, 8)] * 2
 
 
 @pytest.mark.parametrize("args, message", [
@@ -81,6 +128,14 @@ def test_bad_plans_end_with_one_line(args, message, capsys, monkeypatch):
     assert end.value.code == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
+
+
+def test_a_slice_that_is_none_is_told_before_a_missing_compiler(capsys, monkeypatch):
+    monkeypatch.setattr(compile.importlib.util, "find_spec", lambda name: None)
+    for place, said in (("v5e-17", "no slice is called"), ("v5e-16", "libtpu")):
+        with pytest.raises(SystemExit):
+            command.run(sft.Settings, sft.main, sft.plans, description="", args=["--plan", place])
+        assert said in capsys.readouterr().err
 
 
 def test_a_run_without_plan_is_a_run(monkeypatch):

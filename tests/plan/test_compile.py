@@ -9,7 +9,7 @@ import pytest
 from fusion_jax.errors import InputError
 from fusion_jax.models.families import config_from_hf
 from fusion_jax.plan import compile as planning
-from fusion_jax.plan.flops import parameter_count, useful_flops
+from fusion_jax.plan.flops import body_parameters, head_parameters, parameter_count, useful_flops
 from fusion_jax.plan.hlo import parse
 from fusion_jax.plan.models import PUBLIC
 from fusion_jax.plan.report import line, page, plan
@@ -112,6 +112,21 @@ def test_other_programs_are_planned(program, mesh):
     if isinstance(program, Decode):
         useful = useful_flops(found.planned.request) / 4
         assert useful <= found.times.flops < 1.3 * useful  # every round of the loop, over the whole of the caches
+
+
+@needs_compiler
+def test_a_token_takes_no_less_than_reading_weights_and_cache_once():
+    """Four layers of Llama-3-8B by heads over four chips, which HBM bounds: at every token all weights of the layers
+    and the head, and the whole caches."""
+    program, model = Decode(32, 1024, 512), PUBLIC["llama3-8b"] | {"num_hidden_layers": 4}
+    found = plan(Planned("decode", Request("v5e-4", model, program, (1, 1, 4))))
+    config = config_from_hf(model)
+    weights = 2 * (body_parameters(config) + head_parameters(config))
+    cache = 2 * 2 * 4 * config.num_kv_heads * config.head_dim * 32 * (1024 + 512)
+    floor = 512 * (weights + cache) / 4 / slice_of("v5e-4").chip.bandwidth
+    assert floor <= found.times.total < 1.2 * floor
+    assert found.times.memory > 0.9 * floor
+    assert found.doubts == ()
 
 
 @needs_compiler
