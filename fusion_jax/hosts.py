@@ -31,7 +31,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from fusion_jax.errors import InputError
 
-PREEMPTED = 75  # exit code: told to stop, the state is saved, start again (EX_TEMPFAIL of sysexits.h)
+PREEMPTED = 75  # exit code: told to stop, a training state is saved, start again (EX_TEMPFAIL of sysexits.h)
 LOST = 134  # exit code: another host is gone; what a shell sees where JAX itself aborts for this reason
 HEARTBEAT_SECONDS = 30  # without a sign of life after which a host is lost
 GRACE_SECONDS = 15  # for the others to end alike, before this host ends without them
@@ -184,7 +184,7 @@ def agreed_exists(path: Path) -> bool:
     return there
 
 
-def seen(path: Path, as_written: Callable[[Path], bool] = Path.exists) -> None:
+def seen(path: Path, as_written: Callable[[Path], bool] = lambda path: path.exists()) -> None:
     """Wait until all hosts see a file or folder as the first one has written it.
 
     Raises:
