@@ -31,10 +31,11 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from fusion_jax.errors import InputError
 
-PREEMPTED = 75  # exit code: told to stop, the state is saved, start again (EX_TEMPFAIL of sysexits.h)
+PREEMPTED = 75  # exit code: told to stop, a training state is saved, start again (EX_TEMPFAIL of sysexits.h)
 LOST = 134  # exit code: another host is gone; what a shell sees where JAX itself aborts for this reason
 HEARTBEAT_SECONDS = 30  # without a sign of life after which a host is lost
 GRACE_SECONDS = 15  # for the others to end alike, before this host ends without them
+SEEN_SECONDS = 60.0  # for what one host has written to be seen by the others
 
 
 @dataclass(frozen=True)
@@ -112,10 +113,16 @@ def connect(settings: HostSettings) -> Host:
     with the exit code that says: start again.
 
     Raises:
-      InputError: as `join`.
+      InputError: as `join`; the devices are those of several hosts, as on a TPU pod slice, and nobody connected them.
     """
     _on_sigterm(_end_preempted)
-    return join(settings, connected=_number(settings.count, "JAX_NUM_PROCESSES") is not None)
+    host = join(settings, connected=_number(settings.count, "JAX_NUM_PROCESSES") is not None)
+    if host.count > 1 and not jax.distributed.is_initialized():
+        raise InputError(
+            f"is missing: {host.count} hosts share the devices and are not connected", field="--hosts.coordinator",
+            cure='Give "auto" where the cluster knows its hosts, else ADDRESS:PORT of host 0, the count and the index',
+        )  # fmt: skip
+    return host
 
 
 def _on_sigterm(handler: Any) -> Any:
@@ -164,8 +171,36 @@ def agreed(values: np.ndarray) -> np.ndarray:
 
 
 def agreed_exists(path: Path) -> bool:
-    """Whether the first host sees the path."""
-    return bool(agreed(np.asarray(path.exists())))
+    """Whether the first host sees the path; where it does, all hosts do when this returns.
+
+    The others do not look before: a file system may remember for a while that there was nothing.
+
+    Raises:
+      InputError: as `seen`.
+    """
+    there = bool(agreed(np.asarray(first_host() and path.exists())))
+    if there:
+        seen(path)
+    return there
+
+
+def seen(path: Path, as_written: Callable[[Path], bool] = lambda path: path.exists()) -> None:
+    """Wait until all hosts see a file or folder as the first one has written it.
+
+    Raises:
+      InputError: on all hosts, where one of them does not within `SEEN_SECONDS`.
+    """
+    if jax.process_count() == 1:
+        return
+    last = time.monotonic() + SEEN_SECONDS
+    while not (found := as_written(path)) and time.monotonic() < last:
+        time.sleep(0.2)
+    wrong = np.flatnonzero(~multihost_utils.process_allgather(np.asarray(found)))
+    if wrong.size:
+        raise InputError(
+            f"host {wrong[0]} does not find it as host 0 has written it", file=path, field="--out",
+            cure="Give a folder that all hosts see, and all hosts the same settings",
+        )  # fmt: skip
 
 
 def barrier(name: str) -> None:
@@ -211,18 +246,25 @@ def on_first(work: Callable[[], object]) -> None:
 
 @contextmanager
 def preemption() -> Iterator[Callable[[], bool | jax.Array]]:
-    """While it is open, SIGTERM (which is also how a TPU VM or a GKE node tells of its end) is only noted, so that a
-    loop can save its state between two steps.
+    """While it is open, SIGTERM is only noted, so that a loop can save its state between two steps, and what it has
+    begun to write is written. Cloud's own word of a preemption or a maintenance event is read only as the SIGTERM
+    that a TPU VM which shuts down, or GKE, sends to the process.
 
     Gives a function that says whether any host was told to stop: the same answer on all hosts, which call it together.
     It returns before the answer is known, where devices still work.
+
+    Raises:
+      SystemExit: with `PREEMPTED`, on all hosts, where one was told after the last question.
     """
     noted = threading.Event()
+    told = noted.is_set if jax.process_count() == 1 else _on_any_host(noted.is_set)
     before = _on_sigterm(lambda number, frame: noted.set())
     try:
-        yield noted.is_set if jax.process_count() == 1 else _on_any_host(noted.is_set)
+        yield told
     finally:
         _on_sigterm(before or signal.SIG_DFL)
+    if bool(told()):
+        raise SystemExit(PREEMPTED)
 
 
 def _on_any_host(flag: Callable[[], bool]) -> Callable[[], jax.Array]:

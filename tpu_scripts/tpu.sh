@@ -9,8 +9,8 @@ tpu.sh COMMAND [OPTIONS]
   create                    a TPU VM slice, or a queued request for one (--queued, --slices)
   setup                     copy the last commit to all hosts, make .venv there
   preflight [-- OPTIONS]    tpu_scripts/preflight.py on all hosts
-  run -- COMMAND...         start the command on all hosts; it outlives this connection. Exit code 75 (preempted, state
-                            saved) starts it again with --resume True; any other code ends it
+  run -- COMMAND...         start the command on all hosts; it outlives this connection. Exit code 75 (told to stop) or
+                            134 (another host is gone) starts it again with --resume True; any other code ends it
   status                    state of the slice and of the job on each host
   logs                      follow the job's log
   stop                      SIGTERM to the job; returns when it has ended
@@ -27,7 +27,7 @@ tpu.sh COMMAND [OPTIONS]
   --queued        TPU_QUEUED=1  through a queued resource; give it to every command of this slice
   --slices N      TPU_SLICES    so many slices of this type in one queued resource (default 1)
   --bucket URL    TPU_BUCKET    gs://BUCKET[/PREFIX], for fetch
-  --restarts N                  how often run starts again after code 75 (default 20)
+  --restarts N                  how often run starts again after code 75 or 134 (default 20)
   --worker W                    host whose log is shown: 0 (default), another number, or all
   --yes                         delete without asking
   --dry-run                     print the commands, run none

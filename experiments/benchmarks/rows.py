@@ -5,9 +5,8 @@
 Model: Llama, 4 layers, D 256, 8 heads (4 for keys), V 8,192, float32; 8 quadruples. "3:1" is a prompt of 384 tokens and
 three responses of 128; "uneven" draws prompts of 16 to 128 and responses of 16 to 512. All three ways do the same steps
 on the same examples, turn about in one process; a row gives the median step, its ratio to plain rows, the tokens that
-the model computes, padding included, and the useful FLOPs, both as ratios, and the loss, which has to agree to 1e-4 (sums of
-thousands in float32).
-Time: about 3 minutes on 2 cores.
+the model computes, padding included, and the useful FLOPs, both as ratios, and the loss, which has to agree to 1e-4
+(it compares sums of thousands in float32). Time: about 3 minutes on 2 cores.
 """
 
 from __future__ import annotations

@@ -3,29 +3,27 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from etils import epath
 
 from fusion_jax.errors import InputError
-from fusion_jax.hosts import agreed
+from fusion_jax.hosts import agreed, seen
 from fusion_jax.train.state import TrainState
 
 
-def open_checkpoints(path: str | os.PathLike[str], *, keep: int = 1) -> ocp.CheckpointManager:
-    """A manager over `path`, which all hosts see, gs://BUCKET/... included; each writes what its devices hold.
+def open_checkpoints(path: Path, *, keep: int = 1) -> ocp.CheckpointManager:
+    """A manager over `path`, which all hosts see; each writes what its devices hold.
 
     Writing goes on in the background, a kill leaves only whole checkpoints behind.
     """
     logging.getLogger("absl").setLevel(logging.ERROR)
     options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, cleanup_tmp_directories=True)
-    folder = epath.Path(path)
-    return ocp.CheckpointManager(folder if "://" in os.fspath(path) else folder.absolute(), options=options)
+    return ocp.CheckpointManager(path.absolute(), options=options)
 
 
 @contextmanager
@@ -49,7 +47,7 @@ def finishing(manager: ocp.CheckpointManager) -> Iterator[None]:
 def save_state(manager: ocp.CheckpointManager, state: TrainState) -> None:
     """Start writing `state`; its arrays are copied before this returns, so that the step may donate them."""
     step = int(state.step)
-    if manager.latest_step() != step:
+    if bool(agreed(np.asarray(manager.latest_step() != step))):  # each host has its own list, read when it came
         manager.save(step, args=ocp.args.StandardSave(state))
 
 
@@ -62,6 +60,7 @@ def restore_state(manager: ocp.CheckpointManager, like: TrainState) -> TrainStat
     step = int(agreed(np.asarray(-1 if (latest := manager.latest_step()) is None else latest)))
     if step < 0:
         return None
+    seen(Path(manager.directory) / str(step))
     try:
         abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like)
         return manager.restore(step, args=ocp.args.StandardRestore(abstract))

@@ -32,8 +32,8 @@ from fusion_jax.sharding import data_ways, local_rows, make_mesh
 from fusion_jax.slices import compiler_options, compute_dtype
 from fusion_jax.train.checkpoints import finishing, open_checkpoints, restore_state, save_state
 from fusion_jax.train.reference import examples_fingerprint, with_reference
-from fusion_jax.train.run_folder import RunFolder, append_metrics, truncate_metrics
-from fusion_jax.train.state import OptimizerSettings, TrainState, init_state, make_optimizer
+from fusion_jax.train.run_folder import RunFolder, append_metrics, evaluated, truncate_metrics
+from fusion_jax.train.state import OptimizerSettings, Params, TrainState, init_state, make_optimizer
 from fusion_jax.train.step import Compute, Objective, make_eval_step, make_train_step, shard_batch
 
 
@@ -181,51 +181,90 @@ def optimise(
       NonFiniteLoss: a step was not finite; names the records, after saving the last good state.
       SystemExit: with `hosts.PREEMPTED`, SIGTERM came to any host; the state is saved.
     """
-    total = step_count(len(examples), settings)
-    compute = compute_for(settings)
+    total, compute = step_count(len(examples), settings), compute_for(settings)
     model = dataclasses.replace(model, params=place_params(model.params, model.config, compute.mesh))
     needs, held_needs = extents(examples), extents(validation)
     buckets = buckets_for(np.concatenate([needs, held_needs]))
     _check_examples(run, examples, model.config.max_positions)
-    optimizer = make_optimizer(settings.optimizer, total)
     in_step = needs_reference and settings.reference == "in-step"
-    if needs_reference:
-        micro_size = settings.batch_size // settings.micro_batches
-
-        def referenced(name: str, these: Sequence[Example]) -> Sequence[Example]:
-            return with_reference(
-                run.sub(name).path, model.params, model.config, these, compute,
-                batch_size=micro_size, buckets=buckets, names=names if these is examples else str,
-            ) if these else these  # fmt: skip
-
-        examples = examples if in_step else referenced("reference", examples)
-        validation = referenced("reference_validation", validation)
+    if needs_reference and not in_step:
+        examples = _referenced(run.sub("reference"), model, examples, settings, compute, buckets, names)
+    if needs_reference and validation:
+        validation = _referenced(run.sub("reference_validation"), model, validation, settings, compute, buckets, str)
+    optimizer = make_optimizer(settings.optimizer, total)
+    rate = learning_rate(
+        settings.optimizer.learning_rate, num_steps=total,
+        warmup_ratio=settings.optimizer.warmup_ratio, schedule=settings.optimizer.schedule,
+    )  # fmt: skip
+    work = _Work(
+        total,
+        _feeder(examples, settings, total, buckets, needs, compute.mesh),
+        make_train_step(model.config, objective, optimizer, compute, rate),
+        _evaluator(model, objective, compute, validation, settings, buckets, held_needs),
+        names,
+        model.params if in_step else None,
+    )
     checkpoints = open_checkpoints(run.file("checkpoints"))
     state = init_state(model.params, optimizer, compute.mesh)
     state = restore_state(checkpoints, state) or state
+    with preemption() as told_to_stop, finishing(checkpoints):
+        state = _loop(state, work, settings, run, checkpoints, told_to_stop)
+    return dataclasses.replace(model, params=state.params)
+
+
+@dataclass(frozen=True)
+class _Work:
+    """A run's parts that do not change from step to step.
+
+    feed: step -> the indices of its examples and their batch on the devices, None behind the last step.
+    step: (state, batch, reference) -> (state, metrics). evaluate: state -> metrics of the held-out examples, if any.
+    """
+
+    total: int
+    feed: Callable[[int], tuple[np.ndarray, TokenBatch | None]]
+    step: Callable[..., tuple[TrainState, dict[str, jax.Array]]]
+    evaluate: Callable[[TrainState], dict[str, float]]
+    names: Callable[[int], str]
+    reference: Params | None
+
+
+def _referenced(
+    run: RunFolder,
+    model: Model,
+    examples: Sequence[Example],
+    settings: TrainSettings,
+    compute: Compute,
+    buckets: Buckets,
+    names: Callable[[int], str],
+) -> Sequence[Example]:
+    """The examples with the log-probs that `model` gives them, kept in the folder."""
+    size = settings.batch_size // settings.micro_batches
+    return with_reference(
+        run.path, model.params, model.config, examples, compute, batch_size=size, buckets=buckets, names=names
+    )
+
+
+def _feeder(
+    examples: Sequence[Example],
+    settings: TrainSettings,
+    total: int,
+    buckets: Buckets,
+    needs: np.ndarray,
+    mesh: Mesh | None,
+) -> Callable[[int], tuple[np.ndarray, TokenBatch | None]]:
     order = batch_order(
         [max(len(r) for r in e.rows) for e in examples],
         batch_size=settings.batch_size, seed=settings.seed, epochs=settings.epochs,
         bucket_window=settings.bucket_window,
     )  # fmt: skip
-    rate = learning_rate(
-        settings.optimizer.learning_rate, num_steps=total,
-        warmup_ratio=settings.optimizer.warmup_ratio, schedule=settings.optimizer.schedule,
-    )  # fmt: skip
-    step_fn = make_train_step(model.config, objective, optimizer, compute, rate)
-    evaluate = _evaluator(model, objective, compute, validation, settings, buckets, held_needs)
-    reference = model.params if in_step else None
 
-    def prepared(step: int) -> tuple[np.ndarray, TokenBatch | None]:
-        indices = np.asarray(order[step]) if step < total else np.zeros(0, np.int64)
-        if not indices.size:
-            return indices, None
-        batch = step_batch(examples, indices, settings, buckets, needs, compute.mesh)
-        return indices, shard_batch(batch, compute.mesh)
+    def feed(step: int) -> tuple[np.ndarray, TokenBatch | None]:
+        if step >= total:
+            return np.zeros(0, np.int64), None
+        indices = np.asarray(order[step])
+        return indices, shard_batch(step_batch(examples, indices, settings, buckets, needs, mesh), mesh)
 
-    with finishing(checkpoints):
-        state = _loop(state, step_fn, prepared, settings, run, checkpoints, total, evaluate, names, reference)
-    return dataclasses.replace(model, params=state.params)
+    return feed
 
 
 def _check_examples(run: RunFolder, examples: Sequence[Example], max_positions: int) -> None:
@@ -252,47 +291,54 @@ def _check_same_examples(file: Path, examples: Sequence[Example]) -> None:
 
 def _loop(
     state: TrainState,
-    step_fn: Callable[..., tuple[TrainState, dict[str, jax.Array]]],
-    prepared: Callable[[int], tuple[np.ndarray, TokenBatch | None]],
+    work: _Work,
     settings: TrainSettings,
     run: RunFolder,
     checkpoints: Any,
-    total: int,
-    evaluate: Callable[[TrainState], dict[str, float]],
-    names: Callable[[int], str],
-    reference: Any,
+    told_to_stop: Callable[[], bool | jax.Array],
 ) -> TrainState:
-    first, started = int(state.step), time.monotonic()
+    first, started, total = int(state.step), time.monotonic(), work.total
     truncate_metrics(run, first)
-    upcoming = prepared(first)
-    with _progress(run) as progress, preemption() as told_to_stop:
+    if first and _due(first, settings.eval_every, total) and not evaluated(run, first - 1):
+        _log_evaluation(run, first - 1, work.evaluate(state))
+    upcoming = work.feed(first)
+    with _progress(run) as progress:
         task = progress.add_task(run.path.name, total=total, completed=first, note="")
         for step in range(first, total):
             indices, batch = upcoming
-            state, metrics = step_fn(state, batch, reference)
-            stop = told_to_stop()
-            upcoming = prepared(step + 1)  # while the devices work
+            state, metrics = work.step(state, batch, work.reference)
+            told = told_to_stop()
+            upcoming = work.feed(step + 1)  # while the devices work
             if bool(state.halted):
-                _stop(state, step, indices, np.asarray(metrics["bad"]), checkpoints, run, names)
+                _stop(state, step, indices, np.asarray(metrics["bad"]), checkpoints, run, work.names)
             if step % settings.log_every == 0 or step == total - 1:
                 values = {k: float(v) for k, v in metrics.items() if k != "bad"}
                 append_metrics(run, {"step": step, **values})
                 progress.update(task, note=f"loss {values['loss']:.4f}")
             done = step + 1
-            if done % settings.eval_every == 0 or done == total:
-                held_out = evaluate(state)
-                if held_out:
-                    append_metrics(run, {"step": step, **held_out})
-            if done % settings.checkpoint_every == 0 or done == total or bool(stop):
+            evaluating = _due(done, settings.eval_every, total)
+            stop = bool(told) or (evaluating and bool(told_to_stop()))  # an evaluation is long, so once more
+            if _due(done, settings.checkpoint_every, total) or stop:
                 save_state(checkpoints, state)
-            if bool(stop):
+            if stop:
                 run.log(f"{run.path.name}: told to stop, saved after step {done}; --resume True goes on")
                 raise SystemExit(PREEMPTED)
+            if evaluating:  # after saving: what kills the run meanwhile costs no step
+                _log_evaluation(run, step, work.evaluate(state))
             progress.update(task, completed=done)
     if first < total:
         seconds = time.monotonic() - started
         run.log(f"{run.path.name}: steps {first + 1} to {total}, last loss {values['loss']:.4f}, {seconds:.0f} s")
     return state
+
+
+def _due(done: int, every: int, total: int) -> bool:
+    return done % every == 0 or done == total
+
+
+def _log_evaluation(run: RunFolder, step: int, held_out: dict[str, float]) -> None:
+    if held_out:
+        append_metrics(run, {"step": step, **held_out})
 
 
 def _progress(run: RunFolder) -> Progress:

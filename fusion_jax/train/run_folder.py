@@ -15,20 +15,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
-from jax.experimental import multihost_utils
 from rich.console import Console
 
 from fusion_jax.data.jsonl import read_jsonl, write_jsonl
 from fusion_jax.errors import InputError
 from fusion_jax.files import read_json, write_json
-from fusion_jax.hosts import agreed_exists, first_host, on_first
+from fusion_jax.hosts import agreed, agreed_exists, first_host, on_first, seen
 
 CONFIG, METRICS, FINISHED = "config.json", "metrics.jsonl", "finished.json"
 LOG, REPORT = "log.txt", "report.md"
 RESULTS = "results.json"  # {model: {measure: [a value of each seed]}}
-SEEN_SECONDS = 60.0  # for what one host has written to be seen by the others
 
 
 @dataclass(frozen=True)
@@ -94,12 +91,12 @@ def open_run(out: str | os.PathLike[str], config: dict[str, Any], *, resume: boo
     if "://" in os.fspath(out):
         raise InputError(
             "a run's files need a file system", file=out, field="--out",
-            cure="Give a folder that all hosts see, for instance a bucket mounted with gcsfuse",
+            cure="Give a folder that all hosts see (a bucket: mounted with gcsfuse --rename-dir-limit 100000)",
         )  # fmt: skip
     path = Path(out)
     kept = _kept(config)
     on_first(lambda: _open(path, kept, resume=resume))
-    _check_shared(path, kept)
+    seen(path / CONFIG, lambda file: file.exists() and read_json(file) == kept)
     return RunFolder(path, Console(quiet=not first_host()))
 
 
@@ -115,21 +112,6 @@ def _open(path: Path, kept: dict[str, Any], *, resume: bool) -> None:
         raise InputError("there is no run to resume", file=path, field="--resume", cure="Leave --resume out")
     path.mkdir(parents=True, exist_ok=True)
     write_json(path / CONFIG, kept)
-
-
-def _check_shared(path: Path, kept: dict[str, Any]) -> None:
-    """Refuse hosts that do not see what the first one has just written, or were started with something else."""
-    if jax.process_count() == 1:
-        return
-    last = time.monotonic() + SEEN_SECONDS
-    while not (same := (path / CONFIG).exists() and read_json(path / CONFIG) == kept) and time.monotonic() < last:
-        time.sleep(0.5)
-    wrong = np.flatnonzero(~multihost_utils.process_allgather(np.asarray(same)))
-    if wrong.size:
-        raise InputError(
-            f"host {wrong[0]} does not find it as host 0 has written it", file=path / CONFIG, field="--out",
-            cure="Give a folder that all hosts see, and all hosts the same settings",
-        )  # fmt: skip
 
 
 def _comparable(config: Any) -> Any:
@@ -185,11 +167,20 @@ def append_metrics(run: RunFolder, record: dict[str, Any]) -> None:
 
 def truncate_metrics(run: RunFolder, step: int) -> None:
     """Drop what was logged at or after `step` (a killed run logs past its last checkpoint) and any broken last line."""
-    path = run.file(METRICS)
-    if not first_host() or not path.exists():
-        return
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    if first_host() and run.file(METRICS).exists():
+        write_jsonl(run.file(METRICS), _logged_before(run, step))
+
+
+def evaluated(run: RunFolder, step: int) -> bool:
+    """Whether the evaluation after `step` is the last that metrics.jsonl holds; the same answer on all hosts."""
+    last = _logged_before(run, step + 1)[-1:] if first_host() else []
+    found = any(r["step"] == step and any(name.startswith("eval_") for name in r) for r in last)
+    return bool(agreed(np.asarray(found)))
+
+
+def _logged_before(run: RunFolder, step: int) -> list[dict[str, Any]]:
+    path, kept = run.file(METRICS), []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
         try:
             record = json.loads(line)
         except json.JSONDecodeError:
@@ -197,4 +188,4 @@ def truncate_metrics(run: RunFolder, step: int) -> None:
         if record["step"] >= step:
             break
         kept.append(record)
-    write_jsonl(path, kept)
+    return kept

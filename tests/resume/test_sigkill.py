@@ -11,8 +11,9 @@ from pathlib import Path
 
 from safetensors.numpy import load_file
 
+from experiments import dpo
 from fusion_jax.data.jsonl import read_jsonl
-from tests.small import command, pairs, run, small_folder, write
+from tests.small import command, fails, pairs, run, small_folder, write
 
 KILLS = 5
 STEPS = 150
@@ -31,7 +32,7 @@ def lines(folder: Path) -> int:
     return file.read_bytes().count(b"\n") if file.exists() else 0
 
 
-def test_killed_runs_end_like_undisturbed_ones(tmp_path):
+def test_killed_runs_end_like_undisturbed_ones(tmp_path, capsys):
     small_folder(tmp_path / "model")
     write(tmp_path / "pairs.jsonl", pairs(135))
     whole = run("dpo", *options(tmp_path, "whole"))
@@ -63,8 +64,7 @@ def test_killed_runs_end_like_undisturbed_ones(tmp_path):
     assert expected.keys() == actual.keys()
     assert all(expected[k].tobytes() == actual[k].tobytes() for k in expected)
 
-    again = run("dpo", *options(tmp_path, "killed"))
-    assert again.returncode == 2 and "holds a finished run" in again.stderr
+    fails(dpo, options(tmp_path, "killed"), capsys, "holds a finished run")
 
 
 def test_a_fusion_killed_while_reading_and_while_training(tmp_path):

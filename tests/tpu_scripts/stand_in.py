@@ -91,7 +91,7 @@ class Bench:
 @contextmanager
 def bench(folder: Path) -> Iterator[Bench]:
     made = Bench(folder / "bin", folder / "home")
-    made.bin.mkdir()
+    made.bin.mkdir(parents=True)
     shutil.copytree(SCRIPTS, made.home / "fusion_jax/tpu_scripts")
     program(made.bin, "gcloud", "print('READY' if 'describe' in words else '')")
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -12,9 +13,13 @@ from pathlib import Path
 
 import pytest
 
+from tests.multihost.test_teacher_store import free_address
+from tests.small import ROOT
 from tests.tpu_scripts.stand_in import INTERPRETER, SCRIPTS, TRICKY, Bench, bench, calls, program
 
-PREEMPTED = "import os, sys; n = len(open(sys.argv[0] + '.jsonl').readlines()); print('call', n, flush=True); sys.exit(75 if n < {ends} else {code})"
+FIRST_ENDS = (
+    "n = len(open(sys.argv[0] + '.jsonl').readlines()); print('call', n, flush=True); sys.exit((75, 134, 0)[n - 1])"
+)
 
 
 @pytest.fixture
@@ -42,12 +47,12 @@ def started(host: Bench, *words: str, restarts: int = 5) -> list[list[str]]:
     (["--resume", "False"], ["--resume", "False", "--resume", "True"]),
     (["--note", "--resume", "--name", "True"], ["--note", "--resume", "--name", "True", "--resume", "True"]),
 ])  # fmt: skip
-def test_a_preempted_command_starts_again_with_resume(host, given, again):
-    program(host.bin, "train", PREEMPTED.format(ends=3, code=0))
+def test_a_preempted_command_and_one_that_lost_a_host_start_again_with_resume(host, given, again):
+    program(host.bin, "train", FIRST_ENDS)
     started(host, *given)
     assert host.wait() == "ended with code 0"
     assert calls(host.bin, "train") == [given, again, again]
-    for i, code in enumerate((75, 75, 0)):
+    for i, code in enumerate((75, 134, 0)):
         assert f"attempt {i} ended with code {code}" in host.log() and f"call {i + 1}\n" in host.log()
 
 
@@ -59,11 +64,45 @@ def test_any_other_code_ends_the_job(host, code):
     assert calls(host.bin, "train") == [[]]
 
 
-def test_restarts_are_counted(host):
-    program(host.bin, "train", "sys.exit(75)")
+@pytest.mark.parametrize("code", [75, 134])
+def test_restarts_are_counted(host, code):
+    program(host.bin, "train", f"sys.exit({code})")
     started(host, restarts=2)
-    assert host.wait() == "ended with code 75"
+    assert host.wait() == f"ended with code {code}"
     assert len(calls(host.bin, "train")) == 3
+
+
+MESH = """
+import signal
+sys.path.insert(0, {root!r})
+from fusion_jax import hosts
+call = len(open(sys.argv[0] + '.jsonl').readlines())
+hosts.GRACE_SECONDS = 1
+def sigterm(): {told} and os.kill(os.getpid(), signal.SIGTERM)
+with hosts.ending_together():
+    hosts.connect(hosts.HostSettings({address!r}, 2, {index}))
+    with hosts.preemption() as told_to_stop:
+        assert not bool(told_to_stop())
+        if call == 1: sigterm()
+    print('a stage went well', flush=True)
+    if call == 2: sigterm()
+    hosts.barrier('the next')
+"""
+
+
+def test_a_mesh_comes_together_again(tmp_path):
+    """One of two hosts gets a SIGTERM: first when a training loop has asked for the last time, which ends both with the
+    code of the told; then between stages, which ends the other one as lost."""
+    address = free_address()
+    with bench(tmp_path / "0") as first, bench(tmp_path / "1") as second:
+        for index, host in enumerate((first, second)):
+            program(host.bin, "train", MESH.format(root=str(ROOT), told=index == 1, address=address, index=index))
+            assert job(host, "start 5 -- train").returncode == 0
+        assert [host.wait() for host in (first, second)] == ["ended with code 0"] * 2
+        for host, codes in ((first, (75, 134, 0)), (second, (75, 75, 0))):
+            log = host.log()
+            assert [int(code) for code in re.findall(r"attempt \d ended with code (\d+)", log)] == list(codes), log
+            assert log.count("a stage went well") == 2
 
 
 def test_a_command_that_is_not_there_is_recorded(host):

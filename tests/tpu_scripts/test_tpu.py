@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from fusion_jax.hosts import LOST, PREEMPTED
 from tests.small import ROOT
 from tests.tpu_scripts.stand_in import INTERPRETER, SCRIPTS, TRICKY, Bench, bench, calls, program
 
@@ -289,7 +291,7 @@ def test_the_manifest_restarts_a_preempted_run_and_nothing_else():
     assert (
         final["action"] == "FailJob"
         and final["onExitCodes"]["operator"] == "NotIn"
-        and 75 in final["onExitCodes"]["values"]
+        and final["onExitCodes"]["values"] == [PREEMPTED, LOST]
     )
     assert spec["backoffLimit"] == 0 and pod["restartPolicy"] == "Never"
     [container] = pod["containers"]
@@ -306,3 +308,12 @@ def test_the_manifest_restarts_a_preempted_run_and_nothing_else():
     assert container["command"][:4] == ["bash", "tpu_scripts/job.sh", "attempt", "$(RESTART_ATTEMPT)"]
     assert container["volumeMounts"][0]["name"] == pod["volumes"][0]["name"]
     assert (ROOT / container["args"][1]).exists()
+    assert spec["completions"] > 1 and "--hosts.coordinator=auto" in container["args"]
+
+
+def test_the_page_connects_the_hosts_of_a_slice():
+    """tpu.sh's example and xpk's line; what comes after is of one host."""
+    page = (SCRIPTS / "README.md").read_text().partition("## GPU")[0].replace("\\\n", "")
+    commands = re.findall(r"python experiments/wrpo\.py .*", page)
+    assert len(commands) == 2
+    assert all("--hosts.coordinator auto" in command and "--out" in command for command in commands)
