@@ -75,15 +75,15 @@ _V4 = Chip(
     cores=2, torus=True, shapes=_CUBES, kind="TPU v4", options={"chip_config_name": "megacore"},
 )  # fmt: skip
 _V5E = Chip(
-    name="v5e", flops=197e12, bandwidth=819e9, hbm=15.75 * _GIB, link=45e9, efficiency=0.75, vmem_kib=81920,
+    name="v5e", flops=197e12, bandwidth=819e9, hbm=15.75 * _GIB, link=45e9, efficiency=0.95, vmem_kib=81920,
     clock=1.5e9, cores=1, torus=False, shapes=_FLAT, kind="TPU v5 lite",
 )  # fmt: skip
 _V5P = Chip(
-    name="v5p", flops=459e12, bandwidth=2765e9, hbm=95.74 * _GIB, link=90e9, efficiency=0.78, vmem_kib=49152,
+    name="v5p", flops=459e12, bandwidth=2765e9, hbm=95.74 * _GIB, link=90e9, efficiency=0.95, vmem_kib=49152,
     clock=1.75e9, cores=2, torus=True, shapes=_CUBES, kind="TPU v5", sparse_core=True,
 )  # fmt: skip
 _V6E = Chip(
-    name="v6e", flops=918e12, bandwidth=1640e9, hbm=31.25 * _GIB, link=90e9, efficiency=0.65, vmem_kib=98304,
+    name="v6e", flops=918e12, bandwidth=1640e9, hbm=31.25 * _GIB, link=90e9, efficiency=0.86, vmem_kib=98304,
     clock=1.75e9, cores=1, torus=False, shapes=_FLAT, kind="TPU v6 lite", sparse_core=True,
 )  # fmt: skip
 CHIPS = {chip.name: chip for chip in (_V4, _V5E, _V5P, _V6E)}

@@ -28,19 +28,10 @@ def pack(examples: Sequence[Example], width: int) -> Packed:
     """First fit, long examples first: an example goes into the first row where each of its G rows finds room.
 
     Raises:
-      InputError: an example is longer than a row, or is packed already, or has teachers' targets.
+      InputError: see `check_packable`.
     """
+    check_packable(examples, width)
     sizes = np.asarray([[len(row) - 1 for row in e.rows] for e in examples])
-    if any(e.segments or e.targets is not None for e in examples):
-        raise InputError(
-            "packs preference examples; these are packed already or have teachers' targets", field="pack_tokens",
-            cure="Set it to 0",
-        )  # fmt: skip
-    if sizes.max() > width:
-        raise InputError(
-            f"an example has {sizes.max()} tokens, a packed row {width}", field="pack_tokens",
-            cure=f"Give at least {sizes.max()}, or 0 for a row an example",
-        )  # fmt: skip
     rows: list[list[int]] = []
     room: list[np.ndarray] = []
     for i in np.argsort(-sizes.max(1), kind="stable").tolist():
@@ -51,6 +42,25 @@ def pack(examples: Sequence[Example], width: int) -> Packed:
         rows[place].append(i)
         room[place] = room[place] - sizes[i]
     return Packed(rows, width)
+
+
+def check_packable(examples: Sequence[Example], width: int) -> None:
+    """Refuse what rows of `width` tokens cannot hold.
+
+    Raises:
+      InputError: an example is longer than a row, or is packed already, or has teachers' targets.
+    """
+    if any(e.segments or e.targets is not None for e in examples):
+        raise InputError(
+            "packs preference examples; these are packed already or have teachers' targets", field="pack_tokens",
+            cure="Set it to 0",
+        )  # fmt: skip
+    longest = max(len(row) - 1 for e in examples for row in e.rows)
+    if longest > width:
+        raise InputError(
+            f"an example has {longest} tokens, a packed row {width}", field="pack_tokens",
+            cure=f"Give at least {longest}, or 0 for a row a response",
+        )  # fmt: skip
 
 
 def collate_packed(examples: Sequence[Example], packed: Packed, *, rows: int, segments: int, first: int) -> TokenBatch:

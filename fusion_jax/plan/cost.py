@@ -21,7 +21,7 @@ from fusion_jax.plan.work import copied, kernel_flops, matmul_flops, traffic
 from fusion_jax.slices import Slice
 
 Lane = Literal["link", "host", "copy"]
-ELEMENTWISE = 0.45
+ELEMENTWISE = 0.4
 KERNEL = 0.5
 VMEM_SPEED = 10.0  # times HBM
 _FREE = {

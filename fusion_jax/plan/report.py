@@ -23,7 +23,7 @@ from fusion_jax.slices import Slice, slice_of
 GIB = 2**30
 LEGEND = """\
 HBM is the TPU compiler's own buffer assignment for this program. Times are our estimate from the program that it
-scheduled: matmuls at a fitted share of the peak, other work at 45 % of HBM bandwidth, collectives as ring transfers;
+scheduled: matmuls at a fitted share of the peak, other work at 40 % of HBM bandwidth, collectives as ring transfers;
 asynchronous ones are overlapped as far as the schedule puts work between their start and end; copies to and from the
 host's memory at the speed of PCIe. MFU counts useful FLOPs:
 6 x matmul parameters x tokens + 6 x layers x heads x head_dim x T x tokens (causal half), a reference in the step a

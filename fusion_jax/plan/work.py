@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from fusion_jax.plan.hlo import HOST, VMEM, Computation, Instruction, Module, Shape
+from fusion_jax.plan.hlo import COLLECTIVES, HOST, VMEM, Computation, Instruction, Module, Shape
 
 _SLICES = ("dynamic-slice", "slice", "gather")
 _SPACES = {VMEM: 1, HOST: 2}
@@ -69,7 +69,7 @@ def _window(attributes: str) -> dict[str, list[int]]:
 
 def traffic(module: Module, instruction: Instruction, where: Computation) -> Traffic:
     """Bytes that an instruction moves: of an operand that is only sliced the slices, of a buffer that is updated in
-    place the update."""
+    place the update, nothing of a collective that a fusion carries along."""
     called = module.called(instruction) if instruction.opcode == "fusion" else None
     moved = [0, 0, 0]
     for number, name in enumerate(instruction.operands):
@@ -122,6 +122,8 @@ def _read(module: Module, called: Computation, name: str, whole: int) -> int:
         if name not in user.operands:
             continue
         first = user.operands[0] == name and name not in user.operands[1:]
+        if user.opcode == "tuple" or user.opcode in COLLECTIVES:
+            continue
         if first and user.opcode in _SLICES:
             total += sum(s.size for s in user.shapes)
         elif first and user.opcode == "bitcast":
@@ -135,7 +137,8 @@ def _read(module: Module, called: Computation, name: str, whole: int) -> int:
 
 
 def _updates(module: Module, called: Computation) -> dict[int, int]:
-    """Of each result of a fusion that is a buffer updated in place, the bytes of the update."""
+    """Of each result of a fusion that is a buffer updated in place, the bytes of the update; of one that it passes on
+    or that a collective fills, none."""
     root = called.root
     results = [called.by_name[o] for o in root.operands] if root.opcode == "tuple" else [root]
     out = {}
@@ -144,6 +147,8 @@ def _updates(module: Module, called: Computation) -> dict[int, int]:
             result = called.by_name[result.operands[0]]
         if result.opcode == "dynamic-update-slice" and result.operands[1] in called.by_name:
             out[number] = called.by_name[result.operands[1]].shapes[0].size
+        elif root.opcode == "tuple" and (result.opcode == "parameter" or result.opcode in COLLECTIVES):
+            out[number] = 0
         elif result.opcode == "fusion" and (inner := module.called(result)) and len(result.shapes) == 1:
             out[number] = _updates(module, inner).get(0, result.shapes[0].size)
     return out

@@ -17,7 +17,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from fusion_jax.data.batches import Buckets, Example, TokenBatch, buckets_for, collate, extents
 from fusion_jax.data.order import batch_order, num_steps
-from fusion_jax.data.packing import collate_packed, pack
+from fusion_jax.data.packing import check_packable
 from fusion_jax.errors import InputError
 from fusion_jax.files import read_json, write_json
 from fusion_jax.hosts import PREEMPTED, on_first, preemption
@@ -30,6 +30,7 @@ from fusion_jax.ops.remat import Remat
 from fusion_jax.settings import bounded
 from fusion_jax.sharding import data_ways, local_rows, make_mesh
 from fusion_jax.slices import compiler_options, compute_dtype
+from fusion_jax.train.batching import packed_batch, step_batch
 from fusion_jax.train.checkpoints import finishing, open_checkpoints, restore_state, save_state
 from fusion_jax.train.reference import examples_fingerprint, with_reference
 from fusion_jax.train.run_folder import RunFolder, append_metrics, evaluated, truncate_metrics
@@ -113,51 +114,6 @@ def step_count(examples: int, settings: TrainSettings) -> int:
     return num_steps(examples, settings.batch_size, settings.epochs)
 
 
-def step_batch(
-    examples: Sequence[Example],
-    indices: np.ndarray,
-    settings: TrainSettings,
-    buckets: Buckets,
-    needs: np.ndarray,
-    mesh: Mesh | None,
-) -> TokenBatch:
-    """The rows of one optimizer step that this host feeds, as micro-batches [A,B,...].
-
-    Args:
-      needs: int[n,4], `extents` of all examples: every host pads to what the whole step needs.
-    """
-    micro = np.asarray(indices).reshape(settings.micro_batches, -1)
-    if settings.pack_tokens:
-        return _packed_batch(examples, micro, settings.pack_tokens, mesh)
-    rows = micro[:, local_rows(micro.shape[1], mesh)]
-    flat = collate([examples[i] for i in rows.reshape(-1)], buckets, needs[indices].max(0))
-    return jax.tree.map(lambda x: x.reshape(*rows.shape, *x.shape[1:]), flat)
-
-
-def _packed_batch(examples: Sequence[Example], micro: np.ndarray, width: int, mesh: Mesh | None) -> TokenBatch:
-    """As `step_batch`, the examples of every shard of a micro-batch packed; all shards get as many rows as the fullest.
-
-    Args:
-      micro: int[A,B], indices of the examples.
-    """
-    ways = data_ways(mesh)
-    shards = micro.reshape(len(micro), ways, -1)
-    groups = [[[examples[i] for i in shard] for shard in part] for part in shards]
-    packs = [[pack(group, width) for group in part] for part in groups]
-    rows = max(len(p.rows) for part in packs for p in part)
-    segments = 1 << (max(p.segments for part in packs for p in part) - 1).bit_length()
-    mine = local_rows(ways, mesh)
-    parts = [
-        [
-            collate_packed(groups[a][w], packs[a][w], rows=rows, segments=segments, first=w * shards.shape[2])
-            for w in mine
-        ]
-        for a in range(len(micro))
-    ]
-    joined = [jax.tree.map(lambda *xs: np.concatenate(xs), *part) for part in parts]
-    return jax.tree.map(lambda *xs: np.stack(xs), *joined)
-
-
 def optimise(
     model: Model,
     examples: Sequence[Example],
@@ -185,7 +141,7 @@ def optimise(
     model = dataclasses.replace(model, params=place_params(model.params, model.config, compute.mesh))
     needs, held_needs = extents(examples), extents(validation)
     buckets = buckets_for(np.concatenate([needs, held_needs]))
-    _check_examples(run, examples, model.config.max_positions)
+    _check_examples(run, examples, model.config.max_positions, settings.pack_tokens)
     in_step = needs_reference and settings.reference == "in-step"
     if needs_reference and not in_step:
         examples = _referenced(run.sub("reference"), model, examples, settings, compute, buckets, names)
@@ -262,13 +218,22 @@ def _feeder(
         if step >= total:
             return np.zeros(0, np.int64), None
         indices = np.asarray(order[step])
-        return indices, shard_batch(step_batch(examples, indices, settings, buckets, needs, mesh), mesh)
+        micro = indices.reshape(settings.micro_batches, -1)
+        batch = (
+            packed_batch(examples, micro, settings.pack_tokens, mesh)
+            if settings.pack_tokens
+            else step_batch(examples, micro, buckets, needs, mesh)
+        )
+        return indices, shard_batch(batch, mesh)
 
     return feed
 
 
-def _check_examples(run: RunFolder, examples: Sequence[Example], max_positions: int) -> None:
-    """Refuse rows that the model cannot read and, on resume, other examples than the run was started with."""
+def _check_examples(run: RunFolder, examples: Sequence[Example], max_positions: int, pack_tokens: int) -> None:
+    """Refuse rows that the model cannot read, examples that rows of `pack_tokens` do not hold and, on resume, other
+    examples than the run was started with."""
+    if pack_tokens:
+        check_packable(examples, pack_tokens)
     longest = max(len(row) for e in examples for row in e.rows)
     if longest > max_positions:
         raise InputError(

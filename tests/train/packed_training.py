@@ -14,8 +14,8 @@ import numpy as np
 from fusion_jax.data.batches import buckets_of, extents
 from fusion_jax.models.parameters import init_params, place_params
 from fusion_jax.sharding import make_mesh
+from fusion_jax.train.batching import packed_batch, step_batch
 from fusion_jax.train.objectives import WrpoSettings, wrpo_objective
-from fusion_jax.train.optimise import TrainSettings, step_batch
 from fusion_jax.train.state import OptimizerSettings, init_state, make_optimizer
 from fusion_jax.train.step import Compute, make_train_step, shard_batch
 from tests.train.sharded_step import CONFIG
@@ -24,13 +24,14 @@ from tests.train.test_shared_prompt import examples
 
 def run(pack_tokens, mesh):
     many = examples(tuple(np.random.default_rng(5).integers(1, 30, 32)))
-    settings = TrainSettings(batch_size=16, micro_batches=2, pack_tokens=pack_tokens)
     optimizer = make_optimizer(OptimizerSettings(learning_rate=0.1, warmup_ratio=0.0), 4)
     step = make_train_step(CONFIG, wrpo_objective(WrpoSettings(beta=1.0), 4), optimizer, Compute(mesh))
     state = init_state(place_params(init_params(CONFIG, jax.random.key(1)), CONFIG, mesh), optimizer, mesh)
     out = []
     for indices in (np.arange(16), np.arange(16, 32)):
-        batch = step_batch(many, indices, settings, buckets_of(many), extents(many), mesh)
+        micro = indices.reshape(2, -1)
+        padded = step_batch(many, micro, buckets_of(many), extents(many), mesh)
+        batch = packed_batch(many, micro, pack_tokens, mesh) if pack_tokens else padded
         state, metrics = step(state, shard_batch(batch, mesh))
         out.append({name: float(value) for name, value in metrics.items() if name != "bad"})
     return out

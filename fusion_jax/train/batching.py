@@ -1,0 +1,49 @@
+"""The batch of an optimizer step, or the part of it that this host feeds: micro-batches, padded or packed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from fusion_jax.data.batches import Buckets, Example, TokenBatch, collate
+from fusion_jax.data.packing import collate_packed, pack
+from fusion_jax.sharding import data_ways, local_rows
+
+
+def step_batch(
+    examples: Sequence[Example], micro: np.ndarray, buckets: Buckets, needs: np.ndarray, mesh: Mesh | None
+) -> TokenBatch:
+    """Micro-batches [A,B,...] of padded rows.
+
+    Args:
+      micro: int[A,B], indices of the examples.
+      needs: int[n,4], `extents` of all examples: every host pads to what the whole step needs.
+    """
+    rows = micro[:, local_rows(micro.shape[1], mesh)]
+    flat = collate([examples[i] for i in rows.reshape(-1)], buckets, needs[micro.reshape(-1)].max(0))
+    return jax.tree.map(lambda x: x.reshape(*rows.shape, *x.shape[1:]), flat)
+
+
+def packed_batch(examples: Sequence[Example], micro: np.ndarray, width: int, mesh: Mesh | None) -> TokenBatch:
+    """Micro-batches of rows of `width` tokens, which the examples of each shard of a micro-batch fill.
+
+    All shards get as many rows as the fullest. micro: as above.
+    """
+    ways = data_ways(mesh)
+    shards = micro.reshape(len(micro), ways, -1)
+    packs = [[pack([examples[i] for i in shard], width) for shard in part] for part in shards]
+    rows = max(len(p.rows) for part in packs for p in part)
+    segments = 1 << (max(p.segments for part in packs for p in part) - 1).bit_length()
+
+    def part(a: int, w: int) -> TokenBatch:
+        chosen = [examples[i] for i in shards[a, w]]
+        return collate_packed(chosen, packs[a][w], rows=rows, segments=segments, first=w * shards.shape[2])
+
+    joined = [
+        jax.tree.map(lambda *xs: np.concatenate(xs), *(part(a, w) for w in local_rows(ways, mesh)))
+        for a in range(len(micro))
+    ]
+    return jax.tree.map(lambda *xs: np.stack(xs), *joined)
