@@ -424,7 +424,7 @@ def plans(s: Settings, ask: Ask) -> list[Planned]:
     start: Start = "float32" if trains_sft else "bfloat16"
     return [
         *training(s.wrpo.loss, s.target, "wrpo", s.preference, length, ask, reference=reference, start=start),
-        *(training("SFT", s.target, "sft", s.sft, length, ask) if trains_sft else ()),
+        *(training("SFT", s.target, "sft", s.sft, length, ask, packing=s.text.packing) if trains_sft else ()),
         *(() if s.quadruples else generation("sampling the target", s.target, s.sample, ask, kept=start)),
     ]
 

@@ -98,6 +98,8 @@ def training(
     micro, notes = _micro_batches(train, mesh)
     examples, prompt, tokens = train.batch_size // micro, *_lengths(max_length, ask.prompt)
     notes = (f"model: {name}", _widths(prompt, tokens, objective), *notes, *_PACKED.get(packing, ()))
+    if train.pack_tokens:
+        notes += ("planned with a row a response: rows of --...pack-tokens hold several",)
     kind: Literal["none", "stored", "in-step"] = train.reference if reference else "none"
     attention: Kernel = "splash" if train.attention == "auto" else train.attention
     dtype: Dtype = "bfloat16" if train.compute_dtype == "auto" else train.compute_dtype

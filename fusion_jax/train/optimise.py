@@ -42,6 +42,7 @@ from fusion_jax.train.step import Compute, Objective, make_eval_step, make_train
 class TrainSettings:
     """How a stage trains. batch_size: examples an optimizer step, over all devices and micro-batches.
 
+    attention: auto is splash on TPU, but for windows that cut a shared prompt, which XLA's attention computes.
     pack_tokens: preference examples of a micro-batch lie end to end in rows of so many tokens, each response with a
       prompt of its own: for uneven lengths. 0: a response is a row, and the prompt is shared (`shared_prompt`).
     """
@@ -102,6 +103,9 @@ def compute_for(settings: TrainSettings, devices: Sequence[jax.Device] | None = 
                 cure="Change batch_size or micro_batches, or give mesh_tensor some of the devices",
             )  # fmt: skip
     platform, kernel = devices[0].platform, settings.attention
+    if kernel == "splash" and platform != "tpu":
+        problem = f"is a kernel for TPU, the devices here are {platform}"
+        raise InputError(problem, field="attention", cure="Set it to auto or xla")
     if kernel == "auto":
         kernel = "splash" if platform == "tpu" else "xla"
     logits = CHUNK_ELEMENTS if platform == "cpu" else CHUNK_ELEMENTS_ACCELERATOR

@@ -16,6 +16,7 @@ from rich.console import Console
 from fusion_jax import hosts
 from fusion_jax.data.batches import Example
 from fusion_jax.data.jsonl import read_jsonl
+from fusion_jax.errors import InputError
 from fusion_jax.models.config import DecoderConfig
 from fusion_jax.models.folder import Model
 from fusion_jax.models.parameters import init_params
@@ -159,3 +160,8 @@ def test_an_evaluation_that_is_there_is_not_made_again(monkeypatch, tmp_path, wh
     when_logging(monkeypatch, (1, True), lambda: calls.append((1, True)))
     train(tmp_path)
     assert calls == [] and logged(tmp_path) == logged(whole[0])
+
+
+def test_a_kernel_that_the_devices_lack_is_refused() -> None:
+    with pytest.raises(InputError, match="attention.*devices here are cpu"):
+        optimise.compute_for(optimise.TrainSettings(attention="splash"))
