@@ -163,5 +163,5 @@ def test_an_evaluation_that_is_there_is_not_made_again(monkeypatch, tmp_path, wh
 
 
 def test_a_kernel_that_the_devices_lack_is_refused() -> None:
-    with pytest.raises(InputError, match="attention.*devices here are cpu"):
+    with pytest.raises(InputError, match=r"attention.*devices here are cpu"):
         optimise.compute_for(optimise.TrainSettings(attention="splash"))
