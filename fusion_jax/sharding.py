@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental.mesh_utils import create_device_mesh
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from fusion_jax.errors import InputError
@@ -55,10 +56,12 @@ def mesh_sizes(count: int, data: int = 1, fsdp: int = 1, tensor: int = 1) -> tup
 
 
 def make_mesh(data: int = 1, fsdp: int = 1, tensor: int = 1, *, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """The mesh of `mesh_sizes` over `devices`, all without."""
+    """The mesh of `mesh_sizes` over `devices`, all without. An axis may take a part of a dimension of the slice, as one
+    of 8 in a slice of 4 x 4."""
     devices = list(jax.devices()) if devices is None else list(devices)
     sizes = mesh_sizes(len(devices), data, fsdp, tensor)
-    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+    placed = create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+    return Mesh(placed, AXES, axis_types=(AxisType.Auto,) * 3)
 
 
 def partition_spec(axes: Sequence[str | None]) -> PartitionSpec:

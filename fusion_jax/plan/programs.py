@@ -89,7 +89,7 @@ def _lower_model(program: Program, config: DecoderConfig, mesh: Mesh) -> jax.sta
             tokens = _array(mesh, (), (program.rows, program.tokens), jnp.int32)
             return _lowered(step, abstract_params(config, jnp.bfloat16, mesh), tokens, tokens)
         case Prefill():
-            how = ids.How(config, Sampler(), 1, jnp.dtype(jnp.bfloat16), mesh)
+            how = ids.How(config, Sampler(), 1, jnp.dtype(jnp.bfloat16), mesh, "splash")
             tokens = _spread(mesh, ("batch", "tokens"), (program.rows, program.prompt), jnp.int32)
             lengths = _spread(mesh, ("batch",), (program.rows,), jnp.int32)
             params = abstract_params(config, jnp.bfloat16, mesh)

@@ -32,7 +32,7 @@ from fusion_jax.models.decode import (
     empty_caches,
     next_logits,
 )
-from fusion_jax.models.decoder import Params, forward
+from fusion_jax.models.decoder import Kernel, Params, forward
 from fusion_jax.models.parameters import place_params
 from fusion_jax.sampling.samplers import GREEDY, Sampler, choose
 from fusion_jax.sharding import constrain, data_ways, make_mesh, named, placed
@@ -65,6 +65,7 @@ class How(NamedTuple):
     samples: int
     dtype: Any
     mesh: Mesh | None
+    kernel: Kernel = "xla"
     options: tuple[tuple[str, str], ...] = ()
 
 
@@ -105,7 +106,9 @@ def _compiled(function: Callable[..., Any]) -> Callable[..., jax.stages.Wrapped]
 @_compiled
 def prefill(how: How, params: Params, tokens: Array, lengths: Array) -> tuple[tuple[KeysValues, ...], Array]:
     """Keys and values [g,K,P,h] of each layer, and the last tokens' hidden states [g,D], for tokens int[g,P]."""
-    hidden, (k, v) = forward(params, how.config, tokens, mesh=how.mesh, dtype=how.dtype, return_kv=True)
+    hidden, (k, v) = forward(
+        params, how.config, tokens, mesh=how.mesh, dtype=how.dtype, return_kv=True, kernel=how.kernel
+    )
     last = jnp.take_along_axis(hidden, jnp.maximum(lengths - 1, 0)[:, None, None], axis=1)[:, 0]
     return tuple((jnp.swapaxes(k[i], 1, 2), jnp.swapaxes(v[i], 1, 2)) for i in range(how.config.num_layers)), last
 
@@ -341,7 +344,8 @@ def generate_ids(
     if jax.default_backend() == "cpu":
         dtype = jnp.promote_types(dtype, jnp.float32)
     options = compiler_options(jax.devices()[0].device_kind)
-    how = How(config, sampler, num_samples, jnp.dtype(dtype), mesh, tuple(options.items()))
+    kernel: Kernel = "splash" if jax.default_backend() == "tpu" else "xla"
+    how = How(config, sampler, num_samples, jnp.dtype(dtype), mesh, kernel, tuple(options.items()))
     names = _names(prompts, row_ids)
     params = place_params(params, config, mesh, None if mesh is None else how.dtype)
     ready = prepare(params, config, how.dtype)
