@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +19,7 @@ from jax import lax
 Array = jax.Array
 CHUNK_ELEMENTS = 1 << 22  # logits that a device holds at once (16 MiB in float32): what suits a CPU
 CHUNK_ELEMENTS_ACCELERATOR = 1 << 25
+FEW = 16  # labels of a position that are compared, which fuses with what else is done to the logits; more are gathered
 
 
 def linear_logprobs(
@@ -108,10 +110,15 @@ def _inside(labels: Array, ids: Array) -> tuple[Array, Array]:
     return jnp.where(inside, places, ids.shape[1]), inside
 
 
+def _each(labels: Array, ids: Array) -> Iterator[Array]:
+    """For each column of labels [N, K], where in a chunk it lies: bool[N, shards, Vc]."""
+    return (ids == labels[:, k, None, None] for k in range(labels.shape[1]))
+
+
 def _picked(logits: Array, labels: Array, ids: Array) -> Array:
     """The chunk's logits of the labels, 0 for those outside it: [N, K]."""
-    if labels.shape[1] == 1:  # a comparison fuses with what else is done to the logits; a gather does not
-        return jnp.where(ids == labels[:, :, None], logits, 0.0).sum((1, 2))[:, None]
+    if labels.shape[1] <= FEW:
+        return jnp.stack([jnp.where(at, logits, 0.0).sum((1, 2)) for at in _each(labels, ids)], 1)
     places, inside = _inside(labels, ids)
     found = jnp.take_along_axis(logits, jnp.minimum(places, ids.shape[1] - 1), 2)
     return jnp.where(inside, found, 0.0).sum(1)
@@ -119,8 +126,9 @@ def _picked(logits: Array, labels: Array, ids: Array) -> Array:
 
 def _spread(d_logits: Array, values: Array, labels: Array, ids: Array) -> Array:
     """`d_logits` [N, shards, Vc] with the labels' values [N, K] added at their places."""
-    if labels.shape[1] == 1:
-        return d_logits + jnp.where(ids == labels[:, :, None], values[:, :, None], 0.0)
+    if labels.shape[1] <= FEW:
+        added = (jnp.where(at, values[:, k, None, None], 0.0) for k, at in enumerate(_each(labels, ids)))
+        return sum(added, start=d_logits)
     places, _ = _inside(labels, ids)
     add = jax.vmap(jax.vmap(lambda row, at, value: row.at[at].add(value, mode="drop"), (0, 0, None)))
     return add(d_logits, places, values)

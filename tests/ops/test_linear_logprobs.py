@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fusion_jax.ops.linear_logprobs import linear_logprobs
+from fusion_jax.ops.linear_logprobs import FEW, linear_logprobs
 
 
 def plain(hidden, kernel, labels, soft_cap):
@@ -76,12 +76,13 @@ def test_the_program_holds_no_array_of_all_logits():
 
 
 @pytest.mark.parametrize("shards", [1, 2])
-def test_several_entries_a_position(shards):
+@pytest.mark.parametrize("entries", [4, FEW + 4])
+def test_several_entries_a_position(shards, entries):
     """[..., K] labels: log-probs of each, and gradients, as one call a column gives them; repeated ids included."""
     with jax.enable_x64(True):
         rng = np.random.default_rng(4)
         hidden, kernel = jnp.asarray(rng.normal(size=(3, 5, 8))), jnp.asarray(rng.normal(size=(30, 8)))
-        ids, weights = jnp.asarray(rng.integers(0, 30, (3, 5, 4))), jnp.asarray(rng.normal(size=(3, 5, 4)))
+        ids, weights = jnp.asarray(rng.integers(0, 30, (3, 5, entries))), jnp.asarray(rng.normal(size=(3, 5, entries)))
         ids = ids.at[0, 0, 1].set(ids[0, 0, 0])
 
         def together(hidden, kernel):
@@ -89,7 +90,7 @@ def test_several_entries_a_position(shards):
             return (logprobs * weights).sum() + (lse**2).sum()
 
         def apart(hidden, kernel):
-            columns = [linear_logprobs(hidden, kernel, ids[..., k], soft_cap=3.0)[0] for k in range(4)]
+            columns = [linear_logprobs(hidden, kernel, ids[..., k], soft_cap=3.0)[0] for k in range(entries)]
             lse = linear_logprobs(hidden, kernel, ids[..., 0], soft_cap=3.0)[1]
             return (jnp.stack(columns, -1) * weights).sum() + (lse**2).sum()
 
