@@ -13,7 +13,7 @@ from fusion_jax.plan.flops import body_parameters, head_parameters, parameter_co
 from fusion_jax.plan.hlo import parse
 from fusion_jax.plan.models import PUBLIC
 from fusion_jax.plan.report import line, page, plan
-from fusion_jax.plan.requests import Decode, MergeTensor, Request, TeacherStep, TrainStep
+from fusion_jax.plan.requests import Decode, MergeTensor, Prefill, Request, TeacherStep, TrainStep
 from fusion_jax.plan.runs import Planned
 from fusion_jax.slices import slice_of
 
@@ -103,11 +103,13 @@ def test_the_page_says_what_fits_whose_figures_and_how_long_a_run_takes(wrpo):
 
 
 @needs_compiler
-@pytest.mark.parametrize("program, mesh", [
-    (TeacherStep(8, TOKENS), (1, -1, 1)), (Decode(8, 256, 128), (1, 1, -1)), (MergeTensor("ties", 3, (131072, 1024)), (1, -1, 1)),
+@pytest.mark.parametrize("program, place, mesh", [
+    (TeacherStep(8, TOKENS), "v5e-8", (1, -1, 1)), (Decode(8, 256, 128), "v5e-4", (1, 1, -1)),
+    (MergeTensor("ties", 3, (131072, 1024)), "v5e-8", (1, -1, 1)),
+    (Prefill(8, 256), "v6e-16", (-1, 1, 8)),  # 8 of a slice of 4 x 4, and more shards than key-value heads
 ])  # fmt: skip
-def test_other_programs_are_planned(program, mesh):
-    found = plan(Planned("one", Request("v5e-8" if mesh[1] == -1 else "v5e-4", SMALL, program, mesh)))
+def test_other_programs_are_planned(program, place, mesh):
+    found = plan(Planned("one", Request(place, SMALL, program, mesh)))
     assert found.fits and found.times.total > 0
     if isinstance(program, Decode):
         useful = useful_flops(found.planned.request) / 4
