@@ -108,6 +108,8 @@ def show_plan(prepared: Prepared, console: Console) -> None:
 
 def plans(s: Settings, ask: Ask) -> list[Planned]:
     """What `--plan` compiles."""
+    if not s.recipe:
+        raise InputError("is missing", field="recipe", cure="Give a YAML file")
     recipe = read_recipe(s.recipe, METHODS)
     sources = recipe.slices[0].sources
     return merging(recipe.method, len(sources), recipe.base or sources[0].model, ask)

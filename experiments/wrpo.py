@@ -418,15 +418,22 @@ def write_report(
 
 
 def plans(s: Settings, ask: Ask) -> list[Planned]:
-    """What `--plan` compiles: the WRPO stage, SFT, sampling the target."""
+    """What `--plan` compiles: the WRPO stage, SFT, sampling the target. Not the DPO baseline, which takes two thirds of
+    WRPO, nor the sources' sampling; `--plan-rows` counts prompts or, with `--quadruples`, these."""
     length, reference = s.text.tokens.max_length, needs_reference(s.wrpo.loss)
     trains_sft = bool(s.sft_data or not s.quadruples)
     start: Start = "float32" if trains_sft else "bfloat16"
+    first = 0 if s.quadruples else round(ask.rows * s.sft_share)
+    rest = ask.rows - first
+    learnt = dataclasses.replace(ask, rows=rest - round(rest * s.held_out))
+    taught = ask if s.sft_data else dataclasses.replace(ask, rows=first)
     return [
-        *training(s.wrpo.loss, s.target, "wrpo", s.preference, length, ask, reference=reference, start=start),
-        *(training("SFT", s.target, "sft", s.sft, length, ask, packing=s.text.packing) if trains_sft else ()),
-        *(() if s.quadruples else generation("sampling the target", s.target, s.sample, ask, kept=start)),
-    ]
+        *training(s.wrpo.loss, s.target, "wrpo", s.preference, length, learnt, reference=reference, start=start),
+        *(training("SFT", s.target, "sft", s.sft, length, taught, packing=s.text.packing) if trains_sft else ()),
+        *(() if s.quadruples else generation(
+            "sampling the target", s.target, s.sample, dataclasses.replace(ask, rows=rest), kept=start
+        )),
+    ]  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -9,8 +9,10 @@ that the first host decides by it and writes, and the others are told: `agreed`,
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
+import multiprocessing
 import os
 import signal
 import sys
@@ -96,6 +98,8 @@ def join(settings: HostSettings, *, connected: bool = False) -> Host:
             "is missing, and a mesh over all hosts needs one", field="--hosts.coordinator",
             cure='Give ADDRESS:PORT of host 0, or "auto" where the cluster knows it',
         )  # fmt: skip
+    if address and address != "auto" and not address.rpartition(":")[2].isdecimal():
+        raise InputError(f"'{address}' has no port", field="--hosts.coordinator", cure="Give ADDRESS:PORT, or auto")
     if address:
         _initialise(address, count, index, settings.patience)
     elif count is not None and index is not None:
@@ -131,7 +135,15 @@ def _on_sigterm(handler: Any) -> Any:
 
 
 def _end_preempted(number: int, frame: FrameType | None) -> NoReturn:
-    raise SystemExit(PREEMPTED)
+    """At once: an exception can be lost in a callback, and the interpreter must not end under a computation."""
+    for child in multiprocessing.active_children():
+        child.terminate()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(Exception):
+            stream.flush()
+    if sys.stderr.isatty():
+        os.write(2, b"\x1b[?25h")  # a progress line hides the cursor
+    os._exit(PREEMPTED)
 
 
 def _number(given: int | None, variable: str) -> int | None:

@@ -7,12 +7,12 @@
 #   job.sh stop                           send SIGTERM and wait until it has saved its state and ended
 #   job.sh attempt N -- COMMAND...        become the command; with `--resume True` unless N is 0
 #
-# A command that exits with code 75 (EX_TEMPFAIL: told to stop) or 134 (jax aborts the hosts that outlive another one)
-# is started again, at most RESTARTS times: hosts that start again meet anew, whichever comes first.
+# A command that exits with code 75 (EX_TEMPFAIL: told to stop), 134 (jax aborts the hosts that outlive another one) or
+# 143 (SIGTERM came before Python listened) is started again, at most RESTARTS times: hosts that start again meet anew, whichever comes first.
 # Any other code ends the job and is recorded. State: .job/HOST/{log.txt,pid,exit_code,lock}.
 set -euo pipefail
 
-readonly TEMPFAIL=75 LOST=134
+readonly TEMPFAIL=75 LOST=134 EARLY=143
 script=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)/job.sh
 readonly script
 cd "${script%/*}/.."
@@ -66,7 +66,7 @@ loop() {
     done
     child=''
     say "attempt $attempt ended with code $code"
-    (((code == TEMPFAIL || code == LOST) && signals == 0 && attempt < restarts)) || break
+    (((code == TEMPFAIL || code == LOST || code == EARLY) && signals == 0 && attempt < restarts)) || break
     attempt=$((attempt + 1))
   done
   echo "$code" >"$state/exit_code.new"

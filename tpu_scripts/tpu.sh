@@ -80,6 +80,7 @@ runtime_version() {
   v5p-*) echo v2-alpha-tpuv5 ;;
   v6e-*) echo v2-alpha-tpuv6e ;;
   v[234]-*) echo tpu-ubuntu2204-base ;;
+  v5e-*) fail "Cloud calls the type '$type' v5litepod-${type#v5e-}" "Give --type v5litepod-${type#v5e-}" ;;
   *) fail "no runtime version is known for the type '$type'" "Give --version or set TPU_VERSION" ;;
   esac
 }

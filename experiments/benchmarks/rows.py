@@ -6,7 +6,7 @@ Model: Llama, 4 layers, D 256, 8 heads (4 for keys), V 8,192, float32; 4 quadrup
 three responses of 128; "uneven" draws prompts of 16 to 128 and responses of 16 to 512. All three ways do the same steps
 on the same examples, turn about in one process; a row gives the median step, its ratio to plain rows, the tokens that
 the model computes, padding included, and the useful FLOPs, both as ratios, and the loss, which has to agree to 1e-4
-(it compares sums of thousands in float32). Time: about 3 minutes on 2 cores.
+(it compares sums of thousands in float32). Time: about 4 minutes on 2 cores.
 """
 
 from __future__ import annotations

@@ -15,6 +15,7 @@ from fusion_jax.errors import InputError
 from fusion_jax.plan.compile import check_compiler
 from fusion_jax.plan.report import LEGEND, page, plan_all
 from fusion_jax.plan.runs import Ask, Planned
+from fusion_jax.settings import bounded
 from fusion_jax.settings import run as run_experiment
 from fusion_jax.slices import slice_of
 
@@ -53,9 +54,12 @@ def run(
     preset = next((value if equals else after for (name, equals, value), after in given if name == "--preset"), "")
 
     def chosen(values: S) -> None:
+        if not options.plan and options != _Options():
+            raise InputError("is missing", field="--plan", cure="Name a slice, for instance --plan v5e-16")
         if not options.plan:
             main(values)
             return
+        bounded(options, "plan_rows", "plan_prompt", least=0)
         ask = Ask(slice_of(options.plan).name, options.plan_rows, options.plan_prompt, options.plan_full, preset)
         check_compiler()
         show(plans(values, ask), ask)

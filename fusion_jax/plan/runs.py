@@ -96,10 +96,10 @@ def training(
     values, name = model_values(model, ask, option)
     mesh = _mesh(ask, (train.mesh_data, train.mesh_fsdp, train.mesh_tensor))
     micro, notes = _micro_batches(train, mesh)
-    examples, prompt, tokens = train.batch_size // micro, *_lengths(max_length, ask.prompt)
+    examples, prompt, tokens = train.batch_size // micro, *_lengths(max_length, 0 if train.pack_tokens else ask.prompt)
     notes = (f"model: {name}", _widths(prompt, tokens, objective), *notes, *_PACKED.get(packing, ()))
     if train.pack_tokens:
-        notes += ("planned with a row a response: rows of --...pack-tokens hold several",)
+        notes += (f"planned with a row a response: rows of {train.pack_tokens} tokens hold several, fewer in all",)
     kind: Literal["none", "stored", "in-step"] = train.reference if reference else "none"
     attention: Kernel = "splash" if train.attention == "auto" else train.attention
     dtype: Dtype = "bfloat16" if train.compute_dtype == "auto" else train.compute_dtype
@@ -132,14 +132,14 @@ def _micro_batches(train: TrainSettings, mesh: Sizes) -> tuple[int, tuple[str, .
     if not fitting:
         raise InputError(
             f"a batch of {train.batch_size} examples does not divide over {ways} chips", field="batch_size",
-            cure=f"Take a multiple of {ways}, or give --...mesh-tensor some of the chips",
+            cure=f"Take a multiple of {ways}, or give mesh-tensor some of the chips",
         )  # fmt: skip
     micro = min(fitting, key=lambda n: abs(n - train.micro_batches))
     if micro == train.micro_batches:
         return micro, ()
     return micro, (
         f"planned with {micro} micro-batches: the {train.micro_batches} of the settings do not divide "
-        f"{train.batch_size} examples over {ways} chips; run with --...micro-batches {micro}",
+        f"{train.batch_size} examples over {ways} chips; run with micro-batches {micro}",
     )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -59,3 +61,22 @@ def test_a_host_that_never_sees_it_is_named(second, monkeypatch, tmp_path):
     monkeypatch.setattr(hosts, "SEEN_SECONDS", 0.3)
     with pytest.raises(InputError, match=r"file.*host 1 does not find it as host 0 has written it"):
         hosts.agreed_exists(tmp_path / "file")
+
+
+def test_a_coordinator_without_a_port_is_refused():
+    with pytest.raises(InputError, match=r"hosts.coordinator.*'10.0.0.1' has no port"):
+        hosts.join(hosts.HostSettings(coordinator="10.0.0.1", count=2, index=0))
+
+
+def test_sigterm_ends_a_program_at_once_with_the_code_that_says_start_again():
+    """Also inside a computation and inside a callback, where an exception would be lost."""
+    script = (
+        "import os, signal; from fusion_jax.hosts import HostSettings, connect; import jax, jax.numpy as jnp\n"
+        "connect(HostSettings())\n"
+        "class Doomed:\n"
+        "    def __del__(self): os.kill(os.getpid(), signal.SIGTERM); sum(range(10**6))\n"
+        "x = jax.jit(lambda x: jax.lax.fori_loop(0, 10**6, lambda i, x: x @ x, x))(jnp.eye(200))\n"
+        "print('started', flush=True); Doomed(); print('went on', flush=True)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout) == (hosts.PREEMPTED, "started\n"), done.stderr[-1000:]

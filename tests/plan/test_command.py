@@ -33,7 +33,8 @@ def test_wrpo_plans_its_stages_with_the_public_model_of_its_preset():
     assert planned[-1].request.mesh == (2, 1, 8)
     ready = dataclasses.replace(wrpo.PRESETS["llama3-8b"], quadruples="quads.jsonl")
     assert [p.start for p in programs(wrpo.plans(ready, LLAMA))] == ["bfloat16", "bfloat16"]
-    assert planned[0].times == 1000 // 128 and planned[1].times == 63
+    assert planned[0].times == (667 - 20) // 128 and planned[1].times == 41  # two thirds of the prompts, 3 % held out
+    assert planned[2].times == 333 // 128
     assert {p.request.model["hidden_size"] for p in planned} == {4096}
 
 

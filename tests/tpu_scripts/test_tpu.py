@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -291,7 +292,7 @@ def test_the_manifest_restarts_a_preempted_run_and_nothing_else():
     assert (
         final["action"] == "FailJob"
         and final["onExitCodes"]["operator"] == "NotIn"
-        and final["onExitCodes"]["values"] == [PREEMPTED, LOST]
+        and final["onExitCodes"]["values"] == [PREEMPTED, LOST, 128 + signal.SIGTERM]
     )
     assert spec["backoffLimit"] == 0 and pod["restartPolicy"] == "Never"
     [container] = pod["containers"]
