@@ -42,6 +42,9 @@ from fusion_jax.train.step import Compute, Objective, make_eval_step, make_train
 class TrainSettings:
     """How a stage trains. batch_size: examples an optimizer step, over all devices and micro-batches.
 
+    remat: what the backward pass keeps of a layer: everything (none); the residual stream (full), and what attention
+      gave (attention), and what it read (qkv); the stream and the feed-forward's two factors (gated); all wide matmuls'
+      results (dots); the stream alone, in the host's memory (offload).
     attention: auto is splash on TPU, but for windows that cut a shared prompt, which XLA's attention computes.
     pack_tokens: preference examples of a micro-batch lie end to end in rows of so many tokens, each response with a
       prompt of its own: for uneven lengths. 0: a response is a row, and the prompt is shared (`shared_prompt`).
