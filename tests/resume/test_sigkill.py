@@ -15,7 +15,7 @@ from experiments import dpo
 from fusion_jax.data.jsonl import read_jsonl
 from tests.small import command, fails, pairs, run, small_folder, write
 
-KILLS = 5
+KILLS = 3
 STEPS = 150
 
 

@@ -40,7 +40,6 @@ def run(pack_tokens, mesh):
 def main() -> None:
     runs = {
         "plain, one device": run(0, None),
-        "packed, one device": run(48, None),
         "packed, eight devices": run(48, make_mesh(2, 2, 2)),
     }
     print(json.dumps(runs))

@@ -45,7 +45,8 @@ def found(config, objective, batch):
         total, metrics = objective(score(params, config, batch, Compute()), jnp.zeros((), jnp.int32))
         return total.total, (total, metrics)
 
-    (_, (total, metrics)), gradient = jax.value_and_grad(loss, has_aux=True)(init_params(config, jax.random.key(0)))
+    step = jax.jit(jax.value_and_grad(loss, has_aux=True))
+    (_, (total, metrics)), gradient = step(init_params(config, jax.random.key(0)))
     return divide(total), {name: divide(mean) for name, mean in metrics.items()}, gradient
 
 
@@ -85,7 +86,7 @@ def test_what_cannot_be_packed_is_refused():
         pack([dataclasses.replace(e, segments=(1,)) for e in many], 64)
 
 
-def test_training_gives_the_same_metrics_on_one_device_and_on_eight():
+def test_packed_training_on_eight_devices_gives_the_metrics_of_plain_rows_on_one():
     """Two optimizer steps of two micro-batches each, in a process of its own with virtual devices."""
     script = Path(__file__).with_name("packed_training.py")
     env = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
@@ -93,7 +94,7 @@ def test_training_gives_the_same_metrics_on_one_device_and_on_eight():
     assert done.returncode == 0, done.stderr[-2000:]
     runs = json.loads(done.stdout.splitlines()[-1])
     plain = runs.pop("plain, one device")
-    assert set(runs) == {"packed, one device", "packed, eight devices"}
+    assert set(runs) == {"packed, eight devices"}
     for name, metrics in runs.items():
         for step, expected in zip(metrics, plain, strict=True):
             for key, value in expected.items():

@@ -35,7 +35,7 @@ def loss_and_gradient(config, batch, shared):
     def loss(params):
         return objective(score(params, config, batch, Compute(shared_prompt=shared)), jnp.zeros((), jnp.int32))[0].total
 
-    return jax.value_and_grad(loss)(init_params(config, jax.random.key(0)))
+    return jax.jit(jax.value_and_grad(loss))(init_params(config, jax.random.key(0)))
 
 
 @pytest.mark.parametrize("config", [WINDOWED, PLAIN], ids=["windows and caps", "plain"])
