@@ -80,7 +80,8 @@ def test_slices_stack_layers(models):
 
 
 def test_eight_devices_give_what_one_gives(models):
-    chosen = ["ties", "della", "sce", "karcher", "varm"]  # of each kind; every method's split tensors: test_task_vectors
+    """Methods of each kind; split tensors of all of them are in test_task_vectors."""
+    chosen = ["ties", "della", "sce", "karcher", "varm"]
     for method in chosen:
         given = ties(models, merge_method=method)
         known = {p.name for p in methods.METHODS[method].parameters}
