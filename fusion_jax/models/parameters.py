@@ -99,11 +99,11 @@ def abstract_params(config: DecoderConfig, dtype: Any = jnp.float32, mesh: Mesh 
 
 
 def place_params(params: Specs, config: DecoderConfig, mesh: Mesh | None, dtype: Any = None) -> Specs:
-    """Parameters sharded over the mesh as the specs say, and in `dtype` where one is given; those that lie so already
-    stay."""
+    """Parameters sharded over the mesh as the specs say and, the norms' scales left out, in `dtype` where one is given;
+    those that lie so already stay."""
 
-    def place(p: Array, spec: ParamSpec) -> Array:
-        p = p if dtype is None else p.astype(dtype)
+    def place(path: tuple[Any, ...], p: Array, spec: ParamSpec) -> Array:
+        p = p if dtype is None or path[-1].key == "scale" else p.astype(dtype)
         return p if mesh is None else jax.device_put(p, named(mesh, spec.axes, spec.shape))
 
-    return jax.tree.map(place, params, parameter_specs(config))
+    return jax.tree.map_with_path(place, params, parameter_specs(config))
