@@ -18,6 +18,7 @@ from fusion_jax.plan.flops import kernel_share, parameter_count, tokens_of, usef
 from fusion_jax.plan.hlo import parse
 from fusion_jax.plan.requests import Decode, MergeTensor, Prefill, Request, TrainStep
 from fusion_jax.plan.runs import Planned
+from fusion_jax.sharding import mesh_sizes
 from fusion_jax.slices import Slice, slice_of
 
 GIB = 2**30
@@ -103,13 +104,13 @@ def _beside(request: Request) -> int:
     Training keeps those it starts from beside the state (as a reference inside the step they are the program's own);
     sampling the layers stacked, to read prompts, and taken apart, to decode, and what it had before.
     """
-    p, (data, fsdp, tensor) = request.program, request.mesh
-    chips, size = slice_of(request.slice).chips, {"bfloat16": 2, "float32": 4, "": 0}
+    p, chips, size = request.program, slice_of(request.slice).chips, {"bfloat16": 2, "float32": 4, "": 0}
+    _, fsdp, tensor = mesh_sizes(chips, *request.mesh)
     weights = parameter_count(config_from_hf(request.model)) if not isinstance(p, MergeTensor) else 0
     if isinstance(p, Prefill | Decode):
         return 2 * weights // tensor + size[p.kept] * weights // chips
     if isinstance(p, TrainStep) and p.reference != "in-step":
-        return size[p.start] * weights // (fsdp * tensor if fsdp > 0 else chips // data)
+        return size[p.start] * weights // (fsdp * tensor)
     return 0
 
 

@@ -112,6 +112,7 @@ def test_other_programs_are_planned(program, place, mesh):
     found = plan(Planned("one", Request(place, SMALL, program, mesh)))
     assert found.fits and found.times.total > 0
     if isinstance(program, Decode):
+        assert found.beside == 2 * parameter_count(config_from_hf(SMALL)) // 4
         useful = useful_flops(found.planned.request) / 4
         assert useful <= found.times.flops < 1.3 * useful  # every round of the loop, over the whole of the caches
 
