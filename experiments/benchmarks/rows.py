@@ -31,7 +31,7 @@ from fusion_jax.models.config import DecoderConfig
 from fusion_jax.models.parameters import init_params
 from fusion_jax.plan.flops import forward_flops
 from fusion_jax.settings import run as run_experiment
-from fusion_jax.train.batching import packed_batch, step_batch
+from fusion_jax.train.batching import step_batch
 from fusion_jax.train.objectives import WrpoSettings, wrpo_objective
 from fusion_jax.train.state import OptimizerSettings, init_state, make_optimizer
 from fusion_jax.train.step import Compute, make_train_step
@@ -76,8 +76,7 @@ WAYS: dict[str, dict[str, Any]] = {"plain": {"shared_prompt": False}, "shared": 
 def stepper(examples: list[Example], way: dict[str, Any]) -> tuple[Callable[[], float], TokenBatch]:
     """One optimizer step on all examples, as a call that gives its loss, and the batch it reads."""
     micro, width = np.arange(EXAMPLES)[None], way.get("pack_tokens", 0)
-    plain = step_batch(examples, micro, buckets_of(examples), extents(examples), None)
-    batch = packed_batch(examples, micro, width, None) if width else plain
+    batch = step_batch(examples, micro, buckets_of(examples), extents(examples), None, width)
     optimizer = make_optimizer(OptimizerSettings(1e-6, schedule="constant", warmup_ratio=0.0), 100)
     objective = wrpo_objective(WrpoSettings(beta=0.1, alpha=0.3, dynamic=False), 100)
     compute = Compute(remat="dots", shared_prompt=way.get("shared_prompt", True))

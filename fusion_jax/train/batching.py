@@ -14,20 +14,27 @@ from fusion_jax.sharding import data_ways, local_rows
 
 
 def step_batch(
-    examples: Sequence[Example], micro: np.ndarray, buckets: Buckets, needs: np.ndarray, mesh: Mesh | None
+    examples: Sequence[Example],
+    micro: np.ndarray,
+    buckets: Buckets,
+    needs: np.ndarray,
+    mesh: Mesh | None,
+    pack_tokens: int = 0,
 ) -> TokenBatch:
-    """Micro-batches [A,B,...] of padded rows.
+    """Micro-batches [A,B,...] of padded rows, or of rows of `pack_tokens` that hold several examples.
 
     Args:
       micro: int[A,B], indices of the examples.
       needs: int[n,4], `extents` of all examples: every host pads to what the whole step needs.
     """
+    if pack_tokens:
+        return _packed_batch(examples, micro, pack_tokens, mesh)
     rows = micro[:, local_rows(micro.shape[1], mesh)]
     flat = collate([examples[i] for i in rows.reshape(-1)], buckets, needs[micro.reshape(-1)].max(0))
     return jax.tree.map(lambda x: x.reshape(*rows.shape, *x.shape[1:]), flat)
 
 
-def packed_batch(examples: Sequence[Example], micro: np.ndarray, width: int, mesh: Mesh | None) -> TokenBatch:
+def _packed_batch(examples: Sequence[Example], micro: np.ndarray, width: int, mesh: Mesh | None) -> TokenBatch:
     """Micro-batches of rows of `width` tokens, which the examples of each shard of a micro-batch fill.
 
     All shards get as many rows as the fullest. micro: as above.

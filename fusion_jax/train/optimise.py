@@ -30,7 +30,7 @@ from fusion_jax.ops.remat import Remat
 from fusion_jax.settings import bounded
 from fusion_jax.sharding import data_ways, local_rows, make_mesh
 from fusion_jax.slices import compiler_options, compute_dtype
-from fusion_jax.train.batching import packed_batch, step_batch
+from fusion_jax.train.batching import step_batch
 from fusion_jax.train.checkpoints import finishing, open_checkpoints, restore_state, save_state
 from fusion_jax.train.reference import examples_fingerprint, with_reference
 from fusion_jax.train.run_folder import RunFolder, append_metrics, evaluated, truncate_metrics
@@ -226,11 +226,7 @@ def _feeder(
             return np.zeros(0, np.int64), None
         indices = np.asarray(order[step])
         micro = indices.reshape(settings.micro_batches, -1)
-        batch = (
-            packed_batch(examples, micro, settings.pack_tokens, mesh)
-            if settings.pack_tokens
-            else step_batch(examples, micro, buckets, needs, mesh)
-        )
+        batch = step_batch(examples, micro, buckets, needs, mesh, settings.pack_tokens)
         return indices, shard_batch(batch, mesh)
 
     return feed

@@ -14,7 +14,7 @@ import numpy as np
 from fusion_jax.data.batches import buckets_of, extents
 from fusion_jax.models.parameters import init_params, place_params
 from fusion_jax.sharding import make_mesh
-from fusion_jax.train.batching import packed_batch, step_batch
+from fusion_jax.train.batching import step_batch
 from fusion_jax.train.objectives import WrpoSettings, wrpo_objective
 from fusion_jax.train.state import OptimizerSettings, init_state, make_optimizer
 from fusion_jax.train.step import Compute, make_train_step, shard_batch
@@ -30,8 +30,7 @@ def run(pack_tokens, mesh):
     out = []
     for indices in (np.arange(16), np.arange(16, 32)):
         micro = indices.reshape(2, -1)
-        padded = step_batch(many, micro, buckets_of(many), extents(many), mesh)
-        batch = packed_batch(many, micro, pack_tokens, mesh) if pack_tokens else padded
+        batch = step_batch(many, micro, buckets_of(many), extents(many), mesh, pack_tokens)
         state, metrics = step(state, shard_batch(batch, mesh))
         out.append({name: float(value) for name, value in metrics.items() if name != "bad"})
     return out
