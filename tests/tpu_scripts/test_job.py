@@ -193,6 +193,34 @@ def test_without_a_job(host):
     assert job(host, "restart").returncode == 2
 
 
+@pytest.mark.parametrize("words, problem", [
+    ("start -- train", "'--' is no count"), ("start -1 -- train", "'-1' is no count"), ("start 08 -- train", "'08' is no count"),
+    ("start 5 train", "there is no command"), ("start 5 --", "there is no command"), ("attempt 'a[0]' -- train", "'a[0]' is no count"),
+])  # fmt: skip
+def test_a_count_or_a_command_that_is_none_starts_nothing(host, words, problem):
+    program(host.bin, "train", "")
+    done = job(host, words)
+    assert done.returncode == 2 and problem in done.stderr and calls(host.bin, "train") == []
+    assert len(done.stderr.splitlines()) == 1 and not (host.home / "fusion_jax/.job").exists()
+
+
+def test_a_command_that_looks_like_an_option_of_exec_is_a_command(host):
+    done = job(host, "attempt 0 -- -a train")
+    assert done.returncode == 127 and "-a" in done.stderr and "invalid option" not in done.stderr
+
+
+@pytest.mark.parametrize("content", ["-1", "0", "", "1 2", "x"])
+def test_a_damaged_process_id_is_not_killed(host, content):
+    running(host)
+    [file] = host.home.glob("fusion_jax/.job/*/pid")
+    real = file.read_text()
+    file.write_text(content)
+    done = job(host, "stop")
+    file.write_text(real)
+    assert done.returncode == 2 and "holds no process id" in done.stderr
+    assert job(host, "stop").stdout.endswith(": ended with code 75\n")
+
+
 def test_attempt_becomes_the_command_as_the_manifest_needs(host):
     program(host.bin, "train", "sys.exit(75)")
     first, later = job(host, "attempt 0 -- train a"), job(host, "attempt 4 -- train a")
