@@ -335,7 +335,10 @@ def _chat_template(raw: Any, place: Place) -> str | None:
 
 
 def _template(path: Path, place: Place) -> str:
-    file = regular_file(path, cure="Give the Jinja file in it")
+    try:
+        file = regular_file(path, cure="Give the Jinja file in it")
+    except InputError as error:
+        raise place.error(f"{path} {error.problem}", error.cure or "Give a Jinja template") from None
     if (size := file.stat().st_size) > LONGEST_TEMPLATE:
         problem = f"{path} is too large for a chat template ({size} bytes, {LONGEST_TEMPLATE} at most)"
         raise place.error(problem, "Give a Jinja template")
