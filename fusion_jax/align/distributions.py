@@ -16,6 +16,7 @@ import numpy as np
 from fusion_jax.align.sequences import Alignment, Ids, Variant, checked_ids
 from fusion_jax.align.views import MARKS, TokenizerView, delete_marks, replace_marks
 from fusion_jax.align.vocabulary import PairCounts, VocabMap, exact_map
+from fusion_jax.display import brief
 from fusion_jax.errors import InputError
 
 Fallback = Literal["next", "input"]
@@ -54,6 +55,9 @@ class AlignedRows(NamedTuple):
     logits: np.ndarray
     counts: np.ndarray
     rule: np.ndarray
+
+    def __repr__(self) -> str:
+        return brief(self)
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
+from fusion_jax.arguments import listed
+from fusion_jax.display import brief
 from fusion_jax.errors import InputError
 
 MARKS = ("\u2581", "\u0120")  # of SentencePiece and of byte-level BPE
@@ -37,7 +39,12 @@ class TokenizerView:
     unk: int | None = None
     pad: int | None = None
 
+    def __repr__(self) -> str:
+        return brief(self)
+
     def __post_init__(self) -> None:
+        for name in ("pieces", "decoded"):
+            listed(getattr(self, name), name, "strings, one for each id", "Give view_of(tokenizer)")
         if not any(self.pieces):
             raise InputError("there is no piece", field="pieces")
         if len(self.pieces) != len(self.decoded):

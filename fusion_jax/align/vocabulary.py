@@ -18,11 +18,14 @@ from rapidfuzz.process import cdist, cpdist
 
 from fusion_jax.align.sequences import Alignment, Ids, checked_ids
 from fusion_jax.align.views import TokenizerView, delete_marks, fingerprint, replace_marks
+from fusion_jax.arguments import listed
+from fusion_jax.display import brief
 from fusion_jax.errors import InputError
 from fusion_jax.files import replacing
 
 Kind = Literal["exact", "mined", "cooccurrence", "statistics"]
 Weight = Literal["code", "inverse", "max_count"]
+_ROWS = "Give [(pivot ids, source ids, alignment), ...]"
 CHUNK = 1024  # source strings compared at a time
 PAIRS = 1 << 22  # pairs of ids collected before they are counted
 
@@ -40,6 +43,9 @@ class VocabMap:
     pivot_size: int
     pivot: str
     source: str
+
+    def __repr__(self) -> str:
+        return brief(self)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the map as JSON; the file appears only when all of it is on the disk."""
@@ -281,7 +287,7 @@ def count_pairs(rows: Iterable[tuple[Ids, Ids, Alignment]], pivot: TokenizerView
     keys, counts = np.zeros(0, np.int64), np.zeros(0, np.int64)
     waiting: list[np.ndarray] = []
     size = 0
-    for number, (pivot_ids, source_ids, alignment) in enumerate(rows, 1):
+    for number, (pivot_ids, source_ids, alignment) in enumerate(listed(rows, "rows", "rows", _ROWS), 1):
         ours = checked_ids(pivot_ids, pivot, "pivot_ids")
         theirs = checked_ids(source_ids, source, "source_ids")
         if len(ours) != len(alignment.first) or alignment.last.max(initial=-1) >= len(theirs):

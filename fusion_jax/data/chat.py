@@ -13,8 +13,10 @@ from typing import Any, Literal
 
 from transformers import PreTrainedTokenizerBase
 
-from fusion_jax.errors import InputError
+from fusion_jax.arguments import listed
+from fusion_jax.errors import InputError, quoted
 
+_MESSAGES = "Give a list of messages, also for one: [{'role': 'user', 'content': ...}]"
 DATE = "26 Jul 2024"  # templates that print the day get a fixed one, so that a run can be repeated
 
 
@@ -37,6 +39,12 @@ def _template(tokenizer: PreTrainedTokenizerBase) -> str:
     return template if isinstance(template, str) else str(template.get("default", next(iter(template.values()))))
 
 
+def _check_messages(messages: object) -> None:
+    for number, message in enumerate(listed(messages, "messages", "messages", _MESSAGES), 1):
+        if not isinstance(message, Mapping):
+            raise InputError(f"is {quoted(message)}, not a message", record=number, field="messages", cure=_MESSAGES)
+
+
 def render_text(
     tokenizer: PreTrainedTokenizerBase,
     messages: Sequence[Mapping[str, str]],
@@ -50,6 +58,7 @@ def render_text(
     special: strings to put in the place of the tokenizer's own, such as "eos_token".
     """
     _template(tokenizer)
+    _check_messages(messages)
     try:
         text = tokenizer.apply_chat_template(
             [dict(m) for m in messages], tokenize=False, add_generation_prompt=header, date_string=date,

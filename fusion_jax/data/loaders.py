@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from fusion_jax import arguments
 from fusion_jax.data.jsonl import Record, numbered, read_jsonl
 from fusion_jax.data.records import Place, text
 from fusion_jax.errors import InputError
@@ -132,6 +133,7 @@ def write_array_record(path: str | os.PathLike[str], records: Iterable[Record]) 
     from array_record.python.array_record_module import ArrayRecordWriter
 
     count = 0
+    arguments.records(records)
     with replacing(path) as temporary:
         writer = ArrayRecordWriter(os.fspath(temporary), "group_size:1")
         try:

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from fusion_jax.data.jsonl import Record, Records, numbered
+from fusion_jax.display import brief
 from fusion_jax.errors import InputError
 
 Message = dict[str, str]
@@ -38,6 +39,9 @@ class Row:
     name: str
     messages: tuple[Message, ...]
     responses: tuple[str | None, ...]
+
+    def __repr__(self) -> str:
+        return brief(self)
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fusion_jax.display import brief
 from fusion_jax.errors import InputError
 from fusion_jax.merge.methods import METHODS
 from fusion_jax.merge.plan import Checkpoint, MergePlan, TensorInput, TensorPlan, plan_tensors
@@ -41,6 +42,9 @@ class Input:
     folder: Path
     config: Mapping[str, Any]
     entries: Mapping[str, TensorEntry]
+
+    def __repr__(self) -> str:
+        return brief(self)
 
     @property
     def checkpoint(self) -> Checkpoint:
@@ -74,6 +78,9 @@ class Prepared:
     vocabulary: Vocabulary | None
     rows: RowPlan | None
     clashes: tuple[Clash, ...]
+
+    def __repr__(self) -> str:
+        return brief(self)
 
     def entry(self, tensor: TensorInput) -> TensorEntry:
         """Where an input of a tensor lies."""

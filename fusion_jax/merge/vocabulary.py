@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from tokenizers import Tokenizer
 
+from fusion_jax.display import brief
 from fusion_jax.errors import InputError
 from fusion_jax.merge.recipe import Recipe, TokenRule
 
@@ -33,6 +34,9 @@ class Vocabulary:
     ids: Mapping[str, int]
     added: frozenset[str] = frozenset()
     rows: int = 0
+
+    def __repr__(self) -> str:
+        return brief(self)
 
     @property
     def size(self) -> int:

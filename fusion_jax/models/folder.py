@@ -16,7 +16,7 @@ import numpy as np
 from jax.sharding import Mesh
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from fusion_jax.errors import InputError
+from fusion_jax.errors import InputError, quoted
 from fusion_jax.hosts import barrier, first_host, on_first
 from fusion_jax.json_files import read_json
 from fusion_jax.models.config import DecoderConfig
@@ -44,6 +44,7 @@ class Model:
     """A model: what it is, its weights (nested dict, float arrays), its tokenizer, its folder's own settings.
 
     hf_config: config.json as read; generation: generation_config.json as read; file_dtype: dtype of the files.
+    folder: that the model was read from, if any.
     """
 
     config: DecoderConfig
@@ -52,6 +53,17 @@ class Model:
     hf_config: dict[str, Any] = field(default_factory=dict)
     generation: dict[str, Any] = field(default_factory=dict)
     file_dtype: str = "float32"
+    folder: str = ""
+
+    def __repr__(self) -> str:
+        """One line: family, sizes, dtypes, tokenizer and folder, and no weights."""
+        leaves, config = jax.tree.leaves(self.params), self.config
+        parts = [
+            config.model_type, f"{config.num_layers} layers", f"width {config.hidden_size}",
+            f"{sum(leaf.size for leaf in leaves):,} parameters", "/".join(sorted({str(leaf.dtype) for leaf in leaves})),
+            "no tokenizer" if self.tokenizer is None else f"tokenizer of {len(self.tokenizer)} entries",
+        ]  # fmt: skip
+        return f"Model({', '.join(parts)}{f', from {quoted(self.folder)}' if self.folder else ''})"
 
 
 def check_folder(path: str | os.PathLike[str]) -> DecoderConfig:
@@ -94,9 +106,8 @@ def load(path: str | os.PathLike[str], *, dtype: Any = None, mesh: Mesh | None =
         )  # fmt: skip
     params = _read_params(folder, config, entries, names, jnp.dtype(dtype or file_dtype), mesh)
     generation = folder / "generation_config.json"
-    return Model(
-        config, params, tokenizer, values, read_json(generation) if generation.exists() else {}, file_dtype.name
-    )
+    settings = read_json(generation) if generation.exists() else {}
+    return Model(config, params, tokenizer, values, settings, file_dtype.name, str(folder))
 
 
 def tokenizer_of(path: str | os.PathLike[str], option: str | None = None) -> PreTrainedTokenizerBase:
@@ -287,7 +298,17 @@ def logits(model: Model, tokens: Array, lengths: Array | None = None) -> Array:
 
     Args:
       lengths: int[B], real tokens of each row; what lies beyond is undefined.
+
+    Raises:
+      InputError: tokens that are no rows of whole numbers, such as a text.
     """
+    if not isinstance(tokens, Array):
+        tokens = np.asarray(tokens)
+    if tokens.ndim != 2 or tokens.dtype.kind not in "iu":
+        raise InputError(
+            f"is {tokens.dtype.name}{list(tokens.shape)}, not rows of token ids int[B,T]", field="tokens",
+            cure="Give model.tokenizer([text])['input_ids'], rows of one length",
+        )  # fmt: skip
     tokens = jnp.asarray(tokens)
     segments = (
         None if lengths is None else (jnp.arange(tokens.shape[1]) < jnp.asarray(lengths)[:, None]).astype(jnp.int32)

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from fusion_jax.arguments import records
 from fusion_jax.data.batches import bucket_list
 from fusion_jax.data.chat import render_text
 from fusion_jax.data.jsonl import Record
@@ -37,7 +38,7 @@ def score_responses(
         )  # fmt: skip
     if model.tokenizer is None:
         raise InputError("has no tokenizer", field="reward_model", cure="Add the tokenizer's files to its folder")
-    chats = [_encode(model, r, i) for i, r in enumerate(responses, 1)]
+    chats = [_encode(model, r, i) for i, r in enumerate(records(responses, "responses"), 1)]
     order = sorted(range(len(chats)), key=lambda i: len(chats[i]))
     buckets = bucket_list(max(map(len, chats), default=1))
     scores = np.zeros(len(chats), np.float32)

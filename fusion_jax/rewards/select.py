@@ -10,6 +10,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from fusion_jax import arguments
 from fusion_jax.data.jsonl import Record
 from fusion_jax.errors import InputError
 
@@ -17,7 +18,7 @@ from fusion_jax.errors import InputError
 def by_prompt(responses: Sequence[Record]) -> dict[str, list[Record]]:
     """Responses of each prompt, in the order of first appearance."""
     out: dict[str, list[Record]] = defaultdict(list)
-    for record in responses:
+    for record in arguments.records(responses, "responses"):
         out[record["prompt_id"]].append(record)
     return dict(out)
 
@@ -29,7 +30,7 @@ def score_with(responses: Sequence[Record], verifier: Callable[[str, str], float
       InputError: a response has neither a reward nor an answer to verify against.
     """
     out = []
-    for number, record in enumerate(responses, 1):
+    for number, record in enumerate(arguments.records(responses, "responses"), 1):
         if record.get("reward") is None:
             if not isinstance(record.get("answer"), str):
                 raise InputError(

@@ -10,6 +10,7 @@ from typing import Any
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from fusion_jax.arguments import texts
 from fusion_jax.data.chat import generation_prompt, stop_token_ids
 from fusion_jax.errors import InputError
 from fusion_jax.models.folder import Model, check_folder, load
@@ -76,15 +77,17 @@ def generate(
       dtype: of the computation; None: bfloat16, on a CPU float32 (or wider, if the parameters are).
 
     Raises:
-      InputError: the model has no tokenizer or, for chat, no template; see `generate_ids`.
+      InputError: a single text in place of the list of prompts; the model has no tokenizer or, for chat, no template;
+        see `generate_ids`.
     """
+    asked = texts(prompts, "prompts")
     tokenizer = model.tokenizer
     if tokenizer is None:
         raise InputError(
             "the model has no tokenizer", field="tokenizer", cure="Add the tokenizer's files to its folder"
         )
-    texts = [generation_prompt(tokenizer, [{"role": "user", "content": p}]) for p in prompts] if chat else prompts
-    encoded = [tokenizer(t, add_special_tokens=not chat)["input_ids"] for t in texts]
+    rendered = [generation_prompt(tokenizer, [{"role": "user", "content": p}]) for p in asked] if chat else asked
+    encoded = [tokenizer(t, add_special_tokens=not chat)["input_ids"] for t in rendered]
     completions = generate_ids(
         model.params, model.config, encoded, max_new_tokens=max_new_tokens,
         sampler=Sampler(temperature, top_p, top_k), seed=seed, num_samples=num_samples,
