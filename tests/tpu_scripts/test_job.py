@@ -273,17 +273,36 @@ def test_a_gpu_that_jax_does_not_see_is_an_error(machine):
     assert done.returncode == 2 and "jax does not see the GPU (driver 580.1, cuda13)" in done.stderr
 
 
-def test_an_image_without_python_311_gets_one_from_uv(machine):
-    """As `python3` the stand-in answers pip and uv; the real python3.11 of this machine is hidden."""
-    shutil.move(machine.bin / "python3.11", machine.bin / "python3")
+@pytest.mark.parametrize("name", ["python3.12", "python3.13", "python3"])
+def test_any_python_from_311_on_makes_the_environment(machine, name):
+    """The stand-in is the only Python on PATH; as `python3` it is asked for its version."""
+    (machine.bin / "python3.11").unlink()
+    program(machine.bin, name, INTERPRETER)
+    done = venv(machine)
+    assert done.returncode == 0, done.stderr
+    *asked, environment, install = calls(machine.bin, name)
+    assert [words[0] for words in asked] == (["-c"] if name == "python3" else [])
+    assert environment == ["-m", "venv", ".venv"] and install[:3] == ["-m", "pip", "install"]
+
+
+def venv(machine):
+    """venv.sh where PATH holds only the stand-ins and what the script itself uses."""
     for name in ("bash", "dirname"):
         (machine.bin / name).symlink_to(shutil.which(name) or "")
-    done = subprocess.run(
+    return subprocess.run(
         ["bash", "tpu_scripts/venv.sh", "tpu"], cwd=machine.home, env={"PATH": str(machine.bin)},
         capture_output=True, text=True, check=False,
     )  # fmt: skip
+
+
+def test_an_image_with_an_older_python_gets_one_from_uv(machine):
+    """As `python3` the stand-in says that it is older, and answers pip and uv."""
+    (machine.bin / "python3.11").unlink()
+    program(machine.bin, "python3", f"{INTERPRETER}\nsys.exit('-c' in words)")
+    done = venv(machine)
     assert done.returncode == 0, done.stderr
-    uv, environment, install = calls(machine.bin, "python3.11")
+    asked, uv, environment, install = calls(machine.bin, "python3")
+    assert asked[0] == "-c"
     assert uv[:5] == ["-m", "pip", "install", "-q", "--user"] and uv[5].startswith("uv==")
     assert environment == ["-m", "uv", "venv", "-q", "--python", "3.11", "--seed", ".venv"]
     assert install[-2:] == ["jax[tpu]", "etils[epath-gcs]"]
