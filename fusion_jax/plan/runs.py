@@ -9,8 +9,8 @@ from typing import Any, Literal
 from fusion_jax.data.batches import bucket_list
 from fusion_jax.data.order import num_steps
 from fusion_jax.errors import InputError
-from fusion_jax.models.decoder import Kernel
 from fusion_jax.models.families import config_from_hf
+from fusion_jax.ops.kernels import Kernel
 from fusion_jax.plan.models import PUBLIC, config_named
 from fusion_jax.plan.requests import (
     GROUPS,

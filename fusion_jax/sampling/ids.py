@@ -32,8 +32,9 @@ from fusion_jax.models.decode import (
     empty_caches,
     next_logits,
 )
-from fusion_jax.models.decoder import Kernel, Params, forward
+from fusion_jax.models.decoder import Params, forward
 from fusion_jax.models.parameters import place_params
+from fusion_jax.ops.kernels import Kernel
 from fusion_jax.sampling.samplers import GREEDY, Sampler, choose
 from fusion_jax.sharding import constrain, data_ways, make_mesh, named, placed
 from fusion_jax.slices import compiler_options

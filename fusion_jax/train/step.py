@@ -21,7 +21,8 @@ from jax.sharding import Mesh
 from fusion_jax.data.batches import Targets, TokenBatch
 from fusion_jax.losses.reductions import Mean, divide
 from fusion_jax.models.config import DecoderConfig
-from fusion_jax.models.decoder import Kernel, forward, head_kernel
+from fusion_jax.models.decoder import forward, head_kernel
+from fusion_jax.ops.kernels import Kernel
 from fusion_jax.ops.linear_logprobs import CHUNK_ELEMENTS, linear_logprobs
 from fusion_jax.ops.remat import Remat
 from fusion_jax.sharding import constrain, data_ways, local_rows, named, tensor_shards

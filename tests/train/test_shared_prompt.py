@@ -66,3 +66,19 @@ def _by_whole_rows(config, many):
         labels=labels, positions=np.broadcast_to(np.arange(width), tokens.shape), scored=scored,
     )  # fmt: skip
     return loss_and_gradient(config, batch, True)
+
+
+@pytest.mark.parametrize("kernel", ["xla", "splash-interpreted"])
+def test_a_window_wider_than_prompt_and_answer_cuts_nothing(kernel):
+    """Mistral's window between a prompt with its answer and the row of all answers, by answers in rows of their own."""
+    config = dataclasses.replace(PLAIN, model_type="mistral", windows=(90, 90), initializer_range=0.4)
+    many = [dataclasses.replace(e, rows=tuple((*row, *range(1, 30)) for row in e.rows)) for e in examples((20, 9))]
+    batch = collate(many, buckets_of(many))
+    prompt, rest = batch.prompts.shape[1], batch.tokens.shape[2]
+    assert prompt + rest < 90 < prompt + 3 * rest
+    params = init_params(config, jax.random.key(0))
+    found = jax.jit(lambda params: score(params, config, batch, Compute(kernel=kernel)).sequence)(params)
+    flat = [Example((row,), (start,), e.index) for e in many for row, start in zip(e.rows, e.starts)]
+    unlimited, alone = dataclasses.replace(config, windows=()), collate(flat, buckets_of(flat))
+    wanted = jax.jit(lambda params: score(params, unlimited, alone, Compute()).sequence)(params)
+    np.testing.assert_allclose(found, wanted.reshape(found.shape), rtol=2e-6)
