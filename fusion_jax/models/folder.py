@@ -18,11 +18,12 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 
 from fusion_jax.errors import InputError
 from fusion_jax.hosts import barrier, first_host, on_first
+from fusion_jax.json_files import read_json
 from fusion_jax.models.config import DecoderConfig
 from fusion_jax.models.decoder import Params, forward, head_kernel
 from fusion_jax.models.families import config_from_hf, config_to_hf, tensor_names
 from fusion_jax.models.families.common import HfTensor
-from fusion_jax.models.json_files import read_config, read_json_object
+from fusion_jax.models.json_files import read_config
 from fusion_jax.models.parameters import abstract_params
 from fusion_jax.models.safetensors_io import (
     NAMES,
@@ -94,7 +95,7 @@ def load(path: str | os.PathLike[str], *, dtype: Any = None, mesh: Mesh | None =
     params = _read_params(folder, config, entries, names, jnp.dtype(dtype or file_dtype), mesh)
     generation = folder / "generation_config.json"
     return Model(
-        config, params, tokenizer, values, read_json_object(generation) if generation.exists() else {}, file_dtype.name
+        config, params, tokenizer, values, read_json(generation) if generation.exists() else {}, file_dtype.name
     )
 
 

@@ -19,8 +19,9 @@ from fusion_jax.data.batches import Buckets, Example, TokenBatch, buckets_for, c
 from fusion_jax.data.order import batch_order, num_steps
 from fusion_jax.data.packing import check_packable
 from fusion_jax.errors import InputError
-from fusion_jax.files import read_json, write_json
+from fusion_jax.files import write_json
 from fusion_jax.hosts import PREEMPTED, on_first, preemption
+from fusion_jax.json_files import RESTORE, read_json
 from fusion_jax.losses.reductions import Mean, divide
 from fusion_jax.losses.schedules import learning_rate
 from fusion_jax.models.folder import Model
@@ -250,7 +251,7 @@ def _check_same_examples(file: Path, examples: Sequence[Example]) -> None:
     now = {"sha256": examples_fingerprint(examples)}
     if not file.exists():
         write_json(file, now)
-    elif read_json(file) != now:
+    elif read_json(file, cure=RESTORE) != now:
         raise InputError(
             "the run was started with other examples", file=file, field="sha256",
             cure="Resume with the data and tokenizer as they were, or start a new run",

@@ -13,8 +13,9 @@ from jax.sharding import NamedSharding
 
 from fusion_jax.data.batches import Buckets, Example, collate, extents
 from fusion_jax.errors import InputError
-from fusion_jax.files import read_json, write_json
+from fusion_jax.files import write_json
 from fusion_jax.hosts import agreed_exists, on_first
+from fusion_jax.json_files import RESTORE, read_json
 from fusion_jax.models.config import DecoderConfig
 from fusion_jax.sharding import data_ways, fetched, local_rows
 from fusion_jax.train.state import Params
@@ -98,7 +99,7 @@ def with_reference(
     identity = {"model": fingerprint(params), "examples": examples_fingerprint(examples)}
     values_file, identity_file = folder / "reference.npy", folder / "reference.json"
     if agreed_exists(identity_file):
-        stored = read_json(identity_file)
+        stored = read_json(identity_file, cure=RESTORE)
         for name, value in identity.items():
             if stored.get(name) != value:
                 raise InputError(
