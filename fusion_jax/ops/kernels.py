@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 
 from fusion_jax.ops.attention import ContextPart, attention, branched_attention
 from fusion_jax.ops.splash import splash_attention, takes
+from fusion_jax.sharding import data_ways, tensor_shards
 
 Array = jax.Array
 Kernel = Literal["xla", "splash", "splash-interpreted"]  # the last in plain JAX, where there is no TPU
@@ -55,7 +56,8 @@ def attend(
     kernel: Kernel = "xla",
     mesh: Mesh | None = None,
 ) -> Array:
-    """Exact softmax attention, the same by every kernel; one that does not take the question leaves it to XLA.
+    """Exact softmax attention, the same by every kernel; one that does not take the question, or rows or heads that the
+    mesh does not divide, leaves it to XLA.
 
     Args:
       q: [B,T,H,h]; k, v: [B,T,K,h] with H a multiple of K, rotary already applied.
@@ -67,7 +69,8 @@ def attend(
       [B,T,H,h] in the dtype of q; what tokens that do not exist get is undefined.
     """
     see, window = visible, window if any(visible.windows) else 0
-    if kernel != "xla" and not context and takes(q.shape[1], see.windows, see.branches):
+    even = q.shape[0] % data_ways(mesh) == 0 and q.shape[2] % tensor_shards(mesh) == 0
+    if kernel != "xla" and not context and even and takes(q.shape[1], see.windows, see.branches):
         return splash_attention(
             q, k, v, segment_ids=see.segment_ids, window=window, windows=see.windows, branches=see.branches,
             prompt_lengths=see.prompt_lengths, scale=scale, soft_cap=soft_cap, mesh=mesh,

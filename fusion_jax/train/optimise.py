@@ -85,31 +85,46 @@ class NonFiniteLoss(InputError):
     """The loss or the gradient of a step was not finite; the last good state is saved."""
 
 
-def compute_for(settings: TrainSettings, devices: Sequence[jax.Device] | None = None) -> Compute:
+def compute_for(
+    settings: TrainSettings, devices: Sequence[jax.Device] | None = None, *, option: str = "--train"
+) -> Compute:
+    """`compute_to_read` for a stage that trains.
+
+    Raises:
+      InputError: the mesh or the micro-batches do not fit the devices; names the setting behind `option`.
+    """
+    compute = compute_to_read(settings, devices, option=option)
+    rows, ways = settings.batch_size // settings.micro_batches, data_ways(compute.mesh)
+    if rows % ways:
+        raise InputError(
+            f"a micro-batch of {rows} examples does not divide over {ways} devices", field=f"{option}.batch-size",
+            cure=f"Change {option}.batch-size or {option}.micro-batches, or give {option}.mesh-tensor some devices",
+        )  # fmt: skip
+    return compute
+
+
+def compute_to_read(
+    settings: TrainSettings, devices: Sequence[jax.Device] | None = None, *, option: str = "--train"
+) -> Compute:
     """Mesh, dtype, kernels: bfloat16 where the device multiplies it natively, float32 on a CPU; splash attention on
-    TPU; no mesh on one device.
+    TPU; no mesh on one device. Batches that are only read may have any size: they are filled up.
 
     Args:
       devices: what to compute on; None: all, those of other hosts included.
+      option: of the settings, for messages.
 
     Raises:
-      InputError: the mesh or the micro-batches do not fit the devices.
+      InputError: the mesh does not fit the devices, the kernel is not for them.
     """
     dtype = compute_dtype() if settings.compute_dtype == "auto" else settings.compute_dtype
     mesh: Mesh | None = None
     devices = jax.devices() if devices is None else devices
     if len(devices) > 1:
         mesh = make_mesh(settings.mesh_data, settings.mesh_fsdp, settings.mesh_tensor, devices=devices)
-        rows, ways = settings.batch_size // settings.micro_batches, data_ways(mesh)
-        if rows % ways:
-            raise InputError(
-                f"a micro-batch of {rows} examples does not divide over {ways} devices", field="batch_size",
-                cure="Change batch_size or micro_batches, or give mesh_tensor some of the devices",
-            )  # fmt: skip
     platform, kernel = devices[0].platform, settings.attention
     if kernel == "splash" and platform != "tpu":
         problem = f"is a kernel for TPU, the devices here are {platform}"
-        raise InputError(problem, field="attention", cure="Set it to auto or xla")
+        raise InputError(problem, field=f"{option}.attention", cure="Set it to auto or xla")
     if kernel == "auto":
         kernel = "splash" if platform == "tpu" else "xla"
     logits = CHUNK_ELEMENTS if platform == "cpu" else CHUNK_ELEMENTS_ACCELERATOR
@@ -238,11 +253,11 @@ def _check_examples(run: RunFolder, examples: Sequence[Example], max_positions: 
     examples than the run was started with."""
     if pack_tokens:
         check_packable(examples, pack_tokens)
-    longest = max(len(row) for e in examples for row in e.rows)
-    if longest > max_positions:
+    read = max(len(row) for e in examples for row in e.rows) - 1  # the last token of a row only is predicted
+    if read > max_positions:
         raise InputError(
-            f"the longest example has {longest} tokens, the model reads {max_positions}",
-            field="text.tokens.max_length", cure=f"Set it to {max_positions} or less",
+            f"the longest example has {read + 1} tokens, the model has {max_positions} positions", field="max_length",
+            cure=f"Cut examples to {max_positions} tokens",
         )  # fmt: skip
     on_first(lambda: _check_same_examples(run.file("examples.json"), examples))
 

@@ -36,6 +36,7 @@ WINDOWS = {
     "by layer": (7, 0, 50),
 }
 HEADS = {"MHA": (4, 4, 16), "GQA": (4, 2, 128), "MQA": (4, 1, 80), "12 over 4": (12, 4, 8)}
+EVERY_HEADS = HEADS | {"uneven": (6, 3, 16)}
 MESHES = {"2 x 2 x 2": (2, 2, 2), "fsdp 4, tensor 2": (1, 4, 2), "fsdp 2, tensor 4": (1, 2, 4)}
 FAST = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}  # to compile, not to run
 
@@ -145,15 +146,16 @@ def cases() -> list[tuple[str, str, str, str]]:
 
 
 def cases_on_meshes() -> list[tuple[str, str, str, str, str]]:
-    """A third of the cases, on each mesh in turn."""
+    """A third of the cases, on each mesh in turn, and heads that the mesh does not divide."""
     meshes = list(MESHES)
-    return [(*case, meshes[number % len(meshes)]) for number, case in enumerate(cases()[::3])]
+    out = [(*case, meshes[number % len(meshes)]) for number, case in enumerate(cases()[::3])]
+    return [*out, ("splash-interpreted", "packed", "by layer", "uneven", "fsdp 2, tensor 4")]
 
 
 def main() -> None:
     meshes = {name: make_mesh(*sizes) for name, sizes in MESHES.items()}
     found = {
-        " | ".join(case): apart(case[0], case[1], WINDOWS[case[2]], HEADS[case[3]], meshes[case[4]])
+        " | ".join(case): apart(case[0], case[1], WINDOWS[case[2]], EVERY_HEADS[case[3]], meshes[case[4]])
         for case in cases_on_meshes()
     }
     json.dump(found, sys.stdout)
