@@ -22,7 +22,7 @@ from fusion_jax.errors import InputError
 from fusion_jax.files import write_json
 from fusion_jax.hosts import PREEMPTED, on_first, preemption
 from fusion_jax.json_files import RESTORE, read_json
-from fusion_jax.losses.reductions import Mean, divide
+from fusion_jax.losses.reductions import divide
 from fusion_jax.losses.schedules import learning_rate
 from fusion_jax.models.folder import Model
 from fusion_jax.models.parameters import place_params
@@ -36,7 +36,7 @@ from fusion_jax.train.checkpoints import finishing, open_checkpoints, restore_st
 from fusion_jax.train.reference import examples_fingerprint, with_reference
 from fusion_jax.train.run_folder import RunFolder, append_metrics, evaluated, truncate_metrics
 from fusion_jax.train.state import OptimizerSettings, Params, TrainState, init_state, make_optimizer
-from fusion_jax.train.step import Compute, Objective, make_eval_step, make_train_step, shard_batch
+from fusion_jax.train.step import Compute, Metrics, Objective, make_eval_step, make_train_step, shard_batch
 
 
 @dataclass(frozen=True)
@@ -342,7 +342,7 @@ def _evaluator(
     buckets: Buckets,
     needs: np.ndarray,
 ) -> Callable[[TrainState], dict[str, float]]:
-    """state -> means over all validation examples, under `eval_` names; the last batch is filled with weight 0."""
+    """state -> means and counts of all validation examples, named `eval_`; the last batch is filled with weight 0."""
     if not validation:
         return lambda state: {}
     step_fn = make_eval_step(model.config, objective, compute)
@@ -350,13 +350,13 @@ def _evaluator(
     mine = local_rows(size, compute.mesh)
 
     def evaluate(state: TrainState) -> dict[str, float]:
-        sums: dict[str, Mean] = {}
+        sums: Metrics = {}
         for start in range(0, len(validation), size):
             part = list(validation[start : start + size])
             filled = part + [dataclasses.replace(part[0], weight=0.0)] * (size - len(part))
             batch = collate([filled[i] for i in mine], buckets, needs[start : start + size].max(0))
             new = step_fn(state.params, shard_batch(batch, compute.mesh), state.step)
-            sums = {k: Mean(*(a + b for a, b in zip(sums[k], v))) if sums else v for k, v in new.items()}
+            sums = jax.tree.map(jnp.add, sums, new) if sums else new
         return {f"eval_{k}": float(divide(v)) for k, v in sums.items()}
 
     return evaluate
