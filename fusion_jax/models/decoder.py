@@ -213,6 +213,14 @@ def forward(
     return (hidden, kv) if return_kv else hidden
 
 
+def padded_positions(tokens: Array, config: DecoderConfig) -> Array:
+    """int[B,T], 0..T-1, of right-padded rows that the model can read. What lies beyond its positions is padding and
+    stays at the last one, since `dynamic` rotary scaling goes by the greatest position that there is.
+    """
+    places = jnp.minimum(jnp.arange(tokens.shape[1], dtype=jnp.int32), config.max_positions - 1)
+    return jnp.broadcast_to(places, tokens.shape)
+
+
 def head_kernel(params: Params, config: DecoderConfig) -> Array:
     """The head [V,D]: the embedding where they are tied."""
     return params["embed"]["embedding"] if config.tied_head else params["head"]["kernel"]

@@ -32,7 +32,7 @@ from fusion_jax.models.decode import (
     empty_caches,
     next_logits,
 )
-from fusion_jax.models.decoder import Params, forward
+from fusion_jax.models.decoder import Params, forward, padded_positions
 from fusion_jax.models.parameters import check_heads, place_params
 from fusion_jax.ops.kernels import Kernel
 from fusion_jax.sampling.samplers import GREEDY, Sampler, choose
@@ -108,8 +108,9 @@ def _compiled(function: Callable[..., Any]) -> Callable[..., jax.stages.Wrapped]
 def prefill(how: How, params: Params, tokens: Array, lengths: Array) -> tuple[tuple[KeysValues, ...], Array]:
     """Keys and values [g,K,P,h] of each layer, and the last tokens' hidden states [g,D], for tokens int[g,P]."""
     hidden, (k, v) = forward(
-        params, how.config, tokens, mesh=how.mesh, dtype=how.dtype, return_kv=True, kernel=how.kernel
-    )
+        params, how.config, tokens, positions=padded_positions(tokens, how.config), mesh=how.mesh, dtype=how.dtype,
+        return_kv=True, kernel=how.kernel,
+    )  # fmt: skip
     last = jnp.take_along_axis(hidden, jnp.maximum(lengths - 1, 0)[:, None, None], axis=1)[:, 0]
     return tuple((jnp.swapaxes(k[i], 1, 2), jnp.swapaxes(v[i], 1, 2)) for i in range(how.config.num_layers)), last
 

@@ -140,8 +140,9 @@ def _hidden(params: Params, config: DecoderConfig, batch: TokenBatch, compute: C
         return constrain(joined, compute.mesh, ("batch", None))
 
     places = jnp.broadcast_to(jnp.arange(size, dtype=jnp.int32), prompts.shape)
+    positions = jnp.minimum(whole(places, batch.positions), config.max_positions - 1)  # beyond them is padding
     hidden = forward(
-        params, config, whole(prompts, batch.tokens), positions=whole(places, batch.positions),
+        params, config, whole(prompts, batch.tokens), positions=positions,
         segment_ids=None if batch.segment_ids is None else batch.segment_ids.reshape(rows, -1),
         branches=(size, examples * groups // rows) if size else None, prompt_lengths=lengths if size else None,
         mesh=compute.mesh, dtype=compute.dtype, remat=compute.remat, kernel=compute.kernel,

@@ -14,7 +14,7 @@ from fusion_jax.data.batches import bucket_list
 from fusion_jax.data.documents import Document, TeacherText, documents_fingerprint
 from fusion_jax.data.teachers import StoreIdentity, TeacherRow
 from fusion_jax.models.config import DecoderConfig
-from fusion_jax.models.decoder import forward, head_kernel
+from fusion_jax.models.decoder import forward, head_kernel, padded_positions
 from fusion_jax.models.folder import Model
 from fusion_jax.ops.linear_topk import TopK, linear_topk
 from fusion_jax.sharding import constrain, data_ways, named, padded_rows, placed, tensor_shards
@@ -41,7 +41,10 @@ def make_topk_step(
 
     def step(params: Params, tokens: Array, labels: Array) -> tuple[TopK, Array]:
         tokens = constrain(tokens, compute.mesh, ("batch", None))
-        hidden = forward(params, config, tokens, mesh=compute.mesh, dtype=compute.dtype, kernel=compute.kernel)
+        hidden = forward(
+            params, config, tokens, positions=padded_positions(tokens, config), mesh=compute.mesh,
+            dtype=compute.dtype, kernel=compute.kernel,
+        )  # fmt: skip
         kernel = head_kernel(params, config).astype(hidden.dtype)
         cap, shards = config.final_soft_cap, tensor_shards(compute.mesh)
         top = linear_topk(
