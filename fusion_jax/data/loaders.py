@@ -10,7 +10,7 @@ from typing import Any
 
 from fusion_jax.data.jsonl import Record, numbered, read_jsonl
 from fusion_jax.data.records import Place, text
-from fusion_jax.errors import InputError
+from fusion_jax.errors import InputError, first_line
 from fusion_jax.files import replacing
 
 
@@ -76,7 +76,7 @@ def _from_hub(name: str, split: str) -> list[Record]:
     try:
         return [dict(r) for r in datasets.load_dataset(name, split=split)]
     except Exception as error:  # the hub's failures have no common class
-        problem = f"cannot be loaded ({type(error).__name__}: {str(error).splitlines()[0]})"
+        problem = f"cannot be loaded ({type(error).__name__}: {first_line(error)})"
         raise InputError(problem, file=f"hf:{name}", field=split, cure="Check name, split and network") from None
 
 
