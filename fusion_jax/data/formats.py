@@ -294,16 +294,35 @@ def dialogue(fields: Fields, place: Place) -> tuple[Conversation, str] | None:
         return None
     if len(whole) < 2 or whole[-1]["role"] != "assistant":
         raise place.error("does not end with an assistant message", name, "Add the response")
+    said = [k for k in ANSWERS if isinstance(fields.get(k), str)]
+    same_answers([whole[-1]["content"], *(fields[k] for k in said)], [name, *said], place)
     before = _with_history(fields, whole[:-1], name, place)
     own = asked({k: v for k, v in fields.items() if k in (*PROMPTS, "input")}, place)
     return joined(own, before, name, place), whole[-1]["content"]
+
+
+def same_answers(answers: Sequence[str | None], names: Sequence[str], place: Place) -> None:
+    """Refuse fields that all hold the answer and hold different ones."""
+    for name, answer in zip(names, answers):
+        if (answer or "").strip() != (answers[0] or "").strip():
+            problem = f"stands beside '{names[0]}' and says something else"
+            raise place.error(problem, name, "Keep one of the two")
+
+
+def carried(record: Fields, *others: str) -> dict[str, Any]:
+    """The fields of a prompt or a response that go on to later stages: without those that these would read as another
+    prompt or answer, and without `others`."""
+    asked_by = (*CHATS, *PROMPTS[1:], "input", "context", "system", "system_prompt", "history")
+    answered_by = (*ANSWERS[1:], "chosen", "rejected", "preferred_output", "non_preferred_output", "label", "kto_tag")
+    left = {*asked_by, *answered_by, "all_generated_responses", "all_rm_scores", *others}
+    return {name: value for name, value in record.items() if name not in left}
 
 
 def generated(record: Fields, file: str | None, place: Place) -> list[dict[str, Any]]:
     """Responses with rewards of a record of SimPO's sets, one record each; another record as it is.
 
     Of {"prompt", "all_generated_responses": [text, ...], "all_rm_scores": [number, ...]} the record's other fields are
-    kept, without the pair that the set made of them; `source_model` is the file's name where none is given.
+    kept; `source_model` is the file's name where none is given.
     """
     texts = record.get("all_generated_responses")
     if absent(texts) or not absent(record.get("response")):
@@ -317,8 +336,7 @@ def generated(record: Fields, file: str | None, place: Place) -> list[dict[str, 
         problem = f"is {quoted(scores)}, not one number for each of the {len(texts)} responses"
         raise place.error(problem, "all_rm_scores", "Give as many scores as responses, or none")
     source = record.get("source_model") or (file or "generated").rstrip("/").split("/")[-1].split(".")[0]
-    left = ("all_generated_responses", "all_rm_scores", "chosen", "rejected")
-    kept = {k: v for k, v in record.items() if k not in left}
+    kept = {k: v for k, v in record.items() if k not in ("all_generated_responses", "all_rm_scores")}
     return [
         {**kept, "source_model": source, "sample": i, "response": response, "reward": score}
         for i, (response, score) in enumerate(zip(texts, scores))

@@ -89,7 +89,7 @@ class Ids:
         first = self.places.setdefault(identity, place)
         if before != what:
             problem = f"{quoted(identity)} has another {field} than in record {first.record}"
-            raise place.error(problem, "prompt_id", f"Give each {field} an id of its own, or leave the ids out")
+            raise place.error(problem, "prompt_id", "Give each prompt an id of its own, or leave the ids out")
 
 
 def parse_quad(record: Record, place: Place) -> Row:
@@ -135,19 +135,15 @@ def parse_sft(record: Record, place: Place) -> Row:
     found = formats.dialogue(fields, place)
     if found is not None:
         return Row(name, found[0], (found[1],))
-    if "chosen" in fields:
-        chosen = fields["chosen"]
-        side = ("chosen[0]", chosen[0]) if formats.is_quad(chosen) else ("chosen", chosen)
-        return Row(name, *formats.answered("sft", fields, [side], place))
-    answers = [k for k in formats.ANSWERS if k in fields]
+    if formats.is_quad(fields.get("chosen")):
+        return Row(name, *formats.answered("sft", fields, [("chosen[0]", fields["chosen"][0])], place))
+    answers = [k for k in ("chosen", *formats.ANSWERS) if k in fields]
     if not answers and "question" in fields and "answer" in fields:  # GSM8K's form
         answers = ["answer"]
     if not answers:
         raise formats.missing("response", "sft", fields, place)
     row = Row(name, *formats.answered("sft", fields, [(k, fields[k]) for k in answers], place))
-    if len(set(row.responses)) > 1:
-        problem = f"stands beside '{answers[0]}' and says something else"
-        raise place.error(problem, answers[1], "Keep one of the two")
+    formats.same_answers(row.responses, answers, place)
     return Row(name, row.messages, row.responses[:1])
 
 
@@ -226,7 +222,7 @@ def _asked_text(fields: Mapping[str, Any], kind: str, place: Place) -> str:
 
 
 def parse_prompts(records: Iterable[Record], *, file: str | None = None) -> list[Record]:
-    """Prompts of one user message with an id each.
+    """Prompts of one user message with an id each, and further fields; not those of responses.
 
     Raises:
       InputError: another conversation than one user message; a prompt or a given id that stands twice; an answer that
@@ -243,7 +239,8 @@ def parse_prompts(records: Iterable[Record], *, file: str | None = None) -> list
             )
         seen[identity] = number
         _check_known(record, place)
-        out.append({**record, "prompt_id": identity, "prompt": content})
+        kept = formats.carried(record, "response", "reward", "sample", "source_model")
+        out.append({**kept, "prompt_id": identity, "prompt": content})
     if not out:
         raise InputError("holds no prompt", file=file, cure="Give at least one")
     return Records(out, list(seen.values()))
@@ -318,7 +315,7 @@ def _response(record: Record, place: Place) -> Record:
             raise place.error(f"is {quoted(sample)}, out of range", "sample", "Number a source's samples from 0")
     _check_known(record, place)
     known = {"prompt_id": given_id(record, place), "prompt": prompt, "source_model": source, "sample": sample}
-    return {**record, **known}
+    return {**formats.carried(record), **known}
 
 
 def _number_samples(responses: list[Record], lines: list[int], file: str | None) -> None:
