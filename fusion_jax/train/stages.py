@@ -103,7 +103,9 @@ def check_enough(
     before = f" ({before})" if before else ""
     dropped = [Counter({what: n for what, n in c.items() if n and what in CURES}) for c in counts.values()]
     reasons = next((one for one in reversed(dropped) if one), None)  # of the latest stage that dropped any
-    cure = CURES[reasons.most_common(1)[0][0]] if reasons else "Give more data"
+    cure = "Give more data"
+    if reasons:  # what happened to whole prompts tells more than what happened to single responses
+        cure = CURES[max(reasons, key=lambda what: (what.startswith("prompt:"), reasons[what]))]
     if examples == 0:
         raise InputError(f"0 examples are left to train on{before}", field=option, cure=cure)
     problem = f"{examples} examples do not fill one batch of {settings.batch_size}{before}"
