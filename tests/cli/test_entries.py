@@ -95,6 +95,7 @@ def test_too_few_preferences_are_told_with_what_was_dropped(tmp_path, capsys, mo
         ((1.0,), ("x",), "prompt: fewer than two usable responses 8). Give two responses to a prompt"),
         ((1.0, 0.0), (" ", ""), "prompt: all responses blank 8). The model writes nothing"),
     ],
+    ids=["ties", "same", "single", "blank"],
 )
 def test_a_stage_without_examples_says_why(rewards, texts, told, tmp_path, capsys, model):
     """And not that the batch is too large; a smaller batch would not help."""

@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 
+from experiments import inspect_data
 from fusion_jax.data.records import parse_prompts, parse_responses, parse_rows
 from fusion_jax.errors import InputError
 from fusion_jax.rewards import select
+from tests.small import attempt, fails, write
 
 Json = dict[str, Any]
 
@@ -243,15 +245,20 @@ def test_ids_that_agree():
     with pytest.raises(InputError, match="stands for two prompts, 'q' and 'z'"):  # whatever stage file it comes from
         select.by_prompt([{**R, "prompt_id": "p"}, {**R, "prompt_id": "p", "prompt": "z"}])
     prompts = [{"prompt": "another", "prompt_id": "p", "answer": "1"}]
-    with pytest.raises(InputError, match="r.jsonl, record 1, field 'prompt_id': 'p' stands for two prompts"):
+    with pytest.raises(InputError, match=r"r\.jsonl, record 1, field 'prompt_id': 'p' stands for two prompts"):
         select.carry(prompts, parse_responses([{**R, "prompt_id": "p"}]), Counter(), file="r.jsonl")
-    with pytest.raises(InputError, match="r.jsonl, record 1, field 'answer': is '2', that of the prompt is '1'"):
+    with pytest.raises(InputError, match=r"r\.jsonl, record 1, field 'answer': is '2', that of the prompt is '1'"):
         select.carry(prompts, parse_responses([{**R, "prompt": "another", "answer": "2"}]), Counter(), file="r.jsonl")
 
 
 def test_samples_are_numbered_once():
-    assert [r["sample"] for r in parse_responses([{**R, "sample": 1}, R, R, {**R, "source_model": "n"}])] == [1, 0, 2, 0]
-    with pytest.raises(InputError, match="record 2, field 'sample': stands twice .* also in record 1"):
+    assert [r["sample"] for r in parse_responses([{**R, "sample": 1}, R, R, {**R, "source_model": "n"}])] == [
+        1,
+        0,
+        2,
+        0,
+    ]
+    with pytest.raises(InputError, match=r"record 2, field 'sample': stands twice .* also in record 1"):
         parse_responses([{**R, "sample": 0}, {**R, "sample": 0}])
 
 
@@ -288,3 +295,14 @@ def test_a_long_record_takes_time_in_proportion():
     assert parse_rows([{"prompt": "a", "response": "b " * 5_000_000}], "sft")[0][0].responses[0] is not None
     with pytest.raises(InputError, match="two user messages"):
         parse_rows([{"chosen": text, "rejected": text}], "pair")
+
+
+@pytest.mark.parametrize("kind", ["sft", "pair", "quad"])
+def test_a_model_is_shown_each_form(kind, tmp_path, capsys):
+    """All forms of a kind through the reader, the template and the tokenizer: context and answers are both there."""
+    records = [record for k, record, *_ in FORMS.values() if k == kind]
+    file = write(tmp_path / "records.jsonl", [{k: v for k, v in r.items() if k != "prompt_id"} for r in records])
+    attempt(inspect_data, ["--data", str(file), "--kind", kind, "--count", "99"])
+    shown = capsys.readouterr().out
+    assert shown.count("given,") == len(records) * {"sft": 1, "pair": 2, "quad": 3}[kind]
+    fails(inspect_data, ["--data", str(file), "--kind", kind, "--start", "99"], capsys, "field '--start'")

@@ -88,7 +88,9 @@ def test_damaged_datasets_folders(tmp_path, damage):
 def test_folders_of_several_splits_or_of_none(tmp_path):
     both = datasets.Dataset.from_list(RECORDS)
     datasets.DatasetDict(train_prefs=both, test_prefs=both).save_to_disk(str(tmp_path / "data"))
-    with pytest.raises(InputError, match="has no split 'train'. Give the folder of one split: it has train_prefs, test_prefs"):
+    with pytest.raises(
+        InputError, match=r"has no split 'train'\. Give the folder of one split: it has train_prefs, test_prefs"
+    ):
         load_records(str(tmp_path / "data"))
     assert load_records(str(tmp_path / "data/test_prefs")) == RECORDS
     (tmp_path / "files").mkdir()
@@ -100,7 +102,9 @@ def test_folders_of_several_splits_or_of_none(tmp_path):
 
 def test_columns_become_what_json_can_hold(tmp_path):
     day = datetime.datetime(2020, 1, 2, 3)
-    rows = datasets.Dataset.from_dict({"a": [day], "b": [datetime.timedelta(seconds=2)], "c": [[1, 2]], "d": [{"e": None}]})
+    rows = datasets.Dataset.from_dict(
+        {"a": [day], "b": [datetime.timedelta(seconds=2)], "c": [[1, 2]], "d": [{"e": None}]}
+    )
     found = load_records(str(folder(tmp_path / "data", rows.with_format("numpy"))))
     assert found[0]["c"] == [1, 2] and type(found[0]["c"][0]) is int
     found = load_records(str(folder(tmp_path / "data", rows)))
@@ -115,7 +119,8 @@ def test_columns_become_what_json_can_hold(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "raw, told", [(b"[1]", "is not a JSON object"), (b"\xff", "is not UTF-8"), (b"[" * 99_999, "deep"), (b'{"a":NaN}', "NaN")]
+    "raw, told",
+    [(b"[1]", "is not a JSON object"), (b"\xff", "is not UTF-8"), (b"[" * 99_999, "deep"), (b'{"a":NaN}', "NaN")],
 )
 def test_records_of_an_array_record_file_that_are_no_objects(tmp_path, raw, told):
     from array_record.python.array_record_module import ArrayRecordWriter
@@ -128,7 +133,7 @@ def test_records_of_an_array_record_file_that_are_no_objects(tmp_path, raw, told
     with pytest.raises(InputError, match=rf"a\.array_record, record 2: .*{told}"):
         load_records(str(file))
     (tmp_path / "b.array_record").mkdir()
-    with pytest.raises(InputError, match="b.array_record: is no data set folder"):
+    with pytest.raises(InputError, match=r"b\.array_record: is no data set folder"):
         load_records(str(tmp_path / "b.array_record"))
     assert write_array_record(tmp_path / "c.array_record", RECORDS) == 9
 
