@@ -201,6 +201,7 @@ def fuse(s: Settings, run: RunFolder) -> list[dict[str, Any]]:
     quads, sft_records = ready_records(s, run)
     prompts = [] if s.quadruples else train_prompts(s, run, given)
     check_room(s, prompts, test)
+    note_shared(run, test, [p["prompt"] for p in prompts], counts)
     start, prefix = load(model_path(s.target), mesh=compute_for(s.preference).mesh), ""
     accuracy = judge(s, run, "Target", start, test)
     source_wins: dict[str, float] = {}
@@ -216,6 +217,8 @@ def fuse(s: Settings, run: RunFolder) -> list[dict[str, Any]]:
             "sft.jsonl", lambda: [best[p] for i in sft_part if (p := prompts[i]["prompt_id"]) in best]
         )
 
+        if len(sft_part) and not sft_records:
+            stages.check_enough(run, counts, 0, s.sft, "--sft")
     if sft_records:
         start, prefix = train_sft(s, run, start, sft_records, counts), "SFT-"
         accuracy += judge(s, run, "SFT", start, test)
@@ -225,6 +228,8 @@ def fuse(s: Settings, run: RunFolder) -> list[dict[str, Any]]:
 
     rows, drops = parse_rows(quads, "quad", file=s.quadruples or "quadruples.jsonl", on_bad=s.on_bad)
     counts["quadruples"] = drops + Counter({"used": len(rows)})
+    if s.quadruples:
+        note_shared(run, test, [r.messages[-1]["content"] for r in rows], counts)
     held, train = split_indices(len(rows), s.held_out, s.seed)
     train_rows, held_rows = [rows[i] for i in train], [rows[i] for i in held]
     if s.baseline:
@@ -319,6 +324,14 @@ def test_prompts(s: Settings, run: RunFolder) -> list[Record]:
     return mixture(dict.fromkeys(SKILLS, s.test_per_skill), split="test", seed=s.seed)
 
 
+def note_shared(run: RunFolder, test: Sequence[Record], learnt: Sequence[str], counts: dict[str, Counter[str]]) -> None:
+    """Say how many test prompts are trained on as well: the accuracy on them is not that on unseen prompts."""
+    shared = len({p["prompt"] for p in test} & set(learnt))
+    if shared:
+        counts["test prompts"] = Counter({"also trained on": shared})
+        run.log(f"note: {shared} of {len(test)} test prompts are trained on, too: they are not unseen")
+
+
 def source_responses(
     s: Settings,
     run: RunFolder,
@@ -329,7 +342,7 @@ def source_responses(
 ) -> tuple[list[Record], list[dict[str, Any]]]:
     """Stages 2 and 3: every source's responses with rewards, and the sources' accuracy."""
     if given:
-        carried = select.carry(prompts, given, drops)
+        carried = select.carry(prompts, given, drops, file=s.responses)
         return run.stage("responses.jsonl", lambda: rewarded(s, carried)), []
     out: list[Record] = []
     accuracy: list[dict[str, Any]] = []
@@ -398,6 +411,7 @@ def train_preference(
     examples, cut = make_examples(rows, model.tokenizer, text)
     validation, _ = make_examples(held, model.tokenizer, text) if held else ([], None)
     counts[stage] = cut + Counter({"used": len(rows), "held out": len(held)})
+    stages.check_enough(run, counts, len(examples), s.preference, "--preference")
     settings = dataclasses.replace(s.preference, seed=s.seed)
     if isinstance(loss, WrpoSettings):
         objective = wrpo_objective(loss, step_count(len(examples), settings))

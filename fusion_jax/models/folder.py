@@ -16,7 +16,7 @@ import numpy as np
 from jax.sharding import Mesh
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from fusion_jax.errors import InputError
+from fusion_jax.errors import InputError, first_line
 from fusion_jax.hosts import barrier, first_host, on_first
 from fusion_jax.json_files import read_json
 from fusion_jax.models.config import DecoderConfig
@@ -125,7 +125,7 @@ def load_tokenizer(path: str | os.PathLike[str]) -> PreTrainedTokenizerBase | No
         kind = PreTrainedTokenizerFast if (folder / "tokenizer.json").exists() else AutoTokenizer
         return kind.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:
-        problem = f"cannot be loaded ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''})"
+        problem = f"cannot be loaded ({type(error).__name__}: {first_line(error)})"
         raise InputError(problem, file=folder, field="tokenizer", cure="Restore the tokenizer's files") from None
 
 
