@@ -105,3 +105,22 @@ class Vocabularies:
 def _characters(view: TokenizerView) -> list[str]:
     assert view.piece_bytes is not None
     return ["" if b is None else b.decode("utf-8", "surrogateescape") for b in view.piece_bytes]
+
+
+def altered(images: np.ndarray, pivot: TokenizerView, source: TokenizerView) -> np.ndarray:
+    """bool[source size], whether the image of a source id is another text: mass on it would go astray.
+
+    A control token has no text, so any control token may be its image. Views without bytes are compared by their
+    strings once marks are replaced.
+    """
+    if not by_bytes(pivot, source, "bytes"):
+        strings = (replace_marks(piece, source, pivot) for piece in source.pieces)
+        return np.asarray([i >= 0 and s != pivot.pieces[i] for i, s in zip(images.tolist(), strings)], bool)
+    assert pivot.piece_bytes is not None and source.piece_bytes is not None
+    out = np.zeros(source.size, bool)
+    for number, image in enumerate(images.tolist()):
+        if image >= 0:
+            theirs, ours = source.piece_bytes[number], pivot.piece_bytes[image]
+            named = theirs is None or ours is None
+            out[number] = theirs != ours and not (named and source.pieces[number] == pivot.pieces[image])
+    return out

@@ -13,6 +13,7 @@ from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 
+from fusion_jax.align.matching import altered
 from fusion_jax.align.sequences import Alignment, Variant, checked_ids
 from fusion_jax.align.views import MARKS, Pieces, TokenizerView, by_bytes, compared, delete_marks, replace_marks
 from fusion_jax.align.vocabulary import PairCounts, VocabMap, exact_map
@@ -116,6 +117,13 @@ class Rules:
         for theirs, ours in self.pairs:
             ids[theirs] = ours
         return ids
+
+    @cached_property
+    def altered(self) -> np.ndarray:
+        """bool[source size], whether the image of a source id is another text, under whatever comparison."""
+        out = altered(self.images, self.pivot, self.source)
+        out[[theirs for theirs, _ in self.pairs]] = False  # these are meant
+        return out
 
     @cached_property
     def image_of_text(self) -> dict[str, int]:
