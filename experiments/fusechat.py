@@ -125,7 +125,7 @@ class Settings:
 
 
 LARGE = Settings(
-    align=AlignSettings(workers=8),
+    align=AlignSettings(ms_weight="code", pieces="raw", workers=8),
     train=TrainSettings(
         optimizer=OptimizerSettings(learning_rate=5e-6, warmup_ratio=0.03), epochs=3.0, micro_batches=4
     ),

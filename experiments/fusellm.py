@@ -115,7 +115,7 @@ TINY = TrainSettings(
 LARGE = Settings(
     packing="official",
     window=2000,
-    align=AlignSettings(rules="fusellm", vocabulary="mined", workers=8),
+    align=AlignSettings(rules="fusellm", vocabulary="mined", ms_weight="code", pieces="raw", workers=8),
     train=TrainSettings(
         optimizer=OptimizerSettings(
             learning_rate=1e-5, warmup_ratio=0.008, beta2=0.95, weight_decay=0.1, clip_norm=1.0
@@ -229,6 +229,7 @@ def arms_of(s: Settings, best: str) -> dict[str, tuple[AlignSettings, FusionSett
         "no-pivot": (align, replace(fusion, pivot=False), every),
         "byte-offsets": (replace(align, tokens="byte_offsets"), fusion, every),
         "fusellm-rules": (replace(align, rules="fusellm"), fusion, every),
+        "raw-pieces": (replace(align, pieces="raw"), fusion, every),
         "input-fallback": (replace(align, fallback="input"), fusion, every),
     }
     check_arms(s.arms, known)
