@@ -43,7 +43,7 @@ def test_a_loaded_model_names_its_folder():
 def records():
     ids = np.zeros((3000, 8), np.int32)
     view = fj.align.view_of(model().tokenizer)
-    large = replace(view, pieces=view.pieces * 1000, decoded=view.decoded * 1000)
+    large = replace(view, pieces=view.pieces * 1000, decoded=view.decoded * 1000, piece_bytes=None)
     prepared = prepare({"merge_method": "linear", "models": [{"model": "zoo:target", "parameters": {"weight": 1.0}}]})
     yield from (large, fj.align.exact_map(view, view), AlignedRows(*[ids] * len(AlignedRows._fields)))
     yield from (text_documents(["x" * 10**6])[0], TokenisedRow(([1] * 10**5,), ([2] * 10**5,), False))
