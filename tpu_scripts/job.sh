@@ -91,7 +91,7 @@ loop() {
 resumes() {
   local word previous=
   for word in "$@"; do
-    [[ $word == --resume=True || ($previous == --resume && $word == True) ]] && return 0
+    [[ $word == --resume=@(True|auto) || ($previous == --resume && $word == @(True|auto)) ]] && return 0
     previous=$word
   done
   return 1

@@ -44,6 +44,7 @@ def started(host: Bench, *words: str, restarts: int = 5) -> list[list[str]]:
     (["--out", "a", *TRICKY], ["--out", "a", *TRICKY, "--resume", "True"]),
     (["--resume", "True", "--out", "a"], ["--resume", "True", "--out", "a"]),
     (["--resume=True"], ["--resume=True"]),
+    (["--resume", "auto", "--out", "a"], ["--resume", "auto", "--out", "a"]),
     (["--resume", "False"], ["--resume", "False", "--resume", "True"]),
     (["--note", "--resume", "--name", "True"], ["--note", "--resume", "--name", "True", "--resume", "True"]),
 ])  # fmt: skip
