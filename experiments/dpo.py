@@ -35,7 +35,7 @@ from fusion_jax.rewards.verifiers import verifier
 from fusion_jax.sampling.generate import SampleSettings
 from fusion_jax.sampling.responses import sample_responses
 from fusion_jax.settings import bounded, to_json
-from fusion_jax.train import stages
+from fusion_jax.train import fits, stages
 from fusion_jax.train.objectives import PairSettings, needs_reference, pair_objective
 from fusion_jax.train.optimise import TrainSettings, compute_for, optimise
 from fusion_jax.train.report import curves, training_figure
@@ -81,7 +81,10 @@ PRESETS = {
 def main(s: Settings) -> None:
     connect(s.hosts)
     run = open_run(s.out, to_json(s), resume=s.resume)
-    model = load(model_path(s.model, "--model"), mesh=compute_for(s.train).mesh)
+    folder = model_path(s.model, "--model")
+    fits.check_training(s.train, "--train", folder)
+    fits.check_length(folder, s.text.tokens.max_length, "--text.tokens.max-length")
+    model = load(folder, mesh=compute_for(s.train).mesh)
     records = load_records(s.data) if s.data else run.stage("pairs.jsonl", lambda: own_pairs(s, model, run))
     rows, drops = parse_rows(records, "pair", file=s.data or None, on_bad=s.on_bad)
     held, train = split_indices(len(rows), s.held_out, s.train.seed)

@@ -46,7 +46,7 @@ from fusion_jax.rewards.verifiers import verifier
 from fusion_jax.sampling.generate import SampleSettings, load_to_sample
 from fusion_jax.sampling.responses import sample_responses
 from fusion_jax.settings import bounded, to_json
-from fusion_jax.train import stages
+from fusion_jax.train import fits, stages
 from fusion_jax.train.objectives import (
     PairSettings,
     WrpoSettings,
@@ -166,6 +166,31 @@ def check(s: Settings) -> None:
         stages.check_models("--sources", *s.sources)
     if s.reward_model:
         stages.check_models("--reward-model", s.reward_model, labels=1)
+    check_devices(s)
+
+
+def check_devices(s: Settings) -> None:
+    """Refuse meshes, heads and lengths that a later stage would refuse."""
+    target = model_path(s.target)
+    fits.check_length(target, s.text.tokens.max_length, "--text.tokens.max-length")
+    fits.check_training(s.preference, "--preference", target)
+    if s.sft_data or (s.sft_share and not s.quadruples):
+        fits.check_training(s.sft, "--sft", target)
+    sampled = () if s.quadruples else (*(() if s.responses else s.sources), *((s.target,) * (s.pairs == "target")))
+    fits.check_sampling(s.sample.mesh_tensor, "--sample.mesh-tensor", *map(model_path, sampled))
+
+
+def check_room(s: Settings, prompts: Sequence[Record], test: Sequence[Record]) -> None:
+    """Refuse prompts that leave one of the models no room for an answer."""
+    own = () if s.pairs == "sources" else split_indices(len(prompts), s.sft_share, s.seed)[1]
+    models = [model_path(m) for m in (() if s.responses or s.quadruples else s.sources)]
+    asked = [(model_path(s.target), [prompts[i] for i in own]), *((m, prompts) for m in models)]
+    for folder, some in asked:
+        fits.check_prompts(folder, some, s.sample.max_new_tokens, "--sample.max-new-tokens")
+        fits.check_prompts(folder, test, s.eval_new_tokens, "--eval-new-tokens")
+    if s.reward_model:
+        answered = prompts if models else asked[0][1]
+        fits.check_judged(model_path(s.reward_model), answered, s.sample.max_new_tokens, "--sample.max-new-tokens")
 
 
 def fuse(s: Settings, run: RunFolder) -> list[dict[str, Any]]:
@@ -175,6 +200,7 @@ def fuse(s: Settings, run: RunFolder) -> list[dict[str, Any]]:
     given = parse_responses(load_records(s.responses), file=s.responses) if s.responses else []
     quads, sft_records = ready_records(s, run)
     prompts = [] if s.quadruples else train_prompts(s, run, given)
+    check_room(s, prompts, test)
     note_shared(run, test, [p["prompt"] for p in prompts], counts)
     start, prefix = load(model_path(s.target), mesh=compute_for(s.preference).mesh), ""
     accuracy = judge(s, run, "Target", start, test)
@@ -323,7 +349,7 @@ def source_responses(
     run.sub("responses")
     for source in s.sources:
         name = stages.model_name(source)
-        model = load_to_sample(model_path(source), s.sample.mesh_tensor)
+        model = load_to_sample(model_path(source), s.sample.mesh_tensor, "--sample.mesh-tensor")
         out += run.stage(f"responses/{name}.jsonl", lambda m=model, n=name: rewarded(s, sampled(s, run, m, n, prompts)))  # type: ignore[misc]
         accuracy += judge(s, run, name, model, test)
     return out, accuracy
@@ -442,8 +468,13 @@ def plans(s: Settings, ask: Ask) -> list[Planned]:
     learnt = dataclasses.replace(ask, rows=rest - round(rest * s.held_out))
     taught = ask if s.sft_data else dataclasses.replace(ask, rows=first)
     return [
-        *training(s.wrpo.loss, s.target, "wrpo", s.preference, length, learnt, reference=reference, start=start),
-        *(training("SFT", s.target, "sft", s.sft, length, taught, packing=s.text.packing) if trains_sft else ()),
+        *training(
+            s.wrpo.loss, s.target, "wrpo", s.preference, length, learnt, reference=reference, start=start,
+            settings="--preference",
+        ),
+        *(training(
+            "SFT", s.target, "sft", s.sft, length, taught, packing=s.text.packing, settings="--sft"
+        ) if trains_sft else ()),
         *(() if s.quadruples else generation(
             "sampling the target", s.target, s.sample, dataclasses.replace(ask, rows=rest), kept=start
         )),
