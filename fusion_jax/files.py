@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -42,13 +43,34 @@ def write_json(path: str | os.PathLike[str], value: Any, *, sync: bool = True, s
         temporary.write_text(text + "\n", encoding="utf-8")
 
 
-def read_json(path: Path) -> Any:
-    """The content of a JSON file of a run.
+def regular_file(path: str | os.PathLike[str], *, cure: str = "Give a file", missing: str = "Check the path") -> Path:
+    """The path of a file that can be read to its end: no folder, no pipe, no device, which may never end.
+
+    Args:
+      cure, missing: what would fix a path of something else, and of nothing.
 
     Raises:
-      InputError: it is not JSON.
+      InputError: there is no such file, it is something else, or the path cannot be one.
     """
+    file = Path(path)
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise InputError(f"is not JSON ({error})", file=path, cure="Restore the file or start a new run") from None
+        mode = file.stat().st_mode
+    except FileNotFoundError:
+        raise InputError("there is no such file", file=path, cure=missing) from None
+    except ValueError:
+        raise InputError("is no path (it holds a NUL character)", file=path, cure="Check the path") from None
+    except OSError as error:
+        raise InputError(f"cannot be opened ({reason(error)})", file=path, cure="Check the path") from None
+    if stat.S_ISDIR(mode):
+        raise InputError("is a folder, not a file", file=path, cure=cure)
+    if not stat.S_ISREG(mode):
+        raise InputError("is no regular file (a pipe, socket or device)", file=path, cure="Give a regular file")
+    if not os.access(file, os.R_OK):
+        raise InputError("cannot be read (no permission)", file=path, cure="Change the file's rights")
+    return file
+
+
+def reason(error: OSError) -> str:
+    """What the system says of an error, in lower case and without its number: "file name too long"."""
+    text = error.strerror or type(error).__name__
+    return text[:1].lower() + text[1:]

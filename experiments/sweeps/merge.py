@@ -26,7 +26,7 @@ from fusion_jax.data.loaders import load_records
 from fusion_jax.data.records import parse_prompts
 from fusion_jax.errors import InputError
 from fusion_jax.evals.accuracy import mean_interval
-from fusion_jax.files import read_json
+from fusion_jax.json_files import RESTORE, read_json
 from fusion_jax.markdown import markdown_table, save_figure
 from fusion_jax.merge.executor import merge
 from fusion_jax.merge.methods import METHODS
@@ -101,7 +101,7 @@ def opened(path: Path) -> tuple[int, Path, list[Path]]:
     if not targets or not (run / "finished.json").exists():
         cure = "Finish experiments/fusechat.py with the arm `pairwise`; of a run of several seeds give seed-N"
         raise InputError("is no finished FuseChat run with pairwise targets", file=path, field="--runs", cure=cure)
-    config = read_json(run / "config.json")
+    config = read_json(run / "config.json", cure=RESTORE)
     seed = int(path.name.removeprefix("seed-")) if of_seed else int(config["seed"])
     return seed, model_path(config["pivot"]), targets
 

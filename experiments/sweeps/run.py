@@ -48,8 +48,9 @@ from experiments.sweeps.files import Cell, Sweep, read_sweep
 from experiments.sweeps.report import write_report
 from fusion_jax.data.jsonl import Record
 from fusion_jax.errors import InputError
-from fusion_jax.files import read_json, write_json
+from fusion_jax.files import write_json
 from fusion_jax.hosts import PREEMPTED
+from fusion_jax.json_files import RESTORE, read_json
 from fusion_jax.settings import bounded
 from fusion_jax.settings import run as run_experiment
 from fusion_jax.train.run_folder import CONFIG, FINISHED, RESULTS, check_settings
@@ -147,7 +148,7 @@ def check_place(place: Path, sweep: Sweep) -> None:
         raise InputError("is a file, not a folder", file=place, field="--out", cure="Choose another --out")
     if not place.exists() or not any(place.iterdir()):
         return
-    held = read_json(place / SWEEP) if (place / SWEEP).exists() else None
+    held = read_json(place / SWEEP, cure=RESTORE) if (place / SWEEP).exists() else None
     if held != identity(sweep):
         what = "files but no sweep" if held is None else f"the sweep '{held.get('sweep')}'"
         raise InputError(f"holds {what}", file=place, field="--out", cure="Choose an empty or new folder")
@@ -271,7 +272,7 @@ def reason(code: int, text: str) -> str:
 
 def results_of(job: Job) -> list[Record]:
     """A finished run's measures, a record for each model."""
-    found = read_json(job.folder / RESULTS)
+    found = read_json(job.folder / RESULTS, cure=RESTORE)
     return [
         {
             "cell": job.cell.name, "options": dict(job.cell.options), "seed": job.seed, "model": model,

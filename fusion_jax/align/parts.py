@@ -23,8 +23,9 @@ import safetensors
 import safetensors.numpy
 
 from fusion_jax.errors import InputError
-from fusion_jax.files import read_json, replacing, write_json
+from fusion_jax.files import replacing, write_json
 from fusion_jax.hosts import HostSettings, on_first, this_host, wait_for
+from fusion_jax.json_files import RESTORE, read_json
 
 IDENTITY = "identity.json"
 Arrays = dict[str, np.ndarray]
@@ -121,7 +122,7 @@ def _claim(job: Job) -> None:
             raise InputError("holds other files", file=job.folder, cure="Choose an empty or new folder")
         job.folder.mkdir(parents=True, exist_ok=True)
         write_json(path, known)
-    stored = read_json(path)
+    stored = read_json(path, cure=RESTORE)
     for name in sorted({*known, *(stored if isinstance(stored, dict) else ())}):
         if not isinstance(stored, dict) or name not in stored or name not in known or stored[name] != known[name]:
             raise InputError(

@@ -7,13 +7,13 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
-from fusion_jax.errors import InputError
-from fusion_jax.files import replacing
+from fusion_jax.files import regular_file, replacing
+from fusion_jax.json_files import parse_json
 
 Record = dict[str, Any]
+_LINE = "Correct or remove the line; write one {...} a line"
 
 
 class Records(list[Record]):
@@ -29,48 +29,22 @@ def numbered(records: Iterable[Record]) -> Iterator[tuple[int, Record]]:
     return zip(records.numbers, records) if isinstance(records, Records) else enumerate(records, 1)
 
 
-def _no_constant(name: str) -> Any:
-    raise ValueError(f"{name} is not JSON")
-
-
-def _no_duplicates(pairs: list[tuple[str, Any]]) -> Record:
-    out: Record = {}
-    for key, value in pairs:
-        if key in out:
-            raise ValueError(f"the key '{key}' stands twice")
-        out[key] = value
-    return out
-
-
 def read_jsonl(path: str | os.PathLike[str]) -> Records:
     """Every record of a JSON-lines file, with its line; blank lines are passed over.
 
     Raises:
       InputError: no such file, not UTF-8, a line that is not one JSON object; names file and line.
     """
-    try:
-        raw = Path(path).read_bytes().removeprefix(codecs.BOM_UTF8)
-    except FileNotFoundError:
-        raise InputError("there is no such file", file=path, cure="Check the path") from None
-    except IsADirectoryError:
-        raise InputError("is a folder, not a file", file=path, cure="Give a .jsonl file") from None
     records: list[Record] = []
     numbers: list[int] = []
-    for number, line in enumerate(raw.split(b"\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            value = json.loads(line.decode("utf-8"), parse_constant=_no_constant, object_pairs_hook=_no_duplicates)
-        except UnicodeDecodeError:
-            raise InputError("is not UTF-8 text", file=path, record=number, cure="Save the file as UTF-8") from None
-        except ValueError as error:
-            raise InputError(
-                f"is not valid JSON ({error})", file=path, record=number, cure="Correct or remove the line"
-            ) from None
-        if not isinstance(value, dict):
-            raise InputError("is not a JSON object", file=path, record=number, cure="Write one {...} a line")
-        records.append(value)
-        numbers.append(number)
+    with open(regular_file(path, cure="Give a .jsonl file"), "rb") as lines:
+        for number, line in enumerate(lines, 1):
+            if number == 1:
+                line = line.removeprefix(codecs.BOM_UTF8)
+            if not line.strip():
+                continue
+            records.append(parse_json(line, file=path, record=number, cure=_LINE, lone_surrogates=True))
+            numbers.append(number)
     return Records(records, numbers)
 
 

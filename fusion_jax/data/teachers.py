@@ -19,8 +19,9 @@ import safetensors.numpy
 
 from fusion_jax.data.documents import TeacherText
 from fusion_jax.errors import InputError
-from fusion_jax.files import read_json, replacing, write_json
+from fusion_jax.files import replacing, write_json
 from fusion_jax.hosts import Host, HostSettings, agreed, wait_for
+from fusion_jax.json_files import RESTORE, read_json
 
 DTYPES = {
     "ids": np.int32, "offsets": np.int32, "topk_ids": np.int32, "topk_logprobs": np.float16, "logsumexp": np.float32,
@@ -164,7 +165,7 @@ def _check_row(row: TeacherRow, k: int, path: Path, number: int) -> None:
 
 
 def _check_identity(path: Path, identity: StoreIdentity) -> None:
-    stored = read_json(path / "store.json")
+    stored = read_json(path / "store.json", cure=RESTORE)
     for name, value in asdict(identity).items():
         if not isinstance(stored, dict) or stored.get(name) != value:
             before = stored.get(name) if isinstance(stored, dict) else None

@@ -9,9 +9,9 @@ from typing import Any
 
 from fusion_jax.errors import InputError
 from fusion_jax.files import write_json
+from fusion_jax.json_files import read_json
 from fusion_jax.merge.inputs import Prepared
 from fusion_jax.merge.vocabulary import pivot_model
-from fusion_jax.models.json_files import read_json_object
 
 LAYER_COUNTS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 LAYER_LISTS = ("layer_types",)
@@ -42,8 +42,8 @@ def write_config(prepared: Prepared, out: Path) -> None:
     generation = first.folder / GENERATION
     if generation.is_file() and pivot is not first:
         own = pivot.folder / GENERATION
-        ids = {**pivot.config, **(read_json_object(own) if own.is_file() else {})}
-        write_json(out / GENERATION, _with_ids(read_json_object(generation), ids))
+        ids = {**pivot.config, **(read_json(own) if own.is_file() else {})}
+        write_json(out / GENERATION, _with_ids(read_json(generation), ids))
     elif generation.is_file():
         shutil.copyfile(generation, out / GENERATION)
 

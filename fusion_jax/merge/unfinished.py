@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from fusion_jax.errors import InputError
-from fusion_jax.files import read_json, write_json
+from fusion_jax.files import write_json
+from fusion_jax.json_files import RESTORE, read_json
 
 IDENTITY, LOCK = "identity.json", "lock"
 NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # some network disks have none
@@ -36,7 +37,7 @@ def unfinished(out: str | os.PathLike[str], identity: dict[str, Any]) -> Iterato
         try:
             _check_free(target, out)  # another process may have finished it by now
             known = place / IDENTITY
-            if not (known.exists() and read_json(known) == identity):
+            if not (known.exists() and read_json(known, cure=RESTORE) == identity):
                 _empty(place)
             for torn in place.glob(".*.tmp"):
                 torn.unlink()

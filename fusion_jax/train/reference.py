@@ -13,10 +13,11 @@ from jax.sharding import NamedSharding
 
 from fusion_jax.data.batches import Buckets, Example, collate, extents
 from fusion_jax.errors import InputError
-from fusion_jax.files import read_json, write_json
+from fusion_jax.files import write_json
 from fusion_jax.hosts import agreed_exists, on_first
+from fusion_jax.json_files import RESTORE, read_json
 from fusion_jax.models.config import DecoderConfig
-from fusion_jax.sharding import data_ways, fetched, local_rows
+from fusion_jax.sharding import data_ways, fetched, local_rows, padded_rows
 from fusion_jax.train.state import Params
 from fusion_jax.train.step import Compute, make_score_step, shard_batch
 
@@ -65,8 +66,7 @@ def sequence_logprobs(
 ) -> np.ndarray:
     """float32[n, G]: sequence log-probs of every row, in the order of `examples`; rows of similar length together."""
     step = make_score_step(config, compute)
-    ways = data_ways(compute.mesh)
-    batch_size, needs = -(-batch_size // ways) * ways, extents(examples)
+    batch_size, needs = padded_rows(batch_size, data_ways(compute.mesh)), extents(examples)
     mine = local_rows(batch_size, compute.mesh)
     order = np.argsort([max(len(r) for r in e.rows) for e in examples], kind="stable")
     out = np.zeros((len(examples), len(examples[0].rows)), np.float32)
@@ -98,7 +98,7 @@ def with_reference(
     identity = {"model": fingerprint(params), "examples": examples_fingerprint(examples)}
     values_file, identity_file = folder / "reference.npy", folder / "reference.json"
     if agreed_exists(identity_file):
-        stored = read_json(identity_file)
+        stored = read_json(identity_file, cure=RESTORE)
         for name, value in identity.items():
             if stored.get(name) != value:
                 raise InputError(

@@ -20,8 +20,9 @@ from rich.console import Console
 
 from fusion_jax.data.jsonl import read_jsonl, write_jsonl
 from fusion_jax.errors import InputError
-from fusion_jax.files import read_json, write_json
+from fusion_jax.files import write_json
 from fusion_jax.hosts import agreed, agreed_exists, first_host, on_first, seen
+from fusion_jax.json_files import RESTORE, read_json
 
 CONFIG, METRICS, FINISHED = "config.json", "metrics.jsonl", "finished.json"
 LOG, REPORT = "log.txt", "report.md"
@@ -96,7 +97,7 @@ def open_run(out: str | os.PathLike[str], config: dict[str, Any], *, resume: boo
     path = Path(out)
     kept = _kept(config)
     on_first(lambda: _open(path, kept, resume=resume))
-    seen(path / CONFIG, lambda file: file.exists() and read_json(file) == kept)
+    seen(path / CONFIG, lambda file: file.exists() and read_json(file, cure=RESTORE) == kept)
     return RunFolder(path, Console(quiet=not first_host()))
 
 
@@ -123,7 +124,7 @@ def _comparable(config: Any) -> Any:
 
 def _made_nothing(path: Path, kept: dict[str, Any]) -> bool:
     """Whether a run of this experiment stopped before its first file, for instance at a wrong path in its settings."""
-    before = read_json(path / CONFIG)
+    before = read_json(path / CONFIG, cure=RESTORE)
     ours = isinstance(before, dict) and before.keys() == kept.keys()
     return ours and all(p.name in (CONFIG, LOG, REPORT) for p in path.rglob("*") if not p.is_dir())
 
@@ -147,7 +148,7 @@ def check_settings(path: Path, config: dict[str, Any]) -> None:
     Raises:
       InputError: names the first setting that differs.
     """
-    before, kept = _comparable(read_json(path / CONFIG)), _comparable(_kept(config))
+    before, kept = _comparable(read_json(path / CONFIG, cure=RESTORE)), _comparable(_kept(config))
     changed = sorted(k for k in before.keys() | kept.keys() if before.get(k) != kept.get(k))
     if changed:
         name = changed[0]
