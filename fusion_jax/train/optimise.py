@@ -46,7 +46,8 @@ class TrainSettings:
     remat: what the backward pass keeps of a layer: everything (none); the residual stream (full), and what attention
       gave (attention), and what it read (qkv); the stream and the feed-forward's two factors (gated); all wide matmuls'
       results (dots); the stream alone, in the host's memory (offload).
-    attention: auto is splash on TPU, but for windows that cut a shared prompt, which XLA's attention computes.
+    attention: auto is splash on TPU, but for windows narrower than a prompt with its answer where the prompt is shared,
+      which XLA's attention computes.
     pack_tokens: preference examples of a micro-batch lie end to end in rows of so many tokens, each response with a
       prompt of its own: for uneven lengths. 0: a response is a row, and the prompt is shared (`shared_prompt`).
     """
