@@ -79,7 +79,13 @@ PRESETS = {
 
 def main(s: Settings) -> None:
     connect(s.hosts)
-    run = open_run(s.out, to_json(s), resume=s.resume)
+    with open_run(s.out, to_json(s), resume=s.resume) as run:
+        tune(s, run)
+        run.finish()
+
+
+def tune(s: Settings, run: RunFolder) -> None:
+    """Pairs, training on them, model and report."""
     model = load(model_path(s.model, "--model"), mesh=compute_for(s.train).mesh)
     records = load_records(s.data) if s.data else run.stage("pairs.jsonl", lambda: own_pairs(s, model))
     rows, drops = parse_rows(records, "pair", file=s.data or None, on_bad=s.on_bad)
@@ -91,10 +97,9 @@ def main(s: Settings) -> None:
         model, examples, pair_objective(s.loss), s.train, run, needs_reference=needs_reference(s.loss.loss),
         validation=validation, names=lambda i: rows[i].name,
     )  # fmt: skip
-    save(better, run.file("model"), overwrite=True)
+    run.made_once("model", lambda folder: save(better, folder))
     found = drops + counts + Counter({"pairs trained on": len(rows), "pairs held out": len(held_rows)})
     on_first(lambda: write_report(run, s.loss.loss, found))
-    run.finish()
 
 
 def write_report(run: RunFolder, loss: str, found: Counter[str]) -> None:
