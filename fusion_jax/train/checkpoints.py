@@ -14,7 +14,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from fusion_jax.errors import InputError
-from fusion_jax.files import writing
+from fusion_jax.files import fault, writing
 from fusion_jax.hosts import agreed, first_host, on_first, seen
 from fusion_jax.store.manifest import Manifests
 from fusion_jax.train.run_folder import RunFolder
@@ -32,7 +32,7 @@ class Checkpoints:
     """
 
     def __init__(self, run: RunFolder, *, keep: int = 1) -> None:
-        logging.getLogger("absl").setLevel(logging.ERROR)
+        logging.getLogger("absl").setLevel(logging.CRITICAL)  # what fails is raised, too
         self.path = run.file(FOLDER)
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, cleanup_tmp_directories=True)
         self.manager = ocp.CheckpointManager(self.path.absolute(), options=options)
@@ -105,18 +105,35 @@ def finishing(checkpoints: Checkpoints) -> Iterator[None]:
     Raises:
       DiskError: a checkpoint could not be written; what was begun of it is removed.
     """
-    try:
-        yield
-    except jax.errors.JaxRuntimeError:
-        raise
-    except BaseException:
+    with _quiet_threads():
+        try:
+            yield
+        except jax.errors.JaxRuntimeError:
+            raise
+        except BaseException:
+            with _writing(checkpoints):
+                checkpoints.finish()
+            checkpoints.manager.close()
+            raise
         with _writing(checkpoints):
             checkpoints.finish()
         checkpoints.manager.close()
-        raise
-    with _writing(checkpoints):
-        checkpoints.finish()
-    checkpoints.manager.close()
+
+
+@contextmanager
+def _quiet_threads() -> Iterator[None]:
+    """Orbax's threads raise a fault of the disk, and Orbax raises it again where it is waited for."""
+    before = threading.excepthook
+
+    def hook(args: threading.ExceptHookArgs) -> None:
+        if args.exc_value is None or fault(args.exc_value) is None:
+            before(args)
+
+    threading.excepthook = hook
+    try:
+        yield
+    finally:
+        threading.excepthook = before
 
 
 @contextmanager
