@@ -14,6 +14,7 @@ from fusion_jax.data.jsonl import read_jsonl, write_jsonl
 from fusion_jax.errors import InputError
 from fusion_jax.models.folder import load, load_tokenizer, save
 from fusion_jax.settings import run as run_experiment
+from fusion_jax.train import run_folder
 from fusion_jax.zoo import model_path
 from fusion_jax.zoo.tasks import mixture
 from tests.small import attempt, fails, pairs, quads, small_folder, small_model, write
@@ -85,8 +86,11 @@ def test_too_few_preferences_are_told_with_what_was_dropped(tmp_path, capsys, mo
 
 
 def test_a_wrong_path_leaves_the_folder_usable(tmp_path, monkeypatch, capsys, model):
-    """A run that made nothing, nested folders included, is started anew with the settings put right."""
+    """A run that made nothing leaves no folder; one that was killed before it made anything is started anew."""
     args = ["--model", str(model), "--out", str(tmp_path / "out"), "--train.batch-size", "4"]
+    fails(dpo, [*args, "--data", str(tmp_path / "none.jsonl")], capsys, "there is no such file")
+    assert not (tmp_path / "out").exists()
+    monkeypatch.setattr(run_folder, "remove_unused", lambda *killed: None)
     fails(dpo, [*args, "--data", str(tmp_path / "none.jsonl")], capsys, "there is no such file")
     (tmp_path / "out/stage").mkdir()
     (tmp_path / "out/stage/log.txt").write_text("begun")
