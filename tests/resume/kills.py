@@ -3,8 +3,8 @@
     python tests/resume/kills.py --out /tmp/kills                  # 25 kills, a table; exit code 1 if any end differs
     python tests/resume/kills.py --out /tmp/kills --only dpo merge --kills 2 --seed 1
 
-Each kill is a SIGKILL: at a random time, at the first temporary file (something is being saved), or at a manifest that
-says that a stage has begun, each with a short random delay. What is compared byte for byte: records, metrics, results,
+Each kill is a SIGKILL: when files have changed a random number of times, at the first temporary file (something is being
+saved), or at a manifest that says that a stage has begun, each with a short random delay. What is compared byte for byte: records, metrics, results,
 weights, stores, of every file that both runs should have. Not part of the test suite: several minutes on a CPU.
 """
 
@@ -15,23 +15,28 @@ import json
 import os
 import random
 import signal
-import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+os.environ |= {
+    "JAX_PLATFORMS": "cpu", "HF_HUB_OFFLINE": "1", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    "JAX_COMPILATION_CACHE_DIR": os.path.join(tempfile.gettempdir(), "fusion_jax-kills-programs"),  # over all runs
+}  # fmt: skip
 
+from experiments import dpo, fusechat, fusellm, merge, wrpo
 from fusion_jax.data.jsonl import write_jsonl
 from fusion_jax.markdown import markdown_table
-from tests.small import ROOT, command, pairs, small_folder
+from tests.small import attempt, pairs, small_folder
 
 COMPARED = {".jsonl", ".json", ".safetensors", ".npy", ".array_record"}
-NOT_COMPARED = {"config.json", "merge.json"}  # of a run: they name its folder
-CACHE = os.path.join(tempfile.gettempdir(), "fusion_jax-kills-programs")  # of compiled programs, over all runs
-KINDS = ("time", "saving", "stage")
+KINDS = ("any", "saving", "stage")
+MODULES = {"dpo": dpo, "wrpo": wrpo, "fusechat": fusechat, "fusellm": fusellm, "merge": merge}
 
 
 def arguments(data: Path, out: Path) -> dict[str, list[str]]:
@@ -64,58 +69,77 @@ def prepare(data: Path) -> None:
     (data / "recipe.yml").write_text(json.dumps(recipe))
 
 
-def start(args: list[str]) -> subprocess.Popen[bytes]:
-    cache = {"JAX_COMPILATION_CACHE_DIR": CACHE, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
-    env = os.environ | {"JAX_PLATFORMS": "cpu", "HF_HUB_OFFLINE": "1", **cache}
-    return subprocess.Popen(command(*args), cwd=ROOT, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-
-
-def moment(kind: str, out: Path, after: float) -> Callable[[], bool]:
-    """Whether the moment of a kill has come; `after` seconds at the latest."""
-    last = time.monotonic() + after
-    place = out.with_name(f".{out.name}.unfinished") if out.name.startswith("merge") else out
-    known = {p: p.stat().st_mtime_ns for p in place.rglob("manifests/**/*.json")} if place.exists() else {}
-
-    def begun(path: Path) -> bool:
+def start(work: Callable[[], object], errors: Path) -> int:
+    """Do something in a process of its own, forked from this one, which has imported all and computed nothing."""
+    pid = os.fork()
+    if pid:
+        return pid
+    code = 1
+    with open(os.devnull, "wb") as silent, open(errors, "wb") as told:
+        os.dup2(silent.fileno(), 1)
+        os.dup2(told.fileno(), 2)
         try:
-            return known.get(path) != path.stat().st_mtime_ns and b'"made": false' in path.read_bytes()
-        except OSError:
-            return False
-
-    def come() -> bool:
-        if time.monotonic() > last:
-            return True
-        try:
-            if kind == "saving":
-                return any(p.name.endswith(".tmp") or "checkpoint-tmp" in p.name for p in place.rglob("*tmp*"))
-            return kind == "stage" and any(begun(p) for p in place.rglob("manifests/**/*.json"))
-        except OSError:  # a folder went while it was listed
-            return False
-
-    return come
+            work()
+            code = 0
+        except SystemExit as ended:
+            code = ended.code if isinstance(ended.code, int) else 1
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(code)
 
 
-def killed(args: list[str], kind: str, out: Path, after: float, delay: float) -> bool:
-    """Start and kill; False where it came to its end before."""
-    process, come = start(args), moment(kind, out, after)
-    while process.poll() is None and not come():
-        time.sleep(0.002)
-    time.sleep(delay)
-    process.send_signal(signal.SIGKILL)
-    _, errors = process.communicate()
-    if process.returncode not in (0, -signal.SIGKILL):
-        raise SystemExit(f"{' '.join(args)}\n{errors.decode()[-3000:]}")
-    return process.returncode != 0
+def experiment(args: list[str]) -> Callable[[], object]:
+    module = MODULES[args[0]]
+    return lambda: attempt(module, args[1:])
 
 
-def finished(args: list[str]) -> float:
-    """Run to the end; how long it took."""
-    began = time.monotonic()
-    process = start(args)
-    _, errors = process.communicate()
-    if process.returncode:
-        raise SystemExit(f"{' '.join(args)}\n{errors.decode()[-3000:]}")
-    return time.monotonic() - began
+def state_of(out: Path) -> frozenset[tuple[str, int]]:
+    """Every file below a folder, and when it was written: between two states, something was."""
+    found = set()
+    for place in (out, out.with_name(f".{out.name}.unfinished")):  # the second is a merge's
+        for folder, _, names in os.walk(place):
+            for name in names:
+                with suppress(OSError):  # it went while it was listed
+                    found.add((f"{folder}/{name}", os.stat(f"{folder}/{name}").st_mtime_ns))
+    return frozenset(found)
+
+
+def due(kind: str, new: frozenset[tuple[str, int]]) -> bool:
+    """Whether files that were just written are a moment of that kind."""
+    if kind == "saving":
+        return any(".tmp/" in path or path.endswith(".tmp") or "checkpoint-tmp" in path for path, _ in new)
+    for path in (path for path, _ in new if kind == "stage" and "/manifests/" in path):
+        with suppress(OSError):
+            if b'"made": false' in Path(path).read_bytes():
+                return True
+    return False
+
+
+def watched(args: list[str], out: Path, kind: str = "", after: int = 0, delay: float = 0.0) -> tuple[bool, int]:
+    """Start an experiment and kill it at a moment of that kind, at the latest when its files have changed `after`
+    times, or let it run to its end where `after` is 0. Whether it was killed, and how often files have changed.
+    """
+    errors = out.with_name(f"{out.name}.stderr")
+    before, changes = state_of(out), 0
+    pid = start(experiment(args), errors)
+    while True:
+        ended, status = os.waitpid(pid, os.WNOHANG)
+        if ended:
+            break
+        now = state_of(out)
+        changes += now != before
+        if after and now != before and (changes >= after or due(kind, now - before)):
+            time.sleep(delay)
+            os.kill(pid, signal.SIGKILL)
+            _, status = os.waitpid(pid, 0)
+            break
+        before = now
+        time.sleep(0.005)
+    code = os.waitstatus_to_exitcode(status)
+    if code not in (0, -signal.SIGKILL):
+        raise SystemExit(f"{' '.join(args)}\n{errors.read_text()[-3000:]}")
+    return code != 0, changes
 
 
 def compared(whole: Path, other: Path) -> tuple[int, list[str]]:
@@ -126,7 +150,8 @@ def compared(whole: Path, other: Path) -> tuple[int, list[str]]:
         for path in root.rglob("*"):
             inner = path.relative_to(root)
             counts = path.suffix in COMPARED and not {"checkpoints", "manifests"} & set(inner.parts)
-            if counts and not (len(inner.parts) == 1 and path.name in NOT_COMPARED):
+            settings = path.name == "config.json" and path.parent == root and (root / "manifests").exists()
+            if counts and not settings:
                 out[inner.as_posix()] = path.read_bytes()
         return out
 
@@ -136,23 +161,22 @@ def compared(whole: Path, other: Path) -> tuple[int, list[str]]:
 
 def tried(name: str, out: Path, kills: int, rng: random.Random) -> dict[str, object]:
     """One experiment: its line of the table."""
-    data = out / "data"
-    seconds = finished(arguments(data, out / f"{name}-whole")[name])
-    done, ends, wrong, files, kinds = 0, 0, list[str](), 0, list[str]()
+    began, whole = time.monotonic(), out / f"{name}-whole"
+    _, changes = watched(arguments(out / "data", whole)[name], whole)
+    seconds = time.monotonic() - began
+    done, ends, files, wrong, kinds = 0, 0, 0, list[str](), list[str]()
     while done < kills:
         folder = out / f"{name}-{ends}"
-        args = arguments(data, folder)[name]
-        resume = [] if name == "merge" else ["--resume", "True"]
-        while done < kills:
-            kind = KINDS[done % len(KINDS)]
-            after, delay = seconds * rng.uniform(0.4, 0.95), rng.random() * 0.05
-            if not killed([*args, *resume], kind, folder, after, delay):
-                break
-            done += 1
-            kinds.append(kind)
-        else:
-            finished([*args, *resume])
-        files, differ = compared(out / f"{name}-whole", folder)
+        args = arguments(out / "data", folder)[name] + ([] if name == "merge" else ["--resume", "True"])
+        hit = True
+        while hit and done < kills:
+            kind, after = KINDS[done % len(KINDS)], rng.randint(1, max(1, changes // (kills - 1)))
+            hit, _ = watched(args, folder, kind, after, rng.random() * 0.05)
+            done += hit
+            kinds += [kind] * hit
+        if hit:
+            watched(args, folder)
+        files, differ = compared(whole, folder)
         wrong += differ
         ends += 1
     return {
@@ -171,7 +195,8 @@ def main() -> None:
     options = parser.parse_args()
     out = options.out.absolute()
     (out / "data").mkdir(parents=True)
-    prepare(out / "data")
+    if os.waitpid(start(lambda: prepare(out / "data"), out / "stderr"), 0)[1]:
+        raise SystemExit((out / "stderr").read_text())
     lines = []
     for name in options.only:
         lines.append(tried(name, out, options.kills, random.Random(f"{options.seed} {name}")))

@@ -45,13 +45,13 @@ def state(step: int) -> TrainState:
 def test_a_checkpoint_on_a_full_disk_is_one_line_and_the_run_goes_on(tmp_path, capfd, caplog):
     run = RunFolder(tmp_path, Console(quiet=True))
     first = Checkpoints(run)
-    with pytest.raises(DiskError, match=r"checkpoints: a checkpoint cannot be written: .*\. Raise the limit"):
-        with finishing(first):
-            save_state(first, state(1))
-            first.finish()
-            with small_disk(100_000):
-                save_state(first, state(2))
-                save_state(first, state(3))
+    wanted = r"checkpoints: a checkpoint cannot be written: .*\. Raise the limit"
+    with pytest.raises(DiskError, match=wanted), finishing(first):
+        save_state(first, state(1))
+        first.finish()
+        with small_disk(100_000):
+            save_state(first, state(2))
+            save_state(first, state(3))
     assert not list((tmp_path / "checkpoints").glob("*tmp*"))
     assert "Traceback" not in capfd.readouterr().err + caplog.text
     second = Checkpoints(run)
@@ -90,9 +90,9 @@ def rows(wanted: range) -> list[TeacherRow]:
 
 
 def test_a_teacher_store_on_a_full_disk_goes_on_at_its_missing_part(tmp_path):
-    with pytest.raises(DiskError, match=r"part-00000\.array_record: a part of a teacher store cannot be written: "):
-        with small_disk(50_000):
-            write_store(tmp_path / "store", IDENTITY, rows)
+    wanted = r"part-00000\.array_record: a part of a teacher store cannot be written: "
+    with pytest.raises(DiskError, match=wanted), small_disk(50_000):
+        write_store(tmp_path / "store", IDENTITY, rows)
     assert [p.name for p in (tmp_path / "store").iterdir()] == ["store.json"]
     (tmp_path / f"store/.part-00001.array_record.{'0' * 32}.tmp").write_text("killed")
     write_store(tmp_path / "store", IDENTITY, rows)
@@ -152,9 +152,10 @@ def test_parts_that_were_changed_or_changed_places_are_refused(tmp_path):
 
 
 def test_what_a_device_says_is_told_in_one_line():
-    with pytest.raises(DiskError, match=r"a.bin: a file cannot be written: the disk is full\. Free space"):
-        with writing("a file", "a.bin"), open("/dev/full", "wb", buffering=0) as out:
-            out.write(b"x")
+    wanted = r"a.bin: a file cannot be written: the disk is full\. Free space"
+    full = open("/dev/full", "wb", buffering=0)  # noqa: SIM115
+    with pytest.raises(DiskError, match=wanted), writing("a file", "a.bin"), full:
+        full.write(b"x")
     try:
         try:
             raise ValueError("UNKNOWN: Error writing; No space left on device [OS error 28]")

@@ -199,7 +199,7 @@ def test_a_finished_run_that_lost_its_model_is_not_finished(run):
 
 def test_a_run_of_an_older_version_is_told_to_start_anew(run):
     shutil.rmtree(run / "manifests")
-    with pytest.raises(InputError, match="was begun by an older version.*Start a new run in another folder"):
+    with pytest.raises(InputError, match=r"was begun by an older version.*Start a new run in another folder"):
         go(run, [])
 
 
