@@ -147,9 +147,7 @@ class Manifests:
             path.unlink(missing_ok=True)
         path.parent.mkdir(parents=True, exist_ok=True)
 
-    def seal(
-        self, name: str, *, of: Iterable[str] | None = None, records: int | None = None
-    ) -> None:
+    def seal(self, name: str, *, of: Iterable[str] | None = None, records: int | None = None) -> None:
         """Say that a thing is whole.
 
         Args:

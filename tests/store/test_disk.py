@@ -163,7 +163,9 @@ def test_what_a_device_says_is_told_in_one_line():
             raise RuntimeError("in a thread") from inner
     except RuntimeError as error:
         assert fault(error) == errno.ENOSPC and told(error) == "the disk is full. Free space or choose another --out."
-    assert told(ExceptionGroup("several", [KeyError(1), OSError(errno.EROFS, os.strerror(errno.EROFS), "a")])) is not None
+    assert (
+        told(ExceptionGroup("several", [KeyError(1), OSError(errno.EROFS, os.strerror(errno.EROFS), "a")])) is not None
+    )
     assert told(ValueError("the disk is round")) is None and told(InputError("x")) is None
     with pytest.raises(ZeroDivisionError), writing("a file", "a"):
         1 / 0  # noqa: B018
