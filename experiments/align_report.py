@@ -48,7 +48,7 @@ from fusion_jax.models.folder import tokenizer_of
 from fusion_jax.settings import run as run_experiment
 from fusion_jax.settings import to_json
 from fusion_jax.train.report import shares_figure
-from fusion_jax.train.run_folder import open_run
+from fusion_jax.train.run_folder import RunFolder, open_run
 from fusion_jax.zoo import model_path
 from fusion_jax.zoo.tasks import corpus
 
@@ -234,7 +234,13 @@ def main(s: Settings) -> None:
     check(s)
     pivot, source = side_of(s.pivot, "--pivot"), side_of(s.source, "--source")
     groups = read_groups(s.texts, s.max_texts)
-    run = open_run(s.out, to_json(s), resume=s.resume)
+    with open_run(s.out, to_json(s), resume=s.resume) as run:
+        write_report(s, run, pivot, source, groups)
+        run.finish()
+
+
+def write_report(s: Settings, run: RunFolder, pivot: Side, source: Side, groups: Groups) -> None:
+    """Measure both directions; report.md, its pictures, report.json."""
     parts, values = [], []
     for number, (ours, theirs) in enumerate([(pivot, source), (source, pivot)][: 1 + s.both]):
         title = f"{ours.name} \u2190 {theirs.name}"
@@ -250,7 +256,6 @@ def main(s: Settings) -> None:
     run.file("report.md").write_text(report + "\n", encoding="utf-8")
     write_json(run.file("report.json"), {"settings": to_json(s), "directions": values})
     run.log(f"report: {run.file('report.md')}")
-    run.finish()
 
 
 def as_json(found: Coverage, images: Mapping[str, Images]) -> dict[str, Any]:

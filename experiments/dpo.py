@@ -80,7 +80,13 @@ PRESETS = {
 
 def main(s: Settings) -> None:
     connect(s.hosts)
-    run = open_run(s.out, to_json(s), resume=s.resume)
+    with open_run(s.out, to_json(s), resume=s.resume) as run:
+        tune(s, run)
+        run.finish()
+
+
+def tune(s: Settings, run: RunFolder) -> None:
+    """Pairs, training on them, model and report."""
     folder = model_path(s.model, "--model")
     fits.check_training(s.train, "--train", folder)
     fits.check_length(folder, s.text.tokens.max_length, "--text.tokens.max-length")
@@ -96,10 +102,9 @@ def main(s: Settings) -> None:
         model, examples, pair_objective(s.loss), s.train, run, needs_reference=needs_reference(s.loss.loss),
         validation=validation, names=lambda i: rows[i].name,
     )  # fmt: skip
-    save(better, run.file("model"), overwrite=True)
+    run.made_once("model", lambda folder: save(better, folder))
     found = drops + counts + Counter({"pairs trained on": len(rows), "pairs held out": len(held_rows)})
     on_first(lambda: write_report(run, s.loss.loss, found))
-    run.finish()
 
 
 def write_report(run: RunFolder, loss: str, found: Counter[str]) -> None:

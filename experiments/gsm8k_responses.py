@@ -35,7 +35,7 @@ from fusion_jax.settings import run as run_experiment
 from fusion_jax.settings import to_json
 from fusion_jax.train.objectives import sft_objective
 from fusion_jax.train.optimise import TrainSettings, optimise
-from fusion_jax.train.run_folder import open_run
+from fusion_jax.train.run_folder import RunFolder, open_run
 from fusion_jax.train.state import OptimizerSettings
 from fusion_jax.zoo.tokenizers import train_tokenizer
 
@@ -56,12 +56,18 @@ class Settings:
 
 
 def main(s: Settings) -> None:
+    with open_run(s.out, to_json(s), resume=s.resume) as run:
+        make(s, run)
+        run.finish()
+
+
+def make(s: Settings, run: RunFolder) -> None:
+    """The responses, the test problems and the target."""
     solutions, lessons = load_records(s.solutions), load_records(s.train)
     responses, test = split(solutions, s.solutions)
     rows, _ = parse_rows(lessons, "sft", file=s.train)
     if len(rows) < 16:
         raise InputError(f"holds {len(rows)} lessons", file=s.train, cure="Give at least one batch of 16")
-    run = open_run(s.out, to_json(s), resume=s.resume)
     write_jsonl(run.file("responses.jsonl"), responses)
     write_jsonl(run.file("test.jsonl"), test)
     run.log(f"{len(responses)} responses, {len(test)} test problems")
@@ -80,8 +86,7 @@ def main(s: Settings) -> None:
         epochs=s.steps / (len(rows) // 16), remat="dots", checkpoint_every=100,
     )  # fmt: skip
     trained = optimise(target, examples, sft_objective(), settings, run.sub("sft"))
-    save(dataclasses.replace(trained, file_dtype="float32"), run.file("target"), overwrite=True)
-    run.finish()
+    run.made_once("target", lambda folder: save(dataclasses.replace(trained, file_dtype="float32"), folder))
 
 
 def split(solutions: list[Record], file: str) -> tuple[list[Record], list[Record]]:

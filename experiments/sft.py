@@ -67,7 +67,13 @@ PRESETS = {
 
 def main(s: Settings) -> None:
     connect(s.hosts)
-    run = open_run(s.out, to_json(s), resume=s.resume)
+    with open_run(s.out, to_json(s), resume=s.resume) as run:
+        tune(s, run)
+        run.finish()
+
+
+def tune(s: Settings, run: RunFolder) -> None:
+    """Fine-tune, save, report."""
     folder = model_path(s.model, "--model")
     fits.check_training(s.train, "--train", folder)
     fits.check_length(folder, s.text.tokens.max_length, "--text.tokens.max-length")
@@ -84,9 +90,8 @@ def main(s: Settings) -> None:
     better = optimise(
         model, examples, sft_objective(), s.train, run, names=lambda i: f"block {i}" if packed else rows[i].name
     )
-    save(better, run.file("model"), overwrite=True)
+    run.made_once("model", lambda folder: save(better, folder))
     on_first(lambda: write_report(run, {"records used": len(rows), **drops, **+counts}))
-    run.finish()
 
 
 def write_report(run: RunFolder, counts: dict[str, int]) -> None:

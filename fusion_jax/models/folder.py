@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +16,7 @@ from jax.sharding import Mesh
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from fusion_jax.errors import InputError, first_line
+from fusion_jax.files import replacing_folder
 from fusion_jax.hosts import barrier, first_host, on_first
 from fusion_jax.json_files import read_json
 from fusion_jax.models.config import DecoderConfig
@@ -238,18 +238,9 @@ def _check_free(folder: Path, overwrite: bool) -> None:
 
 
 def _write(model: Model, folder: Path, dtype: str, tensors: Sequence[PlannedTensor], shard_bytes: int) -> None:
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    try:
-        temporary.mkdir()
+    with replacing_folder(folder) as temporary:
         write_folder(temporary, tensors, shard_bytes=shard_bytes)
         _write_settings(model, temporary, dtype)
-        if folder.exists():
-            shutil.rmtree(folder)
-        os.replace(temporary, folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _planned(model: Model, dtype: np.dtype) -> Iterator[PlannedTensor]:

@@ -140,8 +140,11 @@ def test_test_prompts_that_are_trained_on_are_told(tmp_path):
 
 
 def test_a_wrong_path_leaves_the_folder_usable(tmp_path, monkeypatch, capsys, model):
-    """A run that made nothing, nested folders included, is started anew with the settings put right."""
+    """A run that made nothing leaves no folder; one that was killed before it made anything is started anew."""
     args = ["--model", str(model), "--out", str(tmp_path / "out"), "--train.batch-size", "4"]
+    fails(dpo, [*args, "--data", str(tmp_path / "none.jsonl")], capsys, "there is no such file")
+    assert not (tmp_path / "out").exists()
+    monkeypatch.setattr(run_folder, "remove_unused", lambda *killed: None)
     fails(dpo, [*args, "--data", str(tmp_path / "none.jsonl")], capsys, "there is no such file")
     (tmp_path / "out/stage").mkdir()
     (tmp_path / "out/stage/log.txt").write_text("begun")
