@@ -63,7 +63,7 @@ class Settings:
         bounded(self, "held_out", least=0, below=1)
 
 
-PAIR_TOKENS = TokeniseSettings(bos="if_missing")
+PAIR_TOKENS = TokeniseSettings(bos="if_missing", truncation="official")
 PRESETS = {
     "tiny": Settings(
         loss=PairSettings(beta=0.1),
@@ -92,7 +92,7 @@ def main(s: Settings) -> None:
         validation=validation, names=lambda i: rows[i].name,
     )  # fmt: skip
     save(better, run.file("model"), overwrite=True)
-    found = drops + counts + Counter({"pairs trained on": len(rows), "pairs held out": len(held_rows)})
+    found = drops + counts + Counter({"pairs trained on": len(examples), "pairs held out": len(validation)})
     on_first(lambda: write_report(run, s.loss.loss, found))
     run.finish()
 

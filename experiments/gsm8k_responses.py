@@ -71,7 +71,7 @@ def main(s: Settings) -> None:
         num_heads=6, num_kv_heads=6, head_dim=32, max_positions=512, tied_head=True, initializer_range=0.05,
     )  # fmt: skip
     target = Model(config, init_params(config, jax.random.key(s.seed)), tokenizer)
-    tokens = TokeniseSettings(max_length=256, max_prompt_length=128, eos="if_missing", truncation="fit")
+    tokens = TokeniseSettings(max_length=256, max_prompt_length=128, eos="if_missing")
     rows = [Row(str(i), ({"role": "user", "content": q},), (a,)) for i, (q, a) in enumerate(pairs)]
     if len(rows) < 16:
         raise InputError(f"holds {len(rows)} lessons", file=s.train, cure="Give at least one batch of 16")

@@ -58,7 +58,7 @@ def main(s: Settings) -> None:
     examples, counts = make_examples(rows, tokenizer, s.text)
     console = Console()
     for number, example in enumerate(examples):
-        name = f"block {number}" if s.text.packing != "none" else rows[number].name
+        name = f"block {number}" if s.text.packing != "none" else rows[example.index].name
         console.rule(f"{name}")
         for slot, ids, start, scored in zip(SLOTS[s.kind], example.rows, example.starts, example.scored):
             console.print(f"{slot}: {start} given, {scored} scored", style="bold", highlight=False)

@@ -58,7 +58,7 @@ PRESETS = {
         text=TextSettings(tokens=TokeniseSettings(max_length=128, max_prompt_length=96, eos="if_missing")), train=TINY
     ),
     "llama3-8b": Settings(
-        text=TextSettings(packing="official"),
+        text=TextSettings(packing="official", tokens=TokeniseSettings(truncation="official")),
         train=TrainSettings(optimizer=OptimizerSettings(learning_rate=7e-6), micro_batches=2),
     ),
 }
@@ -80,7 +80,7 @@ def main(s: Settings) -> None:
         model, examples, sft_objective(), s.train, run, names=lambda i: f"block {i}" if packed else rows[i].name
     )
     save(better, run.file("model"), overwrite=True)
-    on_first(lambda: write_report(run, {"records used": len(rows), **drops, **+counts}))
+    on_first(lambda: write_report(run, {"records used": counts["documents"] or len(examples), **drops, **+counts}))
     run.finish()
 
 

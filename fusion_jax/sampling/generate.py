@@ -9,8 +9,10 @@ from typing import Any
 
 import jax.numpy as jnp
 from jax.sharding import Mesh
+from transformers import PreTrainedTokenizerBase
 
-from fusion_jax.data.chat import generation_prompt, stop_token_ids
+from fusion_jax.data.chat import LostText, render_each, stop_token_ids
+from fusion_jax.data.clip import Clip
 from fusion_jax.errors import InputError
 from fusion_jax.models.folder import Model, check_folder, load
 from fusion_jax.sampling.ids import Completion, decoding_mesh, generate_ids
@@ -83,8 +85,7 @@ def generate(
         raise InputError(
             "the model has no tokenizer", field="tokenizer", cure="Add the tokenizer's files to its folder"
         )
-    texts = [generation_prompt(tokenizer, [{"role": "user", "content": p}]) for p in prompts] if chat else prompts
-    encoded = [tokenizer(t, add_special_tokens=not chat)["input_ids"] for t in texts]
+    encoded = _encoded(tokenizer, prompts, chat=chat, most=model.config.max_positions)
     completions = generate_ids(
         model.params, model.config, encoded, max_new_tokens=max_new_tokens,
         sampler=Sampler(temperature, top_p, top_k), seed=seed, num_samples=num_samples,
@@ -92,6 +93,27 @@ def generate(
         dtype=dtype or _dtype(model), progress=progress,
     )  # fmt: skip
     return [[tokenizer.decode(c.ids, skip_special_tokens=True) for c in row] for row in completions]
+
+
+def _encoded(
+    tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], *, chat: bool, most: int
+) -> list[list[int]]:
+    """Prompts as ids; one that `most` positions surely cannot hold is refused before it is tokenised."""
+    clip = Clip(tokenizer, most)
+    for number, prompt in enumerate(prompts, 1):
+        if clip.too_long(prompt):
+            raise InputError(
+                f"has {len(prompt)} characters, more than the model's {most} positions hold", record=number,
+                field="prompt", cure="Shorten it",
+            )  # fmt: skip
+    if not chat:
+        return [list(tokenizer(p)["input_ids"]) for p in prompts]
+    out = []
+    for text in render_each(tokenizer, [[{"role": "user", "content": p}] for p in prompts], header=True):
+        if isinstance(text, LostText):
+            raise text
+        out.append(list(tokenizer(text, add_special_tokens=False)["input_ids"]))
+    return out
 
 
 def _dtype(model: Model) -> Any:
