@@ -37,7 +37,11 @@ class ChatSettings:
 Error = TypeVar("Error", bound=InputError)
 
 
-class LostText(InputError):
+class Unfaithful(InputError):
+    """The rendered text does not hold what it renders."""
+
+
+class LostText(Unfaithful):
     """The template renders such a conversation, but changes what one of these messages says."""
 
 
@@ -80,8 +84,8 @@ def render_text(
 
     Raises:
       LostText: the template changes what one of these messages says.
-      InputError: the template refuses the roles, leaves out messages of a role, renders an answer twice, or has no
-        bounds.
+      Unfaithful: the template leaves out messages of a role, or renders an answer twice.
+      InputError: the template refuses the roles, or has no bounds.
     """
     variables = _variables(tokenizer, header, date, special)
     text = _applied(tokenizer, {**variables, "messages": [dict(m) for m in messages]})
@@ -194,7 +198,7 @@ def _check_places(
         problem = "the chat template changes the order of the messages"
     else:
         return
-    raise InputError(
+    raise Unfaithful(
         problem, file=tokenizer.name_or_path, field="chat_template",
         cure="Use a template that renders every message once (chat_template.jinja in the model folder)",
     )  # fmt: skip

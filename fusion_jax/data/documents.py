@@ -15,7 +15,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from fusion_jax.data.batches import Example
-from fusion_jax.data.chat import ChatSettings, in_record, render_text
+from fusion_jax.data.chat import ChatSettings, Unfaithful, in_record, render_text
 from fusion_jax.data.clip import Clip
 from fusion_jax.data.records import Row
 from fusion_jax.errors import InputError
@@ -73,6 +73,11 @@ def chat_documents(
     for row in rows:
         try:
             out.append(_chat_document(row, template, date=settings.date, special=special))
+        except Unfaithful as error:
+            problem = f"the template renders a turn differently when others follow, or changes its words ({error.problem})"
+            raise InputError(
+                problem, file=error.file, record=row.name, field=error.field, cure=error.cure
+            ) from None
         except InputError as error:
             raise in_record(error, row.name) from None
     return out
