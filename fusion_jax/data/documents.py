@@ -74,9 +74,9 @@ def chat_documents(
         try:
             out.append(_chat_document(row, template, date=settings.date, special=special))
         except Unfaithful as error:
-            problem = f"the template renders a turn differently when others follow, or changes its words ({error.problem})"
+            problem = "the template renders a turn differently when others follow, or changes its words"
             raise InputError(
-                problem, file=error.file, record=row.name, field=error.field, cure=error.cure
+                f"{problem} ({error.problem})", file=error.file, record=row.name, field=error.field, cure=error.cure
             ) from None
         except InputError as error:
             raise in_record(error, row.name) from None

@@ -24,7 +24,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 MEMORY = 1 << 28  # bytes of address space beside what the request itself needs
 PER_BYTE = 48  # bytes of address space for each byte of a request
-SECONDS = 2.0  # of processor time beside what the request itself needs
+SECONDS = 1.0  # of processor time beside what the request itself needs
 SECONDS_PER_BYTE = 2e-7
 
 

@@ -58,7 +58,7 @@ def number(text: str) -> Fraction | None:
 
 
 def final_number(text: str) -> Fraction | None:
-    """The final answer of a worked solution: the number that its last statement of an answer gives, else its last number.
+    """The final answer of a worked solution: the number that its last statement of an answer gives, else its last one.
 
     A statement is \\boxed{...}, a line "#### 36", or what follows "the answer is", "Answer:" or "A:". It may be worked
     out ("12 x 3 = 36"); one that names several numbers ("5 or 6") gives None.
@@ -104,8 +104,10 @@ def _statement(text: str, marker: re.Match[str]) -> str:
 def _unicode(text: str) -> str:
     """One kind of minus, digits and fraction for all of Unicode's."""
     text = re.sub("[\u2212\ufe63\uff0d]", "-", text)
-    text = re.sub("[\uff10-\uff19\uff0c\uff0e\uff05\uff04\uff1a\uff1d]", lambda m: unicodedata.normalize("NFKC", m[0]), text)
-    return re.sub("[\u00bc-\u00be\u2150-\u215e]", lambda m: f" {unicodedata.normalize('NFKC', m[0]).replace(chr(0x2044), '/')} ", text)  # noqa: E501  # fmt: skip
+    wide = "[\uff10-\uff19\uff0c\uff0e\uff05\uff04\uff1a\uff1d]"  # digits and signs
+    text = re.sub(wide, lambda m: unicodedata.normalize("NFKC", m[0]), text)
+    text = re.sub("[\u00bc-\u00be\u2150-\u215e]", lambda m: f" {unicodedata.normalize('NFKC', m[0])} ", text)
+    return text.replace("\u2044", "/")
 
 
 def _plain(text: str) -> str:
@@ -214,8 +216,8 @@ def _scaled(tokens: Sequence[_Token], at: int) -> tuple[Fraction | None, int]:
     if value is None or following == len(tokens):
         return value, following
     after = tokens[following]
-    mixed = after.kind == "number" and re.fullmatch(r"\d+/\d+", after.text) and re.fullmatch(r"-?[\d,]+", tokens[at].text)
-    if mixed and after.value is not None:
+    whole = after.kind == "number" and re.fullmatch(r"-?[\d,]+", tokens[at].text)
+    if whole and re.fullmatch(r"\d+/\d+", after.text) and after.value is not None:
         part = -after.value if tokens[at].text.startswith("-") else after.value
         return value + part, following + 1
     scale = _SCALES.get(after.text.lower())
