@@ -161,12 +161,11 @@ def _check_holds(
     try:
         pieces = _pieces(_template(tokenizer), roles, json.dumps(dict(variables)))
     except TemplateError:  # it renders these contents, but not any
-        pieces = ("",)
-    places = [int(i) for i in pieces[1::2]]
-    if len(pieces) > 1:
-        _check_places(tokenizer, roles, said, places)
-    if _is_filled(text, pieces, said):
-        return
+        pieces = ()
+    if pieces:
+        _check_places(tokenizer, roles, said, [int(i) for i in pieces[1::2]])
+        if _is_filled(text, pieces, said):
+            return
     at = 0
     for i, content in enumerate(said):
         core, earlier = content.strip(), roles[i] == "assistant" and i + 1 < len(roles)

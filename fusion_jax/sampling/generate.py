@@ -49,9 +49,9 @@ class SampleSettings:
         return Sampler(self.temperature, self.top_p, self.top_k)
 
 
-def load_to_sample(path: str | os.PathLike[str], tensor: int = 0) -> Model:
-    """A model laid out to generate, see `decoding_mesh`; of `load`, which names the errors."""
-    return load(path, mesh=decoding_mesh(check_folder(path), tensor))
+def load_to_sample(path: str | os.PathLike[str], tensor: int = 0, option: str = "mesh_tensor") -> Model:
+    """A model laid out to generate; see `decoding_mesh` and `load`, which name the errors."""
+    return load(path, mesh=decoding_mesh(check_folder(path), tensor, option))
 
 
 def generate(
@@ -85,7 +85,7 @@ def generate(
         raise InputError(
             "the model has no tokenizer", field="tokenizer", cure="Add the tokenizer's files to its folder"
         )
-    encoded = _encoded(tokenizer, prompts, chat=chat, most=model.config.max_positions)
+    encoded = encoded_prompts(tokenizer, prompts, chat=chat, most=model.config.max_positions)
     completions = generate_ids(
         model.params, model.config, encoded, max_new_tokens=max_new_tokens,
         sampler=Sampler(temperature, top_p, top_k), seed=seed, num_samples=num_samples,
@@ -95,13 +95,20 @@ def generate(
     return [[tokenizer.decode(c.ids, skip_special_tokens=True) for c in row] for row in completions]
 
 
-def _encoded(
-    tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], *, chat: bool, most: int
+def encoded_prompts(
+    tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], *, chat: bool = True, most: int | None = None
 ) -> list[list[int]]:
-    """Prompts as ids; one that `most` positions surely cannot hold is refused before it is tokenised."""
-    clip = Clip(tokenizer, most)
+    """The token ids that `generate` continues.
+
+    Args:
+      most: positions of the model; a prompt that they surely cannot hold is refused before it is tokenised.
+
+    Raises:
+      InputError: such a prompt; a chat template that changes a prompt.
+    """
+    clip = None if most is None else Clip(tokenizer, most)
     for number, prompt in enumerate(prompts, 1):
-        if clip.too_long(prompt):
+        if clip and clip.too_long(prompt):
             raise InputError(
                 f"has {len(prompt)} characters, more than the model's {most} positions hold", record=number,
                 field="prompt", cure="Shorten it",

@@ -92,6 +92,13 @@ def test_reasoning_of_earlier_answers_may_go_and_is_counted():
     assert counts[REASONING_CUT] == 1 and "sum" not in text and "yes" in text and len(examples) == 2
 
 
+def test_a_template_of_words_alone_is_refused():
+    tokenizer = speaking("")
+    tokenizer.chat_template = "{{ bos_token }}hello{{ eos_token }}"
+    with pytest.raises(InputError, match="leaves out the user's message 1 of 2"):
+        make_examples([row("4")], tokenizer, TextSettings())
+
+
 def test_prompts_for_sampling_hold_what_is_asked():
     tokenizer = speaking("{{ m.content }}")
     assert "2+2?" in generation_prompt(tokenizer, USER)
