@@ -125,7 +125,7 @@ def make_examples(
         counts[EMPTY_PROMPT] += any(not prompt for prompt in tokens.prompts)
         counts["no source response"] += row.responses.count(None)
         examples.append(example)
-    return examples, counts
+    return examples, +counts
 
 
 def _chats(
