@@ -111,5 +111,7 @@ def split(solutions: list[Record], file: str) -> tuple[list[Record], list[Record
     return responses, test
 
 
+PRESETS = {"tiny": Settings("", "")}
+
 if __name__ == "__main__":
-    run_experiment(Settings, main, presets={"tiny": Settings("", "")}, description=__doc__)
+    run_experiment(Settings, main, presets=PRESETS, description=__doc__)

@@ -31,7 +31,7 @@ from experiments.align_report import Map, Side, side_of
 from fusion_jax.align.coverage import align_texts
 from fusion_jax.align.matching import altered
 from fusion_jax.align.views import Pieces
-from fusion_jax.align.vocabulary import VocabMap, count_pairs, exact_map, mapping_statistics, mined_map
+from fusion_jax.align.vocabulary import VocabMap, Weight, count_pairs, exact_map, mapping_statistics, mined_map
 from fusion_jax.errors import InputError
 from fusion_jax.markdown import markdown_table
 from fusion_jax.settings import run as run_experiment
@@ -112,9 +112,9 @@ def made(kind: Map, pieces: Pieces, pivot: Side, source: Side, texts: Sequence[s
     """The map; the statistics with the published weight where strings are compared."""
     if kind != "statistics":
         return (mined_map if kind == "mined" else exact_map)(pivot.view, source.view, pieces)
-    sides = [(side.tokenizer, side.view) for side in (pivot, source)]
-    counts = count_pairs(align_texts(texts, *sides, "chat_v2", pieces=pieces), pivot.view, source.view)
-    weight = "code" if pieces == "raw" else "inverse"
+    ours, theirs = (pivot.tokenizer, pivot.view), (source.tokenizer, source.view)
+    counts = count_pairs(align_texts(texts, ours, theirs, "chat_v2", pieces=pieces), pivot.view, source.view)
+    weight: Weight = "code" if pieces == "raw" else "inverse"
     return mapping_statistics(counts, pivot.view, source.view, "chat_v2", weight, pieces)
 
 

@@ -186,16 +186,17 @@ def images_of(rules: Rules, occurrences: np.ndarray, most: int = 20) -> Images:
     source, pivot = rules.source, rules.pivot
     kinds = np.asarray([bool(piece) for piece in source.pieces])
     whole = max(int(occurrences.sum()), 1)
-    lost = rules.images < 0, rules.altered
-    types, tokens = ([float(x) for x in y] for y in (
-        (ids[kinds].mean() for ids in lost), (occurrences[ids].sum() / whole for ids in lost)
-    ))  # fmt: skip
-    ids = sorted(np.flatnonzero(rules.altered).tolist(), key=lambda i: (-occurrences[i], i))[:most]
+    none, astray = rules.images < 0, rules.altered
+    ids = sorted(np.flatnonzero(astray).tolist(), key=lambda i: (-occurrences[i], i))[:most]
     images = [int(rules.images[i]) for i in ids]
-    return Images(*types, *tokens, tuple(
-        AlteredPiece(i, source.pieces[i], int(occurrences[i]), image, pivot.pieces[image])
-        for i, image in zip(ids, images, strict=True)
-    ))  # fmt: skip
+    return Images(
+        unmapped_types=float(none[kinds].mean()), altered_types=float(astray[kinds].mean()),
+        unmapped=float(occurrences[none].sum() / whole), altered=float(occurrences[astray].sum() / whole),
+        examples=tuple(
+            AlteredPiece(i, source.pieces[i], int(occurrences[i]), image, pivot.pieces[image])
+            for i, image in zip(ids, images, strict=True)
+        ),
+    )  # fmt: skip
 
 
 def coverage(groups: Mapping[str, Iterable[AlignedText]], rules: Rules, *, worst: int = 20) -> Coverage:

@@ -74,6 +74,9 @@ def align_tokens(
 ) -> Alignment:
     """`align` on token strings: the source tokens of each target (pivot) token.
 
+    Strings are compared as they are: pieces of two notations, SentencePiece's and byte-level BPE's, are better aligned
+    by `align` with the tokenizers' views, which know what the pieces spell.
+
     Args:
       source_tokens, target_tokens: as a tokenizer writes them; chat_v2 was published for decoded tokens.
       source_mark, target_mark: what stands for a space in them, found in the strings where it is not given.

@@ -26,6 +26,7 @@ from fusion_jax.align.vocabulary import (
     mined_map,
 )
 from fusion_jax.errors import InputError
+from tests.align.test_properties import NAMES, side
 
 WORDS = ["the", " the", "on", "not", " ma", " me", "é", " é", "的", "，", "\n\n", "mé"]
 TEXT = "the mé\n\tnot é 的的，on the\n\nme 饕 the é\n"
@@ -171,6 +172,15 @@ def test_bytes_are_read_from_the_tokenizer():
     for tokenizer, view in ((byte_level(), byte), (sentencepiece(), piece)):
         ids = tokenizer(TEXT, add_special_tokens=False)["input_ids"]
         assert b"".join(view.piece_bytes[i] or b"" for i in ids).decode() == TEXT
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_pieces_of_a_text_spell_it(name):
+    """The zoo's tokenizers, byte-level and not; SentencePiece may begin a text with a space."""
+    tokenizer, view = side(name)
+    for text in ("Sort the letters: c, a, b", "add 12 and 30\nreverse  a b"):
+        spelled = [(view.piece_bytes or ())[i] for i in tokenizer(text, add_special_tokens=False)["input_ids"]]
+        assert b"".join(b or b"" for b in spelled).decode().removeprefix(" ") == text
 
 
 def test_other_notations():

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from experiments import cache_teacher, dpo, fusechat, fusellm, generate, sft, wrpo
+from experiments import cache_teacher, dpo, fusechat, fusellm, generate, gsm8k_responses, sft, wrpo
 from fusion_jax.data.jsonl import read_jsonl, write_jsonl
 from fusion_jax.errors import InputError
 from fusion_jax.models.folder import load, load_tokenizer, save
@@ -113,6 +113,22 @@ def test_a_stage_without_examples_says_why(rewards, texts, told, tmp_path, capsy
         args[args.index("--sft-share") + 1] = "0.5"
         args += ["--sft.batch-size", "1", "--out", str(tmp_path / "other")]
         fails(wrpo, args, capsys, "field '--sft': 0 examples are left to train on", "blank response 16")
+
+
+def test_solutions_that_are_refused_leave_no_run(tmp_path, capsys):
+    solution = {"is_correct": True, "solution": "A: 2"}
+    record = {"question": "1 + 1?", "ground_truth": "A: 2", **dict.fromkeys(gsm8k_responses.SOURCES, solution)}
+    lessons = [{"question": f"{i}?", "answer": "#### 2"} for i in range(16)]
+    for solutions, answers, told in [
+        ([record, record], lessons, "record 2, field 'question': repeats record 1"),
+        ([{**record, "6b_finetuning": ["A: 2"]}], lessons, "record 1, field '6b_finetuning': is missing or no object"),
+        ([{**record, "question": 7}], lessons, "record 1, field 'question': is int, not text"),
+        ([record], lessons[:3], "holds 3 lessons"), ([record], [{**lessons[0], "answer": 3}], "field 'answer'"),
+    ]:  # fmt: skip
+        args = ["--out", str(tmp_path / "run"), "--solutions", str(write(tmp_path / "s.jsonl", solutions))]
+        args += ["--train", str(write(tmp_path / "t.jsonl", answers))]
+        fails(gsm8k_responses, args, capsys, told)
+    assert not (tmp_path / "run").exists()
 
 
 def test_test_prompts_that_are_trained_on_are_told(tmp_path):

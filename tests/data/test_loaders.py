@@ -111,11 +111,11 @@ def test_columns_become_what_json_can_hold(tmp_path):
     assert found == [{"a": "2020-01-02T03:00:00", "b": 2.0, "c": [1, 2], "d": {"e": None}}]
     with pytest.raises(InputError, match="data, record 1, field 'a': holds bytes"):
         load_records(str(folder(tmp_path / "data", datasets.Dataset.from_dict({"a": [b"x"]}))))
-    pictures = datasets.Dataset.from_dict(
-        {"a": [{"bytes": b"x", "path": None}]}, features=datasets.Features(a=datasets.Image())
-    )
-    with pytest.raises(InputError, match="data, field 'a': holds images, but only text is read"):
-        load_records(str(folder(tmp_path / "data", pictures)))
+    picture = {"bytes": b"x", "path": None}
+    for value, kind in [(picture, datasets.Image()), ([picture], datasets.List(datasets.Image()))]:
+        pictures = datasets.Dataset.from_dict({"a": [value]}, features=datasets.Features(a=kind))
+        with pytest.raises(InputError, match="data, field 'a': holds images, but only text is read"):
+            load_records(str(folder(tmp_path / "data", pictures)))
 
 
 @pytest.mark.parametrize(
