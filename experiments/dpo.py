@@ -64,7 +64,7 @@ class Settings:
         bounded(self, "held_out", least=0, below=1)
 
 
-PAIR_TOKENS = TokeniseSettings(bos="if_missing")
+PAIR_TOKENS = TokeniseSettings(bos="if_missing", truncation="official")
 PRESETS = {
     "tiny": Settings(
         loss=PairSettings(beta=0.1),
@@ -103,7 +103,7 @@ def tune(s: Settings, run: RunFolder) -> None:
         validation=validation, names=lambda i: rows[i].name,
     )  # fmt: skip
     run.made_once("model", lambda folder: save(better, folder))
-    found = drops + counts + Counter({"pairs trained on": len(rows), "pairs held out": len(held_rows)})
+    found = drops + counts + Counter({"pairs trained on": len(examples), "pairs held out": len(validation)})
     on_first(lambda: write_report(run, s.loss.loss, found))
 
 

@@ -79,7 +79,7 @@ def make(s: Settings, run: RunFolder) -> None:
         num_heads=6, num_kv_heads=6, head_dim=32, max_positions=512, tied_head=True, initializer_range=0.05,
     )  # fmt: skip
     target = Model(config, init_params(config, jax.random.key(s.seed)), tokenizer)
-    tokens = TokeniseSettings(max_length=256, max_prompt_length=128, eos="if_missing", truncation="fit")
+    tokens = TokeniseSettings(max_length=256, max_prompt_length=128, eos="if_missing")
     examples, _ = make_examples(rows, tokenizer, TextSettings(tokens=tokens))
     settings = TrainSettings(
         optimizer=OptimizerSettings(learning_rate=1e-3), batch_size=16, micro_batches=1, seed=s.seed, log_every=20,

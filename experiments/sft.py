@@ -59,7 +59,7 @@ PRESETS = {
         text=TextSettings(tokens=TokeniseSettings(max_length=128, max_prompt_length=96, eos="if_missing")), train=TINY
     ),
     "llama3-8b": Settings(
-        text=TextSettings(packing="official"),
+        text=TextSettings(packing="official", tokens=TokeniseSettings(truncation="official")),
         train=TrainSettings(optimizer=OptimizerSettings(learning_rate=7e-6), micro_batches=2),
     ),
 }
@@ -91,7 +91,7 @@ def tune(s: Settings, run: RunFolder) -> None:
         model, examples, sft_objective(), s.train, run, names=lambda i: f"block {i}" if packed else rows[i].name
     )
     run.made_once("model", lambda folder: save(better, folder))
-    on_first(lambda: write_report(run, {"records used": len(rows), **drops, **+counts}))
+    on_first(lambda: write_report(run, {"records used": counts["documents"] or len(examples), **drops, **+counts}))
 
 
 def write_report(run: RunFolder, counts: dict[str, int]) -> None:

@@ -124,6 +124,7 @@ PRESETS = {
         dpo=PairSettings(beta=0.1),
     ),
     "llama3-8b": Settings(
+        text=TextSettings(tokens=TokeniseSettings(truncation="official")),
         sample=SampleSettings(),
         eval_new_tokens=1024,
         held_out=0.03,
@@ -388,7 +389,7 @@ def train_sft(
     """Stage 6: supervised fine-tuning on the best source responses of the first part."""
     rows, drops = parse_rows(records, "sft", file=s.sft_data or "sft.jsonl", on_bad=s.on_bad)
     examples, cut = make_examples(rows, target.tokenizer, s.text)
-    counts["sft"] = drops + cut + Counter({"used": len(rows)})
+    counts["sft"] = drops + cut + Counter({"used": cut["documents"] or len(examples)})
     stages.check_enough(run, counts, len(examples), s.sft, "--sft")
     settings = dataclasses.replace(s.sft, seed=s.seed)
     packed = s.text.packing != "none"
@@ -411,7 +412,7 @@ def train_preference(
     text = dataclasses.replace(s.text, packing="none")
     examples, cut = make_examples(rows, model.tokenizer, text)
     validation, _ = make_examples(held, model.tokenizer, text) if held else ([], None)
-    counts[stage] = cut + Counter({"used": len(rows), "held out": len(held)})
+    counts[stage] = cut + Counter({"used": len(examples), "held out": len(validation)})
     stages.check_enough(run, counts, len(examples), s.preference, "--preference")
     settings = dataclasses.replace(s.preference, seed=s.seed)
     if isinstance(loss, WrpoSettings):
