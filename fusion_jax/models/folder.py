@@ -72,7 +72,7 @@ def _opened(folder: Path) -> tuple[dict[str, Any], DecoderConfig, dict[str, Tens
     values = read_config(folder)
     file = folder / "config.json"
     config = config_from_hf(values, file)
-    entries, tied = with_head(open_folder(folder), config.tied_head and not config.num_labels)
+    entries, tied = with_head(open_folder(folder), config.tied_head)
     if tied != config.tied_head and not config.num_labels:
         values = values | {"tie_word_embeddings": tied}
         config = config_from_hf(values, file)

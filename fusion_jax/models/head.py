@@ -17,8 +17,8 @@ def with_head(
 ) -> tuple[dict[str, TensorEntry], bool]:
     """The tensors of a checkpoint with one head or none, and whether the head is the embedding; as in transformers 5.
 
-    Where config.json ties them: a stored head that equals the embedding is left out; one that differs stays, and nothing
-    is tied; a head without an embedding is the embedding, too.
+    Where config.json ties them: a stored head that equals the embedding is left out; one that differs stays, and
+    nothing is tied; a head without an embedding is the embedding, too.
 
     Args:
       tied: what config.json says. embedding, head: the names of the two.

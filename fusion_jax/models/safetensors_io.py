@@ -186,12 +186,16 @@ def _no_weights(folder: Path) -> InputError:
 
 @dataclass(frozen=True)
 class PlannedTensor:
-    """A tensor to write: its bytes are asked for only when its turn comes."""
+    """A tensor to write: its bytes are asked for only when its turn comes.
+
+    copied: whether it is a buffer, written as another checkpoint has it.
+    """
 
     name: str
     dtype: np.dtype
     shape: tuple[int, ...]
     value: Callable[[], np.ndarray]
+    copied: bool = False
 
     @property
     def nbytes(self) -> int:

@@ -71,10 +71,15 @@ def load_tokenizer(path: str | os.PathLike[str]) -> PreTrainedTokenizerBase | No
         return _checked(_read(AutoTokenizer, folder), folder)
     except InputError:
         raise
-    except BaseException as error:  # `tokenizers` panics with a class that is no Exception
-        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+    except BaseException as error:
+        if not broken_tokenizer(error):
             raise
         raise _unreadable(folder, error) from None
+
+
+def broken_tokenizer(error: BaseException) -> bool:
+    """Whether an error may tell of a tokenizer's file: `tokenizers` panics with a class that is no Exception."""
+    return isinstance(error, Exception) or type(error).__name__ == "PanicException"
 
 
 def _read(kind: Any, folder: Path) -> PreTrainedTokenizerBase:
@@ -137,7 +142,7 @@ def _checked(tokenizer: PreTrainedTokenizerBase, folder: Path) -> PreTrainedToke
 
 
 def read_settings(folder: Path) -> dict[str, Any]:
-    """tokenizer_config.json of a folder, empty where there is none; its fields and those of files beside it are checked.
+    """tokenizer_config.json of a folder, empty where there is none; it and the small files beside it are checked.
 
     Raises:
       InputError: a field of another type; names file and field.

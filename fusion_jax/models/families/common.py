@@ -98,23 +98,21 @@ def _rope_factor(scaling: Fields, kind: str, original: int | None, max_positions
 def with_both_forms(values: Mapping[str, Any]) -> dict[str, Any]:
     """A config.json of any family whose rotary settings stand in the forms of transformers 4 and 5, if they stand in
     one of them: a version that does not know the other one would take its defaults without a word."""
-    rope, out = values.get("rope_parameters"), dict(values)
-    if isinstance(rope, dict):
-        nested = any(isinstance(value, dict) for value in rope.values())
-        if nested or "rope_theta" not in rope:
-            return out
-        scaling = {key: value for key, value in rope.items() if key != "rope_theta"}
-        plain = scaling.get("rope_type", scaling.get("type", "default")) == "default"
-        out["rope_theta"], out["rope_scaling"] = rope["rope_theta"], None if plain else scaling
-        if "partial_rotary_factor" in rope:
-            out["partial_rotary_factor"] = rope["partial_rotary_factor"]
-        return out
-    scaling = values.get("rope_scaling")
-    if "rope_theta" in values and (scaling is None or isinstance(scaling, dict)):
-        own = {key: value for key, value in (scaling or {}).items() if key != "type"}
-        kind = (scaling or {}).get("rope_type", (scaling or {}).get("type", "default"))
-        out["rope_parameters"] = {"rope_theta": values["rope_theta"], **own, "rope_type": kind}
-    return out
+    scaling, rope = values.get("rope_scaling") or {}, values.get("rope_parameters")
+    if not isinstance(scaling, dict) or (rope is not None and not isinstance(rope, dict)):
+        return dict(values)
+    if scaling or not rope:  # as transformers 5 reads a file that has both
+        if "rope_theta" not in values:
+            return dict(values)
+        kind = scaling.get("rope_type", scaling.get("type", "default"))
+        new = {"rope_theta": values["rope_theta"], **scaling, "rope_type": kind}
+        return {**values, "rope_parameters": {key: value for key, value in new.items() if key != "type"}}
+    if "rope_theta" not in rope or any(isinstance(value, dict) for value in rope.values()):
+        return dict(values)
+    top = {key: rope[key] for key in ("rope_theta", "partial_rotary_factor") if key in rope}
+    old = {key: value for key, value in rope.items() if key not in top}
+    plain = old.keys() <= {"rope_type", "type"} and "default" in old.values()
+    return {**values, **top, "rope_scaling": None if plain or not old else old}
 
 
 def rope_to_hf(rope: RopeConfig) -> dict[str, Any]:
