@@ -244,7 +244,7 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path, given: Mapp
     kept = {key: value for key, value in given.items() if key not in ("chat_template", "auto_map", *written)}
     own = written.get("tokenizer_class")
     settings = {**kept, **written, "tokenizer_class": given.get("tokenizer_class") or own}
-    if isinstance(tokenizer, PreTrainedTokenizerFast):
+    if "added_tokens_decoder" in given:
         flags = ("content", "lstrip", "normalized", "rstrip", "single_word", "special")
         decoder = sorted(tokenizer.added_tokens_decoder.items())
         settings["added_tokens_decoder"] = {str(i): {f: getattr(t, f) for f in flags} for i, t in decoder}
