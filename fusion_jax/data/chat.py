@@ -17,9 +17,11 @@ from typing import Any, Literal, TypeVar
 
 from transformers import PreTrainedTokenizerBase
 
+from fusion_jax.arguments import listed
 from fusion_jax.data.templates import TemplateError, render_ahead, render_request, template_request
 from fusion_jax.errors import InputError, quoted
 
+_MESSAGES = "Give a list of messages, also for one: [{'role': 'user', 'content': ...}]"
 DATE = "26 Jul 2024"  # templates that print the day get a fixed one, so that a run can be repeated
 AT_ONCE = 64  # conversations that are rendered in one exchange with the process that renders
 REASONING_ENDS = ("</think>", "[/THINK]", "</seed:think>")  # templates leave out what precedes it in earlier answers
@@ -67,6 +69,12 @@ def _template(tokenizer: PreTrainedTokenizerBase) -> str:
     return template
 
 
+def _check_messages(messages: object) -> None:
+    for number, message in enumerate(listed(messages, "messages", "messages", _MESSAGES), 1):
+        if not isinstance(message, Mapping):
+            raise InputError(f"is {quoted(message)}, not a message", record=number, field="messages", cure=_MESSAGES)
+
+
 def render_text(
     tokenizer: PreTrainedTokenizerBase,
     messages: Sequence[Mapping[str, str]],
@@ -87,6 +95,7 @@ def render_text(
       Unfaithful: the template leaves out messages of a role, or renders an answer twice.
       InputError: the template refuses the roles, or has no bounds.
     """
+    _check_messages(messages)
     variables = _variables(tokenizer, header, date, special)
     text = _applied(tokenizer, {**variables, "messages": [dict(m) for m in messages]})
     _check_holds(tokenizer, text, messages, variables)

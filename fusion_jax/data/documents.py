@@ -14,10 +14,12 @@ from typing import NamedTuple
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from fusion_jax import arguments
 from fusion_jax.data.batches import Example
 from fusion_jax.data.chat import ChatSettings, Unfaithful, in_record, render_text
 from fusion_jax.data.clip import Clip
 from fusion_jax.data.records import Row
+from fusion_jax.display import brief
 from fusion_jax.errors import InputError
 
 Span = tuple[int, int]
@@ -37,6 +39,9 @@ class Document(NamedTuple):
     contents: tuple[Span, ...]
     eos: bool
 
+    def __repr__(self) -> str:
+        return brief(self)
+
 
 class TeacherText(NamedTuple):
     """A document in a model's tokens: ids int32[T]; offsets int32[T,2], their characters; scored bool[T], which tokens
@@ -49,7 +54,8 @@ class TeacherText(NamedTuple):
 
 def text_documents(texts: Sequence[str]) -> list[Document]:
     """Every character scored, EOS at the end (section 2.1, stage 2)."""
-    return [Document(str(i), text, ((0, len(text)),), ((0, len(text)),), True) for i, text in enumerate(texts, 1)]
+    known = enumerate(arguments.texts(texts, "texts"), 1)
+    return [Document(str(i), text, ((0, len(text)),), ((0, len(text)),), True) for i, text in known]
 
 
 def chat_documents(

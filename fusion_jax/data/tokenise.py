@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from fusion_jax.display import brief
 from fusion_jax.errors import InputError
 
 Encode = Callable[[str], list[int]]
@@ -38,6 +39,9 @@ class TokenisedRow:
     prompts: tuple[list[int], ...]
     responses: tuple[list[int], ...]
     cut: bool
+
+    def __repr__(self) -> str:
+        return brief(self)
 
 
 def split_ids(prompt: Sequence[int], joint: Sequence[int]) -> int:

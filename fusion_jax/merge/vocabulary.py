@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from tokenizers import Tokenizer
 
+from fusion_jax.display import brief
 from fusion_jax.errors import InputError, first_line
 from fusion_jax.files import regular_file
 from fusion_jax.json_files import CURE
@@ -37,6 +38,9 @@ class Vocabulary:
     ids: Mapping[str, int]
     added: frozenset[str] = frozenset()
     rows: int = 0
+
+    def __repr__(self) -> str:
+        return brief(self)
 
     @property
     def size(self) -> int:

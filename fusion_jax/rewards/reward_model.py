@@ -9,6 +9,7 @@ import numpy as np
 from jax.sharding import Mesh
 from transformers import PreTrainedTokenizerBase
 
+from fusion_jax.arguments import records
 from fusion_jax.data.batches import bucket_list
 from fusion_jax.data.chat import LostText, render_each
 from fusion_jax.data.clip import Clip
@@ -40,6 +41,7 @@ def score_responses(
         )  # fmt: skip
     if model.tokenizer is None:
         raise InputError("has no tokenizer", field="reward_model", cure="Add the tokenizer's files to its folder")
+    responses = records(responses, "responses")
     chats = _encoded(model.tokenizer, responses, model.config.max_positions)
     order = sorted(chats, key=lambda i: len(chats[i]))
     buckets = bucket_list(max(map(len, chats.values()), default=1))

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from transformers import PreTrainedTokenizerBase
 
+from fusion_jax.arguments import texts
 from fusion_jax.data.chat import LostText, render_each, stop_token_ids
 from fusion_jax.data.clip import Clip
 from fusion_jax.errors import InputError
@@ -78,7 +79,8 @@ def generate(
       dtype: of the computation; None: bfloat16, on a CPU float32 (or wider, if the parameters are).
 
     Raises:
-      InputError: the model has no tokenizer or, for chat, no template; see `generate_ids`.
+      InputError: a single text in place of the list of prompts; the model has no tokenizer or, for chat, no template;
+        see `generate_ids`.
     """
     tokenizer = model.tokenizer
     if tokenizer is None:
@@ -104,8 +106,9 @@ def encoded_prompts(
       most: positions of the model; a prompt that they surely cannot hold is refused before it is tokenised.
 
     Raises:
-      InputError: such a prompt; a chat template that changes a prompt.
+      InputError: such a prompt; a single text in place of the list; a chat template that changes a prompt.
     """
+    prompts = texts(prompts, "prompts")
     clip = None if most is None else Clip(tokenizer, most)
     for number, prompt in enumerate(prompts, 1):
         if clip and clip.too_long(prompt):
