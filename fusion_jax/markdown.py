@@ -6,15 +6,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 from matplotlib.figure import Figure
-
-matplotlib.use("agg")
 
 
 def save_figure(figure: Figure, path: Path) -> str:
     """Write a PNG and return the Markdown that shows it."""
-    figure.savefig(path, dpi=110, bbox_inches="tight")
+    figure.savefig(path, dpi=120, bbox_inches="tight")
     return f"![{path.stem}]({path.name})"
 
 

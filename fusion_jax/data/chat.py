@@ -20,11 +20,14 @@ DATE = "26 Jul 2024"  # templates that print the day get a fixed one, so that a 
 
 @dataclass(frozen=True)
 class ChatSettings:
-    """rule: see the module. header: whether the assistant's header is scored ("response") or given ("prompt")."""
+    """How messages become text; see the module for the rules."""
 
     rule: Literal["safe", "official"] = "safe"
+    """How the chat template is used: as it must be for each template, or as the published code does."""
     header: Literal["response", "prompt"] = "response"
+    """Whether the assistant's header is scored with the response or given with the prompt."""
     date: str = DATE
+    """The date that templates with a clock write."""
 
 
 def _template(tokenizer: PreTrainedTokenizerBase) -> str:

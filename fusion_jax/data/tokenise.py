@@ -7,26 +7,31 @@ from dataclasses import dataclass
 from typing import Literal
 
 from fusion_jax.errors import InputError
+from fusion_jax.settings import bounded
 
 Encode = Callable[[str], list[int]]
 
 
 @dataclass(frozen=True)
 class TokeniseSettings:
-    """Lengths in tokens.
-
-    eos: append EOS to every response, as WRPO does ("always"), or only where it is missing ("if_missing").
-    bos: "template" adds none; "if_missing" puts one before a prompt that lacks it (the pairwise trainers).
-    truncation: "official" cuts prompts to max_prompt_length and then every response to
-      max_length - max_prompt_length; "fit" cuts only what does not fit.
-    """
+    """Lengths in tokens, and special tokens."""
 
     max_length: int = 2048
+    """Longest example: prompt and response together."""
     max_prompt_length: int = 1800
-    truncation_mode: str = "keep_end"
+    """Longest prompt, where something has to be cut."""
+    truncation_mode: Literal["keep_end", "keep_start"] = "keep_end"
+    """Which end of a prompt that is too long is kept."""
     truncation: Literal["official", "fit"] = "official"
+    """Cut only what does not fit (fit); or prompts to max_prompt_length and then every response to max_length -
+    max_prompt_length, as the published code does (official)."""
     eos: Literal["always", "if_missing"] = "always"
+    """Append EOS to every response, as WRPO does, or only where it is missing."""
     bos: Literal["template", "if_missing"] = "template"
+    """Add no BOS to what the template writes, or put one before a prompt that lacks it (as pairwise trainers do)."""
+
+    def __post_init__(self) -> None:
+        bounded(self, "max_length", "max_prompt_length", least=1)
 
 
 @dataclass(frozen=True)

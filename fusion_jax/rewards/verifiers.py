@@ -6,8 +6,10 @@ import difflib
 import re
 from collections.abc import Callable
 from fractions import Fraction
+from typing import Annotated
 
 from fusion_jax.errors import InputError
+from fusion_jax.options import OneOf
 
 Verifier = Callable[[str, str], float]
 
@@ -93,6 +95,7 @@ VERIFIERS: dict[str, Verifier] = {
     "answer": answer,
     "graded": graded,
 }
+VerifierName = Annotated[str, OneOf(tuple(VERIFIERS))]
 
 
 def verifier(name: str, field: str = "verifier") -> Verifier:

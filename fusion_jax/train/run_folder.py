@@ -20,12 +20,14 @@ from rich.console import Console
 
 from fusion_jax.data.jsonl import read_jsonl, write_jsonl
 from fusion_jax.errors import InputError
+from fusion_jax.failures import doing
 from fusion_jax.files import write_json
 from fusion_jax.hosts import agreed, agreed_exists, first_host, on_first, seen
 from fusion_jax.json_files import RESTORE, read_json
 
 CONFIG, METRICS, FINISHED = "config.json", "metrics.jsonl", "finished.json"
 LOG, REPORT = "log.txt", "report.md"
+TIMES = "times.jsonl"  # {"stage", "seconds"}: a line for each part of a stage, added up by the report
 RESULTS = "results.json"  # {model: {measure: [a value of each seed]}}
 
 
@@ -61,6 +63,20 @@ class RunFolder:
             end = "\n" if done == of else "\r"
             self.console.print(f"  {what}: {done} of {of}", end=end, highlight=False, markup=False)
 
+    def clock(self, stage: str) -> Callable[[], None]:
+        """A function that, each time it is called, adds the time since the last call to what the stage took."""
+        last = time.monotonic()
+
+        def lap() -> None:
+            nonlocal last
+            now = time.monotonic()
+            if first_host():
+                with open(self.path / TIMES, "a", encoding="utf-8") as out:
+                    out.write(json.dumps({"stage": stage, "seconds": round(now - last, 3)}) + "\n")
+            last = now
+
+        return lap
+
     def stage(self, name: str, make: Callable[[], Iterable[dict[str, Any]]]) -> list[dict[str, Any]]:
         """The records of a stage: read from its file when it is there, else made and written whole."""
         path = self.file(name)
@@ -68,9 +84,11 @@ class RunFolder:
             found = read_jsonl(path)
             self.log(f"{name}: {len(found)} records, read")
             return found
-        started = time.monotonic()
-        records = list(make())
-        on_first(lambda: write_jsonl(path, records))
+        started, lap = time.monotonic(), self.clock(name)
+        with doing(f"making {name}"):
+            records = list(make())
+            on_first(lambda: write_jsonl(path, records))
+        lap()
         self.log(f"{name}: {len(records)} records, {time.monotonic() - started:.0f} s")
         return records
 

@@ -142,11 +142,11 @@ def test_generated_text_is_printed_as_it_is_and_its_folder_is_looked_for(tmp_pat
 
 
 def test_help_explains_the_options(capsys):
-    """The experiment's text, its settings' and those of nested settings."""
+    """The experiment's text, then a sentence for each of its settings and of nested ones."""
     with pytest.raises(SystemExit) as stopped:
-        run_experiment(fusellm.Settings, fusellm.main, presets=fusellm.PRESETS, description="Whole.", args=["--help"])
+        run_experiment(fusellm.Settings, fusellm.main, presets=fusellm.PRESETS, description="Whole.", args=["--help-all"])
     told = " ".join(capsys.readouterr().out.replace("│", " ").split())
-    assert stopped.value.code == 0 and told.index("Whole.") < told.index("practice, target_practice: problems that")
+    assert stopped.value.code == 0 and told.index("Whole.") < told.index("Problems that a zoo source, which knows only")
     assert "How a source's rows come to the pivot's positions" in told
 
 
