@@ -47,13 +47,13 @@ def tidy(axes: Axes, title: str = "", *, x: str = "", y: str = "", legend: bool 
 
 def hue(count: int) -> list[str]:
     """So many blues from light to dark; one alone is a middle one."""
-    at = np.linspace(0, 1, count) if count > 1 else np.array([0.6])
+    at = np.array([0.6]) if count == 1 else np.linspace(0, 1, count)
     return [matplotlib.colors.to_hex(_LIGHT + (_DARK - _LIGHT) * t) for t in at]
 
 
 def greys(count: int) -> list[str]:
     """So many greys from light to dark."""
-    return [matplotlib.colors.to_hex((g, g, g)) for g in (np.linspace(0.82, 0.5, count) if count > 1 else [0.7])]
+    return [matplotlib.colors.to_hex((g, g, g)) for g in ([0.7] if count == 1 else np.linspace(0.82, 0.5, count))]
 
 
 def smoothed(values: Sequence[float]) -> np.ndarray:

@@ -55,7 +55,7 @@ def test_wrpo_refuses_wrong_models_and_entries_that_do_not_go_together(tmp_path,
     file = str(write(tmp_path / "quads.jsonl", quads(2)))
     fails(wrpo, [*out, "--quadruples", file, "--responses", file], capsys, "--responses", "--quadruples skips")
     fails(wrpo, [*out, "--sft-data", file], capsys, "--sft-data", "belongs to --quadruples")
-    fails(wrpo, [*out, "--accuracy", "gsm"], capsys, "field 'accuracy'", "Did you mean 'gsm8k'")
+    fails(wrpo, [*out, "--accuracy", "gsm"], capsys, "field '--accuracy'", "Did you mean 'gsm8k'")
     assert not (tmp_path / "run").exists()
     fails(wrpo, [*out, "--quadruples", file], capsys, "field '--preference.batch-size'", "2 examples do not fill one")
 
