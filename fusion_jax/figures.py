@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 INK, PALE = "#333333", "#d9d9d9"
 EQUALS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000")  # Okabe and Ito 2008
 MARKS = ("o", "s", "^", "D", "v", "P", "X")
-_LIGHT, _DARK = np.array([0.62, 0.80, 0.93]), np.array([0.02, 0.16, 0.40])
+_LIGHT, _DARK = np.array([0.72, 0.85, 0.95]), np.array([0.07, 0.28, 0.58])
 
 
 def new_figure(rows: int = 1, columns: int = 1, *, size: tuple[float, float]) -> tuple[Figure, list[Axes]]:
@@ -39,6 +39,7 @@ def tidy(axes: Axes, title: str = "", *, x: str = "", y: str = "", legend: bool 
     axes.tick_params(labelsize=10, colors=INK, length=3)
     axes.grid(color=PALE, linewidth=0.6)
     axes.set_axisbelow(True)
+    axes.margins(x=0.02)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     if legend if legend is not None else len(axes.get_legend_handles_labels()[1]) > 1:

@@ -92,7 +92,7 @@ def _facts(ran: Ran, preset: str) -> dict[str, str]:
 def times(run: RunFolder) -> dict[str, float]:
     """Seconds of each stage, added up over all starts; stages in the order in which they began."""
     spent: dict[str, float] = {}
-    for path in sorted(run.path.rglob(TIMES), key=lambda p: len(p.parts)):
+    for path in sorted(run.path.rglob(TIMES), key=lambda p: (len(p.parts), p.stat().st_mtime_ns)):
         inside = path.parent.relative_to(run.path).as_posix()
         try:
             records = read_jsonl(path)

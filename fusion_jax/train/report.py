@@ -41,6 +41,7 @@ PANELS: dict[str, tuple[str, ...]] = {
     "share ranked rightly, source's response": ("rewards/source_accuracies",),
     "share ranked rightly, target's response": ("rewards/pivot_accuracies",),
 }
+SCHEDULES = ("lambda", "cur_alpha")
 
 
 def training_figure(stages: Mapping[str, Path]) -> Figure:
@@ -82,16 +83,17 @@ def _panels(
 
 
 def _draw(axes: Axes, stage: str, names: Sequence[str], records: Sequence[Mapping[str, Any]], colour: str) -> None:
-    for name in names:
-        found = [(r["step"], r[name]) for r in records if name in r]
-        if found:
-            steps, values = zip(*found)
-            training_curve(axes, steps, values, colour, stage)
-        held = [r for r in records if f"eval_{name}" in r]
-        if held:
-            means = [r[f"eval_{name}"] for r in held]
-            low, high = zip(*(_interval(r, name) for r in held))
-            measured_curve(axes, [r["step"] for r in held], means, low, high, colour, f"{stage}, held out")
+    """The first of the metrics that the stage logged, and its held-out values; schedules have none."""
+    name = next((n for n in names if any(n in r for r in records)), "")
+    found = [(r["step"], r[name]) for r in records if name in r]
+    if found:
+        steps, values = zip(*found)
+        training_curve(axes, steps, values, colour, stage)
+    held = [r for r in records if f"eval_{name}" in r and name not in SCHEDULES]
+    if held:
+        means = [r[f"eval_{name}"] for r in held]
+        low, high = zip(*(_interval(r, name) for r in held))
+        measured_curve(axes, [r["step"] for r in held], means, low, high, colour, f"{stage}, held out")
 
 
 def _interval(record: Mapping[str, Any], name: str) -> tuple[float, float]:
@@ -126,13 +128,13 @@ def accuracy_figure(rows: Sequence[Mapping[str, Any]], sources: Sequence[str] = 
         above = [max(r["high"] - r["accuracy"], 0.0) for _, r in shown]
         axes.bar(
             [at for at, _ in shown], heights, width * 0.94, yerr=[below, above], color=colour, label=model,
-            error_kw={"linewidth": 0.8, "ecolor": "#555555"},
+            error_kw={"linewidth": 0.8, "ecolor": "black"},
         )  # fmt: skip
     tidy(axes, y="share of right answers", legend=False)
     axes.grid(visible=False, axis="x")
     axes.set_xticks(range(len(skills)), skills)
     axes.set_ylim(0, 1.02)
-    figure.legend(fontsize=10, ncols=min(len(models), 6), frameon=False, loc="outside upper center")
+    figure.legend(fontsize=10, ncols=min(len(models), 8), frameon=False, loc="outside upper center")
     return figure
 
 
