@@ -54,7 +54,7 @@ from fusion_jax.options import File, Folder, ModelPath, Models
 from fusion_jax.plan.command import run as run_experiment
 from fusion_jax.plan.runs import Ask, Planned, teacher
 from fusion_jax.settings import bounded
-from fusion_jax.train.optimise import TrainSettings, compute_for
+from fusion_jax.train.optimise import TrainSettings, compute_to_read
 from fusion_jax.train.teachers import store_identity, teacher_rows
 from fusion_jax.zoo import model_path
 
@@ -81,7 +81,7 @@ class Settings:
     windows_for: Models = ()
     """Models whose tokenizers shall not need more than max_length tokens for a window either."""
     batch_size: int = 8
-    """Texts at once, on a host with mesh local, on all hosts with global."""
+    """Texts at once, on a host with mesh local, on all hosts with global; more where the devices need it."""
     part_size: int = StoreIdentity.part_size
     """Texts of a file, which a kill loses and hosts share out; a store keeps the size that it was begun with."""
     verify: int = 16
@@ -103,7 +103,7 @@ def main(s: Settings) -> None:
     together = s.mesh == "global"
     host = join(s.hosts, connected=together)
     devices = jax.devices() if together else jax.local_devices()
-    compute = compute_for(TrainSettings(batch_size=s.batch_size, micro_batches=1), devices)
+    compute = compute_to_read(TrainSettings(), devices)
     named = [("--model", s.model), *(("--windows-for", name) for name in s.windows_for)]
     tokenizers = [tokenizer_of(model_path(name, option), option) for option, name in named]
     model = load(model_path(s.model), mesh=compute.mesh)

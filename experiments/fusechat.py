@@ -49,6 +49,7 @@ from fusion_jax.options import File, Folder, ModelPath, Models
 from fusion_jax.plan.command import run as run_experiment
 from fusion_jax.plan.runs import Ask, Planned, merging, teacher, training
 from fusion_jax.settings import bounded, seeded, to_json
+from fusion_jax.train import fits
 from fusion_jax.train.fusion import fused_examples, fusion_rows
 from fusion_jax.train.objectives import FusionSettings
 from fusion_jax.train.opinions import AlignSettings, Reading, own_opinions, read_documents, source_opinions
@@ -145,7 +146,7 @@ class Settings:
 
 
 LARGE = Settings(
-    align=AlignSettings(workers=8),
+    align=AlignSettings(ms_weight="code", pieces="raw", workers=8),
     train=TrainSettings(
         optimizer=OptimizerSettings(learning_rate=5e-6, warmup_ratio=0.03), epochs=3.0, micro_batches=4
     ),
@@ -175,6 +176,7 @@ def main(s: Settings) -> None:
         read_recipe(recipe_of(s, method, [Path("a"), Path("b")], Path("pivot")), METHODS)  # its numbers are in range
     check_models("pivot", s.pivot)
     check_models("sources", *s.sources)
+    fits.check_training(s.train, "--train", *map(model_path, (s.pivot, *s.sources)))
     run = open_run(s.out, to_json(s), resume=s.resume)
     over_seeds(run, "FuseChat", Ran(__file__, s, PRESETS), s.seed, s.seeds, lambda seed, folder: fuse(
         replace(s, seed=seed, seeds=1), folder
@@ -197,6 +199,11 @@ def fuse(s: Settings, run: RunFolder) -> dict[str, dict[str, float]]:
     counts += Counter({f"held out: {what}": n for what, n in held_counts.items()})
     pivot_name = model_name(s.pivot)
     check_enough(run, {"chats": counts}, len(documents[pivot_name]), train, "--train")
+
+    if limit < s.max_length:
+        run.log(f"chats have {limit} tokens at most instead of {s.max_length}: a model reads no more")
+    for folder in folders.values():
+        fits.check_prompts(folder, test, s.eval_new_tokens, "--eval-new-tokens")
 
     def measure(name: str, model: Model, reader: str = pivot_name) -> dict[str, float]:
         answers = held.get(reader, [])
@@ -334,7 +341,9 @@ def plans(s: Settings, ask: Ask) -> list[Planned]:
     """What `--plan` compiles: the pivot as a teacher (sources: experiments/cache_teacher.py --plan), a pairwise target,
     and the merge."""
     return [
-        *teacher("reading the pivot", s.pivot, s.teacher_batch, s.max_length, s.k, ask, option="--pivot"),
+        *teacher(
+            "reading the pivot", s.pivot, s.teacher_batch, s.max_length, s.k, ask, option="--pivot", train=s.train
+        ),
         *training("pairwise fusion", s.pivot, "fusion", s.train, s.max_length, ask, option="--pivot", k=s.k),
         *(one for name in s.merges for one in merging(name, len(s.sources), s.pivot, ask)),
     ]

@@ -24,6 +24,7 @@ from experiments import wrpo
 from fusion_jax.data.examples import TextSettings, make_examples
 from fusion_jax.data.loaders import load_records
 from fusion_jax.data.records import parse_rows
+from fusion_jax.errors import InputError
 from fusion_jax.models.folder import tokenizer_of
 from fusion_jax.options import File, ModelPath
 from fusion_jax.settings import bounded
@@ -51,7 +52,7 @@ class Settings:
     kind: Literal["quad", "pair", "sft"] = "quad"
     """What a record is: a quadruple, a pair, or one for SFT."""
     start: int = 0
-    """Records that are passed over."""
+    """Usable records that are passed over."""
     count: int = 3
     """Records that are shown."""
     text: TextSettings = TextSettings()
@@ -67,11 +68,13 @@ PRESETS = {name: Settings(text=preset.text) for name, preset in wrpo.PRESETS.ite
 def main(s: Settings) -> None:
     tokenizer = tokenizer_of(model_path(s.model, "--model"), "--model")
     rows, drops = parse_rows(load_records(s.data) if s.data else [EXAMPLE], s.kind, file=s.data or None)
+    if s.start >= len(rows):
+        raise InputError(f"{s.start} is out of range", field="--start", cure=f"There are {len(rows)} usable records")
     rows = rows[s.start : s.start + s.count]
     examples, counts = make_examples(rows, tokenizer, s.text)
     console = Console()
     for number, example in enumerate(examples):
-        name = f"block {number}" if s.text.packing != "none" else rows[number].name
+        name = f"block {number}" if s.text.packing != "none" else rows[example.index].name
         console.rule(f"{name}")
         for slot, ids, start, scored in zip(SLOTS[s.kind], example.rows, example.starts, example.scored):
             console.print(f"{slot}: {start} given, {scored} scored", style="bold", highlight=False)

@@ -28,6 +28,7 @@ from fusion_jax.options import File, Folder, ModelPath
 from fusion_jax.plan.command import run as run_experiment
 from fusion_jax.plan.runs import Ask, Planned, training
 from fusion_jax.settings import to_json
+from fusion_jax.train import fits, stages
 from fusion_jax.train.objectives import sft_objective
 from fusion_jax.train.optimise import TrainSettings, compute_for, optimise
 from fusion_jax.train.provenance import Ran, loss_sentence
@@ -81,7 +82,10 @@ PRESETS = {
 def main(s: Settings) -> None:
     connect(s.hosts)
     run = open_run(s.out, to_json(s), resume=s.resume)
-    model = load(model_path(s.model, "--model"), mesh=compute_for(s.train).mesh)
+    folder = model_path(s.model, "--model")
+    fits.check_training(s.train, "--train", folder)
+    fits.check_length(folder, s.text.tokens.max_length, "--text.tokens.max-length")
+    model = load(folder, mesh=compute_for(s.train).mesh)
     if s.data:
         records = load_records(s.data)
     else:
@@ -89,6 +93,7 @@ def main(s: Settings) -> None:
         records = [{"prompt": r["prompt"], "response": r["answer"], "prompt_id": r["prompt_id"]} for r in drawn]
     rows, drops = parse_rows(records, "sft", file=s.data or None, on_bad=s.on_bad)
     examples, counts = make_examples(rows, model.tokenizer, s.text)
+    stages.check_enough(run, {"records": drops + counts}, len(examples), s.train, "--train")
     packed = s.text.packing != "none"
     better = optimise(
         model, examples, sft_objective(), s.train, run, names=lambda i: f"block {i}" if packed else rows[i].name

@@ -47,7 +47,7 @@ from fusion_jax.rewards.verifiers import VerifierName, verifier
 from fusion_jax.sampling.generate import SampleSettings, load_to_sample
 from fusion_jax.sampling.responses import sample_responses
 from fusion_jax.settings import bounded, seeded, to_json
-from fusion_jax.train import stages
+from fusion_jax.train import fits, stages
 from fusion_jax.train.objectives import (
     PairSettings,
     WrpoSettings,
@@ -194,6 +194,31 @@ def check(s: Settings) -> None:
         stages.check_models("--sources", *s.sources)
     if s.reward_model:
         stages.check_models("--reward-model", s.reward_model, labels=1)
+    check_devices(s)
+
+
+def check_devices(s: Settings) -> None:
+    """Refuse meshes, heads and lengths that a later stage would refuse."""
+    target = model_path(s.target)
+    fits.check_length(target, s.text.tokens.max_length, "--text.tokens.max-length")
+    fits.check_training(s.preference, "--preference", target)
+    if s.sft_data or (s.sft_share and not s.quadruples):
+        fits.check_training(s.sft, "--sft", target)
+    sampled = () if s.quadruples else (*(() if s.responses else s.sources), *((s.target,) * (s.pairs == "target")))
+    fits.check_sampling(s.sample.mesh_tensor, "--sample.mesh-tensor", *map(model_path, sampled))
+
+
+def check_room(s: Settings, prompts: Sequence[Record], test: Sequence[Record]) -> None:
+    """Refuse prompts that leave one of the models no room for an answer."""
+    own = () if s.pairs == "sources" else split_indices(len(prompts), s.sft_share, s.seed)[1]
+    models = [model_path(m) for m in (() if s.responses or s.quadruples else s.sources)]
+    asked = [(model_path(s.target), [prompts[i] for i in own]), *((m, prompts) for m in models)]
+    for folder, some in asked:
+        fits.check_prompts(folder, some, s.sample.max_new_tokens, "--sample.max-new-tokens")
+        fits.check_prompts(folder, test, s.eval_new_tokens, "--eval-new-tokens")
+    if s.reward_model:
+        answered = prompts if models else asked[0][1]
+        fits.check_judged(model_path(s.reward_model), answered, s.sample.max_new_tokens, "--sample.max-new-tokens")
 
 
 def fuse(s: Settings, run: RunFolder) -> list[dict[str, Any]]:
@@ -203,6 +228,8 @@ def fuse(s: Settings, run: RunFolder) -> list[dict[str, Any]]:
     given = parse_responses(load_records(s.responses), file=s.responses) if s.responses else []
     quads, sft_records = ready_records(s, run)
     prompts = [] if s.quadruples else train_prompts(s, run, given)
+    check_room(s, prompts, test)
+    note_shared(run, test, [p["prompt"] for p in prompts], counts)
     start, prefix = load(model_path(s.target), mesh=compute_for(s.preference).mesh), ""
     accuracy = judge(s, run, "Target", start, test)
     source_wins: dict[str, float] = {}
@@ -218,6 +245,8 @@ def fuse(s: Settings, run: RunFolder) -> list[dict[str, Any]]:
             "sft.jsonl", lambda: [best[p] for i in sft_part if (p := prompts[i]["prompt_id"]) in best]
         )
 
+        if len(sft_part) and not sft_records:
+            stages.check_enough(run, counts, 0, s.sft, "--sft")
     if sft_records:
         start, prefix = train_sft(s, run, start, sft_records, counts), "SFT-"
         accuracy += judge(s, run, "SFT", start, test)
@@ -227,6 +256,8 @@ def fuse(s: Settings, run: RunFolder) -> list[dict[str, Any]]:
 
     rows, drops = parse_rows(quads, "quad", file=s.quadruples or "quadruples.jsonl", on_bad=s.on_bad)
     counts["quadruples"] = drops + Counter({"used": len(rows)})
+    if s.quadruples:
+        note_shared(run, test, [r.messages[-1]["content"] for r in rows], counts)
     held, train = split_indices(len(rows), s.held_out, s.seed)
     train_rows, held_rows = [rows[i] for i in train], [rows[i] for i in held]
     if s.baseline:
@@ -321,6 +352,14 @@ def test_prompts(s: Settings, run: RunFolder) -> list[Record]:
     return mixture(dict.fromkeys(SKILLS, s.test_per_skill), split="test", seed=s.seed)
 
 
+def note_shared(run: RunFolder, test: Sequence[Record], learnt: Sequence[str], counts: dict[str, Counter[str]]) -> None:
+    """Say how many test prompts are trained on as well: the accuracy on them is not that on unseen prompts."""
+    shared = len({p["prompt"] for p in test} & set(learnt))
+    if shared:
+        counts["test prompts"] = Counter({"also trained on": shared})
+        run.log(f"note: {shared} of {len(test)} test prompts are trained on, too: they are not unseen")
+
+
 def source_responses(
     s: Settings,
     run: RunFolder,
@@ -331,14 +370,14 @@ def source_responses(
 ) -> tuple[list[Record], list[dict[str, Any]]]:
     """Stages 2 and 3: every source's responses with rewards, and the sources' accuracy."""
     if given:
-        carried = select.carry(prompts, given, drops)
+        carried = select.carry(prompts, given, drops, file=s.responses)
         return run.stage("responses.jsonl", lambda: rewarded(s, carried)), []
     out: list[Record] = []
     accuracy: list[dict[str, Any]] = []
     run.sub("responses")
     for source in s.sources:
         name = stages.model_name(source)
-        model = load_to_sample(model_path(source), s.sample.mesh_tensor)
+        model = load_to_sample(model_path(source), s.sample.mesh_tensor, "--sample.mesh-tensor")
         out += run.stage(f"responses/{name}.jsonl", lambda m=model, n=name: rewarded(s, sampled(s, run, m, n, prompts)))  # type: ignore[misc]
         accuracy += judge(s, run, name, model, test)
     return out, accuracy
@@ -400,6 +439,7 @@ def train_preference(
     examples, cut = make_examples(rows, model.tokenizer, text)
     validation, _ = make_examples(held, model.tokenizer, text) if held else ([], None)
     counts[stage] = cut + Counter({"used": len(rows), "held out": len(held)})
+    stages.check_enough(run, counts, len(examples), s.preference, "--preference")
     settings = dataclasses.replace(s.preference, seed=s.seed)
     if isinstance(loss, WrpoSettings):
         objective = wrpo_objective(loss, step_count(len(examples), settings))
@@ -456,8 +496,13 @@ def plans(s: Settings, ask: Ask) -> list[Planned]:
     learnt = dataclasses.replace(ask, rows=rest - round(rest * s.held_out))
     taught = ask if s.sft_data else dataclasses.replace(ask, rows=first)
     return [
-        *training(s.wrpo.loss, s.target, "wrpo", s.preference, length, learnt, reference=reference, start=start),
-        *(training("SFT", s.target, "sft", s.sft, length, taught, packing=s.text.packing) if trains_sft else ()),
+        *training(
+            s.wrpo.loss, s.target, "wrpo", s.preference, length, learnt, reference=reference, start=start,
+            settings="--preference",
+        ),
+        *(training(
+            "SFT", s.target, "sft", s.sft, length, taught, packing=s.text.packing, settings="--sft"
+        ) if trains_sft else ()),
         *(() if s.quadruples else generation(
             "sampling the target", s.target, s.sample, dataclasses.replace(ask, rows=rest), kept=start
         )),

@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 INK, PALE = "#333333", "#d9d9d9"
 EQUALS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000")  # Okabe and Ito 2008
 MARKS = ("o", "s", "^", "D", "v", "P", "X")
-_LIGHT, _DARK = np.array([0.72, 0.85, 0.95]), np.array([0.07, 0.28, 0.58])
+_LIGHT, _DARK = np.array([0.64, 0.80, 0.93]), np.array([0.07, 0.28, 0.58])
 
 
 def new_figure(rows: int = 1, columns: int = 1, *, size: tuple[float, float]) -> tuple[Figure, list[Axes]]:

@@ -19,11 +19,12 @@ NODES = 100_000  # values, with aliases written out
 DEEPEST = 50
 
 
-def read_yaml(path: Path, kind: str) -> Any:
+def read_yaml(path: Path, kind: str, *, several: str | None = None) -> Any:
     """The values of a YAML file.
 
     Args:
       kind: what such a file is called in messages, for instance "recipe".
+      several: what to do with several documents in one file.
 
     Raises:
       InputError: no such file, no regular file, not UTF-8, broken YAML (with its line), a key twice, several documents,
@@ -36,17 +37,17 @@ def read_yaml(path: Path, kind: str) -> Any:
         text = file.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError:
         raise InputError("is not UTF-8 text", file=path, cure=f"Give a {kind} in YAML") from None
-    return parse_yaml(text, kind, file=path)
+    return parse_yaml(text, kind, file=path, several=several)
 
 
-def parse_yaml(text: str, kind: str, *, file: Path | None = None) -> Any:
+def parse_yaml(text: str, kind: str, *, file: Path | None = None, several: str | None = None) -> Any:
     """The values of a YAML text; see `read_yaml`."""
     try:
         loader = yaml.SafeLoader(text)
         node = loader.get_node() if loader.check_node() else None
         if loader.check_node():
             problem = "holds several YAML documents (split by ---), one is read"
-            raise InputError(problem, file=file, cure=f"Put each document into a {kind} of its own")
+            raise InputError(problem, file=file, cure=several or f"Put each document into a {kind} of its own")
         if node is None:
             return None
         _check(node, kind, file)

@@ -6,6 +6,7 @@ import dataclasses
 import importlib
 import importlib.util
 import itertools
+import math
 import re
 import sys
 from collections.abc import Iterator, Mapping
@@ -20,6 +21,7 @@ from fusion_jax.settings import parse, to_json
 from fusion_jax.yaml_files import read_yaml
 
 EXPERIMENTS = Path(__file__).resolve().parents[1]
+MOST_CELLS = 1000
 FIELDS = ("about", "experiment", "options", "grid", "cells", "models", "published")
 OWN = ("out", "resume", "seed", "seeds", "train.seed")  # what the sweep itself gives every run
 
@@ -150,8 +152,19 @@ def _options(raw: Any, place: Place, known: set[str]) -> dict[str, Any]:
             raise (place / str(key)).error("is no setting of the experiment", nearest(name, known | {"preset"}))
         if not all(isinstance(v, bool | int | float | str) for v in (value if isinstance(value, list) else [value])):
             raise (place / str(key)).error(f"must be a value or a list of values, not {shown(value)}", "Write one")
+        for text in _texts(value):
+            if text.startswith("-") and not _is_number(text):
+                raise (place / str(key)).error(f"{shown(text)} would be read as an option", "Leave out the -")
         out[name] = value
     return out
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _grid(raw: Any, place: Place, known: set[str]) -> dict[str, dict[str, Any]]:
@@ -160,6 +173,9 @@ def _grid(raw: Any, place: Place, known: set[str]) -> dict[str, dict[str, Any]]:
     for key, several in mapping(raw, None, place).items():
         each = [_options({key: value}, place, known) for value in sequence(several, place / str(key))]
         values[next(iter(each[0]))] = [next(iter(one.values())) for one in each]
+    count = math.prod(map(len, values.values()))
+    if count > MOST_CELLS:
+        raise place.error(f"asks for {count} cells, {MOST_CELLS} at most are run", "Give fewer values")
     last = [key.rpartition(".")[2] for key in values]
     short = dict(zip(values, last if len(set(last)) == len(last) else values))
     out: dict[str, dict[str, Any]] = {}

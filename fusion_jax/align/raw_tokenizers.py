@@ -18,7 +18,7 @@ from typing import Any
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from fusion_jax.align.views import MARKS
+from fusion_jax.align.spelling import SENTENCEPIECE_MARK, byte_letters
 from fusion_jax.errors import InputError
 
 SUFFIXES = (".model", ".tiktoken")
@@ -139,7 +139,7 @@ def _varint(message: bytes, at: int) -> tuple[int, int]:
 
 
 def _from_sentencepiece(model: _SentencePiece) -> PreTrainedTokenizerFast:
-    mark = MARKS[0]
+    mark = SENTENCEPIECE_MARK
     vocabulary = {piece: number for number, (piece, _, _) in enumerate(model.pieces)}
     names = {k: model.pieces[i][0] for k, i in model.special.items() if 0 <= i < len(model.pieces)}
     bpe = models.BPE(
@@ -206,7 +206,7 @@ def _ranks(content: bytes, file: Path) -> dict[bytes, int]:
 
 
 def _from_ranks(ranks: dict[bytes, int], words: str, specials: Sequence[str]) -> PreTrainedTokenizerFast:
-    letters = _byte_letters()
+    letters = byte_letters()
     text = {token: "".join(letters[byte] for byte in token) for token in ranks}
     merges = [
         (text[token[:at]], text[token[at:]])
@@ -224,13 +224,6 @@ def _from_ranks(ranks: dict[bytes, int], words: str, specials: Sequence[str]) ->
     tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
     tokenizer.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in specials])
     return _fast(tokenizer, {})
-
-
-def _byte_letters() -> list[str]:
-    """The character that byte-level BPE writes for each byte: printable Latin-1 itself, the others from 256 on."""
-    kept = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
-    others = iter(range(256, 512))
-    return [chr(byte if byte in kept else next(others)) for byte in range(256)]
 
 
 def _fast(tokenizer: Tokenizer, names: dict[str, str]) -> PreTrainedTokenizerFast:

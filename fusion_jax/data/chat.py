@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from transformers import PreTrainedTokenizerBase
 
-from fusion_jax.errors import InputError
+from fusion_jax.errors import InputError, first_line
 
 DATE = "26 Jul 2024"  # templates that print the day get a fixed one, so that a run can be repeated
 
@@ -60,7 +60,7 @@ def render_text(
         )  # fmt: skip
     except Exception as error:  # the template's own raise_exception, or a jinja fault
         raise InputError(
-            f"the chat template refuses roles {[m['role'] for m in messages]} ({str(error).splitlines()[0]})",
+            f"the chat template refuses roles {[m['role'] for m in messages]} ({first_line(error)})",
             file=tokenizer.name_or_path, field="chat_template", cure="Change the messages' roles or the template",
         ) from None  # fmt: skip
     return str(text)

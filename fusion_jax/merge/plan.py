@@ -9,20 +9,19 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from fusion_jax.errors import InputError
 from fusion_jax.merge.arithmetic import Method
+from fusion_jax.merge.names import LAYER, Rows, rows_of
 from fusion_jax.merge.parameters import Place, layer_position, lookup
 from fusion_jax.merge.recipe import Recipe, Slice, Source, missing
+from fusion_jax.merge.varm import check_layers
 
 Shape = tuple[int, ...]
-Rows = Literal["input", "head"]
-LAYER = re.compile(r"^((?:.*?\.)?(?:layers?|h|blocks?))\.(\d+)\.(.+)$")
-INPUTS = {"embed_tokens", "tok_embeddings", "wte", "word_embeddings", "embed_in", "embeddings"}
-HEADS = {"lm_head", "embed_out", "output", "output_layer"}
 OPTIONAL = (".bias",)  # what a model of the same architecture may lack
 BEFORE = re.compile(r"embed|(^|\.)wpe\.")  # of the tensors outside the layers, those that stand before them
+MOST_LAYERS = 1000  # of the output
 RECOMPUTED = "rotary_emb.inv_freq"  # a buffer that old checkpoints hold
 TOKENS_CURE = "Set tokenizer_source to base, union or a model's path, so that rows are aligned by token"
 
@@ -95,12 +94,6 @@ class _Names:
     tied: str | None
 
 
-def rows_of(name: str) -> Rows | None:
-    """Whether a tensor's rows are tokens: by its module's name."""
-    module = name.split(".")[-2:][0]
-    return "input" if module in INPUTS else "head" if module in HEADS else None
-
-
 def resolve(
     recipe: Recipe, method: Method, tensor: str, layer: int | None, layers: int, *, part: int = 0,
     sources: Sequence[Source] | None = None,
@@ -160,9 +153,12 @@ def plan_tensors(
     first, last = recipe.slices[0], recipe.slices[-1]
     prefix = names[_participants(first)[0].model].prefix
     tensors = [planner.outside(0, name) for name in _union(names[s.model].before for s in _participants(first))]
+    counts = [planner.length(part) for part in range(len(recipe.slices))]
+    if sum(counts) > MOST_LAYERS:
+        problem = f"the slices give {sum(counts)} layers, {MOST_LAYERS} at most are merged"
+        raise InputError(problem, file=recipe.file, field="slices", cure="List fewer slices")
     layers = 0
-    for part, one in enumerate(recipe.slices):
-        count = planner.length(part)
+    for part, (one, count) in enumerate(zip(recipe.slices, counts, strict=True)):
         for i in range(count):
             stacks = (names[s.model].layers[_start(s) + i] for s in _participants(one))
             for suffix in _union(stacks):
@@ -174,6 +170,8 @@ def plan_tensors(
     if needs_head:
         tensors.append(planner.head())
     planner.check_rows(tensors)
+    for granularity in {t.parameters["granularity"] for t in tensors if "granularity" in t.parameters}:
+        check_layers(granularity, [t.name for t in tensors])
     tied = not needs_head and checkpoints[_participants(last)[0].model].tied is not False
     return MergePlan(tuple(tensors), layers, tied)
 

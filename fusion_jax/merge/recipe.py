@@ -15,15 +15,43 @@ from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
 from fusion_jax.errors import InputError
+from fusion_jax.files import regular_file
 from fusion_jax.merge.arithmetic import MathDtype, Method, Parameter
 from fusion_jax.merge.parameters import Place, Settings, mapping, nearest, read_settings, sequence, shown
 from fusion_jax.yaml_files import read_yaml
 
 SEEDS = 2**32
+MOST_PADDING = 1 << 16  # rows
+LONGEST_TEMPLATE = 1 << 20  # bytes
 REVISION = re.compile(r"(.*[^/])@([^/@]+)")
 KEYS = (
     "merge_method", "models", "slices", "base_model", "parameters", "dtype", "out_dtype", "math_dtype", "seed",
     "random_seed", "tokenizer", "tokenizer_source", "pad_to_multiple_of", "chat_template",
+)  # fmt: skip
+
+SEVERAL = "Put each merge into a recipe of its own (mergekit-multi runs them in turn), naming the folders made before"
+OTHER_KINDS = (  # keys that only such files have, what they are, what to do instead
+    (
+        ("modules",), "several modules are not merged",
+        "Write the one module's models or slices",
+    ),
+    (
+        ("experts", "gate_mode", "experts_per_token", "shared_experts"),
+        "is of a recipe for a mixture of experts (mergekit-moe), which is not made here",
+        "Give a recipe with merge_method, or make the mixture with mergekit-moe",
+    ),
+    (
+        ("genome", "tasks"), "is of a search over recipes (mergekit-evolve), which is not run here",
+        "Give one recipe with merge_method",
+    ),
+    (
+        ("architectures", "model_type", "layer_templates"), "is of a model's config, which is no recipe",
+        "Give the YAML file that lists what is merged",
+    ),
+    (
+        ("base_model_name_or_path", "lora_alpha", "adapter"), "is of a LoRA's or a training run's config",
+        "Give the YAML file that lists what is merged",
+    ),
 )  # fmt: skip
 
 
@@ -114,9 +142,9 @@ def read_recipe(source: str | os.PathLike[str] | Mapping[str, Any], methods: Map
         take, a LoRA; names the field and the cure.
     """
     place = Place(None if isinstance(source, Mapping) else os.fspath(source))
-    raw = source if isinstance(source, Mapping) else read_yaml(Path(source), "recipe")
-    if isinstance(raw, Mapping) and "modules" in raw:
-        raise (place / "modules").error("several modules are not merged", "Write the one module's models or slices")
+    raw = source if isinstance(source, Mapping) else read_yaml(Path(source), "recipe", several=SEVERAL)
+    if isinstance(raw, Mapping):
+        _check_kind(raw, place)
     top = mapping(raw, KEYS, place)
     if "merge_method" not in top:
         raise (place / "merge_method").error("is missing", f"Name one of {', '.join(sorted(methods))}")
@@ -138,6 +166,17 @@ def read_recipe(source: str | os.PathLike[str] | Mapping[str, Any], methods: Map
     )  # fmt: skip
     _check_required(recipe, method, place)
     return replace(recipe, vocabulary=_vocabulary(top, recipe, place))
+
+
+def _check_kind(raw: Mapping[Any, Any], place: Place) -> None:
+    """Refuse files of other tools, or for other ends, by what they are; an unknown key alone would say too little.
+
+    Raises InputError.
+    """
+    for keys, kind, cure in OTHER_KINDS:
+        found = [key for key in keys if key in raw]
+        if found:
+            raise (place / found[0]).error(kind, cure)
 
 
 def _model(raw: Any, place: Place, revisions: dict[str, str]) -> str:
@@ -290,9 +329,23 @@ def _chat_template(raw: Any, place: Place) -> str | None:
         return cast(str | None, raw)
     beside = Path(place.file).parent if place.file else Path()
     for path in (Path(raw), beside / raw) if isinstance(raw, str) and "\n" not in raw else ():
-        if os.path.isfile(path):  # False of a name too long for a file, too
-            return path.read_text(encoding="utf-8")
+        if os.path.exists(path):  # False of a name too long for a file, too
+            return _template(path, place)
     raise place.error(f"{shown(raw)} is no chat template", "Give 'auto', a Jinja template or the path of one")
+
+
+def _template(path: Path, place: Place) -> str:
+    try:
+        file = regular_file(path, cure="Give the Jinja file in it")
+    except InputError as error:
+        raise place.error(f"{path} {error.problem}", error.cure or "Give a Jinja template") from None
+    if (size := file.stat().st_size) > LONGEST_TEMPLATE:
+        problem = f"{path} is too large for a chat template ({size} bytes, {LONGEST_TEMPLATE} at most)"
+        raise place.error(problem, "Give a Jinja template")
+    try:
+        return file.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise place.error(f"{path} is not UTF-8 text", "Give a Jinja template") from None
 
 
 def _vocabulary(top: Mapping[str, Any], recipe: Recipe, place: Place) -> VocabularyPolicy:
@@ -309,8 +362,8 @@ def _vocabulary(top: Mapping[str, Any], recipe: Recipe, place: Place) -> Vocabul
         if raw or pad is not None:
             raise at.error("is missing, so there are no rows to make", "Add base, union or the path of a listed model")
         return VocabularyPolicy()
-    if pad is not None and (type(pad) is not int or pad < 1):
-        raise (place / "pad_to_multiple_of").error(f"{shown(pad)} is no number of rows", "Give 1 or more")
+    if pad is not None and (type(pad) is not int or not 1 <= pad <= MOST_PADDING):
+        raise (place / "pad_to_multiple_of").error(f"{shown(pad)} is no number of rows", f"Give 1 to {MOST_PADDING}")
     kind, model = source, None
     if source not in ("base", "union"):
         kind, model = "model", _listed(source, recipe, at)

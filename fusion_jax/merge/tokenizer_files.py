@@ -16,7 +16,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from fusion_jax.errors import InputError
+from fusion_jax.errors import InputError, first_line
 from fusion_jax.files import write_json
 from fusion_jax.merge.recipe import Recipe
 from fusion_jax.merge.vocabulary import Vocabulary, pivot_model
@@ -114,7 +114,7 @@ def _check(state: dict[str, Any], output: Vocabulary, file: Path) -> None:
     try:
         loaded: dict[str, int] = Tokenizer.from_str(json.dumps(state)).get_vocab(with_added_tokens=True)
     except Exception as error:  # those of `tokenizers` have no class of their own
-        problem = f"cannot take the output's tokens ({str(error).splitlines()[0]})"
+        problem = f"cannot take the output's tokens ({first_line(error)})"
         raise InputError(problem, file=file, field="tokenizer", cure=cure) from None
     wrong = sorted(t for t in loaded.keys() | output.ids.keys() if loaded.get(t) != output.ids.get(t))
     if wrong:

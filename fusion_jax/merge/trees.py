@@ -13,7 +13,7 @@ from fusion_jax.errors import InputError
 from fusion_jax.merge.arithmetic import MathDtype, Method, Parameter, tensor_keys
 from fusion_jax.merge.methods import METHODS
 from fusion_jax.merge.parameters import Place, nearest, read_value, shown
-from fusion_jax.merge.varm import WIDE, layer_of, statistic, varm_weights
+from fusion_jax.merge.varm import WIDE, check_layers, statistic, varm_weights
 
 Array = jax.Array
 Tree = Any
@@ -85,9 +85,7 @@ def _shared_weights(leaves: Mapping[str, Sequence[Any]], given: Mapping[str, Any
     granularity = given.get("granularity")
     if granularity not in WIDE:
         return {}
-    if granularity in ("avg_layer", "avg_module") and not any(map(layer_of, leaves)):
-        cure = "Name layers as `layers.N.` in the trees' paths, or take avg_param or avg_model"
-        raise InputError(f"no leaf's path names a layer for {granularity}", field="granularity", cure=cure)
+    check_layers(granularity, leaves, called="leaf's path")
     merge_type = given.get("merge_type", "square")
     found = {}
     for name, some in leaves.items():

@@ -6,8 +6,7 @@ of every tensor with its weights. The others take one: `varm` alone.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Literal, NamedTuple, get_args
 
@@ -18,6 +17,7 @@ import numpy as np
 from fusion_jax.errors import InputError
 from fusion_jax.merge.arithmetic import MathDtype, Merged, Method, Parameter, as_math, rounder
 from fusion_jax.merge.differences import count, tensor_sums
+from fusion_jax.merge.names import layer_path, module_of
 from fusion_jax.merge.stacks import PerModel, check_shapes, count_models, need_base, normalized, per_model, total
 
 Array = jax.Array
@@ -84,18 +84,6 @@ def summed_means(statistics: Mapping[str, Statistic], group: Callable[[str], str
     return sums
 
 
-def layer_of(name: str) -> str | None:
-    """The number of a tensor's layer; None of embeddings, the final norm and the head."""
-    found = re.search(r"layers\.(\d+)\.", name)
-    return found[1] if found else None
-
-
-def module_of(name: str) -> str:
-    """A tensor's module, `model.layers.3.mlp`; outside the layers each tensor is its own."""
-    found = re.match(r".*layers\.\d+\.[^.]+", name)
-    return found[0] if found else name
-
-
 def varm_weights(
     statistics: Mapping[str, Statistic],
     granularity: Granularity = "avg_param",
@@ -111,15 +99,27 @@ def varm_weights(
     model ("avg_model"), or |that| times the percentage of changed elements ("avg_weight"). All models weigh the same
     where any value is 0, and under varm_mode "published", which is what the published command comes to.
 
-    Raises InputError for "avg_item", whose weights are no numbers per tensor, and for a temp that is not above 0.
+    Raises InputError for "avg_item", whose weights are no numbers per tensor, for a temp that is not above 0, and for a
+    layer or a module where no tensor's name tells its layer.
     """
     known = get_args(Granularity)[:-1]
     if granularity not in known:
         problem = f"'{granularity}' has no weights for whole tensors"
         raise InputError(problem, field="granularity", cure=f"Take one of {', '.join(known)}")
     _check_temp(temp)
+    check_layers(granularity, statistics)
     values = _values(statistics, granularity)
     return {name: _weights(values(name), varm_mode, softmax, temp) for name in statistics}
+
+
+def check_layers(granularity: str, names: Iterable[str], *, called: str = "tensor's name") -> None:
+    """Refuse weights by layer or module where no name tells a layer: all models would weigh the same, silently.
+
+    Raises InputError.
+    """
+    if granularity in ("avg_layer", "avg_module") and not any(map(layer_path, names)):
+        cure = "Name layers as `layers.N.` (h.N, blocks.N, layer.N, block.N), or take avg_param or avg_model"
+        raise InputError(f"no {called} names a layer for {granularity}", field="granularity", cure=cure)
 
 
 def _check_temp(temp: float) -> None:
@@ -135,9 +135,9 @@ def _values(statistics: Mapping[str, Statistic], granularity: Granularity) -> Ca
         modules = summed_means(statistics, module_of)
         return lambda name: modules[module_of(name)]
     if granularity == "avg_layer":
-        layers = summed_means(statistics, layer_of)
+        layers = summed_means(statistics, layer_path)
         none = np.zeros(len(next(iter(statistics.values())).total))
-        return lambda name: layers.get(layer_of(name) or "", none)
+        return lambda name: layers.get(layer_path(name) or "", none)
     model = whole_model(statistics)
     percentage = 100.0 * np.asarray(model.changed, np.float64) / model.size
     value = model.mean if granularity == "avg_model" else percentage * np.abs(model.mean)

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from tokenizers import Tokenizer
 
-from fusion_jax.errors import InputError
+from fusion_jax.errors import InputError, first_line
 from fusion_jax.merge.recipe import Recipe, TokenRule
 
 Array = jax.Array
@@ -91,7 +91,7 @@ def open_tokenizer(folder: Path) -> Any:
         return Tokenizer.from_file(str(file))
     except Exception as error:  # those of `tokenizers` have no class of their own
         cure = "Download or copy the file again"
-        raise InputError(f"is no tokenizer ({str(error).splitlines()[0]})", file=file, cure=cure) from None
+        raise InputError(f"is no tokenizer ({first_line(error)})", file=file, cure=cure) from None
 
 
 def output_vocabulary(recipe: Recipe, vocabularies: Mapping[str, Vocabulary]) -> Vocabulary:

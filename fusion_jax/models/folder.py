@@ -16,11 +16,11 @@ import numpy as np
 from jax.sharding import Mesh
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from fusion_jax.errors import InputError
+from fusion_jax.errors import InputError, first_line
 from fusion_jax.hosts import barrier, first_host, on_first
 from fusion_jax.json_files import read_json
 from fusion_jax.models.config import DecoderConfig
-from fusion_jax.models.decoder import Params, forward, head_kernel
+from fusion_jax.models.decoder import Params, forward, head_kernel, padded_positions
 from fusion_jax.models.families import config_from_hf, config_to_hf, tensor_names
 from fusion_jax.models.families.common import HfTensor
 from fusion_jax.models.json_files import read_config
@@ -125,7 +125,7 @@ def load_tokenizer(path: str | os.PathLike[str]) -> PreTrainedTokenizerBase | No
         kind = PreTrainedTokenizerFast if (folder / "tokenizer.json").exists() else AutoTokenizer
         return kind.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:
-        problem = f"cannot be loaded ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''})"
+        problem = f"cannot be loaded ({type(error).__name__}: {first_line(error)})"
         raise InputError(problem, file=folder, field="tokenizer", cure="Restore the tokenizer's files") from None
 
 
@@ -305,7 +305,9 @@ def classify(model: Model, tokens: Array, lengths: Array) -> Array:
     """float32[B,labels]: scores of a sequence-classification head at the last real token of each row."""
     if not model.config.num_labels:
         raise InputError("the model has no sequence-classification head", cure="Give a reward-model folder")
-    hidden = forward(model.params, model.config, jnp.asarray(tokens), dtype=_compute_dtype(model))
+    tokens = jnp.asarray(tokens)
+    positions = padded_positions(tokens, model.config)
+    hidden = forward(model.params, model.config, tokens, positions=positions, dtype=_compute_dtype(model))
     last = jnp.take_along_axis(hidden, jnp.asarray(lengths)[:, None, None] - 1, axis=1)[:, 0]
     return jnp.einsum("bd,ld->bl", last.astype(jnp.float32), model.params["score"]["kernel"].astype(jnp.float32))
 

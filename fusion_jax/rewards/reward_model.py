@@ -14,7 +14,7 @@ from fusion_jax.data.jsonl import Record
 from fusion_jax.errors import InputError
 from fusion_jax.models.decoder import Params
 from fusion_jax.models.folder import Model, classify
-from fusion_jax.sharding import named, placed
+from fusion_jax.sharding import data_ways, named, padded_rows, placed
 
 
 def score_responses(
@@ -40,7 +40,7 @@ def score_responses(
     chats = [_encode(model, r, i) for i, r in enumerate(responses, 1)]
     order = sorted(range(len(chats)), key=lambda i: len(chats[i]))
     buckets = bucket_list(max(map(len, chats), default=1))
-    scores = np.zeros(len(chats), np.float32)
+    scores, batch_size = np.zeros(len(chats), np.float32), padded_rows(batch_size, data_ways(mesh))
     run = jax.jit(lambda params, tokens, lengths: classify(_with(model, params), tokens, lengths))
     for start in range(0, len(order), batch_size):
         chosen = order[start : start + batch_size]

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax.numpy as jnp
 from jax.sharding import Mesh
+from transformers import PreTrainedTokenizerBase
 
 from fusion_jax.data.chat import generation_prompt, stop_token_ids
 from fusion_jax.errors import InputError
@@ -51,9 +52,9 @@ class SampleSettings:
         return Sampler(self.temperature, self.top_p, self.top_k)
 
 
-def load_to_sample(path: str | os.PathLike[str], tensor: int = 0) -> Model:
-    """A model laid out to generate, see `decoding_mesh`; of `load`, which names the errors."""
-    return load(path, mesh=decoding_mesh(check_folder(path), tensor))
+def load_to_sample(path: str | os.PathLike[str], tensor: int = 0, option: str = "mesh_tensor") -> Model:
+    """A model laid out to generate; see `decoding_mesh` and `load`, which name the errors."""
+    return load(path, mesh=decoding_mesh(check_folder(path), tensor, option))
 
 
 def generate(
@@ -87,15 +88,21 @@ def generate(
         raise InputError(
             "the model has no tokenizer", field="tokenizer", cure="Add the tokenizer's files to its folder"
         )
-    texts = [generation_prompt(tokenizer, [{"role": "user", "content": p}]) for p in prompts] if chat else prompts
-    encoded = [tokenizer(t, add_special_tokens=not chat)["input_ids"] for t in texts]
     completions = generate_ids(
-        model.params, model.config, encoded, max_new_tokens=max_new_tokens,
+        model.params, model.config, encoded_prompts(tokenizer, prompts, chat=chat), max_new_tokens=max_new_tokens,
         sampler=Sampler(temperature, top_p, top_k), seed=seed, num_samples=num_samples,
         stop_ids=stop_token_ids(tokenizer, model.generation), row_ids=row_ids, batch_size=batch_size, mesh=mesh,
         dtype=dtype or _dtype(model), progress=progress,
     )  # fmt: skip
     return [[tokenizer.decode(c.ids, skip_special_tokens=True) for c in row] for row in completions]
+
+
+def encoded_prompts(
+    tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], *, chat: bool = True
+) -> list[list[int]]:
+    """The token ids that `generate` continues."""
+    texts = [generation_prompt(tokenizer, [{"role": "user", "content": p}]) for p in prompts] if chat else prompts
+    return [tokenizer(t, add_special_tokens=not chat)["input_ids"] for t in texts]
 
 
 def _dtype(model: Model) -> Any:

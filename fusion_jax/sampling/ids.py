@@ -32,10 +32,11 @@ from fusion_jax.models.decode import (
     empty_caches,
     next_logits,
 )
-from fusion_jax.models.decoder import Kernel, Params, forward
-from fusion_jax.models.parameters import place_params
+from fusion_jax.models.decoder import Params, forward, padded_positions
+from fusion_jax.models.parameters import check_heads, place_params
+from fusion_jax.ops.kernels import Kernel
 from fusion_jax.sampling.samplers import GREEDY, Sampler, choose
-from fusion_jax.sharding import constrain, data_ways, make_mesh, named, placed
+from fusion_jax.sharding import constrain, data_ways, make_mesh, named, padded_rows, placed
 from fusion_jax.slices import compiler_options
 
 Array = jax.Array
@@ -107,8 +108,9 @@ def _compiled(function: Callable[..., Any]) -> Callable[..., jax.stages.Wrapped]
 def prefill(how: How, params: Params, tokens: Array, lengths: Array) -> tuple[tuple[KeysValues, ...], Array]:
     """Keys and values [g,K,P,h] of each layer, and the last tokens' hidden states [g,D], for tokens int[g,P]."""
     hidden, (k, v) = forward(
-        params, how.config, tokens, mesh=how.mesh, dtype=how.dtype, return_kv=True, kernel=how.kernel
-    )
+        params, how.config, tokens, positions=padded_positions(tokens, how.config), mesh=how.mesh, dtype=how.dtype,
+        return_kv=True, kernel=how.kernel,
+    )  # fmt: skip
     last = jnp.take_along_axis(hidden, jnp.maximum(lengths - 1, 0)[:, None, None], axis=1)[:, 0]
     return tuple((jnp.swapaxes(k[i], 1, 2), jnp.swapaxes(v[i], 1, 2)) for i in range(how.config.num_layers)), last
 
@@ -267,7 +269,7 @@ def capacities_of(limit: int) -> Iterator[int]:
 
 def read_together(width: int, size: int, ways: int) -> int:
     """How many prompts of a width are read at once: a multiple of `ways`, no more than a batch of `size` needs."""
-    return -(-min(max(_PREFILL_TOKENS // width, 1), size) // ways) * ways
+    return padded_rows(min(max(_PREFILL_TOKENS // width, 1), size), ways)
 
 
 def read_width(length: int) -> int:
@@ -291,18 +293,29 @@ def _batches(prompts: Sequence[Sequence[int]], size: int) -> Iterator[list[int]]
         yield from _chunks(list(alike), size)
 
 
-def decoding_ways(config: DecoderConfig, devices: int, tensor: int = 0) -> int:
-    """Devices that a model is split over to decode: `tensor`, or as many as its key-value heads divide over."""
-    return tensor or math.gcd(config.num_kv_heads, devices)
+def decoding_ways(config: DecoderConfig, devices: int, tensor: int = 0, option: str = "mesh_tensor") -> int:
+    """Devices that a model is split over to decode: `tensor`, or as many as its key-value heads divide over.
+
+    Args:
+      option: what sets `tensor`, for instance "--sample.mesh-tensor".
+
+    Raises:
+      InputError: the devices or the model's heads do not divide by `tensor`; names the option and what would do.
+    """
+    if not tensor:
+        return math.gcd(config.num_kv_heads, devices)
+    check_heads(config, tensor, devices, option)
+    return tensor
 
 
-def decoding_mesh(config: DecoderConfig, tensor: int = 0) -> Mesh | None:
-    """All devices to decode on, the model split by `decoding_ways`, prompts over the rest; None on one device.
+def decoding_mesh(config: DecoderConfig, tensor: int = 0, option: str = "mesh_tensor") -> Mesh | None:
+    """All devices to decode on, the model split by `decoding_ways`, which names the errors, prompts over the rest; None
+    on one device.
 
     Over an fsdp axis every token would gather the whole model.
     """
     count = jax.device_count()
-    return make_mesh(-1, 1, decoding_ways(config, count, tensor)) if count > 1 else None
+    return make_mesh(-1, 1, decoding_ways(config, count, tensor, option)) if count > 1 else None
 
 
 def generate_ids(
@@ -328,8 +341,8 @@ def generate_ids(
       stop_ids: tokens that end a continuation; they are not part of it.
       row_ids: what the randomness of each prompt is drawn from instead of its content: equal prompts with different
         ids get different samples.
-      batch_size: prompts at once; each holds `num_samples` rows. Results may differ in rounding between batch sizes,
-        never between batches.
+      batch_size: prompts at once, at least, so that the devices divide them; each holds `num_samples` rows. Results
+        may differ in rounding between batch sizes, never between batches.
       mesh: what to compute on, see `decoding_mesh`; parameters that lie otherwise are laid out over it first.
       dtype: of the computation; on a CPU at least float32, since its compiler lacks half-precision products.
       progress: called with the number of prompts done after each batch.
@@ -346,7 +359,7 @@ def generate_ids(
     options = compiler_options(jax.devices()[0].device_kind)
     kernel: Kernel = "splash" if jax.default_backend() == "tpu" else "xla"
     how = How(config, sampler, num_samples, jnp.dtype(dtype), mesh, kernel, tuple(options.items()))
-    names = _names(prompts, row_ids)
+    names, batch_size = _names(prompts, row_ids), padded_rows(batch_size, data_ways(mesh))
     params = place_params(params, config, mesh, None if mesh is None else how.dtype)
     ready = prepare(params, config, how.dtype)
     stops = placed(np.asarray(list(stop_ids) or [-1], np.int32), mesh, (None,))

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from fusion_jax.errors import InputError
+from fusion_jax.errors import InputError, first_line
 from fusion_jax.hosts import agreed, seen
 from fusion_jax.train.state import TrainState
 
@@ -66,6 +66,6 @@ def restore_state(manager: ocp.CheckpointManager, like: TrainState) -> TrainStat
         return manager.restore(step, args=ocp.args.StandardRestore(abstract))
     except (ValueError, KeyError, FileNotFoundError) as error:
         raise InputError(
-            f"checkpoint {step} cannot be restored ({str(error).splitlines()[0]})",
+            f"checkpoint {step} cannot be restored ({first_line(error)})",
             file=str(manager.directory), cure="Resume with the model and settings it was written with",
         ) from None  # fmt: skip

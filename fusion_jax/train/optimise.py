@@ -24,7 +24,7 @@ from fusion_jax.failures import doing
 from fusion_jax.files import write_json
 from fusion_jax.hosts import PREEMPTED, on_first, preemption
 from fusion_jax.json_files import RESTORE, read_json
-from fusion_jax.losses.reductions import Mean, divide
+from fusion_jax.losses.reductions import Count, divide
 from fusion_jax.losses.schedules import learning_rate
 from fusion_jax.models.folder import Model
 from fusion_jax.models.parameters import place_params
@@ -38,7 +38,7 @@ from fusion_jax.train.checkpoints import finishing, open_checkpoints, restore_st
 from fusion_jax.train.reference import examples_fingerprint, with_reference
 from fusion_jax.train.run_folder import RunFolder, append_metrics, evaluated, truncate_metrics
 from fusion_jax.train.state import OptimizerSettings, Params, TrainState, init_state, make_optimizer
-from fusion_jax.train.step import Compute, Objective, make_eval_step, make_train_step, shard_batch
+from fusion_jax.train.step import Compute, Metrics, Objective, make_eval_step, make_train_step, shard_batch
 
 
 @dataclass(frozen=True)
@@ -101,31 +101,46 @@ class NonFiniteLoss(InputError):
     """The loss or the gradient of a step was not finite; the last good state is saved."""
 
 
-def compute_for(settings: TrainSettings, devices: Sequence[jax.Device] | None = None) -> Compute:
+def compute_for(
+    settings: TrainSettings, devices: Sequence[jax.Device] | None = None, *, option: str = "--train"
+) -> Compute:
+    """`compute_to_read` for a stage that trains.
+
+    Raises:
+      InputError: the mesh or the micro-batches do not fit the devices; names the setting behind `option`.
+    """
+    compute = compute_to_read(settings, devices, option=option)
+    rows, ways = settings.batch_size // settings.micro_batches, data_ways(compute.mesh)
+    if rows % ways:
+        raise InputError(
+            f"a micro-batch of {rows} examples does not divide over {ways} devices", field=f"{option}.batch-size",
+            cure=f"Change {option}.batch-size or {option}.micro-batches, or give {option}.mesh-tensor some devices",
+        )  # fmt: skip
+    return compute
+
+
+def compute_to_read(
+    settings: TrainSettings, devices: Sequence[jax.Device] | None = None, *, option: str = "--train"
+) -> Compute:
     """Mesh, dtype, kernels: bfloat16 where the device multiplies it natively, float32 on a CPU; splash attention on
-    TPU; no mesh on one device.
+    TPU; no mesh on one device. Batches that are only read may have any size: they are filled up.
 
     Args:
       devices: what to compute on; None: all, those of other hosts included.
+      option: of the settings, for messages.
 
     Raises:
-      InputError: the mesh or the micro-batches do not fit the devices.
+      InputError: the mesh does not fit the devices, the kernel is not for them.
     """
     dtype = compute_dtype() if settings.compute_dtype == "auto" else settings.compute_dtype
     mesh: Mesh | None = None
     devices = jax.devices() if devices is None else devices
     if len(devices) > 1:
         mesh = make_mesh(settings.mesh_data, settings.mesh_fsdp, settings.mesh_tensor, devices=devices)
-        rows, ways = settings.batch_size // settings.micro_batches, data_ways(mesh)
-        if rows % ways:
-            raise InputError(
-                f"a micro-batch of {rows} examples does not divide over {ways} devices", field="batch_size",
-                cure="Change batch_size or micro_batches, or give mesh_tensor some of the devices",
-            )  # fmt: skip
     platform, kernel = devices[0].platform, settings.attention
     if kernel == "splash" and platform != "tpu":
         problem = f"is a kernel for TPU, the devices here are {platform}"
-        raise InputError(problem, field="attention", cure="Set it to auto or xla")
+        raise InputError(problem, field=f"{option}.attention", cure="Set it to auto or xla")
     if kernel == "auto":
         kernel = "splash" if platform == "tpu" else "xla"
     logits = CHUNK_ELEMENTS if platform == "cpu" else CHUNK_ELEMENTS_ACCELERATOR
@@ -254,11 +269,11 @@ def _check_examples(run: RunFolder, examples: Sequence[Example], max_positions: 
     examples than the run was started with."""
     if pack_tokens:
         check_packable(examples, pack_tokens)
-    longest = max(len(row) for e in examples for row in e.rows)
-    if longest > max_positions:
+    read = max(len(row) for e in examples for row in e.rows) - 1  # the last token of a row only is predicted
+    if read > max_positions:
         raise InputError(
-            f"the longest example has {longest} tokens, the model reads {max_positions}",
-            field="text.tokens.max_length", cure=f"Set it to {max_positions} or less",
+            f"the longest example has {read + 1} tokens, the model has {max_positions} positions", field="max_length",
+            cure=f"Cut examples to {max_positions} tokens",
         )  # fmt: skip
     on_first(lambda: _check_same_examples(run.file("examples.json"), examples))
 
@@ -345,7 +360,7 @@ def _evaluator(
     buckets: Buckets,
     needs: np.ndarray,
 ) -> Callable[[TrainState], dict[str, float]]:
-    """state -> means over all validation examples, under `eval_` names; the last batch is filled with weight 0."""
+    """state -> means and counts of all validation examples, named `eval_`; the last batch is filled with weight 0."""
     if not validation:
         return lambda state: {}
     step_fn = make_eval_step(model.config, objective, compute)
@@ -353,14 +368,14 @@ def _evaluator(
     mine = local_rows(size, compute.mesh)
 
     def evaluate(state: TrainState) -> dict[str, float]:
-        sums: dict[str, Mean] = {}
-        parts: list[dict[str, Mean]] = []
+        sums: Metrics = {}
+        parts: list[Metrics] = []
         for start in range(0, len(validation), size):
             part = list(validation[start : start + size])
             filled = part + [dataclasses.replace(part[0], weight=0.0)] * (size - len(part))
             batch = collate([filled[i] for i in mine], buckets, needs[start : start + size].max(0))
             new = step_fn(state.params, shard_batch(batch, compute.mesh), state.step)
-            sums = {k: Mean(*(a + b for a, b in zip(sums[k], v))) if sums else v for k, v in new.items()}
+            sums = jax.tree.map(jnp.add, sums, new) if sums else new
             parts.append(new)
         found = {f"eval_{k}": float(divide(v)) for k, v in sums.items()}
         return found | {"eval_examples": float(len(validation))} | _half_widths(parts)
@@ -368,13 +383,16 @@ def _evaluator(
     return evaluate
 
 
-def _half_widths(parts: Sequence[dict[str, Mean]]) -> dict[str, float]:
+def _half_widths(parts: Sequence[Metrics]) -> dict[str, float]:
     """Half of each mean's 95 % Student interval, from its means over batches; of fewer than four, none is told."""
     if len(parts) < 4:
         return {}
     found = {}
     for name in parts[0]:
-        sums, weights = (np.asarray([float(part[name][i]) for part in parts]) for i in (0, 1))
+        means = [part[name] for part in parts]
+        if any(isinstance(mean, Count) for mean in means):
+            continue
+        sums, weights = (np.asarray([float(mean[i]) for mean in means]) for i in (0, 1))
         if (weights > 0).all():
             off = (sums - weights * sums.sum() / weights.sum()) / weights.sum()
             error = np.sqrt(len(parts) / (len(parts) - 1) * np.sum(off**2))

@@ -17,7 +17,7 @@ from fusion_jax.files import write_json
 from fusion_jax.hosts import agreed_exists, on_first
 from fusion_jax.json_files import RESTORE, read_json
 from fusion_jax.models.config import DecoderConfig
-from fusion_jax.sharding import data_ways, fetched, local_rows
+from fusion_jax.sharding import data_ways, fetched, local_rows, padded_rows
 from fusion_jax.train.state import Params
 from fusion_jax.train.step import Compute, make_score_step, shard_batch
 
@@ -66,8 +66,7 @@ def sequence_logprobs(
 ) -> np.ndarray:
     """float32[n, G]: sequence log-probs of every row, in the order of `examples`; rows of similar length together."""
     step = make_score_step(config, compute)
-    ways = data_ways(compute.mesh)
-    batch_size, needs = -(-batch_size // ways) * ways, extents(examples)
+    batch_size, needs = padded_rows(batch_size, data_ways(compute.mesh)), extents(examples)
     mine = local_rows(batch_size, compute.mesh)
     order = np.argsort([max(len(r) for r in e.rows) for e in examples], kind="stable")
     out = np.zeros((len(examples), len(examples[0].rows)), np.float32)

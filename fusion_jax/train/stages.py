@@ -89,7 +89,11 @@ def check_enough(
     """Refuse a stage whose examples do not fill one batch; report.md then says what was dropped before it.
 
     Args:
+      counts: of each stage before: what was used and, under the names of `CURES`, what was dropped and why.
       option: of the stage's settings, for instance "--preference".
+
+    Raises:
+      InputError: names the batch size or, where nothing is left, what most records were dropped for and its cure.
     """
     if examples >= settings.batch_size:
         return
@@ -97,10 +101,32 @@ def check_enough(
         run.file(REPORT).write_text(f"# Too few examples for {option}\n\n{counts_table(counts)}\n", encoding="utf-8")
     listed = {stage: ", ".join(f"{what} {n}" for what, n in c.items() if n) for stage, c in counts.items()}
     before = "; ".join(f"{stage}: {what}" for stage, what in listed.items() if what)
-    raise InputError(
-        f"{examples} examples do not fill one batch of {settings.batch_size}" + (f" ({before})" if before else ""),
-        field=f"{option}.batch-size", cure="Give more data or a smaller batch size",
-    )  # fmt: skip
+    before = f" ({before})" if before else ""
+    dropped = [Counter({what: n for what, n in c.items() if n and what in CURES}) for c in counts.values()]
+    reasons = next((one for one in reversed(dropped) if one), None)  # of the latest stage that dropped any
+    cure = "Give more data"
+    if reasons:  # what happened to whole prompts tells more than what happened to single responses
+        cure = CURES[max(reasons, key=lambda what: (what.startswith("prompt:"), reasons[what]))]
+    if examples == 0:
+        raise InputError(f"0 examples are left to train on{before}", field=option, cure=cure)
+    problem = f"{examples} examples do not fill one batch of {settings.batch_size}{before}"
+    cure += ". Otherwise give more data or a smaller batch size" if reasons else " or a smaller batch size"
+    raise InputError(problem, field=f"{option}.batch-size", cure=cure)
+
+
+CURES = {
+    "prompt: tie of best and worst": "The responses to a prompt have equal rewards, so none is preferred: use another "
+    "--verifier or a --reward-model, lower --tolerance, or draw more samples (--sample.num-samples)",
+    "prompt: identical responses": "Draw more varied samples (--sample.temperature, --sample.num-samples)",
+    "prompt: all responses blank": "The model writes nothing: look at its responses, its chat template and "
+    "--sample.max-new-tokens",
+    "prompt: fewer than two usable responses": "Give two responses to a prompt at least (--sample.num-samples)",
+    "reward not finite": "Give finite rewards, or leave them to a verifier",
+    "response to another prompt": 'Give prompts and responses the same "prompt_id" or "prompt"',
+    "chosen equals rejected": "Give pairs of different responses",
+    "blank response": "Give responses that are not blank",
+    "no source response": "Give quadruples with the sources' responses",
+}  # what a drop that is counted under this name calls for
 
 
 def trained(run: RunFolder, like: Model, mesh: Mesh | None, train: Callable[[RunFolder], Model]) -> Model:

@@ -16,6 +16,7 @@ from experiments import fusellm, sft, wrpo
 from fusion_jax.data.jsonl import write_jsonl
 from fusion_jax.evals.accuracy import by_skill
 from fusion_jax.figures import greys, hue, smoothed
+from fusion_jax.losses.reductions import Count, Mean
 from fusion_jax.settings import parse, to_json
 from fusion_jax.train.optimise import _half_widths
 from fusion_jax.train.provenance import (
@@ -167,8 +168,8 @@ def test_a_panel_holds_one_quantity_with_raw_curves_light_and_held_out_intervals
 def test_smoothing_and_half_widths():
     assert smoothed([1.0] * 50).tolist() == [1.0] * 50
     assert smoothed([0.0, 3.0, 0.0]).tolist() == pytest.approx([1.5, 1.0, 1.5])
-    parts: list[Any] = [{"loss": (2.0 * value, 2.0)} for value in (1.0, 2.0, 3.0, 4.0)]
-    half = _half_widths(parts)["eval_loss/half"]
+    parts: list[Any] = [{"loss": Mean(2.0 * value, 2.0), "tokens": Count(3.0)} for value in (1.0, 2.0, 3.0, 4.0)]
+    (half,) = _half_widths(parts).values()
     assert half == pytest.approx(3.182446 * (5 / 3) ** 0.5 / 2, rel=1e-5)  # Student's t times s / sqrt(n)
     assert _half_widths(parts[:3]) == {}
 

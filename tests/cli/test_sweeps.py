@@ -179,6 +179,8 @@ def test_runs_end_with_the_sweep_or_are_not_started_twice(tmp_path):
         ("grid: {kind: [plain, cubed]}", "field 'grid.kind=cubed: --kind': 'cubed' is not one of its choices. Did you mean 'squared'? Choose one of plain, squared."),
         ("cells: {a: {step.rate: -1}}", "field 'cells.a: --step.rate': -1.0 is out of range. Give 0 or more."),
         ("cells: {a: {preset: large}}", "field 'cells.a: --preset': no preset is called 'large'"),
+        (f"grid: {{kind: [plain], step.rate: &r {list(range(40))}, orders: *r, parts: *r}}", "asks for 64000 cells, 1000 at most"),
+        ("grid: {kind: [--out]}", "would be read as an option"),
         ("grid: {kind: [plain, plain]}", "field 'grid': kind=plain stands twice"),
         ("cells: {a/b: {}, a b: {}}", "field 'cells': 'a b' would have the folder of 'a/b'"),
         (f"grid: {{{EACH}}}\npublished: {{kind=plan: 1}}", "field 'published.kind=plan': is no cell. Write 'kind=plain'"),

@@ -399,6 +399,12 @@ BAD_RECIPES = [
     (LINEAR.replace("model: b", "model: {path: a, revision: 2}").replace("model: a,", "model: {path: a, revision: 1},"), "two revisions", "Merge one"),
     (LINEAR + "slices: [{sources: []}]", "both models and slices", "one of the two"),
     ("merge_method: linear", "neither models nor slices", "one of the two"),
+    (LINEAR + "---\nname: second\n" + TIES, "holds several YAML documents", "mergekit-multi"),
+    ("base_model: x\ngate_mode: hidden\nexperts: [{source_model: y}]", "mixture of experts (mergekit-moe)", "merge_method"),
+    ("genome: {models: [a, b], merge_method: linear}\ntasks: [{name: x}]", "mergekit-evolve", "Give one recipe"),
+    ('{"architectures": ["LlamaForCausalLM"], "model_type": "llama"}', "a model's config", "what is merged"),
+    (LINEAR + "chat_template: /dev/zero", "is no regular file", "Give a regular file"),
+    (TIES + "tokenizer_source: base\npad_to_multiple_of: 1000000000000000000", "is no number of rows", "65536"),
     ("merge_method: linear\nmodules: {text: {}}", "'modules': several modules are not merged", "the one module's"),
     (TIES.replace("base_model: base", ""), "'base_model': ties needs a base model", "Add 'base_model"),
     (TIES.replace("{model: a}, {model: b}", "{model: base}"), "ties needs 1 or more models beside the base", "Add models"),
@@ -430,6 +436,22 @@ def test_bad_recipes_are_refused(tmp_path: Path, text: str, problem: str, cure: 
         read(tmp_path, text)
     assert problem in str(caught.value) and cure in str(caught.value)
     assert str(tmp_path / "recipe.yaml") in str(caught.value)
+
+
+def test_more_layers_than_any_model_has_are_refused() -> None:
+    one = {"sources": [{"model": "a", "layer_range": [0, 1]}]}
+    recipe = read_recipe({"merge_method": "passthrough", "slices": [one] * 1001}, METHODS)
+    with pytest.raises(InputError, match=r"field 'slices': the slices give 1001 layers, 1000 at most"):
+        plan_tensors(recipe, METHODS, {"a": llama(1)})
+
+
+def test_a_template_file_that_is_no_text(tmp_path: Path) -> None:
+    (tmp_path / "binary.jinja").write_bytes(b"\xff\xfe{{")
+    with pytest.raises(InputError, match=r"'chat_template': .*binary.jinja is not UTF-8 text"):
+        read(tmp_path, LINEAR + "chat_template: binary.jinja")
+    (tmp_path / "large.jinja").write_text("{{ x }}" + " " * (1 << 20))
+    with pytest.raises(InputError, match="is too large for a chat template"):
+        read(tmp_path, LINEAR + "chat_template: large.jinja")
 
 
 def test_a_recipe_that_is_not_there(tmp_path: Path) -> None:

@@ -9,13 +9,12 @@ import pytest
 
 from fusion_jax.errors import InputError
 from fusion_jax.merge import varm as varm_module
+from fusion_jax.merge.names import layer_of, module_of
 from fusion_jax.merge.varm import (
     WIDE,
     Granularity,
     MergeType,
     Statistic,
-    layer_of,
-    module_of,
     statistic,
     summed_means,
     varm,
@@ -143,6 +142,40 @@ def test_layers_and_modules_by_name() -> None:
     assert layer_of("model.norm.weight") is None
     assert module_of("model.layers.12.input_layernorm.weight") == "model.layers.12.input_layernorm"
     assert module_of("lm_head.weight") == "lm_head.weight"
+
+
+@pytest.mark.parametrize(
+    "layer",
+    ["model.layers.{}", "gpt_neox.layers.{}", "transformer.h.{}", "h.{}", "transformer.blocks.{}", "encoder.layer.{}",
+     "model.decoder.layers.{}", "transformer.encoder.layers.{}", "decoder.block.{}", "blocks.{}"],
+)  # fmt: skip
+@pytest.mark.parametrize("granularity", ["avg_layer", "avg_module"])
+def test_weights_do_not_depend_on_how_a_family_names_its_layers(layer: str, granularity: Granularity) -> None:
+    """By hand: the means of a layer's (a module's) tensors are summed, whatever the layers are called."""
+    values = {(0, "mlp.up"): [1.0, 3.0], (0, "mlp.down"): [1.0, 1.0], (0, "attn.q"): [6.0, 2.0], (1, "mlp.up"): [1.0, 0.5]}
+    found = {f"{layer.format(i)}.{name}.weight": Statistic(np.array(v), np.ones(2), 1) for (i, name), v in values.items()}
+    got = varm_weights(found, granularity)
+    sums = {"avg_layer": [8.0, 6.0], "avg_module": [2.0, 4.0]}[granularity]
+    np.testing.assert_allclose(got[f"{layer.format(0)}.mlp.up.weight"], np.array(sums) / sum(sums))
+    np.testing.assert_allclose(got[f"{layer.format(0)}.mlp.down.weight"], np.array(sums) / sum(sums))
+    np.testing.assert_allclose(got[f"{layer.format(1)}.mlp.up.weight"], np.array([1.0, 0.5]) / 1.5)
+
+
+def test_the_layers_of_two_stacks_are_not_mixed() -> None:
+    found = {
+        f"{stack}.block.0.mlp.weight": Statistic(np.array(v), np.ones(2), 1)
+        for stack, v in (("encoder", [1.0, 3.0]), ("decoder", [3.0, 1.0]))
+    }
+    got = varm_weights(found, "avg_layer")
+    np.testing.assert_allclose(got["encoder.block.0.mlp.weight"], [0.25, 0.75])
+    np.testing.assert_allclose(got["decoder.block.0.mlp.weight"], [0.75, 0.25])
+
+
+@pytest.mark.parametrize("granularity", ["avg_layer", "avg_module"])
+def test_names_without_layers_are_refused(granularity: Granularity) -> None:
+    found = {"groups_0.up.weight": Statistic(np.array([1.0, 3.0]), np.ones(2), 1)}
+    with pytest.raises(InputError, match=f"no tensor's name names a layer for {granularity}.*avg_param"):
+        varm_weights(found, granularity)
 
 
 def test_other_weights_do_not_compile_again() -> None:
