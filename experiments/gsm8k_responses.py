@@ -31,8 +31,9 @@ from fusion_jax.errors import InputError
 from fusion_jax.models.config import DecoderConfig
 from fusion_jax.models.folder import Model, save
 from fusion_jax.models.parameters import init_params
+from fusion_jax.options import File, Folder
+from fusion_jax.settings import bounded, seeded, to_json
 from fusion_jax.settings import run as run_experiment
-from fusion_jax.settings import to_json
 from fusion_jax.train.objectives import sft_objective
 from fusion_jax.train.optimise import TrainSettings, optimise
 from fusion_jax.train.run_folder import RunFolder, open_run
@@ -44,15 +45,27 @@ SOURCES = ("175b_verification", "175b_finetuning", "6b_verification", "6b_finetu
 
 @dataclass(frozen=True)
 class Settings:
-    """steps: of the target's SFT, batches of 16."""
+    """Files of GSM8K and how long the target is trained."""
 
-    solutions: str
-    train: str
-    out: str = "runs/gsm8k"
+    solutions: File
+    """Solutions of several models: records with "question", "ground_truth" and a field for each model."""
+    train: File
+    """Problems with answers: records with "question" and "answer"."""
+    out: Folder = "runs/gsm8k"
+    """Folder of the run, which is made."""
     resume: bool = False
+    """Continue the run that --out holds, if there is one."""
     vocab_size: int = 4096
+    """Entries of the target's tokenizer."""
     steps: int = 400
+    """Optimizer steps of the target's SFT, in batches of 16."""
     seed: int = 0
+    """Decides weights and order."""
+
+    def __post_init__(self) -> None:
+        bounded(self, "vocab_size", least=300)
+        bounded(self, "steps", least=1)
+        seeded(self, "seed")
 
 
 def main(s: Settings) -> None:

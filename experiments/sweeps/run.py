@@ -41,8 +41,6 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-import tyro
-
 from experiments.sweeps.files import Cell, Sweep, read_sweep
 from experiments.sweeps.report import write_report
 from fusion_jax.data.jsonl import Record
@@ -50,7 +48,8 @@ from fusion_jax.errors import InputError
 from fusion_jax.files import write_json
 from fusion_jax.hosts import PREEMPTED
 from fusion_jax.json_files import RESTORE, read_json
-from fusion_jax.settings import bounded
+from fusion_jax.options import Files, Folder, Positional
+from fusion_jax.settings import bounded, seeded
 from fusion_jax.settings import run as run_experiment
 from fusion_jax.store.lock import held, is_held, is_trace
 from fusion_jax.train.run_folder import CONFIG, RESULTS, check_finished, check_settings, finished
@@ -62,19 +61,24 @@ ERROR = re.compile(r"error: |[\w.]*(Error|Exception|Interrupt)\b")
 
 @dataclass(frozen=True)
 class Settings:
-    """sweeps: YAML files. seeds: how many a cell; the first is `seed`. at_once: runs side by side. devices_each: GPUs
-    or TPU chips that each of them sees; 0: all.
-    """
+    """Sweep files, and how their runs are spread over seeds and devices."""
 
-    sweeps: tyro.conf.Positional[tuple[str, ...]] = ()
-    out: str = "runs/sweep"
+    sweeps: Positional[Files] = ()
+    """YAML files of sweeps."""
+    out: Folder = "runs/sweep"
+    """Folder of the sweep, which is made; the same command continues it."""
     seeds: int = 3
+    """Runs of each cell, with seed, seed + 1, ..."""
     seed: int = 42
+    """The first seed."""
     at_once: int = 1
+    """Runs side by side."""
     devices_each: int = 0
+    """GPUs or TPU chips that each run sees; 0: all."""
 
     def __post_init__(self) -> None:
         bounded(self, "seeds", "at_once", least=1)
+        seeded(self, "seed")
         if self.devices_each not in (0, *TPU_BOUNDS):
             cure = f"Give 0 or one of {', '.join(map(str, TPU_BOUNDS))}"
             raise InputError(f"{self.devices_each} is out of range", field="devices_each", cure=cure)

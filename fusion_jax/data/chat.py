@@ -29,11 +29,14 @@ REASONING_ENDS = ("</think>", "[/THINK]", "</seed:think>")  # templates leave ou
 
 @dataclass(frozen=True)
 class ChatSettings:
-    """rule: see the module. header: whether the assistant's header is scored ("response") or given ("prompt")."""
+    """How messages become text; see the module for the rules."""
 
     rule: Literal["safe", "official"] = "safe"
+    """How the chat template is used: as it must be for each template, or as the published code does."""
     header: Literal["response", "prompt"] = "response"
+    """Whether the assistant's header is scored with the response or given with the prompt."""
     date: str = DATE
+    """The date that templates with a clock write."""
 
 
 Error = TypeVar("Error", bound=InputError)

@@ -34,16 +34,13 @@ EMPTY_PROMPT = "empty prompt: the first response token is not scored"
 
 @dataclass(frozen=True)
 class TextSettings:
-    """How text becomes tokens.
-
-    packing: for sft only. "none" scores the response alone (the paper's form). "official" packs documents into blocks
-      of max_length and scores every token, attention running across documents; "reset" packs and scores the same but
-      starts attention and positions anew with each document.
-    """
+    """How text becomes tokens."""
 
     chat: ChatSettings = ChatSettings()
     tokens: TokeniseSettings = TokeniseSettings()
     packing: Literal["none", "official", "reset"] = "none"
+    """For SFT alone: score the response only (none); or pack documents into blocks of max_length and score every token,
+    with attention across documents (official) or starting anew with each (reset)."""
 
 
 class Encoder:

@@ -8,28 +8,36 @@ from typing import Literal
 
 from fusion_jax.display import brief
 from fusion_jax.errors import InputError
+from fusion_jax.settings import bounded
 
 Encode = Callable[[str], list[int]]
 
 
 @dataclass(frozen=True)
 class TokeniseSettings:
-    """Lengths in tokens.
+    """Lengths in tokens, and special tokens.
 
-    eos: append EOS to every response, as WRPO does ("always"), or only where it is missing ("if_missing"): a response
-      that ends its turn with EOS needs none, also where the template writes white space behind it, which is left out.
-    bos: "template" adds none; "if_missing" puts one before a prompt that lacks it (the pairwise trainers).
-    truncation: "fit" cuts no more than what does not fit: the prompt down to max_prompt_length, its BOS kept, and then
-      each response to the room that is left. "official", of the published runs, cuts prompts to max_prompt_length and
-      then every response to max_length - max_prompt_length, also where more would fit.
+    A response that ends its turn with EOS needs none, also where the template writes white space behind it,
+    which is left out.
     """
 
     max_length: int = 2048
+    """Longest example: prompt and response together."""
     max_prompt_length: int = 1800
-    truncation_mode: str = "keep_end"
+    """Longest prompt, where something has to be cut."""
+    truncation_mode: Literal["keep_end", "keep_start"] = "keep_end"
+    """Which end of a prompt that is too long is kept."""
     truncation: Literal["official", "fit"] = "fit"
+    """Cut only what does not fit: prompts to max_prompt_length, then each response to the room that is left (fit); or
+    prompts to max_prompt_length and then every response to max_length - max_prompt_length, as the published code does
+    (official)."""
     eos: Literal["always", "if_missing"] = "always"
+    """Append EOS to every response, as WRPO does, or only where it is missing."""
     bos: Literal["template", "if_missing"] = "template"
+    """Add no BOS to what the template writes, or put one before a prompt that lacks it (as pairwise trainers do)."""
+
+    def __post_init__(self) -> None:
+        bounded(self, "max_length", "max_prompt_length", least=1)
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Callable
+from typing import Annotated
 
 from fusion_jax.errors import InputError
+from fusion_jax.options import OneOf
 from fusion_jax.rewards.final_number import final_number, stated_number
 
 Verifier = Callable[[str, str], float]
@@ -81,6 +83,7 @@ VERIFIERS: dict[str, Verifier] = {
     "answer": answer,
     "graded": graded,
 }
+VerifierName = Annotated[str, OneOf(tuple(VERIFIERS))]
 
 
 def verifier(name: str, field: str = "verifier") -> Verifier:

@@ -26,18 +26,22 @@ __all__ = ["Completion", "SampleSettings", "decoding_mesh", "generate", "generat
 
 @dataclass(frozen=True)
 class SampleSettings:
-    """How responses are sampled; the defaults are the published ones (WRPO spec section 3).
-
-    mesh_tensor: devices that the model is split over by heads; 0: as many as its key-value heads divide over.
-    """
+    """How responses are sampled; the defaults are the published ones (WRPO spec section 3)."""
 
     temperature: float = 0.8
+    """Temperature of sampling; 0 always takes the most probable token."""
     top_p: float = 0.95
+    """Share of the probability mass that is sampled from; 1: all."""
     top_k: int = 0
+    """How many of the most probable tokens are sampled from; 0: all."""
     num_samples: int = 5
+    """Responses to each prompt."""
     max_new_tokens: int = 4096
+    """Longest response, in tokens."""
     batch_size: int = 32
+    """Prompts at once, over all devices."""
     mesh_tensor: int = 0
+    """Devices over which the model's heads are split; 0: as many as its key-value heads divide over."""
 
     def __post_init__(self) -> None:
         bounded(self, "num_samples", "max_new_tokens", "batch_size", least=1)

@@ -25,6 +25,7 @@ from rich.console import Console
 
 from fusion_jax.data.jsonl import read_jsonl, write_jsonl
 from fusion_jax.errors import InputError
+from fusion_jax.failures import doing
 from fusion_jax.files import write_json
 from fusion_jax.hosts import agreed, first_host, on_first, seen
 from fusion_jax.json_files import RESTORE, read_json
@@ -34,6 +35,7 @@ from fusion_jax.store.manifest import Manifests, State
 
 CONFIG, METRICS, FINISHED = "config.json", "metrics.jsonl", "finished.json"
 LOG, REPORT = "log.txt", "report.md"
+TIMES = "times.jsonl"  # {"stage", "seconds"}: a line for each part of a stage, added up by the report
 RESULTS = "results.json"  # {model: {measure: [a value of each seed]}}
 FINAL = ("model", RESULTS)  # without which a finished run is not finished
 RUN = f"{manifest.FOLDER}/run.json"
@@ -98,6 +100,20 @@ class RunFolder:
             end = "\n" if done == of else "\r"
             self.console.print(f"  {what}: {done} of {of}", end=end, highlight=False, markup=False)
 
+    def clock(self, stage: str) -> Callable[[], None]:
+        """A function that, each time it is called, adds the time since the last call to what the stage took."""
+        last = time.monotonic()
+
+        def lap() -> None:
+            nonlocal last
+            now = time.monotonic()
+            if first_host():
+                with open(self.path / TIMES, "a", encoding="utf-8") as out:
+                    out.write(json.dumps({"stage": stage, "seconds": round(now - last, 3)}) + "\n")
+            last = now
+
+        return lap
+
     def stage(
         self,
         name: str,
@@ -115,11 +131,13 @@ class RunFolder:
           InputError: as `made_once`, and whatever `make` raises.
         """
         path, records = self.file(name), list[dict[str, Any]]()
-        started = time.monotonic()
+        started, lap = time.monotonic(), self.clock(name)
 
         def write(file: Path) -> int:
-            records.extend(make())
-            on_first(lambda: write_jsonl(file, records))
+            with doing(f"making {name}"):
+                records.extend(make())
+                on_first(lambda: write_jsonl(file, records))
+            lap()
             return len(records)
 
         if self.made_once(name, write, of=of, leaf=leaf):

@@ -24,6 +24,7 @@ from fusion_jax.models.folder import Model, check_folder, load, save
 from fusion_jax.store.manifest import digest
 from fusion_jax.train.objectives import FusionSettings, fusion_objective
 from fusion_jax.train.optimise import TrainSettings, compute_for, optimise, step_count
+from fusion_jax.train.provenance import Ran, write_report
 from fusion_jax.train.report import training_figure
 from fusion_jax.train.run_folder import REPORT, RESULTS, RunFolder
 from fusion_jax.zoo import model_path
@@ -230,6 +231,8 @@ def reading_limit(folders: Mapping[str, Path], max_length: int, k: int) -> int:
 def fusion_report(
     run: RunFolder,
     title: str,
+    ran: Ran,
+    result: str,
     measures: dict[str, dict[str, float]],
     coverage: Sequence[dict[str, Any]],
     counts: Counter[str],
@@ -237,6 +240,7 @@ def fusion_report(
     """report.md of an experiment that trained several arms under arms/, and its results on the screen.
 
     Args:
+      result: one sentence from the numbers.
       measures: of every model; coverage: lines of text and of shares, what decided the rows of each source.
     """
     results = "No held-out data and no test prompts: nothing is measured."
@@ -245,13 +249,14 @@ def fusion_report(
     reached = [{k: v if isinstance(v, str) else f"{v:.3f}" for k, v in line.items()} for line in coverage]
     arms = {path.name: path for path in sorted(run.file("arms").iterdir())}
     parts = [
-        f"# {title}", save_figure(training_figure(arms), run.file("training.png")),
         "## Held-out data", results,
+        "## Training", save_figure(training_figure(arms), run.file("training.png")),
         "## What decided the rows of each source (shares of the target's tokens)", markdown_table(reached),
         "## Records", markdown_table([{"what": k, "count": v} for k, v in counts.items()]),
     ]  # fmt: skip
-    run.file("report.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    write_report(run, title, result, ran, parts)
     run.log(results)
+    run.log(result)
     run.log(f"report: {run.file('report.md')}")
 
 
@@ -264,12 +269,18 @@ def paired_table(run: RunFolder, models: Sequence[str]) -> str:
 
 
 def over_seeds(
-    run: RunFolder, title: str, first: int, count: int, one: Callable[[int, RunFolder], dict[str, dict[str, float]]]
+    run: RunFolder,
+    title: str,
+    ran: Ran | None,
+    first: int,
+    count: int,
+    one: Callable[[int, RunFolder], dict[str, dict[str, float]]],
 ) -> None:
     """A whole run with one seed or several: results.json holds what was measured; of several, report.md has the mean
     and the 95 % Student interval of every model's every measure.
 
     Args:
+      ran: what was run, for the report.
       one: (seed, its folder) -> {model: {measure: value}}; a single seed has the run's own folder and report.
     """
     if count < 1:
@@ -284,10 +295,12 @@ def over_seeds(
         run.manifests.leave(f"seed-{seed}")
     on_first(lambda: write_json(run.file(RESULTS), seen, sort=False))
     if count > 1:
-        _report_seeds(run, title, count, seen)
+        _report_seeds(run, title, ran, count, seen)
 
 
-def _report_seeds(run: RunFolder, title: str, count: int, seen: Mapping[str, Mapping[str, Sequence[float]]]) -> None:
+def _report_seeds(
+    run: RunFolder, title: str, ran: Ran | None, count: int, seen: Mapping[str, Mapping[str, Sequence[float]]]
+) -> None:
     table = []
     for name, measures in seen.items():
         line = {"model": name}
@@ -295,6 +308,13 @@ def _report_seeds(run: RunFolder, title: str, count: int, seen: Mapping[str, Map
             mean, half = mean_interval(values)
             line |= {measure: f"{mean:.4f} ± {half:.4f}", f"{measure}, each": " ".join(f"{v:.3f}" for v in values)}
         table.append(line)
-    text = f"# {title} over {count} seeds\n\nMean and 95 % Student interval.\n\n{markdown_table(table)}\n"
-    on_first(lambda: run.file("report.md").write_text(text, encoding="utf-8"))
+    result = ""
+    if table:
+        name, measures = list(seen.items())[-1]
+        told = [f"{measure} {table[-1][measure]}" for measure in list(measures)[:1]]
+        first = next(iter(seen))
+        told += [f"{first}'s is {table[0][m]}" for m in list(seen[first])[:1] if first != name]
+        result = f"Over {count} seeds {name} has {'; '.join(told)}."
+    parts = ["Mean and 95 % Student interval.", markdown_table(table)]
+    on_first(lambda: write_report(run, f"{title} over {count} seeds", result, ran, parts))
     run.log(markdown_table(table))

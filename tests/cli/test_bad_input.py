@@ -121,7 +121,7 @@ def test_prompts_and_names(model, tmp_path, capsys):
     responses = [{"prompt": "a", "source_model": "m", "response": "b", "answer": "b"}]
     file = str(write(tmp_path / "r.jsonl", responses))
     args = ["--target", str(model), "--responses", file, "--verifier", "gsm8", "--out", str(tmp_path / "o4")]
-    fails(wrpo, args, capsys, "no verifier is called 'gsm8'", "Did you mean 'gsm8k'")
+    fails(wrpo, args, capsys, "field '--verifier': 'gsm8' is not one of its choices", "Did you mean 'gsm8k'")
 
 
 def rewrite(folder: Path, change: Any) -> None:
