@@ -13,7 +13,7 @@ one-to-many .37, fallback .13 of the pivot's tokens, words at the start of a lin
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -22,12 +22,22 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from transformers import PreTrainedTokenizerBase
 
-from fusion_jax.align.coverage import RULE_NAMES, AlignedText, Coverage, Method, align_texts, coverage
-from fusion_jax.align.distributions import Rules
+from fusion_jax.align.coverage import (
+    RULE_NAMES,
+    AlignedText,
+    Coverage,
+    Images,
+    Method,
+    align_texts,
+    coverage,
+    images_of,
+    occurrences_of,
+)
 from fusion_jax.align.raw_tokenizers import SUFFIXES, load_raw_tokenizer
+from fusion_jax.align.rules import Rules
 from fusion_jax.align.sequences import Variant
-from fusion_jax.align.views import TokenizerView, view_of
-from fusion_jax.align.vocabulary import count_pairs, exact_map, mapping_statistics, mined_map
+from fusion_jax.align.views import Pieces, TokenizerView, view_of
+from fusion_jax.align.vocabulary import Weight, count_pairs, exact_map, mapping_statistics, mined_map
 from fusion_jax.data.jsonl import numbered
 from fusion_jax.data.loaders import load_records, load_texts
 from fusion_jax.data.records import Place, text
@@ -38,18 +48,21 @@ from fusion_jax.models.folder import tokenizer_of
 from fusion_jax.settings import run as run_experiment
 from fusion_jax.settings import to_json
 from fusion_jax.train.report import shares_figure
-from fusion_jax.train.run_folder import open_run
+from fusion_jax.train.run_folder import RunFolder, open_run
 from fusion_jax.zoo import model_path
 from fusion_jax.zoo.tasks import corpus
 
 Groups = dict[str, list[str]]
+Map = Literal["exact", "mined", "statistics"]
 
 
 @dataclass(frozen=True)
 class Settings:
     """variant: the rules, of FuseLLM or of FuseChat's first or second version. map: the vocabulary map; statistics are
-    counted on these texts.
+    counted on these texts. maps: those whose images are told besides; mined ones of large vocabularies take minutes.
 
+    pieces: what tokens are compared by, the bytes that they spell, or raw, as published, their strings. ms_weight: of
+    the statistics, "code" as published.
     align: dp, the variant's edit distances, or byte_offsets, equal ends in the text.
     hard: chat_v2's exact mode (with the exact map); one_to_many: the chat variants' rules for several source tokens.
     both: also the other direction. max_length: tokens a window; max_texts: of a group, 0 for all; worst: tokens shown.
@@ -61,7 +74,10 @@ class Settings:
     out: str = "runs/align_report"
     resume: bool = False
     variant: Variant = "chat_v2"
-    map: Literal["exact", "mined", "statistics"] = "statistics"
+    map: Map = "statistics"
+    maps: tuple[Map, ...] = ("exact", "mined", "statistics")
+    pieces: Pieces = "bytes"
+    ms_weight: Weight = "inverse"
     align: Method = "dp"
     hard: bool = False
     one_to_many: bool = True
@@ -106,31 +122,35 @@ def read_groups(files: Sequence[str], most: int) -> Groups:
     return {name: texts[: most or None] for name, texts in groups.items()}
 
 
-def rules_of(s: Settings, pivot: Side, source: Side, aligned: Sequence[AlignedText]) -> Rules:
-    """The rules with the map that the settings ask for."""
-    counted = s.map == "statistics" or s.variant == "chat_v1"
+def rules_of(s: Settings, pivot: Side, source: Side, aligned: Sequence[AlignedText], kind: Map) -> Rules:
+    """The rules with a map."""
+    counted = kind == "statistics" or s.variant == "chat_v1"
     counts = count_pairs(aligned, pivot.view, source.view) if counted else None
-    if s.map == "statistics":
+    if kind == "statistics":
         assert counts is not None
         variant: Literal["chat_v1", "chat_v2"] = "chat_v1" if s.variant == "chat_v1" else "chat_v2"
-        vocab_map = mapping_statistics(counts, pivot.view, source.view, variant)
+        vocab_map = mapping_statistics(counts, pivot.view, source.view, variant, s.ms_weight, s.pieces)
     else:
-        vocab_map = (mined_map if s.map == "mined" else exact_map)(pivot.view, source.view)
+        vocab_map = (mined_map if kind == "mined" else exact_map)(pivot.view, source.view, s.pieces)
     return Rules(
-        pivot.view, source.view, vocab_map, s.variant, hard=s.hard, one_to_many=s.one_to_many,
-        counts=counts if s.variant == "chat_v1" else None,
+        pivot.view, source.view, vocab_map, s.variant, hard=s.hard and kind == "exact", one_to_many=s.one_to_many,
+        counts=counts if s.variant == "chat_v1" else None, pieces=s.pieces,
     )  # fmt: skip
 
 
-def measure(s: Settings, pivot: Side, source: Side, groups: Groups) -> Coverage:
-    """The coverage of one direction."""
+def measure(s: Settings, pivot: Side, source: Side, groups: Groups) -> tuple[Coverage, dict[str, Images]]:
+    """The coverage of one direction, and what becomes of the source's pieces under each map."""
     ours, theirs = (pivot.tokenizer, pivot.view), (source.tokenizer, source.view)
-    aligned = {
-        name: align_texts(texts, ours, theirs, s.variant, method=s.align, max_length=s.max_length)
-        for name, texts in groups.items()
-    }
-    rules = rules_of(s, pivot, source, [row for rows in aligned.values() for row in rows])
-    return coverage(aligned, rules, worst=s.worst)
+    how: dict[str, Any] = {"method": s.align, "max_length": s.max_length, "pieces": s.pieces}
+    aligned = {name: align_texts(texts, ours, theirs, s.variant, **how) for name, texts in groups.items()}
+    every = [row for rows in aligned.values() for row in rows]
+    occurrences = occurrences_of(every, source.view)
+    found = coverage(aligned, rules_of(s, pivot, source, every, s.map), worst=s.worst)
+    return found, {
+        kind: found.images if kind == s.map
+        else images_of(rules_of(s, pivot, source, every, kind), occurrences, s.worst)
+        for kind in dict.fromkeys((*s.maps, s.map))
+    }  # fmt: skip
 
 
 def group_rows(found: Coverage) -> list[dict[str, Any]]:
@@ -138,7 +158,7 @@ def group_rows(found: Coverage) -> list[dict[str, Any]]:
         {
             "texts": g.group, "pivot tokens": g.pivot_tokens, "source tokens": g.source_tokens,
             **{name: f"{g.rules[name]:.3f}" for name in RULE_NAMES}, "unmapped": f"{g.unmapped:.3f}",
-            "inexact": f"{g.inexact:.3f}",
+            "other text": f"{g.altered:.3f}",
         }
         for g in found.groups
     ]  # fmt: skip
@@ -159,11 +179,36 @@ def _shown(piece: str) -> str:
     return "`" + repr(piece)[1:-1].replace("`", "'").replace("|", "\u00a6") + "`"
 
 
-def section(title: str, found: Coverage, picture: str) -> str:
+def image_rows(images: Mapping[str, Images]) -> list[dict[str, Any]]:
+    return [
+        {
+            "map": kind, "pieces without image": f"{i.unmapped_types:.4f}",
+            "pieces to other text": f"{i.altered_types:.4f}", "tokens without image": f"{i.unmapped:.4f}",
+            "tokens to other text": f"{i.altered:.4f}",
+        }
+        for kind, i in images.items()
+    ]  # fmt: skip
+
+
+def altered_rows(images: Mapping[str, Images]) -> list[dict[str, Any]]:
+    return [
+        {"map": kind, "source token": _shown(e.piece), "its image": _shown(e.image_piece), "occurs": e.occurrences,
+         "ids": f"{e.id} to {e.image}"}
+        for kind, i in images.items() for e in i.examples
+    ]  # fmt: skip
+
+
+def section(title: str, found: Coverage, images: Mapping[str, Images], picture: str) -> str:
     """A direction's part of the report."""
-    types = f"{found.unmapped_types:.3f} of the source's pieces have no image, {found.inexact_types:.3f} no exact one."
+    parts = [
+        f"## {title}", markdown_table(group_rows(found)), picture,
+        "What becomes of the source's pieces under each map, as shares of its vocabulary and of its tokens in these "
+        "texts:", markdown_table(image_rows(images)),
+    ]  # fmt: skip
+    if astray := altered_rows(images):
+        parts += ["Tokens whose image is another text, the most frequent ones:", markdown_table(astray)]
     return "\n\n".join([
-        f"## {title}", markdown_table(group_rows(found)), types, picture,
+        *parts,
         "Tokens that fall back most; what the source had is one example of what the cheapest path paired them with:",
         markdown_table(worst_rows(found)),
     ])  # fmt: skip
@@ -171,8 +216,8 @@ def section(title: str, found: Coverage, picture: str) -> str:
 
 ABOUT = """Shares of the pivot's tokens by what they get: the source's row of the same token (exact), of one that ends
 alike (suffix), of one of several tokens (one-to-many), only the next token of the text, which the row is to predict
-(fallback), nothing (empty). Unmapped: share of the source's tokens without an image under the map; inexact: without an
-equal piece of the pivot."""
+(fallback), nothing (empty). Unmapped: share of the source's tokens without an image under the map; other text: of those
+whose image is another text, so that a teacher who is sure of such a token has its mass go there."""
 
 
 def check(s: Settings) -> None:
@@ -189,30 +234,37 @@ def main(s: Settings) -> None:
     check(s)
     pivot, source = side_of(s.pivot, "--pivot"), side_of(s.source, "--source")
     groups = read_groups(s.texts, s.max_texts)
-    run = open_run(s.out, to_json(s), resume=s.resume)
+    with open_run(s.out, to_json(s), resume=s.resume) as run:
+        write_report(s, run, pivot, source, groups)
+        run.finish()
+
+
+def write_report(s: Settings, run: RunFolder, pivot: Side, source: Side, groups: Groups) -> None:
+    """Measure both directions; report.md, its pictures, report.json."""
     parts, values = [], []
     for number, (ours, theirs) in enumerate([(pivot, source), (source, pivot)][: 1 + s.both]):
         title = f"{ours.name} \u2190 {theirs.name}"
-        found = measure(s, ours, theirs, groups)
+        found, images = measure(s, ours, theirs, groups)
         figure = shares_figure({g.group: g.rules for g in found.groups}, xlabel=f"share of pivot tokens, {title}")
         picture = save_figure(figure, run.file("coverage_reversed.png" if number else "coverage.png"))
-        parts.append(section(title, found, picture))
-        values.append({"pivot": ours.name, "source": theirs.name, **as_json(found)})
-        run.console.print(
-            f"{title}\n{markdown_table(group_rows(found))}", soft_wrap=True, markup=False, highlight=False
-        )
-    how = f"Rules {s.variant}, map {s.map}, alignment {s.align}."
+        parts.append(section(title, found, images, picture))
+        values.append({"pivot": ours.name, "source": theirs.name, **as_json(found, images)})
+        tables = "\n\n".join(map(markdown_table, (group_rows(found), image_rows(images))))
+        run.console.print(f"{title}\n{tables}\n", soft_wrap=True, markup=False, highlight=False)
+    how = f"Rules {s.variant}, map {s.map}, alignment {s.align}, pieces compared as {s.pieces}."
     report = "\n\n".join(["# Coverage of a pair of tokenizers", ABOUT, how, *parts])
     run.file("report.md").write_text(report + "\n", encoding="utf-8")
     write_json(run.file("report.json"), {"settings": to_json(s), "directions": values})
     run.log(f"report: {run.file('report.md')}")
-    run.finish()
 
 
-def as_json(found: Coverage) -> dict[str, Any]:
+def as_json(found: Coverage, images: Mapping[str, Images]) -> dict[str, Any]:
     return {
         **found._asdict(), "groups": [{**g._asdict(), "taken": g.taken} for g in found.groups],
         "worst": [w._asdict() for w in found.worst],
+        "images": {
+            kind: {**i._asdict(), "examples": [e._asdict() for e in i.examples]} for kind, i in images.items()
+        },
     }  # fmt: skip
 
 

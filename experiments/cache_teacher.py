@@ -53,7 +53,7 @@ from fusion_jax.models.folder import load, tokenizer_of
 from fusion_jax.plan.command import run as run_experiment
 from fusion_jax.plan.runs import Ask, Planned, teacher
 from fusion_jax.settings import bounded
-from fusion_jax.train.optimise import TrainSettings, compute_for
+from fusion_jax.train.optimise import TrainSettings, compute_to_read
 from fusion_jax.train.teachers import store_identity, teacher_rows
 from fusion_jax.zoo import model_path
 
@@ -64,7 +64,7 @@ class Settings:
 
     max_length: tokens of a window, EOS included, not more than the model reads; longer texts are split into windows.
     windows_for: models whose tokenizers shall not need more than max_length tokens for a window either.
-    batch_size: texts at once, on a host with mesh "local", on all hosts with "global".
+    batch_size: texts at once, on a host with mesh "local", on all hosts with "global"; more where the devices need it.
     part_size: texts of a file, which is lost by a kill and shared out between hosts: where they are many and texts few,
       give less. A store keeps the size that it was begun with.
     verify: how many rows are scored again, 0: none. bits_per_byte in the table makes tokenizers comparable.
@@ -95,7 +95,7 @@ def main(s: Settings) -> None:
     together = s.mesh == "global"
     host = join(s.hosts, connected=together)
     devices = jax.devices() if together else jax.local_devices()
-    compute = compute_for(TrainSettings(batch_size=s.batch_size, micro_batches=1), devices)
+    compute = compute_to_read(TrainSettings(), devices)
     named = [("--model", s.model), *(("--windows-for", name) for name in s.windows_for)]
     tokenizers = [tokenizer_of(model_path(name, option), option) for option, name in named]
     model = load(model_path(s.model), mesh=compute.mesh)

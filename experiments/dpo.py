@@ -35,6 +35,7 @@ from fusion_jax.rewards.verifiers import verifier
 from fusion_jax.sampling.generate import SampleSettings
 from fusion_jax.sampling.responses import sample_responses
 from fusion_jax.settings import bounded, to_json
+from fusion_jax.train import fits, stages
 from fusion_jax.train.objectives import PairSettings, needs_reference, pair_objective
 from fusion_jax.train.optimise import TrainSettings, compute_for, optimise
 from fusion_jax.train.report import curves, training_figure
@@ -63,7 +64,7 @@ class Settings:
         bounded(self, "held_out", least=0, below=1)
 
 
-PAIR_TOKENS = TokeniseSettings(bos="if_missing")
+PAIR_TOKENS = TokeniseSettings(bos="if_missing", truncation="official")
 PRESETS = {
     "tiny": Settings(
         loss=PairSettings(beta=0.1),
@@ -79,22 +80,31 @@ PRESETS = {
 
 def main(s: Settings) -> None:
     connect(s.hosts)
-    run = open_run(s.out, to_json(s), resume=s.resume)
-    model = load(model_path(s.model, "--model"), mesh=compute_for(s.train).mesh)
-    records = load_records(s.data) if s.data else run.stage("pairs.jsonl", lambda: own_pairs(s, model))
+    with open_run(s.out, to_json(s), resume=s.resume) as run:
+        tune(s, run)
+        run.finish()
+
+
+def tune(s: Settings, run: RunFolder) -> None:
+    """Pairs, training on them, model and report."""
+    folder = model_path(s.model, "--model")
+    fits.check_training(s.train, "--train", folder)
+    fits.check_length(folder, s.text.tokens.max_length, "--text.tokens.max-length")
+    model = load(folder, mesh=compute_for(s.train).mesh)
+    records = load_records(s.data) if s.data else run.stage("pairs.jsonl", lambda: own_pairs(s, model, run))
     rows, drops = parse_rows(records, "pair", file=s.data or None, on_bad=s.on_bad)
     held, train = split_indices(len(rows), s.held_out, s.train.seed)
     rows, held_rows = [rows[i] for i in train], [rows[i] for i in held]
     examples, counts = make_examples(rows, model.tokenizer, s.text)
     validation, _ = make_examples(held_rows, model.tokenizer, s.text)
+    stages.check_enough(run, {"pairs": drops + counts}, len(examples), s.train, "--train")
     better = optimise(
         model, examples, pair_objective(s.loss), s.train, run, needs_reference=needs_reference(s.loss.loss),
         validation=validation, names=lambda i: rows[i].name,
     )  # fmt: skip
-    save(better, run.file("model"), overwrite=True)
-    found = drops + counts + Counter({"pairs trained on": len(rows), "pairs held out": len(held_rows)})
+    run.made_once("model", lambda folder: save(better, folder))
+    found = drops + counts + Counter({"pairs trained on": len(examples), "pairs held out": len(validation)})
     on_first(lambda: write_report(run, s.loss.loss, found))
-    run.finish()
 
 
 def write_report(run: RunFolder, loss: str, found: Counter[str]) -> None:
@@ -107,13 +117,15 @@ def write_report(run: RunFolder, loss: str, found: Counter[str]) -> None:
     run.log(f"model: {run.file('model')}")
 
 
-def own_pairs(s: Settings, model: Model) -> list[Record]:
+def own_pairs(s: Settings, model: Model, run: RunFolder) -> list[Record]:
     """The model's best against its worst sample on problems of the zoo's skills."""
     seed = s.train.seed
     prompts = mixture(dict.fromkeys(SKILLS, 60), split="train", seed=seed)
     how = SampleSettings(max_new_tokens=28, batch_size=64)
     samples = sample_responses(model, "own", prompts, how, seed=seed)
-    best = select.best_and_worst(select.score_with(samples, verifier("graded")), Counter())
+    drops = Counter[str]()
+    best = select.best_and_worst(select.score_with(samples, verifier("graded")), drops)
+    stages.check_enough(run, {"own samples": drops}, len(best), s.train, "--train")
     return [
         {"prompt_id": p, "prompt": a["prompt"], "chosen": a["response"], "rejected": b["response"]}
         for p, (a, b) in best.items()

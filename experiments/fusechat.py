@@ -36,7 +36,7 @@ from fusion_jax.data.jsonl import Record
 from fusion_jax.data.loaders import load_records
 from fusion_jax.data.records import OnBad, Row, parse_prompts, parse_rows
 from fusion_jax.errors import InputError
-from fusion_jax.hosts import HostSettings, agreed_exists, connect, on_first
+from fusion_jax.hosts import HostSettings, connect, on_first
 from fusion_jax.merge.arithmetic import MathDtype
 from fusion_jax.merge.executor import merge
 from fusion_jax.merge.methods import METHODS
@@ -47,6 +47,7 @@ from fusion_jax.models.folder import Model, load, save, tokenizer_of
 from fusion_jax.plan.command import run as run_experiment
 from fusion_jax.plan.runs import Ask, Planned, merging, teacher, training
 from fusion_jax.settings import bounded, to_json
+from fusion_jax.train import fits
 from fusion_jax.train.fusion import fused_examples, fusion_rows
 from fusion_jax.train.objectives import FusionSettings
 from fusion_jax.train.opinions import AlignSettings, Reading, own_opinions, read_documents, source_opinions
@@ -124,7 +125,7 @@ class Settings:
 
 
 LARGE = Settings(
-    align=AlignSettings(workers=8),
+    align=AlignSettings(ms_weight="code", pieces="raw", workers=8),
     train=TrainSettings(
         optimizer=OptimizerSettings(learning_rate=5e-6, warmup_ratio=0.03), epochs=3.0, micro_batches=4
     ),
@@ -154,11 +155,12 @@ def main(s: Settings) -> None:
         read_recipe(recipe_of(s, method, [Path("a"), Path("b")], Path("pivot")), METHODS)  # its numbers are in range
     check_models("pivot", s.pivot)
     check_models("sources", *s.sources)
-    run = open_run(s.out, to_json(s), resume=s.resume)
-    over_seeds(run, "FuseChat", s.seed, s.seeds, lambda seed, folder: fuse(
-        replace(s, seed=seed, seeds=1), folder
-    ))  # fmt: skip
-    run.finish()
+    fits.check_training(s.train, "--train", *map(model_path, (s.pivot, *s.sources)))
+    with open_run(s.out, to_json(s), resume=s.resume) as run:
+        over_seeds(run, "FuseChat", s.seed, s.seeds, lambda seed, folder: fuse(
+            replace(s, seed=seed, seeds=1), folder
+        ))  # fmt: skip
+        run.finish()
 
 
 def fuse(s: Settings, run: RunFolder) -> dict[str, dict[str, float]]:
@@ -176,6 +178,11 @@ def fuse(s: Settings, run: RunFolder) -> dict[str, dict[str, float]]:
     counts += Counter({f"held out: {what}": n for what, n in held_counts.items()})
     pivot_name = model_name(s.pivot)
     check_enough(run, {"chats": counts}, len(documents[pivot_name]), train, "--train")
+
+    if limit < s.max_length:
+        run.log(f"chats have {limit} tokens at most instead of {s.max_length}: a model reads no more")
+    for folder in folders.values():
+        fits.check_prompts(folder, test, s.eval_new_tokens, "--eval-new-tokens")
 
     def measure(name: str, model: Model, reader: str = pivot_name) -> dict[str, float]:
         answers = held.get(reader, [])
@@ -210,13 +217,13 @@ def fuse(s: Settings, run: RunFolder) -> dict[str, dict[str, float]]:
         examples = fused_examples(place.file("examples"), rows, fusion, mask="labels")
         fused = trained_on_fused(place, start, examples, fusion, train)
         measures[arm] = measure(arm, fused)
-        if not agreed_exists(run.sub("targets").file(arm)):
-            save(fused, run.sub("targets").file(arm))
-    targets = [run.sub("targets").file(arm) for arm in arms_of(s) if arm.startswith("with-")]
+        run.made_once(f"targets/{arm}", lambda folder, m=fused: save(m, folder), of=[f"arms/{arm}/model"])  # type: ignore[misc]
+    taught = [arm for arm in arms_of(s) if arm.startswith("with-")]
+    targets = [run.file(f"targets/{arm}") for arm in taught]
     for method in s.merges if len(targets) > 1 else ():
-        folder = run.sub("merged").file(method)
-        if not agreed_exists(folder):
-            on_first(lambda m=method, f=folder: merge(recipe_of(s, m, targets, folders[pivot.name]), f))  # type: ignore[misc]
+        folder, recipe = run.file(f"merged/{method}"), recipe_of(s, method, targets, folders[pivot.name])
+        sources = [f"targets/{arm}" for arm in taught]
+        run.made_once(f"merged/{method}", lambda f, r=recipe: on_first(lambda: merge(r, f)), of=sources)  # type: ignore[misc]
         measures[f"merged by {method}"] = measure(f"merged-{method}", load(folder, mesh=compute.mesh))
     on_first(lambda: fusion_report(run, "FuseChat", measures, coverage, counts))
     return measures
@@ -307,7 +314,9 @@ def plans(s: Settings, ask: Ask) -> list[Planned]:
     """What `--plan` compiles: the pivot as a teacher (sources: experiments/cache_teacher.py --plan), a pairwise target,
     and the merge."""
     return [
-        *teacher("reading the pivot", s.pivot, s.teacher_batch, s.max_length, s.k, ask, option="--pivot"),
+        *teacher(
+            "reading the pivot", s.pivot, s.teacher_batch, s.max_length, s.k, ask, option="--pivot", train=s.train
+        ),
         *training("pairwise fusion", s.pivot, "fusion", s.train, s.max_length, ask, option="--pivot", k=s.k),
         *(one for name in s.merges for one in merging(name, len(s.sources), s.pivot, ask)),
     ]

@@ -32,11 +32,12 @@ from fusion_jax.data.loaders import load_records, load_texts
 from fusion_jax.data.records import parse_prompts
 from fusion_jax.data.windows import split_windows
 from fusion_jax.errors import InputError
-from fusion_jax.hosts import HostSettings, agreed_exists, connect, on_first
+from fusion_jax.hosts import HostSettings, connect, on_first
 from fusion_jax.models.folder import Model, load, save, tokenizer_of
 from fusion_jax.plan.command import run as run_experiment
 from fusion_jax.plan.runs import Ask, Planned, teacher, training
 from fusion_jax.settings import bounded, to_json
+from fusion_jax.train import fits
 from fusion_jax.train.fusion import fused_examples, fusion_rows, packed
 from fusion_jax.train.objectives import FusionSettings, sft_objective
 from fusion_jax.train.opinions import AlignSettings, Reading, own_opinions, read_documents, source_opinions
@@ -114,7 +115,7 @@ TINY = TrainSettings(
 LARGE = Settings(
     packing="official",
     window=2000,
-    align=AlignSettings(rules="fusellm", vocabulary="mined", workers=8),
+    align=AlignSettings(rules="fusellm", vocabulary="mined", ms_weight="code", pieces="raw", workers=8),
     train=TrainSettings(
         optimizer=OptimizerSettings(
             learning_rate=1e-5, warmup_ratio=0.008, beta2=0.95, weight_decay=0.1, clip_norm=1.0
@@ -143,12 +144,18 @@ def main(s: Settings) -> None:
     check_models("sources", *s.sources)
     if not s.sources:
         raise InputError("there is none", field="sources", cure="Give at least one model")
-    run = open_run(s.out, to_json(s), resume=s.resume)
-    folders = base_models(s, run.sub("base"))
-    over_seeds(run, "FuseLLM", s.seed, s.seeds, lambda seed, folder: fuse(
-        replace(s, seed=seed, seeds=1), folder, folders
-    ))  # fmt: skip
-    run.finish()
+    models = (s.target, *s.sources)
+    fits.check_training(s.train, "--train", *map(model_path, models))
+    if practising := [model_path(m) for m in models if practice(s, m)]:
+        fits.check_training(s.practise, "--practise", *practising)
+    for folder in map(model_path, models):
+        fits.check_prompts(folder, test_prompts(s), s.eval_new_tokens, "--eval-new-tokens", chat=False)
+    with open_run(s.out, to_json(s), resume=s.resume) as run:
+        folders = base_models(s, run.sub("base"))
+        over_seeds(run, "FuseLLM", s.seed, s.seeds, lambda seed, folder: fuse(
+            replace(s, seed=seed, seeds=1), folder, folders
+        ))  # fmt: skip
+        run.finish()
 
 
 def fuse(s: Settings, run: RunFolder, folders: dict[str, Path]) -> dict[str, dict[str, float]]:
@@ -161,6 +168,9 @@ def fuse(s: Settings, run: RunFolder, folders: dict[str, Path]) -> dict[str, dic
     held, _ = windows_of(folders, held_out, limit - 1)
     if s.packing == "none":
         check_enough(run, {"texts": counts}, len(docs), train, "--train")
+
+    if limit < s.max_length:
+        run.log(f"texts have {limit} tokens at most instead of {s.max_length}: a model reads no more")
 
     def measure(name: str, model: Model) -> dict[str, float]:
         how = {"max_length": limit, "max_new_tokens": s.eval_new_tokens, "chat": False}
@@ -194,8 +204,7 @@ def fuse(s: Settings, run: RunFolder, folders: dict[str, Path]) -> dict[str, dic
         examples = fused_examples(place.file("examples"), rows, fusion, mask="all", reset=reset)
         fused = trained_on_fused(place, target, examples, fusion, train)
         measures[arm] = measure(arm, fused)
-    if not agreed_exists(run.file("model")):
-        save(fused, run.file("model"))
+    run.made_once("model", lambda folder: save(fused, folder), of=[f"arms/{arm}/model"])
     on_first(lambda: fusion_report(run, "FuseLLM", measures, coverage, counts))
     return measures
 
@@ -219,10 +228,16 @@ def arms_of(s: Settings, best: str) -> dict[str, tuple[AlignSettings, FusionSett
         "no-pivot": (align, replace(fusion, pivot=False), every),
         "byte-offsets": (replace(align, tokens="byte_offsets"), fusion, every),
         "fusellm-rules": (replace(align, rules="fusellm"), fusion, every),
+        "raw-pieces": (replace(align, pieces="raw"), fusion, every),
         "input-fallback": (replace(align, fallback="input"), fusion, every),
     }
     check_arms(s.arms, known)
     return {name: known[name] for name in s.arms}
+
+
+def practice(s: Settings, path: str) -> int:
+    """How many texts a model practises before anything else."""
+    return (s.target_practice if path == s.target else s.practice) if path.startswith("zoo:") else 0
 
 
 def base_models(s: Settings, run: RunFolder) -> dict[str, Path]:
@@ -231,16 +246,16 @@ def base_models(s: Settings, run: RunFolder) -> dict[str, Path]:
     mesh = compute_for(s.practise).mesh
     for path in (s.target, *s.sources):
         name, folder = model_name(path), model_path(path)
-        count = s.target_practice if path == s.target else s.practice
-        if count and path.startswith("zoo:"):
+        if count := practice(s, path):
             learned = dict(next(spec.shares for spec in SPECS if spec.name == name))
             shares = {skill: count * n // sum(learned.values()) for skill, n in learned.items()}
             texts = documents(shares, split="train", seed=s.seed + 1, repeat=True)
             model = load(folder, mesh=mesh)
-            encoded = encode_documents(model.tokenizer, text_documents(texts), max_length=s.max_length)
+            limit = min(s.max_length, model.config.max_positions)
+            encoded = encode_documents(model.tokenizer, text_documents(texts), max_length=limit)
             trained(run.sub(name), model, mesh, lambda f, m=model, e=plain_examples(encoded): optimise(  # type: ignore[misc]
                 m, e, sft_objective(), s.practise, f
-            ))  # fmt: skip
+            ), of=[])  # fmt: skip
             folder = run.sub(name).file("model")
         out[name] = folder
     return out
@@ -250,14 +265,17 @@ def texts_of(s: Settings) -> tuple[list[str], list[str], list[Record]]:
     """Texts to train on, held-out texts, test prompts: the user's, or the zoo's."""
     if s.texts:
         held_out = load_texts(s.held_out_texts) if s.held_out_texts else []
-        return (
-            load_texts(s.texts),
-            held_out,
-            parse_prompts(load_records(s.test_prompts), file=s.test_prompts) if s.test_prompts else [],
-        )
+        return load_texts(s.texts), held_out, test_prompts(s)
     texts = documents(dict.fromkeys(SKILLS, s.texts_per_skill), split="train", seed=s.seed + 1000)
-    test = mixture(dict.fromkeys(SKILLS, s.test_per_skill), split="test", seed=s.seed)
+    test = test_prompts(s)
     return texts, [f"{r['prompt']}\n{r['answer']}" for r in test], test
+
+
+def test_prompts(s: Settings) -> list[Record]:
+    """The user's prompts with answers, if there are any, or beside the zoo's texts the zoo's."""
+    if s.texts:
+        return parse_prompts(load_records(s.test_prompts), file=s.test_prompts) if s.test_prompts else []
+    return mixture(dict.fromkeys(SKILLS, s.test_per_skill), split="test", seed=s.seed)
 
 
 def windows_of(folders: dict[str, Path], texts: Sequence[str], limit: int) -> tuple[list[Document], Counter[str]]:
@@ -278,7 +296,9 @@ def mean_surprise(reading: Reading) -> float:
 def plans(s: Settings, ask: Ask) -> list[Planned]:
     """What `--plan` compiles: the target as a teacher (sources: experiments/cache_teacher.py --plan), and fusion."""
     return [
-        *teacher("reading the target", s.target, s.teacher_batch, s.max_length, s.k, ask, option="--target"),
+        *teacher(
+            "reading the target", s.target, s.teacher_batch, s.max_length, s.k, ask, option="--target", train=s.train
+        ),
         *training("fusion", s.target, "fusion", s.train, s.max_length, ask, k=s.k, packing=s.packing),
     ]
 

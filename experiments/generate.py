@@ -63,7 +63,7 @@ def main(s: Settings) -> None:
     if s.out and not Path(s.out).parent.is_dir():
         raise InputError("its folder is not there", file=s.out, field="--out", cure="Make the folder or choose another")
     name = s.name or Path(s.model.removeprefix("zoo:")).name
-    model = load_to_sample(model_path(s.model, "--model"), s.mesh_tensor)
+    model = load_to_sample(model_path(s.model, "--model"), s.mesh_tensor, "--mesh-tensor")
     responses = sample_responses(model, name, prompts, settings, seed=s.seed)
     if s.out:
         write_jsonl(s.out, responses)
@@ -80,7 +80,7 @@ def sampling(s: Settings) -> SampleSettings:
 
 def plans(s: Settings, ask: Ask) -> list[Planned]:
     """What `--plan` compiles."""
-    return generation("generation", s.model, sampling(s), ask, option="--model")
+    return generation("generation", s.model, sampling(s), ask, option="--model", settings="--mesh-tensor")
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ import jax
 from fusion_jax.data.examples import TextSettings, make_examples
 from fusion_jax.data.jsonl import Record, numbered, write_jsonl
 from fusion_jax.data.loaders import load_records
-from fusion_jax.data.records import Place, Row, prompt_id, text
+from fusion_jax.data.records import Place, parse_rows, prompt_id, text
 from fusion_jax.data.tokenise import TokeniseSettings
 from fusion_jax.errors import InputError
 from fusion_jax.models.config import DecoderConfig
@@ -35,7 +35,7 @@ from fusion_jax.settings import run as run_experiment
 from fusion_jax.settings import to_json
 from fusion_jax.train.objectives import sft_objective
 from fusion_jax.train.optimise import TrainSettings, optimise
-from fusion_jax.train.run_folder import open_run
+from fusion_jax.train.run_folder import RunFolder, open_run
 from fusion_jax.train.state import OptimizerSettings
 from fusion_jax.zoo.tokenizers import train_tokenizer
 
@@ -56,50 +56,67 @@ class Settings:
 
 
 def main(s: Settings) -> None:
-    run = open_run(s.out, to_json(s), resume=s.resume)
+    with open_run(s.out, to_json(s), resume=s.resume) as run:
+        make(s, run)
+        run.finish()
+
+
+def make(s: Settings, run: RunFolder) -> None:
+    """The responses, the test problems and the target."""
     solutions, lessons = load_records(s.solutions), load_records(s.train)
     responses, test = split(solutions, s.solutions)
+    rows, _ = parse_rows(lessons, "sft", file=s.train)
+    if len(rows) < 16:
+        raise InputError(f"holds {len(rows)} lessons", file=s.train, cure="Give at least one batch of 16")
     write_jsonl(run.file("responses.jsonl"), responses)
     write_jsonl(run.file("test.jsonl"), test)
     run.log(f"{len(responses)} responses, {len(test)} test problems")
 
-    places = [(r, Place(s.train, number)) for number, r in numbered(lessons)]
-    pairs = [(text(r, "question", p), text(r, "answer", p)) for r, p in places]
-    tokenizer = train_tokenizer("byte_bpe", "inst", s.vocab_size, [f"{q}\n{a}" for q, a in pairs])
+    texts = [f"{row.messages[-1]['content']}\n{row.responses[0]}" for row in rows]
+    tokenizer = train_tokenizer("byte_bpe", "inst", s.vocab_size, texts)
     config = DecoderConfig(
         model_type="llama", vocab_size=len(tokenizer), hidden_size=192, intermediate_size=512, num_layers=4,
         num_heads=6, num_kv_heads=6, head_dim=32, max_positions=512, tied_head=True, initializer_range=0.05,
     )  # fmt: skip
     target = Model(config, init_params(config, jax.random.key(s.seed)), tokenizer)
-    tokens = TokeniseSettings(max_length=256, max_prompt_length=128, eos="if_missing", truncation="fit")
-    rows = [Row(str(i), ({"role": "user", "content": q},), (a,)) for i, (q, a) in enumerate(pairs)]
-    if len(rows) < 16:
-        raise InputError(f"holds {len(rows)} lessons", file=s.train, cure="Give at least one batch of 16")
+    tokens = TokeniseSettings(max_length=256, max_prompt_length=128, eos="if_missing")
     examples, _ = make_examples(rows, tokenizer, TextSettings(tokens=tokens))
     settings = TrainSettings(
         optimizer=OptimizerSettings(learning_rate=1e-3), batch_size=16, micro_batches=1, seed=s.seed, log_every=20,
         epochs=s.steps / (len(rows) // 16), remat="dots", checkpoint_every=100,
     )  # fmt: skip
     trained = optimise(target, examples, sft_objective(), settings, run.sub("sft"))
-    save(dataclasses.replace(trained, file_dtype="float32"), run.file("target"), overwrite=True)
-    run.finish()
+    run.made_once("target", lambda folder: save(dataclasses.replace(trained, file_dtype="float32"), folder))
 
 
 def split(solutions: list[Record], file: str) -> tuple[list[Record], list[Record]]:
-    """Responses to two thirds of the problems, the others for the test."""
+    """Responses to two thirds of the problems, the others for the test.
+
+    Raises:
+      InputError: a field is missing or of another type; a problem that stands twice.
+    """
     responses, test = [], []
+    seen: dict[str, int] = {}
     for count, (number, record) in enumerate(numbered(solutions), 1):
         place = Place(file, number)
         question, truth = text(record, "question", place), text(record, "ground_truth", place)
+        if question in seen:
+            raise place.error(f"repeats record {seen[question]}", "question", "Remove one of the two")
+        seen[question] = number
         shared = {"prompt_id": prompt_id(question), "prompt": question, "answer": truth, "skill": "gsm8k"}
         if count % 3 == 0:
             test.append(shared)
             continue
         for source in SOURCES:
-            solution = text(record.get(source) or {}, "solution", Place(file, f"{number} ({source})"), blank=True)
+            given = record.get(source)
+            if not isinstance(given, dict):
+                raise place.error("is missing or no object", source, 'Write {"is_correct": ..., "solution": ...}')
+            solution = text(given, "solution", Place(file, f"{number} ({source})"), blank=True)
             responses.append({**shared, "source_model": source, "sample": 0, "response": solution})
     return responses, test
 
 
+PRESETS = {"tiny": Settings("", "")}
+
 if __name__ == "__main__":
-    run_experiment(Settings, main, presets={"tiny": Settings("", "")}, description=__doc__)
+    run_experiment(Settings, main, presets=PRESETS, description=__doc__)

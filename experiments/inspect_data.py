@@ -24,7 +24,9 @@ from experiments import wrpo
 from fusion_jax.data.examples import TextSettings, make_examples
 from fusion_jax.data.loaders import load_records
 from fusion_jax.data.records import parse_rows
+from fusion_jax.errors import InputError
 from fusion_jax.models.folder import tokenizer_of
+from fusion_jax.settings import bounded
 from fusion_jax.settings import run as run_experiment
 from fusion_jax.zoo import model_path
 
@@ -38,7 +40,7 @@ EXAMPLE = {
 
 @dataclass(frozen=True)
 class Settings:
-    """model: whose tokenizer and chat template; start, count: which records."""
+    """model: whose tokenizer and chat template; start, count: which usable records, the first is 0."""
 
     model: str = "zoo:target"
     data: str = ""
@@ -47,6 +49,10 @@ class Settings:
     count: int = 3
     text: TextSettings = TextSettings()
 
+    def __post_init__(self) -> None:
+        bounded(self, "start", least=0)
+        bounded(self, "count", least=1)
+
 
 PRESETS = {name: Settings(text=preset.text) for name, preset in wrpo.PRESETS.items()}
 
@@ -54,11 +60,13 @@ PRESETS = {name: Settings(text=preset.text) for name, preset in wrpo.PRESETS.ite
 def main(s: Settings) -> None:
     tokenizer = tokenizer_of(model_path(s.model, "--model"), "--model")
     rows, drops = parse_rows(load_records(s.data) if s.data else [EXAMPLE], s.kind, file=s.data or None)
+    if s.start >= len(rows):
+        raise InputError(f"{s.start} is out of range", field="--start", cure=f"There are {len(rows)} usable records")
     rows = rows[s.start : s.start + s.count]
     examples, counts = make_examples(rows, tokenizer, s.text)
     console = Console()
     for number, example in enumerate(examples):
-        name = f"block {number}" if s.text.packing != "none" else rows[number].name
+        name = f"block {number}" if s.text.packing != "none" else rows[example.index].name
         console.rule(f"{name}")
         for slot, ids, start, scored in zip(SLOTS[s.kind], example.rows, example.starts, example.scored):
             console.print(f"{slot}: {start} given, {scored} scored", style="bold", highlight=False)

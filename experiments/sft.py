@@ -26,6 +26,7 @@ from fusion_jax.models.folder import load, save
 from fusion_jax.plan.command import run as run_experiment
 from fusion_jax.plan.runs import Ask, Planned, training
 from fusion_jax.settings import to_json
+from fusion_jax.train import fits, stages
 from fusion_jax.train.objectives import sft_objective
 from fusion_jax.train.optimise import TrainSettings, compute_for, optimise
 from fusion_jax.train.report import curves, training_figure
@@ -58,7 +59,7 @@ PRESETS = {
         text=TextSettings(tokens=TokeniseSettings(max_length=128, max_prompt_length=96, eos="if_missing")), train=TINY
     ),
     "llama3-8b": Settings(
-        text=TextSettings(packing="official"),
+        text=TextSettings(packing="official", tokens=TokeniseSettings(truncation="official")),
         train=TrainSettings(optimizer=OptimizerSettings(learning_rate=7e-6), micro_batches=2),
     ),
 }
@@ -66,8 +67,17 @@ PRESETS = {
 
 def main(s: Settings) -> None:
     connect(s.hosts)
-    run = open_run(s.out, to_json(s), resume=s.resume)
-    model = load(model_path(s.model, "--model"), mesh=compute_for(s.train).mesh)
+    with open_run(s.out, to_json(s), resume=s.resume) as run:
+        tune(s, run)
+        run.finish()
+
+
+def tune(s: Settings, run: RunFolder) -> None:
+    """Fine-tune, save, report."""
+    folder = model_path(s.model, "--model")
+    fits.check_training(s.train, "--train", folder)
+    fits.check_length(folder, s.text.tokens.max_length, "--text.tokens.max-length")
+    model = load(folder, mesh=compute_for(s.train).mesh)
     if s.data:
         records = load_records(s.data)
     else:
@@ -75,13 +85,13 @@ def main(s: Settings) -> None:
         records = [{"prompt": r["prompt"], "response": r["answer"], "prompt_id": r["prompt_id"]} for r in drawn]
     rows, drops = parse_rows(records, "sft", file=s.data or None, on_bad=s.on_bad)
     examples, counts = make_examples(rows, model.tokenizer, s.text)
+    stages.check_enough(run, {"records": drops + counts}, len(examples), s.train, "--train")
     packed = s.text.packing != "none"
     better = optimise(
         model, examples, sft_objective(), s.train, run, names=lambda i: f"block {i}" if packed else rows[i].name
     )
-    save(better, run.file("model"), overwrite=True)
-    on_first(lambda: write_report(run, {"records used": len(rows), **drops, **+counts}))
-    run.finish()
+    run.made_once("model", lambda folder: save(better, folder))
+    on_first(lambda: write_report(run, {"records used": counts["documents"] or len(examples), **drops, **+counts}))
 
 
 def write_report(run: RunFolder, counts: dict[str, int]) -> None:

@@ -34,7 +34,7 @@ from fusion_jax.data.order import split_indices
 from fusion_jax.data.records import OnBad, Row, check_answers, parse_prompts, parse_responses, parse_rows
 from fusion_jax.data.tokenise import TokeniseSettings
 from fusion_jax.errors import InputError
-from fusion_jax.hosts import HostSettings, agreed_exists, connect, on_first
+from fusion_jax.hosts import HostSettings, connect, on_first
 from fusion_jax.markdown import markdown_table, save_figure
 from fusion_jax.models.folder import Model, load, save
 from fusion_jax.plan.command import run as run_experiment
@@ -46,7 +46,7 @@ from fusion_jax.rewards.verifiers import verifier
 from fusion_jax.sampling.generate import SampleSettings, load_to_sample
 from fusion_jax.sampling.responses import sample_responses
 from fusion_jax.settings import bounded, to_json
-from fusion_jax.train import stages
+from fusion_jax.train import fits, stages
 from fusion_jax.train.objectives import (
     PairSettings,
     WrpoSettings,
@@ -124,6 +124,7 @@ PRESETS = {
         dpo=PairSettings(beta=0.1),
     ),
     "llama3-8b": Settings(
+        text=TextSettings(tokens=TokeniseSettings(truncation="official")),
         sample=SampleSettings(),
         eval_new_tokens=1024,
         held_out=0.03,
@@ -138,12 +139,12 @@ PRESETS = {
 def main(s: Settings) -> None:
     connect(s.hosts)
     check(s)
-    run = open_run(s.out, to_json(s), resume=s.resume)
-    stages.over_seeds(run, "WRPO", s.seed, s.seeds, lambda seed, folder: {
-        row["model"]: {"accuracy": row["accuracy"]}
-        for row in fuse(dataclasses.replace(s, seed=seed, seeds=1), folder) if row["skill"] == "all"
-    })  # fmt: skip
-    run.finish()
+    with open_run(s.out, to_json(s), resume=s.resume) as run:
+        stages.over_seeds(run, "WRPO", s.seed, s.seeds, lambda seed, folder: {
+            row["model"]: {"accuracy": row["accuracy"]}
+            for row in fuse(dataclasses.replace(s, seed=seed, seeds=1), folder) if row["skill"] == "all"
+        })  # fmt: skip
+        run.finish()
 
 
 def check(s: Settings) -> None:
@@ -166,6 +167,31 @@ def check(s: Settings) -> None:
         stages.check_models("--sources", *s.sources)
     if s.reward_model:
         stages.check_models("--reward-model", s.reward_model, labels=1)
+    check_devices(s)
+
+
+def check_devices(s: Settings) -> None:
+    """Refuse meshes, heads and lengths that a later stage would refuse."""
+    target = model_path(s.target)
+    fits.check_length(target, s.text.tokens.max_length, "--text.tokens.max-length")
+    fits.check_training(s.preference, "--preference", target)
+    if s.sft_data or (s.sft_share and not s.quadruples):
+        fits.check_training(s.sft, "--sft", target)
+    sampled = () if s.quadruples else (*(() if s.responses else s.sources), *((s.target,) * (s.pairs == "target")))
+    fits.check_sampling(s.sample.mesh_tensor, "--sample.mesh-tensor", *map(model_path, sampled))
+
+
+def check_room(s: Settings, prompts: Sequence[Record], test: Sequence[Record]) -> None:
+    """Refuse prompts that leave one of the models no room for an answer."""
+    own = () if s.pairs == "sources" else split_indices(len(prompts), s.sft_share, s.seed)[1]
+    models = [model_path(m) for m in (() if s.responses or s.quadruples else s.sources)]
+    asked = [(model_path(s.target), [prompts[i] for i in own]), *((m, prompts) for m in models)]
+    for folder, some in asked:
+        fits.check_prompts(folder, some, s.sample.max_new_tokens, "--sample.max-new-tokens")
+        fits.check_prompts(folder, test, s.eval_new_tokens, "--eval-new-tokens")
+    if s.reward_model:
+        answered = prompts if models else asked[0][1]
+        fits.check_judged(model_path(s.reward_model), answered, s.sample.max_new_tokens, "--sample.max-new-tokens")
 
 
 def fuse(s: Settings, run: RunFolder) -> list[dict[str, Any]]:
@@ -175,6 +201,8 @@ def fuse(s: Settings, run: RunFolder) -> list[dict[str, Any]]:
     given = parse_responses(load_records(s.responses), file=s.responses) if s.responses else []
     quads, sft_records = ready_records(s, run)
     prompts = [] if s.quadruples else train_prompts(s, run, given)
+    check_room(s, prompts, test)
+    note_shared(run, test, [p["prompt"] for p in prompts], counts)
     start, prefix = load(model_path(s.target), mesh=compute_for(s.preference).mesh), ""
     accuracy = judge(s, run, "Target", start, test)
     source_wins: dict[str, float] = {}
@@ -187,9 +215,12 @@ def fuse(s: Settings, run: RunFolder) -> list[dict[str, Any]]:
         run.stage("best_source.jsonl", best.values)
         sft_part, preference_part = split_indices(len(prompts), s.sft_share, s.seed)
         sft_records = run.stage(
-            "sft.jsonl", lambda: [best[p] for i in sft_part if (p := prompts[i]["prompt_id"]) in best]
+            "sft.jsonl", lambda: [best[p] for i in sft_part if (p := prompts[i]["prompt_id"]) in best],
+            of=["prompts.jsonl", "best_source.jsonl"],
         )
 
+        if len(sft_part) and not sft_records:
+            stages.check_enough(run, counts, 0, s.sft, "--sft")
     if sft_records:
         start, prefix = train_sft(s, run, start, sft_records, counts), "SFT-"
         accuracy += judge(s, run, "SFT", start, test)
@@ -199,17 +230,17 @@ def fuse(s: Settings, run: RunFolder) -> list[dict[str, Any]]:
 
     rows, drops = parse_rows(quads, "quad", file=s.quadruples or "quadruples.jsonl", on_bad=s.on_bad)
     counts["quadruples"] = drops + Counter({"used": len(rows)})
+    if s.quadruples:
+        note_shared(run, test, [r.messages[-1]["content"] for r in rows], counts)
     held, train = split_indices(len(rows), s.held_out, s.seed)
     train_rows, held_rows = [rows[i] for i in train], [rows[i] for i in held]
     if s.baseline:
         on_policy, held_pairs = ([Row(r.name, r.messages, r.responses[1:]) for r in q] for q in (train_rows, held_rows))
-        accuracy += judge(
-            s, run, f"{prefix}DPO", train_preference(s, run, "dpo", start, on_policy, held_pairs, s.dpo, counts), test
-        )
+        baseline = train_preference(s, run, "dpo", start, on_policy, held_pairs, s.dpo, counts)
+        accuracy += judge(s, run, f"{prefix}DPO", baseline, test, of=["dpo/model"])
     fused = train_preference(s, run, "wrpo", start, train_rows, held_rows, s.wrpo, counts)
     accuracy += judge(s, run, f"{prefix}WRPO", fused, test)
-    if not agreed_exists(run.file("model")):
-        save(fused, run.file("model"))
+    run.made_once("model", lambda folder: save(fused, folder), of=["wrpo/model"])
     on_first(lambda: write_report(s, run, accuracy, counts, source_wins))
     return accuracy
 
@@ -293,6 +324,14 @@ def test_prompts(s: Settings, run: RunFolder) -> list[Record]:
     return mixture(dict.fromkeys(SKILLS, s.test_per_skill), split="test", seed=s.seed)
 
 
+def note_shared(run: RunFolder, test: Sequence[Record], learnt: Sequence[str], counts: dict[str, Counter[str]]) -> None:
+    """Say how many test prompts are trained on as well: the accuracy on them is not that on unseen prompts."""
+    shared = len({p["prompt"] for p in test} & set(learnt))
+    if shared:
+        counts["test prompts"] = Counter({"also trained on": shared})
+        run.log(f"note: {shared} of {len(test)} test prompts are trained on, too: they are not unseen")
+
+
 def source_responses(
     s: Settings,
     run: RunFolder,
@@ -303,16 +342,18 @@ def source_responses(
 ) -> tuple[list[Record], list[dict[str, Any]]]:
     """Stages 2 and 3: every source's responses with rewards, and the sources' accuracy."""
     if given:
-        carried = select.carry(prompts, given, drops)
+        carried = select.carry(prompts, given, drops, file=s.responses)
         return run.stage("responses.jsonl", lambda: rewarded(s, carried)), []
     out: list[Record] = []
     accuracy: list[dict[str, Any]] = []
-    run.sub("responses")
     for source in s.sources:
         name = stages.model_name(source)
-        model = load_to_sample(model_path(source), s.sample.mesh_tensor)
-        out += run.stage(f"responses/{name}.jsonl", lambda m=model, n=name: rewarded(s, sampled(s, run, m, n, prompts)))  # type: ignore[misc]
-        accuracy += judge(s, run, name, model, test)
+        model = load_to_sample(model_path(source), s.sample.mesh_tensor, "--sample.mesh-tensor")
+        out += run.stage(
+            f"responses/{name}.jsonl", lambda m=model, n=name: rewarded(s, sampled(s, run, m, n, prompts)),  # type: ignore[misc]
+            of=["prompts.jsonl"],
+        )  # fmt: skip
+        accuracy += judge(s, run, name, model, test, of=[])
     return out, accuracy
 
 
@@ -348,7 +389,7 @@ def train_sft(
     """Stage 6: supervised fine-tuning on the best source responses of the first part."""
     rows, drops = parse_rows(records, "sft", file=s.sft_data or "sft.jsonl", on_bad=s.on_bad)
     examples, cut = make_examples(rows, target.tokenizer, s.text)
-    counts["sft"] = drops + cut + Counter({"used": len(rows)})
+    counts["sft"] = drops + cut + Counter({"used": cut["documents"] or len(examples)})
     stages.check_enough(run, counts, len(examples), s.sft, "--sft")
     settings = dataclasses.replace(s.sft, seed=s.seed)
     packed = s.text.packing != "none"
@@ -371,7 +412,8 @@ def train_preference(
     text = dataclasses.replace(s.text, packing="none")
     examples, cut = make_examples(rows, model.tokenizer, text)
     validation, _ = make_examples(held, model.tokenizer, text) if held else ([], None)
-    counts[stage] = cut + Counter({"used": len(rows), "held out": len(held)})
+    counts[stage] = cut + Counter({"used": len(examples), "held out": len(validation)})
+    stages.check_enough(run, counts, len(examples), s.preference, "--preference")
     settings = dataclasses.replace(s.preference, seed=s.seed)
     if isinstance(loss, WrpoSettings):
         objective = wrpo_objective(loss, step_count(len(examples), settings))
@@ -380,12 +422,15 @@ def train_preference(
     return stages.trained(run.sub(stage), model, compute_for(settings).mesh, lambda folder: optimise(
         model, examples, objective, settings, folder, needs_reference=needs_reference(loss.loss),
         validation=validation, names=lambda i: rows[i].name,
-    ))  # fmt: skip
+    ), leaf=stage == "dpo")  # fmt: skip
 
 
-def judge(s: Settings, run: RunFolder, name: str, model: Model, test: Sequence[Record]) -> list[dict[str, Any]]:
+def judge(
+    s: Settings, run: RunFolder, name: str, model: Model, test: Sequence[Record], of: Sequence[str] | None = None
+) -> list[dict[str, Any]]:
     """Accuracy of a model's greedy answers."""
-    return stages.judged(run, name, model, test, max_new_tokens=s.eval_new_tokens, verifier=verifier(s.accuracy))
+    how = {"max_new_tokens": s.eval_new_tokens, "verifier": verifier(s.accuracy)}
+    return stages.judged(run, name, model, test, of=of, **how)
 
 
 def write_report(
@@ -428,8 +473,13 @@ def plans(s: Settings, ask: Ask) -> list[Planned]:
     learnt = dataclasses.replace(ask, rows=rest - round(rest * s.held_out))
     taught = ask if s.sft_data else dataclasses.replace(ask, rows=first)
     return [
-        *training(s.wrpo.loss, s.target, "wrpo", s.preference, length, learnt, reference=reference, start=start),
-        *(training("SFT", s.target, "sft", s.sft, length, taught, packing=s.text.packing) if trains_sft else ()),
+        *training(
+            s.wrpo.loss, s.target, "wrpo", s.preference, length, learnt, reference=reference, start=start,
+            settings="--preference",
+        ),
+        *(training(
+            "SFT", s.target, "sft", s.sft, length, taught, packing=s.text.packing, settings="--sft"
+        ) if trains_sft else ()),
         *(() if s.quadruples else generation(
             "sampling the target", s.target, s.sample, dataclasses.replace(ask, rows=rest), kept=start
         )),

@@ -70,3 +70,14 @@ def quoted(value: object) -> str:
     if isinstance(value, list | tuple | dict | set):
         return f"{type(value).__name__} of {len(value)}"
     return one_line(repr(value), QUOTED)
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says that is not blank or, of one that says nothing, its kind.
+
+    >>> first_line(ValueError(""))
+    'ValueError'
+    """
+    said = str(error)
+    head = said[: 16 * LONGEST]  # some errors quote a whole file
+    return next((line.strip() for line in head.splitlines() if line.strip()), type(error).__name__)

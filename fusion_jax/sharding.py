@@ -50,7 +50,7 @@ def mesh_sizes(count: int, data: int = 1, fsdp: int = 1, tensor: int = 1) -> tup
         raise InputError(
             f"mesh {dict(zip(AXES, sizes))} needs {math.prod(sizes)} devices, {count} are here",
             field="mesh",
-            cure="Make the product of the sizes equal to the number of devices",
+            cure="Make the product of mesh-data, mesh-fsdp and mesh-tensor equal to the number of devices",
         )
     return sizes[0], sizes[1], sizes[2]
 
@@ -90,6 +90,11 @@ def constrain(x: jax.Array, mesh: Mesh | None, axes: Sequence[str | None]) -> ja
 def data_ways(mesh: Mesh | None) -> int:
     """How many ways a batch is split."""
     return 1 if mesh is None else _axis_size(mesh, RULES["batch"])
+
+
+def padded_rows(rows: int, ways: int) -> int:
+    """The rows of a batch with those that fill it, so that every one of `ways` devices has as many."""
+    return -(-rows // ways) * ways
 
 
 def local_rows(count: int, mesh: Mesh | None) -> np.ndarray:

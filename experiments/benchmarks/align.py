@@ -5,11 +5,12 @@
 
 First row: two tokenisations of one text of `length` pivot tokens; beside it the table of the official code, a NumPy
 float64 table filled cell by cell in Python with one edit distance a cell (FuseLLM/FuseChat spec sections 4 and 14).
-Second row: the MinED map of the source's vocabulary; beside it the official scan of the whole pivot vocabulary for each
-unmatched token, timed on `sample` tokens spread over them and EXTRAPOLATED to all. Distances of the re-creations come
-from the official code's package `editdistance` where it is installed (pip install editdistance==0.8.1), else from
-rapidfuzz, which is several times faster: the ratio is then too small. The program ends with an error where ranges or
-images differ. Time on 2 CPU cores: the default 10 s, the vocabularies of Llama-2 and Llama-3 about a minute.
+Pieces are compared as raw strings, as there. Second row: the MinED map of the source's vocabulary; beside it the
+official scan of the whole pivot vocabulary for each unmatched token, timed on `sample` tokens spread over them and
+EXTRAPOLATED to all. Distances of the re-creations come from the official code's package `editdistance` where it is
+installed (pip install editdistance==0.8.1), else from rapidfuzz, which is several times faster: the ratio is then too
+small. The program ends with an error where ranges or images differ. Time on 2 CPU cores: the default 10 s, the
+vocabularies of Llama-2 and Llama-3 about a minute.
 """
 
 from __future__ import annotations
@@ -131,7 +132,7 @@ def sequences(s: Settings, pivot: Side, source: Side) -> dict[str, Any]:
         side.tokenizer(whole[: spans[s.length - 1][1]], add_special_tokens=False)["input_ids"]
         for side in (pivot, source)
     )
-    found, seconds = timed(lambda: align(ours, theirs, pivot.view, source.view, s.variant), s.repeats)
+    found, seconds = timed(lambda: align(ours, theirs, pivot.view, source.view, s.variant, "raw"), s.repeats)
     rows, columns = ([side.view.pieces[i] for i in ids] for side, ids in ((source, theirs), (pivot, ours)))
     cost = cost_of(pivot.view, source.view, s.variant)
     (first, last), official = timed(lambda: plain_ranges(plain_table(rows, columns, cost), s.variant))
@@ -146,8 +147,8 @@ def sequences(s: Settings, pivot: Side, source: Side) -> dict[str, Any]:
 
 def vocabularies(s: Settings, pivot: Side, source: Side) -> dict[str, Any]:
     """The row of the MinED map."""
-    found, seconds = timed(lambda: mined_map(pivot.view, source.view))
-    unmatched = np.flatnonzero((exact_map(pivot.view, source.view).ids < 0) & (found.ids >= 0))
+    found, seconds = timed(lambda: mined_map(pivot.view, source.view, "raw"))
+    unmatched = np.flatnonzero((exact_map(pivot.view, source.view, "raw").ids < 0) & (found.ids >= 0))
     if not len(unmatched):
         raise InputError("every piece of the source is one of the pivot", field="--source", cure="Take another pair")
     sample = unmatched[np.unique(np.linspace(0, len(unmatched) - 1, s.sample).astype(int))].tolist()

@@ -14,10 +14,11 @@ from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 
-from fusion_jax.align.distributions import AlignedRows, Rules, TopRows, align_distributions
+from fusion_jax.align.distributions import AlignedRows, TopRows, align_distributions
 from fusion_jax.align.parts import Arrays, Job, Part, Stored, digest, make_parts
+from fusion_jax.align.rules import Rules
 from fusion_jax.align.sequences import Alignment, Variant, align, byte_offsets
-from fusion_jax.align.views import TokenizerView, fingerprint
+from fusion_jax.align.views import Pieces, TokenizerView, by_bytes, fingerprint
 from fusion_jax.data.teachers import TeacherRow
 from fusion_jax.errors import InputError
 
@@ -61,6 +62,7 @@ def align_corpus(
     source: TokenizerView,
     *,
     variant: Method = "chat_v2",
+    pieces: Pieces = "bytes",
     workers: int = 0,
     progress: Callable[[int], None] = lambda done: None,
     part_size: int = PART_SIZE,
@@ -71,6 +73,7 @@ def align_corpus(
 
     Args:
       records: read here, twice: once to tell what the folder is of, once for the parts to be made.
+      pieces: as in `sequences.align`; "byte_offsets" compares none.
       workers: processes, 0 for none besides this one; see `parts.make_parts`, also for `progress` and interrupts.
       part_size: records to a part.
 
@@ -85,12 +88,13 @@ def align_corpus(
     def items(wanted: range) -> list[_Tokens]:
         return [_tokens(records[i], i + 1, offsets) for i in wanted]
 
+    bytewise = by_bytes(pivot, source, pieces) and not offsets
     made_of = {
-        "stage": "ranges", "format": FORMAT, "pivot": fingerprint(pivot), "source": fingerprint(source),
-        "variant": variant, "inputs": digest(a for i in range(len(records)) for t in items(range(i, i + 1)) for a in t),
+        "stage": "ranges", "format": FORMAT, **_sides(pivot, source, bytewise), "variant": variant,
+        "inputs": digest(a for i in range(len(records)) for t in items(range(i, i + 1)) for a in t),
     }  # fmt: skip
     job = Job(Path(folder), made_of, len(records), part_size)
-    make_parts(job, _Ranges(pivot, source, variant), items, workers, progress)
+    make_parts(job, _Ranges(pivot, source, variant, "bytes" if bytewise else "raw"), items, workers, progress)
     return Stored(job, _read_ranges)
 
 
@@ -127,7 +131,7 @@ def align_rows(
 
     counts = rules.counts
     made_of = {
-        "stage": "rows", "format": FORMAT, "pivot": fingerprint(rules.pivot), "source": fingerprint(rules.source),
+        "stage": "rows", "format": FORMAT, **_sides(rules.pivot, rules.source, rules.bytewise),
         "variant": rules.variant, "hard": rules.hard, "one_to_many": rules.one_to_many, "fallback": rules.fallback,
         "duplicates": rules.duplicates, "raw": raw, "pairs": [list(p) for p in rules.pairs],
         "map": rules.vocab_map.kind, "map_ids": digest([rules.vocab_map.ids]),
@@ -137,6 +141,13 @@ def align_rows(
     job = Job(Path(folder), made_of, len(records), part_size)
     make_parts(job, _Moves(rules, raw or rules.variant == "chat_v1"), items, workers, progress)
     return Stored(job, _read_rows)
+
+
+def _sides(pivot: TokenizerView, source: TokenizerView, bytewise: bool) -> dict[str, str]:
+    """What a stage knows the two tokenizers by; only one that compares bytes says so, as older folders do not."""
+    pieces: Pieces = "bytes" if bytewise else "raw"
+    sides = {"pivot": fingerprint(pivot, pieces), "source": fingerprint(source, pieces)}
+    return sides | ({"pieces": pieces} if bytewise else {})
 
 
 class _Tokens(NamedTuple):
@@ -203,6 +214,7 @@ class _Ranges:
     pivot: TokenizerView
     source: TokenizerView
     variant: Method
+    pieces: Pieces
 
     def one(self, item: _Tokens) -> Alignment:
         _check_places(item)
@@ -225,7 +237,7 @@ class _Ranges:
         ours, theirs = slice(*segment[:2].tolist()), slice(*segment[2:4].tolist())
         if self.variant != "byte_offsets":
             variant: Variant = self.variant
-            return align(item.pivot_ids[ours], item.source_ids[theirs], self.pivot, self.source, variant)
+            return align(item.pivot_ids[ours], item.source_ids[theirs], self.pivot, self.source, variant, self.pieces)
         spans = item.pivot_offsets[ours], item.source_offsets[theirs]
         begins = segment[4:].tolist() or (0, 0)
         return byte_offsets(*(np.maximum(span - begin, 0) for span, begin in zip(spans, begins, strict=True)))

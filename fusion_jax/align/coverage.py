@@ -13,9 +13,10 @@ from typing import Literal, NamedTuple, get_args
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from fusion_jax.align.distributions import RowRule, Rules, planned_rules
+from fusion_jax.align.distributions import planned_rules
+from fusion_jax.align.rules import RowRule, Rules
 from fusion_jax.align.sequences import Alignment, Variant, align, byte_offsets
-from fusion_jax.align.views import TokenizerView
+from fusion_jax.align.views import Pieces, TokenizerView
 from fusion_jax.data.windows import split_windows
 from fusion_jax.errors import InputError
 
@@ -35,8 +36,8 @@ class GroupCoverage(NamedTuple):
     """Coverage of a group of texts.
 
     rules: share of the pivot's tokens by rule, keys `RULE_NAMES`, sum 1.
-    unmapped: share of the source's tokens whose id has no image under the map of the rules; inexact: share of those
-      whose piece is no pivot piece once marks are replaced, whatever the map.
+    unmapped: share of the source's tokens whose id has no image under the map of the rules; altered: share of those
+      whose image is another text; inexact: share of those without a pivot piece of the same text, whatever the map.
     """
 
     group: str
@@ -46,6 +47,7 @@ class GroupCoverage(NamedTuple):
     rules: dict[str, float]
     unmapped: float
     inexact: float
+    altered: float = 0.0
 
     @property
     def taken(self) -> float:
@@ -67,6 +69,30 @@ class WorstToken(NamedTuple):
     example: tuple[str, ...]
 
 
+class AlteredPiece(NamedTuple):
+    """A source piece whose image is another text: how often it occurs, and the image."""
+
+    id: int
+    piece: str
+    occurrences: int
+    image: int
+    image_piece: str
+
+
+class Images(NamedTuple):
+    """What becomes of the source's pieces under a map: shares of the different pieces, and of the tokens of texts.
+
+    unmapped: without an image; altered: whose image is another text.
+    examples: of those, by falling number of occurrences, the lowest id first among equals.
+    """
+
+    unmapped_types: float
+    altered_types: float
+    unmapped: float
+    altered: float
+    examples: tuple[AlteredPiece, ...]
+
+
 class Coverage(NamedTuple):
     """Groups in their order, then all of them together as "all" where there are several.
 
@@ -78,6 +104,7 @@ class Coverage(NamedTuple):
     unmapped_types: float
     inexact_types: float
     worst: tuple[WorstToken, ...]
+    images: Images
 
 
 def align_texts(
@@ -88,6 +115,7 @@ def align_texts(
     *,
     method: Method = "dp",
     max_length: int = 2048,
+    pieces: Pieces = "bytes",
 ) -> list[AlignedText]:
     """Texts tokenised without special tokens and aligned; long ones in windows, blank ones left out.
 
@@ -95,6 +123,7 @@ def align_texts(
       pivot, source: a fast tokenizer and its view.
       method: "dp", the variant's edit-distance alignment, or "byte_offsets", equal ends in the text.
       max_length: tokens of either side in a window.
+      pieces: as in `sequences.align`.
 
     Raises:
       InputError: an unknown method, a slow tokenizer, a text of which a tokenizer keeps nothing.
@@ -116,7 +145,7 @@ def align_texts(
                     cure="Leave this text out",
                 )  # fmt: skip
         if method == "dp":
-            found = align(p, s, pivot[1], source[1], variant)
+            found = align(p, s, pivot[1], source[1], variant, pieces)
         else:
             found = byte_offsets(*(np.asarray(side["offset_mapping"][i]) for side in (ours, theirs)))
         out.append(AlignedText(p, s, found))
@@ -139,8 +168,35 @@ class _Tally:
     def result(self, group: str, rules: Rules) -> GroupCoverage:
         tokens, theirs = int(self.rule.sum()), int(self.source.sum())
         shares = dict(zip(RULE_NAMES, (self.rule / tokens).tolist(), strict=True))
-        unmapped, inexact = (float(self.source[images < 0].sum() / theirs) for images in (rules.images, rules.exact))
-        return GroupCoverage(group, self.texts, tokens, theirs, shares, unmapped, inexact)
+        lost = (rules.images < 0, rules.exact < 0, rules.altered)
+        unmapped, inexact, astray = (float(self.source[ids].sum() / theirs) for ids in lost)
+        return GroupCoverage(group, self.texts, tokens, theirs, shares, unmapped, inexact, astray)
+
+
+def occurrences_of(texts: Iterable[AlignedText], source: TokenizerView) -> np.ndarray:
+    """int64[source size], how often each source id stands in the texts."""
+    out = np.zeros(source.size, np.int64)
+    for text in texts:
+        out += np.bincount(text.source_ids, minlength=len(out))
+    return out
+
+
+def images_of(rules: Rules, occurrences: np.ndarray, most: int = 20) -> Images:
+    """What becomes of the source's pieces, and of tokens that occur so often: int64[source size]."""
+    source, pivot = rules.source, rules.pivot
+    kinds = np.asarray([bool(piece) for piece in source.pieces])
+    whole = max(int(occurrences.sum()), 1)
+    none, astray = rules.images < 0, rules.altered
+    ids = sorted(np.flatnonzero(astray).tolist(), key=lambda i: (-occurrences[i], i))[:most]
+    images = [int(rules.images[i]) for i in ids]
+    return Images(
+        unmapped_types=float(none[kinds].mean()), altered_types=float(astray[kinds].mean()),
+        unmapped=float(occurrences[none].sum() / whole), altered=float(occurrences[astray].sum() / whole),
+        examples=tuple(
+            AlteredPiece(i, source.pieces[i], int(occurrences[i]), image, pivot.pieces[image])
+            for i, image in zip(ids, images, strict=True)
+        ),
+    )  # fmt: skip
 
 
 def coverage(groups: Mapping[str, Iterable[AlignedText]], rules: Rules, *, worst: int = 20) -> Coverage:
@@ -179,6 +235,7 @@ def coverage(groups: Mapping[str, Iterable[AlignedText]], rules: Rules, *, worst
         worst=tuple(
             WorstToken(t, rules.pivot.pieces[t], fallbacks[t], int(occurrences[t]), *examples[t]) for t in most
         ),
+        images=images_of(rules, everything.source, worst),
     )  # fmt: skip
 
 

@@ -19,7 +19,7 @@ from typing import Any
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from fusion_jax.align.views import MARKS
+from fusion_jax.align.spelling import SENTENCEPIECE_MARK, byte_letters
 from fusion_jax.errors import InputError
 from fusion_jax.files import regular_file
 
@@ -138,7 +138,7 @@ def _varint(message: bytes, at: int) -> tuple[int, int]:
 
 
 def _from_sentencepiece(model: _SentencePiece) -> PreTrainedTokenizerFast:
-    mark = MARKS[0]
+    mark = SENTENCEPIECE_MARK
     vocabulary = {piece: number for number, (piece, _, _) in enumerate(model.pieces)}
     names = {k: model.pieces[i][0] for k, i in model.special.items() if 0 <= i < len(model.pieces)}
     bpe = models.BPE(
@@ -205,7 +205,7 @@ def _ranks(content: bytes, file: Path) -> dict[bytes, int]:
 
 
 def _from_ranks(ranks: dict[bytes, int], words: str, specials: Sequence[str]) -> PreTrainedTokenizerFast:
-    letters = _byte_letters()
+    letters = byte_letters()
     text = {token: "".join(letters[byte] for byte in token) for token in ranks}
     merges = [
         (text[token[:at]], text[token[at:]])
@@ -231,13 +231,6 @@ def bos_processor(tokenizer: Tokenizer, bos: str | None, eos: str | None) -> pro
     pair = [*single, *(part.replace(":0", ":1").replace("$A", "$B") for part in single)]
     tokens = [(token, tokenizer.token_to_id(token)) for token in dict.fromkeys((bos, eos)) if token]
     return processors.TemplateProcessing(single=single, pair=pair, special_tokens=tokens)
-
-
-def _byte_letters() -> list[str]:
-    """The character that byte-level BPE writes for each byte: printable Latin-1 itself, the others from 256 on."""
-    kept = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
-    others = iter(range(256, 512))
-    return [chr(byte if byte in kept else next(others)) for byte in range(256)]
 
 
 def _fast(tokenizer: Tokenizer, names: dict[str, str]) -> PreTrainedTokenizerFast:

@@ -12,7 +12,7 @@ import numpy as np
 from rapidfuzz.distance import Levenshtein
 from rapidfuzz.process import cdist
 
-from fusion_jax.align.views import TokenizerView, delete_marks, detect_mark, replace_marks
+from fusion_jax.align.views import Pieces, TokenizerView, compared, delete_marks, detect_mark, replace_marks
 from fusion_jax.errors import InputError
 
 Variant = Literal["fusellm", "chat_v1", "chat_v2"]
@@ -33,19 +33,29 @@ class Alignment(NamedTuple):
     cost: float
 
 
-def align(pivot_ids: Ids, source_ids: Ids, pivot: TokenizerView, source: TokenizerView, variant: Variant) -> Alignment:
+def align(
+    pivot_ids: Ids,
+    source_ids: Ids,
+    pivot: TokenizerView,
+    source: TokenizerView,
+    variant: Variant,
+    pieces: Pieces = "bytes",
+) -> Alignment:
     """The cheapest monotone path that uses every token of both sides, with the ties of the official code.
 
     Time and memory grow with m * n: (m + n) * n bytes of directions, some 40 ms at 2048 tokens a side.
 
     Args:
       pivot_ids, source_ids: int[m] and int[n], without padding.
+      pieces: what distances are between: the "bytes" of the pieces, with spaces for marks, or "raw" as published, the
+        vocabulary strings (fusellm, chat_v1) or decoded ids (chat_v2).
 
     Raises:
       InputError: an unknown variant, no tokens on a side, ids that are not in the view.
     """
     if variant not in get_args(Variant):
         raise InputError(f"'{variant}' is unknown", field="variant", cure=f"Known: {', '.join(get_args(Variant))}")
+    pivot, source = compared(pivot, source, pieces, spaces=variant == "chat_v2")
     rows, row_of = _distinct(source_ids, source, variant, "source_ids")
     columns, column_of = _distinct(pivot_ids, pivot, variant, "pivot_ids")
     costs = _costs(rows, columns, pivot, source, variant)
@@ -63,6 +73,9 @@ def align_tokens(
     target_mark: str | None = None,
 ) -> Alignment:
     """`align` on token strings: the source tokens of each target (pivot) token.
+
+    Strings are compared as they are: pieces of two notations, SentencePiece's and byte-level BPE's, are better aligned
+    by `align` with the tokenizers' views, which know what the pieces spell.
 
     Args:
       source_tokens, target_tokens: as a tokenizer writes them; chat_v2 was published for decoded tokens.

@@ -7,23 +7,27 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 from rapidfuzz.distance import Levenshtein
-from rapidfuzz.process import cdist, cpdist
+from rapidfuzz.process import cpdist
 
+from fusion_jax.align.matching import Vocabularies
+from fusion_jax.align.nearest import CHUNK, bounded, nearest
 from fusion_jax.align.sequences import Alignment, Ids, checked_ids
-from fusion_jax.align.views import TokenizerView, delete_marks, fingerprint, replace_marks
+from fusion_jax.align.views import Pieces, TokenizerView, compared, delete_marks, fingerprint, replace_marks
+from fusion_jax.arguments import listed
+from fusion_jax.display import brief
 from fusion_jax.errors import InputError
 from fusion_jax.files import replacing
 
 Kind = Literal["exact", "mined", "cooccurrence", "statistics"]
 Weight = Literal["code", "inverse", "max_count"]
-CHUNK = 1024  # source strings compared at a time
+_ROWS = "Give [(pivot ids, source ids, alignment), ...]"
 PAIRS = 1 << 22  # pairs of ids collected before they are counted
 
 
@@ -32,7 +36,7 @@ class VocabMap:
     """The pivot id of each source id.
 
     ids: int32[source size], -1 for a source id without an image; pivot_size: number of pivot ids.
-    pivot, source: fingerprints of the two views.
+    pivot, source: fingerprints of the two views. pieces: how they were compared, see `exact_map`.
     """
 
     ids: np.ndarray
@@ -40,15 +44,24 @@ class VocabMap:
     pivot_size: int
     pivot: str
     source: str
+    pieces: Pieces = "raw"
+
+    def __repr__(self) -> str:
+        return brief(self)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the map as JSON; the file appears only when all of it is on the disk."""
+        content = {**vars(self), "ids": self.ids.tolist()}
+        if self.pieces == "raw":
+            del content["pieces"]  # as files are that were written before there was a choice
         with replacing(path) as temporary, open(temporary, "w", encoding="utf-8") as out:
-            json.dump({**vars(self), "ids": self.ids.tolist()}, out)
+            json.dump(content, out)
 
 
-def _map(ids: np.ndarray, kind: Kind, pivot: TokenizerView, source: TokenizerView) -> VocabMap:
-    return VocabMap(ids.astype(np.int32), kind, pivot.size, fingerprint(pivot), fingerprint(source))
+def _map(ids: np.ndarray, kind: Kind, both: Vocabularies) -> VocabMap:
+    pieces: Pieces = "bytes" if both.bytewise else "raw"
+    pivot, source = (fingerprint(view, pieces) for view in (both.pivot, both.source))
+    return VocabMap(ids.astype(np.int32), kind, both.pivot.size, pivot, source, pieces)
 
 
 def load_map(path: str | os.PathLike[str], pivot: TokenizerView, source: TokenizerView) -> VocabMap:
@@ -69,10 +82,12 @@ def load_map(path: str | os.PathLike[str], pivot: TokenizerView, source: Tokeniz
     for name, kind in fields.items():
         if not isinstance(content.get(name), kind):
             raise InputError("is missing or of another type", file=path, field=name, cure="Make the map again")
-    found = VocabMap(**{name: content[name] for name in fields})
+    found = VocabMap(**{name: content[name] for name in fields}, pieces=content.get("pieces", "raw"))
+    if found.pieces not in get_args(Pieces):
+        raise InputError(f"{found.pieces!r} is unknown", file=path, field="pieces", cure="Make the map again")
     sizes = {"pivot": found.pivot_size, "source": len(found.ids)}
     for name, view in (("pivot", pivot), ("source", source)):
-        theirs, ours = content[name], fingerprint(view)
+        theirs, ours = content[name], fingerprint(view, found.pieces)
         if theirs != ours or sizes[name] != view.size:
             raise InputError(
                 f"the map was made for another {name} tokenizer: {sizes[name]} ids, fingerprint {theirs[:12]}; this "
@@ -84,30 +99,59 @@ def load_map(path: str | os.PathLike[str], pivot: TokenizerView, source: Tokeniz
     return replace(found, ids=np.asarray(content["ids"], np.int32))
 
 
-def exact_map(pivot: TokenizerView, source: TokenizerView) -> VocabMap:
-    """Each source piece to the pivot piece that equals it once marks are replaced (section 5.1)."""
-    return _map(_exact(_replaced(pivot, source), pivot), "exact", pivot, source)
+def exact_map(pivot: TokenizerView, source: TokenizerView, pieces: Pieces = "bytes") -> VocabMap:
+    """Each source piece to the pivot piece of the same bytes (section 5.1).
+
+    Where several spell the same, to the one that the pivot's tokenizer writes itself: not to a byte such as <0x0A>.
+
+    Args:
+      pieces: "bytes", or "raw" as published: the vocabulary strings once marks are replaced.
+    """
+    both = Vocabularies(pivot, source, pieces)
+    return _map(both.exact, "exact", both)
 
 
-def mined_map(pivot: TokenizerView, source: TokenizerView) -> VocabMap:
-    """The exact map, completed by the nearest pivot piece in edits, the lowest id among equals (section 5.2)."""
-    strings = _replaced(pivot, source)
-    ids = _exact(strings, pivot)
-    missing = _without_image(strings, ids)
-    _, nearest = _nearest(list(missing), pivot)
-    for same, number in zip(missing.values(), nearest.tolist()):
+def mined_map(pivot: TokenizerView, source: TokenizerView, pieces: Pieces = "bytes") -> VocabMap:
+    """The exact map, completed by the nearest pivot piece in edits, the lowest id among equals (section 5.2).
+
+    By bytes, edits are of characters; a piece that begins the source's stands above its equals; and where the nearest
+    has no visible character of the source's, the image is the longest piece that begins it (its first byte, if need
+    be), or there is none. Control tokens go to those of their name, else of their role, else nowhere.
+
+    Args:
+      pieces: as in `exact_map`.
+    """
+    both = Vocabularies(pivot, source, pieces)
+    return _map(_mined(both), "mined", both)
+
+
+def _mined(both: Vocabularies) -> np.ndarray:
+    ids = both.exact.copy()
+    missing = _without_image(both.strings, ids)
+    begins, limits = _beginnings(both, missing)
+    _, found = nearest(list(missing), both.choices, limits)
+    for same, number in zip(missing.values(), np.where(found < 0, begins, found).tolist()):
         ids[same] = number
-    return _map(ids, "mined", pivot, source)
+    return both.with_specials(ids) if both.bytewise else ids
 
 
-def _replaced(pivot: TokenizerView, source: TokenizerView) -> list[str]:
-    return [replace_marks(piece, source, pivot) for piece in source.pieces]
+def _beginnings(both: Vocabularies, missing: Mapping[str, Sequence[int]]) -> tuple[np.ndarray, np.ndarray | None]:
+    """The pivot piece that begins each missing text, -1 for none, and the greatest distance that is nearer than it.
 
-
-def _exact(strings: Sequence[str], pivot: TokenizerView) -> np.ndarray:
-    """int32[source size], -1 for a string that is no pivot piece."""
-    known = {piece: i for i, piece in reversed(list(enumerate(pivot.pieces))) if piece}
-    return np.asarray([known.get(s, -1) for s in strings], np.int32)
+    Nothing is near, either, where no visible character is left.
+    """
+    begins, limits = np.full(len(missing), -1, np.int32), np.zeros(len(missing), np.int32)
+    if not both.bytewise:
+        return begins, None
+    known = {letter for text in both.choices for letter in text}
+    for n, (text, same) in enumerate(missing.items()):
+        number = begins[n] = both.beginning(same[0])
+        limits[n] = len(text) - text.count(" ")
+        if sum(letter not in known for letter in text) >= limits[n]:
+            limits[n] = 0  # each of them is an edit
+        if number >= 0:
+            limits[n] = min(limits[n], Levenshtein.distance(text, both.choices[number]))
+    return begins, limits - 1
 
 
 def _without_image(strings: Sequence[str], ids: np.ndarray) -> dict[str, list[int]]:
@@ -117,57 +161,6 @@ def _without_image(strings: Sequence[str], ids: np.ndarray) -> dict[str, list[in
         if strings[i]:
             out.setdefault(strings[i], []).append(i)
     return out
-
-
-class _Bucket(NamedTuple):
-    """The strings of one length and where they stand, int32, ascending."""
-
-    strings: list[str]
-    ids: np.ndarray
-
-
-def _by_length(strings: Sequence[str]) -> dict[int, _Bucket]:
-    lengths = np.asarray([len(s) for s in strings], np.int32)
-    out = {}
-    for length in np.unique(lengths[lengths > 0]).tolist():
-        ids = np.nonzero(lengths == length)[0].astype(np.int32)
-        out[length] = _Bucket([strings[i] for i in ids.tolist()], ids)
-    return out
-
-
-def _nearest(strings: Sequence[str], pivot: TokenizerView) -> tuple[np.ndarray, np.ndarray]:
-    """Distance to the nearest pivot pieces and the lowest of their ids, int32[n] each."""
-    best, nearest = np.zeros(len(strings), np.int32), np.full(len(strings), -1, np.int32)
-    pieces = _by_length(pivot.pieces)
-    for length, bucket in _by_length(strings).items():
-        for at in range(0, len(bucket.ids), CHUNK):
-            rows = bucket.ids[at : at + CHUNK]
-            best[rows], nearest[rows] = _nearest_of_length(bucket.strings[at : at + CHUNK], length, pieces)
-    return best, nearest
-
-
-def _nearest_of_length(strings: list[str], length: int, pieces: dict[int, _Bucket]) -> tuple[np.ndarray, np.ndarray]:
-    """`_nearest` for strings of one length: by growing difference of lengths, which no distance is smaller than."""
-    best = np.full(len(strings), max([length, *pieces]), np.int32)
-    nearest = np.full(len(strings), np.iinfo(np.int32).max, np.int32)
-    for other in sorted(pieces, key=lambda n: abs(n - length)):
-        open_rows = np.nonzero(best >= abs(other - length))[0]
-        if not len(open_rows):
-            break
-        bucket = pieces[other]
-        found = _bounded([strings[i] for i in open_rows], bucket.strings, int(best[open_rows].max()))
-        column = found.argmin(1)
-        distance, number = found[np.arange(len(open_rows)), column].astype(np.int32), bucket.ids[column]
-        worse = (distance > best[open_rows]) | ((distance == best[open_rows]) & (number > nearest[open_rows]))
-        rows = open_rows[~worse]
-        best[rows], nearest[rows] = distance[~worse], number[~worse]
-    return best, nearest
-
-
-def _bounded(queries: Sequence[str], choices: Sequence[str], cutoff: int) -> np.ndarray:
-    """[q,c] distances, cutoff + 1 where they are greater than the cutoff."""
-    dtype = np.uint8 if cutoff < 255 else np.int32
-    return cdist(queries, choices, scorer=Levenshtein.distance, score_cutoff=cutoff, dtype=dtype, workers=-1)
 
 
 class _Sparse(NamedTuple):
@@ -183,19 +176,25 @@ class _Sparse(NamedTuple):
 
 
 def cooccurrence_map(
-    pivot: TokenizerView, source: TokenizerView, pivot_rows: Sequence[Ids], source_rows: Sequence[Ids], window: int = 5
+    pivot: TokenizerView,
+    source: TokenizerView,
+    pivot_rows: Sequence[Ids],
+    source_rows: Sequence[Ids],
+    window: int = 5,
+    pieces: Pieces = "bytes",
 ) -> VocabMap:
     """The mined map; among several pieces at minimal distance the one whose neighbours in text agree (section 5.3).
 
     Neighbours are compared over the pivot ids that are images, each with the last source id that maps to it.
 
     Args:
-      pivot_rows, source_rows: token ids of some texts in either tokenizer.
+      pivot_rows, source_rows: token ids of some texts in either tokenizer. pieces: as in `exact_map`.
     """
-    mined = mined_map(pivot, source)
-    ids, strings = mined.ids.copy(), _replaced(pivot, source)
+    both = Vocabularies(pivot, source, pieces)
+    mined = _mined(both)
+    ids = mined.copy()
     column_of_source, column_of_pivot = np.full(source.size, -1), np.full(pivot.size, -1)
-    last = dict(zip(mined.ids.tolist(), range(source.size)))
+    last = dict(zip(mined.tolist(), range(source.size)))
     last.pop(-1, None)
     for column, (image, number) in enumerate(last.items()):
         column_of_pivot[image], column_of_source[number] = column, column
@@ -203,9 +202,9 @@ def cooccurrence_map(
     theirs = _neighbours([checked_ids(r, source, "source_rows") for r in source_rows], column_of_source, window)
     row_of = np.repeat(np.arange(pivot.size), np.diff(ours.starts))
     norms = np.sqrt(np.bincount(row_of, ours.counts.astype(np.float64) ** 2, minlength=pivot.size))
-    for i, candidates in _ambiguous(strings, _exact(strings, pivot), pivot):
+    for i, candidates in _ambiguous(both):
         ids[i] = candidates[np.argmax(_agreement(theirs.row(i), ours, candidates, norms, len(last)))]
-    return _map(ids, "cooccurrence", pivot, source)
+    return _map(ids, "cooccurrence", both)
 
 
 def _neighbours(rows: Sequence[np.ndarray], column_of: np.ndarray, window: int) -> _Sparse:
@@ -233,16 +232,20 @@ def _sum_by_key(keys: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.n
     return unique, np.bincount(inverse, weights, minlength=len(unique)).astype(np.int64)
 
 
-def _ambiguous(strings: Sequence[str], exact: np.ndarray, pivot: TokenizerView) -> Iterator[tuple[int, np.ndarray]]:
-    """Source ids without an exact match that have several nearest pieces, and the ids of those, ascending."""
-    missing = _without_image(strings, exact)
-    wanted, pieces = list(missing), [(i, p) for i, p in enumerate(pivot.pieces) if p]
-    numbers = np.asarray([i for i, _ in pieces])
-    best, _ = _nearest(wanted, pivot)
+def _ambiguous(both: Vocabularies) -> Iterator[tuple[int, np.ndarray]]:
+    """Source ids without an exact match that have several nearest pieces, and the ids of those, ascending.
+
+    By bytes, pieces without a visible character of the source's are not near.
+    """
+    missing = _without_image(both.strings, both.exact)
+    wanted, choices = list(missing), [(i, p) for i, p in enumerate(both.choices) if p]
+    numbers = np.asarray([i for i, _ in choices])
+    best, found = nearest(wanted, both.choices, _beginnings(both, missing)[1])
+    wanted, best = [w for w, n in zip(wanted, found.tolist()) if n >= 0], best[found >= 0]
     for at in range(0, len(wanted), CHUNK):
         some, bound = wanted[at : at + CHUNK], best[at : at + CHUNK]
-        nearest = _bounded(some, [p for _, p in pieces], int(bound.max())) == bound[:, None]
-        for text, row in zip(some, nearest):
+        near = bounded(some, [p for _, p in choices], int(bound.max())) == bound[:, None]
+        for text, row in zip(some, near):
             candidates = numbers[row]
             if len(candidates) > 1:
                 yield from ((i, candidates) for i in missing[text])
@@ -281,7 +284,7 @@ def count_pairs(rows: Iterable[tuple[Ids, Ids, Alignment]], pivot: TokenizerView
     keys, counts = np.zeros(0, np.int64), np.zeros(0, np.int64)
     waiting: list[np.ndarray] = []
     size = 0
-    for number, (pivot_ids, source_ids, alignment) in enumerate(rows, 1):
+    for number, (pivot_ids, source_ids, alignment) in enumerate(listed(rows, "rows", "rows", _ROWS), 1):
         ours = checked_ids(pivot_ids, pivot, "pivot_ids")
         theirs = checked_ids(source_ids, source, "source_ids")
         if len(ours) != len(alignment.first) or alignment.last.max(initial=-1) >= len(theirs):
@@ -316,15 +319,21 @@ def mapping_statistics(
     pivot: TokenizerView,
     source: TokenizerView,
     variant: Literal["chat_v1", "chat_v2"] = "chat_v2",
-    weight: Weight = "code",
+    weight: Weight = "inverse",
+    pieces: Pieces = "bytes",
 ) -> VocabMap:
     """Each source id to one of the pivot ids it was aligned with (section 5.4); ties go to the lowest pivot id.
 
-    Args:
-      weight: "code" takes the smallest distance times logistic(count), as the official code does, which prefers rare
-        pairs; "inverse" the smallest distance over logistic(count); "max_count" the most frequent, then the nearest.
+    By bytes, a source piece that is a pivot piece goes to it, wherever it was aligned; control tokens and text never
+    become each other; among equals stands first the pivot piece that begins the source's. A source id that was never
+    aligned goes to the longest piece that begins it, else nowhere. As raw strings it goes to the pivot's unk, else its
+    eos, else nowhere. Always bos to bos and eos to eos.
 
-    A source id that was never aligned goes to the pivot's unk, else its eos, else nowhere; bos to bos and eos to eos.
+    Args:
+      weight: "inverse" takes the smallest distance over logistic(count), so the more frequent among equally distant
+        pairs; "max_count" the most frequent, then the nearest; "code" the smallest distance times logistic(count), as
+        the official code does, which prefers rare pairs.
+      pieces: as in `exact_map`.
 
     Raises:
       InputError: an unknown variant or weight.
@@ -332,22 +341,43 @@ def mapping_statistics(
     for name, value, known in (("variant", variant, ("chat_v1", "chat_v2")), ("weight", weight, get_args(Weight))):
         if value not in known:
             raise InputError(f"'{value}' is unknown", field=name, cure=f"Known: {', '.join(known)}")
-    distance = _pair_distances(counts, pivot, source, variant)
+    both = Vocabularies(pivot, source, pieces)
+    counts = _of_one_kind(counts, both)
+    distance, begins = _pair_distances(counts, *compared(pivot, source, pieces), variant)
     often = 1.0 / (1.0 + np.exp(-counts.counts.astype(np.float64)))
     scores = {"code": often * distance, "inverse": distance / often, "max_count": -counts.counts}
-    order = np.lexsort((counts.pivot, distance * (weight == "max_count"), scores[weight], counts.source))
+    frequent = -counts.counts * (weight == "inverse")  # the logistic is 1 from some 37 on
+    ties = (counts.pivot, ~begins & both.bytewise, distance * (weight == "max_count"), frequent)
+    order = np.lexsort((*ties, scores[weight], counts.source))
     seen, at = np.unique(counts.source[order], return_index=True)
     fallback = next((i for i in (pivot.unk, pivot.eos) if i is not None), -1)
-    ids = np.full(source.size, fallback, np.int32)
+    if both.bytewise:
+        ids = np.asarray([both.beginning(i) for i in range(source.size)], np.int32)
+    else:
+        ids = np.full(source.size, fallback, np.int32)
     ids[seen] = counts.pivot[order[at]]
+    if both.bytewise:
+        ids = both.with_specials(np.where(both.exact >= 0, both.exact, ids))
     for theirs, ours in ((source.bos, pivot.bos), (source.eos, pivot.eos)):
         if theirs is not None and ours is not None:
             ids[theirs] = ours
-    return _map(ids, "statistics", pivot, source)
+    return _map(ids, "statistics", both)
 
 
-def _pair_distances(counts: PairCounts, pivot: TokenizerView, source: TokenizerView, variant: str) -> np.ndarray:
-    """float64[K] distances of the pieces without marks, a tenth where one contains the other."""
+def _of_one_kind(counts: PairCounts, both: Vocabularies) -> PairCounts:
+    """The counts without those of a control token and text; all of them where only strings are compared."""
+    if not both.bytewise:
+        return counts
+    ours, theirs = (np.asarray([v.is_control(i) for i in range(v.size)]) for v in (both.pivot, both.source))
+    kept = ours[counts.pivot] == theirs[counts.source]
+    return PairCounts(counts.pivot[kept], counts.source[kept], counts.counts[kept])
+
+
+def _pair_distances(
+    counts: PairCounts, pivot: TokenizerView, source: TokenizerView, variant: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """float64[K] distances of the pieces without marks, a tenth where one contains the other; bool[K], whether the
+    source's piece begins with the pivot's."""
     pairs = []
     for p, s in zip(counts.pivot.tolist(), counts.source.tolist()):
         theirs, ours = delete_marks(source.pieces[s], source), delete_marks(pivot.pieces[p], pivot)
@@ -355,6 +385,7 @@ def _pair_distances(counts: PairCounts, pivot: TokenizerView, source: TokenizerV
             theirs, ours = replace_marks(source.pieces[s], source, pivot), pivot.pieces[p]
         pairs.append((theirs, ours))
     if not pairs:
-        return np.zeros(0)
+        return np.zeros(0), np.zeros(0, bool)
     distance = cpdist(*zip(*pairs), scorer=Levenshtein.distance, dtype=np.int32).astype(np.float64)
-    return distance * np.asarray([0.1 if a in b or b in a else 1.0 for a, b in pairs])
+    near = np.asarray([0.1 if a in b or b in a else 1.0 for a, b in pairs])
+    return distance * near, np.asarray([a.startswith(b) for a, b in pairs])

@@ -2,38 +2,51 @@
 
 from __future__ import annotations
 
+import datetime
+import decimal
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fusion_jax.data.jsonl import Record, numbered, read_jsonl
-from fusion_jax.data.records import Place, text
-from fusion_jax.errors import InputError
-from fusion_jax.files import replacing
+import numpy as np
+
+from fusion_jax import arguments
+from fusion_jax.data.jsonl import Record, Records, numbered, read_jsonl
+from fusion_jax.data.messages import Place, text
+from fusion_jax.errors import InputError, first_line, one_line, quoted
+from fusion_jax.files import regular_file, replacing
+from fusion_jax.json_files import parse_json, read_json
+
+PACKED = {
+    **dict.fromkeys((".gz", ".tgz"), "Unpack it first with gunzip"),
+    **dict.fromkeys((".zst", ".xz", ".bz2", ".zip", ".7z", ".tar"), "Unpack it first"),
+}
+TABLES = {".parquet": "from_parquet", ".csv": "from_csv", ".tsv": "from_csv"}
 
 
 def load_records(source: str, *, split: str = "train") -> list[Record]:
     """Records of a source, in its order.
 
     Args:
-      source: a .jsonl file; a .json file holding a list; an .array_record file; a folder written by
+      source: a .jsonl file; a .json file holding a list, or JSON lines; an .array_record file; a folder written by
         `datasets.save_to_disk`; or "hf:NAME" for a data set of the hub (also "hf:NAME:SPLIT").
       split: of a `datasets` source that names none.
 
     Raises:
-      InputError: nothing there, or a broken record.
+      InputError: nothing there, no regular file, a file of another kind, or a broken record.
     """
     if source.startswith("hf:"):
         name, _, named_split = source[3:].partition(":")
         return _from_hub(name, named_split or split)
     path = Path(source)
+    if os.path.isdir(path):  # of an impossible path it is False, and the file's reader says why
+        return _from_datasets_folder(path, split)
     if path.suffix == ".array_record":
         return list(ArrayRecords(path))
-    if path.is_dir():
-        return _from_datasets_folder(path, split)
-    if path.suffix == ".json" and path.exists():
+    _check_kind(path)
+    if path.suffix == ".json":
         return _from_json(path)
     return read_jsonl(path)
 
@@ -44,39 +57,74 @@ def load_texts(source: str) -> list[str]:
     Raises:
       InputError: nothing there, no text in it, a record without one, not UTF-8.
     """
-    if not source.endswith((".txt", ".md")):
-        texts = [text(r, "text", Place(source, i), blank=True) for i, r in numbered(load_records(source))]
+    if source.endswith((".txt", ".md")):
+        texts = [line for line in _lines(source) if line.strip()]
     else:
-        try:
-            texts = [line for line in Path(source).read_text(encoding="utf-8-sig").splitlines() if line.strip()]
-        except FileNotFoundError:
-            raise InputError("there is no such file", file=source, cure="Check the path") from None
-        except UnicodeDecodeError:
-            raise InputError("is not UTF-8", file=source, cure="Convert the file") from None
+        texts = [text(r, "text", Place(source, i), blank=True) for i, r in numbered(load_records(source))]
     if not texts:
         raise InputError("holds no text", file=source, cure="Give at least one")
     return texts
 
 
-def _from_json(path: Path) -> list[Record]:
+def _lines(source: str) -> list[str]:
+    raw = regular_file(source, cure="Give a text file").read_bytes()
     try:
-        value = json.loads(path.read_text(encoding="utf-8-sig"))
-    except ValueError as error:
-        raise InputError(
-            f"is not valid JSON ({error})", file=path, cure="Correct it, or use JSON lines (.jsonl)"
-        ) from None
-    if not isinstance(value, list) or not all(isinstance(v, dict) for v in value):
-        raise InputError("is not a list of objects", file=path, cure="Use JSON lines (.jsonl)")
-    return value
+        whole = raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        raise InputError("is not UTF-8", file=source, record=line, cure="Save the file as UTF-8") from None
+    return whole.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+
+
+def _check_kind(path: Path) -> None:
+    """Refuse files that people have data in and that are no JSON, with what to do."""
+    kind = path.suffix.lower()
+    if kind in PACKED:
+        raise InputError("is packed", file=path, cure=PACKED[kind])
+    if kind in TABLES:
+        how = f"datasets.Dataset.{TABLES[kind]}(FILE).save_to_disk(FOLDER)"
+        raise InputError(f"is a {kind} table", file=path, cure=f"Convert it with {how} and give the folder")
+    if kind == ".arrow":
+        raise InputError("is one file of a data set", file=path, cure="Give the folder that it lies in")
+
+
+def _from_json(path: Path) -> list[Record]:
+    with open(regular_file(path, cure="Give a .json file"), "rb") as file:
+        if file.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"{":
+            return _from_lines_or_object(path)
+    cure = "Correct it, or use JSON lines (.jsonl)"
+    value = read_json(path, list, cure=cure, lone_surrogates=True)
+    for number, record in enumerate(value, 1):
+        if not isinstance(record, dict):
+            raise InputError(f"is {quoted(record)}, not an object", file=path, record=number, cure=cure)
+    return Records(value, range(1, len(value) + 1))
+
+
+def _from_lines_or_object(path: Path) -> list[Record]:
+    """JSON lines in a .json file, as the hub has many, or one object, which is no list of records."""
+    try:
+        return read_jsonl(path)
+    except InputError as lines:
+        try:
+            found = read_json(path, dict, lone_surrogates=True)
+        except InputError:
+            raise lines from None
+    names = ", ".join(one_line(str(name), 30) for _, name in zip(range(12), found))
+    cure = "Write the list alone, or JSON lines (.jsonl)"
+    raise InputError(f"is one object (with {names}), not a list of objects", file=path, cure=cure)
 
 
 def _from_hub(name: str, split: str) -> list[Record]:
     import datasets
 
+    if not name.strip():
+        raise InputError("names no data set", file="hf:", cure="Write hf:NAME or hf:NAME:SPLIT")
     try:
-        return [dict(r) for r in datasets.load_dataset(name, split=split)]
+        return _rows(datasets.load_dataset(name, split=split), f"hf:{name}")
+    except (InputError, MemoryError):
+        raise
     except Exception as error:  # the hub's failures have no common class
-        problem = f"cannot be loaded ({type(error).__name__}: {str(error).splitlines()[0]})"
+        problem = f"cannot be loaded ({type(error).__name__}: {first_line(error)})"
         raise InputError(problem, file=f"hf:{name}", field=split, cure="Check name, split and network") from None
 
 
@@ -85,13 +133,58 @@ def _from_datasets_folder(path: Path, split: str) -> list[Record]:
 
     try:
         found = datasets.load_from_disk(str(path))
-    except FileNotFoundError:
-        raise InputError("is no data set folder", file=path, cure="Write it with datasets.save_to_disk") from None
+    except Exception as error:  # json, pyarrow, key and type errors: one for each kind of damage
+        raise _broken_folder(path, error) from None
     if isinstance(found, datasets.DatasetDict):
         if split not in found:
-            raise InputError(f"has no split '{split}'", file=path, field="split", cure=f"It has {', '.join(found)}")
+            cure = f"Give the folder of one split: it has {', '.join(found)}"
+            raise InputError(f"has no split '{split}'", file=path, field="split", cure=cure)
         found = found[split]
-    return [dict(r) for r in found]
+    try:
+        return _rows(found, str(path))
+    except (InputError, MemoryError):
+        raise
+    except Exception as error:
+        raise _broken_folder(path, error) from None
+
+
+def _broken_folder(path: Path, error: Exception) -> InputError:
+    parts = ("state.json", "dataset_info.json", "dataset_dict.json")
+    if not any((path / name).exists() for name in parts) and not any(path.glob("*.arrow")):
+        cure = "Write it with datasets.save_to_disk, or give one of its files"
+        return InputError("is no data set folder", file=path, cure=cure)
+    problem = f"is a damaged data set folder ({type(error).__name__}: {first_line(error)})"
+    return InputError(problem, file=path, cure="Copy or write it again with datasets.save_to_disk")
+
+
+def _rows(found: Any, source: str) -> list[Record]:
+    """The rows of a data set as a JSON file would hold them; columns that none could hold are refused by name."""
+    for column, feature in (found.features or {}).items():
+        kind = next((one for one in ("Image", "Audio", "Video", "Pdf") if f"{one}(" in repr(feature)), None)
+        if kind is not None:
+            raise InputError(f"holds {kind.lower()}s, but only text is read", file=source, field=column, cure="Drop it")
+    out = []
+    for number, row in enumerate(found, 1):
+        out.append({name: _plain(value, name, Place(source, number)) for name, value in row.items()})
+    return out
+
+
+def _plain(value: Any, field: str, place: Place) -> Any:
+    if value is None or isinstance(value, str | bool | int | float):
+        return value
+    if isinstance(value, Mapping):
+        return {name: _plain(one, f"{field}.{name}", place) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(one, f"{field}[{i}]", place) for i, one in enumerate(value)]
+    if isinstance(value, np.ndarray | np.generic):
+        return _plain(value.tolist(), field, place)
+    if isinstance(value, datetime.date | datetime.time):
+        return value.isoformat()
+    if isinstance(value, datetime.timedelta):
+        return value.total_seconds()
+    if isinstance(value, decimal.Decimal):
+        return float(value)
+    raise place.error(f"holds {type(value).__name__}, which is no text", field, "Drop the column, or make it text")
 
 
 class ArrayRecords(Sequence[Record]):
@@ -100,12 +193,10 @@ class ArrayRecords(Sequence[Record]):
     def __init__(self, path: str | os.PathLike[str]) -> None:
         from array_record.python.array_record_data_source import ArrayRecordDataSource
 
-        if not Path(path).exists():
-            raise InputError("there is no such file", file=path, cure="Check the path")
-        self._path = path
+        self._path = regular_file(path, cure="Give an .array_record file")
         try:
             self._source = ArrayRecordDataSource([os.fspath(path)])
-        except RuntimeError as error:
+        except (RuntimeError, ValueError) as error:
             raise self._broken(error) from None
 
     def __len__(self) -> int:
@@ -116,15 +207,16 @@ class ArrayRecords(Sequence[Record]):
             return [self[i] for i in range(*index.indices(len(self)))]
         if not -len(self) <= index < len(self):
             raise IndexError(index)
+        number = index % len(self)
         try:
-            return json.loads(self._source[index % len(self)])
-        except RuntimeError as error:
+            raw = self._source[number]
+        except (RuntimeError, ValueError) as error:
             raise self._broken(error) from None
-        except ValueError as error:
-            raise InputError(f"is not valid JSON ({error})", file=self._path, record=index + 1) from None
+        return parse_json(raw, file=self._path, record=number + 1, cure="Write it again", lone_surrogates=True)
 
-    def _broken(self, error: RuntimeError) -> InputError:
-        return InputError(f"is no whole array_record file ({error})", file=self._path, cure="Copy or write it again")
+    def _broken(self, error: Exception) -> InputError:
+        problem = f"is no whole array_record file ({first_line(error)})"
+        return InputError(problem, file=self._path, cure="Copy or write it again")
 
 
 def write_array_record(path: str | os.PathLike[str], records: Iterable[Record]) -> int:
@@ -132,6 +224,7 @@ def write_array_record(path: str | os.PathLike[str], records: Iterable[Record]) 
     from array_record.python.array_record_module import ArrayRecordWriter
 
     count = 0
+    arguments.records(records)
     with replacing(path) as temporary:
         writer = ArrayRecordWriter(os.fspath(temporary), "group_size:1")
         try:

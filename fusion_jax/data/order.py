@@ -8,15 +8,17 @@ from collections.abc import Sequence
 import grain
 import numpy as np
 
-from fusion_jax.errors import InputError
+from fusion_jax.errors import InputError, quoted
 
 
 def num_steps(examples: int, batch_size: int, epochs: float) -> int:
     """N = ceil(epochs * floor(examples / batch_size)); trailing examples of an epoch are dropped.
 
     Raises:
-      InputError: not one whole batch.
+      InputError: no example, or not one whole batch.
     """
+    if examples == 0:
+        raise InputError("0 examples are left to train on", cure="Give data of which something can be used")
     per_epoch = examples // batch_size
     if per_epoch == 0:
         raise InputError(
@@ -67,14 +69,28 @@ def batch_order(
       lengths: length of every example in tokens.
       bucket_window: examples are sorted by length within this many batches, so that batches need little padding; 1
         is a plain shuffle.
+
+    Raises:
+      InputError: not one whole batch, or a negative seed.
     """
+    _check_seed(seed)
     steps = num_steps(len(lengths), batch_size, epochs)
     source = _Epochs(np.asarray(lengths), batch_size, seed, steps, max(bucket_window, 1))
     return grain.MapDataset.source(source)
 
 
 def split_indices(count: int, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """A random part of `share` and the rest, each in ascending order (WRPO stage 5)."""
+    """A random part of `share` and the rest, each in ascending order (WRPO stage 5).
+
+    Raises:
+      InputError: a negative seed.
+    """
+    _check_seed(seed)
     order = np.random.default_rng(seed).permutation(count)
     size = round(count * share)
     return np.sort(order[:size]), np.sort(order[size:])
+
+
+def _check_seed(seed: int) -> None:
+    if seed < 0:
+        raise InputError(f"{quoted(seed)} is out of range", field="seed", cure="Give 0 or more")

@@ -9,6 +9,8 @@ Files (JSON lines):
   pairs       {"prompt": str or [messages], "chosen": str or [message], "rejected": str or [message]}
   sft         {"prompt": str, "response": str}, {"messages": [...]}, {"conversations": [{"from": "human" or "gpt",
                "value"}, ...]}, or a quadruple (prompt and chosen[0] are used; null is a counted drop)
+
+The other forms that these are found in are listed in docs/data.md and read by `fusion_jax.data.formats`.
 """
 
 from __future__ import annotations
@@ -16,15 +18,20 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from fusion_jax.data import formats
 from fusion_jax.data.jsonl import Record, Records, numbered
-from fusion_jax.errors import InputError
+from fusion_jax.data.messages import Conversation, Message, Place, check_text, check_writable, messages_of, text
+from fusion_jax.display import brief
+from fusion_jax.errors import InputError, quoted
 
-Message = dict[str, str]
-ROLES = ("system", "user", "assistant")
+__all__ = [
+    "Conversation", "Message", "OnBad", "Place", "Row", "check_answers", "messages_of", "parse_pair", "parse_prompts",
+    "parse_quad", "parse_responses", "parse_rows", "parse_sft", "prompt_id", "text", "unusable",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -36,91 +43,11 @@ class Row:
     """
 
     name: str
-    messages: tuple[Message, ...]
+    messages: Conversation
     responses: tuple[str | None, ...]
 
-
-@dataclass(frozen=True)
-class Place:
-    """Where a record stands, for messages."""
-
-    file: str | None
-    record: int | str
-
-    def error(self, problem: str, field: str, cure: str) -> InputError:
-        return InputError(problem, file=self.file, record=self.record, field=field, cure=cure)
-
-
-def text(record: Mapping[str, Any], name: str, place: Place, *, blank: bool = False) -> str:
-    """A string field that must be there (and, unless `blank`, hold more than white space)."""
-    if name not in record or record[name] is None:
-        raise place.error("is missing", name, f'Add "{name}" to the record')
-    value = record[name]
-    if not isinstance(value, str):
-        raise place.error(f"is {type(value).__name__}, not text", name, "Write a JSON string")
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        problem = f"holds half of a surrogate pair at character {error.start}, which no tokenizer reads"
-        raise place.error(problem, name, "Write the whole pair, or remove it") from None
-    if not blank and not value.strip():
-        raise place.error("is blank", name, "Fill it in or remove the record")
-    return value
-
-
-def messages_of(value: Any, name: str, place: Place) -> tuple[Message, ...]:
-    """A conversation: a text (one user message), one message, or a list; checked for roles and their order."""
-    if isinstance(value, str):
-        value = [{"role": "user", "content": value}]
-    elif isinstance(value, Mapping):
-        value = [value]
-    if isinstance(value, Sequence) and not value:
-        raise place.error("is empty", name, "Fill it in or remove the record")
-    if not isinstance(value, Sequence):
-        raise place.error("is not a text, a message or a list of messages", name, "See the data section of the README")
-    out: list[Message] = []
-    for i, message in enumerate(value):
-        where = f"{name}[{i}]"
-        if not isinstance(message, Mapping):
-            raise place.error("is not a message", where, 'Write {"role": ..., "content": ...}')
-        role = message.get("role")
-        if role not in ROLES:
-            raise place.error(f"has the role {role!r}", f"{where}.role", f"Use one of {', '.join(ROLES)}")
-        content = text(message, "content", place, blank=True)
-        if role == "system" and i > 0:
-            raise place.error("a system message stands after others", f"{where}.role", "Put it first")
-        if out and role != "system" and out[-1]["role"] == role:
-            raise place.error(f"two {role} messages follow each other", f"{where}.role", "Alternate user and assistant")
-        if role == "assistant" and (not out or out[-1]["role"] == "system"):
-            raise place.error(
-                "the conversation starts with the assistant", f"{where}.role", "Start with a user message"
-            )
-        out.append({"role": role, "content": content})
-    return tuple(out)
-
-
-def _prompt(record: Record, place: Place) -> tuple[Message, ...]:
-    if "prompt" not in record:
-        raise place.error("is missing", "prompt", 'Add "prompt" to the record')
-    messages = messages_of(record["prompt"], "prompt", place)
-    if messages[-1]["role"] != "user":
-        raise place.error("does not end with a user message", "prompt", "Put the response into its own field")
-    if not messages[-1]["content"].strip():
-        raise place.error("is blank", "prompt", "Fill it in or remove the record")
-    return messages
-
-
-def _response(value: Any, name: str, place: Place) -> str:
-    """The text of a response given as a text, a message, or a list ending in an assistant message."""
-    if isinstance(value, list) and value:
-        value = value[-1]
-    if isinstance(value, Mapping):
-        if value.get("role") != "assistant":
-            raise place.error(f"has the role {value.get('role')!r}", f"{name}.role", "A response is by the assistant")
-        return text(value, "content", place, blank=True)
-    if not isinstance(value, str):
-        raise place.error("is not a response", name, "Write a text or an assistant message")
-    return text({name: value}, name, place, blank=True)
+    def __repr__(self) -> str:
+        return brief(self)
 
 
 def prompt_id(prompt: str) -> str:
@@ -128,10 +55,54 @@ def prompt_id(prompt: str) -> str:
     return hashlib.sha256(prompt.encode()).hexdigest()[:16]
 
 
+def given_id(record: Mapping[str, Any], place: Place) -> str | None:
+    """The id that a record brings, as text (7 and "7" are the same), or None.
+
+    Raises:
+      InputError: it is neither a text nor a whole number, or it is blank.
+    """
+    value = record.get("prompt_id")
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, str | int):
+        raise place.error(f"is {quoted(value)}, neither text nor a whole number", "prompt_id", "Write a JSON string")
+    if isinstance(value, int):
+        if value.bit_length() > 1000:
+            raise place.error(f"is {quoted(value)}", "prompt_id", "Write a JSON string")
+        return str(value)
+    return text(record, "prompt_id", place)
+
+
+@dataclass
+class Ids:
+    """What each id of a file stands for, and in which record it stands first."""
+
+    places: dict[str, Place]
+    known: dict[str, Any]
+
+    @classmethod
+    def none(cls) -> Ids:
+        return cls({}, {})
+
+    def check(self, identity: str, what: Any, field: str, place: Place) -> None:
+        """Refuse an id that stands for something else in an earlier record.
+
+        field: what differs: "prompt", "answer".
+        """
+        before = self.known.setdefault(identity, what)
+        first = self.places.setdefault(identity, place)
+        if before != what:
+            problem = f"{quoted(identity)} has another {field} than in record {first.record}"
+            raise place.error(problem, "prompt_id", "Give each prompt an id of its own, or leave the ids out")
+
+
 def parse_quad(record: Record, place: Place) -> Row:
     """A quadruple of the official schema; `chosen[0]` may be null (no source response)."""
-    messages = _prompt(record, place)
-    chosen, rejected = record.get("chosen"), record.get("rejected")
+    fields = formats.fields_of(record, place)
+    if "prompt" not in fields:
+        raise formats.missing("prompt", "quad", fields, place)
+    formats.asked(fields, place)
+    chosen, rejected = fields.get("chosen"), fields.get("rejected")
     if not isinstance(chosen, list) or len(chosen) != 2:
         raise place.error(
             "must hold exactly two responses",
@@ -140,68 +111,54 @@ def parse_quad(record: Record, place: Place) -> Row:
         )
     if not isinstance(rejected, list) or len(rejected) != 1:
         raise place.error("must hold exactly one response", "rejected", "Give [message]")
-    source = None if chosen[0] is None else _response(chosen[0], "chosen[0]", place)
-    target, worst = _response(chosen[1], "chosen[1]", place), _response(rejected[0], "rejected[0]", place)
-    return Row(str(record.get("prompt_id", place.record)), messages, (source, target, worst))
+    if chosen[1] is None or rejected[0] is None:
+        raise place.error("is not a response", "chosen[1]" if chosen[1] is None else "rejected[0]", "Write a message")
+    sides = [("chosen[0]", chosen[0]), ("chosen[1]", chosen[1]), ("rejected[0]", rejected[0])]
+    return Row(_name(record, place), *formats.answered("quad", fields, sides, place))
 
 
 def parse_pair(record: Record, place: Place) -> Row:
     """A pair; of a quadruple the target's own two responses are taken (on-policy DPO)."""
-    chosen = record.get("chosen")
-    if isinstance(chosen, list) and len(chosen) == 2 and "rejected" in record and _both_assistant(chosen):
+    fields = formats.fields_of(record, place)
+    formats.check_paired(fields, place)
+    if formats.is_quad(fields.get("chosen")) and "rejected" in fields:
         quad = parse_quad(record, place)
         return Row(quad.name, quad.messages, quad.responses[1:])
     for name in ("chosen", "rejected"):
-        if name not in record:
-            raise place.error("is missing", name, f'Add "{name}" to the record')
-    responses = tuple(_response(record[name], name, place) for name in ("chosen", "rejected"))
-    return Row(str(record.get("prompt_id", place.record)), _prompt(record, place), responses)
-
-
-def _both_assistant(chosen: list[Any]) -> bool:
-    return all(m is None or (isinstance(m, Mapping) and m.get("role") == "assistant") for m in chosen)
+        if name not in fields:
+            raise formats.missing(name, "pair", fields, place)
+    sides = [(name, fields[name]) for name in ("chosen", "rejected")]
+    return Row(_name(record, place), *formats.answered("pair", fields, sides, place))
 
 
 def parse_sft(record: Record, place: Place) -> Row:
     """A conversation with its last answer, in any of the documented forms."""
-    name = str(record.get("prompt_id", place.record))
-    if "messages" in record or "conversations" in record:
-        field = "messages" if "messages" in record else "conversations"
-        turns = record[field] if field == "messages" else _shared_turns(record[field], place)
-        messages = messages_of(turns, field, place)
-        if messages[-1]["role"] != "assistant" or len(messages) < 2:
-            raise place.error("does not end with an assistant message", field, "Add the response")
-        return Row(name, messages[:-1], (messages[-1]["content"],))
-    if "chosen" in record:
-        chosen = record["chosen"]
-        value = chosen[0] if isinstance(chosen, list) and chosen else chosen
-        absent = isinstance(chosen, list) and len(chosen) == 2 and value is None
-        return Row(name, _prompt(record, place), (None if absent else _response(value, "chosen", place),))
-    if "response" not in record:
-        raise place.error("is missing", "response", 'Add "response" (or "messages" or "conversations") to the record')
-    return Row(name, _prompt(record, place), (_response(record["response"], "response", place),))
+    fields = formats.fields_of(record, place)
+    formats.check_paired(fields, place)
+    name = _name(record, place)
+    found = formats.dialogue(fields, place)
+    if found is not None:
+        return Row(name, found[0], (found[1],))
+    if formats.is_quad(fields.get("chosen")):
+        return Row(name, *formats.answered("sft", fields, [("chosen[0]", fields["chosen"][0])], place))
+    answers = [k for k in ("chosen", *formats.ANSWERS) if k in fields]
+    if not answers and "question" in fields and "answer" in fields:  # GSM8K's form
+        answers = ["answer"]
+    if not answers:
+        raise formats.missing("response", "sft", fields, place)
+    row = Row(name, *formats.answered("sft", fields, [(k, fields[k]) for k in answers], place))
+    formats.same_answers(row.responses, answers, place)
+    return Row(name, row.messages, row.responses[:1])
 
 
-SHARED_ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
-
-
-def _shared_turns(value: Any, place: Place) -> list[Message]:
-    """ShareGPT turns {"from", "value"} as messages; turns before the first human one are left out, but a system's."""
-    if not isinstance(value, list):
-        raise place.error("is not a list of turns", "conversations", 'Write [{"from": ..., "value": ...}, ...]')
-    out: list[Message] = []
-    for i, turn in enumerate(value):
-        where = f"conversations[{i}]"
-        role = SHARED_ROLES.get(str(turn.get("from"))) if isinstance(turn, Mapping) else None
-        if role is None:
-            raise place.error("is not a turn", where, 'Write {"from": "human", "gpt" or "system", "value": ...}')
-        if role != "assistant" or (out and out[-1]["role"] != "system"):
-            out.append({"role": role, "content": text(turn, "value", place, blank=True)})
-    return out
+def _name(record: Record, place: Place) -> str:
+    identity = given_id(record, place) if isinstance(record, Mapping) else None
+    return str(place.record) if identity is None else identity
 
 
 OnBad = Literal["error", "skip"]
 PARSERS = {"quad": parse_quad, "pair": parse_pair, "sft": parse_sft}
+REASONS = 20  # kinds of malformed records that are counted each by itself
 
 
 def unusable(row: Row) -> str | None:
@@ -222,21 +179,31 @@ def parse_rows(
 
     Args:
       on_bad: "error" stops at a malformed record; "skip" counts it as a drop.
+
+    Raises:
+      InputError: a malformed record, an id that stands for two prompts, or no usable record at all.
     """
-    rows, drops = [], Counter[str]()
+    rows, drops, malformed = list[Row](), Counter[str](), Counter[str]()
+    ids = Ids.none()
     for number, record in numbered(records):
+        place = Place(file, number)
         try:
-            row = PARSERS[kind](record, Place(file, number))
+            row = PARSERS[kind](record, place)
+            if record.get("prompt_id") is not None:
+                ids.check(row.name, row.messages, "prompt", place)
+            check_text(record, place)
         except InputError as error:
             if on_bad == "error":
                 raise
-            drops[f"malformed: field '{error.field}' {error.problem}"] += 1
+            reason = f"malformed: field '{error.field}' {error.problem}"
+            malformed[reason if reason in malformed or len(malformed) < REASONS else "malformed: other reasons"] += 1
             continue
-        reason = unusable(row)
-        if reason is None:
+        unused = unusable(row)
+        if unused is None:
             rows.append(row)
         else:
-            drops[reason] += 1
+            drops[unused] += 1
+    drops += malformed
     if not rows:
         raise InputError(
             f"no usable {kind} record is left ({dict(drops) or 'the file is empty'})", file=file, cure="Give more data"
@@ -244,8 +211,22 @@ def parse_rows(
     return rows, drops
 
 
+def _asked_text(fields: Mapping[str, Any], kind: str, place: Place) -> str:
+    """The text of a prompt that is one user message and nothing besides."""
+    messages = formats.asked(fields, place)
+    for name in ("system", "system_prompt", "history"):
+        if fields.get(name):
+            raise place.error("is not read: prompts are sampled alone", name, "Write it into the prompt, or remove it")
+    if not messages:
+        raise formats.missing("prompt", kind, fields, place)
+    if len(messages) != 1:
+        problem = "holds a system message or more than one user message"
+        raise place.error(problem, "prompt", "Sampling reads single-turn prompts only")
+    return messages[0]["content"]
+
+
 def parse_prompts(records: Iterable[Record], *, file: str | None = None) -> list[Record]:
-    """Prompts of one user message with an id each.
+    """Prompts of one user message with an id each, and further fields; not those of responses.
 
     Raises:
       InputError: another conversation than one user message; a prompt or a given id that stands twice; an answer that
@@ -254,26 +235,27 @@ def parse_prompts(records: Iterable[Record], *, file: str | None = None) -> list
     out, seen = list[Record](), dict[str, int]()
     for number, record in numbered(records):
         place = Place(file, number)
-        messages = _prompt(record, place)
-        if len(messages) != 1:
-            raise place.error("holds more than one user message", "prompt", "Sampling reads single-turn prompts only")
-        content = messages[0]["content"]
-        identity = str(record.get("prompt_id") or prompt_id(content))
+        content = _asked_text(formats.fields_of(record, place), "prompts", place)
+        identity = given_id(record, place) or prompt_id(content)
         if identity in seen:
             raise place.error(
                 f"repeats record {seen[identity]} (prompt_id {identity})", "prompt_id", "Remove one of the two"
             )
         seen[identity] = number
-        _check_answer(record, place)
-        out.append({**record, "prompt_id": identity, "prompt": content})
+        _check_known(record, place)
+        kept = formats.carried(record, "response", "reward", "sample", "source_model")
+        out.append({**kept, "prompt_id": identity, "prompt": content})
     if not out:
         raise InputError("holds no prompt", file=file, cure="Give at least one")
     return Records(out, list(seen.values()))
 
 
-def _check_answer(record: Record, place: Place) -> None:
-    if record.get("answer") is not None:
-        text(record, "answer", place, blank=True)
+def _check_known(record: Record, place: Place) -> None:
+    """Refuse what a prompt or a response carries on to later stages and these cannot read or write."""
+    for name in ("answer", "skill"):
+        if record.get(name) is not None:
+            text(record, name, place, blank=True)
+    check_writable(record, place)
 
 
 def check_answers(records: Iterable[Record], *, file: str | None, cure: str) -> None:
@@ -286,25 +268,76 @@ def check_answers(records: Iterable[Record], *, file: str | None, cure: str) -> 
 
 
 def parse_responses(records: Iterable[Record], *, file: str | None = None) -> list[Record]:
-    """Ready responses: text fields and numbers checked, ids and sample numbers filled in."""
-    out, lines, counts = list[Record](), list[int](), Counter[tuple[str, str]]()
-    for number, record in numbered(records):
+    """Ready responses: text fields and numbers checked, ids and sample numbers filled in.
+
+    A response without an id has the one that another record gives to the same prompt, else `prompt_id` of the prompt.
+
+    Raises:
+      InputError: a field of a wrong type; an id with two prompts or two answers; a sample that stands twice.
+    """
+    out, lines = list[Record](), list[int]()
+    ids, answers = Ids.none(), Ids.none()
+    for number, whole in numbered(records):
         place = Place(file, number)
-        prompt, source = text(record, "prompt", place), text(record, "source_model", place)
-        text(record, "response", place, blank=True)
-        identity = str(record.get("prompt_id") or prompt_id(prompt))
-        reward = record.get("reward")
-        if reward is not None and (isinstance(reward, bool) or not isinstance(reward, int | float)):
-            raise place.error(f"is {reward!r}, not a number", "reward", "Write a number or leave the field out")
-        if reward is not None and not math.isfinite(reward):
-            raise place.error("is not finite", "reward", "Write a finite number or leave the field out")
-        sample = record.get("sample", counts[identity, source])
-        if isinstance(sample, bool) or not isinstance(sample, int):
-            raise place.error(f"is {sample!r}, not a whole number", "sample", "Number a source's samples from 0")
-        counts[identity, source] += 1
-        _check_answer(record, place)
-        lines.append(number)
-        out.append({**record, "prompt_id": identity, "prompt": prompt, "sample": sample})
+        formats.fields_of(whole, place)
+        for record in formats.generated(whole, file, place):
+            out.append(_response(record, place))
+            lines.append(number)
     if not out:
         raise InputError("holds no response", file=file, cure="Give at least one")
+    named = {r["prompt"]: r["prompt_id"] for r in reversed(out) if r["prompt_id"] is not None}
+    for number, record in zip(lines, out):
+        place, prompt = Place(file, number), record["prompt"]
+        identity = record["prompt_id"] = record["prompt_id"] or named.get(prompt) or prompt_id(prompt)
+        ids.check(identity, prompt.strip(), "prompt", place)
+        if record.get("answer") is not None:
+            answers.check(identity, record["answer"], "answer", place)
+    _number_samples(out, lines, file)
     return Records(out, lines)
+
+
+def _response(record: Record, place: Place) -> Record:
+    """A response whose fields are checked; its id and sample number are None where it brings none."""
+    prompt = _asked_text(formats.fields_of(record, place), "responses", place)
+    source = text(record, "source_model", place)
+    text(record, "response", place, blank=True)
+    reward = record.get("reward")
+    if reward is not None:
+        if isinstance(reward, bool) or not isinstance(reward, int | float):
+            raise place.error(f"is {quoted(reward)}, not a number", "reward", "Write a number or leave the field out")
+        try:
+            finite = math.isfinite(reward)
+        except OverflowError:
+            finite = False
+        if not finite:
+            raise place.error("is not finite", "reward", "Write a finite number or leave the field out")
+    sample = record.get("sample")
+    if sample is not None:
+        if isinstance(sample, bool) or not isinstance(sample, int):
+            raise place.error(f"is {quoted(sample)}, not a whole number", "sample", "Number a source's samples from 0")
+        if not 0 <= sample < 2**31:
+            raise place.error(f"is {quoted(sample)}, out of range", "sample", "Number a source's samples from 0")
+    _check_known(record, place)
+    known = {"prompt_id": given_id(record, place), "prompt": prompt, "source_model": source, "sample": sample}
+    return {**formats.carried(record), **known}
+
+
+def _number_samples(responses: list[Record], lines: list[int], file: str | None) -> None:
+    """Number the samples that have no number: the lowest free ones of their prompt and source."""
+    taken: dict[tuple[str, str, int], int] = {}
+    for number, record in zip(lines, responses):
+        key = (record["prompt_id"], record["source_model"], record["sample"])
+        if record["sample"] is None:
+            continue
+        if key in taken:
+            problem = f"stands twice for this prompt and '{record['source_model']}': also in record {taken[key]}"
+            raise Place(file, number).error(problem, "sample", "Remove one of the two, or leave the numbers out")
+        taken[key] = number
+    free = Counter[tuple[str, str]]()
+    for record in responses:
+        if record["sample"] is None:
+            of = (record["prompt_id"], record["source_model"])
+            while (*of, free[of]) in taken:
+                free[of] += 1
+            record["sample"] = free[of]
+            free[of] += 1

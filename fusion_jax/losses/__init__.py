@@ -14,11 +14,11 @@ from fusion_jax.losses.preference import (
     wrpo_ipo,
     wrpo_simpo,
 )
-from fusion_jax.losses.reductions import Mean, divide, weighted
+from fusion_jax.losses.reductions import Count, Mean, divide, weighted
 from fusion_jax.losses.schedules import alpha_at, learning_rate
 from fusion_jax.losses.sft import sft
 
 __all__ = [
-    "Mean", "Pair", "Quad", "Target", "alpha_at", "divide", "dpo", "fused_targets", "fusion", "hinge", "ipo",
+    "Count", "Mean", "Pair", "Quad", "Target", "alpha_at", "divide", "dpo", "fused_targets", "fusion", "hinge", "ipo",
     "learning_rate", "sft", "simpo", "sparse_kl", "two_positives", "weighted", "wrpo", "wrpo_ipo", "wrpo_simpo",
 ]  # fmt: skip

@@ -17,12 +17,20 @@ class Mean(NamedTuple):
     weight: Array
 
 
+class Count(NamedTuple):
+    """How many of something there are in all, a scalar; micro-batches and devices add it, nothing divides it."""
+
+    total: Array
+
+
 def weighted(values: Array, weights: Array) -> Mean:
     """Sum of `values` under `weights` (same shape); entries of weight 0 are left out even when not finite."""
     kept = jnp.where(weights > 0, values, 0.0)
     return Mean(jnp.sum(kept * weights), jnp.sum(weights))
 
 
-def divide(mean: Mean) -> Array:
-    """The mean; 0 where nothing was weighed."""
+def divide(mean: Mean | Count) -> Array:
+    """The mean, 0 where nothing was weighed; of a count all of it."""
+    if isinstance(mean, Count):
+        return mean.total
     return jnp.where(mean.weight > 0, mean.total / jnp.where(mean.weight > 0, mean.weight, 1.0), 0.0)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import jax
 
-from fusion_jax.losses.reductions import Mean, weighted
+from fusion_jax.losses.reductions import Count, Mean, weighted
 
 Array = jax.Array
 
 
-def sft(logprobs: Array, mask: Array) -> tuple[Mean, dict[str, Mean]]:
+def sft(logprobs: Array, mask: Array) -> tuple[Mean, dict[str, Mean | Count]]:
     """Token-mean cross-entropy -log pi(label), as a (sum, weight) of tokens.
 
     Args:
@@ -17,7 +17,8 @@ def sft(logprobs: Array, mask: Array) -> tuple[Mean, dict[str, Mean]]:
       mask: float[..., S] 1 where a token is scored (the response, or every token in the packed official form).
 
     Returns:
-      (loss, metrics): `loss` is over all scored tokens of the optimizer step, however they fall into micro-batches.
+      (loss, metrics): `loss` is over all scored tokens of the optimizer step, however they fall into micro-batches, and
+        `tokens` counts them.
     """
     loss = weighted(-logprobs, mask)
-    return loss, {"tokens": Mean(loss.weight, loss.weight * 0 + 1)}
+    return loss, {"tokens": Count(loss.weight)}

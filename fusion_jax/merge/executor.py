@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jax.sharding import Mesh
 
+from fusion_jax.display import brief
 from fusion_jax.errors import InputError
 from fusion_jax.files import replacing, write_json
 from fusion_jax.merge.analysis import weighed
@@ -44,6 +45,9 @@ class MergeSummary(NamedTuple):
     folder: Path
     records: list[Record]
     prepared: Prepared
+
+    def __repr__(self) -> str:
+        return brief(self)
 
 
 def merge(

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fusion_jax.display import brief
 from fusion_jax.errors import InputError, quoted
 from fusion_jax.fields import Fields
 from fusion_jax.merge.buffers import BufferCopy, copied_buffers
@@ -53,6 +54,9 @@ class Input:
     buffers: Mapping[str, TensorEntry] = field(default_factory=dict)
     tied: bool | None = None
 
+    def __repr__(self) -> str:
+        return brief(self)
+
     @property
     def checkpoint(self) -> Checkpoint:
         """What planning asks for."""
@@ -86,6 +90,9 @@ class Prepared:
     rows: RowPlan | None
     clashes: tuple[Clash, ...]
     copies: tuple[BufferCopy, ...] = ()
+
+    def __repr__(self) -> str:
+        return brief(self)
 
     def entry(self, tensor: TensorInput) -> TensorEntry:
         """Where an input of a tensor lies."""

@@ -17,7 +17,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from fusion_jax.errors import InputError, one_line
+from fusion_jax.errors import InputError, first_line
 from fusion_jax.files import regular_file, write_json
 from fusion_jax.json_files import read_json
 from fusion_jax.merge.recipe import Recipe
@@ -129,7 +129,7 @@ def _check(state: dict[str, Any], output: Vocabulary, file: Path) -> None:
     except BaseException as error:
         if not broken_tokenizer(error):
             raise
-        problem = f"cannot take the output's tokens ({one_line(str(error), 200)})"
+        problem = f"cannot take the output's tokens ({first_line(error)})"
         raise InputError(problem, file=file, field="tokenizer", cure=cure) from None
     wrong = sorted(t for t in loaded.keys() | output.ids.keys() if loaded.get(t) != output.ids.get(t))
     if wrong:

@@ -17,7 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 from tokenizers import Tokenizer
 
-from fusion_jax.errors import InputError, one_line
+from fusion_jax.display import brief
+from fusion_jax.errors import InputError, first_line
 from fusion_jax.files import regular_file
 from fusion_jax.json_files import CURE
 from fusion_jax.merge.recipe import Recipe, TokenRule
@@ -37,6 +38,9 @@ class Vocabulary:
     ids: Mapping[str, int]
     added: frozenset[str] = frozenset()
     rows: int = 0
+
+    def __repr__(self) -> str:
+        return brief(self)
 
     @property
     def size(self) -> int:
@@ -97,7 +101,7 @@ def open_tokenizer(folder: Path) -> Any:
     except BaseException as error:
         if not broken_tokenizer(error):
             raise
-        raise InputError(f"is no tokenizer ({one_line(str(error), 200)})", file=file, cure=CURE) from None
+        raise InputError(f"is no tokenizer ({first_line(error)})", file=file, cure=CURE) from None
 
 
 def output_vocabulary(recipe: Recipe, vocabularies: Mapping[str, Vocabulary]) -> Vocabulary:

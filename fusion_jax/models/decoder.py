@@ -7,7 +7,7 @@ that no caller needs the logits of all tokens.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -16,15 +16,14 @@ from jax.sharding import Mesh
 
 from fusion_jax.models.config import DecoderConfig
 from fusion_jax.models.parameters import Specs, layer_specs, parameter_specs
-from fusion_jax.ops.attention import ContextPart, attention, branched_attention
+from fusion_jax.ops.attention import ContextPart
+from fusion_jax.ops.kernels import Kernel, Visible, attend
 from fusion_jax.ops.remat import BLOCK_INPUT, GATED, RESIDUAL, Remat, named, remat_policy
 from fusion_jax.ops.rotary import apply_rotary, rotary_tables
-from fusion_jax.ops.splash import splash_attention, takes
 from fusion_jax.sharding import constrain
 
 Array = jax.Array
 Params = dict[str, Any]
-Kernel = Literal["xla", "splash", "splash-interpreted"]  # the last in plain JAX, where there is no TPU
 
 _ACTIVATIONS = {
     "silu": jax.nn.silu,
@@ -105,23 +104,12 @@ class Block(nn.Module):
         q = apply_rotary(split(linear("q")(y), c.num_heads), tables)
         k = apply_rotary(split(linear("k")(y), c.num_kv_heads), tables)
         v = split(linear("v")(y), c.num_kv_heads)
-        how: dict[str, Any] = {
-            "window": window if any(c.windows) else 0, "soft_cap": c.attention_soft_cap,
-            "scale": c.head_dim**-0.5 if c.query_scale is None else c.query_scale,
-        }  # fmt: skip
-        if self.kernel != "xla" and not context and takes(x.shape[1], c.windows, self.branches):
-            y = splash_attention(
-                q, k, v, segment_ids=segment_ids, windows=c.windows, branches=self.branches,
-                prompt_lengths=prompt_lengths, mesh=self.mesh, interpret=self.kernel == "splash-interpreted",
-                **how,
-            )  # fmt: skip
-        elif self.branches is not None and prompt_lengths is not None:
-            y = branched_attention(
-                q, k, v, branches=self.branches, prompt_lengths=prompt_lengths, positions=positions, **how
-            )  # fmt: skip
-        else:
-            parts = tuple(ContextPart(*kv, *where) for kv, where in zip(context_kv, context, strict=True))
-            y = attention(q, k, v, segment_ids=segment_ids, positions=positions, context=parts, **how)
+        visible = Visible(positions, segment_ids, c.windows, self.branches, prompt_lengths)
+        y = attend(
+            q, k, v, visible, window=window, scale=c.head_dim**-0.5 if c.query_scale is None else c.query_scale,
+            soft_cap=c.attention_soft_cap, kernel=self.kernel, mesh=self.mesh,
+            context=tuple(ContextPart(*kv, *where) for kv, where in zip(context_kv, context, strict=True)),
+        )  # fmt: skip
         y = linear("o")(y.reshape(*x.shape[:-1], -1))
         x = named(x + (norm("attention_post_norm")(y) if c.post_norms else y), RESIDUAL)
         y = norm("mlp_norm")(x)
@@ -223,6 +211,14 @@ def forward(
     decoder = Decoder(config, mesh, dtype, remat, return_kv, branches, kernel)
     hidden, kv = decoder.apply({"params": params}, tokens, positions, segment_ids, context, prompt_lengths)
     return (hidden, kv) if return_kv else hidden
+
+
+def padded_positions(tokens: Array, config: DecoderConfig) -> Array:
+    """int[B,T], 0..T-1, of right-padded rows that the model can read. What lies beyond its positions is padding and
+    stays at the last one, since `dynamic` rotary scaling goes by the greatest position that there is.
+    """
+    places = jnp.minimum(jnp.arange(tokens.shape[1], dtype=jnp.int32), config.max_positions - 1)
+    return jnp.broadcast_to(places, tokens.shape)
 
 
 def head_kernel(params: Params, config: DecoderConfig) -> Array:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,11 +15,12 @@ import numpy as np
 from jax.sharding import Mesh
 from transformers import PreTrainedTokenizerBase
 
-from fusion_jax.errors import InputError
+from fusion_jax.errors import InputError, quoted
+from fusion_jax.files import replacing_folder
 from fusion_jax.hosts import barrier, first_host, on_first
 from fusion_jax.models.buffers import is_buffer
 from fusion_jax.models.config import DecoderConfig
-from fusion_jax.models.decoder import Params, forward, head_kernel
+from fusion_jax.models.decoder import Params, forward, head_kernel, padded_positions
 from fusion_jax.models.families import config_from_hf, config_to_hf, tensor_names
 from fusion_jax.models.families.common import HfTensor, with_both_forms
 from fusion_jax.models.head import EMBEDDING, HEAD, with_head
@@ -48,6 +48,7 @@ class Model:
 
     hf_config: config.json as read; generation: generation_config.json as read; file_dtype: dtype of the files.
     tokenizer_config: tokenizer_config.json as read.
+    folder: that the model was read from, if any.
     """
 
     config: DecoderConfig
@@ -57,6 +58,17 @@ class Model:
     generation: dict[str, Any] = field(default_factory=dict)
     file_dtype: str = "float32"
     tokenizer_config: dict[str, Any] = field(default_factory=dict)
+    folder: str = ""
+
+    def __repr__(self) -> str:
+        """One line: family, sizes, dtypes, tokenizer and folder, and no weights."""
+        leaves, config = jax.tree.leaves(self.params), self.config
+        parts = [
+            config.model_type, f"{config.num_layers} layers", f"width {config.hidden_size}",
+            f"{sum(leaf.size for leaf in leaves):,} parameters", "/".join(sorted({str(leaf.dtype) for leaf in leaves})),
+            "no tokenizer" if self.tokenizer is None else f"tokenizer of {len(self.tokenizer)} entries",
+        ]  # fmt: skip
+        return f"Model({', '.join(parts)}{f', from {quoted(self.folder)}' if self.folder else ''})"
 
 
 def check_folder(path: str | os.PathLike[str]) -> DecoderConfig:
@@ -101,7 +113,7 @@ def load(path: str | os.PathLike[str], *, dtype: Any = None, mesh: Mesh | None =
         check_fits(tokenizer, config.vocab_size, folder)
     settings = {} if tokenizer is None else read_settings(folder)
     params = _read_params(folder, config, entries, names, jnp.dtype(dtype or file_dtype), mesh)
-    return Model(config, params, tokenizer, values, generation, file_dtype.name, settings)
+    return Model(config, params, tokenizer, values, generation, file_dtype.name, settings, str(folder))
 
 
 def _check_names(folder: Path, config: DecoderConfig, entries: dict[str, TensorEntry], names: list[HfTensor]) -> None:
@@ -219,18 +231,9 @@ def _check_free(folder: Path, overwrite: bool) -> None:
 
 
 def _write(model: Model, folder: Path, dtype: str, tensors: Sequence[PlannedTensor], shard_bytes: int) -> None:
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    try:
-        temporary.mkdir()
+    with replacing_folder(folder) as temporary:
         write_folder(temporary, tensors, shard_bytes=shard_bytes)
         _write_settings(model, temporary, dtype)
-        if folder.exists():
-            shutil.rmtree(folder)
-        os.replace(temporary, folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _planned(model: Model, dtype: np.dtype) -> Iterator[PlannedTensor]:
@@ -268,7 +271,17 @@ def logits(model: Model, tokens: Array, lengths: Array | None = None) -> Array:
 
     Args:
       lengths: int[B], real tokens of each row; what lies beyond is undefined.
+
+    Raises:
+      InputError: tokens that are no rows of whole numbers, such as a text.
     """
+    if not isinstance(tokens, Array):
+        tokens = np.asarray(tokens)
+    if tokens.ndim != 2 or tokens.dtype.kind not in "iu":
+        raise InputError(
+            f"is {tokens.dtype.name}{list(tokens.shape)}, not rows of token ids int[B,T]", field="tokens",
+            cure="Give model.tokenizer([text])['input_ids'], rows of one length",
+        )  # fmt: skip
     tokens = jnp.asarray(tokens)
     segments = (
         None if lengths is None else (jnp.arange(tokens.shape[1]) < jnp.asarray(lengths)[:, None]).astype(jnp.int32)
@@ -286,7 +299,9 @@ def classify(model: Model, tokens: Array, lengths: Array) -> Array:
     """float32[B,labels]: scores of a sequence-classification head at the last real token of each row."""
     if not model.config.num_labels:
         raise InputError("the model has no sequence-classification head", cure="Give a reward-model folder")
-    hidden = forward(model.params, model.config, jnp.asarray(tokens), dtype=_compute_dtype(model))
+    tokens = jnp.asarray(tokens)
+    positions = padded_positions(tokens, model.config)
+    hidden = forward(model.params, model.config, tokens, positions=positions, dtype=_compute_dtype(model))
     last = jnp.take_along_axis(hidden, jnp.asarray(lengths)[:, None, None] - 1, axis=1)[:, 0]
     return jnp.einsum("bd,ld->bl", last.astype(jnp.float32), model.params["score"]["kernel"].astype(jnp.float32))
 

@@ -6,6 +6,8 @@ Layers are stacked on a leading axis L and walked by a scan.
 
 from __future__ import annotations
 
+import math
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from fusion_jax.errors import InputError
 from fusion_jax.models.config import DecoderConfig
 from fusion_jax.sharding import named
 
@@ -29,6 +32,25 @@ class ParamSpec:
     shape: tuple[int, ...]
     axes: tuple[str | None, ...]
     init: Initializer
+
+
+def check_heads(
+    config: DecoderConfig, tensor: int, devices: int, option: str, *, model: str | os.PathLike[str] | None = None
+) -> None:
+    """Refuse a mesh whose tensor axis cuts a head of attention; all other dimensions may be uneven.
+
+    Args:
+      tensor: devices of that axis, of all `devices`. option: what sets it, for instance "--train.mesh-tensor". model:
+        the folder.
+
+    Raises:
+      InputError: the heads or the devices do not divide; names the option and what would do.
+    """
+    heads, both = config.num_heads, math.gcd(config.num_heads, devices)
+    if both % tensor:
+        what = f"the model's {heads} attention heads" if heads % tensor else f"{devices} devices"
+        fitting = ", ".join(str(n) for n in range(1, both + 1) if both % n == 0)
+        raise InputError(f"{what} do not divide by {tensor}", file=model, field=option, cure=f"Give one of {fitting}")
 
 
 def _norm(config: DecoderConfig) -> Specs:

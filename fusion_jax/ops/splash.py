@@ -37,6 +37,7 @@ class TreeMask(Mask):
     """bool[T,T]: a token sees itself, those before it on its way to the root, none further than `window` (0: any).
 
     The first `prompt` tokens are the root's; the others are branches of `branch` tokens, each behind the prompt alone.
+    Distances are measured along that way, not in places of the row, where other branches may lie between.
     """
 
     tokens: int
@@ -54,7 +55,13 @@ class TreeMask(Mask):
         seen = key <= query
         if self.branch:
             seen &= (key < self.prompt) | ((key - self.prompt) // self.branch == (query - self.prompt) // self.branch)
-        return seen & (query - key < self.window) if self.window else seen
+        return seen & (self._depth(query) - self._depth(key) < self.window) if self.window else seen
+
+    def _depth(self, place: np.ndarray) -> np.ndarray:
+        """How many tokens lie between the root and the tokens at these places."""
+        if not self.branch:
+            return place
+        return np.where(place < self.prompt, place, self.prompt + (place - self.prompt) % self.branch)
 
     def computed(self) -> float:
         """The share of the matrix whose tiles the kernel computes."""
@@ -64,15 +71,23 @@ class TreeMask(Mask):
         return sum(tiles) / len(tiles)
 
 
+def span(tokens: int, branches: tuple[int, int] | None) -> int:
+    """The most tokens that one token of a row can see: the row, or its prompt and one continuation."""
+    return tokens if branches is None else branches[0] + (tokens - branches[0]) // branches[1]
+
+
+def reach(window: int, tokens: int, branches: tuple[int, int] | None) -> int:
+    """A layer's window, or 0 (no limit) where no two tokens that see each other are so far apart."""
+    return window if window < span(tokens, branches) else 0
+
+
 def takes(tokens: int, windows: tuple[int, ...], branches: tuple[int, int] | None) -> bool:
     """Whether a program's mask can be made before its data are known.
 
-    A window that cuts a row of a prompt and its continuations cannot: distances depend on the prompt's length.
+    A window that cuts a prompt with a continuation cannot: the distance between them depends on the prompt's length,
+    of which only the padded one is known.
     """
-    if branches is None:
-        return True
-    span = branches[0] + (tokens - branches[0]) // branches[1]
-    return all(w == 0 or w >= span for w in windows)
+    return branches is None or not any(reach(window, tokens, branches) for window in windows)
 
 
 def splash_attention(
@@ -118,7 +133,7 @@ def layer_masks(tokens: int, windows: tuple[int, ...], branches: tuple[int, int]
     """The mask of each different window of the layers, in rising order; rows are filled up to whole tiles."""
     prompt, branch = (0, 0) if branches is None else (branches[0], (tokens - branches[0]) // branches[1])
     padded = tokens + -tokens % LANES
-    return {w: TreeMask(padded, 0 if w >= tokens else w, prompt, branch) for w in sorted(set(windows)) or [0]}
+    return {w: TreeMask(padded, reach(w, tokens, branches), prompt, branch) for w in sorted(set(windows)) or [0]}
 
 
 def _filled(x: Array, tokens: int) -> Array:

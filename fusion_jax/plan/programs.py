@@ -17,7 +17,7 @@ from fusion_jax.merge.methods import METHODS
 from fusion_jax.models.config import DecoderConfig
 from fusion_jax.models.decode import DecodeParams, LayerCache
 from fusion_jax.models.families import config_from_hf
-from fusion_jax.models.parameters import abstract_params, layer_specs
+from fusion_jax.models.parameters import abstract_params, check_heads, layer_specs
 from fusion_jax.ops.linear_logprobs import CHUNK_ELEMENTS_ACCELERATOR
 from fusion_jax.plan.requests import (
     GROUPS,
@@ -34,7 +34,7 @@ from fusion_jax.plan.requests import (
 )
 from fusion_jax.sampling import ids
 from fusion_jax.sampling.samplers import Sampler
-from fusion_jax.sharding import data_ways, make_mesh, named
+from fusion_jax.sharding import data_ways, make_mesh, named, tensor_shards
 from fusion_jax.train.objectives import (
     FusionSettings,
     PairSettings,
@@ -57,7 +57,7 @@ def lower(request: Request, devices: list[Any]) -> tuple[jax.stages.Lowered, lis
     """The program of a request, lowered for `devices` of a topology, and these in the order of its partitions.
 
     Raises:
-      InputError: the mesh or the rows do not fit the devices.
+      InputError: the mesh, the rows or the heads do not fit the devices.
     """
     program = request.program
     if isinstance(program, MergeTensor):
@@ -65,6 +65,7 @@ def lower(request: Request, devices: list[Any]) -> tuple[jax.stages.Lowered, lis
         return _lower_merge(program, mesh), list(mesh.devices.flat)
     config = config_from_hf(request.model)
     mesh = make_mesh(*request.mesh, devices=devices)
+    check_heads(config, tensor_shards(mesh), mesh.size, "mesh-tensor")
     rows = program.examples if isinstance(program, TrainStep | ScoreStep) else program.rows
     ways = data_ways(mesh)
     if rows % ways and not isinstance(program, Prefill | Decode):

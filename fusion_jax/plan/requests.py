@@ -6,7 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from fusion_jax.models.decoder import Kernel
+from fusion_jax.ops.kernels import Kernel
 from fusion_jax.ops.remat import Remat
 
 ObjectiveName = Literal["sft", "dpo", "wrpo", "fusion"]

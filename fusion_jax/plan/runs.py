@@ -9,8 +9,9 @@ from typing import Any, Literal
 from fusion_jax.data.batches import bucket_list
 from fusion_jax.data.order import num_steps
 from fusion_jax.errors import InputError
-from fusion_jax.models.decoder import Kernel
 from fusion_jax.models.families import config_from_hf
+from fusion_jax.models.parameters import check_heads
+from fusion_jax.ops.kernels import Kernel
 from fusion_jax.plan.models import PUBLIC, config_named
 from fusion_jax.plan.requests import (
     GROUPS,
@@ -27,7 +28,7 @@ from fusion_jax.plan.requests import (
 )
 from fusion_jax.sampling.generate import SampleSettings
 from fusion_jax.sampling.ids import capacities_of, decoding_ways, kept_width, read_together, read_width
-from fusion_jax.sharding import mesh_sizes
+from fusion_jax.sharding import mesh_sizes, padded_rows
 from fusion_jax.slices import slice_of
 from fusion_jax.train.optimise import TrainSettings
 from fusion_jax.zoo import model_path
@@ -80,6 +81,7 @@ def training(
     ask: Ask,
     *,
     option: str = "--target",
+    settings: str = "--train",
     reference: bool = False,
     k: int = 10,
     packing: Literal["none", "official", "reset"] = "none",
@@ -88,14 +90,24 @@ def training(
     """The optimizer step and, where references are stored, the scoring step before it.
 
     Args:
-      start: dtype of the weights that training starts from: a folder's, or float32 behind a stage that trained.
+      settings: the option that `train` has. start: dtype of the weights that training starts from: a folder's, or
+        float32 behind a stage that trained.
 
     Raises:
-      InputError: the mesh does not fit the slice; the batch does not divide over the chips; an unknown slice or model.
+      InputError: the mesh does not fit the slice; the batch or the heads do not divide over the chips; rows longer than
+        the model's positions; an unknown slice or model.
     """
     values, name = model_values(model, ask, option)
-    mesh = _mesh(ask, (train.mesh_data, train.mesh_fsdp, train.mesh_tensor))
-    micro, notes = _micro_batches(train, mesh)
+    config, mesh = config_from_hf(values), _train_mesh(ask, train)
+    check_heads(config, mesh[2], math.prod(mesh), f"{settings}.mesh-tensor", model=name)
+    if objective == "fusion":
+        max_length = min(max_length, config.max_positions)
+    elif max_length - 1 > config.max_positions:
+        raise InputError(
+            f"rows of {max_length} tokens are more than the model's {config.max_positions} positions", file=name,
+            field="--text.tokens.max-length", cure=f"Set it to {config.max_positions} or less",
+        )  # fmt: skip
+    micro, notes = _micro_batches(train, mesh, settings)
     examples, prompt, tokens = train.batch_size // micro, *_lengths(max_length, 0 if train.pack_tokens else ask.prompt)
     notes = (f"model: {name}", _widths(prompt, tokens, objective), *notes, *_PACKED.get(packing, ()))
     if train.pack_tokens:
@@ -123,7 +135,11 @@ def _mesh(ask: Ask, sizes: Sizes) -> Sizes:
     return mesh_sizes(slice_of(ask.slice).chips, *sizes)
 
 
-def _micro_batches(train: TrainSettings, mesh: Sizes) -> tuple[int, tuple[str, ...]]:
+def _train_mesh(ask: Ask, train: TrainSettings) -> Sizes:
+    return _mesh(ask, (train.mesh_data, train.mesh_fsdp, train.mesh_tensor))
+
+
+def _micro_batches(train: TrainSettings, mesh: Sizes, settings: str) -> tuple[int, tuple[str, ...]]:
     """Micro-batches whose examples divide over the chips: those of the settings, or the nearest number that does."""
     ways = mesh[0] * mesh[1]
     fitting = [
@@ -131,8 +147,8 @@ def _micro_batches(train: TrainSettings, mesh: Sizes) -> tuple[int, tuple[str, .
     ]
     if not fitting:
         raise InputError(
-            f"a batch of {train.batch_size} examples does not divide over {ways} chips", field="batch_size",
-            cure=f"Take a multiple of {ways}, or give mesh-tensor some of the chips",
+            f"a batch of {train.batch_size} examples does not divide over {ways} chips", field=f"{settings}.batch-size",
+            cure=f"Take a multiple of {ways}, or give {settings}.mesh-tensor some of the chips",
         )  # fmt: skip
     micro = min(fitting, key=lambda n: abs(n - train.micro_batches))
     if micro == train.micro_batches:
@@ -168,12 +184,14 @@ def teacher(
     *,
     mesh: Sizes = (1, -1, 1),
     option: str = "--model",
+    train: TrainSettings | None = None,
 ) -> list[Planned]:
-    """A teacher that reads texts and keeps k entries a token."""
+    """A teacher that reads texts and keeps k entries a token, on a mesh of its own or on that of `train`."""
     values, name = model_values(model, ask, option)
-    mesh = _mesh(ask, mesh)
-    ways = mesh[0] * mesh[1]
-    padded = -(-rows // ways) * ways
+    config, mesh = config_from_hf(values), _mesh(ask, mesh) if train is None else _train_mesh(ask, train)
+    check_heads(config, mesh[2], math.prod(mesh), "--mesh" if train is None else "--train.mesh-tensor", model=name)
+    ways, tokens = mesh[0] * mesh[1], min(tokens, config.max_positions)
+    padded = padded_rows(rows, ways)
     notes = [f"model: {name}", f"every text: {tokens} tokens, the settings' longest"]
     if padded != rows:
         notes.append(f"planned with {padded} texts at once: {rows} do not divide over {ways} chips")
@@ -183,9 +201,10 @@ def teacher(
 
 def generation(
     title: str, model: str, sample: SampleSettings, ask: Ask, *, prompt: int = _PROMPT, option: str = "--target",
-    kept: Literal["", Start] = "",
+    settings: str = "--sample.mesh-tensor", kept: Literal["", Start] = "",
 ) -> list[Planned]:  # fmt: skip
-    """Reading a batch of prompts, and growing all their samples to the most tokens; kept: see `requests.Prefill`."""
+    """Reading a batch of prompts, and growing all their samples to the most tokens; settings: the option that sets
+    `mesh_tensor`; kept: see `requests.Prefill`."""
     values, name = model_values(model, ask, option)
     config = config_from_hf(values)
     longest = min(ask.prompt or prompt, config.max_positions - sample.max_new_tokens)
@@ -194,13 +213,13 @@ def generation(
             f"{sample.max_new_tokens} new tokens leave no room for a prompt", field="max_new_tokens",
             cure=f"The model has {config.max_positions} positions",
         )  # fmt: skip
-    mesh = _mesh(ask, (-1, 1, decoding_ways(config, slice_of(ask.slice).chips, sample.mesh_tensor)))
-    width = read_width(longest)
-    group = read_together(width, sample.batch_size, mesh[0] * mesh[1])
+    mesh = _mesh(ask, (-1, 1, decoding_ways(config, slice_of(ask.slice).chips, sample.mesh_tensor, settings)))
+    width, size = read_width(longest), padded_rows(sample.batch_size, mesh[0] * mesh[1])
+    group = read_together(width, size, mesh[0] * mesh[1])
     *_, capacity = capacities_of(sample.max_new_tokens)
-    batches = math.ceil(ask.rows / sample.batch_size)
+    batches = math.ceil(ask.rows / size)
     grown = Decode(
-        sample.batch_size, kept_width(longest), capacity, sample.num_samples, sample.temperature, sample.top_p,
+        size, kept_width(longest), capacity, sample.num_samples, sample.temperature, sample.top_p,
         sample.top_k, kept,
     )  # fmt: skip
     notes = (f"model: {name}", f"every prompt: {width} tokens (--plan-prompt N)")
@@ -208,7 +227,7 @@ def generation(
     return [
         Planned(
             f"{title}: {group} prompts read", Request(ask.slice, values, Prefill(group, width, kept), mesh),
-            math.ceil(batches * sample.batch_size / group), notes,
+            math.ceil(batches * size / group), notes,
         ),
         Planned(f"{title}: a batch grown", Request(ask.slice, values, grown, mesh), batches, (*notes, grows)),
     ]  # fmt: skip

@@ -10,16 +10,30 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from fusion_jax.data.jsonl import Record
-from fusion_jax.errors import InputError
+from fusion_jax import arguments
+from fusion_jax.data.jsonl import Record, Records, numbered
+from fusion_jax.errors import InputError, quoted
 
 
 def by_prompt(responses: Sequence[Record]) -> dict[str, list[Record]]:
-    """Responses of each prompt, in the order of first appearance."""
+    """Responses of each prompt, in the order of first appearance.
+
+    Raises:
+      InputError: two prompts under one id.
+    """
     out: dict[str, list[Record]] = defaultdict(list)
-    for record in responses:
-        out[record["prompt_id"]].append(record)
+    for record in arguments.records(responses, "responses"):
+        same = out[record["prompt_id"]]
+        if same and same[0]["prompt"].strip() != record["prompt"].strip():
+            raise _two_prompts(record["prompt_id"], same[0]["prompt"], record["prompt"])
+        same.append(record)
     return dict(out)
+
+
+def _two_prompts(identity: str, one: str, other: str, **place: Any) -> InputError:
+    problem = f"{quoted(identity)} stands for two prompts, {quoted(one)} and {quoted(other)}"
+    cure = "Give each prompt an id of its own, or leave the ids out"
+    return InputError(problem, field="prompt_id", cure=cure, **place)
 
 
 def score_with(responses: Sequence[Record], verifier: Callable[[str, str], float]) -> list[Record]:
@@ -29,7 +43,7 @@ def score_with(responses: Sequence[Record], verifier: Callable[[str, str], float
       InputError: a response has neither a reward nor an answer to verify against.
     """
     out = []
-    for number, record in enumerate(responses, 1):
+    for number, record in numbered(responses):
         if record.get("reward") is None:
             if not isinstance(record.get("answer"), str):
                 raise InputError(
@@ -146,27 +160,39 @@ def wins(best: Mapping[str, Record]) -> dict[str, float]:
     return {name: count / max(len(best), 1) for name, count in counts.most_common()}
 
 
-def carry(prompts: Sequence[Record], responses: Sequence[Record], drops: Counter[str]) -> list[Record]:
+def carry(
+    prompts: Sequence[Record], responses: Sequence[Record], drops: Counter[str], *, file: str | None = None
+) -> list[Record]:
     """Responses to the given prompts, with what the prompts know (answer, skill) where the response lacks it.
 
     A response belongs to the prompt of its id or, without such a one, of its text; others are counted in `drops`.
 
+    Args:
+      file: of the responses, for messages.
+
     Raises:
-      InputError: no response belongs to any prompt.
+      InputError: no response belongs to any prompt; one has the id of another prompt, or another answer to its own.
     """
     known: dict[str, Any] = {p["prompt_id"]: p for p in prompts}
     by_text = {p["prompt"]: p["prompt_id"] for p in prompts}
-    out = []
-    for record in responses:
+    out, lines = list[Record](), list[int]()
+    for number, record in numbered(responses):
         identity = record["prompt_id"] if record["prompt_id"] in known else by_text.get(record["prompt"])
         if identity is None:
             drops["response to another prompt"] += 1
-        else:
-            brought = {k: v for k, v in record.items() if v is not None}
-            out.append({**known[identity], **brought, "prompt_id": identity})
+            continue
+        prompt = known[identity]
+        if prompt["prompt"].strip() != record["prompt"].strip():
+            raise _two_prompts(identity, prompt["prompt"], record["prompt"], file=file, record=number)
+        brought = {k: v for k, v in record.items() if v is not None}
+        if "answer" in brought and prompt.get("answer") not in (None, brought["answer"]):
+            problem = f"is {quoted(brought['answer'])}, that of the prompt is {quoted(prompt['answer'])}"
+            raise InputError(problem, file=file, record=number, field="answer", cure="Leave one of the two out")
+        out.append({**prompt, **brought, "prompt_id": identity})
+        lines.append(number)
     if not out:
         raise InputError(
             "no response belongs to any of the prompts", field="prompt_id",
             cure='Give both files the same "prompt_id" or the same "prompt"',
         )  # fmt: skip
-    return out
+    return Records(out, lines)

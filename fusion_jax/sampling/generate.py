@@ -9,8 +9,11 @@ from typing import Any
 
 import jax.numpy as jnp
 from jax.sharding import Mesh
+from transformers import PreTrainedTokenizerBase
 
-from fusion_jax.data.chat import generation_prompt, stop_token_ids
+from fusion_jax.arguments import texts
+from fusion_jax.data.chat import LostText, render_each, stop_token_ids
+from fusion_jax.data.clip import Clip
 from fusion_jax.errors import InputError
 from fusion_jax.models.folder import Model, check_folder, load
 from fusion_jax.sampling.ids import Completion, decoding_mesh, generate_ids
@@ -47,9 +50,9 @@ class SampleSettings:
         return Sampler(self.temperature, self.top_p, self.top_k)
 
 
-def load_to_sample(path: str | os.PathLike[str], tensor: int = 0) -> Model:
-    """A model laid out to generate, see `decoding_mesh`; of `load`, which names the errors."""
-    return load(path, mesh=decoding_mesh(check_folder(path), tensor))
+def load_to_sample(path: str | os.PathLike[str], tensor: int = 0, option: str = "mesh_tensor") -> Model:
+    """A model laid out to generate; see `decoding_mesh` and `load`, which name the errors."""
+    return load(path, mesh=decoding_mesh(check_folder(path), tensor, option))
 
 
 def generate(
@@ -76,15 +79,15 @@ def generate(
       dtype: of the computation; None: bfloat16, on a CPU float32 (or wider, if the parameters are).
 
     Raises:
-      InputError: the model has no tokenizer or, for chat, no template; see `generate_ids`.
+      InputError: a single text in place of the list of prompts; the model has no tokenizer or, for chat, no template;
+        see `generate_ids`.
     """
     tokenizer = model.tokenizer
     if tokenizer is None:
         raise InputError(
             "the model has no tokenizer", field="tokenizer", cure="Add the tokenizer's files to its folder"
         )
-    texts = [generation_prompt(tokenizer, [{"role": "user", "content": p}]) for p in prompts] if chat else prompts
-    encoded = [tokenizer(t, add_special_tokens=not chat)["input_ids"] for t in texts]
+    encoded = encoded_prompts(tokenizer, prompts, chat=chat, most=model.config.max_positions)
     completions = generate_ids(
         model.params, model.config, encoded, max_new_tokens=max_new_tokens,
         sampler=Sampler(temperature, top_p, top_k), seed=seed, num_samples=num_samples,
@@ -92,6 +95,35 @@ def generate(
         dtype=dtype or _dtype(model), progress=progress,
     )  # fmt: skip
     return [[tokenizer.decode(c.ids, skip_special_tokens=True) for c in row] for row in completions]
+
+
+def encoded_prompts(
+    tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], *, chat: bool = True, most: int | None = None
+) -> list[list[int]]:
+    """The token ids that `generate` continues.
+
+    Args:
+      most: positions of the model; a prompt that they surely cannot hold is refused before it is tokenised.
+
+    Raises:
+      InputError: such a prompt; a single text in place of the list; a chat template that changes a prompt.
+    """
+    prompts = texts(prompts, "prompts")
+    clip = None if most is None else Clip(tokenizer, most)
+    for number, prompt in enumerate(prompts, 1):
+        if clip and clip.too_long(prompt):
+            raise InputError(
+                f"has {len(prompt)} characters, more than the model's {most} positions hold", record=number,
+                field="prompt", cure="Shorten it",
+            )  # fmt: skip
+    if not chat:
+        return [list(tokenizer(p)["input_ids"]) for p in prompts]
+    out = []
+    for text in render_each(tokenizer, [[{"role": "user", "content": p}] for p in prompts], header=True):
+        if isinstance(text, LostText):
+            raise text
+        out.append(list(tokenizer(text, add_special_tokens=False)["input_ids"]))
+    return out
 
 
 def _dtype(model: Model) -> Any:

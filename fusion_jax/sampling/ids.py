@@ -20,6 +20,7 @@ import numpy as np
 from jax import lax
 from jax.sharding import Mesh
 
+from fusion_jax.arguments import listed
 from fusion_jax.data.batches import bucket_list
 from fusion_jax.errors import InputError
 from fusion_jax.models.config import DecoderConfig
@@ -32,16 +33,18 @@ from fusion_jax.models.decode import (
     empty_caches,
     next_logits,
 )
-from fusion_jax.models.decoder import Kernel, Params, forward
-from fusion_jax.models.parameters import place_params
+from fusion_jax.models.decoder import Params, forward, padded_positions
+from fusion_jax.models.parameters import check_heads, place_params
+from fusion_jax.ops.kernels import Kernel
 from fusion_jax.sampling.samplers import GREEDY, Sampler, choose
-from fusion_jax.sharding import constrain, data_ways, make_mesh, named, placed
+from fusion_jax.sharding import constrain, data_ways, make_mesh, named, padded_rows, placed
 from fusion_jax.slices import compiler_options
 
 Array = jax.Array
 
 _PREFILL_TOKENS = 2048  # of one call: longer prompts are read in smaller groups, which bounds the memory
 _LEAST_WIDTH = 64
+_PROMPTS = "Give a list of lists of token ids: tokenizer(texts)['input_ids']"
 _FIRST_CAPACITY = 128  # new tokens that the first cache holds; it doubles while rows go on
 
 
@@ -107,8 +110,9 @@ def _compiled(function: Callable[..., Any]) -> Callable[..., jax.stages.Wrapped]
 def prefill(how: How, params: Params, tokens: Array, lengths: Array) -> tuple[tuple[KeysValues, ...], Array]:
     """Keys and values [g,K,P,h] of each layer, and the last tokens' hidden states [g,D], for tokens int[g,P]."""
     hidden, (k, v) = forward(
-        params, how.config, tokens, mesh=how.mesh, dtype=how.dtype, return_kv=True, kernel=how.kernel
-    )
+        params, how.config, tokens, positions=padded_positions(tokens, how.config), mesh=how.mesh, dtype=how.dtype,
+        return_kv=True, kernel=how.kernel,
+    )  # fmt: skip
     last = jnp.take_along_axis(hidden, jnp.maximum(lengths - 1, 0)[:, None, None], axis=1)[:, 0]
     return tuple((jnp.swapaxes(k[i], 1, 2), jnp.swapaxes(v[i], 1, 2)) for i in range(how.config.num_layers)), last
 
@@ -228,6 +232,8 @@ def _row_keys(names: Sequence[int], samples: int, seed: int) -> np.ndarray:
 
 def _names(prompts: Sequence[Sequence[int]], row_ids: Sequence[int | str] | None) -> list[int]:
     """A number that stands for each prompt: a hash of its own id, or of its tokens."""
+    if row_ids is not None:
+        listed(row_ids, "row_ids", "ids", "Give a list, one id for each prompt")
     if row_ids is None:
         return [zlib.crc32(np.asarray(prompt, np.int32).tobytes()) for prompt in prompts]
     if len(row_ids) != len(prompts):
@@ -240,8 +246,8 @@ def _names(prompts: Sequence[Sequence[int]], row_ids: Sequence[int | str] | None
 def _check(prompts: Sequence[Sequence[int]], config: DecoderConfig, max_new_tokens: int, seed: int) -> None:
     if seed < 0:
         raise InputError(f"{seed} is negative", field="seed", cure="Give 0 or more")
-    for number, prompt in enumerate(prompts, 1):
-        if len(prompt) == 0:
+    for number, prompt in enumerate(listed(prompts, "prompts", "prompts", _PROMPTS), 1):
+        if not len(listed(prompt, f"prompts[{number - 1}]", "token ids", _PROMPTS)):
             raise InputError("has no token", record=number, field="prompt", cure="Give a text or a BOS token")
         if min(prompt) < 0 or max(prompt) >= config.vocab_size:
             raise InputError(
@@ -267,7 +273,7 @@ def capacities_of(limit: int) -> Iterator[int]:
 
 def read_together(width: int, size: int, ways: int) -> int:
     """How many prompts of a width are read at once: a multiple of `ways`, no more than a batch of `size` needs."""
-    return -(-min(max(_PREFILL_TOKENS // width, 1), size) // ways) * ways
+    return padded_rows(min(max(_PREFILL_TOKENS // width, 1), size), ways)
 
 
 def read_width(length: int) -> int:
@@ -291,18 +297,29 @@ def _batches(prompts: Sequence[Sequence[int]], size: int) -> Iterator[list[int]]
         yield from _chunks(list(alike), size)
 
 
-def decoding_ways(config: DecoderConfig, devices: int, tensor: int = 0) -> int:
-    """Devices that a model is split over to decode: `tensor`, or as many as its key-value heads divide over."""
-    return tensor or math.gcd(config.num_kv_heads, devices)
+def decoding_ways(config: DecoderConfig, devices: int, tensor: int = 0, option: str = "mesh_tensor") -> int:
+    """Devices that a model is split over to decode: `tensor`, or as many as its key-value heads divide over.
+
+    Args:
+      option: what sets `tensor`, for instance "--sample.mesh-tensor".
+
+    Raises:
+      InputError: the devices or the model's heads do not divide by `tensor`; names the option and what would do.
+    """
+    if not tensor:
+        return math.gcd(config.num_kv_heads, devices)
+    check_heads(config, tensor, devices, option)
+    return tensor
 
 
-def decoding_mesh(config: DecoderConfig, tensor: int = 0) -> Mesh | None:
-    """All devices to decode on, the model split by `decoding_ways`, prompts over the rest; None on one device.
+def decoding_mesh(config: DecoderConfig, tensor: int = 0, option: str = "mesh_tensor") -> Mesh | None:
+    """All devices to decode on, the model split by `decoding_ways`, which names the errors, prompts over the rest; None
+    on one device.
 
     Over an fsdp axis every token would gather the whole model.
     """
     count = jax.device_count()
-    return make_mesh(-1, 1, decoding_ways(config, count, tensor)) if count > 1 else None
+    return make_mesh(-1, 1, decoding_ways(config, count, tensor, option)) if count > 1 else None
 
 
 def generate_ids(
@@ -328,8 +345,8 @@ def generate_ids(
       stop_ids: tokens that end a continuation; they are not part of it.
       row_ids: what the randomness of each prompt is drawn from instead of its content: equal prompts with different
         ids get different samples.
-      batch_size: prompts at once; each holds `num_samples` rows. Results may differ in rounding between batch sizes,
-        never between batches.
+      batch_size: prompts at once, at least, so that the devices divide them; each holds `num_samples` rows. Results
+        may differ in rounding between batch sizes, never between batches.
       mesh: what to compute on, see `decoding_mesh`; parameters that lie otherwise are laid out over it first.
       dtype: of the computation; on a CPU at least float32, since its compiler lacks half-precision products.
       progress: called with the number of prompts done after each batch.
@@ -346,7 +363,7 @@ def generate_ids(
     options = compiler_options(jax.devices()[0].device_kind)
     kernel: Kernel = "splash" if jax.default_backend() == "tpu" else "xla"
     how = How(config, sampler, num_samples, jnp.dtype(dtype), mesh, kernel, tuple(options.items()))
-    names = _names(prompts, row_ids)
+    names, batch_size = _names(prompts, row_ids), padded_rows(batch_size, data_ways(mesh))
     params = place_params(params, config, mesh, None if mesh is None else how.dtype)
     ready = prepare(params, config, how.dtype)
     stops = placed(np.asarray(list(stop_ids) or [-1], np.int32), mesh, (None,))

@@ -16,7 +16,7 @@ from fusion_jax.errors import InputError
 from fusion_jax.losses import Mean, Pair, Quad, weighted
 from fusion_jax.losses.fusion import Rounding, Tail, Target, complement, divergence, fused_loss, scheduled_weights
 from fusion_jax.settings import bounded
-from fusion_jax.train.step import Objective, Scores
+from fusion_jax.train.step import Metrics, Objective, Scores
 
 Array = jax.Array
 
@@ -87,7 +87,7 @@ def needs_reference(loss: str) -> bool:
 def sft_objective() -> Objective:
     """Token-mean cross-entropy over all scored tokens of the optimizer step."""
 
-    def objective(scores: Scores, step: Array) -> tuple[Mean, dict[str, Mean]]:
+    def objective(scores: Scores, step: Array) -> tuple[Mean, Metrics]:
         return losses.sft(scores.logprobs, scores.mask)
 
     return objective
@@ -97,7 +97,7 @@ def fusion_objective(settings: FusionSettings, num_steps: int) -> Objective:
     """lambda * L_LM + (1 - lambda) * L_fuse of examples with targets; the means are those of each micro-batch."""
     s = settings
 
-    def objective(scores: Scores, step: Array) -> tuple[Mean, dict[str, Mean]]:
+    def objective(scores: Scores, step: Array) -> tuple[Mean, Metrics]:
         assert scores.targets is not None and scores.target_logprobs is not None
         target = Target(scores.targets.ids, scores.targets.probs)
         mask = (target.probs > 0).any(-1) * scores.weights[:, None, None]
@@ -126,7 +126,7 @@ def _soft_loss(s: FusionSettings, scores: Scores, target: Target, mask: Array) -
     return weighted(complement(share, s.rounding) * language + share * fused, scores.weights)
 
 
-def _means(metrics: dict[str, Array], weights: Array) -> dict[str, Mean]:
+def _means(metrics: dict[str, Array], weights: Array) -> Metrics:
     return {name: weighted(value, weights) for name, value in metrics.items()}
 
 
@@ -158,7 +158,7 @@ def pair_objective(settings: PairSettings) -> Objective:
                 )  # fmt: skip
         raise _unknown(s.loss)
 
-    def objective(scores: Scores, step: Array) -> tuple[Mean, dict[str, Mean]]:
+    def objective(scores: Scores, step: Array) -> tuple[Mean, Metrics]:
         policy, reference, lengths = (
             Pair(*_columns(x, 2)) for x in (scores.sequence, scores.reference, scores.lengths)
         )
@@ -195,7 +195,7 @@ def wrpo_objective(settings: WrpoSettings, num_steps: int) -> Objective:
                 )
         raise _unknown(s.loss)
 
-    def objective(scores: Scores, step: Array) -> tuple[Mean, dict[str, Mean]]:
+    def objective(scores: Scores, step: Array) -> tuple[Mean, Metrics]:
         policy, reference, lengths = (
             Quad(*_columns(x, 3)) for x in (scores.sequence, scores.reference, scores.lengths)
         )

@@ -14,9 +14,9 @@ from typing import Literal, NamedTuple, overload
 import numpy as np
 
 from fusion_jax.align.corpus import PairRecord, align_corpus, align_rows, whole_text
-from fusion_jax.align.distributions import Duplicates, Fallback, RowRule, Rules
+from fusion_jax.align.rules import Duplicates, Fallback, RowRule, Rules
 from fusion_jax.align.sequences import Alignment, Variant
-from fusion_jax.align.views import TokenizerView, view_of
+from fusion_jax.align.views import Pieces, TokenizerView, view_of
 from fusion_jax.align.vocabulary import (
     PairCounts,
     VocabMap,
@@ -50,13 +50,18 @@ class AlignSettings:
     rules: the published rule set, which also fixes the order of ties of the token alignment. tokens: "dp" searches the
       cheapest alignment, "byte_offsets" groups tokens that end at the same character.
     vocabulary: the map of ids; special_pairs: BOS, EOS and the tokens that end a turn are mapped onto each other.
+    pieces: tokens of two tokenizers are compared by the bytes that they spell, or as raw strings, as published, where
+      a newline, an accented or a Chinese letter of SentencePiece never equals that of byte-level BPE.
+    ms_weight: of the statistics map, see `align.vocabulary.mapping_statistics`; "code", as published, prefers the rarer
+      pair.
     hard, one_to_many, fallback, duplicates: see `align.distributions.Rules`. workers: processes besides this one.
     """
 
     rules: Variant = "chat_v2"
     tokens: Literal["dp", "byte_offsets"] = "dp"
     vocabulary: Literal["exact", "mined", "cooccurrence", "statistics"] = "statistics"
-    ms_weight: Weight = "code"
+    ms_weight: Weight = "inverse"
+    pieces: Pieces = "bytes"
     special_pairs: bool = True
     hard: bool = False
     one_to_many: bool = True
@@ -143,7 +148,8 @@ def source_opinions(
     variant = settings.rules if settings.tokens == "dp" else "byte_offsets"
     name = f"{source.name} to {pivot.name}"
     ranges = align_corpus(
-        folder / f"ranges-{variant}", records, pivot.view, source.view, variant=variant, workers=settings.workers,
+        folder / f"ranges-{variant}{_suffix(settings)}", records, pivot.view, source.view, variant=variant,
+        pieces=settings.pieces, workers=settings.workers,
         progress=lambda done: progress(f"aligning {name}", done, len(records)),
     )  # fmt: skip
     rules = _rules(folder, pivot, source, settings, ranges)
@@ -152,7 +158,8 @@ def source_opinions(
     marks = (settings.rules, settings.tokens, settings.vocabulary, settings.ms_weight, settings.fallback,
              settings.duplicates, "".join(str(int(flag)) for flag in flags))  # fmt: skip
     aligned = align_rows(
-        folder / "-".join(("rows", *marks)), records, ranges, rules, raw=raw, workers=settings.workers,
+        folder / ("-".join(("rows", *marks)) + _suffix(settings)), records, ranges, rules, raw=raw,
+        workers=settings.workers,
         progress=lambda done: progress(f"moving rows of {name}", done, len(records)),
     )  # fmt: skip
     metrics = metrics_of(source.rows, source.documents, fusion)
@@ -161,6 +168,11 @@ def source_opinions(
     for rows, text in zip(aligned, pivot.texts, strict=True):
         counts += np.bincount(rows.rule[:-1][text.scored[1:]], minlength=len(RowRule))
     return opinions, {rule.name.lower(): float(counts[rule] / max(counts.sum(), 1)) for rule in RowRule}
+
+
+def _suffix(settings: AlignSettings) -> str:
+    """What tells the files of other comparisons than the published one."""
+    return "" if settings.pieces == "raw" else f"-{settings.pieces}"
 
 
 class _Records(Sequence[PairRecord]):
@@ -234,7 +246,8 @@ def _rules(
     folder: Path, pivot: Reading, source: Reading, settings: AlignSettings, ranges: Sequence[Alignment]
 ) -> Rules:
     """The rules with the vocabulary map, which is kept in the folder."""
-    file = folder / f"map-{settings.vocabulary}-{settings.ms_weight}-{settings.rules}-{settings.tokens}.json"
+    marks = (settings.vocabulary, settings.ms_weight, settings.rules, settings.tokens)
+    file = folder / ("-".join(("map", *marks)) + _suffix(settings) + ".json")
     counts, there = None, agreed_exists(file)
     if settings.rules == "chat_v1" or (settings.vocabulary == "statistics" and not there):
         triples = ((p.ids, s.ids, r) for p, s, r in zip(pivot.texts, source.texts, ranges, strict=True))
@@ -245,7 +258,7 @@ def _rules(
     return Rules(
         pivot.view, source.view, known, settings.rules, hard=settings.hard, one_to_many=settings.one_to_many,
         counts=counts if settings.rules == "chat_v1" else None, fallback=settings.fallback,
-        duplicates=settings.duplicates,
+        duplicates=settings.duplicates, pieces=settings.pieces,
         pairs=tuple(_special_pairs(pivot, source)) if settings.special_pairs else (),
     )  # fmt: skip
 
@@ -253,17 +266,18 @@ def _rules(
 def _make_map(pivot: Reading, source: Reading, settings: AlignSettings, counts: PairCounts | None) -> VocabMap:
     match settings.vocabulary:
         case "exact":
-            return exact_map(pivot.view, source.view)
+            return exact_map(pivot.view, source.view, settings.pieces)
         case "mined":
-            return mined_map(pivot.view, source.view)
+            return mined_map(pivot.view, source.view, settings.pieces)
         case "cooccurrence":
             return cooccurrence_map(
-                pivot.view, source.view, [t.ids for t in pivot.texts], [t.ids for t in source.texts]
-            )
+                pivot.view, source.view, [t.ids for t in pivot.texts], [t.ids for t in source.texts],
+                pieces=settings.pieces,
+            )  # fmt: skip
         case "statistics":
             assert counts is not None
             variant: Literal["chat_v1", "chat_v2"] = "chat_v1" if settings.rules == "chat_v1" else "chat_v2"
-            return mapping_statistics(counts, pivot.view, source.view, variant, settings.ms_weight)
+            return mapping_statistics(counts, pivot.view, source.view, variant, settings.ms_weight, settings.pieces)
     raise InputError(f"'{settings.vocabulary}' is unknown", field="vocabulary", cure="See --help for the choices")
 
 

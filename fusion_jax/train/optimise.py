@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,7 @@ from fusion_jax.errors import InputError
 from fusion_jax.files import write_json
 from fusion_jax.hosts import PREEMPTED, on_first, preemption
 from fusion_jax.json_files import RESTORE, read_json
-from fusion_jax.losses.reductions import Mean, divide
+from fusion_jax.losses.reductions import divide
 from fusion_jax.losses.schedules import learning_rate
 from fusion_jax.models.folder import Model
 from fusion_jax.models.parameters import place_params
@@ -32,11 +32,11 @@ from fusion_jax.settings import bounded
 from fusion_jax.sharding import data_ways, local_rows, make_mesh
 from fusion_jax.slices import compiler_options, compute_dtype
 from fusion_jax.train.batching import step_batch
-from fusion_jax.train.checkpoints import finishing, open_checkpoints, restore_state, save_state
+from fusion_jax.train.checkpoints import Checkpoints, finishing, restore_state, save_state
 from fusion_jax.train.reference import examples_fingerprint, with_reference
 from fusion_jax.train.run_folder import RunFolder, append_metrics, evaluated, truncate_metrics
 from fusion_jax.train.state import OptimizerSettings, Params, TrainState, init_state, make_optimizer
-from fusion_jax.train.step import Compute, Objective, make_eval_step, make_train_step, shard_batch
+from fusion_jax.train.step import Compute, Metrics, Objective, make_eval_step, make_train_step, shard_batch
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,8 @@ class TrainSettings:
     remat: what the backward pass keeps of a layer: everything (none); the residual stream (full), and what attention
       gave (attention), and what it read (qkv); the stream and the feed-forward's two factors (gated); all wide matmuls'
       results (dots); the stream alone, in the host's memory (offload).
-    attention: auto is splash on TPU, but for windows that cut a shared prompt, which XLA's attention computes.
+    attention: auto is splash on TPU, but for windows narrower than a prompt with its answer where the prompt is shared,
+      which XLA's attention computes.
     pack_tokens: preference examples of a micro-batch lie end to end in rows of so many tokens, each response with a
       prompt of its own: for uneven lengths. 0: a response is a row, and the prompt is shared (`shared_prompt`).
     """
@@ -85,31 +86,46 @@ class NonFiniteLoss(InputError):
     """The loss or the gradient of a step was not finite; the last good state is saved."""
 
 
-def compute_for(settings: TrainSettings, devices: Sequence[jax.Device] | None = None) -> Compute:
+def compute_for(
+    settings: TrainSettings, devices: Sequence[jax.Device] | None = None, *, option: str = "--train"
+) -> Compute:
+    """`compute_to_read` for a stage that trains.
+
+    Raises:
+      InputError: the mesh or the micro-batches do not fit the devices; names the setting behind `option`.
+    """
+    compute = compute_to_read(settings, devices, option=option)
+    rows, ways = settings.batch_size // settings.micro_batches, data_ways(compute.mesh)
+    if rows % ways:
+        raise InputError(
+            f"a micro-batch of {rows} examples does not divide over {ways} devices", field=f"{option}.batch-size",
+            cure=f"Change {option}.batch-size or {option}.micro-batches, or give {option}.mesh-tensor some devices",
+        )  # fmt: skip
+    return compute
+
+
+def compute_to_read(
+    settings: TrainSettings, devices: Sequence[jax.Device] | None = None, *, option: str = "--train"
+) -> Compute:
     """Mesh, dtype, kernels: bfloat16 where the device multiplies it natively, float32 on a CPU; splash attention on
-    TPU; no mesh on one device.
+    TPU; no mesh on one device. Batches that are only read may have any size: they are filled up.
 
     Args:
       devices: what to compute on; None: all, those of other hosts included.
+      option: of the settings, for messages.
 
     Raises:
-      InputError: the mesh or the micro-batches do not fit the devices.
+      InputError: the mesh does not fit the devices, the kernel is not for them.
     """
     dtype = compute_dtype() if settings.compute_dtype == "auto" else settings.compute_dtype
     mesh: Mesh | None = None
     devices = jax.devices() if devices is None else devices
     if len(devices) > 1:
         mesh = make_mesh(settings.mesh_data, settings.mesh_fsdp, settings.mesh_tensor, devices=devices)
-        rows, ways = settings.batch_size // settings.micro_batches, data_ways(mesh)
-        if rows % ways:
-            raise InputError(
-                f"a micro-batch of {rows} examples does not divide over {ways} devices", field="batch_size",
-                cure="Change batch_size or micro_batches, or give mesh_tensor some of the devices",
-            )  # fmt: skip
     platform, kernel = devices[0].platform, settings.attention
     if kernel == "splash" and platform != "tpu":
         problem = f"is a kernel for TPU, the devices here are {platform}"
-        raise InputError(problem, field="attention", cure="Set it to auto or xla")
+        raise InputError(problem, field=f"{option}.attention", cure="Set it to auto or xla")
     if kernel == "auto":
         kernel = "splash" if platform == "tpu" else "xla"
     logits = CHUNK_ELEMENTS if platform == "cpu" else CHUNK_ELEMENTS_ACCELERATOR
@@ -168,7 +184,7 @@ def optimise(
         names,
         model.params if in_step else None,
     )
-    checkpoints = open_checkpoints(run.file("checkpoints"))
+    checkpoints = Checkpoints(run)
     state = init_state(model.params, optimizer, compute.mesh)
     state = restore_state(checkpoints, state) or state
     with preemption() as told_to_stop, finishing(checkpoints):
@@ -238,11 +254,11 @@ def _check_examples(run: RunFolder, examples: Sequence[Example], max_positions: 
     examples than the run was started with."""
     if pack_tokens:
         check_packable(examples, pack_tokens)
-    longest = max(len(row) for e in examples for row in e.rows)
-    if longest > max_positions:
+    read = max(len(row) for e in examples for row in e.rows) - 1  # the last token of a row only is predicted
+    if read > max_positions:
         raise InputError(
-            f"the longest example has {longest} tokens, the model reads {max_positions}",
-            field="text.tokens.max_length", cure=f"Set it to {max_positions} or less",
+            f"the longest example has {read + 1} tokens, the model has {max_positions} positions", field="max_length",
+            cure=f"Cut examples to {max_positions} tokens",
         )  # fmt: skip
     on_first(lambda: _check_same_examples(run.file("examples.json"), examples))
 
@@ -263,7 +279,7 @@ def _loop(
     work: _Work,
     settings: TrainSettings,
     run: RunFolder,
-    checkpoints: Any,
+    checkpoints: Checkpoints,
     told_to_stop: Callable[[], bool | jax.Array],
 ) -> TrainState:
     first, started, total = int(state.step), time.monotonic(), work.total
@@ -278,6 +294,7 @@ def _loop(
             state, metrics = work.step(state, batch, work.reference)
             told = told_to_stop()
             upcoming = work.feed(step + 1)  # while the devices work
+            checkpoints.settle()
             if bool(state.halted):
                 _stop(state, step, indices, np.asarray(metrics["bad"]), checkpoints, run, work.names)
             if step % settings.log_every == 0 or step == total - 1:
@@ -327,7 +344,7 @@ def _evaluator(
     buckets: Buckets,
     needs: np.ndarray,
 ) -> Callable[[TrainState], dict[str, float]]:
-    """state -> means over all validation examples, under `eval_` names; the last batch is filled with weight 0."""
+    """state -> means and counts of all validation examples, named `eval_`; the last batch is filled with weight 0."""
     if not validation:
         return lambda state: {}
     step_fn = make_eval_step(model.config, objective, compute)
@@ -335,13 +352,13 @@ def _evaluator(
     mine = local_rows(size, compute.mesh)
 
     def evaluate(state: TrainState) -> dict[str, float]:
-        sums: dict[str, Mean] = {}
+        sums: Metrics = {}
         for start in range(0, len(validation), size):
             part = list(validation[start : start + size])
             filled = part + [dataclasses.replace(part[0], weight=0.0)] * (size - len(part))
             batch = collate([filled[i] for i in mine], buckets, needs[start : start + size].max(0))
             new = step_fn(state.params, shard_batch(batch, compute.mesh), state.step)
-            sums = {k: Mean(*(a + b for a, b in zip(sums[k], v))) if sums else v for k, v in new.items()}
+            sums = jax.tree.map(jnp.add, sums, new) if sums else new
         return {f"eval_{k}": float(divide(v)) for k, v in sums.items()}
 
     return evaluate
@@ -352,7 +369,7 @@ def _stop(
     step: int,
     indices: np.ndarray,
     bad: np.ndarray,
-    checkpoints: Any,
+    checkpoints: Checkpoints,
     run: RunFolder,
     names: Callable[[int], str],
 ) -> None:

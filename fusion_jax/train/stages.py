@@ -10,6 +10,7 @@ from typing import Any
 
 from jax.sharding import Mesh
 
+from fusion_jax.align.parts import Stored
 from fusion_jax.data.batches import Example
 from fusion_jax.data.documents import Document
 from fusion_jax.data.jsonl import Record, read_jsonl
@@ -17,9 +18,10 @@ from fusion_jax.errors import InputError
 from fusion_jax.evals.accuracy import by_skill, evaluate, mean_interval, paired_difference
 from fusion_jax.evals.perplexity import surprise
 from fusion_jax.files import write_json
-from fusion_jax.hosts import agreed_exists, first_host, on_first
+from fusion_jax.hosts import first_host, on_first
 from fusion_jax.markdown import markdown_table, save_figure
 from fusion_jax.models.folder import Model, check_folder, load, save
+from fusion_jax.store.manifest import digest
 from fusion_jax.train.objectives import FusionSettings, fusion_objective
 from fusion_jax.train.optimise import TrainSettings, compute_for, optimise, step_count
 from fusion_jax.train.report import training_figure
@@ -88,7 +90,11 @@ def check_enough(
     """Refuse a stage whose examples do not fill one batch; report.md then says what was dropped before it.
 
     Args:
+      counts: of each stage before: what was used and, under the names of `CURES`, what was dropped and why.
       option: of the stage's settings, for instance "--preference".
+
+    Raises:
+      InputError: names the batch size or, where nothing is left, what most records were dropped for and its cure.
     """
     if examples >= settings.batch_size:
         return
@@ -96,26 +102,67 @@ def check_enough(
         run.file(REPORT).write_text(f"# Too few examples for {option}\n\n{counts_table(counts)}\n", encoding="utf-8")
     listed = {stage: ", ".join(f"{what} {n}" for what, n in c.items() if n) for stage, c in counts.items()}
     before = "; ".join(f"{stage}: {what}" for stage, what in listed.items() if what)
-    raise InputError(
-        f"{examples} examples do not fill one batch of {settings.batch_size}" + (f" ({before})" if before else ""),
-        field=f"{option}.batch-size", cure="Give more data or a smaller batch size",
-    )  # fmt: skip
+    before = f" ({before})" if before else ""
+    dropped = [Counter({what: n for what, n in c.items() if n and what in CURES}) for c in counts.values()]
+    reasons = next((one for one in reversed(dropped) if one), None)  # of the latest stage that dropped any
+    cure = "Give more data"
+    if reasons:  # what happened to whole prompts tells more than what happened to single responses
+        cure = CURES[max(reasons, key=lambda what: (what.startswith("prompt:"), reasons[what]))]
+    if examples == 0:
+        raise InputError(f"0 examples are left to train on{before}", field=option, cure=cure)
+    problem = f"{examples} examples do not fill one batch of {settings.batch_size}{before}"
+    cure += ". Otherwise give more data or a smaller batch size" if reasons else " or a smaller batch size"
+    raise InputError(problem, field=f"{option}.batch-size", cure=cure)
 
 
-def trained(run: RunFolder, like: Model, mesh: Mesh | None, train: Callable[[RunFolder], Model]) -> Model:
-    """A training stage: its finished model read from the folder, or trained and saved there in float32."""
-    folder = run.file("model")
-    if not agreed_exists(folder):
-        save(train(run), folder, dtype="float32")
-    return dataclasses.replace(load(folder, mesh=mesh), file_dtype=like.file_dtype)
+CURES = {
+    "prompt: tie of best and worst": "The responses to a prompt have equal rewards, so none is preferred: use another "
+    "--verifier or a --reward-model, lower --tolerance, or draw more samples (--sample.num-samples)",
+    "prompt: identical responses": "Draw more varied samples (--sample.temperature, --sample.num-samples)",
+    "prompt: all responses blank": "The model writes nothing: look at its responses, its chat template and "
+    "--sample.max-new-tokens",
+    "prompt: fewer than two usable responses": "Give two responses to a prompt at least (--sample.num-samples)",
+    "reward not finite": "Give finite rewards, or leave them to a verifier",
+    "response to another prompt": 'Give prompts and responses the same "prompt_id" or "prompt"',
+    "chosen equals rejected": "Give pairs of different responses",
+    "blank response": "Give responses that are not blank",
+    "no source response": "Give quadruples with the sources' responses",
+}  # what a drop that is counted under this name calls for
 
 
-def judged(run: RunFolder, name: str, model: Model, test: Sequence[Record], **how: Any) -> list[dict[str, Any]]:
-    """Accuracy of a model's greedy answers on the test prompts, if there are any; `how` goes to `evaluate`."""
+def trained(
+    run: RunFolder,
+    like: Model,
+    mesh: Mesh | None,
+    train: Callable[[RunFolder], Model],
+    *,
+    of: Sequence[str] | None = None,
+    leaf: bool = False,
+) -> Model:
+    """A training stage: its finished model read from the folder, or trained and saved there in float32.
+
+    Args:
+      of, leaf: as in `RunFolder.made_once`.
+
+    Raises:
+      InputError: the finished model is not as it was written, or was made from something else.
+    """
+    run.made_once("model", lambda folder: save(train(run), folder, dtype="float32"), of=of, leaf=leaf)
+    return dataclasses.replace(load(run.file("model"), mesh=mesh), file_dtype=like.file_dtype)
+
+
+def judged(
+    run: RunFolder, name: str, model: Model, test: Sequence[Record], *, of: Sequence[str] | None = None, **how: Any
+) -> list[dict[str, Any]]:
+    """Accuracy of a model's greedy answers on the test prompts, if there are any.
+
+    Args:
+      of: what the model was made from, as in `RunFolder.made_once`; how: goes to `evaluate`.
+    """
     if not test:
         return []
-    run.sub("answers")
-    return by_skill(name, run.stage(f"answers/{name}.jsonl", lambda: evaluate(name, model, test, **how)[1]))
+    answers = run.stage(f"answers/{name}.jsonl", lambda: evaluate(name, model, test, **how)[1], of=of, leaf=True)
+    return by_skill(name, answers)
 
 
 def accuracy_table(rows: Sequence[dict[str, Any]]) -> list[dict[str, str]]:
@@ -153,12 +200,15 @@ def measured(
 
 
 def trained_on_fused(
-    run: RunFolder, model: Model, examples: Sequence[Example], fusion: FusionSettings, settings: TrainSettings
+    run: RunFolder, model: Model, examples: Stored[Example], fusion: FusionSettings, settings: TrainSettings
 ) -> Model:
     """A model on fused examples, or the finished one where the arm was trained already."""
     objective = fusion_objective(fusion, step_count(len(examples), settings))
-    mesh = compute_for(settings).mesh
-    return trained(run, model, mesh, lambda folder: optimise(model, examples, objective, settings, folder))
+    mesh, made_of = compute_for(settings).mesh, digest(examples.made_of)
+    return trained(
+        run, model, mesh, lambda folder: optimise(model, examples, objective, settings, folder),
+        of=[f"fused examples={made_of}"],
+    )  # fmt: skip
 
 
 def reading_limit(folders: Mapping[str, Path], max_length: int, k: int) -> int:
@@ -231,6 +281,7 @@ def over_seeds(
         for name, measured in one(seed, run if count == 1 else run.sub(f"seed-{seed}")).items():
             for measure, value in measured.items():
                 seen.setdefault(name, {}).setdefault(measure, []).append(value)
+        run.manifests.leave(f"seed-{seed}")
     on_first(lambda: write_json(run.file(RESULTS), seen, sort=False))
     if count > 1:
         _report_seeds(run, title, count, seen)

@@ -19,9 +19,10 @@ from jax import lax
 from jax.sharding import Mesh
 
 from fusion_jax.data.batches import Targets, TokenBatch
-from fusion_jax.losses.reductions import Mean, divide
+from fusion_jax.losses.reductions import Count, Mean, divide
 from fusion_jax.models.config import DecoderConfig
-from fusion_jax.models.decoder import Kernel, forward, head_kernel
+from fusion_jax.models.decoder import forward, head_kernel
+from fusion_jax.ops.kernels import Kernel
 from fusion_jax.ops.linear_logprobs import CHUNK_ELEMENTS, linear_logprobs
 from fusion_jax.ops.remat import Remat
 from fusion_jax.sharding import constrain, data_ways, local_rows, named, tensor_shards
@@ -49,8 +50,9 @@ class Scores(NamedTuple):
     target_logprobs: Array | None = None
 
 
-Objective = Callable[[Scores, Array], tuple[Mean, dict[str, Mean]]]
-"""(scores, optimizer step) -> (loss, metrics), all as (sum, weight)."""
+Metrics = dict[str, Mean | Count]
+Objective = Callable[[Scores, Array], tuple[Mean, Metrics]]
+"""(scores, optimizer step) -> (loss, metrics), all as (sum, weight) or as counts, which micro-batches add."""
 
 
 @dataclass(frozen=True)
@@ -138,8 +140,9 @@ def _hidden(params: Params, config: DecoderConfig, batch: TokenBatch, compute: C
         return constrain(joined, compute.mesh, ("batch", None))
 
     places = jnp.broadcast_to(jnp.arange(size, dtype=jnp.int32), prompts.shape)
+    positions = jnp.minimum(whole(places, batch.positions), config.max_positions - 1)  # beyond them is padding
     hidden = forward(
-        params, config, whole(prompts, batch.tokens), positions=whole(places, batch.positions),
+        params, config, whole(prompts, batch.tokens), positions=positions,
         segment_ids=None if batch.segment_ids is None else batch.segment_ids.reshape(rows, -1),
         branches=(size, examples * groups // rows) if size else None, prompt_lengths=lengths if size else None,
         mesh=compute.mesh, dtype=compute.dtype, remat=compute.remat, kernel=compute.kernel,
@@ -162,10 +165,10 @@ def make_score_step(config: DecoderConfig, compute: Compute) -> Callable[[Params
 
 def make_eval_step(
     config: DecoderConfig, objective: Objective, compute: Compute
-) -> Callable[[Params, TokenBatch, Array], dict[str, Mean]]:
+) -> Callable[[Params, TokenBatch, Array], Metrics]:
     """Jitted objective without gradient: (params, micro-batch, step) -> sums with weights, `loss` among them."""
 
-    def evaluate(params: Params, batch: TokenBatch, step: Array) -> dict[str, Mean]:
+    def evaluate(params: Params, batch: TokenBatch, step: Array) -> Metrics:
         loss, metrics = objective(score(params, config, _place(batch, compute.mesh), compute), step)
         return {"loss": loss, **metrics}
 
@@ -192,7 +195,7 @@ def make_train_step(
 
     def micro(
         params: Params, batch: TokenBatch, step: Array, reference: Params | None
-    ) -> tuple[Array, tuple[dict[str, Mean], Array]]:
+    ) -> tuple[Array, tuple[Metrics, Array]]:
         scores = score(params, config, batch, compute)
         if reference is not None:
             frozen = score(lax.stop_gradient(reference), config, batch, compute).sequence
@@ -206,7 +209,7 @@ def make_train_step(
     ) -> tuple[TrainState, dict[str, Array]]:
         gradient = jax.grad(micro, has_aux=True)
 
-        def body(grads: Params, batch: TokenBatch) -> tuple[Params, tuple[dict[str, Mean], Array]]:
+        def body(grads: Params, batch: TokenBatch) -> tuple[Params, tuple[Metrics, Array]]:
             new, aux = gradient(state.params, _place(batch, compute.mesh), state.step, reference)
             return jax.tree.map(jnp.add, grads, new), aux
 

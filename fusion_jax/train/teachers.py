@@ -14,10 +14,10 @@ from fusion_jax.data.batches import bucket_list
 from fusion_jax.data.documents import Document, TeacherText, documents_fingerprint
 from fusion_jax.data.teachers import StoreIdentity, TeacherRow
 from fusion_jax.models.config import DecoderConfig
-from fusion_jax.models.decoder import forward, head_kernel
+from fusion_jax.models.decoder import forward, head_kernel, padded_positions
 from fusion_jax.models.folder import Model
 from fusion_jax.ops.linear_topk import TopK, linear_topk
-from fusion_jax.sharding import constrain, data_ways, named, placed, tensor_shards
+from fusion_jax.sharding import constrain, data_ways, named, padded_rows, placed, tensor_shards
 from fusion_jax.train.reference import fingerprint
 from fusion_jax.train.state import Params
 from fusion_jax.train.step import Compute
@@ -41,7 +41,10 @@ def make_topk_step(
 
     def step(params: Params, tokens: Array, labels: Array) -> tuple[TopK, Array]:
         tokens = constrain(tokens, compute.mesh, ("batch", None))
-        hidden = forward(params, config, tokens, mesh=compute.mesh, dtype=compute.dtype, kernel=compute.kernel)
+        hidden = forward(
+            params, config, tokens, positions=padded_positions(tokens, config), mesh=compute.mesh,
+            dtype=compute.dtype, kernel=compute.kernel,
+        )  # fmt: skip
         kernel = head_kernel(params, config).astype(hidden.dtype)
         cap, shards = config.final_soft_cap, tensor_shards(compute.mesh)
         top = linear_topk(
@@ -61,11 +64,13 @@ def teacher_rows(
 ) -> Callable[[range], list[TeacherRow]]:
     """The rows of a range of texts, scored in batches of similar length: what `write_store` asks for.
 
+    A batch is as many texts as the devices divide, `batch_size` at least; the last one is filled up.
     Entries beyond the tokenizer (of a head padded to a round size) do not exist.
     """
     assert model.tokenizer is not None  # `encode_documents` has looked
     step = make_topk_step(model.config, compute, k, min(view_of(model.tokenizer).size, model.config.vocab_size))
     buckets = bucket_list(max((len(t.ids) for t in texts), default=1))
+    batch_size = padded_rows(batch_size, data_ways(compute.mesh))
 
     def rows_of(wanted: range) -> list[TeacherRow]:
         order = sorted(wanted, key=lambda i: len(texts[i].ids))

@@ -39,7 +39,7 @@ def ids(name: str, case: dict[str, Any]) -> list[int]:
 )
 def test_alignment(case):
     pivot, source = case["pivot"], case["source"]
-    found = align(ids(pivot, case), ids(source, case), view(pivot), view(source), case["function"])
+    found = align(ids(pivot, case), ids(source, case), view(pivot), view(source), case["function"], "raw")
     np.testing.assert_array_equal(np.stack([found.first, found.last], 1).ravel(), case["map"])
     assert found.cost == case["cost"]
 

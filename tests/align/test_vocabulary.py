@@ -154,6 +154,16 @@ def test_weights_of_the_statistics(weight, expected):
     pivot, source = view("ax", "ay", "qqq", "s", unk=3), view("az", "n")
     counts = PairCounts(np.asarray([0, 1, 2]), np.asarray([0, 0, 0]), np.asarray([3, 1, 9]))
     np.testing.assert_array_equal(mapping_statistics(counts, pivot, source, weight=weight).ids, [expected, 3])
+    default = mapping_statistics(counts, pivot, source)
+    np.testing.assert_array_equal(default.ids, mapping_statistics(counts, pivot, source, weight="inverse").ids)
+
+
+def test_frequent_pairs_stay_apart_beyond_the_logistic():
+    """It is 1 from some 37 counts on; the more frequent pair stands first all the same."""
+    pivot, source = view("ax", "ay"), view("az")
+    counts = PairCounts(np.asarray([0, 1]), np.asarray([0, 0]), np.asarray([50, 90]))
+    np.testing.assert_array_equal(mapping_statistics(counts, pivot, source).ids, [1])
+    np.testing.assert_array_equal(mapping_statistics(counts, pivot, source, weight="code").ids, [0])
 
 
 def test_statistics_of_special_tokens_and_of_marks_alone():

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from experiments import align_report
-from experiments.benchmarks import align
+from experiments.benchmarks import align, vocabulary
 from fusion_jax.settings import run as run_experiment
 from tests.small import run, write
 
@@ -67,6 +67,46 @@ def test_every_kind_of_rules(options, tmp_path, capsys):
     assert group["group"] == "zoo" and 0 < group["taken"] < 1
     if options.get("map") == "exact":
         assert direction["unmapped_types"] == direction["inexact_types"] > 0
+
+
+def test_images_of_another_text_are_shown_by_map(tmp_path):
+    """A byte-level source of a SentencePiece-like pivot, as raw strings: nothing is unmapped, and much goes astray."""
+    told = {}
+    for pieces in ("raw", "bytes"):
+        out = tmp_path / pieces
+        align_report.main(align_report.Settings(
+            pivot="zoo:gemma-source", source="zoo:target", variant="fusellm", map="mined", pieces=pieces, out=str(out),
+            max_texts=8, both=True,
+        ))  # fmt: skip
+        told[pieces] = json.loads((out / "report.json").read_text())["directions"]
+    for raw, new in zip(told["raw"], told["bytes"], strict=True):
+        assert list(raw["images"]) == ["exact", "mined", "statistics"]
+        assert raw["images"]["mined"]["unmapped"] == 0.0 and raw["images"]["mined"]["altered"] > 0.0
+        assert raw["groups"][0]["altered"] == raw["images"]["mined"]["altered"] >= new["images"]["mined"]["altered"]
+        assert new["images"]["exact"]["altered_types"] == 0.0
+        assert all(e["piece"] and e["image_piece"] for e in raw["images"]["mined"]["examples"])
+    report = (tmp_path / "raw" / "report.md").read_text()
+    assert "pieces compared as raw" in report and "| mined |" in report and "Tokens whose image is another text" in report
+    assert "| unmapped | other text |" in report
+
+
+def test_benchmark_of_vocabularies(tmp_path, capsys):
+    (tmp_path / "a.txt").write_text("Sort 12 letters: c, é 的\n", encoding="utf-8")
+    write(tmp_path / "b.jsonl", [{"question": "add 12", "answer": ["and 30"]}])
+    files = (str(tmp_path / "a.txt"), str(tmp_path / "b.jsonl"))
+    out = tmp_path / "out.jsonl"
+    vocabulary.main(vocabulary.Settings(texts=files, maps=("exact", "mined", "statistics"), out=str(out)))
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [(r["map"], r["compared as"]) for r in rows[:6]] == [
+        (kind, mode) for kind in ("exact", "mined", "statistics") for mode in ("raw", "bytes")
+    ]
+    for row in rows:
+        assert abs(row["same text"] + row["other text"] + row["no image"] - 1) < 1e-9
+        assert row["map"] != "exact" or row["compared as"] == "raw" or row["other text"] == 0.0
+    assert "| pivot | source | map |" in capsys.readouterr().out
+    assert "'--tokenizers': there are 1. Give two" in fails(capsys, "--tokenizers", "zoo:target", module=vocabulary)
+    told = fails(capsys, "--texts", str(tmp_path / "none.txt"), module=vocabulary)
+    assert "none.txt: cannot be read as text" in told
 
 
 def test_bad_input_ends_with_one_line(tmp_path, capsys):

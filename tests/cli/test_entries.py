@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from experiments import cache_teacher, dpo, fusechat, fusellm, generate, sft, wrpo
+from experiments import cache_teacher, dpo, fusechat, fusellm, generate, gsm8k_responses, sft, wrpo
 from fusion_jax.data.jsonl import read_jsonl, write_jsonl
 from fusion_jax.errors import InputError
 from fusion_jax.models.folder import load, load_tokenizer, save
 from fusion_jax.settings import run as run_experiment
+from fusion_jax.train import run_folder
+from fusion_jax.train.run_folder import open_run
 from fusion_jax.zoo import model_path
 from fusion_jax.zoo.tasks import mixture
 from tests.small import attempt, fails, pairs, quads, small_folder, small_model, write
@@ -80,13 +83,69 @@ def test_too_few_preferences_are_told_with_what_was_dropped(tmp_path, capsys, mo
     args += ["--sample.num-samples", "2", "--sample.temperature", "0", "--sft-share", "0"]
     fails(wrpo, args, capsys, "field '--preference.batch-size'", "5 examples do not fill one batch of 16")
     args += ["--preference.batch-size", "4"]
-    fails(wrpo, args, capsys, "field '--preference.batch-size'", "0 examples", "prompt: all responses blank 6")
+    line = fails(wrpo, args, capsys, "field '--preference'", "0 examples are left", "prompt: all responses blank 6")
+    assert "The model writes nothing" in line and "batch" not in line
     assert "| preference prompts | prompt: all responses blank | 6 |" in (tmp_path / "run/report.md").read_text()
 
 
+@pytest.mark.parametrize(
+    "rewards, texts, told",
+    [
+        ((1.0, 1.0), ("x", "y"), "prompt: tie of best and worst 8). The responses to a prompt have equal rewards"),
+        ((1.0, 0.0), ("x", "x"), "prompt: identical responses 8). Draw more varied samples"),
+        ((1.0,), ("x",), "prompt: fewer than two usable responses 8). Give two responses to a prompt"),
+        ((1.0, 0.0), (" ", ""), "prompt: all responses blank 8). The model writes nothing"),
+    ],
+    ids=["ties", "same", "single", "blank"],
+)
+def test_a_stage_without_examples_says_why(rewards, texts, told, tmp_path, capsys, model):
+    """And not that the batch is too large; a smaller batch would not help."""
+    given = [
+        {"prompt": f"{i}?", "source_model": f"m{j}", "response": text, "reward": reward}
+        for i in range(8) for j, (reward, text) in enumerate(zip(rewards, texts))
+    ]  # fmt: skip
+    file = str(write(tmp_path / "r.jsonl", [*given]))
+    args = ["--target", str(model), "--responses", file, "--out", str(tmp_path / "run"), "--pairs", "sources"]
+    args += ["--sft-share", "0", "--preference.batch-size", "2", "--reward-model", str(tmp_path / "reward")]
+    save(small_model(num_labels=1), tmp_path / "reward")
+    line = fails(wrpo, args, capsys, "field '--preference': 0 examples are left to train on", told)
+    assert "batch" not in line
+    if not "".join(texts).strip():
+        args[args.index("--sft-share") + 1] = "0.5"
+        args += ["--sft.batch-size", "1", "--out", str(tmp_path / "other")]
+        fails(wrpo, args, capsys, "field '--sft': 0 examples are left to train on", "blank response 16")
+
+
+def test_solutions_that_are_refused_leave_no_run(tmp_path, capsys):
+    solution = {"is_correct": True, "solution": "A: 2"}
+    record = {"question": "1 + 1?", "ground_truth": "A: 2", **dict.fromkeys(gsm8k_responses.SOURCES, solution)}
+    lessons = [{"question": f"{i}?", "answer": "#### 2"} for i in range(16)]
+    for solutions, answers, told in [
+        ([record, record], lessons, "record 2, field 'question': repeats record 1"),
+        ([{**record, "6b_finetuning": ["A: 2"]}], lessons, "record 1, field '6b_finetuning': is missing or no object"),
+        ([{**record, "question": 7}], lessons, "record 1, field 'question': is int, not text"),
+        ([record], lessons[:3], "holds 3 lessons"), ([record], [{**lessons[0], "answer": 3}], "field 'answer'"),
+    ]:  # fmt: skip
+        args = ["--out", str(tmp_path / "run"), "--solutions", str(write(tmp_path / "s.jsonl", solutions))]
+        args += ["--train", str(write(tmp_path / "t.jsonl", answers))]
+        fails(gsm8k_responses, args, capsys, told)
+    assert not (tmp_path / "run").exists()
+
+
+def test_test_prompts_that_are_trained_on_are_told(tmp_path):
+    run = open_run(tmp_path / "direct", {}, resume=False)
+    counts: dict[str, Counter[str]] = {}
+    wrpo.note_shared(run, [{"prompt": "a"}, {"prompt": "b"}], ["b", "c"], counts)
+    assert counts == {"test prompts": {"also trained on": 1}}
+    assert "note: 1 of 2 test prompts are trained on, too" in (tmp_path / "direct/log.txt").read_text()
+
+
 def test_a_wrong_path_leaves_the_folder_usable(tmp_path, monkeypatch, capsys, model):
-    """A run that made nothing, nested folders included, is started anew with the settings put right."""
+    """A run that made nothing leaves no folder; one that was killed before it made anything is started anew."""
     args = ["--model", str(model), "--out", str(tmp_path / "out"), "--train.batch-size", "4"]
+    fails(dpo, [*args, "--data", str(tmp_path / "none.jsonl")], capsys, "there is no such file")
+    assert not (tmp_path / "out").exists()
+    monkeypatch.setattr(run_folder, "remove_unused", lambda *killed: None)
     fails(dpo, [*args, "--data", str(tmp_path / "none.jsonl")], capsys, "there is no such file")
     (tmp_path / "out/stage").mkdir()
     (tmp_path / "out/stage/log.txt").write_text("begun")

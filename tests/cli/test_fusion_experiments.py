@@ -34,6 +34,14 @@ def chats(tmp_path_factory):
     return write(folder / "chats.jsonl", turns)
 
 
+def test_published_presets_compare_raw_strings_and_the_default_bytes():
+    for module in (fusellm, fusechat):
+        for name, preset in module.PRESETS.items():
+            published = name != "tiny"
+            assert preset.align.pieces == ("raw" if published else "bytes")
+            assert preset.align.ms_weight == ("code" if published else "inverse")
+
+
 def test_fusellm_from_texts_to_folders_and_on_from_where_it_was_cut(tmp_path, texts):
     """Every arm trained on the same texts; resumed with one arm's model gone, the same weights come again."""
     out = tmp_path / "run"

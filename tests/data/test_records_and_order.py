@@ -135,6 +135,11 @@ def test_splits_are_disjoint():
     assert num_steps(39917, 128, 1) == 311  # the published run's count
     with pytest.raises(InputError, match="do not fill one batch"):
         num_steps(7, 8, 1)
+    with pytest.raises(InputError, match=r"0 examples are left to train on\. Give data of which"):
+        num_steps(0, 8, 1)
+    for order in (lambda: split_indices(9, 0.5, -1), lambda: batch_order([3] * 9, batch_size=2, seed=-1, epochs=1)):
+        with pytest.raises(InputError, match="field 'seed': -1 is out of range"):
+            order()
 
 
 def test_packing_scores_everything_and_can_reset():

@@ -91,7 +91,7 @@ def test_a_kind_that_only_sentencepiece_reads(alone):
         load_tokenizer(alone)
     assert "tiktoken" not in str(told.value)
     (alone / "tokenizer.model").write_bytes(b"\xff" * 50)
-    with pytest.raises(InputError, match="tokenizer.model: is no SentencePiece model"):
+    with pytest.raises(InputError, match=r"tokenizer\.model: is no SentencePiece model"):
         load_tokenizer(alone)
 
 

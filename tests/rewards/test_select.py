@@ -105,7 +105,7 @@ def test_scores_by_a_verifier_keep_ready_rewards():
 
 
 def test_responses_carry_what_their_prompts_know():
-    prompts = [{"prompt_id": "p", "prompt": "?", "answer": "4", "skill": "add"}]
+    prompts = [{"prompt_id": "p", "prompt": "question p", "answer": "4", "skill": "add"}]
     drops = Counter[str]()
     carried = select.carry(prompts, [response("p", 1.0), response("other", 1.0)], drops)
     assert [(r["answer"], r["skill"], r["reward"]) for r in carried] == [("4", "add", 1.0)]

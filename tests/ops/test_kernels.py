@@ -1,0 +1,45 @@
+"""Every kernel of attention gives what plain attention gives: windows, shared prompts, packed rows, heads, meshes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax.numpy as jnp
+import pytest
+
+from fusion_jax.ops.kernels import Visible
+from tests.ops.every_kernel import HEADS, WINDOWS, apart, cases, cases_on_meshes
+
+TOLERANCE = 2e-5
+
+
+@pytest.mark.parametrize(("kernel", "layout", "window", "heads"), cases())
+def test_values_and_gradients(kernel, layout, window, heads):
+    assert apart(kernel, layout, WINDOWS[window], HEADS[heads], None) < TOLERANCE
+
+
+@pytest.fixture(scope="module")
+def on_meshes() -> dict[str, float]:
+    """What `every_kernel` finds on 8 virtual devices."""
+    script = Path(__file__).with_name("every_kernel.py")
+    env = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=300, env=env)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("case", cases_on_meshes(), ids=" | ".join)
+def test_values_and_gradients_on_a_mesh(case, on_meshes):
+    assert on_meshes[" | ".join(case)] < TOLERANCE
+
+
+def test_what_no_kernel_answers_is_refused():
+    one = jnp.zeros((1, 4), jnp.int32)
+    with pytest.raises(ValueError, match="no segments"):
+        Visible(one, one, (), (2, 1), jnp.ones(1, jnp.int32))
+    with pytest.raises(ValueError, match="belong together"):
+        Visible(one, branches=(2, 1))
