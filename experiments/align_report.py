@@ -246,11 +246,11 @@ def main(s: Settings) -> None:
     pivot, source = side_of(s.pivot, "--pivot"), side_of(s.source, "--source")
     groups = read_groups(s.texts, s.max_texts)
     with open_run(s.out, to_json(s), resume=s.resume) as run:
-        write_report(s, run, pivot, source, groups)
+        report(s, run, pivot, source, groups)
         run.finish()
 
 
-def write_report(s: Settings, run: RunFolder, pivot: Side, source: Side, groups: Groups) -> None:
+def report(s: Settings, run: RunFolder, pivot: Side, source: Side, groups: Groups) -> None:
     """Measure both directions; report.md, its pictures, report.json."""
     parts, values = [], []
     for number, (ours, theirs) in enumerate([(pivot, source), (source, pivot)][: 1 + s.both]):
