@@ -8,7 +8,6 @@ from collections.abc import Sequence
 
 import jax
 
-from fusion_jax.data.chat import render_text
 from fusion_jax.data.jsonl import Record
 from fusion_jax.errors import InputError
 from fusion_jax.models.folder import check_folder, tokenizer_of
@@ -85,7 +84,8 @@ def check_prompts(
     if not prompts:
         return
     texts = [p["prompt"] if chat else p["prompt"] + "\n" for p in prompts]
-    lengths = [len(ids) for ids in encoded_prompts(tokenizer_of(folder), texts, chat=chat)]
+    most = check_folder(folder).max_positions
+    lengths = [len(ids) for ids in encoded_prompts(tokenizer_of(folder), texts, chat=chat, most=most)]
     _check_room(folder, prompts, lengths, new_tokens, option)
 
 
@@ -96,11 +96,8 @@ def check_judged(folder: Folder, prompts: Sequence[Record], new_tokens: int, opt
     Raises:
       InputError: as `check_prompts`.
     """
-    tokenizer = tokenizer_of(folder)
-    texts = [
-        render_text(tokenizer, [{"role": "user", "content": p["prompt"]}], header=True) for p in prompts
-    ]  # fmt: skip
-    lengths = [len(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]] if texts else []
+    most = check_folder(folder).max_positions
+    lengths = [len(ids) for ids in encoded_prompts(tokenizer_of(folder), [p["prompt"] for p in prompts], most=most)]
     _check_room(folder, prompts, lengths, new_tokens, option)
 
 
