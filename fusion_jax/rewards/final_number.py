@@ -29,7 +29,9 @@ _MARKER = re.compile(
     r"|^[# \t]{0,8}(?:(?i:the|your)[ \t]{1,3})?(?i:final[ \t]{1,3})?(?i:answer)[ \t.]{0,8}$",
     re.MULTILINE | re.IGNORECASE,
 )
-_HEADING = re.compile(rf"\s*(?:{_NUMBER})(?!\s*[.):]\s*[^\W\d])(?:\s*%|\s*[^\W\d]+){{0,4}}(?:\s*\([^()]*\))?\s*[.!]?\s*$")
+_HEADING = re.compile(
+    rf"\s*(?:{_NUMBER})(?!\s*[.):]\s*[^\W\d])(?:\s*%|\s*[^\W\d]+){{0,4}}(?:\s*\([^()]*\))?\s*[.!]?\s*$"
+)
 
 _LATEX = (
     (r"<<[^<>]*>>", ""),
