@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -166,11 +166,22 @@ def _begin(
         path.mkdir(parents=True, exist_ok=True)
         stack.enter_context(held(path))
         if not names:
+            if host.count == 1:  # others may have begun with parts
+                stack.push(lambda kind, error, trace: _remove_unused(path) if error is not None else None)
             write_json(file, asdict(identity))
     wait_for(lambda: {} if file.exists() else {os.fspath(file): 0}, settings)
     _check_identity(path, identity)
     if stack is not None and not host.first:  # hosts that are not connected have a lock each
         stack.enter_context(held(path, name=f"{LOCK}-{host.index}"))
+
+
+def _remove_unused(path: Path) -> None:
+    """Remove a store that was begun and holds nothing, with its folder, which is held."""
+    if not any(path.glob("part-*")):
+        (path / STORE).unlink(missing_ok=True)
+        (path / LOCK).unlink(missing_ok=True)
+        with suppress(OSError):
+            path.rmdir()
 
 
 def _write_part(path: Path, rows: Sequence[TeacherRow], start: int, k: int) -> None:

@@ -27,7 +27,8 @@ from fusion_jax.files import write_json
 from fusion_jax.json_files import read_json
 
 FOLDER, FORMAT = "manifests", 1
-BLOCK = 1 << 20  # bytes that are read at a time
+BLOCK = 1 << 18  # bytes that are read at a time: as many as stay in a processor's cache
+END = 1 << 20  # bytes at either end of a large input file that it is known by
 State = Literal["missing", "begun", "made"]
 
 
@@ -72,12 +73,12 @@ def signature(path: Path) -> str | None:
 
 def _ends(file: Path) -> str:
     size = file.stat().st_size
-    if size <= 2 * BLOCK:
+    if size <= 2 * END:
         return content_of(file).xxh3_128
     with open(file, "rb") as source:
-        first = source.read(BLOCK)
-        source.seek(size - BLOCK)
-        return f"{size} {xxhash.xxh3_128_hexdigest(first + source.read(BLOCK))}"
+        first = source.read(END)
+        source.seek(size - END)
+        return f"{size} {xxhash.xxh3_128_hexdigest(first + source.read(END))}"
 
 
 class Manifest(NamedTuple):
