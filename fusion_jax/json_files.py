@@ -30,6 +30,7 @@ def read_json(
     kind: type = dict,
     *,
     cure: str = CURE,
+    missing: str = "Check the path",
     lone_surrogates: bool = False,
     largest: int = LARGEST,
 ) -> Any:
@@ -37,14 +38,14 @@ def read_json(
 
     Args:
       kind: the type that the value must have: dict, list, or object for any.
-      cure: what would fix a broken file.
+      cure, missing: what would fix a broken file, and one that is not there.
       lone_surrogates: whether halves of surrogate pairs are left to the caller instead of refused.
       largest: bytes that the file may have.
 
     Raises:
       InputError: no such file, no regular file, or what the module's text lists; names the file.
     """
-    file = regular_file(path, cure=cure)
+    file = regular_file(path, cure=cure, missing=missing)
     size = file.stat().st_size
     if size > largest:
         raise InputError(f"is too large for such a file ({size} bytes, {largest} at most)", file=path, cure=cure)

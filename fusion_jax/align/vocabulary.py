@@ -9,10 +9,10 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
+import xxhash
 from rapidfuzz.distance import Levenshtein
 from rapidfuzz.process import cpdist
 
@@ -24,6 +24,7 @@ from fusion_jax.arguments import listed
 from fusion_jax.display import brief
 from fusion_jax.errors import InputError
 from fusion_jax.files import replacing
+from fusion_jax.json_files import read_json
 
 Kind = Literal["exact", "mined", "cooccurrence", "statistics"]
 Weight = Literal["code", "inverse", "max_count"]
@@ -55,7 +56,11 @@ class VocabMap:
         if self.pieces == "raw":
             del content["pieces"]  # as files are that were written before there was a choice
         with replacing(path) as temporary, open(temporary, "w", encoding="utf-8") as out:
-            json.dump(content, out)
+            json.dump({**content, "xxh3_128": _hash(self.ids)}, out)
+
+
+def _hash(ids: np.ndarray) -> str:
+    return xxhash.xxh3_128_hexdigest(np.ascontiguousarray(ids, "<i4").tobytes())
 
 
 def _map(ids: np.ndarray, kind: Kind, both: Vocabularies) -> VocabMap:
@@ -70,15 +75,8 @@ def load_map(path: str | os.PathLike[str], pivot: TokenizerView, source: Tokeniz
     Raises:
       InputError: there is no such file, it holds no map, or a map of other tokenizers (which, is said).
     """
-    try:
-        content: Any = json.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError("there is no such file", file=path, cure="Make the vocabulary map first") from None
-    except (OSError, ValueError) as error:
-        raise InputError(f"cannot be read as JSON ({error})", file=path, cure="Make the vocabulary map again") from None
+    content: Any = read_json(path, cure="Make the vocabulary map again", missing="Make the vocabulary map first")
     fields = {"ids": list, "kind": str, "pivot_size": int, "pivot": str, "source": str}
-    if not isinstance(content, dict):
-        raise InputError("is not a vocabulary map", file=path, cure="Make the vocabulary map again")
     for name, kind in fields.items():
         if not isinstance(content.get(name), kind):
             raise InputError("is missing or of another type", file=path, field=name, cure="Make the map again")
@@ -96,7 +94,11 @@ def load_map(path: str | os.PathLike[str], pivot: TokenizerView, source: Tokeniz
             )  # fmt: skip
     if not all(type(i) is int and -1 <= i < pivot.size for i in content["ids"]):
         raise InputError("holds what is no pivot id", file=path, field="ids", cure="Make the vocabulary map again")
-    return replace(found, ids=np.asarray(content["ids"], np.int32))
+    ids = np.asarray(content["ids"], np.int32)
+    if content.get("xxh3_128", _hash(ids)) != _hash(ids):
+        problem = "was changed after it was written"
+        raise InputError(problem, file=path, field="ids", cure="Make the vocabulary map again")
+    return replace(found, ids=ids)
 
 
 def exact_map(pivot: TokenizerView, source: TokenizerView, pieces: Pieces = "bytes") -> VocabMap:

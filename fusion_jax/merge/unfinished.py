@@ -11,7 +11,7 @@ from typing import Any
 
 from fusion_jax.errors import InputError
 from fusion_jax.files import DiskError, write_json
-from fusion_jax.json_files import RESTORE, read_json
+from fusion_jax.json_files import read_json
 from fusion_jax.store.lock import LOCK, acquire, sweep
 
 IDENTITY = "identity.json"
@@ -31,11 +31,15 @@ def unfinished(out: str | os.PathLike[str], identity: dict[str, Any]) -> Iterato
     _check_free(target, out)
     place = target.with_name(f".{target.name}.unfinished")
     place.mkdir(parents=True, exist_ok=True)
-    lock = acquire(place, out=out)
+    lock, known = acquire(place, out=out), place / IDENTITY
+    try:
+        same = known.exists() and read_json(known, cure=f"Delete {place} and merge anew") == identity
+    except InputError:  # what was merged so far stays
+        lock.release()
+        raise
     try:
         _check_free(target, out)  # another process may have finished it by now
-        known = place / IDENTITY
-        if not (known.exists() and read_json(known, cure=RESTORE) == identity):
+        if not same:
             _empty(place)
         sweep(place)
         write_json(known, identity)

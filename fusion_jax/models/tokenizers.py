@@ -30,6 +30,7 @@ CONFIG, FULL, RAW, ADDED = "tokenizer_config.json", "tokenizer.json", "tokenizer
 SPECIAL, TEMPLATE = "special_tokens_map.json", "chat_template.jinja"
 VOCABULARIES = (FULL, RAW, "vocab.json")
 FILES = (*VOCABULARIES, "merges.txt", CONFIG, SPECIAL, ADDED, TEMPLATE)
+SPECIALS = tuple(f"{name}_token" for name in ("bos", "eos", "unk", "pad", "sep", "cls", "mask"))
 PLAIN = "PreTrainedTokenizerFast"  # known to transformers 4 and 5, and built from tokenizer.json as it is
 NEW = re.compile(r"(Backend|^PythonTokenizer|^MistralCommonTokenizer)$")  # classes that transformers 4 does not know
 OF_THE_RUN = ("is_local", "local_files_only", "backend", "name_or_path", "tokenizer_file", "special_tokens_map_file")
@@ -154,12 +155,12 @@ def read_settings(folder: Path) -> dict[str, Any]:
         return {}
     fields = Fields(read_json(folder / CONFIG, cure=CURE), folder / CONFIG, cure=CURE)
     for key in fields.values:
-        if key.endswith("_token") and not key.startswith(("add_", "use_", "legacy")):
+        if key in SPECIALS and fields.values[key] is not False:
             _check_token(fields, key)
     fields.text("tokenizer_class", None)
     fields.choice("padding_side", ("left", "right"), "right")
     fields.choice("truncation_side", ("left", "right"), "right")
-    fields.number("model_max_length", None, low=1)
+    fields.number("model_max_length", None)
     for key in ("add_bos_token", "add_eos_token", "clean_up_tokenization_spaces"):
         fields.flag(key, None)
     _check_template(fields)

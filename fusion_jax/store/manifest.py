@@ -26,6 +26,8 @@ from fusion_jax.errors import InputError
 from fusion_jax.files import write_json
 from fusion_jax.json_files import read_json
 
+OF_A_MODEL = (".json", ".safetensors", ".model", ".tiktoken", ".jinja", ".txt")  # files that loading reads
+OF_A_DATA_SET = ("state.json", "dataset_info.json", "dataset_dict.json")
 FOLDER, FORMAT = "manifests", 1
 BLOCK = 1 << 18  # bytes that are read at a time: as many as stay in a processor's cache
 END = 1 << 20  # bytes at either end of a large input file that it is known by
@@ -61,14 +63,18 @@ def digest(values: Mapping[str, object]) -> str:
 
 
 def signature(path: Path) -> str | None:
-    """What an input is known by: a file by its content, the folder of a model by its small files' contents and its
-    large ones' sizes, first and last megabyte. None for what is neither.
+    """What an input is known by: a file by its content; the folder of a model or a data set by the files that are read,
+    small ones by their contents, large ones by size, first and last megabyte. None for what is neither.
     """
     if path.is_file():
         return content_of(path).xxh3_128
-    if not (path / "config.json").is_file():
+    if (path / "config.json").is_file():  # notes and pictures beside a model change nothing
+        every = [name for name in os.listdir(path) if name.endswith(OF_A_MODEL) and (path / name).is_file()]
+    elif any((path / name).is_file() for name in OF_A_DATA_SET):
+        every = list(_files(path))
+    else:
         return None
-    return digest({name: _ends(path / name) for name in os.listdir(path) if (path / name).is_file()})
+    return digest({name: _ends(path / name) for name in every})
 
 
 def _ends(file: Path) -> str:

@@ -46,10 +46,16 @@ class Checkpoints:
         return None if step < 0 else step
 
     def start(self, step: int, state: TrainState) -> None:
-        """Begin to write a checkpoint."""
+        """Begin to write a checkpoint; manifests of the ones that it replaces go first, whose files Orbax removes."""
         self.finish()
+        on_first(self._forget)
         self.manager.save(step, args=ocp.args.StandardSave(state))
         self._pending = step
+
+    def _forget(self) -> None:
+        for old in self._manifests.names():
+            if old.startswith(f"{self._name}/"):
+                self._manifests.file(old).unlink(missing_ok=True)
 
     def settle(self) -> None:
         """Begin to write the manifest of a checkpoint that is whole by now; does not wait."""
@@ -57,9 +63,6 @@ class Checkpoints:
             return
         self.manager.check_for_errors()
         if first_host() and jax.process_count() == 1:
-            for old in self._manifests.names():
-                if old.startswith(f"{self._name}/") and not (self._manifests.root / old).exists():
-                    self._manifests.file(old).unlink(missing_ok=True)
             name = f"{self._name}/{self._pending}"
             self._sealing = threading.Thread(target=_seal, args=(self._manifests, name), daemon=True)
             self._sealing.start()

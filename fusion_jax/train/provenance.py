@@ -5,13 +5,15 @@ from __future__ import annotations
 import shlex
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fusion_jax.command_line import as_arguments, options_given
-from fusion_jax.data.jsonl import read_jsonl
 from fusion_jax.errors import InputError
+from fusion_jax.fields import Fields
+from fusion_jax.json_files import parse_json
 from fusion_jax.markdown import markdown_table
 from fusion_jax.options import Option
 from fusion_jax.train.run_folder import REPORT, TIMES, RunFolder
@@ -94,13 +96,12 @@ def times(run: RunFolder) -> dict[str, float]:
     spent: dict[str, float] = {}
     for path in sorted(run.path.rglob(TIMES), key=lambda p: (len(p.parts), p.stat().st_mtime_ns)):
         inside = path.parent.relative_to(run.path).as_posix()
-        try:
-            records = read_jsonl(path)
-        except InputError:  # cut short by a kill
-            continue
-        for record in records:
-            stage = record["stage"] if inside == "." else f"{inside}: {record['stage']}"
-            spent[stage] = spent.get(stage, 0.0) + record["seconds"]
+        for line in path.read_bytes().split(b"\n"):
+            with suppress(InputError):  # a line that a kill cut short
+                record = Fields(parse_json(line), path)
+                name, seconds = record.text("stage"), record.number("seconds", low=0)
+                stage = name if inside == "." else f"{inside}: {name}"
+                spent[stage] = spent.get(stage, 0.0) + seconds
     return spent
 
 

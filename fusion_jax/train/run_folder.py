@@ -26,9 +26,10 @@ from rich.console import Console
 from fusion_jax.data.jsonl import read_jsonl, write_jsonl
 from fusion_jax.errors import InputError
 from fusion_jax.failures import doing
+from fusion_jax.fields import Fields
 from fusion_jax.files import write_json
 from fusion_jax.hosts import agreed, first_host, on_first, seen
-from fusion_jax.json_files import RESTORE, read_json
+from fusion_jax.json_files import RESTORE, parse_json, read_json
 from fusion_jax.store import manifest
 from fusion_jax.store.lock import Lock, acquire, is_trace, sweep
 from fusion_jax.store.manifest import Manifests, State
@@ -405,13 +406,17 @@ def evaluated(run: RunFolder, step: int) -> bool:
 
 
 def _logged_before(run: RunFolder, step: int) -> list[dict[str, Any]]:
-    path, kept = run.file(METRICS), []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+    path, kept = run.file(METRICS), list[dict[str, Any]]()
+    lines = path.read_bytes().split(b"\n") if path.exists() else []
+    for number, line in enumerate(lines, 1):
         try:
-            record = json.loads(line)
-        except json.JSONDecodeError:
+            record = parse_json(line, file=path, record=number, cure="Remove the line")
+            before = Fields(record, path, number, cure="Remove the line").integer("step", low=0) < step
+        except InputError:
+            if number < len(lines):  # the last line may be cut short or empty
+                raise
             break
-        if record["step"] >= step:
+        if not before:
             break
         kept.append(record)
     return kept

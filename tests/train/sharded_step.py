@@ -59,7 +59,7 @@ def batch(kind):
 
 
 def run(config, kind, mesh, params):
-    optimizer = make_optimizer(OptimizerSettings(learning_rate=0.1, warmup_ratio=0.0), 4)
+    optimizer = make_optimizer(OptimizerSettings(learning_rate=0.01, warmup_ratio=0.0), 4)
     objective = (
         wrpo_objective(WrpoSettings(beta=1.0), 4) if kind == "wrpo" else fusion_objective(FusionSettings(0.5), 4)
     )

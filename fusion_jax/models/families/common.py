@@ -102,7 +102,7 @@ def with_both_forms(values: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(scaling, dict) or (rope is not None and not isinstance(rope, dict)):
         return dict(values)
     if scaling or not rope:  # as transformers 5 reads a file that has both
-        if "rope_theta" not in values:
+        if "rope_theta" not in values or not scaling:  # unscaled, the old form says it all
             return dict(values)
         kind = scaling.get("rope_type", scaling.get("type", "default"))
         new = {"rope_theta": values["rope_theta"], **scaling, "rope_type": kind}
