@@ -30,7 +30,7 @@ _CURES = {
     errno.EACCES: "Choose another path or change its rights",
     errno.EPERM: "Choose another path or change its rights",
     errno.ENOTDIR: "A part of the path is a file: choose another path",
-    errno.ENOENT: "Check the path",
+    errno.ENOENT: "Check the path, or choose another --out",
     errno.ELOOP: "Check the path's links",
     errno.ENAMETOOLONG: "Choose a shorter path",
     errno.EMFILE: "Raise the limit of open files (ulimit -n)",
@@ -83,7 +83,7 @@ def failure_of(error: BaseException, options: Sequence[str] = ()) -> Failure | N
     full = next((e for e in chain if _is_full(e)), None)
     if full is not None:
         place = _place(full) or next(filter(None, map(_place, chain)), "") or "the disk"
-        return Failure(f"{place}: no space left on the disk{while_}. {_CURES[errno.ENOSPC]}.", 2)
+        return Failure(f"{place}: the disk is full{while_}. {_CURES[errno.ENOSPC]}.", 2)
     if any(isinstance(e, MemoryError) or _device_memory(e) for e in chain):
         where = " of the devices" if any("RESOURCE_EXHAUSTED" in str(e) for e in chain) else ""
         return Failure(f"the memory{where} does not suffice{while_}{_detail(chain)}. {_less(options)}", 1)
