@@ -50,7 +50,7 @@ from fusion_jax.settings import bounded, to_json
 from fusion_jax.settings import run as run_experiment
 from fusion_jax.train.provenance import Ran, write_report
 from fusion_jax.train.report import shares_figure
-from fusion_jax.train.run_folder import open_run
+from fusion_jax.train.run_folder import RunFolder, open_run
 from fusion_jax.zoo import model_path
 from fusion_jax.zoo.tasks import corpus
 
@@ -245,7 +245,13 @@ def main(s: Settings) -> None:
     check(s)
     pivot, source = side_of(s.pivot, "--pivot"), side_of(s.source, "--source")
     groups = read_groups(s.texts, s.max_texts)
-    run = open_run(s.out, to_json(s), resume=s.resume)
+    with open_run(s.out, to_json(s), resume=s.resume) as run:
+        report(s, run, pivot, source, groups)
+        run.finish()
+
+
+def report(s: Settings, run: RunFolder, pivot: Side, source: Side, groups: Groups) -> None:
+    """Measure both directions; report.md, its pictures, report.json."""
     parts, values = [], []
     for number, (ours, theirs) in enumerate([(pivot, source), (source, pivot)][: 1 + s.both]):
         title = f"{ours.name} \u2190 {theirs.name}"
@@ -262,7 +268,6 @@ def main(s: Settings) -> None:
     write_report(run, "Coverage of a pair of tokenizers", result_of(values[0]), ran, [ABOUT, how, *parts])
     write_json(run.file("report.json"), {"settings": to_json(s), "directions": values})
     run.log(f"report: {run.file('report.md')}")
-    run.finish()
 
 
 def result_of(direction: dict[str, Any]) -> str:

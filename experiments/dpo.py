@@ -80,7 +80,7 @@ class Settings:
         bounded(self, "held_out", least=0, below=1)
 
 
-PAIR_TOKENS = TokeniseSettings(bos="if_missing")
+PAIR_TOKENS = TokeniseSettings(bos="if_missing", truncation="official")
 PRESETS = {
     "tiny": Settings(
         loss=PairSettings(beta=0.1),
@@ -96,7 +96,13 @@ PRESETS = {
 
 def main(s: Settings) -> None:
     connect(s.hosts)
-    run = open_run(s.out, to_json(s), resume=s.resume)
+    with open_run(s.out, to_json(s), resume=s.resume) as run:
+        tune(s, run)
+        run.finish()
+
+
+def tune(s: Settings, run: RunFolder) -> None:
+    """Pairs, training on them, model and report."""
     folder = model_path(s.model, "--model")
     fits.check_training(s.train, "--train", folder)
     fits.check_length(folder, s.text.tokens.max_length, "--text.tokens.max-length")
@@ -112,10 +118,9 @@ def main(s: Settings) -> None:
         model, examples, pair_objective(s.loss), s.train, run, needs_reference=needs_reference(s.loss.loss),
         validation=validation, names=lambda i: rows[i].name,
     )  # fmt: skip
-    save(better, run.file("model"), overwrite=True)
-    found = drops + counts + Counter({"pairs trained on": len(rows), "pairs held out": len(held_rows)})
+    run.made_once("model", lambda folder: save(better, folder))
+    found = drops + counts + Counter({"pairs trained on": len(examples), "pairs held out": len(validation)})
     on_first(lambda: write_report(s, run, found))
-    run.finish()
 
 
 def write_report(s: Settings, run: RunFolder, found: Counter[str]) -> None:

@@ -37,7 +37,7 @@ from fusion_jax.data.loaders import load_records
 from fusion_jax.data.records import OnBad, Row, parse_prompts, parse_rows
 from fusion_jax.errors import InputError
 from fusion_jax.failures import doing
-from fusion_jax.hosts import HostSettings, agreed_exists, connect, on_first
+from fusion_jax.hosts import HostSettings, connect, on_first
 from fusion_jax.merge.arithmetic import MathDtype
 from fusion_jax.merge.executor import merge
 from fusion_jax.merge.methods import METHODS, MethodName
@@ -177,11 +177,11 @@ def main(s: Settings) -> None:
     check_models("pivot", s.pivot)
     check_models("sources", *s.sources)
     fits.check_training(s.train, "--train", *map(model_path, (s.pivot, *s.sources)))
-    run = open_run(s.out, to_json(s), resume=s.resume)
-    over_seeds(run, "FuseChat", Ran(__file__, s, PRESETS), s.seed, s.seeds, lambda seed, folder: fuse(
-        replace(s, seed=seed, seeds=1), folder
-    ))  # fmt: skip
-    run.finish()
+    with open_run(s.out, to_json(s), resume=s.resume) as run:
+        over_seeds(run, "FuseChat", Ran(__file__, s, PRESETS), s.seed, s.seeds, lambda seed, folder: fuse(
+            replace(s, seed=seed, seeds=1), folder
+        ))  # fmt: skip
+        run.finish()
 
 
 def fuse(s: Settings, run: RunFolder) -> dict[str, dict[str, float]]:
@@ -242,13 +242,14 @@ def fuse(s: Settings, run: RunFolder) -> dict[str, dict[str, float]]:
         examples = fused_examples(place.file("examples"), rows, fusion, mask="labels")
         fused = trained_on_fused(place, start, examples, fusion, train)
         measures[arm] = measure(arm, fused)
-        if not agreed_exists(run.sub("targets").file(arm)):
-            save(fused, run.sub("targets").file(arm))
-    targets = [run.sub("targets").file(arm) for arm in arms_of(s) if arm.startswith("with-")]
+        run.made_once(f"targets/{arm}", lambda folder, m=fused: save(m, folder), of=[f"arms/{arm}/model"])  # type: ignore[misc]
+    taught = [arm for arm in arms_of(s) if arm.startswith("with-")]
+    targets = [run.file(f"targets/{arm}") for arm in taught]
     for method in s.merges if len(targets) > 1 else ():
-        folder, lap = run.sub("merged").file(method), run.clock(f"merging by {method}")
-        if not agreed_exists(folder):
-            on_first(lambda m=method, f=folder: merge(recipe_of(s, m, targets, folders[pivot.name]), f))  # type: ignore[misc]
+        lap = run.clock(f"merging by {method}")
+        folder, recipe = run.file(f"merged/{method}"), recipe_of(s, method, targets, folders[pivot.name])
+        sources = [f"targets/{arm}" for arm in taught]
+        run.made_once(f"merged/{method}", lambda f, r=recipe: on_first(lambda: merge(r, f)), of=sources)  # type: ignore[misc]
         lap()
         measures[f"merged by {method}"] = measure(f"merged-{method}", load(folder, mesh=compute.mesh))
     result = measures_sentence(measures, list(measures)[-1], model_name(s.pivot), "SFT")

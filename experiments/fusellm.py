@@ -33,7 +33,7 @@ from fusion_jax.data.records import parse_prompts
 from fusion_jax.data.windows import split_windows
 from fusion_jax.errors import InputError
 from fusion_jax.failures import doing
-from fusion_jax.hosts import HostSettings, agreed_exists, connect, on_first
+from fusion_jax.hosts import HostSettings, connect, on_first
 from fusion_jax.models.folder import Model, load, save, tokenizer_of
 from fusion_jax.options import File, Folder, ModelPath, Models
 from fusion_jax.plan.command import run as run_experiment
@@ -176,12 +176,12 @@ def main(s: Settings) -> None:
         fits.check_training(s.practise, "--practise", *practising)
     for folder in map(model_path, models):
         fits.check_prompts(folder, test_prompts(s), s.eval_new_tokens, "--eval-new-tokens", chat=False)
-    run = open_run(s.out, to_json(s), resume=s.resume)
-    folders = base_models(s, run.sub("base"))
-    over_seeds(run, "FuseLLM", Ran(__file__, s, PRESETS), s.seed, s.seeds, lambda seed, folder: fuse(
-        replace(s, seed=seed, seeds=1), folder, folders
-    ))  # fmt: skip
-    run.finish()
+    with open_run(s.out, to_json(s), resume=s.resume) as run:
+        folders = base_models(s, run.sub("base"))
+        over_seeds(run, "FuseLLM", Ran(__file__, s, PRESETS), s.seed, s.seeds, lambda seed, folder: fuse(
+            replace(s, seed=seed, seeds=1), folder, folders
+        ))  # fmt: skip
+        run.finish()
 
 
 def fuse(s: Settings, run: RunFolder, folders: dict[str, Path]) -> dict[str, dict[str, float]]:
@@ -234,8 +234,7 @@ def fuse(s: Settings, run: RunFolder, folders: dict[str, Path]) -> dict[str, dic
         examples = fused_examples(place.file("examples"), rows, fusion, mask="all", reset=reset)
         fused = trained_on_fused(place, target, examples, fusion, train)
         measures[arm] = measure(arm, fused)
-    if not agreed_exists(run.file("model")):
-        save(fused, run.file("model"))
+    run.made_once("model", lambda folder: save(fused, folder), of=[f"arms/{arm}/model"])
     result = measures_sentence(measures, list(measures)[-1], model_name(s.target), "CLM")
     on_first(lambda: fusion_report(run, "FuseLLM", Ran(__file__, s, PRESETS), result, measures, coverage, counts))
     return measures
@@ -287,7 +286,7 @@ def base_models(s: Settings, run: RunFolder) -> dict[str, Path]:
             encoded = encode_documents(model.tokenizer, text_documents(texts), max_length=limit)
             trained(run.sub(name), model, mesh, lambda f, m=model, e=plain_examples(encoded): optimise(  # type: ignore[misc]
                 m, e, sft_objective(), s.practise, f
-            ))  # fmt: skip
+            ), of=[])  # fmt: skip
             folder = run.sub(name).file("model")
         out[name] = folder
     return out

@@ -36,7 +36,7 @@ from fusion_jax.settings import bounded, seeded, to_json
 from fusion_jax.settings import run as run_experiment
 from fusion_jax.train.objectives import sft_objective
 from fusion_jax.train.optimise import TrainSettings, optimise
-from fusion_jax.train.run_folder import open_run
+from fusion_jax.train.run_folder import RunFolder, open_run
 from fusion_jax.train.state import OptimizerSettings
 from fusion_jax.zoo.tokenizers import train_tokenizer
 
@@ -69,12 +69,18 @@ class Settings:
 
 
 def main(s: Settings) -> None:
+    with open_run(s.out, to_json(s), resume=s.resume) as run:
+        make(s, run)
+        run.finish()
+
+
+def make(s: Settings, run: RunFolder) -> None:
+    """The responses, the test problems and the target."""
     solutions, lessons = load_records(s.solutions), load_records(s.train)
     responses, test = split(solutions, s.solutions)
     rows, _ = parse_rows(lessons, "sft", file=s.train)
     if len(rows) < 16:
         raise InputError(f"holds {len(rows)} lessons", file=s.train, cure="Give at least one batch of 16")
-    run = open_run(s.out, to_json(s), resume=s.resume)
     write_jsonl(run.file("responses.jsonl"), responses)
     write_jsonl(run.file("test.jsonl"), test)
     run.log(f"{len(responses)} responses, {len(test)} test problems")
@@ -86,15 +92,14 @@ def main(s: Settings) -> None:
         num_heads=6, num_kv_heads=6, head_dim=32, max_positions=512, tied_head=True, initializer_range=0.05,
     )  # fmt: skip
     target = Model(config, init_params(config, jax.random.key(s.seed)), tokenizer)
-    tokens = TokeniseSettings(max_length=256, max_prompt_length=128, eos="if_missing", truncation="fit")
+    tokens = TokeniseSettings(max_length=256, max_prompt_length=128, eos="if_missing")
     examples, _ = make_examples(rows, tokenizer, TextSettings(tokens=tokens))
     settings = TrainSettings(
         optimizer=OptimizerSettings(learning_rate=1e-3), batch_size=16, micro_batches=1, seed=s.seed, log_every=20,
         epochs=s.steps / (len(rows) // 16), remat="dots", checkpoint_every=100,
     )  # fmt: skip
     trained = optimise(target, examples, sft_objective(), settings, run.sub("sft"))
-    save(dataclasses.replace(trained, file_dtype="float32"), run.file("target"), overwrite=True)
-    run.finish()
+    run.made_once("target", lambda folder: save(dataclasses.replace(trained, file_dtype="float32"), folder))
 
 
 def split(solutions: list[Record], file: str) -> tuple[list[Record], list[Record]]:

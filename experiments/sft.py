@@ -73,7 +73,7 @@ PRESETS = {
         text=TextSettings(tokens=TokeniseSettings(max_length=128, max_prompt_length=96, eos="if_missing")), train=TINY
     ),
     "llama3-8b": Settings(
-        text=TextSettings(packing="official"),
+        text=TextSettings(packing="official", tokens=TokeniseSettings(truncation="official")),
         train=TrainSettings(optimizer=OptimizerSettings(learning_rate=7e-6), micro_batches=2),
     ),
 }
@@ -81,7 +81,13 @@ PRESETS = {
 
 def main(s: Settings) -> None:
     connect(s.hosts)
-    run = open_run(s.out, to_json(s), resume=s.resume)
+    with open_run(s.out, to_json(s), resume=s.resume) as run:
+        tune(s, run)
+        run.finish()
+
+
+def tune(s: Settings, run: RunFolder) -> None:
+    """Fine-tune, save, report."""
     folder = model_path(s.model, "--model")
     fits.check_training(s.train, "--train", folder)
     fits.check_length(folder, s.text.tokens.max_length, "--text.tokens.max-length")
@@ -98,9 +104,9 @@ def main(s: Settings) -> None:
     better = optimise(
         model, examples, sft_objective(), s.train, run, names=lambda i: f"block {i}" if packed else rows[i].name
     )
-    save(better, run.file("model"), overwrite=True)
-    on_first(lambda: write_report(s, run, {"records used": len(rows), **drops, **+counts}))
-    run.finish()
+    run.made_once("model", lambda folder: save(better, folder))
+    used = counts["documents"] or len(examples)
+    on_first(lambda: write_report(s, run, {"records used": used, **drops, **+counts}))
 
 
 def write_report(s: Settings, run: RunFolder, counts: dict[str, int]) -> None:

@@ -34,7 +34,7 @@ from fusion_jax.data.order import split_indices
 from fusion_jax.data.records import OnBad, Row, check_answers, parse_prompts, parse_responses, parse_rows
 from fusion_jax.data.tokenise import TokeniseSettings
 from fusion_jax.errors import InputError
-from fusion_jax.hosts import HostSettings, agreed_exists, connect, on_first
+from fusion_jax.hosts import HostSettings, connect, on_first
 from fusion_jax.markdown import markdown_table, save_figure
 from fusion_jax.models.folder import Model, load, save
 from fusion_jax.options import File, Folder, ModelPath, Models
@@ -152,6 +152,7 @@ PRESETS = {
         dpo=PairSettings(beta=0.1),
     ),
     "llama3-8b": Settings(
+        text=TextSettings(tokens=TokeniseSettings(truncation="official")),
         sample=SampleSettings(),
         eval_new_tokens=1024,
         held_out=0.03,
@@ -166,12 +167,12 @@ PRESETS = {
 def main(s: Settings) -> None:
     connect(s.hosts)
     check(s)
-    run = open_run(s.out, to_json(s), resume=s.resume)
-    stages.over_seeds(run, "WRPO", Ran(__file__, s, PRESETS), s.seed, s.seeds, lambda seed, folder: {
-        row["model"]: {"accuracy": row["accuracy"]}
-        for row in fuse(dataclasses.replace(s, seed=seed, seeds=1), folder) if row["skill"] == "all"
-    })  # fmt: skip
-    run.finish()
+    with open_run(s.out, to_json(s), resume=s.resume) as run:
+        stages.over_seeds(run, "WRPO", Ran(__file__, s, PRESETS), s.seed, s.seeds, lambda seed, folder: {
+            row["model"]: {"accuracy": row["accuracy"]}
+            for row in fuse(dataclasses.replace(s, seed=seed, seeds=1), folder) if row["skill"] == "all"
+        })  # fmt: skip
+        run.finish()
 
 
 def check(s: Settings) -> None:
@@ -242,7 +243,8 @@ def fuse(s: Settings, run: RunFolder) -> list[dict[str, Any]]:
         run.stage("best_source.jsonl", best.values)
         sft_part, preference_part = split_indices(len(prompts), s.sft_share, s.seed)
         sft_records = run.stage(
-            "sft.jsonl", lambda: [best[p] for i in sft_part if (p := prompts[i]["prompt_id"]) in best]
+            "sft.jsonl", lambda: [best[p] for i in sft_part if (p := prompts[i]["prompt_id"]) in best],
+            of=["prompts.jsonl", "best_source.jsonl"],
         )
 
         if len(sft_part) and not sft_records:
@@ -262,13 +264,11 @@ def fuse(s: Settings, run: RunFolder) -> list[dict[str, Any]]:
     train_rows, held_rows = [rows[i] for i in train], [rows[i] for i in held]
     if s.baseline:
         on_policy, held_pairs = ([Row(r.name, r.messages, r.responses[1:]) for r in q] for q in (train_rows, held_rows))
-        accuracy += judge(
-            s, run, f"{prefix}DPO", train_preference(s, run, "dpo", start, on_policy, held_pairs, s.dpo, counts), test
-        )
+        baseline = train_preference(s, run, "dpo", start, on_policy, held_pairs, s.dpo, counts)
+        accuracy += judge(s, run, f"{prefix}DPO", baseline, test, of=["dpo/model"])
     fused = train_preference(s, run, "wrpo", start, train_rows, held_rows, s.wrpo, counts)
     accuracy += judge(s, run, f"{prefix}WRPO", fused, test)
-    if not agreed_exists(run.file("model")):
-        save(fused, run.file("model"))
+    run.made_once("model", lambda folder: save(fused, folder), of=["wrpo/model"])
     on_first(lambda: write_report(s, run, accuracy, counts, source_wins))
     return accuracy
 
@@ -374,12 +374,14 @@ def source_responses(
         return run.stage("responses.jsonl", lambda: rewarded(s, carried)), []
     out: list[Record] = []
     accuracy: list[dict[str, Any]] = []
-    run.sub("responses")
     for source in s.sources:
         name = stages.model_name(source)
         model = load_to_sample(model_path(source), s.sample.mesh_tensor, "--sample.mesh-tensor")
-        out += run.stage(f"responses/{name}.jsonl", lambda m=model, n=name: rewarded(s, sampled(s, run, m, n, prompts)))  # type: ignore[misc]
-        accuracy += judge(s, run, name, model, test)
+        out += run.stage(
+            f"responses/{name}.jsonl", lambda m=model, n=name: rewarded(s, sampled(s, run, m, n, prompts)),  # type: ignore[misc]
+            of=["prompts.jsonl"],
+        )  # fmt: skip
+        accuracy += judge(s, run, name, model, test, of=[])
     return out, accuracy
 
 
@@ -415,7 +417,7 @@ def train_sft(
     """Stage 6: supervised fine-tuning on the best source responses of the first part."""
     rows, drops = parse_rows(records, "sft", file=s.sft_data or "sft.jsonl", on_bad=s.on_bad)
     examples, cut = make_examples(rows, target.tokenizer, s.text)
-    counts["sft"] = drops + cut + Counter({"used": len(rows)})
+    counts["sft"] = drops + cut + Counter({"used": cut["documents"] or len(examples)})
     stages.check_enough(run, counts, len(examples), s.sft, "--sft")
     settings = dataclasses.replace(s.sft, seed=s.seed)
     packed = s.text.packing != "none"
@@ -438,7 +440,7 @@ def train_preference(
     text = dataclasses.replace(s.text, packing="none")
     examples, cut = make_examples(rows, model.tokenizer, text)
     validation, _ = make_examples(held, model.tokenizer, text) if held else ([], None)
-    counts[stage] = cut + Counter({"used": len(rows), "held out": len(held)})
+    counts[stage] = cut + Counter({"used": len(examples), "held out": len(validation)})
     stages.check_enough(run, counts, len(examples), s.preference, "--preference")
     settings = dataclasses.replace(s.preference, seed=s.seed)
     if isinstance(loss, WrpoSettings):
@@ -448,12 +450,15 @@ def train_preference(
     return stages.trained(run.sub(stage), model, compute_for(settings).mesh, lambda folder: optimise(
         model, examples, objective, settings, folder, needs_reference=needs_reference(loss.loss),
         validation=validation, names=lambda i: rows[i].name,
-    ))  # fmt: skip
+    ), leaf=stage == "dpo")  # fmt: skip
 
 
-def judge(s: Settings, run: RunFolder, name: str, model: Model, test: Sequence[Record]) -> list[dict[str, Any]]:
+def judge(
+    s: Settings, run: RunFolder, name: str, model: Model, test: Sequence[Record], of: Sequence[str] | None = None
+) -> list[dict[str, Any]]:
     """Accuracy of a model's greedy answers."""
-    return stages.judged(run, name, model, test, max_new_tokens=s.eval_new_tokens, verifier=verifier(s.accuracy))
+    how = {"max_new_tokens": s.eval_new_tokens, "verifier": verifier(s.accuracy)}
+    return stages.judged(run, name, model, test, of=of, **how)
 
 
 def write_report(

@@ -66,7 +66,13 @@ class Settings:
 
 
 def main(s: Settings) -> None:
-    run = open_run(s.work, to_json(s), resume=s.resume)
+    with open_run(s.work, to_json(s), resume=s.resume) as run:
+        raise_all(s, run)
+        run.finish()
+
+
+def raise_all(s: Settings, run: RunFolder) -> None:
+    """Raise, save and judge every model that is asked for."""
     out = Path(s.out)
     out.mkdir(parents=True, exist_ok=True)
     manifest_file = out / "manifest.json"
@@ -88,7 +94,6 @@ def main(s: Settings) -> None:
         }  # fmt: skip
     manifest |= {"seed": s.seed, "test_prompts_per_skill": s.test_prompts}
     write_json(manifest_file, manifest)
-    run.finish()
 
 
 def raise_model(spec: ZooSpec, s: Settings, run: RunFolder) -> Model:

@@ -8,10 +8,13 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from fusion_jax.files import replacing
+
 
 def save_figure(figure: Figure, path: Path) -> str:
     """Write a PNG and return the Markdown that shows it."""
-    figure.savefig(path, dpi=120, bbox_inches="tight")
+    with replacing(path, sync=False) as temporary:
+        figure.savefig(temporary, format="png", dpi=120, bbox_inches="tight")
     return f"![{path.stem}]({path.name})"
 
 

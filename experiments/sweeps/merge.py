@@ -38,7 +38,7 @@ from fusion_jax.sampling.generate import load_to_sample
 from fusion_jax.settings import bounded, to_json
 from fusion_jax.settings import run as run_experiment
 from fusion_jax.train.provenance import Ran, write_report
-from fusion_jax.train.run_folder import RunFolder, open_run
+from fusion_jax.train.run_folder import RunFolder, check_finished, open_run
 from fusion_jax.train.stages import judged
 from fusion_jax.zoo import model_path
 from fusion_jax.zoo.tasks import SKILLS, mixture
@@ -98,13 +98,13 @@ def main(s: Settings) -> None:
     if not s.runs:
         raise InputError("is missing", field="--runs", cure="Give one or more finished runs of experiments/fusechat.py")
     runs = [opened(Path(path)) for path in s.runs]
-    sweep = open_run(s.out, to_json(s), resume=s.resume)
-    lines: dict[str, dict[str, Any]] = {}
-    for number, run in enumerate(runs):
-        for label, line in measured(s, sweep.sub(f"run-{number}"), *run).items():
-            lines.setdefault(label, {**line, "accuracies": []})["accuracies"].append(line["accuracy"])
-    report(s, sweep, list(lines.values()))
-    sweep.finish()
+    with open_run(s.out, to_json(s), resume=s.resume) as sweep:
+        lines: dict[str, dict[str, Any]] = {}
+        for number, run in enumerate(runs):
+            for label, line in measured(s, sweep.sub(f"run-{number}"), *run).items():
+                lines.setdefault(label, {**line, "accuracies": []})["accuracies"].append(line["accuracy"])
+        report(s, sweep, list(lines.values()))
+        sweep.finish()
 
 
 def opened(path: Path) -> tuple[int, Path, list[Path]]:
@@ -115,6 +115,7 @@ def opened(path: Path) -> tuple[int, Path, list[Path]]:
     if not targets or not (run / "finished.json").exists():
         cure = "Finish experiments/fusechat.py with the arm `pairwise`; of a run of several seeds give seed-N"
         raise InputError("is no finished FuseChat run with pairwise targets", file=path, field="--runs", cure=cure)
+    check_finished(run, [target.relative_to(run).as_posix() for target in targets])
     config = read_json(run / "config.json", cure=RESTORE)
     seed = int(path.name.removeprefix("seed-")) if of_seed else int(config["seed"])
     return seed, model_path(config["pivot"]), targets
@@ -125,19 +126,23 @@ def measured(s: Settings, place: RunFolder, seed: int, pivot: Path, targets: lis
     test = prompts(s, seed)
     out: dict[str, dict[str, Any]] = {}
 
-    def judge(label: str, folder: Path, **line: Any) -> None:
+    def judge(label: str, folder: Path, *of: str, **line: Any) -> None:
         model = load_to_sample(folder)
-        rows = judged(place, label.replace(" ", "-"), model, test, max_new_tokens=s.eval_new_tokens)
+        rows = judged(place, label.replace(" ", "-"), model, test, of=of, max_new_tokens=s.eval_new_tokens)
         out[label] = {"merge": label, **line, "accuracy": next(r["accuracy"] for r in rows if r["skill"] == "all")}
 
     for target in targets:
         judge(target.name, target, method="target", models=1, value=None)
     for method, count, label, values in grid(s, len(targets)):
-        folder = place.sub("merged").file(label.replace(" ", "-"))
-        if not folder.exists():
-            merge(published_recipe(method, targets[:count], pivot, values, seed=seed), folder)
-        judge(label, folder, method=method, models=count, value=next(iter(values.values()), None))
+        name = f"merged/{label.replace(' ', '-')}"
+        recipe = published_recipe(method, targets[:count], pivot, values, seed=seed)
+        place.made_once(name, lambda folder, r=recipe: _merged(r, folder), of=[])  # type: ignore[misc]
+        judge(label, place.file(name), name, method=method, models=count, value=next(iter(values.values()), None))
     return out
+
+
+def _merged(recipe: dict[str, Any], folder: Path) -> None:
+    merge(recipe, folder)
 
 
 def prompts(s: Settings, seed: int) -> list[Record]:

@@ -31,7 +31,7 @@ def write_report(prepared: Prepared, records: Sequence[Record], folder: Path) ->
         f"**{result(records, len(recipe.models))}**",
         f"Computed with {', '.join(versions())}{_of_commit()}, on {devices()}. The recipe: merge.json.",
         f"{len(records)} tensors, {size:,} numbers, computed in {recipe.math_dtype}, seed {recipe.seed}.",
-        *_clashes(prepared), *map(_idle, idle_filters(recipe, prepared.plan.tensors)),
+        *_clashes(prepared), *_copies(prepared), *map(_idle, idle_filters(recipe, prepared.plan.tensors)),
         "## By kind of tensor", markdown_table(by_kind(records)), _legend(records),
         *(save_figure(figure, folder / f"{name}.png") for name, figure in figures(records).items()),
         "## Every tensor", markdown_table([row(r, r["name"]) for r in records]),
@@ -68,6 +68,20 @@ def _clashes(prepared: Prepared) -> list[str]:
         f"('{c.first[2]}', '{c.first[1]}' in the output). Set `tokenizer_source` if their rows matter."
         for c in prepared.clashes
     ]  # fmt: skip
+
+
+def _copies(prepared: Prepared) -> list[str]:
+    """Buffers: how many, where from, and those that hold other numbers in another model."""
+    if not prepared.copies:
+        return []
+    models = ", ".join(f"`{model}`" for model in dict.fromkeys(one.model for one in prepared.copies))
+    told = [f"**Buffers**: {len(prepared.copies)} tensors that are no weights are copied from {models}, not merged."]
+    differing = [one for one in prepared.copies if one.differing]
+    if differing:
+        first = differing[0]
+        others = ", ".join(f"`{model}`" for model in first.differing)
+        told.append(f"{len(differing)} of them hold other numbers elsewhere, first `{first.name}` in {others}.")
+    return [" ".join(told)]
 
 
 def _idle(pattern: str) -> str:

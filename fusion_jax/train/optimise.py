@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -34,7 +34,7 @@ from fusion_jax.settings import bounded, seeded
 from fusion_jax.sharding import data_ways, local_rows, make_mesh
 from fusion_jax.slices import compiler_options, compute_dtype
 from fusion_jax.train.batching import step_batch
-from fusion_jax.train.checkpoints import finishing, open_checkpoints, restore_state, save_state
+from fusion_jax.train.checkpoints import Checkpoints, finishing, restore_state, save_state
 from fusion_jax.train.reference import examples_fingerprint, with_reference
 from fusion_jax.train.run_folder import RunFolder, append_metrics, evaluated, truncate_metrics
 from fusion_jax.train.state import OptimizerSettings, Params, TrainState, init_state, make_optimizer
@@ -199,7 +199,7 @@ def optimise(
         names,
         model.params if in_step else None,
     )
-    checkpoints = open_checkpoints(run.file("checkpoints"))
+    checkpoints = Checkpoints(run)
     state = init_state(model.params, optimizer, compute.mesh)
     state = restore_state(checkpoints, state) or state
     with doing(f"training {run.path.name}"), preemption() as told_to_stop, finishing(checkpoints):
@@ -294,7 +294,7 @@ def _loop(
     work: _Work,
     settings: TrainSettings,
     run: RunFolder,
-    checkpoints: Any,
+    checkpoints: Checkpoints,
     told_to_stop: Callable[[], bool | jax.Array],
 ) -> TrainState:
     first, started, total, lap = int(state.step), time.monotonic(), work.total, run.clock("training")
@@ -309,6 +309,7 @@ def _loop(
             state, metrics = work.step(state, batch, work.reference)
             told = told_to_stop()
             upcoming = work.feed(step + 1)  # while the devices work
+            checkpoints.settle()
             if bool(state.halted):
                 _stop(state, step, indices, np.asarray(metrics["bad"]), checkpoints, run, work.names)
             if step % settings.log_every == 0 or step == total - 1:
@@ -405,7 +406,7 @@ def _stop(
     step: int,
     indices: np.ndarray,
     bad: np.ndarray,
-    checkpoints: Any,
+    checkpoints: Checkpoints,
     run: RunFolder,
     names: Callable[[int], str],
 ) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 from jax.sharding import Mesh
 
+from fusion_jax.align.parts import Stored
 from fusion_jax.data.batches import Example
 from fusion_jax.data.documents import Document
 from fusion_jax.data.jsonl import Record, read_jsonl
@@ -17,9 +18,10 @@ from fusion_jax.errors import InputError
 from fusion_jax.evals.accuracy import by_skill, evaluate, mean_interval, paired_difference
 from fusion_jax.evals.perplexity import surprise
 from fusion_jax.files import write_json
-from fusion_jax.hosts import agreed_exists, first_host, on_first
+from fusion_jax.hosts import first_host, on_first
 from fusion_jax.markdown import markdown_table, save_figure
 from fusion_jax.models.folder import Model, check_folder, load, save
+from fusion_jax.store.manifest import digest
 from fusion_jax.train.objectives import FusionSettings, fusion_objective
 from fusion_jax.train.optimise import TrainSettings, compute_for, optimise, step_count
 from fusion_jax.train.provenance import Ran, write_report
@@ -129,20 +131,39 @@ CURES = {
 }  # what a drop that is counted under this name calls for
 
 
-def trained(run: RunFolder, like: Model, mesh: Mesh | None, train: Callable[[RunFolder], Model]) -> Model:
-    """A training stage: its finished model read from the folder, or trained and saved there in float32."""
-    folder = run.file("model")
-    if not agreed_exists(folder):
-        save(train(run), folder, dtype="float32")
-    return dataclasses.replace(load(folder, mesh=mesh), file_dtype=like.file_dtype)
+def trained(
+    run: RunFolder,
+    like: Model,
+    mesh: Mesh | None,
+    train: Callable[[RunFolder], Model],
+    *,
+    of: Sequence[str] | None = None,
+    leaf: bool = False,
+) -> Model:
+    """A training stage: its finished model read from the folder, or trained and saved there in float32.
+
+    Args:
+      of, leaf: as in `RunFolder.made_once`.
+
+    Raises:
+      InputError: the finished model is not as it was written, or was made from something else.
+    """
+    run.made_once("model", lambda folder: save(train(run), folder, dtype="float32"), of=of, leaf=leaf)
+    return dataclasses.replace(load(run.file("model"), mesh=mesh), file_dtype=like.file_dtype)
 
 
-def judged(run: RunFolder, name: str, model: Model, test: Sequence[Record], **how: Any) -> list[dict[str, Any]]:
-    """Accuracy of a model's greedy answers on the test prompts, if there are any; `how` goes to `evaluate`."""
+def judged(
+    run: RunFolder, name: str, model: Model, test: Sequence[Record], *, of: Sequence[str] | None = None, **how: Any
+) -> list[dict[str, Any]]:
+    """Accuracy of a model's greedy answers on the test prompts, if there are any.
+
+    Args:
+      of: what the model was made from, as in `RunFolder.made_once`; how: goes to `evaluate`.
+    """
     if not test:
         return []
-    run.sub("answers")
-    return by_skill(name, run.stage(f"answers/{name}.jsonl", lambda: evaluate(name, model, test, **how)[1]))
+    answers = run.stage(f"answers/{name}.jsonl", lambda: evaluate(name, model, test, **how)[1], of=of, leaf=True)
+    return by_skill(name, answers)
 
 
 def accuracy_table(rows: Sequence[dict[str, Any]]) -> list[dict[str, str]]:
@@ -180,12 +201,15 @@ def measured(
 
 
 def trained_on_fused(
-    run: RunFolder, model: Model, examples: Sequence[Example], fusion: FusionSettings, settings: TrainSettings
+    run: RunFolder, model: Model, examples: Stored[Example], fusion: FusionSettings, settings: TrainSettings
 ) -> Model:
     """A model on fused examples, or the finished one where the arm was trained already."""
     objective = fusion_objective(fusion, step_count(len(examples), settings))
-    mesh = compute_for(settings).mesh
-    return trained(run, model, mesh, lambda folder: optimise(model, examples, objective, settings, folder))
+    mesh, made_of = compute_for(settings).mesh, digest(examples.made_of)
+    return trained(
+        run, model, mesh, lambda folder: optimise(model, examples, objective, settings, folder),
+        of=[f"fused examples={made_of}"],
+    )  # fmt: skip
 
 
 def reading_limit(folders: Mapping[str, Path], max_length: int, k: int) -> int:
@@ -268,6 +292,7 @@ def over_seeds(
         for name, measured in one(seed, run if count == 1 else run.sub(f"seed-{seed}")).items():
             for measure, value in measured.items():
                 seen.setdefault(name, {}).setdefault(measure, []).append(value)
+        run.manifests.leave(f"seed-{seed}")
     on_first(lambda: write_json(run.file(RESULTS), seen, sort=False))
     if count > 1:
         _report_seeds(run, title, ran, count, seen)

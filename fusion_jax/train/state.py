@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from fusion_jax.display import brief
 from fusion_jax.losses.schedules import learning_rate
 from fusion_jax.settings import bounded
 
@@ -23,6 +24,9 @@ class TrainState(NamedTuple):
     halted: Any
     params: Params
     opt_state: optax.OptState
+
+    def __repr__(self) -> str:
+        return brief(self)
 
 
 @dataclass(frozen=True)

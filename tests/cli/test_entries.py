@@ -15,6 +15,7 @@ from fusion_jax.data.jsonl import read_jsonl, write_jsonl
 from fusion_jax.errors import InputError
 from fusion_jax.models.folder import load, load_tokenizer, save
 from fusion_jax.settings import run as run_experiment
+from fusion_jax.train import run_folder
 from fusion_jax.train.run_folder import open_run
 from fusion_jax.zoo import model_path
 from fusion_jax.zoo.tasks import mixture
@@ -140,8 +141,11 @@ def test_test_prompts_that_are_trained_on_are_told(tmp_path):
 
 
 def test_a_wrong_path_leaves_the_folder_usable(tmp_path, monkeypatch, capsys, model):
-    """A run that made nothing, nested folders included, is started anew with the settings put right."""
+    """A run that made nothing leaves no folder; one that was killed before it made anything is started anew."""
     args = ["--model", str(model), "--out", str(tmp_path / "out"), "--train.batch-size", "4"]
+    fails(dpo, [*args, "--data", str(tmp_path / "none.jsonl")], capsys, "there is no such file")
+    assert not (tmp_path / "out").exists()
+    monkeypatch.setattr(run_folder, "remove_unused", lambda *killed: None)
     fails(dpo, [*args, "--data", str(tmp_path / "none.jsonl")], capsys, "there is no such file")
     (tmp_path / "out/stage").mkdir()
     (tmp_path / "out/stage/log.txt").write_text("begun")
