@@ -174,8 +174,8 @@ def main(s: Settings) -> None:
         if method not in METHODS:
             raise InputError(f"no merge method is called '{method}'", field="merges", cure=nearest(method, METHODS))
         read_recipe(recipe_of(s, method, [Path("a"), Path("b")], Path("pivot")), METHODS)  # its numbers are in range
-    check_models("pivot", s.pivot)
-    check_models("sources", *s.sources)
+    check_models("--pivot", s.pivot)
+    check_models("--sources", *s.sources)
     fits.check_training(s.train, "--train", *map(model_path, (s.pivot, *s.sources)))
     with open_run(s.out, to_json(s), resume=s.resume) as run:
         over_seeds(run, "FuseChat", Ran(__file__, s, PRESETS), s.seed, s.seeds, lambda seed, folder: fuse(

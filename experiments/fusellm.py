@@ -166,8 +166,8 @@ PRESETS = {
 def main(s: Settings) -> None:
     connect(s.hosts)
     check_names((s.target, *s.sources), tuple(arms_of(s, "")))
-    check_models("target", s.target)
-    check_models("sources", *s.sources)
+    check_models("--target", s.target)
+    check_models("--sources", *s.sources)
     if not s.sources:
         raise InputError("there is none", field="sources", cure="Give at least one model")
     models = (s.target, *s.sources)
