@@ -315,7 +315,7 @@ def _kept_file(file: Path, root: Path) -> bool:
     if file.is_dir() and not file.is_symlink():
         return False
     begun = file.parent.name == manifest.FOLDER or manifest.FOLDER in file.relative_to(root).parts
-    return not (begun or is_trace(file.name) or file.name in (CONFIG, LOG, REPORT))
+    return not (begun or is_trace(file.name) or file.name in (CONFIG, LOG, REPORT, TIMES))
 
 
 def _inputs(kept: dict[str, Any]) -> dict[str, str]:

@@ -32,6 +32,7 @@ os.environ |= {
 from experiments import dpo, fusechat, fusellm, merge, wrpo
 from fusion_jax.data.jsonl import write_jsonl
 from fusion_jax.markdown import markdown_table
+from fusion_jax.train.run_folder import TIMES
 from tests.small import attempt, pairs, small_folder
 
 COMPARED = {".jsonl", ".json", ".safetensors", ".npy", ".array_record"}
@@ -149,7 +150,7 @@ def compared(whole: Path, other: Path) -> tuple[int, list[str]]:
         out = {}
         for path in root.rglob("*"):
             inner = path.relative_to(root)
-            counts = path.suffix in COMPARED and not {"checkpoints", "manifests"} & set(inner.parts)
+            counts = path.suffix in COMPARED and not {"checkpoints", "manifests", TIMES} & set(inner.parts)
             settings = path.name == "config.json" and path.parent == root and (root / "manifests").exists()
             if counts and not settings:
                 out[inner.as_posix()] = path.read_bytes()
