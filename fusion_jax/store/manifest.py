@@ -147,7 +147,7 @@ class Manifests:
         """Say that a thing is going to be made, and remove what is there of it."""
         file, path = self.file(name), self.root / name
         file.parent.mkdir(parents=True, exist_ok=True)
-        write_json(file, {"format": FORMAT, "made": False})
+        write_json(file, {"format": FORMAT, "made": False}, sync=False)
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -125,18 +126,23 @@ def finishing(checkpoints: Checkpoints) -> Iterator[None]:
 
 @contextmanager
 def _quiet_threads() -> Iterator[None]:
-    """Orbax's threads raise a fault of the disk, and Orbax raises it again where it is waited for."""
-    before = threading.excepthook
+    """Orbax's threads raise a fault of the disk, and Orbax raises it again where it is waited for; writes that were
+    under way beside it then find their event loop closed."""
+    before, before_late = threading.excepthook, sys.unraisablehook
 
     def hook(args: threading.ExceptHookArgs) -> None:
         if args.exc_value is None or fault(args.exc_value) is None:
             before(args)
 
-    threading.excepthook = hook
+    def late(args: sys.UnraisableHookArgs) -> None:
+        if str(args.exc_value) != "Event loop is closed":
+            before_late(args)
+
+    threading.excepthook, sys.unraisablehook = hook, late
     try:
         yield
     finally:
-        threading.excepthook = before
+        threading.excepthook, sys.unraisablehook = before, before_late
 
 
 @contextmanager
