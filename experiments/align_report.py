@@ -45,10 +45,12 @@ from fusion_jax.errors import InputError
 from fusion_jax.files import write_json
 from fusion_jax.markdown import markdown_table, save_figure
 from fusion_jax.models.folder import tokenizer_of
+from fusion_jax.options import Files, Folder, ModelPath
+from fusion_jax.settings import bounded, to_json
 from fusion_jax.settings import run as run_experiment
-from fusion_jax.settings import to_json
+from fusion_jax.train.provenance import Ran, write_report
 from fusion_jax.train.report import shares_figure
-from fusion_jax.train.run_folder import open_run
+from fusion_jax.train.run_folder import RunFolder, open_run
 from fusion_jax.zoo import model_path
 from fusion_jax.zoo.tasks import corpus
 
@@ -58,33 +60,46 @@ Map = Literal["exact", "mined", "statistics"]
 
 @dataclass(frozen=True)
 class Settings:
-    """variant: the rules, of FuseLLM or of FuseChat's first or second version. map: the vocabulary map; statistics are
-    counted on these texts. maps: those whose images are told besides; mined ones of large vocabularies take minutes.
+    """Two tokenizers, texts, and the rules of alignment."""
 
-    pieces: what tokens are compared by, the bytes that they spell, or raw, as published, their strings. ms_weight: of
-    the statistics, "code" as published.
-    align: dp, the variant's edit distances, or byte_offsets, equal ends in the text.
-    hard: chat_v2's exact mode (with the exact map); one_to_many: the chat variants' rules for several source tokens.
-    both: also the other direction. max_length: tokens a window; max_texts: of a group, 0 for all; worst: tokens shown.
-    """
-
-    pivot: str = "zoo:target"
-    source: str = "zoo:gemma-source"
-    texts: tuple[str, ...] = ()
-    out: str = "runs/align_report"
+    pivot: ModelPath = "zoo:target"
+    """Tokenizer that receives: a folder, zoo:NAME, or a .model or .tiktoken file."""
+    source: ModelPath = "zoo:gemma-source"
+    """Tokenizer that gives, named alike."""
+    texts: Files = ()
+    """Files of texts, grouped by "language" or by file; without, the zoo's."""
+    out: Folder = "runs/align_report"
+    """Folder of the report, which is made."""
     resume: bool = False
+    """Write the report again where --out holds an unfinished one."""
     variant: Variant = "chat_v2"
+    """The rules: FuseLLM's, or those of FuseChat's first or second version."""
     map: Map = "statistics"
+    """The vocabulary map; statistics are counted on these texts."""
     maps: tuple[Map, ...] = ("exact", "mined", "statistics")
+    """Maps whose images are told besides; mined ones of large vocabularies take minutes."""
     pieces: Pieces = "bytes"
+    """What tokens are compared by: the bytes that they spell or, as published, their raw strings."""
     ms_weight: Weight = "inverse"
+    """How statistics weigh the pairs that were counted; code as published."""
     align: Method = "dp"
+    """Token alignment: the variant's edit distances (dp), or equal ends in the text (byte_offsets)."""
     hard: bool = False
+    """The exact mode of chat_v2, which takes the exact map."""
     one_to_many: bool = True
+    """Whether one pivot token can take its row from several source tokens (chat variants)."""
     both: bool = False
+    """Report the other direction, too."""
     max_length: int = 2048
+    """Tokens of a window of text."""
     max_texts: int = 0
+    """Texts of a group; 0: all."""
     worst: int = 15
+    """Tokens shown of those that fall back most."""
+
+    def __post_init__(self) -> None:
+        bounded(self, "max_length", least=1)
+        bounded(self, "max_texts", "worst", least=0)
 
 
 class Side(NamedTuple):
@@ -224,33 +239,46 @@ def check(s: Settings) -> None:
     """Settings that do not go together, told before anything is computed."""
     if s.hard and (s.variant != "chat_v2" or s.map != "exact"):
         raise InputError("goes with chat_v2 and the exact map only", field="--hard", cure="Leave it out")
-    least_of = {"--max-length": (s.max_length, 1), "--max-texts": (s.max_texts, 0), "--worst": (s.worst, 0)}
-    for name, (value, least) in least_of.items():
-        if value < least:
-            raise InputError(f"{value} is too small", field=name, cure=f"Give {least} or more")
 
 
 def main(s: Settings) -> None:
     check(s)
     pivot, source = side_of(s.pivot, "--pivot"), side_of(s.source, "--source")
     groups = read_groups(s.texts, s.max_texts)
-    run = open_run(s.out, to_json(s), resume=s.resume)
+    with open_run(s.out, to_json(s), resume=s.resume) as run:
+        report(s, run, pivot, source, groups)
+        run.finish()
+
+
+def report(s: Settings, run: RunFolder, pivot: Side, source: Side, groups: Groups) -> None:
+    """Measure both directions; report.md, its pictures, report.json."""
     parts, values = [], []
     for number, (ours, theirs) in enumerate([(pivot, source), (source, pivot)][: 1 + s.both]):
         title = f"{ours.name} \u2190 {theirs.name}"
         found, images = measure(s, ours, theirs, groups)
-        figure = shares_figure({g.group: g.rules for g in found.groups}, xlabel=f"share of pivot tokens, {title}")
+        bars = {g.group: g.rules for g in found.groups}
+        figure = shares_figure(bars, xlabel=f"share of pivot tokens, {title}", grey=("fallback", "empty"))
         picture = save_figure(figure, run.file("coverage_reversed.png" if number else "coverage.png"))
         parts.append(section(title, found, images, picture))
         values.append({"pivot": ours.name, "source": theirs.name, **as_json(found, images)})
         tables = "\n\n".join(map(markdown_table, (group_rows(found), image_rows(images))))
         run.console.print(f"{title}\n{tables}\n", soft_wrap=True, markup=False, highlight=False)
     how = f"Rules {s.variant}, map {s.map}, alignment {s.align}, pieces compared as {s.pieces}."
-    report = "\n\n".join(["# Coverage of a pair of tokenizers", ABOUT, how, *parts])
-    run.file("report.md").write_text(report + "\n", encoding="utf-8")
+    ran = Ran(__file__, s, {"tiny": Settings()})
+    write_report(run, "Coverage of a pair of tokenizers", result_of(values[0]), ran, [ABOUT, how, *parts])
     write_json(run.file("report.json"), {"settings": to_json(s), "directions": values})
     run.log(f"report: {run.file('report.md')}")
-    run.finish()
+
+
+def result_of(direction: dict[str, Any]) -> str:
+    """How much of the pivot gets a row of the source, in one sentence."""
+    group = direction["groups"][-1]
+    shares = group["rules"]
+    return (
+        f"{100 * group['taken']:.1f} % of the tokens of {direction['pivot']} get a row of {direction['source']} "
+        f"({100 * shares['exact']:.1f} % of the same token); {100 * shares['fallback']:.1f} % fall back to the next "
+        "token."
+    )
 
 
 def as_json(found: Coverage, images: Mapping[str, Images]) -> dict[str, Any]:

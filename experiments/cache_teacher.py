@@ -33,7 +33,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -50,6 +50,7 @@ from fusion_jax.errors import InputError
 from fusion_jax.hosts import HostSettings, join
 from fusion_jax.markdown import markdown_table
 from fusion_jax.models.folder import load, tokenizer_of
+from fusion_jax.options import File, Folder, ModelPath, Models
 from fusion_jax.plan.command import run as run_experiment
 from fusion_jax.plan.runs import Ask, Planned, teacher
 from fusion_jax.settings import bounded
@@ -60,26 +61,33 @@ from fusion_jax.zoo import model_path
 
 @dataclass(frozen=True)
 class Settings:
-    """model: a Hugging Face folder or zoo:NAME. k: entries kept of a position.
+    """A teacher, texts, and what is kept of its distributions."""
 
-    max_length: tokens of a window, EOS included, not more than the model reads; longer texts are split into windows.
-    windows_for: models whose tokenizers shall not need more than max_length tokens for a window either.
-    batch_size: texts at once, on a host with mesh "local", on all hosts with "global"; more where the devices need it.
-    part_size: texts of a file, which is lost by a kill and shared out between hosts: where they are many and texts few,
-      give less. A store keeps the size that it was begun with.
-    verify: how many rows are scored again, 0: none. bits_per_byte in the table makes tokenizers comparable.
-    """
+    basic: ClassVar = (
+        "texts", "model", "out", "k", "max_length", "batch_size", "part_size", "windows_for", "verify", "mesh",
+        "hosts.coordinator", "hosts.count", "hosts.index",
+    )  # fmt: skip
 
-    texts: str = ""
-    model: str = "zoo:gemma-source"
-    out: str = "runs/teacher"
+    texts: File = ""
+    """JSON lines with "text", or a .txt or .md file with one text a line."""
+    model: ModelPath = "zoo:gemma-source"
+    """The teacher: a Hugging Face folder, or zoo:NAME."""
+    out: Folder = "runs/teacher"
+    """Folder of the store; the same command goes on at its missing parts."""
     k: int = 10
+    """Entries that are kept of every position."""
     max_length: int = 2048
-    windows_for: tuple[str, ...] = ()
+    """Tokens of a window, EOS included, at most what the model reads; longer texts are split into windows."""
+    windows_for: Models = ()
+    """Models whose tokenizers shall not need more than max_length tokens for a window either."""
     batch_size: int = 8
+    """Texts at once, on a host with mesh local, on all hosts with global; more where the devices need it."""
     part_size: int = StoreIdentity.part_size
+    """Texts of a file, which a kill loses and hosts share out; a store keeps the size that it was begun with."""
     verify: int = 16
+    """Rows that are scored again and compared at the end; 0: none."""
     mesh: Literal["local", "global"] = "local"
+    """Each host holds the whole teacher (local), or all hosts hold it together (global)."""
     hosts: HostSettings = HostSettings()
 
     def __post_init__(self) -> None:

@@ -1,7 +1,7 @@
 """Pairwise preference losses: DPO, length-normalised DPO, IPO (sum or mean), SimPO, hinge.
 
     python experiments/dpo.py --data pairs.jsonl                           # a miniature target, a CPU
-    python experiments/dpo.py --preset llama3-8b --model FOLDER --data pairs.jsonl --loss.loss simpo \
+    python experiments/dpo.py --preset llama3-8b --model FOLDER --data pairs.jsonl --loss.loss simpo \\
         --loss.beta 10 --loss.gamma 1.0 --train.optimizer.learning-rate 6e-7 --out runs/simpo
 
 Data: {"prompt", "chosen", "rejected"} with texts or messages, or quadruples (the target's own two responses are
@@ -15,6 +15,7 @@ import sys
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -28,6 +29,7 @@ from fusion_jax.files import write_json
 from fusion_jax.hosts import HostSettings, connect, on_first
 from fusion_jax.markdown import markdown_table, save_figure
 from fusion_jax.models.folder import Model, load, save
+from fusion_jax.options import File, Folder, ModelPath
 from fusion_jax.plan.command import run as run_experiment
 from fusion_jax.plan.runs import Ask, Planned, training
 from fusion_jax.rewards import select
@@ -38,6 +40,8 @@ from fusion_jax.settings import bounded, to_json
 from fusion_jax.train import fits, stages
 from fusion_jax.train.objectives import PairSettings, needs_reference, pair_objective
 from fusion_jax.train.optimise import TrainSettings, compute_for, optimise
+from fusion_jax.train.provenance import Ran, loss_sentence
+from fusion_jax.train.provenance import write_report as write_page
 from fusion_jax.train.report import curves, training_figure
 from fusion_jax.train.run_folder import RESULTS, RunFolder, open_run
 from fusion_jax.train.state import OptimizerSettings
@@ -47,15 +51,27 @@ from fusion_jax.zoo.tasks import SKILLS, mixture
 
 @dataclass(frozen=True)
 class Settings:
-    """model: a Hugging Face folder or zoo:NAME. data: pairs (see above)."""
+    """A model and pairs to train it on."""
 
-    out: str = "runs/dpo"
+    basic: ClassVar = (
+        "model", "data", "out", "resume", "loss.loss", "loss.beta", "train.epochs", "train.batch_size",
+        "train.micro_batches", "train.optimizer.learning_rate", "train.seed", "text.tokens.max_length", "held_out",
+        "on_bad",
+    )  # fmt: skip
+
+    out: Folder = "runs/dpo"
+    """Folder of the run, which is made; it holds all stages, report.md and the model."""
     resume: bool = False
+    """Continue the run that --out holds, if there is one: the same command with --resume can always be repeated."""
     hosts: HostSettings = HostSettings()
-    model: str = "zoo:target"
-    data: str = ""
+    model: ModelPath = "zoo:target"
+    """Model to train: a Hugging Face folder, or zoo:NAME."""
+    data: File = ""
+    """Pairs (prompt, chosen, rejected) or quadruples; without, the model's own samples on the zoo's problems."""
     on_bad: OnBad = "error"
+    """What a broken record does: stop the run, or be left out and counted."""
     held_out: float = 0.1
+    """Share of the pairs that is kept for evaluation."""
     loss: PairSettings = PairSettings()
     text: TextSettings = TextSettings()
     train: TrainSettings = TrainSettings()
@@ -64,7 +80,7 @@ class Settings:
         bounded(self, "held_out", least=0, below=1)
 
 
-PAIR_TOKENS = TokeniseSettings(bos="if_missing")
+PAIR_TOKENS = TokeniseSettings(bos="if_missing", truncation="official")
 PRESETS = {
     "tiny": Settings(
         loss=PairSettings(beta=0.1),
@@ -80,7 +96,13 @@ PRESETS = {
 
 def main(s: Settings) -> None:
     connect(s.hosts)
-    run = open_run(s.out, to_json(s), resume=s.resume)
+    with open_run(s.out, to_json(s), resume=s.resume) as run:
+        tune(s, run)
+        run.finish()
+
+
+def tune(s: Settings, run: RunFolder) -> None:
+    """Pairs, training on them, model and report."""
     folder = model_path(s.model, "--model")
     fits.check_training(s.train, "--train", folder)
     fits.check_length(folder, s.text.tokens.max_length, "--text.tokens.max-length")
@@ -96,19 +118,24 @@ def main(s: Settings) -> None:
         model, examples, pair_objective(s.loss), s.train, run, needs_reference=needs_reference(s.loss.loss),
         validation=validation, names=lambda i: rows[i].name,
     )  # fmt: skip
-    save(better, run.file("model"), overwrite=True)
-    found = drops + counts + Counter({"pairs trained on": len(rows), "pairs held out": len(held_rows)})
-    on_first(lambda: write_report(run, s.loss.loss, found))
-    run.finish()
+    run.made_once("model", lambda folder: save(better, folder))
+    found = drops + counts + Counter({"pairs trained on": len(examples), "pairs held out": len(validation)})
+    on_first(lambda: write_report(s, run, found))
 
 
-def write_report(run: RunFolder, loss: str, found: Counter[str]) -> None:
+def write_report(s: Settings, run: RunFolder, found: Counter[str]) -> None:
     """report.md with the curves, results.json with their ends."""
+    loss = s.loss.loss
     final = curves(run.path, ["loss", "eval_loss", "eval_rewards/margins", "eval_rewards/accuracies"])
     write_json(run.file(RESULTS), {loss: {name: [values[-1]] for name, (_, values) in final.items()}}, sort=False)
     table = markdown_table([{"what": k, "count": v} for k, v in found.items()])
     picture = save_figure(training_figure({loss: run.path}), run.file("training.png"))
-    run.file("report.md").write_text(f"# {loss}\n\n{picture}\n\n{table}\n", encoding="utf-8")
+    ranked = final.get("eval_rewards/accuracies")
+    result = loss_sentence(final, found["pairs trained on"])
+    if ranked:
+        share, count = 100 * ranked[1][-1], found["pairs held out"]
+        result = f"After {loss} training, {share:.1f} % of {count} held-out pairs are ranked rightly."
+    write_page(run, loss, result, Ran(__file__, s, PRESETS), [picture, table])
     run.log(f"model: {run.file('model')}")
 
 

@@ -3,7 +3,7 @@
     python experiments/fusechat.py                                            # built-in miniatures, a CPU
     python experiments/fusechat.py --arms SFT pairwise KD Multi --seeds 5     # with the baselines
     python experiments/fusechat.py --merges linear slerp task_arithmetic ties dare_linear varm sce
-    python experiments/fusechat.py --preset openchat-7b --pivot OPENCHAT-3.5-7B \
+    python experiments/fusechat.py --preset openchat-7b --pivot OPENCHAT-3.5-7B \\
         --sources INTERNLM2-CHAT-20B QWEN1.5-CHAT-72B --chats mixture.jsonl --out runs/a
 
 Hardware and time: `tiny` 2 CPU cores, about 2 minutes, 2 GB; `openchat-7b` is for a TPU slice (not timed yet).
@@ -24,7 +24,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -36,22 +36,25 @@ from fusion_jax.data.jsonl import Record
 from fusion_jax.data.loaders import load_records
 from fusion_jax.data.records import OnBad, Row, parse_prompts, parse_rows
 from fusion_jax.errors import InputError
-from fusion_jax.hosts import HostSettings, agreed_exists, connect, on_first
+from fusion_jax.failures import doing
+from fusion_jax.hosts import HostSettings, connect, on_first
 from fusion_jax.merge.arithmetic import MathDtype
 from fusion_jax.merge.executor import merge
-from fusion_jax.merge.methods import METHODS
+from fusion_jax.merge.methods import METHODS, MethodName
 from fusion_jax.merge.parameters import nearest
 from fusion_jax.merge.published import published_recipe
 from fusion_jax.merge.recipe import read_recipe
 from fusion_jax.models.folder import Model, load, save, tokenizer_of
+from fusion_jax.options import File, Folder, ModelPath, Models
 from fusion_jax.plan.command import run as run_experiment
 from fusion_jax.plan.runs import Ask, Planned, merging, teacher, training
-from fusion_jax.settings import bounded, to_json
+from fusion_jax.settings import bounded, seeded, to_json
 from fusion_jax.train import fits
 from fusion_jax.train.fusion import fused_examples, fusion_rows
 from fusion_jax.train.objectives import FusionSettings
 from fusion_jax.train.opinions import AlignSettings, Reading, own_opinions, read_documents, source_opinions
 from fusion_jax.train.optimise import TrainSettings, compute_for
+from fusion_jax.train.provenance import Ran, measures_sentence
 from fusion_jax.train.run_folder import RunFolder, open_run
 from fusion_jax.train.stages import (
     check_arms,
@@ -74,45 +77,62 @@ Arm = Literal["SFT", "pairwise", "KD", "Multi"]
 
 @dataclass(frozen=True)
 class Settings:
-    """pivot, sources: Hugging Face folders, or zoo:NAME. chats, held_out_chats: records as above; without, problems of
-    the zoo's skills with right answers. test_prompts: "prompt" and "answer".
+    """Chat models and chats."""
 
-    template: "own" reads every chat through each model's own template and aligns the answers; "pivot" gives all models
-    the pivot's, as published.
-    arms: SFT (no teacher), pairwise (pivot and one source, a target each), KD (one source without the pivot, a target
-    each), Multi (pivot and all sources at once).
-    merges: methods by which the pairwise targets are merged, see experiments/merge.py; those of two models take the
-    first two targets. topk, density, weight: their parameters where they have them; weight 0: 1 / number of targets
-    (1.5 times that for task_arithmetic), as published.
-    math_dtype: of the merge's arithmetic; bfloat16 is what published checkpoints were merged in.
-    max_length: chats that need more tokens in some tokenizer are left out and counted.
-    k: entries kept of every distribution. teacher_batch: chats at once while reading. seeds: repeat with so many.
-    """
+    basic: ClassVar = (
+        "pivot", "sources", "chats", "held_out_chats", "test_prompts", "arms", "merges", "out", "resume", "seed",
+        "seeds", "template", "max_length", "k", "teacher_batch", "fusion.weight", "train.epochs", "train.batch_size",
+        "train.micro_batches", "train.optimizer.learning_rate", "on_bad",
+    )  # fmt: skip
 
-    out: str = "runs/fusechat"
+    out: Folder = "runs/fusechat"
+    """Folder of the run, which is made; it holds all stages, report.md and the model."""
     resume: bool = False
+    """Continue the run that --out holds, if there is one: the same command with --resume can always be repeated."""
     hosts: HostSettings = HostSettings()
     seed: int = 42
+    """Decides the zoo's problems and the order of the examples."""
     seeds: int = 1
-    pivot: str = "zoo:target"
-    sources: tuple[str, ...] = ("zoo:llama-source", "zoo:qwen-source", "zoo:gemma-source")
-    chats: str = ""
-    held_out_chats: str = ""
-    test_prompts: str = ""
+    """Whole runs, with seed, seed + 1, ...; report.md then has means with intervals."""
+    pivot: ModelPath = "zoo:target"
+    """Model to improve: a Hugging Face folder, or zoo:NAME."""
+    sources: Models = ("zoo:llama-source", "zoo:qwen-source", "zoo:gemma-source")
+    """Models to learn from: folders, or zoo:NAME."""
+    chats: File = ""
+    """Conversations, messages, or prompts with responses; without, problems of the zoo's skills with right answers."""
+    held_out_chats: File = ""
+    """Chats on whose answers bits per byte are measured."""
+    test_prompts: File = ""
+    """Prompts with "answer", on which every model is judged."""
     on_bad: OnBad = "error"
+    """What a broken record does: stop the run, or be left out and counted."""
     template: Literal["own", "pivot"] = "own"
+    """Each model reads chats through its own template, or all through the pivot's, as published."""
     arms: tuple[Arm, ...] = ("SFT", "pairwise")
-    merges: tuple[str, ...] = ("sce",)
+    """What is trained: no teacher (SFT), pivot and one source, a target each (pairwise), one source without the pivot,
+    a target each (KD), pivot and all sources at once (Multi)."""
+    merges: tuple[MethodName, ...] = ("sce",)
+    """Methods by which the pairwise targets are merged; those for two models take the first two targets."""
     topk: float = 0.1
+    """Share of the positions that sce selects."""
     density: float = 0.6
+    """Share of each task vector that ties, dare, della and breadcrumbs keep."""
     weight: float = 0.0
+    """Weight of each task vector; 0: 1 / number of targets (1.5 times that for task_arithmetic), as published."""
     math_dtype: MathDtype = "float32"
+    """Numbers in which merges compute; bfloat16 is what published checkpoints were merged in."""
     chats_per_skill: int = 60
+    """The zoo's problems of each skill to train on."""
     test_per_skill: int = 60
+    """The zoo's problems of each skill to be judged on."""
     eval_new_tokens: int = 28
+    """Longest test answer, in tokens."""
     max_length: int = 2048
+    """Chats that need more tokens in some tokenizer are left out and counted."""
     k: int = 10
+    """Entries that are kept of every teacher's distribution."""
     teacher_batch: int = 8
+    """Chats at once while teachers read."""
     align: AlignSettings = AlignSettings()
     fusion: FusionSettings = FusionSettings()
     train: TrainSettings = TrainSettings()
@@ -120,7 +140,8 @@ class Settings:
     def __post_init__(self) -> None:
         bounded(self, "seeds", "chats_per_skill", "test_per_skill", "k", "teacher_batch", "eval_new_tokens", least=1)
         bounded(self, "max_length", least=2)
-        bounded(self, "topk", "density", above=0.0)
+        bounded(self, "topk", "density", above=0.0, most=1)
+        seeded(self, "seed")
         bounded(self, "weight", least=0.0)
 
 
@@ -156,11 +177,11 @@ def main(s: Settings) -> None:
     check_models("pivot", s.pivot)
     check_models("sources", *s.sources)
     fits.check_training(s.train, "--train", *map(model_path, (s.pivot, *s.sources)))
-    run = open_run(s.out, to_json(s), resume=s.resume)
-    over_seeds(run, "FuseChat", s.seed, s.seeds, lambda seed, folder: fuse(
-        replace(s, seed=seed, seeds=1), folder
-    ))  # fmt: skip
-    run.finish()
+    with open_run(s.out, to_json(s), resume=s.resume) as run:
+        over_seeds(run, "FuseChat", Ran(__file__, s, PRESETS), s.seed, s.seeds, lambda seed, folder: fuse(
+            replace(s, seed=seed, seeds=1), folder
+        ))  # fmt: skip
+        run.finish()
 
 
 def fuse(s: Settings, run: RunFolder) -> dict[str, dict[str, float]]:
@@ -193,10 +214,14 @@ def fuse(s: Settings, run: RunFolder) -> dict[str, dict[str, float]]:
     def read(name: str) -> Reading:  # the model is let go with the call
         model = load(folders[name], mesh=compute.mesh)
         measures[name] = measure(name, model, name)
-        return read_documents(
-            run.sub("teachers").file(name), name, model, documents[name], k=s.k, max_length=limit, compute=compute,
-            batch_size=s.teacher_batch, progress=run.progress,
-        )  # fmt: skip
+        lap = run.clock(f"reading {name}")
+        with doing(f"reading {name}"):
+            found = read_documents(
+                run.sub("teachers").file(name), name, model, documents[name], k=s.k, max_length=limit, compute=compute,
+                batch_size=s.teacher_batch, progress=run.progress,
+            )  # fmt: skip
+        lap()
+        return found
 
     readings = {name: read(name) for name in folders}
     pivot = readings[pivot_name]
@@ -217,15 +242,18 @@ def fuse(s: Settings, run: RunFolder) -> dict[str, dict[str, float]]:
         examples = fused_examples(place.file("examples"), rows, fusion, mask="labels")
         fused = trained_on_fused(place, start, examples, fusion, train)
         measures[arm] = measure(arm, fused)
-        if not agreed_exists(run.sub("targets").file(arm)):
-            save(fused, run.sub("targets").file(arm))
-    targets = [run.sub("targets").file(arm) for arm in arms_of(s) if arm.startswith("with-")]
+        run.made_once(f"targets/{arm}", lambda folder, m=fused: save(m, folder), of=[f"arms/{arm}/model"])  # type: ignore[misc]
+    taught = [arm for arm in arms_of(s) if arm.startswith("with-")]
+    targets = [run.file(f"targets/{arm}") for arm in taught]
     for method in s.merges if len(targets) > 1 else ():
-        folder = run.sub("merged").file(method)
-        if not agreed_exists(folder):
-            on_first(lambda m=method, f=folder: merge(recipe_of(s, m, targets, folders[pivot.name]), f))  # type: ignore[misc]
+        lap = run.clock(f"merging by {method}")
+        folder, recipe = run.file(f"merged/{method}"), recipe_of(s, method, targets, folders[pivot.name])
+        sources = [f"targets/{arm}" for arm in taught]
+        run.made_once(f"merged/{method}", lambda f, r=recipe: on_first(lambda: merge(r, f)), of=sources)  # type: ignore[misc]
+        lap()
         measures[f"merged by {method}"] = measure(f"merged-{method}", load(folder, mesh=compute.mesh))
-    on_first(lambda: fusion_report(run, "FuseChat", measures, coverage, counts))
+    result = measures_sentence(measures, list(measures)[-1], model_name(s.pivot), "SFT")
+    on_first(lambda: fusion_report(run, "FuseChat", Ran(__file__, s, PRESETS), result, measures, coverage, counts))
     return measures
 
 
@@ -262,7 +290,7 @@ def as_read(
         kept &= np.asarray([n <= limit for n in token_counts(reader, documents[name])], bool)
     counts["longer than max_length in some tokenizer"] = int((~kept).sum())
     if not kept.any():
-        raise InputError(f"all are longer than {limit} tokens", file=s.chats, field="max_length", cure="Raise it")
+        raise InputError(f"all are longer than {limit} tokens", file=s.chats, field="--max-length", cure="Raise it")
     return {name: [d for d, keep in zip(some, kept, strict=True) if keep] for name, some in documents.items()}
 
 

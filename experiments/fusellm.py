@@ -2,7 +2,7 @@
 
     python experiments/fusellm.py                                                # built-in miniatures, a CPU
     python experiments/fusellm.py --arms CLM KD EM MinED MS AvgCE --seeds 5      # the ablations
-    python experiments/fusellm.py --preset llama2-7b --target LLAMA-2-7B --sources OPENLLAMA-7B-V2 MPT-7B \
+    python experiments/fusellm.py --preset llama2-7b --target LLAMA-2-7B --sources OPENLLAMA-7B-V2 MPT-7B \\
         --texts minipile.jsonl --held-out-texts valid.jsonl --out runs/a
 
 Hardware and time: `tiny` 2 CPU cores, about 3 minutes, 2 GB; `llama2-7b` is for a TPU slice (not timed yet).
@@ -22,7 +22,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -32,16 +32,19 @@ from fusion_jax.data.loaders import load_records, load_texts
 from fusion_jax.data.records import parse_prompts
 from fusion_jax.data.windows import split_windows
 from fusion_jax.errors import InputError
-from fusion_jax.hosts import HostSettings, agreed_exists, connect, on_first
+from fusion_jax.failures import doing
+from fusion_jax.hosts import HostSettings, connect, on_first
 from fusion_jax.models.folder import Model, load, save, tokenizer_of
+from fusion_jax.options import File, Folder, ModelPath, Models
 from fusion_jax.plan.command import run as run_experiment
 from fusion_jax.plan.runs import Ask, Planned, teacher, training
-from fusion_jax.settings import bounded, to_json
+from fusion_jax.settings import bounded, seeded, to_json
 from fusion_jax.train import fits
 from fusion_jax.train.fusion import fused_examples, fusion_rows, packed
 from fusion_jax.train.objectives import FusionSettings, sft_objective
 from fusion_jax.train.opinions import AlignSettings, Reading, own_opinions, read_documents, source_opinions
 from fusion_jax.train.optimise import TrainSettings, compute_for, optimise
+from fusion_jax.train.provenance import Ran, measures_sentence
 from fusion_jax.train.run_folder import RunFolder, open_run
 from fusion_jax.train.stages import (
     check_arms,
@@ -61,42 +64,64 @@ from fusion_jax.zoo import model_path
 from fusion_jax.zoo.specs import SPECS
 from fusion_jax.zoo.tasks import SKILLS, documents, mixture
 
+Arm = Literal[
+    "CLM", "KD", "FuseLLM", "EM", "MinED", "MS", "MinCE", "AvgCE", "per-token", "bits-per-byte", "tail-bucket",
+    "no-pivot", "byte-offsets", "fusellm-rules", "raw-pieces", "input-fallback",
+]  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Settings:
-    """target, sources: Hugging Face folders, or zoo:NAME. texts, held_out_texts: JSON lines with "text", or plain
-    lines; without, problems of the zoo's skills with their answers. test_prompts: "prompt" and "answer", asked as text.
+    """Base models and texts."""
 
-    arms: what is trained, the last one becomes model/: CLM (no teacher), KD (the source that knows the texts best,
-    alone), FuseLLM (as `align` and `fusion` say), and FuseLLM with one thing changed: see `arms_of`.
-    practice, target_practice: problems that a zoo source and the zoo's target, which know only chats, read as plain
-    text before anything else; 0: models as they are.
-    k: entries kept of every distribution. packing: "none", or blocks of max_length tokens, "official" with attention
-    across documents, "reset" without. window: tokens at which texts are cut, 0 for all but one of max_length.
-    teacher_batch: texts at once while reading. seeds: repeat with so many.
-    """
+    basic: ClassVar = (
+        "target", "sources", "texts", "held_out_texts", "test_prompts", "arms", "out", "resume", "seed", "seeds",
+        "max_length", "k", "packing", "teacher_batch", "align.vocabulary", "fusion.weight", "fusion.function",
+        "train.epochs", "train.batch_size", "train.micro_batches", "train.optimizer.learning_rate",
+    )  # fmt: skip
 
-    out: str = "runs/fusellm"
+    out: Folder = "runs/fusellm"
+    """Folder of the run, which is made; it holds all stages, report.md and the model."""
     resume: bool = False
+    """Continue the run that --out holds, if there is one: the same command with --resume can always be repeated."""
     hosts: HostSettings = HostSettings()
     seed: int = 42
+    """Decides the zoo's problems and the order of the examples."""
     seeds: int = 1
-    target: str = "zoo:target"
-    sources: tuple[str, ...] = ("zoo:llama-source", "zoo:qwen-source", "zoo:gemma-source")
-    texts: str = ""
-    held_out_texts: str = ""
-    test_prompts: str = ""
-    arms: tuple[str, ...] = ("CLM", "FuseLLM")
+    """Whole runs, with seed, seed + 1, ...; report.md then has means with intervals."""
+    target: ModelPath = "zoo:target"
+    """Model to improve: a Hugging Face folder, or zoo:NAME."""
+    sources: Models = ("zoo:llama-source", "zoo:qwen-source", "zoo:gemma-source")
+    """Models to learn from: folders, or zoo:NAME."""
+    texts: File = ""
+    """JSON lines with "text", or plain lines; without, problems of the zoo's skills with their answers."""
+    held_out_texts: File = ""
+    """Texts on which bits per byte are measured."""
+    test_prompts: File = ""
+    """Prompts with "answer", asked as plain text."""
+    arms: tuple[Arm, ...] = ("CLM", "FuseLLM")
+    """What is trained, the last one becomes model/: no teacher (CLM), the source that knows the texts best alone (KD),
+    FuseLLM as `align` and `fusion` say, or FuseLLM with one thing changed."""
     practice: int = 0
+    """Problems that a zoo source, which knows only chats, first reads as plain text; 0: models as they are."""
     target_practice: int = 0
+    """The same for the zoo's target."""
     eval_new_tokens: int = 28
+    """Longest test answer, in tokens."""
     texts_per_skill: int = 120
+    """The zoo's problems of each skill to train on."""
     test_per_skill: int = 60
+    """The zoo's problems of each skill to be judged on."""
     max_length: int = 2048
+    """Tokens of a text that models read; longer texts are cut."""
     window: int = 0
+    """Tokens at which texts are cut; 0: max_length but one."""
     k: int = 10
+    """Entries that are kept of every teacher's distribution."""
     packing: Literal["none", "official", "reset"] = "none"
+    """A text a row (none), or blocks of max_length tokens with attention across texts (official) or not (reset)."""
     teacher_batch: int = 8
+    """Texts at once while teachers read."""
     align: AlignSettings = AlignSettings(vocabulary="mined")
     fusion: FusionSettings = FusionSettings()
     train: TrainSettings = TrainSettings()
@@ -106,6 +131,7 @@ class Settings:
         bounded(self, "seeds", "texts_per_skill", "test_per_skill", "k", "teacher_batch", "eval_new_tokens", least=1)
         bounded(self, "practice", "target_practice", "window", least=0)
         bounded(self, "max_length", least=2)
+        seeded(self, "seed")
 
 
 TINY = TrainSettings(
@@ -150,12 +176,12 @@ def main(s: Settings) -> None:
         fits.check_training(s.practise, "--practise", *practising)
     for folder in map(model_path, models):
         fits.check_prompts(folder, test_prompts(s), s.eval_new_tokens, "--eval-new-tokens", chat=False)
-    run = open_run(s.out, to_json(s), resume=s.resume)
-    folders = base_models(s, run.sub("base"))
-    over_seeds(run, "FuseLLM", s.seed, s.seeds, lambda seed, folder: fuse(
-        replace(s, seed=seed, seeds=1), folder, folders
-    ))  # fmt: skip
-    run.finish()
+    with open_run(s.out, to_json(s), resume=s.resume) as run:
+        folders = base_models(s, run.sub("base"))
+        over_seeds(run, "FuseLLM", Ran(__file__, s, PRESETS), s.seed, s.seeds, lambda seed, folder: fuse(
+            replace(s, seed=seed, seeds=1), folder, folders
+        ))  # fmt: skip
+        run.finish()
 
 
 def fuse(s: Settings, run: RunFolder, folders: dict[str, Path]) -> dict[str, dict[str, float]]:
@@ -181,10 +207,14 @@ def fuse(s: Settings, run: RunFolder, folders: dict[str, Path]) -> dict[str, dic
     def read(name: str) -> Reading:  # the model is let go with the call
         model = load(folders[name], mesh=compute.mesh)
         measures[name] = measure(name, model)
-        return read_documents(
-            run.sub("teachers").file(name), name, model, docs, k=s.k, max_length=limit, compute=compute,
-            batch_size=s.teacher_batch, progress=run.progress,
-        )  # fmt: skip
+        lap = run.clock(f"reading {name}")
+        with doing(f"reading {name}"):
+            found = read_documents(
+                run.sub("teachers").file(name), name, model, docs, k=s.k, max_length=limit, compute=compute,
+                batch_size=s.teacher_batch, progress=run.progress,
+            )  # fmt: skip
+        lap()
+        return found
 
     pivot, *sources = map(read, folders)
     target = load(folders[pivot.name], mesh=compute.mesh)
@@ -204,9 +234,9 @@ def fuse(s: Settings, run: RunFolder, folders: dict[str, Path]) -> dict[str, dic
         examples = fused_examples(place.file("examples"), rows, fusion, mask="all", reset=reset)
         fused = trained_on_fused(place, target, examples, fusion, train)
         measures[arm] = measure(arm, fused)
-    if not agreed_exists(run.file("model")):
-        save(fused, run.file("model"))
-    on_first(lambda: fusion_report(run, "FuseLLM", measures, coverage, counts))
+    run.made_once("model", lambda folder: save(fused, folder), of=[f"arms/{arm}/model"])
+    result = measures_sentence(measures, list(measures)[-1], model_name(s.target), "CLM")
+    on_first(lambda: fusion_report(run, "FuseLLM", Ran(__file__, s, PRESETS), result, measures, coverage, counts))
     return measures
 
 
@@ -232,7 +262,7 @@ def arms_of(s: Settings, best: str) -> dict[str, tuple[AlignSettings, FusionSett
         "raw-pieces": (replace(align, pieces="raw"), fusion, every),
         "input-fallback": (replace(align, fallback="input"), fusion, every),
     }
-    check_arms(s.arms, known)
+    check_arms(s.arms, get_args(Arm))
     return {name: known[name] for name in s.arms}
 
 
@@ -256,7 +286,7 @@ def base_models(s: Settings, run: RunFolder) -> dict[str, Path]:
             encoded = encode_documents(model.tokenizer, text_documents(texts), max_length=limit)
             trained(run.sub(name), model, mesh, lambda f, m=model, e=plain_examples(encoded): optimise(  # type: ignore[misc]
                 m, e, sft_objective(), s.practise, f
-            ))  # fmt: skip
+            ), of=[])  # fmt: skip
             folder = run.sub(name).file("model")
         out[name] = folder
     return out

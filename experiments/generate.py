@@ -1,7 +1,7 @@
 """Prompts in, text out.
 
     python experiments/generate.py --prompt "What is 12 + 30?" "Reverse a b c d e"
-    python experiments/generate.py --model FOLDER --prompts prompts.jsonl --out responses.jsonl --num-samples 5 \
+    python experiments/generate.py --model FOLDER --prompts prompts.jsonl --out responses.jsonl --num-samples 5 \\
         --temperature 0.8 --top-p 0.95
 
 Without --out the answers go to the screen; with it, to JSON lines in the form that experiments/wrpo.py --responses
@@ -22,34 +22,49 @@ from fusion_jax.data.jsonl import write_jsonl
 from fusion_jax.data.loaders import load_records
 from fusion_jax.data.records import parse_prompts
 from fusion_jax.errors import InputError
+from fusion_jax.options import File, FreeTexts, ModelPath
 from fusion_jax.plan.command import run as run_experiment
 from fusion_jax.plan.runs import Ask, Planned, generation
 from fusion_jax.sampling.generate import SampleSettings, load_to_sample
 from fusion_jax.sampling.responses import sample_responses
+from fusion_jax.settings import seeded
 from fusion_jax.zoo import model_path
 
 
 @dataclass(frozen=True)
 class Settings:
-    """model: a Hugging Face folder or zoo:NAME; name: what `source_model` says, by default the folder's.
+    """A model, prompts, and how answers are sampled."""
 
-    mesh_tensor: devices that the model is split over by heads, 0: as many as its key-value heads divide over; prompts
-    are shared out over the rest.
-    """
-
-    model: str = "zoo:target"
-    prompt: tuple[str, ...] = ()
-    prompts: str = ""
-    out: str = ""
+    model: ModelPath = "zoo:target"
+    """Model to ask: a Hugging Face folder, or zoo:NAME."""
+    prompt: FreeTexts = ()
+    """Prompts, each in quotes."""
+    prompts: File = ""
+    """A file of prompts: JSON lines with "prompt"."""
+    out: File = ""
+    """File for the answers, JSON lines; without, the screen."""
     name: str = ""
+    """What "source_model" says in the file; without, the folder's name."""
     num_samples: int = 1
+    """Answers to each prompt."""
     max_new_tokens: int = 64
+    """Longest answer, in tokens."""
     temperature: float = 0.0
+    """Temperature of sampling; 0 always takes the most probable token."""
     top_p: float = 1.0
+    """Share of the probability mass that is sampled from; 1: all."""
     top_k: int = 0
+    """How many of the most probable tokens are sampled from; 0: all."""
     seed: int = 0
+    """Decides the samples, where the temperature is not 0."""
     batch_size: int = 32
+    """Prompts at once, over all devices."""
     mesh_tensor: int = 0
+    """Devices over which the model's heads are split; 0: as many as its key-value heads divide over."""
+
+    def __post_init__(self) -> None:
+        seeded(self, "seed")
+        sampling(self)  # has the ranges of the rest
 
 
 def main(s: Settings) -> None:

@@ -31,11 +31,12 @@ from fusion_jax.errors import InputError
 from fusion_jax.models.config import DecoderConfig
 from fusion_jax.models.folder import Model, save
 from fusion_jax.models.parameters import init_params
+from fusion_jax.options import File, Folder
+from fusion_jax.settings import bounded, seeded, to_json
 from fusion_jax.settings import run as run_experiment
-from fusion_jax.settings import to_json
 from fusion_jax.train.objectives import sft_objective
 from fusion_jax.train.optimise import TrainSettings, optimise
-from fusion_jax.train.run_folder import open_run
+from fusion_jax.train.run_folder import RunFolder, open_run
 from fusion_jax.train.state import OptimizerSettings
 from fusion_jax.zoo.tokenizers import train_tokenizer
 
@@ -44,24 +45,42 @@ SOURCES = ("175b_verification", "175b_finetuning", "6b_verification", "6b_finetu
 
 @dataclass(frozen=True)
 class Settings:
-    """steps: of the target's SFT, batches of 16."""
+    """Files of GSM8K and how long the target is trained."""
 
-    solutions: str
-    train: str
-    out: str = "runs/gsm8k"
+    solutions: File
+    """Solutions of several models: records with "question", "ground_truth" and a field for each model."""
+    train: File
+    """Problems with answers: records with "question" and "answer"."""
+    out: Folder = "runs/gsm8k"
+    """Folder of the run, which is made."""
     resume: bool = False
+    """Continue the run that --out holds, if there is one."""
     vocab_size: int = 4096
+    """Entries of the target's tokenizer."""
     steps: int = 400
+    """Optimizer steps of the target's SFT, in batches of 16."""
     seed: int = 0
+    """Decides weights and order."""
+
+    def __post_init__(self) -> None:
+        bounded(self, "vocab_size", least=300)
+        bounded(self, "steps", least=1)
+        seeded(self, "seed")
 
 
 def main(s: Settings) -> None:
+    with open_run(s.out, to_json(s), resume=s.resume) as run:
+        make(s, run)
+        run.finish()
+
+
+def make(s: Settings, run: RunFolder) -> None:
+    """The responses, the test problems and the target."""
     solutions, lessons = load_records(s.solutions), load_records(s.train)
     responses, test = split(solutions, s.solutions)
     rows, _ = parse_rows(lessons, "sft", file=s.train)
     if len(rows) < 16:
         raise InputError(f"holds {len(rows)} lessons", file=s.train, cure="Give at least one batch of 16")
-    run = open_run(s.out, to_json(s), resume=s.resume)
     write_jsonl(run.file("responses.jsonl"), responses)
     write_jsonl(run.file("test.jsonl"), test)
     run.log(f"{len(responses)} responses, {len(test)} test problems")
@@ -73,15 +92,14 @@ def main(s: Settings) -> None:
         num_heads=6, num_kv_heads=6, head_dim=32, max_positions=512, tied_head=True, initializer_range=0.05,
     )  # fmt: skip
     target = Model(config, init_params(config, jax.random.key(s.seed)), tokenizer)
-    tokens = TokeniseSettings(max_length=256, max_prompt_length=128, eos="if_missing", truncation="fit")
+    tokens = TokeniseSettings(max_length=256, max_prompt_length=128, eos="if_missing")
     examples, _ = make_examples(rows, tokenizer, TextSettings(tokens=tokens))
     settings = TrainSettings(
         optimizer=OptimizerSettings(learning_rate=1e-3), batch_size=16, micro_batches=1, seed=s.seed, log_every=20,
         epochs=s.steps / (len(rows) // 16), remat="dots", checkpoint_every=100,
     )  # fmt: skip
     trained = optimise(target, examples, sft_objective(), settings, run.sub("sft"))
-    save(dataclasses.replace(trained, file_dtype="float32"), run.file("target"), overwrite=True)
-    run.finish()
+    run.made_once("target", lambda folder: save(dataclasses.replace(trained, file_dtype="float32"), folder))
 
 
 def split(solutions: list[Record], file: str) -> tuple[list[Record], list[Record]]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -26,6 +26,7 @@ from fusion_jax.data.loaders import load_records
 from fusion_jax.data.records import parse_rows
 from fusion_jax.errors import InputError
 from fusion_jax.models.folder import tokenizer_of
+from fusion_jax.options import File, ModelPath
 from fusion_jax.settings import bounded
 from fusion_jax.settings import run as run_experiment
 from fusion_jax.zoo import model_path
@@ -40,13 +41,20 @@ EXAMPLE = {
 
 @dataclass(frozen=True)
 class Settings:
-    """model: whose tokenizer and chat template; start, count: which usable records, the first is 0."""
+    """Records and the model that would read them."""
 
-    model: str = "zoo:target"
-    data: str = ""
+    basic: ClassVar = ("model", "data", "kind", "start", "count", "text.tokens.max_length", "text.packing")
+
+    model: ModelPath = "zoo:target"
+    """Whose tokenizer and chat template are used: a folder, or zoo:NAME."""
+    data: File = ""
+    """Records; without, an example of the zoo."""
     kind: Literal["quad", "pair", "sft"] = "quad"
+    """What a record is: a quadruple, a pair, or one for SFT."""
     start: int = 0
+    """Usable records that are passed over."""
     count: int = 3
+    """Records that are shown."""
     text: TextSettings = TextSettings()
 
     def __post_init__(self) -> None:

@@ -31,7 +31,6 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import jax
-import tyro
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
@@ -44,6 +43,7 @@ from fusion_jax.merge.methods import METHODS
 from fusion_jax.merge.plan import idle_filters
 from fusion_jax.merge.recipe import read_recipe
 from fusion_jax.merge.report import REPORT
+from fusion_jax.options import File, Folder, Positional
 from fusion_jax.plan.command import run as run_experiment
 from fusion_jax.plan.runs import Ask, Planned, merging
 from fusion_jax.settings import bounded
@@ -52,14 +52,18 @@ from fusion_jax.sharding import make_mesh
 
 @dataclass(frozen=True)
 class Settings:
-    """recipe: a YAML file. dry_run: print what would be done. shard_gb: size of an output file, what a kill loses at
-    most. devices: split every tensor over so many; -1: all that there are."""
+    """A recipe and where its result goes."""
 
-    recipe: tyro.conf.Positional[str] = ""
-    out: str = "runs/merged"
+    recipe: Positional[File] = ""
+    """A recipe in mergekit's YAML."""
+    out: Folder = "runs/merged"
+    """Folder of the merged model, which is made whole or not at all."""
     dry_run: bool = False
+    """Print what would be done, its memory and its time; write nothing."""
     shard_gb: float = 2.0
+    """Size of an output file: what a kill loses at most."""
     devices: int = -1
+    """Devices over which every tensor is split; -1: all that there are."""
 
     def __post_init__(self) -> None:
         bounded(self, "shard_gb", above=0.0)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -23,12 +24,15 @@ from fusion_jax.files import write_json
 from fusion_jax.hosts import HostSettings, connect, on_first
 from fusion_jax.markdown import markdown_table, save_figure
 from fusion_jax.models.folder import load, save
+from fusion_jax.options import File, Folder, ModelPath
 from fusion_jax.plan.command import run as run_experiment
 from fusion_jax.plan.runs import Ask, Planned, training
 from fusion_jax.settings import to_json
 from fusion_jax.train import fits, stages
 from fusion_jax.train.objectives import sft_objective
 from fusion_jax.train.optimise import TrainSettings, compute_for, optimise
+from fusion_jax.train.provenance import Ran, loss_sentence
+from fusion_jax.train.provenance import write_report as write_page
 from fusion_jax.train.report import curves, training_figure
 from fusion_jax.train.run_folder import RESULTS, RunFolder, open_run
 from fusion_jax.train.state import OptimizerSettings
@@ -38,14 +42,24 @@ from fusion_jax.zoo.tasks import SKILLS, mixture
 
 @dataclass(frozen=True)
 class Settings:
-    """model: a Hugging Face folder or zoo:NAME. data: records (see above); without, problems of the zoo's skills."""
+    """A model and records to fine-tune it on."""
 
-    out: str = "runs/sft"
+    basic: ClassVar = (
+        "model", "data", "out", "resume", "train.epochs", "train.batch_size", "train.micro_batches",
+        "train.optimizer.learning_rate", "train.seed", "text.tokens.max_length", "text.packing", "on_bad",
+    )  # fmt: skip
+
+    out: Folder = "runs/sft"
+    """Folder of the run, which is made; it holds all stages, report.md and the model."""
     resume: bool = False
+    """Continue the run that --out holds, if there is one: the same command with --resume can always be repeated."""
     hosts: HostSettings = HostSettings()
-    model: str = "zoo:target"
-    data: str = ""
+    model: ModelPath = "zoo:target"
+    """Model to train: a Hugging Face folder, or zoo:NAME."""
+    data: File = ""
+    """Records with a prompt and a response, or messages; without, problems of the zoo's skills."""
     on_bad: OnBad = "error"
+    """What a broken record does: stop the run, or be left out and counted."""
     text: TextSettings = TextSettings()
     train: TrainSettings = TrainSettings()
 
@@ -59,7 +73,7 @@ PRESETS = {
         text=TextSettings(tokens=TokeniseSettings(max_length=128, max_prompt_length=96, eos="if_missing")), train=TINY
     ),
     "llama3-8b": Settings(
-        text=TextSettings(packing="official"),
+        text=TextSettings(packing="official", tokens=TokeniseSettings(truncation="official")),
         train=TrainSettings(optimizer=OptimizerSettings(learning_rate=7e-6), micro_batches=2),
     ),
 }
@@ -67,7 +81,13 @@ PRESETS = {
 
 def main(s: Settings) -> None:
     connect(s.hosts)
-    run = open_run(s.out, to_json(s), resume=s.resume)
+    with open_run(s.out, to_json(s), resume=s.resume) as run:
+        tune(s, run)
+        run.finish()
+
+
+def tune(s: Settings, run: RunFolder) -> None:
+    """Fine-tune, save, report."""
     folder = model_path(s.model, "--model")
     fits.check_training(s.train, "--train", folder)
     fits.check_length(folder, s.text.tokens.max_length, "--text.tokens.max-length")
@@ -84,19 +104,20 @@ def main(s: Settings) -> None:
     better = optimise(
         model, examples, sft_objective(), s.train, run, names=lambda i: f"block {i}" if packed else rows[i].name
     )
-    save(better, run.file("model"), overwrite=True)
-    on_first(lambda: write_report(run, {"records used": len(rows), **drops, **+counts}))
-    run.finish()
+    run.made_once("model", lambda folder: save(better, folder))
+    used = counts["documents"] or len(examples)
+    on_first(lambda: write_report(s, run, {"records used": used, **drops, **+counts}))
 
 
-def write_report(run: RunFolder, counts: dict[str, int]) -> None:
+def write_report(s: Settings, run: RunFolder, counts: dict[str, int]) -> None:
     """report.md and results.json with the loss."""
-    final = {name: values[-1] for name, (_, values) in curves(run.path, ["loss"]).items()}
+    losses = curves(run.path, ["loss"])
+    final = {name: values[-1] for name, (_, values) in losses.items()}
     write_json(run.file(RESULTS), {"SFT": {name: [value] for name, value in final.items()}})
     found = {**counts, **{f"final {name}": f"{value:.4f}" for name, value in final.items()}}
     table = markdown_table([{"what": k, "value": v} for k, v in found.items()])
-    picture = save_figure(training_figure({"sft": run.path}), run.file("training.png"))
-    run.file("report.md").write_text(f"# SFT\n\n{picture}\n\n{table}\n", encoding="utf-8")
+    picture = save_figure(training_figure({"SFT": run.path}), run.file("training.png"))
+    write_page(run, "SFT", loss_sentence(losses, counts["records used"]), Ran(__file__, s, PRESETS), [picture, table])
     run.log(f"model: {run.file('model')}")
 
 

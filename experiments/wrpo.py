@@ -1,7 +1,7 @@
 """WRPO (arXiv 2412.03187): fuse several source models into a target through preferences over sampled text.
 
     python experiments/wrpo.py                                            # built-in miniatures, a CPU, minutes
-    python experiments/wrpo.py --preset llama3-8b --target META-LLAMA-3-8B-INSTRUCT \
+    python experiments/wrpo.py --preset llama3-8b --target META-LLAMA-3-8B-INSTRUCT \\
         --responses responses.jsonl --reward-model REWARD-MODEL --out runs/a    # ready source responses
     python experiments/wrpo.py --preset llama3-8b --target TARGET-SFT --quadruples quads.jsonl --out runs/b
 
@@ -23,7 +23,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -34,18 +34,19 @@ from fusion_jax.data.order import split_indices
 from fusion_jax.data.records import OnBad, Row, check_answers, parse_prompts, parse_responses, parse_rows
 from fusion_jax.data.tokenise import TokeniseSettings
 from fusion_jax.errors import InputError
-from fusion_jax.hosts import HostSettings, agreed_exists, connect, on_first
+from fusion_jax.hosts import HostSettings, connect, on_first
 from fusion_jax.markdown import markdown_table, save_figure
 from fusion_jax.models.folder import Model, load, save
+from fusion_jax.options import File, Folder, ModelPath, Models
 from fusion_jax.plan.command import run as run_experiment
 from fusion_jax.plan.requests import Start
 from fusion_jax.plan.runs import Ask, Planned, generation, training
 from fusion_jax.rewards import select
 from fusion_jax.rewards.reward_model import score_responses
-from fusion_jax.rewards.verifiers import verifier
+from fusion_jax.rewards.verifiers import VerifierName, verifier
 from fusion_jax.sampling.generate import SampleSettings, load_to_sample
 from fusion_jax.sampling.responses import sample_responses
-from fusion_jax.settings import bounded, to_json
+from fusion_jax.settings import bounded, seeded, to_json
 from fusion_jax.train import fits, stages
 from fusion_jax.train.objectives import (
     PairSettings,
@@ -56,6 +57,8 @@ from fusion_jax.train.objectives import (
     wrpo_objective,
 )  # fmt: skip
 from fusion_jax.train.optimise import TrainSettings, compute_for, optimise, step_count
+from fusion_jax.train.provenance import Ran, answers_sentence
+from fusion_jax.train.provenance import write_report as write_page
 from fusion_jax.train.report import accuracy_figure, training_figure
 from fusion_jax.train.run_folder import RunFolder, open_run
 from fusion_jax.train.state import OptimizerSettings
@@ -65,41 +68,65 @@ from fusion_jax.zoo.tasks import SKILLS, mixture
 
 @dataclass(frozen=True)
 class Settings:
-    """Where to enter: `responses` skips the sampling of the sources, `quadruples` everything before the last stage.
+    """Where to enter: `responses` skips the sampling of the sources, `quadruples` everything before the last stage."""
 
-    target, sources: Hugging Face folders, or zoo:NAME. prompts, test_prompts: JSON lines with "prompt" and, for a
-    verifier, "answer"; without, the zoo's. verifier: gives rewards unless there is a reward_model; accuracy: judges
-    test answers. sft_data: records for the SFT stage, needed to have one together with `quadruples`.
-    tolerance: best and worst response whose rewards are closer than this are a tie. held_out: share of the
-    quadruples kept for evaluation. seeds: repeat the whole run with so many seeds and report means with intervals.
-    """
+    basic: ClassVar = (
+        "target", "sources", "prompts", "test_prompts", "responses", "quadruples", "sft_data", "out", "resume", "seed",
+        "seeds", "reward_model", "verifier", "accuracy", "sample.num_samples", "text.tokens.max_length", "sft_share",
+        "sft.epochs", "sft.optimizer.learning_rate", "preference.epochs", "preference.batch_size",
+        "preference.optimizer.learning_rate", "wrpo.loss", "wrpo.beta", "wrpo.alpha", "baseline",
+    )  # fmt: skip
 
-    out: str = "runs/wrpo"
+    out: Folder = "runs/wrpo"
+    """Folder of the run, which is made; it holds all stages, report.md and the model."""
     resume: bool = False
+    """Continue the run that --out holds, if there is one: the same command with --resume can always be repeated."""
     hosts: HostSettings = HostSettings()
     seed: int = 42
+    """Decides the zoo's problems, the samples, the split and the order of the examples."""
     seeds: int = 1
-    target: str = "zoo:target"
-    sources: tuple[str, ...] = ("zoo:llama-source", "zoo:qwen-source", "zoo:gemma-source")
-    prompts: str = ""
-    test_prompts: str = ""
-    responses: str = ""
-    quadruples: str = ""
-    sft_data: str = ""
+    """Whole runs, with seed, seed + 1, ...; report.md then has means with intervals."""
+    target: ModelPath = "zoo:target"
+    """Model to improve: a Hugging Face folder, or zoo:NAME."""
+    sources: Models = ("zoo:llama-source", "zoo:qwen-source", "zoo:gemma-source")
+    """Models to learn from: folders, or zoo:NAME."""
+    prompts: File = ""
+    """JSON lines with "prompt" and, for a verifier, "answer"; without, the zoo's problems."""
+    test_prompts: File = ""
+    """Held-out prompts with "answer", on which every model is judged."""
+    responses: File = ""
+    """Ready responses of the sources, instead of sampling them."""
+    quadruples: File = ""
+    """Ready quadruples, instead of everything before the last stage."""
+    sft_data: File = ""
+    """Records for the SFT stage of a run that begins with quadruples."""
     on_bad: OnBad = "error"
-    verifier: str = "answer"
-    accuracy: str = "answer"
-    reward_model: str = ""
+    """What a broken record does: stop the run, or be left out and counted."""
+    verifier: VerifierName = "answer"
+    """What gives rewards, unless there is a reward model."""
+    accuracy: VerifierName = "answer"
+    """What judges test answers."""
+    reward_model: ModelPath = ""
+    """A model with one score that gives the rewards: a folder."""
     prompts_per_skill: int = 160
+    """The zoo's problems of each skill to train on."""
     test_per_skill: int = 60
+    """The zoo's problems of each skill to be judged on."""
     source_rank: int = 1
+    """Which of the sources' responses to learn from: 1 is the best, 2 the next."""
     pairs: Literal["target", "sources"] = "target"
+    """Whose responses are compared: the target's own, or the sources'."""
     sft_share: float = 1 / 3
+    """Share of the prompts for SFT; the others are for preferences."""
     held_out: float = 0.1
+    """Share of the quadruples that is kept for evaluation."""
     tolerance: float = 0.0
+    """Best and worst response whose rewards are closer than this are a tie, which is dropped."""
     baseline: bool = True
+    """Whether DPO is trained beside WRPO, to compare."""
     sample: SampleSettings = SampleSettings(max_new_tokens=28, batch_size=64)
     eval_new_tokens: int = 28
+    """Longest test answer, in tokens."""
     text: TextSettings = TextSettings()
     sft: TrainSettings = TrainSettings()
     preference: TrainSettings = TrainSettings()
@@ -108,8 +135,9 @@ class Settings:
 
     def __post_init__(self) -> None:
         bounded(self, "sft_share", "held_out", least=0, below=1)
+        seeded(self, "seed")
         bounded(self, "tolerance", "test_per_skill", least=0)
-        bounded(self, "prompts_per_skill", "eval_new_tokens", "source_rank", least=1)
+        bounded(self, "prompts_per_skill", "eval_new_tokens", "source_rank", "seeds", least=1)
 
 
 TINY_TRAINING = TrainSettings(
@@ -124,6 +152,7 @@ PRESETS = {
         dpo=PairSettings(beta=0.1),
     ),
     "llama3-8b": Settings(
+        text=TextSettings(tokens=TokeniseSettings(truncation="official")),
         sample=SampleSettings(),
         eval_new_tokens=1024,
         held_out=0.03,
@@ -138,12 +167,12 @@ PRESETS = {
 def main(s: Settings) -> None:
     connect(s.hosts)
     check(s)
-    run = open_run(s.out, to_json(s), resume=s.resume)
-    stages.over_seeds(run, "WRPO", s.seed, s.seeds, lambda seed, folder: {
-        row["model"]: {"accuracy": row["accuracy"]}
-        for row in fuse(dataclasses.replace(s, seed=seed, seeds=1), folder) if row["skill"] == "all"
-    })  # fmt: skip
-    run.finish()
+    with open_run(s.out, to_json(s), resume=s.resume) as run:
+        stages.over_seeds(run, "WRPO", Ran(__file__, s, PRESETS), s.seed, s.seeds, lambda seed, folder: {
+            row["model"]: {"accuracy": row["accuracy"]}
+            for row in fuse(dataclasses.replace(s, seed=seed, seeds=1), folder) if row["skill"] == "all"
+        })  # fmt: skip
+        run.finish()
 
 
 def check(s: Settings) -> None:
@@ -214,7 +243,8 @@ def fuse(s: Settings, run: RunFolder) -> list[dict[str, Any]]:
         run.stage("best_source.jsonl", best.values)
         sft_part, preference_part = split_indices(len(prompts), s.sft_share, s.seed)
         sft_records = run.stage(
-            "sft.jsonl", lambda: [best[p] for i in sft_part if (p := prompts[i]["prompt_id"]) in best]
+            "sft.jsonl", lambda: [best[p] for i in sft_part if (p := prompts[i]["prompt_id"]) in best],
+            of=["prompts.jsonl", "best_source.jsonl"],
         )
 
         if len(sft_part) and not sft_records:
@@ -234,13 +264,11 @@ def fuse(s: Settings, run: RunFolder) -> list[dict[str, Any]]:
     train_rows, held_rows = [rows[i] for i in train], [rows[i] for i in held]
     if s.baseline:
         on_policy, held_pairs = ([Row(r.name, r.messages, r.responses[1:]) for r in q] for q in (train_rows, held_rows))
-        accuracy += judge(
-            s, run, f"{prefix}DPO", train_preference(s, run, "dpo", start, on_policy, held_pairs, s.dpo, counts), test
-        )
+        baseline = train_preference(s, run, "dpo", start, on_policy, held_pairs, s.dpo, counts)
+        accuracy += judge(s, run, f"{prefix}DPO", baseline, test, of=["dpo/model"])
     fused = train_preference(s, run, "wrpo", start, train_rows, held_rows, s.wrpo, counts)
     accuracy += judge(s, run, f"{prefix}WRPO", fused, test)
-    if not agreed_exists(run.file("model")):
-        save(fused, run.file("model"))
+    run.made_once("model", lambda folder: save(fused, folder), of=["wrpo/model"])
     on_first(lambda: write_report(s, run, accuracy, counts, source_wins))
     return accuracy
 
@@ -346,12 +374,14 @@ def source_responses(
         return run.stage("responses.jsonl", lambda: rewarded(s, carried)), []
     out: list[Record] = []
     accuracy: list[dict[str, Any]] = []
-    run.sub("responses")
     for source in s.sources:
         name = stages.model_name(source)
         model = load_to_sample(model_path(source), s.sample.mesh_tensor, "--sample.mesh-tensor")
-        out += run.stage(f"responses/{name}.jsonl", lambda m=model, n=name: rewarded(s, sampled(s, run, m, n, prompts)))  # type: ignore[misc]
-        accuracy += judge(s, run, name, model, test)
+        out += run.stage(
+            f"responses/{name}.jsonl", lambda m=model, n=name: rewarded(s, sampled(s, run, m, n, prompts)),  # type: ignore[misc]
+            of=["prompts.jsonl"],
+        )  # fmt: skip
+        accuracy += judge(s, run, name, model, test, of=[])
     return out, accuracy
 
 
@@ -387,7 +417,7 @@ def train_sft(
     """Stage 6: supervised fine-tuning on the best source responses of the first part."""
     rows, drops = parse_rows(records, "sft", file=s.sft_data or "sft.jsonl", on_bad=s.on_bad)
     examples, cut = make_examples(rows, target.tokenizer, s.text)
-    counts["sft"] = drops + cut + Counter({"used": len(rows)})
+    counts["sft"] = drops + cut + Counter({"used": cut["documents"] or len(examples)})
     stages.check_enough(run, counts, len(examples), s.sft, "--sft")
     settings = dataclasses.replace(s.sft, seed=s.seed)
     packed = s.text.packing != "none"
@@ -410,7 +440,7 @@ def train_preference(
     text = dataclasses.replace(s.text, packing="none")
     examples, cut = make_examples(rows, model.tokenizer, text)
     validation, _ = make_examples(held, model.tokenizer, text) if held else ([], None)
-    counts[stage] = cut + Counter({"used": len(rows), "held out": len(held)})
+    counts[stage] = cut + Counter({"used": len(examples), "held out": len(validation)})
     stages.check_enough(run, counts, len(examples), s.preference, "--preference")
     settings = dataclasses.replace(s.preference, seed=s.seed)
     if isinstance(loss, WrpoSettings):
@@ -420,12 +450,15 @@ def train_preference(
     return stages.trained(run.sub(stage), model, compute_for(settings).mesh, lambda folder: optimise(
         model, examples, objective, settings, folder, needs_reference=needs_reference(loss.loss),
         validation=validation, names=lambda i: rows[i].name,
-    ))  # fmt: skip
+    ), leaf=stage == "dpo")  # fmt: skip
 
 
-def judge(s: Settings, run: RunFolder, name: str, model: Model, test: Sequence[Record]) -> list[dict[str, Any]]:
+def judge(
+    s: Settings, run: RunFolder, name: str, model: Model, test: Sequence[Record], of: Sequence[str] | None = None
+) -> list[dict[str, Any]]:
     """Accuracy of a model's greedy answers."""
-    return stages.judged(run, name, model, test, max_new_tokens=s.eval_new_tokens, verifier=verifier(s.accuracy))
+    how = {"max_new_tokens": s.eval_new_tokens, "verifier": verifier(s.accuracy)}
+    return stages.judged(run, name, model, test, of=of, **how)
 
 
 def write_report(
@@ -437,23 +470,23 @@ def write_report(
 ) -> None:
     """report.md, its plots, and the table on the screen."""
     folders = {name: run.file(name) for name in ("sft", "dpo", "wrpo") if run.file(name).exists()}
-    parts = ["# WRPO", save_figure(training_figure(folders), run.file("training.png"))]
+    sources, parts = [stages.model_name(source) for source in s.sources], []
+    result = f"The model is trained on {counts['wrpo']['used']} quadruples; without --test-prompts nothing is judged."
     if accuracy:
         table = stages.accuracy_table(accuracy)
-        parts += ["## Accuracy (greedy, 95 % Wilson intervals)", markdown_table(table),
-                  save_figure(accuracy_figure(accuracy), run.file("accuracy.png"))]  # fmt: skip
+        result = answers_sentence(accuracy, "Target", sources)
+        figure = save_figure(accuracy_figure(accuracy, sources), run.file("accuracy.png"))
+        parts += ["## Accuracy (greedy, 95 % Wilson intervals)", markdown_table(table), figure]
         run.log(markdown_table(table))
-        own = [
-            m
-            for m in dict.fromkeys(r["model"] for r in reversed(accuracy))
-            if m not in map(stages.model_name, s.sources)
-        ]
+        own = [m for m in dict.fromkeys(r["model"] for r in reversed(accuracy)) if m not in sources]
         parts += ["Paired on the same prompts (95 % interval):", stages.paired_table(run, own)]
+    parts += ["## Training", save_figure(training_figure(folders), run.file("training.png"))]
     if source_wins:
         shares = [{"source": k, "share": f"{v:.3f}"} for k, v in source_wins.items()]
         parts += ["## Who wrote the best source response", markdown_table(shares)]
     parts += ["## Records, drops and their reasons", stages.counts_table(counts)]
-    run.file("report.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    write_page(run, "WRPO", result, Ran(__file__, s, PRESETS), parts)
+    run.log(f"{result}")
     run.log(f"report: {run.file('report.md')}; model: {run.file('model')}")
 
 

@@ -29,8 +29,9 @@ from fusion_jax.evals.accuracy import evaluate
 from fusion_jax.files import write_json
 from fusion_jax.models.folder import Model, load, save
 from fusion_jax.models.parameters import init_params
+from fusion_jax.options import Folder
+from fusion_jax.settings import bounded, seeded, to_json
 from fusion_jax.settings import run as run_experiment
-from fusion_jax.settings import to_json
 from fusion_jax.train.objectives import sft_objective
 from fusion_jax.train.optimise import TrainSettings, optimise
 from fusion_jax.train.run_folder import RunFolder, open_run
@@ -42,19 +43,36 @@ from fusion_jax.zoo.tokenizers import train_tokenizer
 
 @dataclass(frozen=True)
 class Settings:
-    """out: where the folders go; work: the run folder (resumable); only: some models, by name."""
+    """Which models are raised and where they go."""
 
-    out: str = "runs/zoo-models"
-    work: str = "runs/zoo"
+    out: Folder = "runs/zoo-models"
+    """Folder of the models, one folder each."""
+    work: Folder = "runs/zoo"
+    """Folder of the run, which can be resumed."""
     resume: bool = False
+    """Continue the run that --work holds, if there is one."""
     seed: int = 0
+    """Decides weights, problems and order."""
     batch_size: int = 64
+    """Examples of an optimizer step."""
     test_prompts: int = 100
+    """Problems of each skill on which a model is judged."""
     only: str = ""
+    """Names of the models to raise, joined by commas; without, all."""
+
+    def __post_init__(self) -> None:
+        bounded(self, "batch_size", "test_prompts", least=1)
+        seeded(self, "seed")
 
 
 def main(s: Settings) -> None:
-    run = open_run(s.work, to_json(s), resume=s.resume)
+    with open_run(s.work, to_json(s), resume=s.resume) as run:
+        raise_all(s, run)
+        run.finish()
+
+
+def raise_all(s: Settings, run: RunFolder) -> None:
+    """Raise, save and judge every model that is asked for."""
     out = Path(s.out)
     out.mkdir(parents=True, exist_ok=True)
     manifest_file = out / "manifest.json"
@@ -76,7 +94,6 @@ def main(s: Settings) -> None:
         }  # fmt: skip
     manifest |= {"seed": s.seed, "test_prompts_per_skill": s.test_prompts}
     write_json(manifest_file, manifest)
-    run.finish()
 
 
 def raise_model(spec: ZooSpec, s: Settings, run: RunFolder) -> Model:

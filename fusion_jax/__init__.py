@@ -9,7 +9,11 @@ from __future__ import annotations
 
 import importlib
 import os
+import sys
 from typing import TYPE_CHECKING, Any
+
+if sys.version_info < (3, 11):  # noqa: UP036 - where it was copied rather than installed, nothing else asks
+    raise ImportError(f"fusion_jax needs Python 3.11 or newer; this is Python {sys.version.split()[0]}.")
 
 if TYPE_CHECKING:
     from fusion_jax import align, losses, merge

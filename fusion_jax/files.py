@@ -1,9 +1,12 @@
-"""Files that are there whole or not at all."""
+"""Files that are there whole or not at all, and faults of the disk told in one line."""
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import re
+import shutil
 import stat
 import uuid
 from collections.abc import Iterator
@@ -34,6 +37,105 @@ def replacing(path: str | os.PathLike[str], *, sync: bool = True) -> Iterator[Pa
         raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def replacing_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """A new temporary folder beside `path`, which is put in its place at the end, or removed on an error. What is at
+    `path` is replaced."""
+    target = Path(path)
+    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        if target.is_dir() and not target.is_symlink():
+            shutil.rmtree(target)
+        os.replace(temporary, target)
+    except OSError as error:
+        if isinstance(error.filename, str) and error.filename.startswith(os.fspath(temporary)):
+            error.filename = error.filename.replace(os.fspath(temporary), os.fspath(target), 1)
+        raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+class DiskError(InputError):
+    """The disk, not the input, is why something could not be written; the same command goes on when that is mended."""
+
+
+_FAULTS = {
+    errno.ENOSPC: ("the disk is full", "Free space or choose another --out"),
+    errno.EDQUOT: ("the disk quota is used up", "Free space or choose another --out"),
+    errno.EFBIG: ("the file would be larger than is allowed", "Raise the limit (ulimit -f) or choose another --out"),
+    errno.EROFS: ("the file system is read-only", "Choose another --out"),
+    errno.EACCES: ("no permission", "Choose another --out or change the folder's rights"),
+    errno.EPERM: ("the system does not allow it", "Choose another --out or change the folder's rights"),
+    errno.EIO: ("the disk does not answer as it should (input/output error)", "Check the disk"),
+    errno.ENOENT: ("it cannot be made there", "Choose another --out"),
+    errno.ENOTDIR: ("a part of the path is a file, not a folder", "Choose another --out"),
+    errno.ENAMETOOLONG: ("the name is too long", "Choose a shorter --out"),
+    errno.ELOOP: ("the path is a loop of links", "Choose another --out"),
+    errno.EMFILE: ("there are too many open files", "Raise the limit (ulimit -n)"),
+    errno.ESTALE: ("the network disk has lost the file", "Run the same command again"),
+}
+# Orbax, TensorStore and array_record tell what the system said in errors of their own types.
+_TEXTS = re.compile("|".join(re.escape(os.strerror(number)) for number in _FAULTS if number != errno.ENOENT), re.I)
+_NUMBERS = {os.strerror(number).lower(): number for number in _FAULTS}
+
+
+def fault(error: BaseException) -> int | None:
+    """The system's number of the disk fault that an error, or one that led to it, tells of; None: it is another."""
+    waiting, met = [error], set[int]()
+    while waiting:
+        one = waiting.pop()
+        if id(one) in met:
+            continue
+        met.add(id(one))
+        if isinstance(one, OSError) and one.errno in _FAULTS:
+            return one.errno
+        found = None if isinstance(one, InputError) else _TEXTS.search(str(one))
+        if found:
+            return _NUMBERS[found[0].lower()]
+        waiting += [e for e in (one.__cause__, one.__context__) if e is not None]
+        waiting += one.exceptions if isinstance(one, BaseExceptionGroup) else ()
+    return None
+
+
+def told(error: BaseException) -> str | None:
+    """A disk fault as one line for the user: the file where it is known, what is wrong, the cure. None: no disk fault.
+
+    >>> told(OSError(errno.ENOSPC, "No space left on device", "runs/a/log.txt"))
+    'runs/a/log.txt: the disk is full. Free space or choose another --out.'
+    """
+    number = fault(error)
+    if number is None:
+        return None
+    file = getattr(error, "filename", None)
+    problem, cure = _FAULTS[number]
+    return str(InputError(problem, file=file if isinstance(file, str) else None, cure=cure))
+
+
+@contextmanager
+def writing(what: str, path: str | os.PathLike[str]) -> Iterator[None]:
+    """Around the writing of something: a fault of the disk, in whichever library, becomes one line.
+
+    Args:
+      what: is written, for instance "a checkpoint".
+      path: the file or folder that a user knows it by.
+
+    Raises:
+      DiskError: the disk is full, read-only, not ours, or broken.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        number = fault(error)
+        if number is None:
+            raise
+        problem, cure = _FAULTS[number]
+        raise DiskError(f"{what} cannot be written: {problem}", file=path, cure=cure) from error
 
 
 def write_json(path: str | os.PathLike[str], value: Any, *, sync: bool = True, sort: bool = True) -> None:

@@ -43,19 +43,22 @@ SEEN_SECONDS = 60.0  # for what one host has written to be seen by the others
 @dataclass(frozen=True)
 class HostSettings:
     """Which host this is; what is left out comes from JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID,
-    and without these from the devices: a TPU pod slice knows its hosts.
-
-    coordinator: ADDRESS:PORT of host 0, for `jax.distributed`; "auto" asks the cluster (TPU, GKE, Slurm, Open MPI).
-    count, index: how many hosts, and which one this is, from 0.
-    patience: seconds without a new file after which the hosts that owe one count as lost: more than one file takes.
-    """
+    and without these from the devices: a TPU pod slice knows its hosts."""
 
     coordinator: str = ""
+    """ADDRESS:PORT of host 0, for `jax.distributed`; "auto" asks the cluster (TPU, GKE, Slurm, Open MPI)."""
     count: int | None = None
+    """How many hosts there are."""
     index: int | None = None
+    """Which of them this one is, from 0."""
     patience: float = 1800.0
+    """Seconds without a new file after which the hosts that owe one count as lost: more than one file takes."""
 
     def __post_init__(self) -> None:
+        for name, least in (("count", 1), ("index", 0)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise InputError(f"{value} is out of range", field=name, cure=f"Give {least} or more")
         if not 0 < self.patience < math.inf:
             raise InputError(f"{self.patience} is out of range", field="patience", cure="Give more than 0")
 

@@ -6,15 +6,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 from matplotlib.figure import Figure
 
-matplotlib.use("agg")
+from fusion_jax.files import replacing
 
 
 def save_figure(figure: Figure, path: Path) -> str:
     """Write a PNG and return the Markdown that shows it."""
-    figure.savefig(path, dpi=110, bbox_inches="tight")
+    with replacing(path, sync=False) as temporary:
+        figure.savefig(temporary, format="png", dpi=120, bbox_inches="tight")
     return f"![{path.stem}]({path.name})"
 
 

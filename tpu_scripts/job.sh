@@ -26,6 +26,21 @@ fail() {
 
 say() { printf '[job %s] %s\n' "$(date -u +%FT%TZ)" "$*"; }
 
+# numbered N -- COMMAND...: what start, loop and attempt are given
+numbered() {
+  local LC_ALL=C
+  [[ ${1:-} =~ ^(0|[1-9][0-9]{0,5})$ ]] || fail "'${1:-}' is no count" "Give 0 or more before --"
+  [[ ${2:-} == -- && -n ${3:-} ]] || fail "there is no command" "Give it after --"
+}
+
+# The loop's process id. Anything else in the file would reach other processes: -1 is all of them.
+loop_id() {
+  local id
+  id=$(<"$state/pid")
+  [[ $id =~ ^[1-9][0-9]{0,9}$ ]] || fail "$state/pid holds no process id" "End the job by hand"
+  printf '%s' "$id"
+}
+
 # The lock is held by the loop and by the command, so that a command whose loop died still counts.
 running() { [[ -e $state/lock ]] && ! flock -n "$state/lock" true; }
 
@@ -76,7 +91,7 @@ loop() {
 resumes() {
   local word previous=
   for word in "$@"; do
-    [[ $word == --resume=True || ($previous == --resume && $word == True) ]] && return 0
+    [[ $word == --resume=@(True|auto) || ($previous == --resume && $word == @(True|auto)) ]] && return 0
     previous=$word
   done
   return 1
@@ -89,7 +104,7 @@ attempt() {
     set -- "$@" --resume True
   fi
   export PATH="$PWD/.venv/bin:$PATH"
-  exec "$@"
+  exec -- "$@"
 }
 
 status() {
@@ -106,23 +121,30 @@ status() {
 
 logs() {
   [[ -e $state/log.txt ]] || fail "no job has been started" "Start one: tpu.sh run -- COMMAND"
-  local follow=()
+  local follow=() id
   if running; then
-    follow=(-F -s 0.5 "--pid=$(<"$state/pid")")
+    id=$(loop_id)
+    follow=(-F -s 0.5 "--pid=$id")
   fi
   tail -n 200 "${follow[@]}" "$state/log.txt" | sed -u "s|^|$host: |"
   status
 }
 
 stop() {
+  local id
   if running; then
-    kill -TERM "$(<"$state/pid")" || fail "the job has lost its loop" "End it by hand: kill -KILL -- -$(<"$state/pid")"
-    flock -w 600 "$state/lock" true || fail "still running after 600 s" "End it by hand: kill -KILL -- -$(<"$state/pid")"
+    id=$(loop_id)
+    kill -TERM "$id" || fail "the job has lost its loop" "End it by hand: kill -KILL -- -$id"
+    flock -w 600 "$state/lock" true || fail "still running after 600 s" "End it by hand: kill -KILL -- -$id"
   fi
   status
 }
 
 case ${1:-} in
-start | loop | attempt | status | logs | stop) "$@" ;;
+start | loop | attempt)
+  numbered "${@:2}"
+  "$@"
+  ;;
+status | logs | stop) "$1" ;;
 *) fail "'${1:-}' is no command" "See the head of $script" ;;
 esac

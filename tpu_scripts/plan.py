@@ -15,7 +15,7 @@ import itertools
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -23,8 +23,10 @@ from rich.console import Console
 
 from fusion_jax.errors import InputError
 from fusion_jax.markdown import markdown_table
+from fusion_jax.merge.methods import MethodName
 from fusion_jax.models.decoder import Kernel
 from fusion_jax.ops.remat import Remat
+from fusion_jax.options import Called, ModelPath
 from fusion_jax.plan.compile import check_compiler
 from fusion_jax.plan.models import config_named
 from fusion_jax.plan.report import LEGEND, line, plan_all
@@ -49,36 +51,50 @@ Name = Literal["sft", "dpo", "wrpo", "fusion", "score", "teacher", "prefill", "d
 
 @dataclass(frozen=True)
 class Settings:
-    """slices: cloud names. model: a known name or a folder with a config.json. Every combination of slices, programs,
-    remats, references and mesh_tensors is a row.
+    """Slices, programs and their sizes; every combination of slices, programs, remats, references and mesh_tensors is a
+    row."""
 
-    rows_a_chip: token rows on a chip at once (3 are one WRPO quadruple); 0: two for sft, dpo and fusion, three for
-    wrpo, one else. tokens: of a row, of which prompt are the prompt that its example's rows share. k: entries kept of a
-    teacher's distribution. batch_size: prompts of prefill and decode, over all chips; new_tokens: grown behind each.
-    method, models: of a merge.
-    """
-
-    slices: tuple[str, ...] = ("v5p-64",)
+    slices: Annotated[tuple[str, ...], Called("SLICE")] = ("v5p-64",)
+    """Slices by their cloud names."""
     programs: tuple[Name, ...] = ("wrpo",)
-    model: str = "llama3-8b"
+    """Programs to plan."""
+    model: ModelPath = "llama3-8b"
+    """A known model's name, or a folder with a config.json."""
     rows_a_chip: int = 0
+    """Token rows on a chip at once; 0: two for sft, dpo and fusion, three (one quadruple) for wrpo, one else."""
     tokens: int = 2048
+    """Tokens of a row."""
     prompt: int = 0
+    """Tokens of a row that are the prompt that its example's rows share."""
     micro_batches: int = 1
+    """Parts in which a batch is computed."""
     references: tuple[Literal["stored", "in-step"], ...] = ("stored",)
+    """Log-probs of the reference: stored, or computed in the step."""
     remats: tuple[Remat, ...] = ("full",)
+    """What the backward pass keeps of a layer."""
     mesh_tensors: tuple[int, ...] = (1,)
+    """Chips over which heads and feed-forward columns are split."""
     attention: Kernel = "splash"
+    """Attention kernel."""
     k: int = 10
+    """Entries that are kept of a teacher's distribution."""
     batch_size: int = 32
+    """Prompts of prefill and decode, over all chips."""
     new_tokens: int = 1024
-    method: str = "sce"
+    """Tokens grown behind each prompt."""
+    method: MethodName = "sce"
+    """Method of a merge."""
     models: int = 4
+    """Models of a merge."""
     full: bool = False
+    """Wait for whole compiles, whose cycles refine the times (minutes each)."""
 
     def __post_init__(self) -> None:
         bounded(self, "tokens", "micro_batches", "k", "batch_size", "new_tokens", "models", least=1)
         bounded(self, "rows_a_chip", "prompt", least=0)
+        for name in ("slices", "programs", "references", "remats", "mesh_tensors"):
+            if not getattr(self, name):
+                raise InputError("is empty", field=name, cure="Give one or more")
         if min(self.mesh_tensors, default=1) < 1:
             raise InputError(f"{min(self.mesh_tensors)} is not positive", field="mesh_tensors", cure="Give 1 or more")
 

@@ -35,6 +35,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from fusion_jax.errors import InputError
 from fusion_jax.hosts import Host, HostSettings, join
+from fusion_jax.options import Folder
 from fusion_jax.settings import bounded
 from fusion_jax.settings import run as run_program
 from fusion_jax.sharding import make_mesh
@@ -48,15 +49,16 @@ CLOCK_LIMIT_S = 2.0
 
 @dataclass(frozen=True)
 class Settings:
-    """devices: how many all hosts together should see. size_mb: what each device adds to the all-reduce.
-    path: a folder that all hosts share, /mnt/share or gs://BUCKET/FOLDER; without, none is tried.
-    limit_s: seconds after which a check counts as hanging.
-    """
+    """What all hosts together should have."""
 
     devices: int | None = None
+    """Devices that all hosts together should see."""
     size_mb: float = 64.0
-    path: str = ""
+    """Megabytes that each device adds to the all-reduce."""
+    path: Folder = ""
+    """A folder that all hosts share, /mnt/share or gs://BUCKET/FOLDER; without, none is tried."""
     limit_s: float = 120.0
+    """Seconds after which a check counts as hanging."""
     hosts: HostSettings = field(default_factory=HostSettings)
 
     def __post_init__(self) -> None:

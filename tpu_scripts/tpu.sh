@@ -42,6 +42,37 @@ fail() {
 # need VALUE OPTION VARIABLE
 need() { [[ -n $1 ]] || fail "$2 is missing" "Give $2 or set $3"; }
 
+# valid OPTION VALUE: refuses a value that gcloud could take for another option or another host; an empty one passes
+valid() {
+  local LC_ALL=C value=$2 label='[a-z]([a-z0-9-]{0,61}[a-z0-9])?' pattern problem cure
+  case $1 in
+  --name) pattern=$label problem="is no name" cure="Use a-z, 0-9 and -, a letter first" ;;
+  --zone) pattern=$label problem="is no zone" cure="Give one such as us-west4-a" ;;
+  --project) pattern='[A-Za-z0-9][A-Za-z0-9 .:_-]*' problem="is no project" cure="Give the project's id" ;;
+  --type) pattern='[a-z0-9]+(-[a-z0-9]+)*' problem="is no TPU type" cure="Give one such as v5litepod-16" ;;
+  --version) pattern='[a-z0-9][a-z0-9._-]*' problem="is no runtime version" cure="Give one such as v2-alpha-tpuv6e" ;;
+  --bucket)
+    pattern='gs://[a-z0-9][a-z0-9._-]*(/[A-Za-z0-9._=@+-]+)*/?'
+    problem="is no bucket" cure="Give gs://NAME[/PREFIX]"
+    ;;
+  --slices) pattern='[1-9][0-9]{0,3}' problem="is no count" cure="Give 1 or more" ;;
+  --restarts) pattern='0|[1-9][0-9]{0,5}' problem="is no count" cure="Give 0 or more" ;;
+  --worker) pattern='0|[1-9][0-9]{0,4}|all' problem="is no host" cure="Give a number or all" ;;
+  TPU_SPOT | TPU_QUEUED) pattern='[01]' problem="is neither 0 nor 1" cure="Set it to 1, or leave it out" ;;
+  FOLDER) # what scp does with other characters depends on its version
+    pattern='[A-Za-z0-9._/=@+][A-Za-z0-9._/=@+-]*'
+    problem="cannot be copied" cure="Use letters, digits and . _ / = @ + - in names of run folders"
+    ;;
+  DEST)
+    pattern='[^-:[:cntrl:]][^:[:cntrl:]]*'
+    problem="is no local folder" cure="Give a path without ':' that does not begin with -, such as ./a"
+    ;;
+  esac
+  [[ -z $value || $value =~ ^($pattern)$ ]] && return
+  value=${value//[[:cntrl:]]/?}
+  fail "$1 '${value:0:80}' $problem" "$cure"
+}
+
 call() {
   if [[ -n $dry_run ]]; then
     local line
@@ -129,10 +160,10 @@ status() {
 fetch() {
   (($# == 1 || $# == 2)) || fail "fetch takes FOLDER [DEST]" "Give the run's folder, such as runs/a"
   local folder=${1%/} destination=${2:-.}
-  [[ $folder =~ ^[A-Za-z0-9._/=@+-]+$ ]] || # what scp does with other characters depends on its version
-    fail "'$folder' cannot be copied" "Use letters, digits and . _ / = @ + - in names of run folders"
+  [[ -n $folder ]] || fail "FOLDER is empty" "Give the run's folder, such as runs/a"
+  valid FOLDER "$folder"
+  valid DEST "$destination"
   if [[ -n $bucket ]]; then
-    [[ $bucket == gs://* ]] || fail "'$bucket' is no bucket" "Give --bucket gs://NAME"
     call gcloud storage cp --recursive "${bucket%/}/$folder" "$destination" ${project:+--project="$project"}
     return
   fi
@@ -155,8 +186,10 @@ delete() {
 }
 
 name=${TPU_NAME:-} zone=${TPU_ZONE:-} project=${TPU_PROJECT:-} type=${TPU_TYPE:-} version=${TPU_VERSION:-}
-spot=${TPU_SPOT:-} queued=${TPU_QUEUED:-} slices=${TPU_SLICES:-1} bucket=${TPU_BUCKET:-}
+spot=${TPU_SPOT:-0} queued=${TPU_QUEUED:-0} slices=${TPU_SLICES:-1} bucket=${TPU_BUCKET:-}
 restarts=20 worker=0 yes='' dry_run='' words=()
+[[ $spot != 0 ]] || spot=''
+[[ $queued != 0 ]] || queued=''
 
 command=${1:-}
 case $command in
@@ -204,9 +237,11 @@ case $command in
 run | preflight | fetch) ;;
 *) ((${#words[@]} == 0)) || fail "$command takes no '${words[0]}'" "See tpu.sh --help" ;;
 esac
-[[ $slices =~ ^[1-9][0-9]*$ ]] || fail "--slices '$slices' is no count" "Give 1 or more"
-[[ $restarts =~ ^[0-9]+$ ]] || fail "--restarts '$restarts' is no count" "Give 0 or more"
-[[ $worker =~ ^([0-9]+|all)$ ]] || fail "--worker '$worker' is no host" "Give a number or all"
+for option in name zone project type version bucket slices restarts worker; do
+  valid "--$option" "${!option}"
+done
+valid TPU_SPOT "${TPU_SPOT:-}"
+valid TPU_QUEUED "${TPU_QUEUED:-}"
 ((slices == 1)) || queued=1
 if [[ $command != fetch || -z $bucket ]]; then
   need "$name" --name TPU_NAME

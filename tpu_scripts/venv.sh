@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Makes .venv beside the sources: Python 3.11, requirements.txt, and jax's build for tpu, cuda12 or cuda13.
+# Makes .venv beside the sources: Python 3.11 or newer, requirements.txt, and jax's build for tpu, cuda12 or cuda13.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -15,8 +15,16 @@ cuda12 | cuda13) packages=("jax[$build]") ;;
 esac
 
 if [[ ! -x .venv/bin/python ]]; then
-  if command -v python3.11 >/dev/null; then
-    python3.11 -m venv .venv
+  found=''
+  for python in python3.11 python3.12 python3.13 python3; do
+    command -v "$python" >/dev/null || continue
+    if [[ $python != python3 ]] || python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
+      found=$python
+      break
+    fi
+  done
+  if [[ -n $found ]]; then
+    "$found" -m venv .venv
   else # the image of a TPU VM may bring an older Python: uv fetches its own
     python3 -m pip install -q --user "uv==$UV"
     python3 -m uv venv -q --python 3.11 --seed .venv

@@ -5,13 +5,11 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import importlib.util
-import io
 import itertools
 import math
 import re
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -99,7 +97,7 @@ def read_sweep(path: Path) -> Sweep:
     for name, options in own.items():
         options = {**shared, **options}
         args = tuple(itertools.chain(*([_flag(key), *_texts(value)] for key, value in options.items())))
-        settings = _asked(module, presets, args, place / given[0] / name)
+        settings = _asked(presets, args, place / given[0] / name)
         cells.append(Cell(name, options, args, settings))
     _check_folders(cells, place / given[0])
     return Sweep(
@@ -204,16 +202,10 @@ def _texts(value: Any) -> list[str]:
     return [str(v) for v in (value if isinstance(value, list) else [value])]
 
 
-def _asked(module: ModuleType, presets: Mapping[str, Any], args: tuple[str, ...], place: Place) -> Any:
+def _asked(presets: Mapping[str, Any], args: tuple[str, ...], place: Place) -> Any:
     """What the experiment makes of a command line."""
-    told = io.StringIO()
     try:
-        with redirect_stderr(told), redirect_stdout(told):
-            return parse(module.Settings, presets, args, description="")
-    except SystemExit:
-        lines = [line.strip("╭╮╰╯│─- ") for line in told.getvalue().splitlines()]  # a frame with a title
-        problem = " ".join([line for line in lines if line][1:]).partition("For full helptext")[0].rstrip(" .")
-        raise place.error(f"the experiment does not take {' '.join(args)} ({problem})", "Correct the value") from None
+        return parse(presets, args)
     except InputError as error:
         field = f"{place.field}: {error.field}"
         raise InputError(error.problem, file=place.file, field=field, cure=error.cure) from None

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
@@ -26,16 +26,19 @@ from fusion_jax.data.loaders import load_records
 from fusion_jax.data.records import parse_prompts
 from fusion_jax.errors import InputError
 from fusion_jax.evals.accuracy import mean_interval
+from fusion_jax.figures import hue, new_figure, tidy
 from fusion_jax.json_files import RESTORE, read_json
 from fusion_jax.markdown import markdown_table, save_figure
 from fusion_jax.merge.executor import merge
 from fusion_jax.merge.methods import METHODS
 from fusion_jax.merge.parameters import nearest
 from fusion_jax.merge.published import published_recipe
+from fusion_jax.options import File, Files, Folder, OneOf
 from fusion_jax.sampling.generate import load_to_sample
 from fusion_jax.settings import bounded, to_json
 from fusion_jax.settings import run as run_experiment
-from fusion_jax.train.run_folder import RunFolder, open_run
+from fusion_jax.train.provenance import Ran, write_report
+from fusion_jax.train.run_folder import RunFolder, check_finished, open_run
 from fusion_jax.train.stages import judged
 from fusion_jax.zoo import model_path
 from fusion_jax.zoo.tasks import SKILLS, mixture
@@ -50,18 +53,29 @@ GRID: dict[str, tuple[str, tuple[float, ...]]] = {
 }  # fmt: skip
 
 
+SweptMethod = Annotated[str, OneOf(tuple(GRID))]
+
+
 @dataclass(frozen=True)
 class Settings:
-    """runs: finished FuseChat runs of one seed each. methods: of the grid. least_models: 2 merges pairs first."""
+    """Finished FuseChat runs and which merges of their targets are tried."""
 
-    runs: tuple[str, ...] = ()
-    out: str = "runs/merge-sweep"
+    runs: Files = ()
+    """Finished FuseChat runs of one seed each."""
+    out: Folder = "runs/merge-sweep"
+    """Folder of the sweep, which is made."""
     resume: bool = False
-    methods: tuple[str, ...] = tuple(GRID)
+    """Continue the sweep that --out holds, if there is one."""
+    methods: tuple[SweptMethod, ...] = tuple(GRID)
+    """Merge methods that are tried."""
     least_models: int = 2
-    test_prompts: str = ""
+    """Fewest targets that are merged; 2 merges pairs first."""
+    test_prompts: File = ""
+    """Prompts with "answer", on which every merge is judged; without, the zoo's problems."""
     test_per_skill: int = 60
+    """The zoo's problems of each skill to be judged on."""
     eval_new_tokens: int = 28
+    """Longest test answer, in tokens."""
 
     def __post_init__(self) -> None:
         bounded(self, "least_models", "test_per_skill", "eval_new_tokens", least=1)
@@ -84,13 +98,13 @@ def main(s: Settings) -> None:
     if not s.runs:
         raise InputError("is missing", field="--runs", cure="Give one or more finished runs of experiments/fusechat.py")
     runs = [opened(Path(path)) for path in s.runs]
-    sweep = open_run(s.out, to_json(s), resume=s.resume)
-    lines: dict[str, dict[str, Any]] = {}
-    for number, run in enumerate(runs):
-        for label, line in measured(s, sweep.sub(f"run-{number}"), *run).items():
-            lines.setdefault(label, {**line, "accuracies": []})["accuracies"].append(line["accuracy"])
-    report(sweep, list(lines.values()))
-    sweep.finish()
+    with open_run(s.out, to_json(s), resume=s.resume) as sweep:
+        lines: dict[str, dict[str, Any]] = {}
+        for number, run in enumerate(runs):
+            for label, line in measured(s, sweep.sub(f"run-{number}"), *run).items():
+                lines.setdefault(label, {**line, "accuracies": []})["accuracies"].append(line["accuracy"])
+        report(s, sweep, list(lines.values()))
+        sweep.finish()
 
 
 def opened(path: Path) -> tuple[int, Path, list[Path]]:
@@ -101,6 +115,7 @@ def opened(path: Path) -> tuple[int, Path, list[Path]]:
     if not targets or not (run / "finished.json").exists():
         cure = "Finish experiments/fusechat.py with the arm `pairwise`; of a run of several seeds give seed-N"
         raise InputError("is no finished FuseChat run with pairwise targets", file=path, field="--runs", cure=cure)
+    check_finished(run, [target.relative_to(run).as_posix() for target in targets])
     config = read_json(run / "config.json", cure=RESTORE)
     seed = int(path.name.removeprefix("seed-")) if of_seed else int(config["seed"])
     return seed, model_path(config["pivot"]), targets
@@ -111,19 +126,23 @@ def measured(s: Settings, place: RunFolder, seed: int, pivot: Path, targets: lis
     test = prompts(s, seed)
     out: dict[str, dict[str, Any]] = {}
 
-    def judge(label: str, folder: Path, **line: Any) -> None:
+    def judge(label: str, folder: Path, *of: str, **line: Any) -> None:
         model = load_to_sample(folder)
-        rows = judged(place, label.replace(" ", "-"), model, test, max_new_tokens=s.eval_new_tokens)
+        rows = judged(place, label.replace(" ", "-"), model, test, of=of, max_new_tokens=s.eval_new_tokens)
         out[label] = {"merge": label, **line, "accuracy": next(r["accuracy"] for r in rows if r["skill"] == "all")}
 
     for target in targets:
         judge(target.name, target, method="target", models=1, value=None)
     for method, count, label, values in grid(s, len(targets)):
-        folder = place.sub("merged").file(label.replace(" ", "-"))
-        if not folder.exists():
-            merge(published_recipe(method, targets[:count], pivot, values, seed=seed), folder)
-        judge(label, folder, method=method, models=count, value=next(iter(values.values()), None))
+        name = f"merged/{label.replace(' ', '-')}"
+        recipe = published_recipe(method, targets[:count], pivot, values, seed=seed)
+        place.made_once(name, lambda folder, r=recipe: _merged(r, folder), of=[])  # type: ignore[misc]
+        judge(label, place.file(name), name, method=method, models=count, value=next(iter(values.values()), None))
     return out
+
+
+def _merged(recipe: dict[str, Any], folder: Path) -> None:
+    merge(recipe, folder)
 
 
 def prompts(s: Settings, seed: int) -> list[Record]:
@@ -132,7 +151,7 @@ def prompts(s: Settings, seed: int) -> list[Record]:
     return mixture(dict.fromkeys(SKILLS, s.test_per_skill), split="test", seed=seed)
 
 
-def report(sweep: RunFolder, lines: list[dict[str, Any]]) -> None:
+def report(s: Settings, sweep: RunFolder, lines: list[dict[str, Any]]) -> None:
     """One table, one figure."""
     table = []
     for line in lines:
@@ -142,11 +161,15 @@ def report(sweep: RunFolder, lines: list[dict[str, Any]]) -> None:
         table.append({"merge": line["merge"], "models": line["models"], "accuracy": shown})
     text = markdown_table(table)
     runs = len(lines[0]["accuracies"])
+    best, target = (max((r for r in lines if (r["method"] == "target") == own), key=lambda r: r["mean"], default=None)
+                    for own in (False, True))  # fmt: skip
+    result = "" if best is None else f"The best merge, {best['merge']}, answers {100 * best['mean']:.1f} %"
+    result += "" if target is None or not result else f"; the best target {100 * target['mean']:.1f} %"
     parts = [
-        "# Merge sweep", "One run." if runs == 1 else f"Mean over {runs} runs, 95 % Student interval.", text,
+        "One run." if runs == 1 else f"Mean over {runs} runs, 95 % Student interval.", text,
         save_figure(figure(lines), sweep.file("sweep.png")),
     ]  # fmt: skip
-    sweep.file("report.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    write_report(sweep, "Merge sweep", f"{result}." if result else "", Ran(__file__, s, {"tiny": Settings()}), parts)
     sweep.log(text)
     sweep.log(f"report: {sweep.file('report.md')}")
 
@@ -159,20 +182,18 @@ def figure(lines: list[dict[str, Any]]) -> Figure:
         if any(r["value"] is not None for r in lines if r["method"] == m)
     ]
     best = max(r["mean"] for r in lines if r["method"] == "target")
-    out = Figure(figsize=(4 * max(len(methods), 1), 3.2), layout="constrained")
-    for axes, method in zip(out.subplots(1, max(len(methods), 1), squeeze=False).flat, methods):
+    out, every = new_figure(1, max(len(methods), 1), size=(4.2 * max(len(methods), 1), 3.4))
+    for axes, method in zip(every, methods):
         mine = [r for r in lines if r["method"] == method]
-        for count in sorted({r["models"] for r in mine}):
+        counts = sorted({r["models"] for r in mine})
+        for count, colour in zip(counts, hue(len(counts)), strict=True):
             some = [r for r in mine if r["models"] == count]
             axes.errorbar(
                 [r["value"] for r in some], [r["mean"] for r in some], yerr=[r["half"] for r in some], marker="o",
-                markersize=3, linewidth=1, capsize=2, label=f"{count} models",
+                markersize=4, linewidth=1.2, capsize=3, color=colour, label=f"{count} models",
             )  # fmt: skip
-        axes.axhline(best, color="grey", linestyle="--", linewidth=0.8)
-        axes.set_title(f"{method}: {GRID[method][0]}", fontsize=9)
-        axes.tick_params(labelsize=7)
-        axes.legend(fontsize=7)
-        axes.grid(alpha=0.3)
+        axes.axhline(best, color="grey", linestyle="--", linewidth=0.8, label="best target")
+        tidy(axes, method, x=GRID[method][0], y="accuracy")
     return out
 
 

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from experiments.sweeps.files import Cell, Sweep
 from fusion_jax.data.jsonl import Record, write_jsonl
 from fusion_jax.evals.accuracy import mean_interval
+from fusion_jax.figures import EQUALS, MARKS, new_figure, tidy
 from fusion_jax.markdown import markdown_table, save_figure
 
 Values = Mapping[tuple[str, str], Mapping[str, Sequence[float]]]  # (cell, model) -> measure -> one a seed
@@ -39,8 +40,23 @@ def write_report(
         told += ["Runs that did not finish:", markdown_table(lines)]
     if values:
         parts.append(save_figure(figure(sweep, values), place / "sweep.png"))
+    result = best_cell(values)
+    parts[1:1] = [f"**{result}**"] if result else []
+    parts.append(f"Commands, seeds and versions: report.md of each run, in {place}/CELL/seed-N.")
     (place / "report.md").write_text("\n\n".join(parts + told) + "\n", encoding="utf-8")
     return "\n\n".join(told)
+
+
+def best_cell(values: Values) -> str:
+    """Which cell and model has the highest value of the first measure, or the lowest of bits per byte and losses."""
+    measure = next(iter(_measures(values)), "")
+    found = {key: mean_interval(v[measure])[0] for key, v in values.items() if measure in v}
+    if not found:
+        return ""
+    lower = "bits" in measure or "loss" in measure
+    cell, model = (min if lower else max)(found, key=lambda key: found[key])
+    best = _interval(values[cell, model][measure])
+    return f"{'Lowest' if lower else 'Highest'} {measure}: {best}, {model} with {cell}."
 
 
 def collected(sweep: Sweep, records: Sequence[Record]) -> Values:
@@ -93,17 +109,15 @@ def figure(sweep: Sweep, values: Values) -> Figure:
     rows = -(-len(measures) // columns)
     axis = {cell.name: _number(cell.options[sweep.grid[0]]) for cell in sweep.cells} if sweep.grid else {"": None}
     height = 3.2 if None not in axis.values() else max(3.2, 0.35 * len(sweep.cells) + 1)
-    out = Figure(figsize=(5.5 * columns, height * rows), layout="constrained")
-    for axes, measure in zip(out.subplots(rows, columns, squeeze=False).flat, measures):
+    out, every = new_figure(rows, columns, size=(5.5 * columns, height * rows))
+    for axes in every[len(measures) :]:
+        axes.set_visible(False)
+    for axes, measure in zip(every, measures):
         if None not in axis.values():
             _lines(axes, sweep, values, measure)
         else:
             _points(axes, sweep, values, measure)
-        axes.set_title(measure, fontsize=10)
-        axes.tick_params(labelsize=8)
-        axes.grid(alpha=0.3)
-        if len(axes.get_legend_handles_labels()[1]) > 1:
-            axes.legend(fontsize=7)
+        tidy(axes, measure, x=sweep.grid[0] if None not in axis.values() else "")
     return out
 
 
@@ -133,10 +147,15 @@ def _lines(axes: Axes, sweep: Sweep, values: Values, measure: str) -> None:
             if name == cell.name and measure in found:
                 at = float(cell.options[first])
                 lines.setdefault(label(cell, model), []).append((at, *_mean(found[measure])))
-    for name, points in lines.items():
+    for number, (name, points) in enumerate(lines.items()):
         x, mean, half = zip(*sorted(points))
-        axes.errorbar(x, mean, yerr=half, marker="o", markersize=4, linewidth=1, capsize=3, label=name)
-    axes.set_xlabel(first, fontsize=8)
+        axes.errorbar(x, mean, yerr=half, label=name, linewidth=1.2, **_look(number))
+
+
+def _look(number: int) -> dict[str, Any]:
+    """Colour and mark of one of several equals."""
+    colour, mark = EQUALS[number % len(EQUALS)], MARKS[number % len(MARKS)]
+    return {"color": colour, "marker": mark, "markersize": 5, "capsize": 3}
 
 
 def _points(axes: Axes, sweep: Sweep, values: Values, measure: str) -> None:
@@ -149,6 +168,6 @@ def _points(axes: Axes, sweep: Sweep, values: Values, measure: str) -> None:
         if found:
             y, mean, half = zip(*found)
             shift = (i - (len(models) - 1) / 2) * 0.6 / len(models)
-            axes.errorbar(mean, [n + shift for n in y], xerr=half, fmt="o", markersize=4, capsize=3, label=model)
+            axes.errorbar(mean, [n + shift for n in y], xerr=half, linestyle="none", label=model, **_look(i))
     axes.set_yticks(range(len(names)), names)
     axes.set_ylim(len(names) - 0.5, -0.5)

@@ -24,7 +24,6 @@ sweeps on 2 CPU cores: 1 to 2 minutes a cell and seed.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import re
 import signal
@@ -42,8 +41,6 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-import tyro
-
 from experiments.sweeps.files import Cell, Sweep, read_sweep
 from experiments.sweeps.report import write_report
 from fusion_jax.data.jsonl import Record
@@ -51,9 +48,11 @@ from fusion_jax.errors import InputError
 from fusion_jax.files import write_json
 from fusion_jax.hosts import PREEMPTED
 from fusion_jax.json_files import RESTORE, read_json
-from fusion_jax.settings import bounded
+from fusion_jax.options import Files, Folder, Positional
+from fusion_jax.settings import bounded, seeded
 from fusion_jax.settings import run as run_experiment
-from fusion_jax.train.run_folder import CONFIG, FINISHED, RESULTS, check_settings
+from fusion_jax.store.lock import held, is_held, is_trace
+from fusion_jax.train.run_folder import CONFIG, RESULTS, check_finished, check_settings, finished
 
 SWEEP = "sweep.json"
 TPU_BOUNDS = {1: "1,1,1", 2: "1,2,1", 4: "2,2,1", 8: "2,4,1"}  # chips of a process as libtpu wants them
@@ -62,19 +61,24 @@ ERROR = re.compile(r"error: |[\w.]*(Error|Exception|Interrupt)\b")
 
 @dataclass(frozen=True)
 class Settings:
-    """sweeps: YAML files. seeds: how many a cell; the first is `seed`. at_once: runs side by side. devices_each: GPUs
-    or TPU chips that each of them sees; 0: all.
-    """
+    """Sweep files, and how their runs are spread over seeds and devices."""
 
-    sweeps: tyro.conf.Positional[tuple[str, ...]] = ()
-    out: str = "runs/sweep"
+    sweeps: Positional[Files] = ()
+    """YAML files of sweeps."""
+    out: Folder = "runs/sweep"
+    """Folder of the sweep, which is made; the same command continues it."""
     seeds: int = 3
+    """Runs of each cell, with seed, seed + 1, ..."""
     seed: int = 42
+    """The first seed."""
     at_once: int = 1
+    """Runs side by side."""
     devices_each: int = 0
+    """GPUs or TPU chips that each run sees; 0: all."""
 
     def __post_init__(self) -> None:
         bounded(self, "seeds", "at_once", least=1)
+        seeded(self, "seed")
         if self.devices_each not in (0, *TPU_BOUNDS):
             cure = f"Give 0 or one of {', '.join(map(str, TPU_BOUNDS))}"
             raise InputError(f"{self.devices_each} is out of range", field="devices_each", cure=cure)
@@ -91,7 +95,7 @@ class Job:
 
     @property
     def finished(self) -> bool:
-        return (self.folder / FINISHED).exists() and (self.folder / RESULTS).exists()
+        return finished(self.folder) and (self.folder / RESULTS).exists()
 
     @property
     def command(self) -> list[str]:
@@ -129,10 +133,12 @@ def main(s: Settings) -> None:
     failed = 0
     for place, jobs in places.items():
         place.mkdir(parents=True, exist_ok=True)
-        write_json(place / SWEEP, identity(jobs[0].sweep))
-        failures = carried_out(jobs, slots)
-        records = [record for job in jobs if job.finished for record in results_of(job)]
-        print(f"\n{write_report(place, jobs[0].sweep, records, failures, s.seeds)}\n\nreport: {place / 'report.md'}\n")
+        with held(place):
+            write_json(place / SWEEP, identity(jobs[0].sweep))
+            failures = carried_out(jobs, slots)
+            records = [record for job in jobs if job.finished for record in results_of(job)]
+            table = write_report(place, jobs[0].sweep, records, failures, s.seeds)
+        print(f"\n{table}\n\nreport: {place / 'report.md'}\n")
         failed += len(failures)
     if failed:
         raise SystemExit(1)
@@ -146,7 +152,7 @@ def check_place(place: Path, sweep: Sweep) -> None:
     """Refuse a folder that holds something else than this sweep."""
     if place.exists() and not place.is_dir():
         raise InputError("is a file, not a folder", file=place, field="--out", cure="Choose another --out")
-    if not place.exists() or not any(place.iterdir()):
+    if not place.exists() or all(is_trace(p.name) for p in place.iterdir()):
         return
     held = read_json(place / SWEEP, cure=RESTORE) if (place / SWEEP).exists() else None
     if held != identity(sweep):
@@ -158,7 +164,7 @@ def jobs_of(s: Settings, sweep: Sweep, place: Path) -> list[Job]:
     """All runs of a sweep, every cell's first seed first.
 
     Raises:
-      InputError: one was started with other settings.
+      InputError: one was started with other settings, or its results are not as they were written.
     """
     jobs = [
         Job(sweep, cell, seed, place / cell.folder / f"seed-{seed}")
@@ -168,6 +174,7 @@ def jobs_of(s: Settings, sweep: Sweep, place: Path) -> list[Job]:
     for job in jobs:
         if job.finished and (job.folder / CONFIG).exists():
             check_settings(job.folder, sweep.config(job.cell, job.seed))
+            check_finished(job.folder, [RESULTS])
     return jobs
 
 
@@ -236,12 +243,10 @@ def ended_with_this() -> Iterator[Children]:
 
 def run_job(job: Job, slot: dict[str, str], children: Children) -> str:
     """One run in a process of its own; why it failed, or nothing."""
+    if is_held(job.folder):  # by a run that outlived its sweep
+        return "another process runs it"
     job.folder.parent.mkdir(parents=True, exist_ok=True)
     with open(job.folder.with_name(f"{job.folder.name}.txt"), "ab") as out:
-        try:
-            fcntl.flock(out, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the child holds it on when this process is killed
-        except BlockingIOError:
-            return "another process runs it"
         begin = out.tell()
         child = subprocess.Popen(
             job.command, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT, env=os.environ | slot

@@ -13,6 +13,7 @@ import numpy as np
 from fusion_jax.align.rules import Plan, RowRule, Rules, plan_of
 from fusion_jax.align.sequences import Alignment, Ids, checked_ids
 from fusion_jax.align.views import TokenizerView
+from fusion_jax.display import brief
 from fusion_jax.errors import InputError
 
 
@@ -38,6 +39,9 @@ class AlignedRows(NamedTuple):
     logits: np.ndarray
     counts: np.ndarray
     rule: np.ndarray
+
+    def __repr__(self) -> str:
+        return brief(self)
 
 
 def align_distributions(

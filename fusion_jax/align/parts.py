@@ -14,20 +14,23 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import safetensors
 import safetensors.numpy
+import xxhash
 
 from fusion_jax.errors import InputError
-from fusion_jax.files import replacing, write_json
+from fusion_jax.files import replacing, write_json, writing
 from fusion_jax.hosts import HostSettings, on_first, this_host, wait_for
 from fusion_jax.json_files import RESTORE, read_json
+from fusion_jax.store.lock import held, sweep
 
-IDENTITY = "identity.json"
+IDENTITY, CHECKSUM = "identity.json", "xxh3_128"
+DELETE = "Delete this part and run again: it goes on"
 Arrays = dict[str, np.ndarray]
 Row = TypeVar("Row")
 
@@ -91,13 +94,19 @@ def make_parts(
         raise InputError(f"{workers} is no number of processes", field="workers", cure="Give 0 for this process alone")
     if job.part_size < 1:
         raise InputError(f"{job.part_size} records are no part", field="part_size", cure="Give at least 1")
-    on_first(lambda: _claim(job))
+    with ExitStack() as stack:
+        on_first(lambda: _claim(job, stack))
+        _make_missing(job, task, items, workers, progress)
+
+
+def _make_missing(
+    job: Job, task: Task, items: Callable[[range], list[Any]], workers: int, progress: Callable[[int], None]
+) -> None:
     host = this_host()
     numbers = range(-(-job.records // job.part_size))
     missing = [number for number in numbers if not job.path(number).exists()]
     for number in sorted(set(numbers) - set(missing)):
-        with open_part(job.path(number), len(job.span(number))):
-            pass
+        _check_part(job, number)
     done = job.records - sum(len(job.span(number)) for number in missing)
     progress(done)
     mine = [number for number in missing if number % host.count == host.index]
@@ -113,14 +122,19 @@ def make_parts(
     wait_for(lambda: {part: owner for part, owner in others.items() if not os.path.exists(part)}, HostSettings())
 
 
-def _claim(job: Job) -> None:
-    """Make the folder one of this job, or find that it is."""
+def _claim(job: Job, stack: ExitStack) -> None:
+    """Make the folder one of this job, or find that it is; held until the stack ends, unless all parts are there."""
     path, known = job.folder / IDENTITY, {**job.made_of, "records": job.records, "part_size": job.part_size}
-    if not path.exists():
+    numbers = range(-(-job.records // job.part_size))
+    if not path.exists() or not all(job.path(number).exists() for number in numbers):
+        there = list(job.folder.iterdir()) if job.folder.exists() else []
         # What a killed run had begun to write does not count.
-        if job.folder.exists() and any(not p.name.startswith(".") for p in job.folder.iterdir()):
+        if not path.exists() and any(not p.name.startswith(".") for p in there):
             raise InputError("holds other files", file=job.folder, cure="Choose an empty or new folder")
         job.folder.mkdir(parents=True, exist_ok=True)
+        stack.enter_context(held(job.folder))
+        sweep(job.folder)
+    if not path.exists():
         write_json(path, known)
     stored = read_json(path, cure=RESTORE)
     for name in sorted({*known, *(stored if isinstance(stored, dict) else ())}):
@@ -141,9 +155,32 @@ def _make(task: Task, path: Path, start: int, items: Sequence[Any]) -> int:
             raise InputError(
                 error.problem, file=error.file, record=number, field=error.field, cure=error.cure
             ) from None
-    with replacing(path) as temporary:
-        safetensors.numpy.save_file(task.pack(results), temporary)
+    arrays = task.pack(results)
+    with writing("a part of the aligned records", path), replacing(path) as temporary:
+        safetensors.numpy.save_file(arrays, temporary, metadata={CHECKSUM: _checksum(arrays, start)})
     return len(results)
+
+
+def _checksum(arrays: Arrays, start: int) -> str:
+    """xxh3_128 of arrays by name, and of the number of the record that they begin with."""
+    total = xxhash.xxh3_128(str(start).encode())
+    for name in sorted(arrays):
+        array = np.ascontiguousarray(arrays[name])
+        total.update(f"{name} {array.dtype.str}{array.shape}".encode())
+        total.update(array.reshape(-1).view(np.uint8).data)
+    return total.hexdigest()
+
+
+def _check_part(job: Job, number: int) -> None:
+    """Read a part that was there before and compare it with its checksum.
+
+    Raises:
+      InputError: as `open_part`; it was changed, or is another part.
+    """
+    path, span = job.path(number), job.span(number)
+    with open_part(path, len(span)) as part:
+        if part.checksum != _checksum(part.arrays(), span.start):
+            raise InputError("was changed after it was written (its hash differs)", file=path, cure=DELETE)
 
 
 _task: Task | None = None  # of a worker process
@@ -192,6 +229,15 @@ class Part:
         self._file = file
         self.lengths = self.whole("lengths")
 
+    @property
+    def checksum(self) -> str:
+        """What was written beside the arrays; empty where nothing was."""
+        return (self._file.metadata() or {}).get(CHECKSUM, "")
+
+    def arrays(self) -> Arrays:
+        """All arrays."""
+        return {name: self.whole(name) for name in self._file.keys()}  # noqa: SIM118
+
     def whole(self, name: str) -> np.ndarray:
         """All of an array."""
         return self._file.get_tensor(name)
@@ -211,15 +257,16 @@ def open_part(path: Path, records: int) -> Iterator[Part]:
     Raises:
       InputError: it is missing, cut short, or holds another number of records.
     """
-    cure = "Delete this part and run again: it goes on"
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
             part = Part(file)
             if len(part.lengths) != records:
-                raise InputError(f"holds {len(part.lengths)} records instead of {records}", file=path, cure=cure)
+                raise InputError(f"holds {len(part.lengths)} records instead of {records}", file=path, cure=DELETE)
             yield part
-    except (safetensors.SafetensorError, OSError) as error:
-        raise InputError(f"cannot be read ({error})", file=path, cure=cure) from None
+    except (safetensors.SafetensorError, OSError, KeyError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"cannot be read ({error})", file=path, cure=DELETE) from None
 
 
 class Stored(Sequence[Row], Generic[Row]):

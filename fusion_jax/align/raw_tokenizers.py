@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import os
+import re
 import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ from transformers import PreTrainedTokenizerFast
 
 from fusion_jax.align.spelling import SENTENCEPIECE_MARK, byte_letters
 from fusion_jax.errors import InputError
+from fusion_jax.files import regular_file
 
 SUFFIXES = (".model", ".tiktoken")
 LLAMA3_WORDS = (
@@ -28,6 +30,7 @@ LLAMA3_WORDS = (
 )
 NORMAL, CONTROL, USER_DEFINED = 1, 3, 4  # SentencePiece.Type
 BPE = 2  # TrainerSpec.ModelType
+RANK = re.compile(rb"[A-Za-z0-9+/]+=* [0-9]+\r?\n")  # a line of tiktoken ranks
 
 
 def load_raw_tokenizer(
@@ -35,7 +38,8 @@ def load_raw_tokenizer(
 ) -> PreTrainedTokenizerFast:
     """The tokenizer of a vocabulary file.
 
-    Special tokens are recognised in text; none is added to a text, since a vocabulary file does not say which.
+    Special tokens are recognised in text; none is added to a text, since a vocabulary file does not say which. A .model
+    file that holds tiktoken ranks, as some folders name them, is read as such.
 
     Args:
       words: for .tiktoken, the pattern that cuts text into words before merging: the file does not hold it.
@@ -49,13 +53,8 @@ def load_raw_tokenizer(
         raise InputError(
             f"'{file.suffix}' is no vocabulary file", file=file, cure=f"Give one that ends with {' or '.join(SUFFIXES)}"
         )
-    try:
-        content = file.read_bytes()
-    except FileNotFoundError:
-        raise InputError("there is no such file", file=file, cure="Check the path") from None
-    except IsADirectoryError:
-        raise InputError("is a folder, not a file", file=file, cure="Give the vocabulary file in it") from None
-    if file.suffix == ".tiktoken":
+    content = regular_file(file, cure="Give the vocabulary file in it").read_bytes()
+    if file.suffix == ".tiktoken" or RANK.match(content):
         return _from_ranks(_ranks(content, file), words, specials)
     try:
         model = _read_sentencepiece(content)
@@ -224,6 +223,14 @@ def _from_ranks(ranks: dict[bytes, int], words: str, specials: Sequence[str]) ->
     tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
     tokenizer.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in specials])
     return _fast(tokenizer, {})
+
+
+def bos_processor(tokenizer: Tokenizer, bos: str | None, eos: str | None) -> processors.TemplateProcessing:
+    """What puts the beginning and the end of text (None: not) around each text that is cut."""
+    single = [*([f"{bos}:0"] if bos else []), "$A:0", *([f"{eos}:0"] if eos else [])]
+    pair = [*single, *(part.replace(":0", ":1").replace("$A", "$B") for part in single)]
+    tokens = [(token, tokenizer.token_to_id(token)) for token in dict.fromkeys((bos, eos)) if token]
+    return processors.TemplateProcessing(single=single, pair=pair, special_tokens=tokens)
 
 
 def _fast(tokenizer: Tokenizer, names: dict[str, str]) -> PreTrainedTokenizerFast:

@@ -15,6 +15,8 @@ from typing import Literal, get_args
 from transformers import PreTrainedTokenizerBase
 
 from fusion_jax.align.spelling import BYTE_LEVEL_MARK, BYTE_PIECE, SENTENCEPIECE_MARK, spelled_pieces
+from fusion_jax.arguments import listed
+from fusion_jax.display import brief
 from fusion_jax.errors import InputError
 
 MARKS = (SENTENCEPIECE_MARK, BYTE_LEVEL_MARK)
@@ -48,7 +50,12 @@ class TokenizerView:
     piece_bytes: tuple[bytes | None, ...] | None = None
     added: tuple[int, ...] = ()
 
+    def __repr__(self) -> str:
+        return brief(self)
+
     def __post_init__(self) -> None:
+        for name in ("pieces", "decoded"):
+            listed(getattr(self, name), name, "strings, one for each id", "Give view_of(tokenizer)")
         if not any(self.pieces):
             raise InputError("there is no piece", field="pieces")
         if len(self.pieces) != len(self.decoded):

@@ -20,11 +20,14 @@ from fusion_jax.align.matching import Vocabularies
 from fusion_jax.align.nearest import CHUNK, bounded, nearest
 from fusion_jax.align.sequences import Alignment, Ids, checked_ids
 from fusion_jax.align.views import Pieces, TokenizerView, compared, delete_marks, fingerprint, replace_marks
+from fusion_jax.arguments import listed
+from fusion_jax.display import brief
 from fusion_jax.errors import InputError
 from fusion_jax.files import replacing
 
 Kind = Literal["exact", "mined", "cooccurrence", "statistics"]
 Weight = Literal["code", "inverse", "max_count"]
+_ROWS = "Give [(pivot ids, source ids, alignment), ...]"
 PAIRS = 1 << 22  # pairs of ids collected before they are counted
 
 
@@ -42,6 +45,9 @@ class VocabMap:
     pivot: str
     source: str
     pieces: Pieces = "raw"
+
+    def __repr__(self) -> str:
+        return brief(self)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the map as JSON; the file appears only when all of it is on the disk."""
@@ -278,7 +284,7 @@ def count_pairs(rows: Iterable[tuple[Ids, Ids, Alignment]], pivot: TokenizerView
     keys, counts = np.zeros(0, np.int64), np.zeros(0, np.int64)
     waiting: list[np.ndarray] = []
     size = 0
-    for number, (pivot_ids, source_ids, alignment) in enumerate(rows, 1):
+    for number, (pivot_ids, source_ids, alignment) in enumerate(listed(rows, "rows", "rows", _ROWS), 1):
         ours = checked_ids(pivot_ids, pivot, "pivot_ids")
         theirs = checked_ids(source_ids, source, "source_ids")
         if len(ours) != len(alignment.first) or alignment.last.max(initial=-1) >= len(theirs):

@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from fusion_jax.display import brief
+
 Array = Any  # numpy on the host, jax on the devices
 
 
@@ -75,6 +77,9 @@ class Example:
     weight: float = 1.0
     chosen: np.ndarray | None = field(default=None, compare=False)
     targets: Targets | None = field(default=None, compare=False)
+
+    def __repr__(self) -> str:
+        return brief(self)
 
     @property
     def scored(self) -> tuple[int, ...]:

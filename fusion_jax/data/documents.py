@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from fusion_jax import arguments
 from fusion_jax.data.batches import Example
-from fusion_jax.data.chat import ChatSettings, render_text
+from fusion_jax.data.chat import ChatSettings, Unfaithful, in_record, render_text
+from fusion_jax.data.clip import Clip
 from fusion_jax.data.records import Row
+from fusion_jax.display import brief
 from fusion_jax.errors import InputError
 
 Span = tuple[int, int]
@@ -36,6 +39,9 @@ class Document(NamedTuple):
     contents: tuple[Span, ...]
     eos: bool
 
+    def __repr__(self) -> str:
+        return brief(self)
+
 
 class TeacherText(NamedTuple):
     """A document in a model's tokens: ids int32[T]; offsets int32[T,2], their characters; scored bool[T], which tokens
@@ -48,7 +54,8 @@ class TeacherText(NamedTuple):
 
 def text_documents(texts: Sequence[str]) -> list[Document]:
     """Every character scored, EOS at the end (section 2.1, stage 2)."""
-    return [Document(str(i), text, ((0, len(text)),), ((0, len(text)),), True) for i, text in enumerate(texts, 1)]
+    known = enumerate(arguments.texts(texts, "texts"), 1)
+    return [Document(str(i), text, ((0, len(text)),), ((0, len(text)),), True) for i, text in known]
 
 
 def chat_documents(
@@ -70,26 +77,41 @@ def chat_documents(
     out = []
     special = {"bos_token": reader.bos_token or "", "eos_token": reader.eos_token or ""}
     for row in rows:
-        messages = [*row.messages, {"role": "assistant", "content": row.responses[0] or ""}]
-        whole = render_text(template, messages, header=False, date=settings.date, special=special)
-        scored, contents = [], []
-        for i, message in enumerate(messages):
-            if message["role"] != "assistant":
-                continue
-            start = len(render_text(template, messages[:i], header=True, date=settings.date, special=special))
-            turn = render_text(template, messages[: i + 1], header=False, date=settings.date, special=special)
-            content = message["content"].strip()
-            at = turn.find(content, max(start - 1, 0))
-            if not whole.startswith(turn) or at < 0:
-                raise InputError(
-                    "the template renders a turn differently when others follow, or changes its words",
-                    file=template.name_or_path, record=row.name, field="chat_template",
-                    cure="Use a template that renders each message by itself and keeps its text",
-                )  # fmt: skip
-            scored.append((start, len(turn)))
-            contents.append((at, at + len(content)))
-        out.append(Document(row.name, whole, tuple(scored), tuple(contents), False))
+        try:
+            out.append(_chat_document(row, template, date=settings.date, special=special))
+        except Unfaithful as error:
+            problem = "the template renders a turn differently when others follow, or changes its words"
+            raise InputError(
+                f"{problem} ({error.problem})", file=error.file, record=row.name, field=error.field, cure=error.cure
+            ) from None
+        except InputError as error:
+            raise in_record(error, row.name) from None
     return out
+
+
+def _chat_document(
+    row: Row, template: PreTrainedTokenizerBase, *, date: str, special: Mapping[str, str]
+) -> Document:
+    """One conversation; the template has to keep the text of every answer, for all are scored."""
+    messages = [*row.messages, {"role": "assistant", "content": row.responses[0] or ""}]
+    whole = render_text(template, messages, header=False, date=date, special=special)
+    scored, contents = [], []
+    for i, message in enumerate(messages):
+        if message["role"] != "assistant":
+            continue
+        opening = render_text(template, messages[:i], header=True, date=date, special=special)
+        turn = render_text(template, messages[: i + 1], header=False, date=date, special=special)
+        content = message["content"].strip()
+        at = turn.find(content, max(len(opening) - 1, 0))
+        if not whole.startswith(turn) or not turn.startswith(opening[:-1]) or at < 0:
+            raise InputError(
+                "the template renders a turn differently when others follow, or changes its words",
+                file=template.name_or_path, field="chat_template",
+                cure="Use a template that renders each message by itself and keeps its text",
+            )  # fmt: skip
+        scored.append((len(opening), len(turn)))
+        contents.append((at, at + len(content)))
+    return Document(row.name, whole, tuple(scored), tuple(contents), False)
 
 
 def encode_documents(
@@ -104,9 +126,14 @@ def encode_documents(
         raise InputError("the model needs a fast tokenizer", field="tokenizer", cure="Add tokenizer.json to its folder")
     if tokenizer.eos_token_id is None and any(d.eos for d in documents):
         raise InputError("the tokenizer has no EOS token", field="eos_token", cure="Set one")
-    out = []
+    out, clip = [], Clip(tokenizer, max_length)
     for number, document in enumerate(documents):
         at = number % AT_ONCE
+        if clip.too_long(document.text):
+            raise InputError(
+                f"the text has {len(document.text)} characters, the limit is {max_length} tokens",
+                record=document.name, field="text", cure="Split it into windows",
+            )  # fmt: skip
         if at == 0:
             texts = [d.text for d in documents[number : number + AT_ONCE]]
             encoded = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True)

@@ -9,6 +9,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+from fusion_jax import arguments
 from fusion_jax.files import regular_file, replacing
 from fusion_jax.json_files import parse_json
 
@@ -26,7 +27,7 @@ class Records(list[Record]):
 
 def numbered(records: Iterable[Record]) -> Iterator[tuple[int, Record]]:
     """Records with what a user finds them by: the line of their file or, without one, their number from 1."""
-    return zip(records.numbers, records) if isinstance(records, Records) else enumerate(records, 1)
+    return zip(records.numbers, records) if isinstance(records, Records) else enumerate(arguments.records(records), 1)
 
 
 def read_jsonl(path: str | os.PathLike[str]) -> Records:
@@ -50,6 +51,7 @@ def read_jsonl(path: str | os.PathLike[str]) -> Records:
 
 def write_jsonl(path: str | os.PathLike[str], records: Iterable[Record]) -> None:
     """Write the records; the file appears only when all of them are on the disk."""
+    arguments.records(records)
     with replacing(path) as temporary, open(temporary, "w", encoding="utf-8") as out:
         for record in records:
             out.write(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n")
@@ -58,6 +60,6 @@ def write_jsonl(path: str | os.PathLike[str], records: Iterable[Record]) -> None
 def content_hash(records: Iterable[Record]) -> str:
     """sha256 of the records' content, the same in every process."""
     digest = hashlib.sha256()
-    for record in records:
+    for record in arguments.records(records):
         digest.update(json.dumps(record, sort_keys=True, ensure_ascii=False).encode() + b"\n")
     return digest.hexdigest()

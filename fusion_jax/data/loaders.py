@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from fusion_jax import arguments
 from fusion_jax.data.jsonl import Record, Records, numbered, read_jsonl
 from fusion_jax.data.messages import Place, text
 from fusion_jax.errors import InputError, first_line, one_line, quoted
@@ -223,6 +224,7 @@ def write_array_record(path: str | os.PathLike[str], records: Iterable[Record]) 
     from array_record.python.array_record_module import ArrayRecordWriter
 
     count = 0
+    arguments.records(records)
     with replacing(path) as temporary:
         writer = ArrayRecordWriter(os.fspath(temporary), "group_size:1")
         try:

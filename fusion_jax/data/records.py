@@ -25,6 +25,7 @@ from typing import Any, Literal
 from fusion_jax.data import formats
 from fusion_jax.data.jsonl import Record, Records, numbered
 from fusion_jax.data.messages import Conversation, Message, Place, check_text, check_writable, messages_of, text
+from fusion_jax.display import brief
 from fusion_jax.errors import InputError, quoted
 
 __all__ = [
@@ -44,6 +45,9 @@ class Row:
     name: str
     messages: Conversation
     responses: tuple[str | None, ...]
+
+    def __repr__(self) -> str:
+        return brief(self)
 
 
 def prompt_id(prompt: str) -> str:

@@ -8,7 +8,9 @@ hosts write one store in a folder that all of them see.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -19,15 +21,17 @@ import safetensors.numpy
 
 from fusion_jax.data.documents import TeacherText
 from fusion_jax.errors import InputError
-from fusion_jax.files import replacing, write_json
+from fusion_jax.files import replacing, write_json, writing
 from fusion_jax.hosts import Host, HostSettings, agreed, wait_for
 from fusion_jax.json_files import RESTORE, read_json
+from fusion_jax.store.lock import LOCK, held, is_trace, sweep
 
 DTYPES = {
     "ids": np.int32, "offsets": np.int32, "topk_ids": np.int32, "topk_logprobs": np.float16, "logsumexp": np.float32,
     "tail": np.float32, "metric": np.float32,
 }  # fmt: skip
 
+STORE = "store.json"
 DELETE_PART = "Delete the part and run the same command again: it goes on"
 
 
@@ -98,8 +102,37 @@ def write_store(
       InputError: the folder holds a store of something else, a row is not as `TeacherRow` says, or nothing comes from
         another host any more.
     """
-    path = Path(folder)
-    _begin(path, identity, host, settings)
+    path, parts = Path(folder), [_part(Path(folder), number) for number in range(identity.parts)]
+    complete = (path / STORE).exists() and all(part.exists() for part in parts)
+    if bool(agreed(np.asarray(complete))) if together else complete:  # nothing is written, so nothing is held
+        _check_identity(path, identity)
+        progress(identity.records)
+        return len(parts)
+    with ExitStack() as stack:
+        writes = host.first or not together
+        _begin(path, identity, host, settings, stack if writes else None)
+        if writes:
+            sweep(path, lambda name: _is_own(name, host, together))
+        return _write_missing(path, identity, rows_of, progress, host=host, settings=settings, together=together)
+
+
+def _is_own(name: str, host: Host, together: bool) -> bool:
+    """Whether a temporary file of a killed process is this host's to remove: others may be writing theirs."""
+    number = re.match(r"\.part-(\d+)", name)
+    owner = int(number[1]) % host.count if number and not together else 0
+    return owner == host.index
+
+
+def _write_missing(
+    path: Path,
+    identity: StoreIdentity,
+    rows_of: Callable[[range], Sequence[TeacherRow]],
+    progress: Callable[[int], None],
+    *,
+    host: Host,
+    settings: HostSettings,
+    together: bool,
+) -> int:
     there = np.asarray([_part(path, number).exists() for number in range(identity.parts)], bool)
     there = agreed(there) if together else there
     for number in range(identity.parts):
@@ -121,23 +154,40 @@ def write_store(
     return int(there.sum())
 
 
-def _begin(path: Path, identity: StoreIdentity, host: Host, settings: HostSettings) -> None:
-    """Have store.json there and checked."""
-    file = path / "store.json"
-    names = {name for name in os.listdir(path) if not name.endswith(".tmp")} if path.exists() else set()
+def _begin(
+    path: Path, identity: StoreIdentity, host: Host, settings: HostSettings, stack: ExitStack | None
+) -> None:
+    """Have store.json there and checked, and the folder held by this host until the stack ends, if it writes."""
+    file = path / STORE
+    names = {name for name in os.listdir(path) if not is_trace(name)} if path.exists() else set()
     if names and file.name not in names:
         raise InputError("holds files but no teacher store", file=path, cure="Choose an empty or new folder")
-    if not names and host.first:
+    if stack is not None and host.first:
         path.mkdir(parents=True, exist_ok=True)
-        write_json(file, asdict(identity))
+        stack.enter_context(held(path))
+        if not names:
+            if host.count == 1:  # others may have begun with parts
+                stack.push(lambda kind, error, trace: _remove_unused(path) if error is not None else None)
+            write_json(file, asdict(identity))
     wait_for(lambda: {} if file.exists() else {os.fspath(file): 0}, settings)
     _check_identity(path, identity)
+    if stack is not None and not host.first:  # hosts that are not connected have a lock each
+        stack.enter_context(held(path, name=f"{LOCK}-{host.index}"))
+
+
+def _remove_unused(path: Path) -> None:
+    """Remove a store that was begun and holds nothing, with its folder, which is held."""
+    if not any(path.glob("part-*")):
+        (path / STORE).unlink(missing_ok=True)
+        (path / LOCK).unlink(missing_ok=True)
+        with suppress(OSError):
+            path.rmdir()
 
 
 def _write_part(path: Path, rows: Sequence[TeacherRow], start: int, k: int) -> None:
     from array_record.python.array_record_module import ArrayRecordWriter
 
-    with replacing(path) as temporary:
+    with writing("a part of a teacher store", path), replacing(path) as temporary:
         writer = ArrayRecordWriter(os.fspath(temporary), "group_size:1")
         try:
             for number, row in enumerate(rows, start + 1):
@@ -165,7 +215,7 @@ def _check_row(row: TeacherRow, k: int, path: Path, number: int) -> None:
 
 
 def _check_identity(path: Path, identity: StoreIdentity) -> None:
-    stored = read_json(path / "store.json", cure=RESTORE)
+    stored = read_json(path / STORE, cure=RESTORE)
     for name, value in asdict(identity).items():
         if not isinstance(stored, dict) or stored.get(name) != value:
             before = stored.get(name) if isinstance(stored, dict) else None
@@ -174,7 +224,7 @@ def _check_identity(path: Path, identity: StoreIdentity) -> None:
             if name == "documents":
                 other, cure = "other documents", f"{cure}; windows of texts depend on --max-length and on tokenizers"
             raise InputError(
-                f"the store was written with {other}{told}", file=path / "store.json", field=name, cure=cure
+                f"the store was written with {other}{told}", file=path / STORE, field=name, cure=cure
             )
 
 
@@ -196,7 +246,7 @@ class TeacherStore(Sequence[TeacherRow]):
 
         self._path, self._size, self.identity = Path(folder), identity.records, identity
         self._texts = texts
-        if not (self._path / "store.json").exists():
+        if not (self._path / STORE).exists():
             raise InputError("holds no teacher store", file=folder, cure="Write it with experiments/cache_teacher.py")
         _check_identity(self._path, identity)
         parts = [_part(self._path, i) for i in range(identity.parts)]

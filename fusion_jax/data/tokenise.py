@@ -2,31 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from fusion_jax.display import brief
 from fusion_jax.errors import InputError
+from fusion_jax.settings import bounded
 
 Encode = Callable[[str], list[int]]
 
 
 @dataclass(frozen=True)
 class TokeniseSettings:
-    """Lengths in tokens.
+    """Lengths in tokens, and special tokens.
 
-    eos: append EOS to every response, as WRPO does ("always"), or only where it is missing ("if_missing").
-    bos: "template" adds none; "if_missing" puts one before a prompt that lacks it (the pairwise trainers).
-    truncation: "official" cuts prompts to max_prompt_length and then every response to
-      max_length - max_prompt_length; "fit" cuts only what does not fit.
+    A response that ends its turn with EOS needs none, also where the template writes white space behind it,
+    which is left out.
     """
 
     max_length: int = 2048
+    """Longest example: prompt and response together."""
     max_prompt_length: int = 1800
-    truncation_mode: str = "keep_end"
-    truncation: Literal["official", "fit"] = "official"
+    """Longest prompt, where something has to be cut."""
+    truncation_mode: Literal["keep_end", "keep_start"] = "keep_end"
+    """Which end of a prompt that is too long is kept."""
+    truncation: Literal["official", "fit"] = "fit"
+    """Cut only what does not fit: prompts to max_prompt_length, then each response to the room that is left (fit); or
+    prompts to max_prompt_length and then every response to max_length - max_prompt_length, as the published code does
+    (official)."""
     eos: Literal["always", "if_missing"] = "always"
+    """Append EOS to every response, as WRPO does, or only where it is missing."""
     bos: Literal["template", "if_missing"] = "template"
+    """Add no BOS to what the template writes, or put one before a prompt that lacks it (as pairwise trainers do)."""
+
+    def __post_init__(self) -> None:
+        bounded(self, "max_length", "max_prompt_length", least=1)
 
 
 @dataclass(frozen=True)
@@ -36,6 +47,9 @@ class TokenisedRow:
     prompts: tuple[list[int], ...]
     responses: tuple[list[int], ...]
     cut: bool
+
+    def __repr__(self) -> str:
+        return brief(self)
 
 
 def split_ids(prompt: Sequence[int], joint: Sequence[int]) -> int:
@@ -52,12 +66,16 @@ def tokenise_row(
     bos_id: int | None,
     eos_id: int,
     prompt_ids: Sequence[int] | None = None,
+    ends: Collection[int] = (),
+    blank: Callable[[Sequence[int]], bool] = lambda ids: False,
 ) -> TokenisedRow:
     """Tokenise one prompt with its responses.
 
     Args:
       encode: text to ids, adding no special tokens.
       prompt_ids: `encode(prompt)` where it is known already.
+      ends: ids that end a turn beside EOS: a response that closes with one of them misses no EOS.
+      blank: whether ids are white space only; such ids behind the end of a turn are left out (eos "if_missing").
 
     Raises:
       ValueError: the rows' prompts differ by more than one token (as in the official code), an unknown
@@ -73,11 +91,22 @@ def tokenise_row(
     _check_prompts(prompts)
     if settings.bos == "if_missing" and bos_id is not None:
         prompts = [p if p[:1] == [bos_id] else [bos_id, *p] for p in prompts]
-    answers = [a if settings.eos == "if_missing" and a[-1:] == [eos_id] else [*a, eos_id] for a in answers]
-    cut = _official_cut if settings.truncation == "official" else _fit_cut
-    kept_prompts, kept_answers = cut(prompts, answers, settings)
+    if settings.eos == "if_missing":
+        answers = [_ended(a, {eos_id, *ends}, blank) or [*a, eos_id] for a in answers]
+    else:
+        answers = [[*a, eos_id] for a in answers]
+    if settings.truncation == "official":
+        kept_prompts, kept_answers = _official_cut(prompts, answers, settings)
+    else:
+        kept_prompts, kept_answers = _fit_cut(prompts, answers, settings, bos_id)
     shortened = kept_prompts != prompts or kept_answers != answers
     return TokenisedRow(tuple(kept_prompts), tuple(kept_answers), shortened)
+
+
+def _ended(ids: list[int], ends: Collection[int], blank: Callable[[Sequence[int]], bool]) -> list[int]:
+    """The ids up to the end of their turn if nothing but white space follows it, else []."""
+    last = next((i for i in range(len(ids) - 1, -1, -1) if ids[i] in ends), -1)
+    return ids[: last + 1] if last + 1 == len(ids) or (last >= 0 and blank(ids[last + 1 :])) else []
 
 
 def _check_prompts(prompts: list[list[int]]) -> None:
@@ -112,12 +141,14 @@ def _official_cut(
 
 
 def _fit_cut(
-    prompts: list[list[int]], answers: list[list[int]], s: TokeniseSettings
+    prompts: list[list[int]], answers: list[list[int]], s: TokeniseSettings, bos_id: int | None
 ) -> tuple[list[list[int]], list[list[int]]]:
     """Prompts give way down to max_prompt_length, the same in every row; then responses still too long."""
     longest = max(map(len, answers))
     room = max(s.max_length - longest, s.max_prompt_length)
-    prompts = [_keep(p, room, s.truncation_mode) if len(p) > room else p for p in prompts]
+    first = [bos_id] if bos_id is not None and room > 1 and all(p[:1] == [bos_id] for p in prompts) else []
+    kept = room - len(first)
+    prompts = [[*first, *_keep(p[len(first) :], kept, s.truncation_mode)] if len(p) > room else p for p in prompts]
     answers = [a[: s.max_length - len(p)] for p, a in zip(prompts, answers)]
     return prompts, answers
 

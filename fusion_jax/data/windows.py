@@ -14,7 +14,9 @@ from typing import NamedTuple
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from fusion_jax import arguments
 from fusion_jax.data.documents import AT_ONCE
+from fusion_jax.display import brief
 from fusion_jax.errors import InputError
 
 
@@ -25,6 +27,9 @@ class Window(NamedTuple):
     start: int
     end: int
     text: str
+
+    def __repr__(self) -> str:
+        return brief(self)
 
 
 def split_windows(
@@ -40,7 +45,7 @@ def split_windows(
     for tokenizer in tokenizers:
         if not tokenizer.is_fast:
             raise InputError("is slow and gives no offsets", field="tokenizer", cure="Use a folder with tokenizer.json")
-    kept = [Window(i, 0, len(text), text) for i, text in enumerate(texts) if text.strip()]
+    kept = [Window(i, 0, len(text), text) for i, text in enumerate(arguments.texts(texts, "texts")) if text.strip()]
     done: list[Window] = []
     waiting = kept
     while waiting:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from fusion_jax.arguments import records
 from fusion_jax.data.jsonl import Record
 from fusion_jax.errors import InputError
 from fusion_jax.models.folder import Model
@@ -109,7 +110,7 @@ def evaluate(
     Raises:
       InputError: a prompt without an answer.
     """
-    for number, prompt in enumerate(prompts, 1):
+    for number, prompt in enumerate(records(prompts, "prompts"), 1):
         if not isinstance(prompt.get("answer"), str):
             raise InputError("is missing", record=number, field="answer", cure='Add "answer" to the test prompts')
     responses = generate(

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from fusion_jax.arguments import listed
 from fusion_jax.data.batches import buckets_of
 from fusion_jax.data.documents import Document, all_scored_bytes, encode_documents, plain_examples
 from fusion_jax.errors import InputError
@@ -29,7 +30,7 @@ def surprise(
     Raises:
       InputError: no document, none of two tokens; see `encode_documents`.
     """
-    if not documents:
+    if not listed(documents, "documents", "documents", "Give text_documents([text])"):
         raise InputError("there is none", field="documents", cure="Give held-out texts")
     texts = encode_documents(model.tokenizer, documents, max_length=min(max_length, model.config.max_positions))
     size = all_scored_bytes(documents, (t.offsets for t in texts))

@@ -11,6 +11,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import jax
 import jax.numpy as jnp
 
+from fusion_jax.errors import InputError
 from fusion_jax.losses.reductions import Mean, divide, weighted
 
 Array = jax.Array
@@ -74,6 +75,9 @@ def rewards(metrics: Array, *, rounding: Rounding = "none") -> Array:
 
 def _usable(scores: Array, targets: list[Target]) -> Array:
     """The scores, the least that there is where one is not finite: such a teacher is chosen or weighted last."""
+    if not isinstance(targets, list | tuple) or isinstance(targets, Target):
+        problem = f"is of type {type(targets).__name__}, not a list of targets"
+        raise InputError(problem, field="targets", cure="Give a list, also for one target: [target]")
     if not targets:
         raise ValueError("there is no target: give at least one teacher's")
     if len(targets) != len(scores):

@@ -11,6 +11,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from fusion_jax.errors import InputError
+
 Array = jax.Array
 Metrics = dict[str, Array]
 
@@ -42,7 +44,16 @@ def _per_token(values: tuple[Array, ...], lengths: tuple[Array, ...] | None) -> 
     return tuple(v / jnp.maximum(n, 1) for v, n in zip(values, lengths, strict=True))
 
 
+def _check_sides(**sides: Pair | Quad | None) -> None:
+    """An array in the place of a `Pair` or `Quad` would be taken apart along its batch."""
+    for name, side in sides.items():
+        if side is not None and not isinstance(side, tuple):
+            problem = f"is of type {type(side).__name__}, not a Pair or Quad of arrays [B]"
+            raise InputError(problem, field=name, cure="Give fj.losses.Pair(...) or fj.losses.Quad(...)")
+
+
 def _log_ratios(policy: Pair | Quad, reference: Pair | Quad, lengths: Pair | Quad | None) -> tuple[Array, ...]:
+    _check_sides(policy=policy, reference=reference, lengths=lengths)
     ratios = tuple(p - jax.lax.stop_gradient(r) for p, r in zip(policy, reference, strict=True))
     return _per_token(ratios, lengths)
 
@@ -137,6 +148,7 @@ def simpo(
     `gamma` is the paper's margin (SimPO's configs give gamma / beta). `loss_type` "hinge" is
     max(0, 1 - (beta (m(chosen) - m(rejected)) - gamma)). Reported rewards leave the margin out.
     """
+    _check_sides(policy=policy, lengths=lengths)
     chosen, rejected = _per_token(policy, lengths)
     logits = beta * (chosen - rejected) - gamma
     loss = jax.nn.relu(1.0 - logits) if loss_type == "hinge" else _log_sigmoid_loss(logits, label_smoothing)
@@ -184,6 +196,7 @@ def wrpo_simpo(
     policy: Quad, *, lengths: Quad, alpha: Array | float, beta: float, gamma: float
 ) -> tuple[Array, Metrics]:
     """-log sigma(beta (alpha m(source) + (1 - alpha) m(target) - m(rejected)) - gamma) (WRPO Table 5)."""
+    _check_sides(policy=policy, lengths=lengths)
     means = _per_token(policy, lengths)
     loss = _log_sigmoid_loss(beta * (_mix(means, alpha) - means[2]) - gamma, 0.0)
     rewards = Quad(*(beta * m for m in means))

@@ -9,13 +9,14 @@ from typing import Any
 
 from fusion_jax.errors import InputError
 from fusion_jax.files import write_json
-from fusion_jax.json_files import read_json
 from fusion_jax.merge.inputs import Prepared
 from fusion_jax.merge.vocabulary import pivot_model
+from fusion_jax.models.families.common import with_both_forms
+from fusion_jax.models.json_files import GENERATION, read_generation
 
 LAYER_COUNTS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 LAYER_LISTS = ("layer_types",)
-GENERATION = "generation_config.json"
+LARGEST_ID = 2**31  # the vocabulary is the output's, which other models' ids need not be of
 
 
 def write_config(prepared: Prepared, out: Path) -> None:
@@ -38,14 +39,13 @@ def write_config(prepared: Prepared, out: Path) -> None:
     config["tie_word_embeddings"] = plan.tied
     config["dtype"] = prepared.dtype(max(plan.tensors, key=prepared.held)).name
     config["torch_dtype"] = config["dtype"]  # transformers before 4.56 reads this name alone
-    write_json(out / "config.json", config)
-    generation = first.folder / GENERATION
-    if generation.is_file() and pivot is not first:
-        own = pivot.folder / GENERATION
-        ids = {**pivot.config, **(read_json(own) if own.is_file() else {})}
-        write_json(out / GENERATION, _with_ids(read_json(generation), ids))
-    elif generation.is_file():
-        shutil.copyfile(generation, out / GENERATION)
+    write_json(out / "config.json", with_both_forms(config))
+    generation = read_generation(first.folder, LARGEST_ID)
+    if generation and pivot is not first:
+        ids = {**pivot.config, **read_generation(pivot.folder, LARGEST_ID)}
+        write_json(out / GENERATION, _with_ids(generation, ids))
+    elif generation:
+        shutil.copyfile(first.folder / GENERATION, out / GENERATION)
 
 
 def _with_ids(values: Mapping[str, Any], pivot: Mapping[str, Any]) -> dict[str, Any]:

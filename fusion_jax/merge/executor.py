@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jax.sharding import Mesh
 
+from fusion_jax.display import brief
 from fusion_jax.errors import InputError
 from fusion_jax.files import replacing, write_json
 from fusion_jax.merge.analysis import weighed
@@ -44,6 +45,9 @@ class MergeSummary(NamedTuple):
     folder: Path
     records: list[Record]
     prepared: Prepared
+
+    def __repr__(self) -> str:
+        return brief(self)
 
 
 def merge(
@@ -72,7 +76,8 @@ def merge(
     """
     prepared = source if isinstance(source, Prepared) else prepare(source, locate)
     values: Iterator[np.ndarray]
-    planned = (PlannedTensor(t.name, prepared.dtype(t), t.shape, lambda: next(values)) for t in prepared.plan.tensors)
+    planned = [PlannedTensor(t.name, prepared.dtype(t), t.shape, lambda: next(values)) for t in prepared.plan.tensors]
+    planned += [one.planned for one in prepared.copies]
     shards = plan_shards(planned, shard_bytes=shard_bytes)
     with unfinished(out, _identity(prepared, shard_bytes)) as place:
         write_config(prepared, place)
@@ -83,7 +88,7 @@ def merge(
         prepared = weighed(prepared)
         tensors = {t.name: t for t in prepared.plan.tensors}
         order = {name: i for i, name in enumerate(tensors)}
-        wanted = [tensors[t.name] for shard in missing for t in shard.tensors]
+        wanted = [tensors[t.name] for shard in missing for t in shard.tensors if not t.copied]
         values = _recorded(merged_tensors(prepared, wanted, mesh), records, prepared, progress)
         _write_shards(place, missing, records)
         records.sort(key=lambda record: order[record["name"]])
@@ -112,7 +117,8 @@ def _write_shards(place: Path, shards: Iterable[Shard], records: Sequence[Record
     for shard in shards:
         write_shard(place, shard, sync=False)
         with open(place / RECORDS, "a", encoding="utf-8") as log:
-            log.writelines(json.dumps(r) + "\n" for r in records[-len(shard.tensors) :])
+            merged = sum(not t.copied for t in shard.tensors)
+            log.writelines(json.dumps(r) + "\n" for r in records[len(records) - merged :])
 
 
 def _write_log(place: Path, records: Iterable[Record]) -> None:
@@ -126,8 +132,8 @@ def _resumed(place: Path, shards: Sequence[Shard]) -> tuple[list[Shard], list[Re
     A file counts with all of its records only, which are written after it.
     """
     known = {record["name"]: record for record in _logged(place / RECORDS)}
-    finished = [s for s in shards if all(t.name in known for t in s.tensors) and _whole(place / s.file)]
-    records = [known[t.name] for shard in finished for t in shard.tensors]
+    finished = [s for s in shards if all(t.copied or t.name in known for t in s.tensors) and _whole(place / s.file)]
+    records = [known[t.name] for shard in finished for t in shard.tensors if not t.copied]
     _write_log(place, records)
     return [shard for shard in shards if shard not in finished], records
 
@@ -187,4 +193,6 @@ def _provenance(prepared: Prepared, records: Iterable[Record]) -> dict[str, Any]
         | ({"revision asked for, not checked": revisions[model]} if model in revisions else {})
         for model, found in hashes.items()
     }  # fmt: skip
-    return {"recipe": json.loads(json.dumps(asdict(prepared.recipe), default=str)), "inputs": inputs}
+    copied = {one.name: one.model for one in prepared.copies}
+    recipe = json.loads(json.dumps(asdict(prepared.recipe), default=str))
+    return {"recipe": recipe, "inputs": inputs} | ({"copied": copied} if copied else {})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fusion_jax.errors import InputError
+from fusion_jax.display import brief
+from fusion_jax.errors import InputError, quoted
+from fusion_jax.fields import Fields
+from fusion_jax.merge.buffers import BufferCopy, copied_buffers
 from fusion_jax.merge.methods import METHODS
-from fusion_jax.merge.plan import Checkpoint, MergePlan, TensorInput, TensorPlan, plan_tensors
+from fusion_jax.merge.plan import Checkpoint, MergePlan, TensorInput, TensorPlan, plan_tensors, rows_of
 from fusion_jax.merge.recipe import Recipe, read_recipe
 from fusion_jax.merge.vocabulary import (
     Clash,
@@ -26,6 +29,10 @@ from fusion_jax.merge.vocabulary import (
     read_vocabulary,
     row_plan,
 )
+from fusion_jax.models.buffers import is_buffer
+from fusion_jax.models.families import FAMILIES
+from fusion_jax.models.families.common import VOCABULARY
+from fusion_jax.models.head import EMBEDDING, HEAD, with_head
 from fusion_jax.models.json_files import read_config
 from fusion_jax.models.safetensors_io import TensorEntry, open_folder
 from fusion_jax.zoo import model_path
@@ -36,22 +43,29 @@ SAME = ("model_type", "num_attention_heads", "num_key_value_heads", "head_dim", 
 
 @dataclass(frozen=True)
 class Input:
-    """An opened folder: config.json as read, where each tensor lies."""
+    """An opened folder: config.json as read, where each weight and each buffer lies.
+
+    tied: whether the head is the embedding; None where config.json does not say.
+    """
 
     folder: Path
     config: Mapping[str, Any]
     entries: Mapping[str, TensorEntry]
+    buffers: Mapping[str, TensorEntry] = field(default_factory=dict)
+    tied: bool | None = None
+
+    def __repr__(self) -> str:
+        return brief(self)
 
     @property
     def checkpoint(self) -> Checkpoint:
         """What planning asks for."""
-        tied = self.config.get("tie_word_embeddings")
-        return Checkpoint({name: e.shape for name, e in self.entries.items()}, None if tied is None else bool(tied))
+        return Checkpoint({name: e.shape for name, e in self.entries.items()}, self.tied)
 
     @property
     def resolved(self) -> dict[str, Any]:
         """What may not differ between models; a number of heads or a width that config.json leaves out follows."""
-        found = {field: self.config.get(field) for field in SAME}
+        found = {name: self.config.get(name) for name in SAME}
         heads, width = found["num_attention_heads"], self.config.get("hidden_size")
         if found["num_key_value_heads"] is None:
             found["num_key_value_heads"] = heads
@@ -66,6 +80,7 @@ class Prepared:
 
     rows: how every model's embeddings come to the output's vocabulary; None where they are merged as they are.
     clashes: ids that mean different tokens in the models, where rows are not rewritten.
+    copies: buffers, which are not merged.
     """
 
     recipe: Recipe
@@ -74,6 +89,10 @@ class Prepared:
     vocabulary: Vocabulary | None
     rows: RowPlan | None
     clashes: tuple[Clash, ...]
+    copies: tuple[BufferCopy, ...] = ()
+
+    def __repr__(self) -> str:
+        return brief(self)
 
     def entry(self, tensor: TensorInput) -> TensorEntry:
         """Where an input of a tensor lies."""
@@ -108,7 +127,8 @@ def prepare(source: str | os.PathLike[str] | Mapping[str, Any], locate: Callable
     checkpoints = {model: one.checkpoint for model, one in inputs.items()}
     plan = plan_tensors(recipe, METHODS, checkpoints, None if rows is None else rows.size)
     _check_parameters(recipe, plan)
-    prepared = Prepared(recipe, inputs, plan, vocabulary, rows, differing)
+    copies = copied_buffers(recipe, {model: one.buffers for model, one in inputs.items()})
+    prepared = Prepared(recipe, inputs, plan, vocabulary, rows, differing, copies)
     if rows is not None:
         _check_rows(prepared)
     return prepared
@@ -122,18 +142,35 @@ def open_inputs(recipe: Recipe, locate: Callable[[str], Path]) -> dict[str, Inpu
     """
     found: dict[str, Input] = {}
     for model in recipe.inputs:
-        folder = locate(model)
-        found[model] = Input(folder, read_config(folder), open_folder(folder))
+        found[model] = open_input(locate(model))
     first = recipe.base or recipe.models[0]
     for other in found.values():
-        for field in SAME:
-            ours, theirs = found[first].resolved[field], other.resolved[field]
+        for name in SAME:
+            ours, theirs = found[first].resolved[name], other.resolved[name]
             if ours != theirs:
-                raise InputError(
-                    f"is {theirs!r}, but {ours!r} in {first}", file=other.folder / "config.json", field=field,
-                    cure="Merge models of one architecture; fuse others with experiments/fusechat.py first",
-                )  # fmt: skip
+                problem = f"is {quoted(theirs)}, but {quoted(ours)} in {first}"
+                cure = "Merge models of one architecture; fuse others with experiments/fusechat.py first"
+                raise InputError(problem, file=other.folder / "config.json", field=name, cure=cure)
     return found
+
+
+def open_input(folder: Path) -> Input:
+    """One folder, of any decoder family; no weight is read but a head that may equal its embedding.
+
+    Raises:
+      InputError: a file that is missing or broken, a weight of a dtype that is not read; names file and tensor.
+    """
+    config, entries = read_config(folder), open_folder(folder)
+    buffers = {name: entry for name, entry in entries.items() if is_buffer(name, entry)}
+    weights = {name: entry for name, entry in entries.items() if name not in buffers}
+    for name, entry in weights.items():
+        entry.check_weight(name)
+    tied: bool | None = Fields(config, folder / "config.json").flag("tie_word_embeddings", None)
+    head = next((name for name in weights if rows_of(name) == "head" and name.endswith(".weight")), HEAD)
+    embedding = next((name for name in weights if rows_of(name) == "input"), EMBEDDING)
+    if tied and (embedding in weights or config.get("model_type") in FAMILIES):
+        weights, tied = with_head(weights, tied, embedding=embedding, head=head)
+    return Input(folder, config, weights, buffers, tied)
 
 
 def _vocabulary(
@@ -151,10 +188,8 @@ def _vocabulary(
 
 
 def _vocabulary_size(one: Input) -> int:
-    size = one.config.get("vocab_size")
-    if type(size) is not int:
-        cure = "Add it: the rows of the embedding"
-        raise InputError("is no number", file=one.folder / "config.json", field="vocab_size", cure=cure)
+    fields = Fields(one.config, one.folder / "config.json", cure="Write the rows of the embedding")
+    size: int = fields.integer("vocab_size", low=1, high=VOCABULARY)
     return size
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from fusion_jax.display import brief
 from fusion_jax.errors import InputError
 from fusion_jax.merge.arithmetic import Method
 from fusion_jax.merge.names import LAYER, Rows, rows_of
@@ -35,6 +36,9 @@ class Checkpoint:
 
     shapes: Mapping[str, Shape]
     tied: bool | None = None
+
+    def __repr__(self) -> str:
+        return brief(self)
 
 
 class TensorInput(NamedTuple):
@@ -77,6 +81,9 @@ class MergePlan:
     tensors: tuple[TensorPlan, ...]
     layers: int
     tied: bool
+
+    def __repr__(self) -> str:
+        return brief(self)
 
 
 @dataclass(frozen=True)

@@ -141,6 +141,9 @@ def read_recipe(source: str | os.PathLike[str] | Mapping[str, Any], methods: Map
         parameter (naming the nearest), a missing or wrong value, a base or a number of models that the method does not
         take, a LoRA; names the field and the cure.
     """
+    if not isinstance(source, Mapping | str | os.PathLike):
+        cure = "Give a YAML file or {'merge_method': ..., 'models': [...]}"
+        raise InputError(f"is of type {type(source).__name__}, not a recipe", field="source", cure=cure)
     place = Place(None if isinstance(source, Mapping) else os.fspath(source))
     raw = source if isinstance(source, Mapping) else read_yaml(Path(source), "recipe", several=SEVERAL)
     if isinstance(raw, Mapping):

@@ -9,10 +9,12 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from fusion_jax.figures import EQUALS, MARKS, new_figure, tidy
 from fusion_jax.markdown import markdown_table, save_figure
 from fusion_jax.merge.inputs import Prepared
 from fusion_jax.merge.plan import idle_filters
 from fusion_jax.merge.tensors import Record
+from fusion_jax.versions import commit, devices, versions
 
 REPORT = "report.md"
 SHARES = ("coefficients", "kept", "selected", "erased")
@@ -26,14 +28,31 @@ def write_report(prepared: Prepared, records: Sequence[Record], folder: Path) ->
     based = recipe.base and recipe.base not in recipe.models
     lines = [
         f"# {recipe.method} of {models}" + (f" on `{recipe.base}`" if based else ""),
+        f"**{result(records, len(recipe.models))}**",
+        f"Computed with {', '.join(versions())}{_of_commit()}, on {devices()}. The recipe: merge.json.",
         f"{len(records)} tensors, {size:,} numbers, computed in {recipe.math_dtype}, seed {recipe.seed}.",
-        *_clashes(prepared), *map(_idle, idle_filters(recipe, prepared.plan.tensors)),
+        *_clashes(prepared), *_copies(prepared), *map(_idle, idle_filters(recipe, prepared.plan.tensors)),
         "## By kind of tensor", markdown_table(by_kind(records)), _legend(records),
         *(save_figure(figure, folder / f"{name}.png") for name, figure in figures(records).items()),
         "## Every tensor", markdown_table([row(r, r["name"]) for r in records]),
-        "Parameters, all norms and hashes of the inputs (xxh3, 128 bits): tensors.jsonl; the recipe: merge.json.",
+        "Parameters, all norms and hashes of the inputs (xxh3, 128 bits): tensors.jsonl.",
     ]  # fmt: skip
     (folder / REPORT).write_text("\n\n".join(lines) + "\n", encoding="utf-8")
+
+
+def result(records: Sequence[Record], models: int) -> str:
+    """What came out, in one sentence from the norms."""
+    based = [r["norms"] for r in records if "base" in r["norms"]]
+    told = f"{models} models became one of {sum(_numel(r) for r in records):,} numbers"
+    if not based:
+        return f"{told}."
+    change, size = (_root(norms[name] for norms in based) for name in ("change", "base"))
+    return f"{told}, {100 * change / max(size, 1e-30):.2f} % of the base's norm away from the base."
+
+
+def _of_commit() -> str:
+    found = commit()
+    return f", git commit {found}" if found else ""
 
 
 def _numel(record: Record) -> int:
@@ -49,6 +68,20 @@ def _clashes(prepared: Prepared) -> list[str]:
         f"('{c.first[2]}', '{c.first[1]}' in the output). Set `tokenizer_source` if their rows matter."
         for c in prepared.clashes
     ]  # fmt: skip
+
+
+def _copies(prepared: Prepared) -> list[str]:
+    """Buffers: how many, where from, and those that hold other numbers in another model."""
+    if not prepared.copies:
+        return []
+    models = ", ".join(f"`{model}`" for model in dict.fromkeys(one.model for one in prepared.copies))
+    told = [f"**Buffers**: {len(prepared.copies)} tensors that are no weights are copied from {models}, not merged."]
+    differing = [one for one in prepared.copies if one.differing]
+    if differing:
+        first = differing[0]
+        others = ", ".join(f"`{model}`" for model in first.differing)
+        told.append(f"{len(differing)} of them hold other numbers elsewhere, first `{first.name}` in {others}.")
+    return [" ".join(told)]
 
 
 def _idle(pattern: str) -> str:
@@ -132,14 +165,12 @@ def figures(records: Sequence[Record]) -> dict[str, Figure]:
             panels[key] = [r[key] for r in some]
     if not panels:
         return {}
-    figure = Figure(figsize=(9, 2.6 * len(panels)), layout="constrained")
-    for axes, (title, values) in zip(figure.subplots(len(panels), 1, squeeze=False).flat, panels.items(), strict=True):
-        for model, line in enumerate(zip(*values, strict=True)):
-            axes.plot(range(len(some)), line, marker=".", markersize=3, linewidth=0.8, label=some[0]["models"][model])
-        axes.set_title(title, fontsize=10)
-        axes.tick_params(labelsize=8)
-        axes.grid(alpha=0.3)
+    figure, every = new_figure(len(panels), 1, size=(9, 2.9 * len(panels)))
+    for axes, (title, values) in zip(every, panels.items(), strict=True):
+        for number, line in enumerate(zip(*values, strict=True)):
+            look: dict[str, Any] = {"color": EQUALS[number % len(EQUALS)], "marker": MARKS[number % len(MARKS)]}
+            axes.plot(range(len(some)), line, markersize=3, linewidth=0.8, label=some[0]["models"][number], **look)
+        tidy(axes, title, legend=axes is every[0])
         axes.set_ylim(bottom=0)
-    axes.set_xlabel("tensor, in the order of the table", fontsize=8)
-    figure.axes[0].legend(fontsize=7)
+    axes.set_xlabel("tensor, in the order of the table", fontsize=10.5)
     return {"tensors": figure}

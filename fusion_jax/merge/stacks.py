@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fusion_jax.errors import InputError
+from fusion_jax.errors import InputError, quoted
 from fusion_jax.merge.arithmetic import Round
 
 Array = jax.Array
@@ -28,6 +28,8 @@ def number(value: float, field: str) -> np.float32:
 
 def one_or_each(value: PerModel, count: int, field: str, dtype: type[np.floating]) -> np.ndarray:
     """A number [], or one for each of `count` models. Raises InputError for another number of values."""
+    if np.asarray(value).dtype.kind in "USO":
+        raise InputError(f"{quoted(value)} is no number", field=field, cure="Give one number, or one for each model")
     values = np.asarray(value, dtype)
     if values.ndim and values.shape != (count,):
         problem = f"{values.size} values for {count} models"
@@ -48,6 +50,9 @@ def per_model(value: PerModel, count: int, field: str) -> np.ndarray:
 
 def count_models(models: Array, method: str, least: int = 1, most: int | None = None) -> int:
     """K of a stack [K,...]. Raises InputError where the method does not merge that many."""
+    if not hasattr(models, "shape") or not models.shape:
+        problem = f"is of type {type(models).__name__}, not one array [K,...] of K models"
+        raise InputError(problem, field="models", cure="Give jnp.stack([first, second])")
     count = len(models)
     if count < least or (most is not None and count > most):
         wanted = f"{least}" if least == most else f"at least {least}" if most is None else f"{least} to {most}"

@@ -8,6 +8,7 @@ up (`ignore_merges`); their ids decode as in their own model.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections import Counter
 from collections.abc import Mapping
@@ -17,9 +18,11 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from fusion_jax.errors import InputError, first_line
-from fusion_jax.files import write_json
+from fusion_jax.files import regular_file, write_json
+from fusion_jax.json_files import read_json
 from fusion_jax.merge.recipe import Recipe
-from fusion_jax.merge.vocabulary import Vocabulary, pivot_model
+from fusion_jax.merge.vocabulary import Vocabulary, open_tokenizer, pivot_model
+from fusion_jax.models.tokenizers import broken_tokenizer, portable, read_settings
 
 SETTINGS = ("tokenizer_config.json", "special_tokens_map.json")
 COMPLETE = ("tokenizer.json", *SETTINGS, "chat_template.jinja")
@@ -42,14 +45,16 @@ def write_tokenizer(recipe: Recipe, folders: Mapping[str, Path], output: Vocabul
     """
     folder = folders[pivot_model(recipe)]
     path = folder / "tokenizer.json"
-    state = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
-    own = Tokenizer.from_file(str(path)).get_vocab(with_added_tokens=True) if state is not None else {}
-    changed = recipe.vocabulary.source != "refuse" and own != dict(output.ids)
+    policy = recipe.vocabulary.source != "refuse"
+    own = open_tokenizer(folder).get_vocab(with_added_tokens=True) if policy or os.path.lexists(path) else {}
+    changed = policy and own != dict(output.ids)
+    read_settings(folder)
     for name in COMPLETE + (() if changed else SLOW):
-        if (folder / name).is_file():
-            shutil.copyfile(folder / name, out / name)
+        if os.path.lexists(folder / name):
+            shutil.copyfile(regular_file(folder / name), out / name)
+    _make_portable(out / SETTINGS[0])
     if changed:
-        assert state is not None  # a vocabulary policy has read it
+        state = read_json(path)
         others = [folders[model] / "tokenizer.json" for model in recipe.inputs]
         entries = _added_entries(others, output, own)
         _strip(state, output, path)
@@ -64,11 +69,19 @@ def write_tokenizer(recipe: Recipe, folders: Mapping[str, Path], output: Vocabul
         _drop_template(out / "tokenizer_config.json")
 
 
+def _make_portable(path: Path) -> None:
+    """Settings that only transformers 5 reads, under the names that transformers 4 knows; others stay as they are."""
+    if path.is_file():
+        settings = read_json(path)
+        if "tokenizer_class" in settings and portable(settings) != settings:
+            write_json(path, portable(settings))
+
+
 def _added_entries(files: list[Path], output: Vocabulary, own: Mapping[str, int]) -> dict[str, dict[str, Any]]:
     """The output's added tokens that the pivot lacks, as tokenizer.json writes them; the first definition wins."""
     found: dict[str, dict[str, Any]] = {}
     for file in files:
-        for entry in json.loads(file.read_text(encoding="utf-8")).get("added_tokens", []):
+        for entry in read_json(file).get("added_tokens") or []:
             token = entry["content"]
             if token in output.added and token not in own and token not in found:
                 found[token] = {**entry, "id": output.ids[token]}
@@ -113,7 +126,9 @@ def _check(state: dict[str, Any], output: Vocabulary, file: Path) -> None:
     cure = "Set tokenizer_source to another model's path"
     try:
         loaded: dict[str, int] = Tokenizer.from_str(json.dumps(state)).get_vocab(with_added_tokens=True)
-    except Exception as error:  # those of `tokenizers` have no class of their own
+    except BaseException as error:
+        if not broken_tokenizer(error):
+            raise
         problem = f"cannot take the output's tokens ({first_line(error)})"
         raise InputError(problem, file=file, field="tokenizer", cure=cure) from None
     wrong = sorted(t for t in loaded.keys() | output.ids.keys() if loaded.get(t) != output.ids.get(t))
@@ -126,7 +141,7 @@ def _rewrite_config(path: Path, output: Vocabulary, entries: Mapping[str, dict[s
     """The settings beside tokenizer.json: added tokens by id and special tokens, those that the output has."""
     if not path.is_file():
         return
-    config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    config: dict[str, Any] = read_json(path)
     for key, value in list(config.items()):
         if key.endswith("_token") and value is not None and _content(value) not in output.ids:
             del config[key]
@@ -159,13 +174,13 @@ def _template_of(folder: Path) -> str | None:
     if (folder / TEMPLATE).is_file():
         return (folder / TEMPLATE).read_text(encoding="utf-8")
     config = folder / "tokenizer_config.json"
-    value = json.loads(config.read_text(encoding="utf-8")).get("chat_template") if config.is_file() else None
+    value = read_settings(folder).get("chat_template") if os.path.lexists(config) else None
     return value if isinstance(value, str) else None
 
 
 def _drop_template(path: Path) -> None:
     """A template in tokenizer_config.json would stand beside the one that was written."""
     if path.is_file():
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = read_json(path)
         if config.pop("chat_template", None) is not None:
             write_json(path, config)

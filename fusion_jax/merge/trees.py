@@ -98,6 +98,11 @@ def _checked(
     method: str, models: Sequence[Tree], base: Tree | None, parameters: Mapping[str, Any]
 ) -> tuple[Method, dict[str, Any]]:
     """The method, and its parameters as a recipe would give them."""
+    if not isinstance(models, list | tuple) or hasattr(models, "_fields"):
+        problem = f"is of type {type(models).__name__}, not a list of trees"
+        raise InputError(problem, field="models", cure="Give a list, also for one tree: [model.params]")
+    if any(hasattr(model, "params") for model in (*models, base)):
+        raise InputError("a model is no tree of arrays", field="models", cure="Give the models' params")
     if method not in METHODS:
         raise InputError(f"no merge method is called '{method}'", field="method", cure=nearest(method, METHODS))
     chosen = METHODS[method]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import os
 import shutil
 from collections.abc import Iterator
@@ -12,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from fusion_jax.errors import InputError
-from fusion_jax.files import write_json
+from fusion_jax.files import DiskError, write_json
 from fusion_jax.json_files import RESTORE, read_json
+from fusion_jax.store.lock import LOCK, acquire, sweep
 
-IDENTITY, LOCK = "identity.json", "lock"
-NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # some network disks have none
+IDENTITY = "identity.json"
 
 
 @contextmanager
@@ -33,24 +31,27 @@ def unfinished(out: str | os.PathLike[str], identity: dict[str, Any]) -> Iterato
     _check_free(target, out)
     place = target.with_name(f".{target.name}.unfinished")
     place.mkdir(parents=True, exist_ok=True)
-    with _held(place, out):
-        try:
-            _check_free(target, out)  # another process may have finished it by now
-            known = place / IDENTITY
-            if not (known.exists() and read_json(known, cure=RESTORE) == identity):
-                _empty(place)
-            for torn in place.glob(".*.tmp"):
-                torn.unlink()
-            write_json(known, identity)
-            yield place
-            os.replace(place, target)
-        except InputError:
-            _remove(place)
-            raise
-        except OSError as error:
-            raise _fault(error, place) from error
-        for name in (IDENTITY, LOCK):  # a kill before this leaves a whole merge
-            (target / name).unlink()
+    lock = acquire(place, out=out)
+    try:
+        _check_free(target, out)  # another process may have finished it by now
+        known = place / IDENTITY
+        if not (known.exists() and read_json(known, cure=RESTORE) == identity):
+            _empty(place)
+        sweep(place)
+        write_json(known, identity)
+        yield place
+        os.replace(place, target)
+        (target / IDENTITY).unlink()  # a kill before this leaves a whole merge
+        lock.release(target / LOCK)
+    except DiskError:
+        raise
+    except InputError:
+        _remove(place)
+        raise
+    except OSError as error:
+        raise _fault(error, place) from error
+    finally:
+        lock.release()
 
 
 def _check_free(target: Path, out: str | os.PathLike[str]) -> None:
@@ -59,21 +60,6 @@ def _check_free(target: Path, out: str | os.PathLike[str]) -> None:
     if os.path.ismount(target) or target == Path.cwd():
         problem = "is a mounted folder or the current one, which a finished merge cannot replace"
         raise InputError(problem, file=out, field="--out", cure=f"Give a new folder in it, as {Path(out) / 'merged'}")
-
-
-@contextmanager
-def _held(place: Path, out: str | os.PathLike[str]) -> Iterator[None]:
-    """The folder as this process's own; the system lets it go when the process ends in any way."""
-    with open(place / LOCK, "a") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            cure = "Wait for it, or choose another folder"
-            raise InputError("is being written by another process", file=out, field="--out", cure=cure) from None
-        except OSError as error:
-            if error.errno not in NO_LOCKS:
-                raise
-        yield
 
 
 def _empty(place: Path) -> None:
@@ -88,7 +74,7 @@ def _empty(place: Path) -> None:
 def _remove(place: Path) -> None:
     with suppress(OSError):
         _empty(place)
-        (place / LOCK).unlink()
+        (place / LOCK).unlink()  # while it is held
         place.rmdir()
 
 

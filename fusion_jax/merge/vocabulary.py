@@ -6,6 +6,7 @@ row, else the only owner's row, else the average over the owners; zeros where no
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +17,12 @@ import jax.numpy as jnp
 import numpy as np
 from tokenizers import Tokenizer
 
+from fusion_jax.display import brief
 from fusion_jax.errors import InputError, first_line
+from fusion_jax.files import regular_file
+from fusion_jax.json_files import CURE
 from fusion_jax.merge.recipe import Recipe, TokenRule
+from fusion_jax.models.tokenizers import broken_tokenizer
 
 Array = jax.Array
 NONE = -1
@@ -33,6 +38,9 @@ class Vocabulary:
     ids: Mapping[str, int]
     added: frozenset[str] = frozenset()
     rows: int = 0
+
+    def __repr__(self) -> str:
+        return brief(self)
 
     @property
     def size(self) -> int:
@@ -84,14 +92,16 @@ def open_tokenizer(folder: Path) -> Any:
       InputError: no tokenizer.json, or a broken one.
     """
     file = folder / "tokenizer.json"
-    if not file.is_file():
+    if not os.path.lexists(file):
         cure = "Save the model's tokenizer as a fast one (save_pretrained of transformers writes tokenizer.json)"
         raise InputError("holds no tokenizer.json, which a vocabulary policy reads", file=folder, cure=cure)
+    regular_file(file)
     try:
         return Tokenizer.from_file(str(file))
-    except Exception as error:  # those of `tokenizers` have no class of their own
-        cure = "Download or copy the file again"
-        raise InputError(f"is no tokenizer ({first_line(error)})", file=file, cure=cure) from None
+    except BaseException as error:
+        if not broken_tokenizer(error):
+            raise
+        raise InputError(f"is no tokenizer ({first_line(error)})", file=file, cure=CURE) from None
 
 
 def output_vocabulary(recipe: Recipe, vocabularies: Mapping[str, Vocabulary]) -> Vocabulary:

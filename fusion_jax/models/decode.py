@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import Mesh
 
+from fusion_jax.display import brief
 from fusion_jax.models.config import DecoderConfig
 from fusion_jax.models.decoder import Block, Norm, Params, head_kernel
 from fusion_jax.models.parameters import parameter_specs
@@ -27,6 +28,9 @@ class DecodeParams(NamedTuple):
 
     layers: tuple[Params, ...]
     rest: Params
+
+    def __repr__(self) -> str:
+        return brief(self)
 
 
 def decode_params(params: Params, config: DecoderConfig, dtype: Any) -> DecodeParams:

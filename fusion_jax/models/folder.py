@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,18 +13,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerBase
 
-from fusion_jax.errors import InputError, first_line
+from fusion_jax.errors import InputError, quoted
+from fusion_jax.files import replacing_folder
 from fusion_jax.hosts import barrier, first_host, on_first
-from fusion_jax.json_files import read_json
+from fusion_jax.models.buffers import is_buffer
 from fusion_jax.models.config import DecoderConfig
 from fusion_jax.models.decoder import Params, forward, head_kernel, padded_positions
 from fusion_jax.models.families import config_from_hf, config_to_hf, tensor_names
-from fusion_jax.models.families.common import HfTensor
-from fusion_jax.models.json_files import read_config
+from fusion_jax.models.families.common import HfTensor, with_both_forms
+from fusion_jax.models.head import EMBEDDING, HEAD, with_head
+from fusion_jax.models.json_files import read_config, read_generation
 from fusion_jax.models.parameters import abstract_params
 from fusion_jax.models.safetensors_io import (
+    DTYPES,
     NAMES,
     PlannedTensor,
     TensorEntry,
@@ -33,10 +35,11 @@ from fusion_jax.models.safetensors_io import (
     open_folder,
     write_folder,
 )
+from fusion_jax.models.tokenizers import check_fits, load_tokenizer, read_settings, save_tokenizer, tokenizer_of
 from fusion_jax.sharding import fetched
 
 Array = jax.Array
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
+__all__ = ["Model", "check_folder", "classify", "load", "load_tokenizer", "logits", "save", "tokenizer_of"]
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,8 @@ class Model:
     """A model: what it is, its weights (nested dict, float arrays), its tokenizer, its folder's own settings.
 
     hf_config: config.json as read; generation: generation_config.json as read; file_dtype: dtype of the files.
+    tokenizer_config: tokenizer_config.json as read.
+    folder: that the model was read from, if any.
     """
 
     config: DecoderConfig
@@ -52,6 +57,18 @@ class Model:
     hf_config: dict[str, Any] = field(default_factory=dict)
     generation: dict[str, Any] = field(default_factory=dict)
     file_dtype: str = "float32"
+    tokenizer_config: dict[str, Any] = field(default_factory=dict)
+    folder: str = ""
+
+    def __repr__(self) -> str:
+        """One line: family, sizes, dtypes, tokenizer and folder, and no weights."""
+        leaves, config = jax.tree.leaves(self.params), self.config
+        parts = [
+            config.model_type, f"{config.num_layers} layers", f"width {config.hidden_size}",
+            f"{sum(leaf.size for leaf in leaves):,} parameters", "/".join(sorted({str(leaf.dtype) for leaf in leaves})),
+            "no tokenizer" if self.tokenizer is None else f"tokenizer of {len(self.tokenizer)} entries",
+        ]  # fmt: skip
+        return f"Model({', '.join(parts)}{f', from {quoted(self.folder)}' if self.folder else ''})"
 
 
 def check_folder(path: str | os.PathLike[str]) -> DecoderConfig:
@@ -60,13 +77,17 @@ def check_folder(path: str | os.PathLike[str]) -> DecoderConfig:
 
 
 def _opened(folder: Path) -> tuple[dict[str, Any], DecoderConfig, dict[str, TensorEntry], list[HfTensor]]:
-    """config.json as read and understood; the tensors of the files and of the architecture, which are the same."""
+    """config.json and what it means; the tensors of the files, and those of the architecture, which are among them.
+
+    A stored head that is not the embedding counts, whatever config.json says: then the values say that nothing is tied.
+    """
     values = read_config(folder)
-    try:
-        config = config_from_hf(values)
-    except InputError as error:
-        raise InputError(error.problem, file=folder / "config.json", field=error.field, cure=error.cure) from None
-    entries = open_folder(folder)
+    file = folder / "config.json"
+    config = config_from_hf(values, file)
+    entries, tied = with_head(open_folder(folder), config.tied_head)
+    if tied != config.tied_head and not config.num_labels:
+        values = values | {"tie_word_embeddings": tied}
+        config = config_from_hf(values, file)
     names = tensor_names(config)
     _check_names(folder, config, entries, names)
     return values, config, entries, names
@@ -85,75 +106,47 @@ def load(path: str | os.PathLike[str], *, dtype: Any = None, mesh: Mesh | None =
     """
     folder = Path(path)
     values, config, entries, names = _opened(folder)
-    file_dtype = metadata_dtype(entries)
+    file_dtype = metadata_dtype({t.name: entries[t.name] for t in names})
+    generation = read_generation(folder, config.vocab_size)
     tokenizer = load_tokenizer(folder)
-    if tokenizer is not None and len(tokenizer) > config.vocab_size:
-        raise InputError(
-            f"has {len(tokenizer)} entries, the embedding only {config.vocab_size}", file=folder, field="tokenizer",
-            cure="Use the model's own tokenizer, or resize the embedding",
-        )  # fmt: skip
+    if tokenizer is not None:
+        check_fits(tokenizer, config.vocab_size, folder)
+    settings = {} if tokenizer is None else read_settings(folder)
     params = _read_params(folder, config, entries, names, jnp.dtype(dtype or file_dtype), mesh)
-    generation = folder / "generation_config.json"
-    return Model(
-        config, params, tokenizer, values, read_json(generation) if generation.exists() else {}, file_dtype.name
-    )
-
-
-def tokenizer_of(path: str | os.PathLike[str], option: str | None = None) -> PreTrainedTokenizerBase:
-    """The tokenizer of a folder, given for `option`, that must have one.
-
-    Raises:
-      InputError: no such folder, or `load_tokenizer` finds none; names the folder.
-    """
-    if not Path(path).is_dir():
-        raise InputError(
-            "there is no such folder", file=path, field=option, cure="Give a Hugging Face folder or zoo:NAME"
-        )
-    tokenizer = load_tokenizer(path)
-    if tokenizer is None:
-        raise InputError("holds no tokenizer", file=path, field=option, cure="Add the folder's tokenizer.json")
-    return tokenizer
-
-
-def load_tokenizer(path: str | os.PathLike[str]) -> PreTrainedTokenizerBase | None:
-    """The folder's tokenizer, or None where it has none; code from the folder is never run."""
-    folder = Path(path)
-    if not any((folder / name).exists() for name in TOKENIZER_FILES):
-        return None
-    try:
-        # tokenizer.json is the whole tokenizer; the class that a model_type suggests may rebuild it differently.
-        kind = PreTrainedTokenizerFast if (folder / "tokenizer.json").exists() else AutoTokenizer
-        return kind.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except Exception as error:
-        problem = f"cannot be loaded ({type(error).__name__}: {first_line(error)})"
-        raise InputError(problem, file=folder, field="tokenizer", cure="Restore the tokenizer's files") from None
+    return Model(config, params, tokenizer, values, generation, file_dtype.name, settings, str(folder))
 
 
 def _check_names(folder: Path, config: DecoderConfig, entries: dict[str, TensorEntry], names: list[HfTensor]) -> None:
-    """Every weight is there, none is left over, and each has the shape that the config gives."""
+    """Every weight is there, none is left over but buffers, and each has the shape that the config gives."""
     specs = abstract_params(config)
     for tensor in names:
-        if tensor.name not in entries:
-            raise InputError(
-                "the weight is missing", file=folder, field=tensor.name, cure="Restore the checkpoint's files"
-            )
+        entry = entries.get(tensor.name)
+        if entry is None:
+            raise _missing(folder, tensor.name, entries)
+        entry.check_weight(tensor.name)
         shape: tuple[int, ...] = _at(specs, tensor.path).shape
         shape = shape if tensor.layer is None else shape[1:]
         shape = shape[::-1] if tensor.transpose else shape
-        if entries[tensor.name].shape != shape:
+        if entry.shape != shape:
             raise InputError(
-                f"has shape {entries[tensor.name].shape}, config.json gives {shape}",
-                file=entries[tensor.name].file, field=tensor.name,
+                f"has shape {entry.shape}, config.json gives {shape}", file=entry.file, field=tensor.name,
                 cure="Use the config.json that belongs to the weights",
             )  # fmt: skip
     expected = {t.name for t in names}
-    for name in entries:
-        tied = config.tied_head and name == "lm_head.weight"
-        if name not in expected and not name.endswith("rotary_emb.inv_freq") and not tied:
-            raise InputError(
-                "is a weight that this architecture does not have", file=entries[name].file, field=name,
-                cure="Remove it, or correct model_type in config.json",
-            )  # fmt: skip
+    for name, entry in entries.items():
+        if name not in expected and not is_buffer(name, entry):
+            cure = "Remove it, or correct model_type in config.json"
+            problem = "is a weight that this architecture does not have"
+            raise InputError(problem, file=entry.file, field=name, cure=cure)
+
+
+def _missing(folder: Path, name: str, entries: dict[str, TensorEntry]) -> InputError:
+    problem, cure = "the weight is missing", "Restore the checkpoint's files"
+    other = sorted({e.stored for e in entries.values() if e.stored not in DTYPES})
+    problem += f" (the files hold tensors of dtype {', '.join(other)}, which are no weights)" if other else ""
+    if name == HEAD and EMBEDDING in entries:
+        cure += ", or set tie_word_embeddings to true in config.json if the embedding is the head"
+    return InputError(problem, file=folder, field=name, cure=cure)
 
 
 def _at(tree: dict[str, Any], path: tuple[str, ...]) -> Any:
@@ -220,7 +213,7 @@ def save(
       InputError: the folder exists (without `overwrite`). Nothing is left behind when writing fails.
     """
     folder, name = Path(path), dtype or model.file_dtype
-    if jnp.dtype(name) not in NAMES:
+    if NAMES.get(jnp.dtype(name)) not in DTYPES:
         raise InputError(f"weights cannot be saved as {name}", field="dtype", cure="Use float32, bfloat16 or float16")
     on_first(lambda: _check_free(folder, overwrite))
     tensors = list(_planned(model, jnp.dtype(name)))
@@ -238,18 +231,9 @@ def _check_free(folder: Path, overwrite: bool) -> None:
 
 
 def _write(model: Model, folder: Path, dtype: str, tensors: Sequence[PlannedTensor], shard_bytes: int) -> None:
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    try:
-        temporary.mkdir()
+    with replacing_folder(folder) as temporary:
         write_folder(temporary, tensors, shard_bytes=shard_bytes)
         _write_settings(model, temporary, dtype)
-        if folder.exists():
-            shutil.rmtree(folder)
-        os.replace(temporary, folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _planned(model: Model, dtype: np.dtype) -> Iterator[PlannedTensor]:
@@ -273,13 +257,13 @@ def _write_settings(model: Model, folder: Path, dtype: str) -> None:
     values = model.hf_config
     if not values or config_from_hf(values) != model.config:
         values = {**{k: v for k, v in values.items() if k.endswith("_token_id")}, **config_to_hf(model.config)}
-    values = {k: v for k, v in values.items() if k != "torch_dtype"} | {"dtype": dtype}
+    values = with_both_forms(values) | {"dtype": dtype, "torch_dtype": dtype}  # the name before transformers 4.56
     (folder / "config.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
     if model.generation:
         text = json.dumps(model.generation, indent=2) + "\n"
         (folder / "generation_config.json").write_text(text, encoding="utf-8")
     if model.tokenizer is not None:
-        model.tokenizer.save_pretrained(folder)
+        save_tokenizer(model.tokenizer, folder, model.tokenizer_config)
 
 
 def logits(model: Model, tokens: Array, lengths: Array | None = None) -> Array:
@@ -287,7 +271,17 @@ def logits(model: Model, tokens: Array, lengths: Array | None = None) -> Array:
 
     Args:
       lengths: int[B], real tokens of each row; what lies beyond is undefined.
+
+    Raises:
+      InputError: tokens that are no rows of whole numbers, such as a text.
     """
+    if not isinstance(tokens, Array):
+        tokens = np.asarray(tokens)
+    if tokens.ndim != 2 or tokens.dtype.kind not in "iu":
+        raise InputError(
+            f"is {tokens.dtype.name}{list(tokens.shape)}, not rows of token ids int[B,T]", field="tokens",
+            cure="Give model.tokenizer([text])['input_ids'], rows of one length",
+        )  # fmt: skip
     tokens = jnp.asarray(tokens)
     segments = (
         None if lengths is None else (jnp.arange(tokens.shape[1]) < jnp.asarray(lengths)[:, None]).astype(jnp.int32)

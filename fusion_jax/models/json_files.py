@@ -2,24 +2,89 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
 from fusion_jax.errors import InputError
+from fusion_jax.fields import Fields
+from fusion_jax.files import reason
 from fusion_jax.json_files import read_json
+from fusion_jax.models.families.common import check_token_ids
+from fusion_jax.models.safetensors_io import GGUF_CURE
+
+GENERATION = "generation_config.json"
 
 
 def read_config(folder: Path) -> dict[str, Any]:
     """config.json of a model folder.
 
     Raises:
-      InputError: no such folder or file, or it is not a JSON object.
+      InputError: no such folder or file, it is not a JSON object, or the model is quantised.
     """
-    if not folder.is_dir():
-        zoo = str(folder).startswith("zoo:")
-        cure = f"fusion_jax.zoo.model_path('{folder}') is the folder" if zoo else "Give a Hugging Face model folder"
-        raise InputError("there is no such folder", file=folder, cure=cure)
-    if not (folder / "config.json").exists():
-        raise InputError("holds no config.json", file=folder, cure="Give the path of a Hugging Face model folder")
-    config: dict[str, Any] = read_json(folder / "config.json")
+    check_directory(folder)
+    file = folder / "config.json"
+    if not os.path.lexists(file):
+        raise _no_config(folder)
+    config: dict[str, Any] = read_json(file)
+    if config.get("quantization_config") is not None:
+        cure = "Dequantise it and save it again in bfloat16, or take the model before it was quantised"
+        raise InputError("the model is quantised, which is not read", file=file, field="quantization_config", cure=cure)
     return config
+
+
+def read_generation(folder: Path, vocabulary: int) -> dict[str, Any]:
+    """generation_config.json of a model folder, empty where there is none.
+
+    Args:
+      vocabulary: tokens of the model; what ends a text is one of them.
+
+    Raises:
+      InputError: not a JSON object, or a field of another type or out of range; names the field.
+    """
+    file = folder / GENERATION
+    if not os.path.lexists(file):
+        return {}
+    fields = Fields(read_json(file), file)
+    check_token_ids(fields, vocabulary, ends=True)
+    for name in ("temperature", "top_p", "min_p", "typical_p", "repetition_penalty"):
+        fields.number(name, None, low=0)
+    for name in ("top_k", "max_length", "max_new_tokens", "min_new_tokens", "num_return_sequences"):
+        fields.integer(name, None)
+    fields.flag("do_sample", None)
+    return dict(fields.values)
+
+
+def check_directory(path: Path, field: str | None = None) -> None:
+    """Raises InputError where a path is not a folder that can be listed; names what it is instead.
+
+    field: the option that the path was given for.
+    """
+    zoo = str(path).startswith("zoo:")
+    cure = f"fusion_jax.zoo.model_path('{path}') is the folder" if zoo else "Give a Hugging Face model folder"
+    if field is not None:
+        cure = "Give a Hugging Face folder or zoo:NAME"
+    try:
+        os.listdir(path)
+    except FileNotFoundError:
+        raise InputError("there is no such folder", file=path, field=field, cure=cure) from None
+    except NotADirectoryError:
+        if str(path).lower().endswith(".gguf"):
+            raise InputError("is a GGUF file, which is not read", file=path, field=field, cure=GGUF_CURE) from None
+        raise InputError("is a file; there is no such folder", file=path, field=field, cure=cure) from None
+    except ValueError:
+        raise InputError("is no path (it holds a NUL character)", file=path, field=field, cure=cure) from None
+    except OSError as error:
+        raise InputError(f"cannot be opened ({reason(error)})", file=path, field=field, cure=cure) from None
+
+
+def _no_config(folder: Path) -> InputError:
+    names = sorted(os.listdir(folder))
+    gguf = [name for name in names if name.lower().endswith(".gguf")]
+    if gguf:
+        return InputError(f"holds a GGUF file ({gguf[0]}), which is not read", file=folder, cure=GGUF_CURE)
+    if "adapter_config.json" in names:
+        cure = "Merge the adapter into its base model first (merge_and_unload of peft, then save_pretrained)"
+        return InputError("holds an adapter (LoRA), not a model", file=folder, cure=cure)
+    cure = "Give the path of a Hugging Face model folder"
+    return InputError("holds no config.json", file=folder, cure=cure)

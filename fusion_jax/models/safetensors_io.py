@@ -1,41 +1,58 @@
 """Safetensors by byte range: read any slice of any tensor, write tensor by tensor; no torch, no pickle.
 
-Format: 8 bytes little-endian header length, a JSON header {name: {dtype, shape, data_offsets}}, then the bytes.
+Format: 8 bytes little-endian header length, a JSON header {name: {dtype, shape, data_offsets}}, then the bytes. The
+header's rules are those of `safetensors_header`.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import struct
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 
-from fusion_jax.errors import InputError
-from fusion_jax.files import replacing
+from fusion_jax.errors import InputError, quoted
+from fusion_jax.files import regular_file, replacing
+from fusion_jax.json_files import CURE, read_json
+from fusion_jax.models.safetensors_header import BITS, LARGEST, parse_header
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
-DTYPES: dict[str, np.dtype] = {
-    "F64": np.dtype(np.float64), "F32": np.dtype(np.float32), "F16": np.dtype(np.float16),
-    "BF16": np.dtype(ml_dtypes.bfloat16),
-}  # fmt: skip
-NAMES = {dtype: name for name, dtype in DTYPES.items()}
-MAX_HEADER = 100 << 20
+DTYPES = {name: BITS[name][1] for name in ("F64", "F32", "F16", "BF16")}  # of weights that are read
+NAMES = {dtype: name for name, (_, dtype) in BITS.items() if dtype != np.void}
+GGUF_CURE = (
+    "Convert it to a Hugging Face folder first, as docs/folders.md (GGUF files) shows: transformers' from_pretrained "
+    "with gguf_file, hf_quantizer = None, save_pretrained"
+)
 
 
 @dataclass(frozen=True)
 class TensorEntry:
-    """Where one tensor lies: file, first byte, dtype, shape."""
+    """Where one tensor lies: file, first byte, dtype, shape; `stored` is the format's name of the dtype.
+
+    dtype: numpy's; np.void for numbers of less than a byte, which are not read.
+    """
 
     file: Path
     start: int
     dtype: np.dtype
     shape: tuple[int, ...]
+    stored: str
+
+    @property
+    def nbytes(self) -> int:
+        return int(np.prod(self.shape, dtype=np.int64)) * BITS[self.stored][0] // 8
+
+    def check_weight(self, name: str) -> None:
+        """Raises InputError where the tensor, needed as a weight, has a dtype that is not read."""
+        if self.stored not in DTYPES:
+            cure = f"Convert the weights to one of {', '.join(DTYPES)} (dequantise a quantised model)"
+            raise InputError(f"has dtype {self.stored}", file=self.file, field=name, cure=cure)
 
     def read(self, index: tuple[slice, ...] = ()) -> np.ndarray:
         """The tensor or a slice of it; only the pages of the slice are read."""
@@ -59,81 +76,126 @@ class TensorEntry:
         """The tensor as the file's own pages, read-only."""
         if 0 in self.shape:
             return np.zeros(self.shape, self.dtype)
+        if not self.dtype.itemsize:
+            raise InputError(f"numbers of dtype {self.stored} are not read", file=self.file)
         return np.memmap(self.file, self.dtype, "r", offset=self.start, shape=self.shape)
 
 
 def read_header(file: Path) -> dict[str, TensorEntry]:
-    """Every tensor of one file.
+    """Every tensor of one file, of any dtype of the format.
 
     Raises:
-      InputError: the file is broken or cut short, or a tensor has a dtype we do not read; names file and tensor.
+      InputError: no regular file, a broken header, or a file that is cut short; names file and tensor.
     """
-    cure = "Download or copy the file again"
-    size = file.stat().st_size
+    size = regular_file(file).stat().st_size
     with open(file, "rb") as source:
         prefix = source.read(8)
         length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
-        if not 0 < length <= min(MAX_HEADER, max(size - 8, 0)):
-            raise InputError("is not a whole safetensors file (its header does not fit)", file=file, cure=cure)
+        if not 0 < length <= min(LARGEST, size - 8):
+            raise InputError("is not a whole safetensors file (its header does not fit)", file=file, cure=CURE)
         raw = source.read(length)
-    try:
-        header = json.loads(raw)
-        items = [(name, v) for name, v in header.items() if name != "__metadata__"]
-        entries = {name: (v["dtype"], tuple(map(int, v["shape"])), *map(int, v["data_offsets"])) for name, v in items}
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise InputError("has a broken safetensors header", file=file, cure=cure) from None
-    out = {}
-    for name, (dtype, shape, start, end) in entries.items():
-        if dtype not in DTYPES:
-            raise InputError(
-                f"has dtype {dtype}", file=file, field=name, cure=f"Convert the weights to one of {', '.join(DTYPES)}"
-            )
-        if end - start != int(np.prod(shape, dtype=np.int64)) * DTYPES[dtype].itemsize or start < 0:
-            raise InputError(f"its bytes do not match its shape {shape}", file=file, field=name, cure=cure)
-        if 8 + length + end > size:
-            raise InputError(
-                f"the file is cut short ({size} bytes, {8 + length + end} needed)", file=file, field=name, cure=cure
-            )
-        out[name] = TensorEntry(file, 8 + length + start, DTYPES[dtype], shape)
-    return out
+    first = 8 + length
+    return {
+        name: TensorEntry(file, first + one.start, BITS[one.dtype][1], one.shape, one.dtype)
+        for name, one in parse_header(raw, size - first, file).items()
+    }
 
 
 def open_folder(folder: Path) -> dict[str, TensorEntry]:
-    """Every tensor of a checkpoint folder: one file, or the files its index lists."""
-    index = folder / INDEX
-    if index.exists():
-        try:
-            weight_map = {str(k): str(v) for k, v in json.loads(index.read_text("utf-8"))["weight_map"].items()}
-        except (ValueError, KeyError, TypeError, AttributeError):
-            raise InputError("is a broken index", file=index, cure="Download or copy the file again") from None
-        headers: dict[str, dict[str, TensorEntry]] = {}
-        for name in sorted(set(weight_map.values())):
-            if Path(name).name != name:
-                raise InputError(f"lists '{name}', which is not a file name", file=index)
-            if not (folder / name).exists():
-                raise InputError(f"lists {name}, which is not there", file=index, cure="Copy the missing file")
-            headers[name] = read_header(folder / name)
-        for tensor, name in weight_map.items():
-            if tensor not in headers[name]:
-                raise InputError(f"is listed in the index but not in {name}", file=index, field=tensor)
-        return {tensor: headers[name][tensor] for tensor, name in weight_map.items()}
-    if (folder / SINGLE).exists():
-        return read_header(folder / SINGLE)
-    if any(folder.glob("*.bin")) or any(folder.glob("*.pt*")):
-        raise InputError(
-            "holds pickled weights, which are not read", file=folder, cure="Convert the model to safetensors"
-        )
-    raise InputError("holds no model.safetensors", file=folder, cure="Give a Hugging Face model folder")
+    """Every tensor of a checkpoint folder: of model.safetensors, or of the files that an index lists.
+
+    Where a folder holds both, and the index does not list model.safetensors, the single file is the model, as for
+    transformers: the index is left over from an earlier save.
+
+    Raises:
+      InputError: neither is there, or one is broken; an index that lists a file that is not there, or a tensor that its
+        file does not hold; a tensor in two of the files.
+    """
+    single, index = folder / SINGLE, folder / INDEX
+    alone = os.path.lexists(single)
+    if not os.path.lexists(index):
+        if not alone:
+            raise _no_weights(folder)
+        return read_header(single)
+    weight_map = _weight_map(index)
+    files = sorted(set(weight_map.values()))
+    for name in files:
+        _check_listed(folder, name, index, alone)
+    return read_header(single) if alone and SINGLE not in files else _indexed(folder, weight_map, files)
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    """Tensor -> file of an index."""
+    try:
+        found = read_json(index).get("weight_map")
+    except InputError as error:
+        raise InputError(f"is a broken index ({error.problem})", file=index, cure=CURE) from None
+    if not isinstance(found, dict) or not all(isinstance(name, str) for name in found.values()):
+        raise InputError("is a broken index (its weight_map does not list files)", file=index, cure=CURE)
+    return found
+
+
+def _check_listed(folder: Path, name: str, index: Path, alone: bool) -> None:
+    """A name that an index lists is a file of the folder."""
+    if Path(name).name != name:
+        raise InputError(f"lists {quoted(name)}, which is not a file name", file=index, cure=CURE)
+    try:
+        regular_file(folder / name)
+    except InputError as error:
+        missing = error.problem == "there is no such file"
+        problem = f"lists {quoted(name)}, which " + ("is not there" if missing else error.problem)
+        cure = "Copy the missing file" + (f", or remove the index if {SINGLE} is the whole model" if alone else "")
+        raise InputError(problem, file=index, cure=cure) from None
+
+
+def _indexed(folder: Path, weight_map: Mapping[str, str], files: Sequence[str]) -> dict[str, TensorEntry]:
+    found: dict[str, TensorEntry] = {}
+    for name in files:
+        entries = read_header(folder / name)
+        twice = next((tensor for tensor in entries if tensor in found), None)
+        if twice is not None:
+            problem = f"stands in two files, {found[twice].file.name} and {name}"
+            raise InputError(problem, file=folder, field=twice, cure="Remove the file that does not belong")
+        found |= entries
+    for tensor, name in weight_map.items():
+        if tensor not in found or found[tensor].file.name != name:
+            problem = f"is listed in the index but not in {name}"
+            raise InputError(problem, file=folder / INDEX, field=tensor, cure=CURE)
+    return found
+
+
+def _no_weights(folder: Path) -> InputError:
+    """What a folder without safetensors holds instead, and what to do about it."""
+    names = sorted(path.name for path in folder.iterdir())
+    gguf = [name for name in names if name.lower().endswith(".gguf")]
+    if gguf:
+        return InputError(f"holds a GGUF file ({gguf[0]}), which is not read", file=folder, cure=GGUF_CURE)
+    if any(name.startswith("model-0") and name.endswith(".safetensors") for name in names):
+        return InputError(f"holds parts of a model but not {INDEX}, which lists them", file=folder, cure="Copy it, too")
+    if any(name.startswith("adapter_") for name in names):
+        cure = "Merge the adapter into its base model first (merge_and_unload of peft, then save_pretrained)"
+        return InputError("holds an adapter (LoRA), not a model", file=folder, cure=cure)
+    if any(name.endswith((".bin", ".pt", ".pth")) for name in names):
+        cure = "Convert the model to safetensors (transformers: from_pretrained, then save_pretrained)"
+        return InputError("holds pickled weights, which are not read", file=folder, cure=cure)
+    if "consolidated.safetensors" in names:
+        cure = "Download the folder's model-*.safetensors and their index, too"
+        return InputError("holds weights under Mistral's own names only (consolidated)", file=folder, cure=cure)
+    return InputError(f"holds no {SINGLE}", file=folder, cure="Give a Hugging Face model folder")
 
 
 @dataclass(frozen=True)
 class PlannedTensor:
-    """A tensor to write: its bytes are asked for only when its turn comes."""
+    """A tensor to write: its bytes are asked for only when its turn comes.
+
+    copied: whether it is a buffer, written as another checkpoint has it.
+    """
 
     name: str
     dtype: np.dtype
     shape: tuple[int, ...]
     value: Callable[[], np.ndarray]
+    copied: bool = False
 
     @property
     def nbytes(self) -> int:
@@ -203,8 +265,9 @@ def write_shard(folder: Path, shard: Shard, *, sync: bool = True) -> None:
 
 
 def metadata_dtype(entries: Mapping[str, TensorEntry]) -> np.dtype:
-    """The dtype that most bytes of a checkpoint have."""
+    """The dtype that most bytes of a checkpoint's weights have; float32 where there are none."""
     sizes: dict[np.dtype, int] = {}
     for e in entries.values():
-        sizes[e.dtype] = sizes.get(e.dtype, 0) + int(np.prod(e.shape, dtype=np.int64)) * e.dtype.itemsize
-    return max(sizes, key=lambda d: sizes[d])
+        if e.stored in DTYPES:
+            sizes[e.dtype] = sizes.get(e.dtype, 0) + e.nbytes
+    return max(sizes, key=lambda d: sizes[d], default=np.dtype(np.float32))

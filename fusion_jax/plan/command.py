@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
-from typing import Any, TypeVar
+from typing import Annotated, Any, ClassVar, TypeVar
 
-import tyro
 from rich.console import Console
 
 from fusion_jax.errors import InputError
+from fusion_jax.options import Called
 from fusion_jax.plan.compile import check_compiler
 from fusion_jax.plan.report import LEGEND, page, plan_all
 from fusion_jax.plan.runs import Ask, Planned
@@ -20,19 +18,27 @@ from fusion_jax.settings import run as run_experiment
 from fusion_jax.slices import slice_of
 
 S = TypeVar("S")
-HELP = """\
---plan SLICE: instead of running, say whether this fits on a TPU slice (v5e-16, v5p-64, v6e-8, ...) and how long it
-would take. Needs the TPU compiler (pip install "jax[tpu]==0.10.2"), no TPU, no weights: models may be folders with a
-config.json alone, or names like llama3-8b. --plan-rows N: records of the whole run, for its hours. --plan-prompt N:
-tokens of each prompt. --plan-full True: wait for the whole compile, whose cycles refine the times (minutes)."""
 
 
 @dataclass(frozen=True)
-class _Options:
-    plan: str = ""
+class PlanOptions:
+    """Instead of running, say whether the run fits on a TPU slice and how long it would take. Needs the TPU compiler
+    (pip install "jax[tpu]==0.10.2"), no TPU, no weights: models may be folders with a config.json alone, or names like
+    llama3-8b."""
+
+    basic: ClassVar = ("plan",)
+
+    plan: Annotated[str, Called("SLICE")] = ""
+    """Instead of running, say whether this fits on a slice (v5e-16, v5p-64, v6e-8, ...) and how long it would take."""
     plan_rows: int = 0
+    """Records of the whole run, for its hours; with --plan."""
     plan_prompt: int = 0
+    """Tokens of each prompt; with --plan."""
     plan_full: bool = False
+    """Wait for the whole compile, whose cycles refine the times (minutes); with --plan."""
+
+    def __post_init__(self) -> None:
+        bounded(self, "plan_rows", "plan_prompt", least=0)
 
 
 def run(
@@ -45,27 +51,20 @@ def run(
     args: Sequence[str] | None = None,
 ) -> None:
     """`settings.run` with `--plan`: then `plans` says which programs the run has, and no other thing is done."""
-    args = list(sys.argv[1:] if args is None else args)
-    options = _Options()
-    if any(arg.partition("=")[0] in ("--plan", "--plan-rows", "--plan-prompt", "--plan-full") for arg in args):
-        config = (tyro.conf.FlagConversionOff,)
-        options, args = tyro.cli(_Options, args=args, return_unknown_args=True, add_help=False, config=config)
-    given = ((arg.partition("="), after) for arg, after in pairwise([*args, ""]))
-    preset = next((value if equals else after for (name, equals, value), after in given if name == "--preset"), "")
 
-    def chosen(values: S) -> None:
-        if not options.plan and options != _Options():
+    def chosen(values: S, options: PlanOptions, preset: str) -> None:
+        if not options.plan and options != PlanOptions():
             raise InputError("is missing", field="--plan", cure="Name a slice, for instance --plan v5e-16")
         if not options.plan:
             main(values)
             return
-        bounded(options, "plan_rows", "plan_prompt", least=0)
         ask = Ask(slice_of(options.plan).name, options.plan_rows, options.plan_prompt, options.plan_full, preset)
         check_compiler()
         show(plans(values, ask), ask)
 
-    text = f"{(description or '').strip()}\n\n{HELP}"
-    run_experiment(settings, chosen, presets=presets, description=text, args=args)
+    run_experiment(
+        settings, chosen, presets=presets, description=description, args=args, beside=PlanOptions()
+    )  # fmt: skip
 
 
 def show(planned: Sequence[Planned], ask: Ask) -> None:

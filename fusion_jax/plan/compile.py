@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fusion_jax.display import brief
 from fusion_jax.errors import InputError
 from fusion_jax.plan.requests import Request, to_json
 from fusion_jax.slices import slice_of
@@ -59,6 +60,9 @@ class Compiled:
     coords: tuple[tuple[int, ...], ...]
     full: bool
     seconds: float
+
+    def __repr__(self) -> str:
+        return brief(self)
 
 
 def check_compiler() -> None:

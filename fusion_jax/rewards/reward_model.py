@@ -7,9 +7,12 @@ from collections.abc import Callable, Sequence
 import jax
 import numpy as np
 from jax.sharding import Mesh
+from transformers import PreTrainedTokenizerBase
 
+from fusion_jax.arguments import records
 from fusion_jax.data.batches import bucket_list
-from fusion_jax.data.chat import render_text
+from fusion_jax.data.chat import LostText, render_each
+from fusion_jax.data.clip import Clip
 from fusion_jax.data.jsonl import Record
 from fusion_jax.errors import InputError
 from fusion_jax.models.decoder import Params
@@ -22,7 +25,8 @@ def score_responses(
 ) -> list[Record]:
     """Responses with `reward`: the model's float32 score of the two-message chat in the model's own template.
 
-    A score that is not finite becomes None: `select` counts and drops it.
+    A score that is not finite becomes None, and so does that of a response whose text the template changes: `select`
+    counts and drops them.
 
     Args:
       mesh: the one that the parameters are sharded over.
@@ -37,10 +41,11 @@ def score_responses(
         )  # fmt: skip
     if model.tokenizer is None:
         raise InputError("has no tokenizer", field="reward_model", cure="Add the tokenizer's files to its folder")
-    chats = [_encode(model, r, i) for i, r in enumerate(responses, 1)]
-    order = sorted(range(len(chats)), key=lambda i: len(chats[i]))
-    buckets = bucket_list(max(map(len, chats), default=1))
-    scores, batch_size = np.zeros(len(chats), np.float32), padded_rows(batch_size, data_ways(mesh))
+    responses = records(responses, "responses")
+    chats = _encoded(model.tokenizer, responses, model.config.max_positions)
+    order = sorted(chats, key=lambda i: len(chats[i]))
+    buckets = bucket_list(max(map(len, chats.values()), default=1))
+    scores, batch_size = np.full(len(responses), np.nan, np.float32), padded_rows(batch_size, data_ways(mesh))
     run = jax.jit(lambda params, tokens, lengths: classify(_with(model, params), tokens, lengths))
     for start in range(0, len(order), batch_size):
         chosen = order[start : start + batch_size]
@@ -64,14 +69,35 @@ def _with(model: Model, params: Params) -> Model:
     return Model(model.config, params)
 
 
-def _encode(model: Model, record: Record, number: int) -> list[int]:
-    assert model.tokenizer is not None  # `score_responses` has looked
-    messages = [{"role": "user", "content": record["prompt"]}, {"role": "assistant", "content": record["response"]}]
-    text = render_text(model.tokenizer, messages, header=False)
-    ids = model.tokenizer(text, add_special_tokens=False)["input_ids"]
-    if len(ids) > model.config.max_positions:
-        raise InputError(
-            f"the chat has {len(ids)} tokens, the reward model reads {model.config.max_positions}", record=number,
-            field="response", cure="Shorten the response or use a model with a longer context",
-        )  # fmt: skip
-    return list(ids)
+def _encoded(tokenizer: PreTrainedTokenizerBase, responses: Sequence[Record], most: int) -> dict[int, list[int]]:
+    """The responses' places and two-message chats in ids, without those whose text the template changes.
+
+    Raises:
+      InputError: a chat of more than `most` tokens; the template changes the text of every response.
+    """
+    clip = Clip(tokenizer, most)
+    for number, record in enumerate(responses, 1):
+        size = len(record["prompt"]) + len(record["response"])
+        if clip.too_long(record["prompt"]) or clip.too_long(record["response"]):
+            raise _too_long(f"{size} characters", most, number)
+    chats = [
+        [{"role": "user", "content": r["prompt"]}, {"role": "assistant", "content": r["response"]}] for r in responses
+    ]
+    out, lost = dict[int, list[int]](), list[InputError]()
+    for i, text in enumerate(render_each(tokenizer, chats, header=False)):
+        if isinstance(text, LostText):
+            lost.append(text)
+            continue
+        out[i] = list(tokenizer(text, add_special_tokens=False)["input_ids"])
+        if len(out[i]) > most:
+            raise _too_long(f"{len(out[i])} tokens", most, i + 1)
+    if lost and not out:
+        raise lost[0]
+    return out
+
+
+def _too_long(length: str, most: int, number: int) -> InputError:
+    return InputError(
+        f"the chat has {length}, the reward model reads {most} tokens", record=number, field="response",
+        cure="Shorten the response or use a model with a longer context",
+    )  # fmt: skip

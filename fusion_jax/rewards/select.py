@@ -10,6 +10,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from fusion_jax import arguments
 from fusion_jax.data.jsonl import Record, Records, numbered
 from fusion_jax.errors import InputError, quoted
 
@@ -21,7 +22,7 @@ def by_prompt(responses: Sequence[Record]) -> dict[str, list[Record]]:
       InputError: two prompts under one id.
     """
     out: dict[str, list[Record]] = defaultdict(list)
-    for record in responses:
+    for record in arguments.records(responses, "responses"):
         same = out[record["prompt_id"]]
         if same and same[0]["prompt"].strip() != record["prompt"].strip():
             raise _two_prompts(record["prompt_id"], same[0]["prompt"], record["prompt"])

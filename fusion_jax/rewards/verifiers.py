@@ -5,50 +5,39 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Callable
-from fractions import Fraction
+from typing import Annotated
 
 from fusion_jax.errors import InputError
+from fusion_jax.options import OneOf
+from fusion_jax.rewards.final_number import final_number, stated_number
 
 Verifier = Callable[[str, str], float]
 
-# A minus behind a digit, a letter or a bracket is a dash or a subtraction, not a sign.
-_NUMBER = re.compile(r"(?:(?<![\w)])-)?\$?(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?(?:/\d+)?|\.\d+)")
 _MARKERS = re.compile(r"(?:####|\bA:|\banswer is:?|\banswer:|\\boxed\{)\s*", re.IGNORECASE)
 
 
-def number(text: str) -> Fraction | None:
-    """The value of a number as people write it ("$1,234.50", "3/4", "-7"), exactly."""
-    cleaned = text.strip().replace("$", "").replace(",", "").rstrip(".%")
-    try:
-        return Fraction(cleaned)
-    except (ValueError, ZeroDivisionError):
-        return None
-
-
-def final_number(text: str) -> Fraction | None:
-    """The final answer of a worked solution: the first number behind its last marker (####, A:, answer is, \\boxed),
-    else the last number of the text."""
-    behind = _MARKERS.split(text)
-    if len(behind) > 1:
-        found = _NUMBER.search(behind[-1])
-        if found:
-            return number(found.group())
-    every = _NUMBER.findall(text)
-    return number(every[-1]) if every else None
-
-
 def gsm8k(response: str, answer: str) -> float:
-    """1 if the final numbers of the response and of the reference solution are equal."""
+    """1 if the final numbers of the response and of the reference solution are equal (see `final_number`)."""
     expected = final_number(answer)
     return float(expected is not None and final_number(response) == expected)
 
 
+def gsm8k_strict(response: str, answer: str) -> float:
+    """The published rule of GSM8K: 1 if the texts of the number behind the first "#### " are equal, commas left out."""
+    stated, expected = (_published(text) for text in (response, answer))
+    return float(stated is not None and stated == expected)
+
+
+def _published(text: str) -> str | None:
+    found = re.search(r"#### (-?[0-9.,]+)", text)
+    return None if found is None else found[1].strip().replace(",", "")
+
+
 def gsm8k_format(response: str, answer: str) -> float:
-    """`gsm8k`, and 0.1 for a wrong response that at least marks a final number."""
+    """`gsm8k`, and 0.1 for a wrong response that at least states a final number."""
     if gsm8k(response, answer):
         return 1.0
-    behind = _MARKERS.split(response)
-    return 0.1 if len(behind) > 1 and _NUMBER.search(behind[-1]) else 0.0
+    return 0.1 if stated_number(response)[0] else 0.0
 
 
 def normalise(text: str) -> str:
@@ -88,11 +77,13 @@ def graded(response: str, answer: str) -> float:
 VERIFIERS: dict[str, Verifier] = {
     "gsm8k": gsm8k,
     "gsm8k_format": gsm8k_format,
+    "gsm8k_strict": gsm8k_strict,
     "exact": exact,
     "contains": contains,
     "answer": answer,
     "graded": graded,
 }
+VerifierName = Annotated[str, OneOf(tuple(VERIFIERS))]
 
 
 def verifier(name: str, field: str = "verifier") -> Verifier:

@@ -11,7 +11,9 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from transformers import PreTrainedTokenizerBase
 
-from fusion_jax.data.chat import generation_prompt, stop_token_ids
+from fusion_jax.arguments import texts
+from fusion_jax.data.chat import LostText, render_each, stop_token_ids
+from fusion_jax.data.clip import Clip
 from fusion_jax.errors import InputError
 from fusion_jax.models.folder import Model, check_folder, load
 from fusion_jax.sampling.ids import Completion, decoding_mesh, generate_ids
@@ -24,18 +26,22 @@ __all__ = ["Completion", "SampleSettings", "decoding_mesh", "generate", "generat
 
 @dataclass(frozen=True)
 class SampleSettings:
-    """How responses are sampled; the defaults are the published ones (WRPO spec section 3).
-
-    mesh_tensor: devices that the model is split over by heads; 0: as many as its key-value heads divide over.
-    """
+    """How responses are sampled; the defaults are the published ones (WRPO spec section 3)."""
 
     temperature: float = 0.8
+    """Temperature of sampling; 0 always takes the most probable token."""
     top_p: float = 0.95
+    """Share of the probability mass that is sampled from; 1: all."""
     top_k: int = 0
+    """How many of the most probable tokens are sampled from; 0: all."""
     num_samples: int = 5
+    """Responses to each prompt."""
     max_new_tokens: int = 4096
+    """Longest response, in tokens."""
     batch_size: int = 32
+    """Prompts at once, over all devices."""
     mesh_tensor: int = 0
+    """Devices over which the model's heads are split; 0: as many as its key-value heads divide over."""
 
     def __post_init__(self) -> None:
         bounded(self, "num_samples", "max_new_tokens", "batch_size", least=1)
@@ -77,15 +83,17 @@ def generate(
       dtype: of the computation; None: bfloat16, on a CPU float32 (or wider, if the parameters are).
 
     Raises:
-      InputError: the model has no tokenizer or, for chat, no template; see `generate_ids`.
+      InputError: a single text in place of the list of prompts; the model has no tokenizer or, for chat, no template;
+        see `generate_ids`.
     """
     tokenizer = model.tokenizer
     if tokenizer is None:
         raise InputError(
             "the model has no tokenizer", field="tokenizer", cure="Add the tokenizer's files to its folder"
         )
+    encoded = encoded_prompts(tokenizer, prompts, chat=chat, most=model.config.max_positions)
     completions = generate_ids(
-        model.params, model.config, encoded_prompts(tokenizer, prompts, chat=chat), max_new_tokens=max_new_tokens,
+        model.params, model.config, encoded, max_new_tokens=max_new_tokens,
         sampler=Sampler(temperature, top_p, top_k), seed=seed, num_samples=num_samples,
         stop_ids=stop_token_ids(tokenizer, model.generation), row_ids=row_ids, batch_size=batch_size, mesh=mesh,
         dtype=dtype or _dtype(model), progress=progress,
@@ -94,11 +102,32 @@ def generate(
 
 
 def encoded_prompts(
-    tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], *, chat: bool = True
+    tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], *, chat: bool = True, most: int | None = None
 ) -> list[list[int]]:
-    """The token ids that `generate` continues."""
-    texts = [generation_prompt(tokenizer, [{"role": "user", "content": p}]) for p in prompts] if chat else prompts
-    return [tokenizer(t, add_special_tokens=not chat)["input_ids"] for t in texts]
+    """The token ids that `generate` continues.
+
+    Args:
+      most: positions of the model; a prompt that they surely cannot hold is refused before it is tokenised.
+
+    Raises:
+      InputError: such a prompt; a single text in place of the list; a chat template that changes a prompt.
+    """
+    prompts = texts(prompts, "prompts")
+    clip = None if most is None else Clip(tokenizer, most)
+    for number, prompt in enumerate(prompts, 1):
+        if clip and clip.too_long(prompt):
+            raise InputError(
+                f"has {len(prompt)} characters, more than the model's {most} positions hold", record=number,
+                field="prompt", cure="Shorten it",
+            )  # fmt: skip
+    if not chat:
+        return [list(tokenizer(p)["input_ids"]) for p in prompts]
+    out = []
+    for text in render_each(tokenizer, [[{"role": "user", "content": p}] for p in prompts], header=True):
+        if isinstance(text, LostText):
+            raise text
+        out.append(list(tokenizer(text, add_special_tokens=False)["input_ids"]))
+    return out
 
 
 def _dtype(model: Model) -> Any:

@@ -20,6 +20,7 @@ import numpy as np
 from jax import lax
 from jax.sharding import Mesh
 
+from fusion_jax.arguments import listed
 from fusion_jax.data.batches import bucket_list
 from fusion_jax.errors import InputError
 from fusion_jax.models.config import DecoderConfig
@@ -43,6 +44,7 @@ Array = jax.Array
 
 _PREFILL_TOKENS = 2048  # of one call: longer prompts are read in smaller groups, which bounds the memory
 _LEAST_WIDTH = 64
+_PROMPTS = "Give a list of lists of token ids: tokenizer(texts)['input_ids']"
 _FIRST_CAPACITY = 128  # new tokens that the first cache holds; it doubles while rows go on
 
 
@@ -230,6 +232,8 @@ def _row_keys(names: Sequence[int], samples: int, seed: int) -> np.ndarray:
 
 def _names(prompts: Sequence[Sequence[int]], row_ids: Sequence[int | str] | None) -> list[int]:
     """A number that stands for each prompt: a hash of its own id, or of its tokens."""
+    if row_ids is not None:
+        listed(row_ids, "row_ids", "ids", "Give a list, one id for each prompt")
     if row_ids is None:
         return [zlib.crc32(np.asarray(prompt, np.int32).tobytes()) for prompt in prompts]
     if len(row_ids) != len(prompts):
@@ -242,8 +246,8 @@ def _names(prompts: Sequence[Sequence[int]], row_ids: Sequence[int | str] | None
 def _check(prompts: Sequence[Sequence[int]], config: DecoderConfig, max_new_tokens: int, seed: int) -> None:
     if seed < 0:
         raise InputError(f"{seed} is negative", field="seed", cure="Give 0 or more")
-    for number, prompt in enumerate(prompts, 1):
-        if len(prompt) == 0:
+    for number, prompt in enumerate(listed(prompts, "prompts", "prompts", _PROMPTS), 1):
+        if not len(listed(prompt, f"prompts[{number - 1}]", "token ids", _PROMPTS)):
             raise InputError("has no token", record=number, field="prompt", cure="Give a text or a BOS token")
         if min(prompt) < 0 or max(prompt) >= config.vocab_size:
             raise InputError(

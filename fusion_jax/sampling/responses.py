@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from fusion_jax.arguments import records
 from fusion_jax.data.jsonl import Record
 from fusion_jax.models.folder import Model
 from fusion_jax.sampling.generate import SampleSettings, decoding_mesh, generate
@@ -20,7 +21,7 @@ def sample_responses(
 ) -> list[Record]:
     """`num_samples` responses to every prompt: the prompt's record with `source_model`, `sample` and `response`."""
     texts = generate(
-        model, [p["prompt"] for p in prompts], max_new_tokens=settings.max_new_tokens, seed=seed,
+        model, [p["prompt"] for p in records(prompts, "prompts")], max_new_tokens=settings.max_new_tokens, seed=seed,
         temperature=settings.temperature, top_p=settings.top_p, top_k=settings.top_k,
         num_samples=settings.num_samples, batch_size=settings.batch_size,
         mesh=decoding_mesh(model.config, settings.mesh_tensor), progress=progress,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import shutil
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,60 +14,168 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from fusion_jax.errors import InputError, first_line
-from fusion_jax.hosts import agreed, seen
+from fusion_jax.files import fault, writing
+from fusion_jax.hosts import agreed, first_host, on_first, seen
+from fusion_jax.store.manifest import Manifests
+from fusion_jax.train.run_folder import RunFolder
 from fusion_jax.train.state import TrainState
 
+FOLDER = "checkpoints"
 
-def open_checkpoints(path: Path, *, keep: int = 1) -> ocp.CheckpointManager:
-    """A manager over `path`, which all hosts see; each writes what its devices hold.
 
-    Writing goes on in the background, a kill leaves only whole checkpoints behind.
+class Checkpoints:
+    """The checkpoints of a training stage: an Orbax manager over a folder that all hosts see, and their manifests.
+
+    Writing goes on in the background, a kill leaves only whole checkpoints behind. One that is whole gets its manifest
+    a little later, from a thread that reads it again: what was killed before that is taken as Orbax has written it.
+    Where several hosts write a checkpoint, it has none.
     """
-    logging.getLogger("absl").setLevel(logging.ERROR)
-    options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, cleanup_tmp_directories=True)
-    return ocp.CheckpointManager(path.absolute(), options=options)
+
+    def __init__(self, run: RunFolder, *, keep: int = 1) -> None:
+        logging.getLogger("absl").setLevel(logging.CRITICAL)  # what fails is raised, too
+        self.path = run.file(FOLDER)
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, cleanup_tmp_directories=True)
+        self.manager = ocp.CheckpointManager(self.path.absolute(), options=options)
+        self._manifests, self._name = run.manifests, run.name(FOLDER)
+        self._pending: int | None = None
+        self._sealing: threading.Thread | None = None
+
+    def latest(self) -> int | None:
+        """The step of the last checkpoint, the same on all hosts."""
+        step = int(agreed(np.asarray(-1 if (latest := self.manager.latest_step()) is None else latest)))
+        return None if step < 0 else step
+
+    def start(self, step: int, state: TrainState) -> None:
+        """Begin to write a checkpoint."""
+        self.finish()
+        self.manager.save(step, args=ocp.args.StandardSave(state))
+        self._pending = step
+
+    def settle(self) -> None:
+        """Begin to write the manifest of a checkpoint that is whole by now; does not wait."""
+        if self._pending is None or self.manager.is_saving_in_progress():
+            return
+        self.manager.check_for_errors()
+        if first_host() and jax.process_count() == 1:
+            for old in self._manifests.names():
+                if old.startswith(f"{self._name}/") and not (self._manifests.root / old).exists():
+                    self._manifests.file(old).unlink(missing_ok=True)
+            name = f"{self._name}/{self._pending}"
+            self._sealing = threading.Thread(target=_seal, args=(self._manifests, name), daemon=True)
+            self._sealing.start()
+        self._pending = None
+
+    def finish(self) -> None:
+        """Wait until what has begun is written."""
+        self.manager.wait_until_finished()
+        self.settle()
+        if self._sealing is not None:
+            self._sealing.join()
+            self._sealing = None
+
+    def compare(self, step: int) -> None:
+        """Compare a checkpoint with its manifest, where it has one.
+
+        Raises:
+          InputError: it was changed.
+        """
+        try:
+            self._manifests.compare(f"{self._name}/{step}")
+        except InputError as error:
+            cure = f"Delete {self.path}; the stage then begins anew"
+            raise InputError(error.problem, file=error.file, cure=cure) from None
+
+
+def _seal(manifests: Manifests, name: str) -> None:
+    """Without a manifest, which a full disk may forbid, the checkpoint is as good as before."""
+    try:
+        manifests.seal(name, of=())
+    except OSError:
+        manifests.file(name).unlink(missing_ok=True)
+    else:
+        manifests.leave(name)
 
 
 @contextmanager
-def finishing(manager: ocp.CheckpointManager) -> Iterator[None]:
+def finishing(checkpoints: Checkpoints) -> Iterator[None]:
     """Around the writing of checkpoints: at the end, also that of an error, what has begun is written whole.
 
     But not after a fault of the devices: a host may be gone, and the others would wait for its part.
+
+    Raises:
+      DiskError: a checkpoint could not be written; what was begun of it is removed.
     """
+    with _quiet_threads():
+        try:
+            yield
+        except jax.errors.JaxRuntimeError:
+            raise
+        except BaseException:
+            with _writing(checkpoints):
+                checkpoints.finish()
+            checkpoints.manager.close()
+            raise
+        with _writing(checkpoints):
+            checkpoints.finish()
+        checkpoints.manager.close()
+
+
+@contextmanager
+def _quiet_threads() -> Iterator[None]:
+    """Orbax's threads raise a fault of the disk, and Orbax raises it again where it is waited for."""
+    before = threading.excepthook
+
+    def hook(args: threading.ExceptHookArgs) -> None:
+        if args.exc_value is None or fault(args.exc_value) is None:
+            before(args)
+
+    threading.excepthook = hook
     try:
         yield
-    except jax.errors.JaxRuntimeError:
-        raise
-    except BaseException:
-        manager.wait_until_finished()
-        manager.close()
-        raise
-    manager.wait_until_finished()
-    manager.close()
+    finally:
+        threading.excepthook = before
 
 
-def save_state(manager: ocp.CheckpointManager, state: TrainState) -> None:
-    """Start writing `state`; its arrays are copied before this returns, so that the step may donate them."""
+@contextmanager
+def _writing(checkpoints: Checkpoints) -> Iterator[None]:
+    try:
+        with writing("a checkpoint", checkpoints.path):
+            yield
+    except InputError:
+        if jax.process_count() == 1:
+            for begun in checkpoints.path.glob("*.orbax-checkpoint-tmp*"):
+                shutil.rmtree(begun, ignore_errors=True)
+        raise
+
+
+def save_state(checkpoints: Checkpoints, state: TrainState) -> None:
+    """Start writing `state`; its arrays are copied before this returns, so that the step may donate them.
+
+    Raises:
+      DiskError: this checkpoint, or the one before it, could not be written.
+    """
     step = int(state.step)
-    if bool(agreed(np.asarray(manager.latest_step() != step))):  # each host has its own list, read when it came
-        manager.save(step, args=ocp.args.StandardSave(state))
+    if bool(agreed(np.asarray(checkpoints.manager.latest_step() != step))):  # each host has its own list
+        with _writing(checkpoints):
+            checkpoints.start(step, state)
 
 
-def restore_state(manager: ocp.CheckpointManager, like: TrainState) -> TrainState | None:
+def restore_state(checkpoints: Checkpoints, like: TrainState) -> TrainState | None:
     """The latest state with the shapes and shardings of `like`, or None where there is none.
 
     Raises:
-      InputError: the checkpoint does not fit the model or the optimizer.
+      InputError: the checkpoint was changed after it was written, or does not fit the model or the optimizer.
     """
-    step = int(agreed(np.asarray(-1 if (latest := manager.latest_step()) is None else latest)))
-    if step < 0:
+    step = checkpoints.latest()
+    if step is None:
         return None
-    seen(Path(manager.directory) / str(step))
+    seen(Path(checkpoints.manager.directory) / str(step))
+    on_first(lambda: checkpoints.compare(step))
     try:
         abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like)
-        return manager.restore(step, args=ocp.args.StandardRestore(abstract))
+        return checkpoints.manager.restore(step, args=ocp.args.StandardRestore(abstract))
     except (ValueError, KeyError, FileNotFoundError) as error:
         raise InputError(
             f"checkpoint {step} cannot be restored ({first_line(error)})",
-            file=str(manager.directory), cure="Resume with the model and settings it was written with",
+            file=str(checkpoints.manager.directory), cure="Resume with the model and settings it was written with",
         ) from None  # fmt: skip

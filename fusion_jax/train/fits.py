@@ -8,7 +8,6 @@ from collections.abc import Sequence
 
 import jax
 
-from fusion_jax.data.chat import render_text
 from fusion_jax.data.jsonl import Record
 from fusion_jax.errors import InputError
 from fusion_jax.models.folder import check_folder, tokenizer_of
@@ -45,7 +44,7 @@ def _check_mesh(mesh: jax.sharding.Mesh | None, option: str, folders: Sequence[F
 
 
 def check_sampling(tensor: int, option: str, *folders: Folder) -> None:
-    """Models that generate.
+    """Models that generate; on one device nothing is split.
 
     Args:
       tensor: of `SampleSettings`, which `option` sets.
@@ -53,7 +52,7 @@ def check_sampling(tensor: int, option: str, *folders: Folder) -> None:
     Raises:
       InputError: a model's heads or the devices do not divide by it.
     """
-    for folder in folders:
+    for folder in folders if jax.device_count() > 1 else ():
         decoding_ways(check_folder(folder), jax.device_count(), tensor, option)
 
 
@@ -85,7 +84,8 @@ def check_prompts(
     if not prompts:
         return
     texts = [p["prompt"] if chat else p["prompt"] + "\n" for p in prompts]
-    lengths = [len(ids) for ids in encoded_prompts(tokenizer_of(folder), texts, chat=chat)]
+    most = check_folder(folder).max_positions
+    lengths = [len(ids) for ids in encoded_prompts(tokenizer_of(folder), texts, chat=chat, most=most)]
     _check_room(folder, prompts, lengths, new_tokens, option)
 
 
@@ -96,11 +96,8 @@ def check_judged(folder: Folder, prompts: Sequence[Record], new_tokens: int, opt
     Raises:
       InputError: as `check_prompts`.
     """
-    tokenizer = tokenizer_of(folder)
-    texts = [
-        render_text(tokenizer, [{"role": "user", "content": p["prompt"]}], header=True) for p in prompts
-    ]  # fmt: skip
-    lengths = [len(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]] if texts else []
+    most = check_folder(folder).max_positions
+    lengths = [len(ids) for ids in encoded_prompts(tokenizer_of(folder), [p["prompt"] for p in prompts], most=most)]
     _check_room(folder, prompts, lengths, new_tokens, option)
 
 

@@ -23,6 +23,7 @@ from fusion_jax.data.batches import Example, Targets, bucket_list
 from fusion_jax.data.documents import Document, TeacherText, scored_bytes
 from fusion_jax.data.lazy import Lazy
 from fusion_jax.data.teachers import TeacherRow
+from fusion_jax.display import brief
 from fusion_jax.errors import InputError
 from fusion_jax.losses.fusion import Target, filled, fused_targets, rewards, soft_weights, teacher_target
 from fusion_jax.train.objectives import FusionSettings
@@ -67,6 +68,9 @@ class FusionRow(NamedTuple):
     scored: np.ndarray
     opinions: tuple[Opinion, ...]
     segments: np.ndarray
+
+    def __repr__(self) -> str:
+        return brief(self)
 
 
 def own_opinion(row: TeacherRow, metric: float, settings: FusionSettings) -> Opinion:

@@ -23,55 +23,78 @@ Array = jax.Array
 
 @dataclass(frozen=True)
 class PairSettings:
-    """A pairwise loss. `beta` is tau for ipo; `gamma` is SimPO's margin; `sft_weight` adds token-mean cross-entropy
-    of the chosen responses (of the micro-batches of the step) to the loss."""
+    """A pairwise loss."""
 
     loss: Literal["dpo", "dpo_norm", "ipo", "ipo_mean", "simpo", "hinge", "simpo_hinge"] = "dpo"
+    """The loss of a (chosen, rejected) pair."""
     beta: float = 0.01
+    """How strongly the model is held to its reference; tau of ipo, the scale of simpo."""
     gamma: float = 1.0
+    """SimPO's target margin."""
     label_smoothing: float = 0.0
+    """Share of the pairs that are assumed to be labelled the wrong way round."""
     sft_weight: float = 0.0
+    """Weight of the token-mean cross-entropy of the chosen responses of a step's micro-batches, added to the loss."""
+
+    def __post_init__(self) -> None:
+        bounded(self, "beta", above=0)
+        bounded(self, "gamma", "sft_weight", least=0)
+        bounded(self, "label_smoothing", least=0, most=0.5)
 
 
 @dataclass(frozen=True)
 class WrpoSettings:
-    """WRPO and its variants. `beta` is tau for wrpo_ipo; alpha rises linearly from 0 to `alpha` unless static."""
+    """WRPO and its variants."""
 
     loss: Literal["wrpo", "wrpo_ipo", "wrpo_simpo", "two_positives"] = "wrpo"
+    """The loss of a (source chosen, target chosen, rejected) quadruple."""
     beta: float = 0.01
+    """How strongly the model is held to its reference; tau of wrpo_ipo."""
     alpha: float = 0.1
+    """Final weight of the source's response; the target's own has the rest."""
     dynamic: bool = True
+    """Whether alpha rises linearly from 0; else it is constant."""
     gamma: float = 0.0
+    """Target margin of wrpo_simpo."""
     label_smoothing: float = 0.0
+    """Share of the preferences that are assumed to be labelled the wrong way round."""
+
+    def __post_init__(self) -> None:
+        bounded(self, "beta", above=0)
+        bounded(self, "alpha", least=0, most=1)
+        bounded(self, "gamma", least=0)
+        bounded(self, "label_smoothing", least=0, most=0.5)
 
 
 @dataclass(frozen=True)
 class FusionSettings:
-    """Explicit fusion of teachers' distributions (FuseLLM and FuseChat, section 9 of their specification).
-
-    weight: lambda, of the language-model loss; the fusion loss has the rest.
-    schedule: "hard" is constant, "hard_and_decay" lets lambda rise to 1; "soft" takes each example's fusion weight from
-      the teachers' scores of it (published for one example at a time; here a batch is the mean of its examples).
-    tail: what becomes of the teacher's mass outside its k entries: "none" renormalises the entries, as published,
-      "bucket" keeps their probabilities and compares the rest as one class.
-    function, choice, metric, pivot, temperature: how the teachers of a token become one target. MinCE takes the
-      teacher with the lowest `metric` on the sample, or, per token, the one that gives the next token the most; AvgCE
-      averages them. pivot: whether the target's own distribution before training is among the teachers.
-    """
+    """Explicit fusion of teachers' distributions (FuseLLM and FuseChat, section 9 of their specification)."""
 
     weight: float = 0.9
+    """Lambda, the weight of the language-model loss; the fusion loss has the rest."""
     kind: Literal["ce", "kl"] = "ce"
+    """Fusion loss: cross-entropy against the teachers' distribution, or KL divergence from it."""
     schedule: Literal["hard", "hard_and_decay", "soft"] = "hard"
+    """Lambda is constant (hard), rises to 1 (hard_and_decay), or is taken for each example from the teachers' scores of
+    it (soft; published for one example at a time, here a batch is the mean of its examples)."""
     tail: Tail = "none"
+    """A teacher's mass outside its k entries: the entries are renormalised (none, as published), or the rest is
+    compared as one class (bucket)."""
     function: Literal["mince", "avgce"] = "mince"
+    """How several teachers become one target: the best of them (mince) or their average (avgce)."""
     choice: Literal["sample", "token"] = "sample"
+    """Whether mince chooses a teacher for each text, or for each token the one that gives it the most."""
     metric: Literal["ce", "bits_per_byte"] = "ce"
+    """By what mince and avgce compare teachers on a text."""
     pivot: bool = True
+    """Whether the target's own distribution before training is among the teachers."""
     temperature: float = 1.0
+    """Temperature of the teachers' distributions."""
     rounding: Rounding = "none"
+    """Rounding of the fusion loss; bfloat16 repeats the published runs."""
 
     def __post_init__(self) -> None:
-        bounded(self, "weight", least=0, below=1 + 1e-9)
+        bounded(self, "weight", least=0, most=1)
         bounded(self, "temperature", above=0)
 
 

@@ -45,32 +45,34 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class AlignSettings:
-    """How a source's rows come to the pivot's positions and ids (sections 4 to 6).
-
-    rules: the published rule set, which also fixes the order of ties of the token alignment. tokens: "dp" searches the
-      cheapest alignment, "byte_offsets" groups tokens that end at the same character.
-    vocabulary: the map of ids; special_pairs: BOS, EOS and the tokens that end a turn are mapped onto each other.
-    pieces: tokens of two tokenizers are compared by the bytes that they spell, or as raw strings, as published, where
-      a newline, an accented or a Chinese letter of SentencePiece never equals that of byte-level BPE.
-    ms_weight: of the statistics map, see `align.vocabulary.mapping_statistics`; "code", as published, prefers the rarer
-      pair.
-    hard, one_to_many, fallback, duplicates: see `align.distributions.Rules`. workers: processes besides this one.
-    """
+    """How a source's rows come to the pivot's positions and ids (sections 4 to 6)."""
 
     rules: Variant = "chat_v2"
+    """The published rule set, which also fixes the order of ties of the token alignment."""
     tokens: Literal["dp", "byte_offsets"] = "dp"
+    """Token alignment: search the cheapest one (dp), or group tokens that end at the same character (byte_offsets)."""
     vocabulary: Literal["exact", "mined", "cooccurrence", "statistics"] = "statistics"
+    """How the source's token ids are mapped onto the pivot's."""
     ms_weight: Weight = "inverse"
+    """How the map of kind statistics weighs the pairs that were counted; code, as published, prefers the rarer pair."""
     pieces: Pieces = "bytes"
+    """What tokens of two tokenizers are compared by: the bytes that they spell or, as published, their raw strings, in
+    which a newline, an accented or a Chinese letter of SentencePiece never equals that of byte-level BPE."""
     special_pairs: bool = True
+    """Whether BOS, EOS and the tokens that end a turn are mapped onto each other."""
     hard: bool = False
+    """The exact mode of chat_v2, which takes the exact map."""
     one_to_many: bool = True
+    """Whether one pivot token can take its row from several source tokens."""
     fallback: Fallback = "next"
+    """What a row without a match holds: the next token of the text, or the input's, as the published FuseLLM code."""
     duplicates: Duplicates = "first"
+    """Entries that are mapped onto one id: the first is kept, or their probabilities are added (logsumexp)."""
     workers: int = 0
+    """Processes that align, besides this one."""
 
     def __post_init__(self) -> None:
-        bounded(self, "workers", least=0)
+        bounded(self, "workers", least=0, most=1024)
 
 
 class Reading(NamedTuple):

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -19,20 +19,22 @@ from fusion_jax.data.batches import Buckets, Example, TokenBatch, buckets_for, c
 from fusion_jax.data.order import batch_order, num_steps
 from fusion_jax.data.packing import check_packable
 from fusion_jax.errors import InputError
+from fusion_jax.evals.accuracy import student95
+from fusion_jax.failures import doing
 from fusion_jax.files import write_json
 from fusion_jax.hosts import PREEMPTED, on_first, preemption
 from fusion_jax.json_files import RESTORE, read_json
-from fusion_jax.losses.reductions import divide
+from fusion_jax.losses.reductions import Count, divide
 from fusion_jax.losses.schedules import learning_rate
 from fusion_jax.models.folder import Model
 from fusion_jax.models.parameters import place_params
 from fusion_jax.ops.linear_logprobs import CHUNK_ELEMENTS, CHUNK_ELEMENTS_ACCELERATOR
 from fusion_jax.ops.remat import Remat
-from fusion_jax.settings import bounded
+from fusion_jax.settings import bounded, seeded
 from fusion_jax.sharding import data_ways, local_rows, make_mesh
 from fusion_jax.slices import compiler_options, compute_dtype
 from fusion_jax.train.batching import step_batch
-from fusion_jax.train.checkpoints import finishing, open_checkpoints, restore_state, save_state
+from fusion_jax.train.checkpoints import Checkpoints, finishing, restore_state, save_state
 from fusion_jax.train.reference import examples_fingerprint, with_reference
 from fusion_jax.train.run_folder import RunFolder, append_metrics, evaluated, truncate_metrics
 from fusion_jax.train.state import OptimizerSettings, Params, TrainState, init_state, make_optimizer
@@ -41,38 +43,52 @@ from fusion_jax.train.step import Compute, Metrics, Objective, make_eval_step, m
 
 @dataclass(frozen=True)
 class TrainSettings:
-    """How a stage trains. batch_size: examples an optimizer step, over all devices and micro-batches.
-
-    remat: what the backward pass keeps of a layer: everything (none); the residual stream (full), and what attention
-      gave (attention), and what it read (qkv); the stream and the feed-forward's two factors (gated); all wide matmuls'
-      results (dots); the stream alone, in the host's memory (offload).
-    attention: auto is splash on TPU, but for windows that cut a shared prompt, which XLA's attention computes.
-    pack_tokens: preference examples of a micro-batch lie end to end in rows of so many tokens, each response with a
-      prompt of its own: for uneven lengths. 0: a response is a row, and the prompt is shared (`shared_prompt`).
-    """
+    """How a stage trains."""
 
     optimizer: OptimizerSettings = OptimizerSettings()
     epochs: float = 1.0
+    """How often the data is gone through; may be a fraction."""
     batch_size: int = 128
+    """Examples of an optimizer step, over all devices and micro-batches."""
     micro_batches: int = 8
+    """Parts in which a batch is computed, one after the other: more take less memory."""
     seed: int = 42
+    """Decides the order of the examples."""
     bucket_window: int = 8
+    """Batches among which examples are sorted by length, so that little of a batch is padding; 1: none."""
     log_every: int = 5
+    """Steps from one line of metrics.jsonl to the next."""
     eval_every: int = 500
+    """Steps from one evaluation on held-out examples to the next."""
     checkpoint_every: int = 500
+    """Steps from one saved state to the next: what a kill loses at most."""
     reference: Literal["stored", "in-step"] = "stored"
+    """Log-probs of the frozen reference: computed once and stored, or with a second copy of the weights."""
     shared_prompt: bool = True
+    """Whether the responses of a preference example share the computation of their prompt."""
     pack_tokens: int = 0
+    """Tokens of a row into which preference examples of uneven lengths are packed; 0: each response is a row."""
     remat: Remat = "full"
+    """What the backward pass keeps of a layer: everything (none); the residual stream (full), also the attention's
+    outputs (attention) and inputs (qkv); the stream and the feed-forward's two factors (gated); the results of all wide
+    matmuls (dots); the stream alone, in the host's memory (offload)."""
     attention: Literal["auto", "xla", "splash"] = "auto"
+    """Attention kernel; auto is splash on TPU, but for windows that cut a shared prompt, and xla elsewhere."""
     compute_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Numbers to compute in; auto is bfloat16 where the device multiplies it natively, else float32."""
     mesh_data: int = 1
+    """Device groups that each hold all weights; -1: the devices that are left."""
     mesh_fsdp: int = -1
+    """Devices over which weights and batches are split; -1: the devices that are left."""
     mesh_tensor: int = 1
+    """Devices over which heads and feed-forward columns are split; -1: the devices that are left."""
 
     def __post_init__(self) -> None:
-        bounded(self, "batch_size", "micro_batches", "log_every", "eval_every", "checkpoint_every", least=1)
-        bounded(self, "epochs", above=0)
+        bounded(self, "batch_size", "micro_batches", "bucket_window", least=1)
+        bounded(self, "log_every", "eval_every", "checkpoint_every", least=1)
+        bounded(self, "epochs", above=0, most=1e6)
+        bounded(self, "mesh_data", "mesh_fsdp", "mesh_tensor", least=-1)
+        seeded(self, "seed")
         bounded(self, "pack_tokens", least=0)
         if self.batch_size % self.micro_batches:
             raise InputError(
@@ -183,10 +199,10 @@ def optimise(
         names,
         model.params if in_step else None,
     )
-    checkpoints = open_checkpoints(run.file("checkpoints"))
+    checkpoints = Checkpoints(run)
     state = init_state(model.params, optimizer, compute.mesh)
     state = restore_state(checkpoints, state) or state
-    with preemption() as told_to_stop, finishing(checkpoints):
+    with doing(f"training {run.path.name}"), preemption() as told_to_stop, finishing(checkpoints):
         state = _loop(state, work, settings, run, checkpoints, told_to_stop)
     return dataclasses.replace(model, params=state.params)
 
@@ -278,10 +294,10 @@ def _loop(
     work: _Work,
     settings: TrainSettings,
     run: RunFolder,
-    checkpoints: Any,
+    checkpoints: Checkpoints,
     told_to_stop: Callable[[], bool | jax.Array],
 ) -> TrainState:
-    first, started, total = int(state.step), time.monotonic(), work.total
+    first, started, total, lap = int(state.step), time.monotonic(), work.total, run.clock("training")
     truncate_metrics(run, first)
     if first and _due(first, settings.eval_every, total) and not evaluated(run, first - 1):
         _log_evaluation(run, first - 1, work.evaluate(state))
@@ -293,6 +309,7 @@ def _loop(
             state, metrics = work.step(state, batch, work.reference)
             told = told_to_stop()
             upcoming = work.feed(step + 1)  # while the devices work
+            checkpoints.settle()
             if bool(state.halted):
                 _stop(state, step, indices, np.asarray(metrics["bad"]), checkpoints, run, work.names)
             if step % settings.log_every == 0 or step == total - 1:
@@ -304,6 +321,7 @@ def _loop(
             stop = bool(told) or (evaluating and bool(told_to_stop()))  # an evaluation is long, so once more
             if _due(done, settings.checkpoint_every, total) or stop:
                 save_state(checkpoints, state)
+                lap()
             if stop:
                 run.log(f"{run.path.name}: told to stop, saved after step {done}; --resume True goes on")
                 raise SystemExit(PREEMPTED)
@@ -311,6 +329,7 @@ def _loop(
                 _log_evaluation(run, step, work.evaluate(state))
             progress.update(task, completed=done)
     if first < total:
+        lap()
         seconds = time.monotonic() - started
         run.log(f"{run.path.name}: steps {first + 1} to {total}, last loss {values['loss']:.4f}, {seconds:.0f} s")
     return state
@@ -351,15 +370,35 @@ def _evaluator(
 
     def evaluate(state: TrainState) -> dict[str, float]:
         sums: Metrics = {}
+        parts: list[Metrics] = []
         for start in range(0, len(validation), size):
             part = list(validation[start : start + size])
             filled = part + [dataclasses.replace(part[0], weight=0.0)] * (size - len(part))
             batch = collate([filled[i] for i in mine], buckets, needs[start : start + size].max(0))
             new = step_fn(state.params, shard_batch(batch, compute.mesh), state.step)
             sums = jax.tree.map(jnp.add, sums, new) if sums else new
-        return {f"eval_{k}": float(divide(v)) for k, v in sums.items()}
+            parts.append(new)
+        found = {f"eval_{k}": float(divide(v)) for k, v in sums.items()}
+        return found | {"eval_examples": float(len(validation))} | _half_widths(parts)
 
     return evaluate
+
+
+def _half_widths(parts: Sequence[Metrics]) -> dict[str, float]:
+    """Half of each mean's 95 % Student interval, from its means over batches; of fewer than four, none is told."""
+    if len(parts) < 4:
+        return {}
+    found = {}
+    for name in parts[0]:
+        means = [part[name] for part in parts]
+        if any(isinstance(mean, Count) for mean in means):
+            continue
+        sums, weights = (np.asarray([float(mean[i]) for mean in means]) for i in (0, 1))
+        if (weights > 0).all():
+            off = (sums - weights * sums.sum() / weights.sum()) / weights.sum()
+            error = np.sqrt(len(parts) / (len(parts) - 1) * np.sum(off**2))
+            found[f"eval_{name}/half"] = float(student95(len(parts) - 1) * error)
+    return found
 
 
 def _stop(
@@ -367,7 +406,7 @@ def _stop(
     step: int,
     indices: np.ndarray,
     bad: np.ndarray,
-    checkpoints: Any,
+    checkpoints: Checkpoints,
     run: RunFolder,
     names: Callable[[int], str],
 ) -> None:

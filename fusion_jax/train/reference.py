@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -13,11 +14,12 @@ from jax.sharding import NamedSharding
 
 from fusion_jax.data.batches import Buckets, Example, collate, extents
 from fusion_jax.errors import InputError
-from fusion_jax.files import write_json
+from fusion_jax.files import regular_file, replacing, write_json, writing
 from fusion_jax.hosts import agreed_exists, on_first
 from fusion_jax.json_files import RESTORE, read_json
 from fusion_jax.models.config import DecoderConfig
 from fusion_jax.sharding import data_ways, fetched, local_rows, padded_rows
+from fusion_jax.store.manifest import Content, content_of
 from fusion_jax.train.state import Params
 from fusion_jax.train.step import Compute, make_score_step, shard_batch
 
@@ -79,6 +81,18 @@ def sequence_logprobs(
     return out
 
 
+def _stored(file: Path, stored: dict[str, Any], shape: tuple[int, int]) -> np.ndarray:
+    """Stored values, if they are as they were written."""
+    cure = "Delete reference.json and reference.npy to compute them again"
+    known = Content(stored.get("bytes", 0), stored.get("xxh3_128", ""))
+    if content_of(regular_file(file, missing=cure)) != known:
+        raise InputError("is not as it was written (its size or hash differs)", file=file, cure=cure)
+    values = np.load(file, allow_pickle=False)
+    if values.shape != shape or values.dtype != np.float32:
+        raise InputError(f"holds {values.dtype}{list(values.shape)}, not float32{list(shape)}", file=file, cure=cure)
+    return values
+
+
 def with_reference(
     folder: Path,
     params: Params,
@@ -93,7 +107,7 @@ def with_reference(
     """The examples with their reference log-probs, read from `folder` or computed and stored there.
 
     Raises:
-      InputError: the stored values belong to another model or other examples, or are not finite.
+      InputError: the stored values belong to another model or other examples, were changed, or are not finite.
     """
     identity = {"model": fingerprint(params), "examples": examples_fingerprint(examples)}
     values_file, identity_file = folder / "reference.npy", folder / "reference.json"
@@ -105,7 +119,7 @@ def with_reference(
                     f"was computed with another {name.rstrip('s')} than this run's", file=values_file, field=name,
                     cure="Delete reference.json and reference.npy to compute them again",
                 )  # fmt: skip
-        values = np.load(values_file, allow_pickle=False)
+        values = _stored(values_file, stored, (len(examples), len(examples[0].rows)))
     else:
         values = sequence_logprobs(params, config, examples, compute, batch_size=batch_size, buckets=buckets)
         wrong = np.flatnonzero(~np.isfinite(values).all(1))
@@ -116,9 +130,11 @@ def with_reference(
             )  # fmt: skip
 
         def store() -> None:
-            with open(values_file, "wb") as out:
-                np.save(out, values, allow_pickle=False)
-            write_json(identity_file, identity)
+            with writing("reference log-probs", values_file):
+                with replacing(values_file) as temporary, open(temporary, "wb") as out:
+                    np.save(out, values, allow_pickle=False)
+                # Last: with it the values count as made.
+                write_json(identity_file, identity | content_of(values_file)._asdict())
 
         on_first(store)
     return [dataclasses.replace(e, reference=tuple(map(float, v))) for e, v in zip(examples, values, strict=True)]

@@ -10,6 +10,7 @@ from typing import Any
 
 from jax.sharding import Mesh
 
+from fusion_jax.align.parts import Stored
 from fusion_jax.data.batches import Example
 from fusion_jax.data.documents import Document
 from fusion_jax.data.jsonl import Record, read_jsonl
@@ -17,11 +18,13 @@ from fusion_jax.errors import InputError
 from fusion_jax.evals.accuracy import by_skill, evaluate, mean_interval, paired_difference
 from fusion_jax.evals.perplexity import surprise
 from fusion_jax.files import write_json
-from fusion_jax.hosts import agreed_exists, first_host, on_first
+from fusion_jax.hosts import first_host, on_first
 from fusion_jax.markdown import markdown_table, save_figure
 from fusion_jax.models.folder import Model, check_folder, load, save
+from fusion_jax.store.manifest import digest
 from fusion_jax.train.objectives import FusionSettings, fusion_objective
 from fusion_jax.train.optimise import TrainSettings, compute_for, optimise, step_count
+from fusion_jax.train.provenance import Ran, write_report
 from fusion_jax.train.report import training_figure
 from fusion_jax.train.run_folder import REPORT, RESULTS, RunFolder
 from fusion_jax.zoo import model_path
@@ -128,20 +131,39 @@ CURES = {
 }  # what a drop that is counted under this name calls for
 
 
-def trained(run: RunFolder, like: Model, mesh: Mesh | None, train: Callable[[RunFolder], Model]) -> Model:
-    """A training stage: its finished model read from the folder, or trained and saved there in float32."""
-    folder = run.file("model")
-    if not agreed_exists(folder):
-        save(train(run), folder, dtype="float32")
-    return dataclasses.replace(load(folder, mesh=mesh), file_dtype=like.file_dtype)
+def trained(
+    run: RunFolder,
+    like: Model,
+    mesh: Mesh | None,
+    train: Callable[[RunFolder], Model],
+    *,
+    of: Sequence[str] | None = None,
+    leaf: bool = False,
+) -> Model:
+    """A training stage: its finished model read from the folder, or trained and saved there in float32.
+
+    Args:
+      of, leaf: as in `RunFolder.made_once`.
+
+    Raises:
+      InputError: the finished model is not as it was written, or was made from something else.
+    """
+    run.made_once("model", lambda folder: save(train(run), folder, dtype="float32"), of=of, leaf=leaf)
+    return dataclasses.replace(load(run.file("model"), mesh=mesh), file_dtype=like.file_dtype)
 
 
-def judged(run: RunFolder, name: str, model: Model, test: Sequence[Record], **how: Any) -> list[dict[str, Any]]:
-    """Accuracy of a model's greedy answers on the test prompts, if there are any; `how` goes to `evaluate`."""
+def judged(
+    run: RunFolder, name: str, model: Model, test: Sequence[Record], *, of: Sequence[str] | None = None, **how: Any
+) -> list[dict[str, Any]]:
+    """Accuracy of a model's greedy answers on the test prompts, if there are any.
+
+    Args:
+      of: what the model was made from, as in `RunFolder.made_once`; how: goes to `evaluate`.
+    """
     if not test:
         return []
-    run.sub("answers")
-    return by_skill(name, run.stage(f"answers/{name}.jsonl", lambda: evaluate(name, model, test, **how)[1]))
+    answers = run.stage(f"answers/{name}.jsonl", lambda: evaluate(name, model, test, **how)[1], of=of, leaf=True)
+    return by_skill(name, answers)
 
 
 def accuracy_table(rows: Sequence[dict[str, Any]]) -> list[dict[str, str]]:
@@ -179,12 +201,15 @@ def measured(
 
 
 def trained_on_fused(
-    run: RunFolder, model: Model, examples: Sequence[Example], fusion: FusionSettings, settings: TrainSettings
+    run: RunFolder, model: Model, examples: Stored[Example], fusion: FusionSettings, settings: TrainSettings
 ) -> Model:
     """A model on fused examples, or the finished one where the arm was trained already."""
     objective = fusion_objective(fusion, step_count(len(examples), settings))
-    mesh = compute_for(settings).mesh
-    return trained(run, model, mesh, lambda folder: optimise(model, examples, objective, settings, folder))
+    mesh, made_of = compute_for(settings).mesh, digest(examples.made_of)
+    return trained(
+        run, model, mesh, lambda folder: optimise(model, examples, objective, settings, folder),
+        of=[f"fused examples={made_of}"],
+    )  # fmt: skip
 
 
 def reading_limit(folders: Mapping[str, Path], max_length: int, k: int) -> int:
@@ -206,6 +231,8 @@ def reading_limit(folders: Mapping[str, Path], max_length: int, k: int) -> int:
 def fusion_report(
     run: RunFolder,
     title: str,
+    ran: Ran,
+    result: str,
     measures: dict[str, dict[str, float]],
     coverage: Sequence[dict[str, Any]],
     counts: Counter[str],
@@ -213,6 +240,7 @@ def fusion_report(
     """report.md of an experiment that trained several arms under arms/, and its results on the screen.
 
     Args:
+      result: one sentence from the numbers.
       measures: of every model; coverage: lines of text and of shares, what decided the rows of each source.
     """
     results = "No held-out data and no test prompts: nothing is measured."
@@ -221,13 +249,14 @@ def fusion_report(
     reached = [{k: v if isinstance(v, str) else f"{v:.3f}" for k, v in line.items()} for line in coverage]
     arms = {path.name: path for path in sorted(run.file("arms").iterdir())}
     parts = [
-        f"# {title}", save_figure(training_figure(arms), run.file("training.png")),
         "## Held-out data", results,
+        "## Training", save_figure(training_figure(arms), run.file("training.png")),
         "## What decided the rows of each source (shares of the target's tokens)", markdown_table(reached),
         "## Records", markdown_table([{"what": k, "count": v} for k, v in counts.items()]),
     ]  # fmt: skip
-    run.file("report.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    write_report(run, title, result, ran, parts)
     run.log(results)
+    run.log(result)
     run.log(f"report: {run.file('report.md')}")
 
 
@@ -240,12 +269,18 @@ def paired_table(run: RunFolder, models: Sequence[str]) -> str:
 
 
 def over_seeds(
-    run: RunFolder, title: str, first: int, count: int, one: Callable[[int, RunFolder], dict[str, dict[str, float]]]
+    run: RunFolder,
+    title: str,
+    ran: Ran | None,
+    first: int,
+    count: int,
+    one: Callable[[int, RunFolder], dict[str, dict[str, float]]],
 ) -> None:
     """A whole run with one seed or several: results.json holds what was measured; of several, report.md has the mean
     and the 95 % Student interval of every model's every measure.
 
     Args:
+      ran: what was run, for the report.
       one: (seed, its folder) -> {model: {measure: value}}; a single seed has the run's own folder and report.
     """
     if count < 1:
@@ -257,12 +292,15 @@ def over_seeds(
         for name, measured in one(seed, run if count == 1 else run.sub(f"seed-{seed}")).items():
             for measure, value in measured.items():
                 seen.setdefault(name, {}).setdefault(measure, []).append(value)
+        run.manifests.leave(f"seed-{seed}")
     on_first(lambda: write_json(run.file(RESULTS), seen, sort=False))
     if count > 1:
-        _report_seeds(run, title, count, seen)
+        _report_seeds(run, title, ran, count, seen)
 
 
-def _report_seeds(run: RunFolder, title: str, count: int, seen: Mapping[str, Mapping[str, Sequence[float]]]) -> None:
+def _report_seeds(
+    run: RunFolder, title: str, ran: Ran | None, count: int, seen: Mapping[str, Mapping[str, Sequence[float]]]
+) -> None:
     table = []
     for name, measures in seen.items():
         line = {"model": name}
@@ -270,6 +308,13 @@ def _report_seeds(run: RunFolder, title: str, count: int, seen: Mapping[str, Map
             mean, half = mean_interval(values)
             line |= {measure: f"{mean:.4f} ± {half:.4f}", f"{measure}, each": " ".join(f"{v:.3f}" for v in values)}
         table.append(line)
-    text = f"# {title} over {count} seeds\n\nMean and 95 % Student interval.\n\n{markdown_table(table)}\n"
-    on_first(lambda: run.file("report.md").write_text(text, encoding="utf-8"))
+    result = ""
+    if table:
+        name, measures = list(seen.items())[-1]
+        told = [f"{measure} {table[-1][measure]}" for measure in list(measures)[:1]]
+        first = next(iter(seen))
+        told += [f"{first}'s is {table[0][m]}" for m in list(seen[first])[:1] if first != name]
+        result = f"Over {count} seeds {name} has {'; '.join(told)}."
+    parts = ["Mean and 95 % Student interval.", markdown_table(table)]
+    on_first(lambda: write_report(run, f"{title} over {count} seeds", result, ran, parts))
     run.log(markdown_table(table))

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from fusion_jax.display import brief
 from fusion_jax.losses.schedules import learning_rate
 from fusion_jax.settings import bounded
 
@@ -24,22 +25,34 @@ class TrainState(NamedTuple):
     params: Params
     opt_state: optax.OptState
 
+    def __repr__(self) -> str:
+        return brief(self)
+
 
 @dataclass(frozen=True)
 class OptimizerSettings:
     """AdamW with a warmed-up schedule; the defaults are the published WRPO run's."""
 
     learning_rate: float = 3e-7
+    """Largest step size, reached when the warm-up ends."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """How the learning rate falls after the warm-up."""
     warmup_ratio: float = 0.1
+    """Share of the steps in which the learning rate rises from 0."""
     beta1: float = 0.9
+    """AdamW's decay of the mean of the gradients."""
     beta2: float = 0.999
+    """AdamW's decay of the mean of their squares."""
     eps: float = 1e-8
+    """AdamW's term against division by zero."""
     weight_decay: float = 0.0
+    """Decay of matrices at every step; norms and biases do not decay."""
     clip_norm: float = 1.0
+    """Largest norm of the gradient; a larger gradient is scaled down to it."""
 
     def __post_init__(self) -> None:
-        bounded(self, "learning_rate", "warmup_ratio", "eps", "weight_decay", least=0)
+        bounded(self, "learning_rate", "eps", "weight_decay", least=0)
+        bounded(self, "warmup_ratio", least=0, most=1)
         bounded(self, "beta1", "beta2", least=0, below=1)
         bounded(self, "clip_norm", above=0)
 

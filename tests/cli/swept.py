@@ -54,7 +54,7 @@ def main(s: Settings) -> None:
         time.sleep(0.02)
     value = s.step.rate ** (2 if s.kind == "squared" else 1) * s.seed
 
-    over_seeds(run, "Swept", s.seed, 1, lambda seed, _: {"Z": {"value": value}, "A": {"value": -1.0}})
+    over_seeds(run, "Swept", None, s.seed, 1, lambda seed, _: {"Z": {"value": value}, "A": {"value": -1.0}})
     run.finish()
 
 

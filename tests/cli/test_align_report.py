@@ -43,7 +43,9 @@ def test_report_of_files_and_languages_in_both_directions(tmp_path):
         assert list(groups) == ["en", "zh", "a.jsonl", "b.txt", "all"] and groups["b.txt"]["texts"] == 2
         assert all(abs(sum(g["rules"].values()) - 1) < 1e-9 for g in groups.values())
     report = (folder / "report.md").read_text()
-    tables = [line for line in report.splitlines() if line.startswith("|")]
+    told_first, _, found = report.partition("Shares of the pivot's tokens")
+    assert "% of the tokens of zoo:target get a row of zoo:llama-source" in told_first.splitlines()[2]
+    tables = [line for line in found.splitlines() if line.startswith("|")]
     assert {line.count("|") for line in tables} <= {11, 6} and "![coverage_reversed](coverage_reversed.png)" in report
 
 
@@ -112,9 +114,9 @@ def test_benchmark_of_vocabularies(tmp_path, capsys):
 def test_bad_input_ends_with_one_line(tmp_path, capsys):
     out = ["--out", str(tmp_path / "out")]
     assert "'--hard': goes with chat_v2 and the exact map only" in fails(capsys, "--hard", "True", *out)
-    assert "'--max-length': 0 is too small. Give 1 or more" in fails(capsys, "--max-length", "0", *out)
+    assert "'--max-length': 0 is out of range. Give 1 or more" in fails(capsys, "--max-length", "0", *out)
     assert "nowhere, field '--pivot': there is no such folder" in fails(capsys, "--pivot", "nowhere", *out)
-    assert "'--worst': -3 is too small. Give 0 or more" in fails(capsys, "--worst", "-3", *out)
+    assert "'--worst': -3 is out of range. Give 0 or more" in fails(capsys, "--worst", "-3", *out)
     assert "the zoo has no model 'x'" in fails(capsys, "--source", "zoo:x", *out)
     assert "field '--source': holds no tokenizer" in fails(capsys, "--source", str(tmp_path), *out)
     assert "x.tiktoken: there is no such file" in fails(capsys, "--source", "x.tiktoken", *out)

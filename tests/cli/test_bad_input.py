@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import struct
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from experiments import dpo, generate, sft, wrpo
 from fusion_jax.data.jsonl import write_jsonl
 from fusion_jax.models.folder import load, save
 from fusion_jax.models.safetensors_io import PlannedTensor, open_folder, write_folder
+from fusion_jax.settings import to_json
+from fusion_jax.train.run_folder import open_run
 from tests.small import attempt, fails, pairs, quads, small_folder, small_model, write
 
 
@@ -118,7 +121,7 @@ def test_prompts_and_names(model, tmp_path, capsys):
     responses = [{"prompt": "a", "source_model": "m", "response": "b", "answer": "b"}]
     file = str(write(tmp_path / "r.jsonl", responses))
     args = ["--target", str(model), "--responses", file, "--verifier", "gsm8", "--out", str(tmp_path / "o4")]
-    fails(wrpo, args, capsys, "no verifier is called 'gsm8'", "Did you mean 'gsm8k'")
+    fails(wrpo, args, capsys, "field '--verifier': 'gsm8' is not one of its choices", "Did you mean 'gsm8k'")
 
 
 def rewrite(folder: Path, change: Any) -> None:
@@ -202,10 +205,15 @@ def test_run_folders(model, tmp_path, capsys):
     fails(dpo, args, capsys, "batch size 4 is not a multiple of 3")
     fails(dpo, dpo_args(model, file, tmp_path), capsys, "holds files but no run")
     fails(dpo, dpo_args(model, file, file), capsys, "is a file, not a folder")
-    fails(dpo, dpo_args(model, file, tmp_path / "new", "--resume", "True"), capsys, "no run to resume")
     again = dpo_args(model, file, tmp_path / "begun")
-    fails(dpo, [*again, "--model", str(tmp_path / "none")], capsys, "there is no such folder")
-    (tmp_path / "begun/examples.json").write_text("{}")
+    for resume in ("False", "True"):
+        wrong = [*again, "--model", str(tmp_path / "none"), "--resume", resume]
+        fails(dpo, wrong, capsys, "there is no such folder")
+        assert not (tmp_path / "begun").exists() and not (tmp_path / "few").exists()
+    tiny = dpo.PRESETS["tiny"]
+    other = replace(tiny, model="other", data=str(file), train=replace(tiny.train, batch_size=4))
+    with open_run(tmp_path / "begun", to_json(other), resume=False) as run:
+        run.stage("pairs.jsonl", lambda: pairs(2))
     fails(dpo, again, capsys, "holds an unfinished run", "--resume True")
     fails(dpo, [*again, "--resume", "True"], capsys, "field 'model'", "was started with")
 

@@ -15,6 +15,7 @@ from fusion_jax.data.jsonl import read_jsonl, write_jsonl
 from fusion_jax.errors import InputError
 from fusion_jax.models.folder import load, load_tokenizer, save
 from fusion_jax.settings import run as run_experiment
+from fusion_jax.train import run_folder
 from fusion_jax.train.run_folder import open_run
 from fusion_jax.zoo import model_path
 from fusion_jax.zoo.tasks import mixture
@@ -57,7 +58,7 @@ def test_wrpo_refuses_wrong_models_and_entries_that_do_not_go_together(tmp_path,
     file = str(write(tmp_path / "quads.jsonl", quads(2)))
     fails(wrpo, [*out, "--quadruples", file, "--responses", file], capsys, "--responses", "--quadruples skips")
     fails(wrpo, [*out, "--sft-data", file], capsys, "--sft-data", "belongs to --quadruples")
-    fails(wrpo, [*out, "--accuracy", "gsm"], capsys, "field 'accuracy'", "Did you mean 'gsm8k'")
+    fails(wrpo, [*out, "--accuracy", "gsm"], capsys, "field '--accuracy'", "Did you mean 'gsm8k'")
     assert not (tmp_path / "run").exists()
     fails(wrpo, [*out, "--quadruples", file], capsys, "field '--preference.batch-size'", "2 examples do not fill one")
 
@@ -140,8 +141,11 @@ def test_test_prompts_that_are_trained_on_are_told(tmp_path):
 
 
 def test_a_wrong_path_leaves_the_folder_usable(tmp_path, monkeypatch, capsys, model):
-    """A run that made nothing, nested folders included, is started anew with the settings put right."""
+    """A run that made nothing leaves no folder; one that was killed before it made anything is started anew."""
     args = ["--model", str(model), "--out", str(tmp_path / "out"), "--train.batch-size", "4"]
+    fails(dpo, [*args, "--data", str(tmp_path / "none.jsonl")], capsys, "there is no such file")
+    assert not (tmp_path / "out").exists()
+    monkeypatch.setattr(run_folder, "remove_unused", lambda *killed: None)
     fails(dpo, [*args, "--data", str(tmp_path / "none.jsonl")], capsys, "there is no such file")
     (tmp_path / "out/stage").mkdir()
     (tmp_path / "out/stage/log.txt").write_text("begun")
@@ -197,11 +201,11 @@ def test_generated_text_is_printed_as_it_is_and_its_folder_is_looked_for(tmp_pat
 
 
 def test_help_explains_the_options(capsys):
-    """The experiment's text, its settings' and those of nested settings."""
+    """The experiment's text, then a sentence for each of its settings and of nested ones."""
     with pytest.raises(SystemExit) as stopped:
-        run_experiment(fusellm.Settings, fusellm.main, presets=fusellm.PRESETS, description="Whole.", args=["--help"])
+        run_experiment(fusellm.Settings, fusellm.main, presets=fusellm.PRESETS, description="Whole.", args=["--help-all"])
     told = " ".join(capsys.readouterr().out.replace("│", " ").split())
-    assert stopped.value.code == 0 and told.index("Whole.") < told.index("practice, target_practice: problems that")
+    assert stopped.value.code == 0 and told.index("Whole.") < told.index("Problems that a zoo source, which knows only")
     assert "How a source's rows come to the pivot's positions" in told
 
 

@@ -79,7 +79,7 @@ def test_a_sweep_goes_on_past_failures_and_is_finished_by_the_same_command(tmp_p
     told = capsys.readouterr().out
     assert stopped.value.code == 1 and "two: 4 runs, 0 of them finished" in told
     report = (tmp_path / "out/report.md").read_text()
-    assert "| rate=0.1 | 42 | field 'orders': the well is \\| dry. Wait for rain. |" in report
+    assert "| rate=0.1 | 42 | field '--orders': the well is \\| dry. Wait for rain. |" in report
     assert "| rate=0.2 | 43 | killed by SIGKILL |" in report
     assert "| rate=0.1 | Z | 4.3000 | 1 |  |\n| rate=0.2 | Z | 8.4000 | 1 | thrice |" in report
     runs = {(rate, seed): tmp_path / f"out/rate={rate}/seed-{seed}" for rate in (0.1, 0.2) for seed in (42, 43)}
@@ -176,8 +176,8 @@ def test_runs_end_with_the_sweep_or_are_not_started_twice(tmp_path):
         ("cells: {a: {kind: {}}}", "field 'cells.a.kind': must be a value or a list of values, not {}"),
         ("grid: {seed: [1, 2]}", "field 'grid.seed': is given by the sweep. Leave it out"),
         ("grid: {kind: plain}", "field 'grid.kind': must be a list"),
-        ("grid: {kind: [plain, cubed]}", "--kind cubed (invalid choice 'cubed' for argument '--kind'. Expected one of"),
-        ("cells: {a: {step.rate: -1}}", "step.rate -1 (Error parsing Settings: field 'rate': -1.0 is out of range. Give 0 or more). Correct the value."),
+        ("grid: {kind: [plain, cubed]}", "field 'grid.kind=cubed: --kind': 'cubed' is not one of its choices. Did you mean 'squared'? Choose one of plain, squared."),
+        ("cells: {a: {step.rate: -1}}", "field 'cells.a: --step.rate': -1.0 is out of range. Give 0 or more."),
         ("cells: {a: {preset: large}}", "field 'cells.a: --preset': no preset is called 'large'"),
         (f"grid: {{kind: [plain], step.rate: &r {list(range(40))}, orders: *r, parts: *r}}", "asks for 64000 cells, 1000 at most"),
         ("grid: {kind: [--out]}", "would be read as an option"),

@@ -38,7 +38,7 @@ def run_case(case: dict[str, Any], given: dict[str, Any]) -> TokenisedRow:
     responses = [x for k in ("chosen", "rejected") for x in (given[k] if isinstance(given[k], list) else [given[k]])]
     settings = TokeniseSettings(
         max_length=given["max_length"], max_prompt_length=given["max_prompt_length"],
-        truncation_mode=given["truncation_mode"], **SETTINGS[given["impl"]],
+        truncation_mode=given["truncation_mode"], truncation="official", **SETTINGS[given["impl"]],
     )  # fmt: skip
     tokenizer = case["tokenizer"]
     return tokenise_row(

@@ -132,7 +132,7 @@ def test_a_kill_at_the_last_moment_costs_nothing(models, monkeypatch):
     finished = written(models / ".out.unfinished")
     merge(ties(models), models / "out", shard_bytes=4000)
     assert written(models / "out") == finished and len(finished) > 3
-    assert not {"lock", "identity.json"} & {p.name for p in (models / "out").iterdir()}
+    assert not {".lock", "identity.json"} & {p.name for p in (models / "out").iterdir()}
 
 
 def write_words(folder: Path, words: list[str]) -> None:
@@ -171,7 +171,7 @@ def test_a_disk_without_locks_is_written_to(models, monkeypatch):
     def flock(*args: Any) -> None:
         raise OSError(errno.ENOSYS, "Function not implemented")
 
-    monkeypatch.setattr("fusion_jax.merge.unfinished.fcntl.flock", flock)
+    monkeypatch.setattr("fusion_jax.store.lock.fcntl.flock", flock)
     assert merge(ties(models), models / "out").folder == models / "out"
 
 

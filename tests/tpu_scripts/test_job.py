@@ -44,6 +44,7 @@ def started(host: Bench, *words: str, restarts: int = 5) -> list[list[str]]:
     (["--out", "a", *TRICKY], ["--out", "a", *TRICKY, "--resume", "True"]),
     (["--resume", "True", "--out", "a"], ["--resume", "True", "--out", "a"]),
     (["--resume=True"], ["--resume=True"]),
+    (["--resume", "auto", "--out", "a"], ["--resume", "auto", "--out", "a"]),
     (["--resume", "False"], ["--resume", "False", "--resume", "True"]),
     (["--note", "--resume", "--name", "True"], ["--note", "--resume", "--name", "True", "--resume", "True"]),
 ])  # fmt: skip
@@ -193,6 +194,34 @@ def test_without_a_job(host):
     assert job(host, "restart").returncode == 2
 
 
+@pytest.mark.parametrize("words, problem", [
+    ("start -- train", "'--' is no count"), ("start -1 -- train", "'-1' is no count"), ("start 08 -- train", "'08' is no count"),
+    ("start 5 train", "there is no command"), ("start 5 --", "there is no command"), ("attempt 'a[0]' -- train", "'a[0]' is no count"),
+])  # fmt: skip
+def test_a_count_or_a_command_that_is_none_starts_nothing(host, words, problem):
+    program(host.bin, "train", "")
+    done = job(host, words)
+    assert done.returncode == 2 and problem in done.stderr and calls(host.bin, "train") == []
+    assert len(done.stderr.splitlines()) == 1 and not (host.home / "fusion_jax/.job").exists()
+
+
+def test_a_command_that_looks_like_an_option_of_exec_is_a_command(host):
+    done = job(host, "attempt 0 -- -a train")
+    assert done.returncode == 127 and "-a" in done.stderr and "invalid option" not in done.stderr
+
+
+@pytest.mark.parametrize("content", ["-1", "0", "", "1 2", "x"])
+def test_a_damaged_process_id_is_not_killed(host, content):
+    running(host)
+    [file] = host.home.glob("fusion_jax/.job/*/pid")
+    real = file.read_text()
+    file.write_text(content)
+    done = job(host, "stop")
+    file.write_text(real)
+    assert done.returncode == 2 and "holds no process id" in done.stderr
+    assert job(host, "stop").stdout.endswith(": ended with code 75\n")
+
+
 def test_attempt_becomes_the_command_as_the_manifest_needs(host):
     program(host.bin, "train", "sys.exit(75)")
     first, later = job(host, "attempt 0 -- train a"), job(host, "attempt 4 -- train a")
@@ -245,17 +274,36 @@ def test_a_gpu_that_jax_does_not_see_is_an_error(machine):
     assert done.returncode == 2 and "jax does not see the GPU (driver 580.1, cuda13)" in done.stderr
 
 
-def test_an_image_without_python_311_gets_one_from_uv(machine):
-    """As `python3` the stand-in answers pip and uv; the real python3.11 of this machine is hidden."""
-    shutil.move(machine.bin / "python3.11", machine.bin / "python3")
+@pytest.mark.parametrize("name", ["python3.12", "python3.13", "python3"])
+def test_any_python_from_311_on_makes_the_environment(machine, name):
+    """The stand-in is the only Python on PATH; as `python3` it is asked for its version."""
+    (machine.bin / "python3.11").unlink()
+    program(machine.bin, name, INTERPRETER)
+    done = venv(machine)
+    assert done.returncode == 0, done.stderr
+    *asked, environment, install = calls(machine.bin, name)
+    assert [words[0] for words in asked] == (["-c"] if name == "python3" else [])
+    assert environment == ["-m", "venv", ".venv"] and install[:3] == ["-m", "pip", "install"]
+
+
+def venv(machine):
+    """venv.sh where PATH holds only the stand-ins and what the script itself uses."""
     for name in ("bash", "dirname"):
         (machine.bin / name).symlink_to(shutil.which(name) or "")
-    done = subprocess.run(
+    return subprocess.run(
         ["bash", "tpu_scripts/venv.sh", "tpu"], cwd=machine.home, env={"PATH": str(machine.bin)},
         capture_output=True, text=True, check=False,
     )  # fmt: skip
+
+
+def test_an_image_with_an_older_python_gets_one_from_uv(machine):
+    """As `python3` the stand-in says that it is older, and answers pip and uv."""
+    (machine.bin / "python3.11").unlink()
+    program(machine.bin, "python3", f"{INTERPRETER}\nsys.exit('-c' in words)")
+    done = venv(machine)
     assert done.returncode == 0, done.stderr
-    uv, environment, install = calls(machine.bin, "python3.11")
+    asked, uv, environment, install = calls(machine.bin, "python3")
+    assert asked[0] == "-c"
     assert uv[:5] == ["-m", "pip", "install", "-q", "--user"] and uv[5].startswith("uv==")
     assert environment == ["-m", "uv", "venv", "-q", "--python", "3.11", "--seed", ".venv"]
     assert install[-2:] == ["jax[tpu]", "etils[epath-gcs]"]

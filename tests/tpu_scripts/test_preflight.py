@@ -144,7 +144,7 @@ def test_clocks_apart_and_wrong_sums_are_reported():
 
 
 @pytest.mark.parametrize("options, problem", [
-    (["--limit-s", "0"], "field 'limit_s': 0.0 is out of range"), (["--devices", "0"], "field 'devices'"), (["--size-mb", "0"], "field 'size_mb'"),
+    (["--limit-s", "0"], "field '--limit-s': 0.0 is out of range"), (["--devices", "0"], "field '--devices'"), (["--size-mb", "0"], "field '--size-mb'"),
     (["--hosts.count", "2", "--hosts.index", "0"], "2 hosts are not connected"), (["--hosts.count", "2"], "belong together"),
 ])  # fmt: skip
 def test_settings_that_do_not_fit_are_refused(capsys, options, problem):

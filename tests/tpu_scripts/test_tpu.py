@@ -200,6 +200,44 @@ def test_what_is_refused_before_anything_is_called(slice16, words, problem, cure
     assert line.startswith("error: ") and problem in line and cure in line
 
 
+@pytest.mark.parametrize("option", ["--name", "--zone", "--project", "--type", "--version", "--bucket", "--slices", "--restarts", "--worker"])
+@pytest.mark.parametrize("value", ["-x", "--flags-file=/etc/passwd", "a\nb", "a;id", "$(id)", "ü", "a" * 5000, "08\x1b[2J"])
+def test_no_value_of_an_option_reaches_gcloud_as_something_else(slice16, option, value):
+    """Also where it comes from the environment; one line, whatever the value holds."""
+    fitting = {"--name": "fusion", "--zone": "us-west4-a", "--type": "v6e-8"}
+    if option in ("--project", "--version", "--type") and value == "a" * 5000:
+        value = "-" + value
+    words = [word for pair in (fitting | {option: value}).items() for word in pair]
+    for done in (slice16.tpu("create", *words), slice16.tpu("create", "--dry-run", *words)):
+        [line] = done.stderr.splitlines()
+        assert done.returncode == 2 and done.stdout == "" and slice16.gcloud() == []
+        assert line.startswith(f"error: {option} '") and len(line) < 250 and "\x1b" not in line
+
+
+@pytest.mark.parametrize("variable", ["NAME", "ZONE", "PROJECT", "TYPE", "VERSION", "BUCKET", "SLICES"])
+def test_variables_are_held_to_the_same_forms(slice16, variable):
+    given = {"TPU_NAME": "fusion", "TPU_ZONE": "us-west4-a", "TPU_TYPE": "v6e-8", f"TPU_{variable}": "-x"}
+    done = slice16.tpu("create", **given)
+    [line] = done.stderr.splitlines()
+    assert done.returncode == 2 and line.startswith(f"error: --{variable.lower()} '-x' is no ") and slice16.gcloud() == []
+
+
+def test_a_switch_is_on_only_where_its_variable_says_so(slice16):
+    plain = tpu_vm("create", "fusion", "--accelerator-type=v6e-8", "--version=v2-alpha-tpuv6e", ZONE)
+    assert succeeds(slice16, "create", *NAME, "--type", "v6e-8", TPU_SPOT="0", TPU_QUEUED="0") == [plain]
+    done = slice16.tpu("create", *NAME, "--type", "v6e-8", TPU_SPOT="false")
+    assert done.returncode == 2 and "error: TPU_SPOT 'false' is neither 0 nor 1" in done.stderr
+
+
+@pytest.mark.parametrize("words", [["--", "-x"], ["runs/a", "--", "-x"], ["runs/a", "other:there"], ["runs/a", "a\nb"], ["/"]])
+def test_a_folder_to_fetch_is_no_option_and_no_other_host(slice16, words):
+    for how in (NAME, ["--bucket", "gs://mine"]):
+        done = slice16.tpu("fetch", *how, *words)
+        [line] = done.stderr.splitlines()
+        assert done.returncode == 2 and line.startswith("error: ") and slice16.gcloud() == []
+    succeeds(slice16, "fetch", *NAME, "runs/a", "./-x é")
+
+
 def test_without_gcloud_the_cure_is_named(slice16, tmp_path):
     """PATH holds only what the script itself uses."""
     bare = tmp_path / "bare"

@@ -5,8 +5,18 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from fusion_jax.fields import Fields
 from fusion_jax.models.config import DecoderConfig
-from fusion_jax.models.families.common import HfTensor, common_from_hf, common_to_hf, llama_like_names
+from fusion_jax.models.families.common import (
+    Defaults,
+    HfTensor,
+    common_from_hf,
+    common_to_hf,
+    default_of,
+    layer_kinds,
+    llama_like_names,
+    window_of,
+)
 
 NORMS = {
     "attention_norm": "input_layernorm",
@@ -16,26 +26,35 @@ NORMS = {
 }
 
 
-def from_hf(values: dict[str, Any]) -> DecoderConfig:
+DEFAULTS = Defaults(
+    max_positions=8192, kv_heads=4, head_dim=256, tied=True, activation_field="hidden_activation",
+    activation="gelu_pytorch_tanh",
+)  # fmt: skip
+
+
+def from_hf(fields: Fields) -> DecoderConfig:
     """config.json to `DecoderConfig`; even layers are windowed where the file does not list `layer_types`."""
-    values = {"hidden_activation": "gelu_pytorch_tanh", "tie_word_embeddings": True, **values}
-    values = {**values, "hidden_act": values["hidden_activation"] or "gelu_pytorch_tanh"}
-    common = common_from_hf(values)
-    layers, window = common["num_layers"], int(values.get("sliding_window") or 0)
-    kinds = values.get("layer_types") or ["full_attention" if i % 2 else "sliding_attention" for i in range(layers)]
-    bias = bool(values.get("attention_bias", False))
+    common, window = common_from_hf(fields, DEFAULTS), window_of(fields)
+    layers, bias = common["num_layers"], fields.flag("attention_bias", False)
+    kinds = layer_kinds(fields, layers) or ["full_attention" if i % 2 else "sliding_attention" for i in range(layers)]
     return DecoderConfig(
         **common,
         qkv_bias=bias,
         out_bias=bias,
         windows=tuple(window if kind == "sliding_attention" else 0 for kind in kinds),
-        query_scale=float(values.get("query_pre_attn_scalar") or 256) ** -0.5,
-        attention_soft_cap=values.get("attn_logit_softcapping", 50.0),
-        final_soft_cap=values.get("final_logit_softcapping", 30.0),
+        query_scale=fields.number("query_pre_attn_scalar", 256, above=0, high=1e9) ** -0.5,
+        attention_soft_cap=_cap(fields, "attn_logit_softcapping", 50.0),
+        final_soft_cap=_cap(fields, "final_logit_softcapping", 30.0),
         post_norms=True,
         norm_unit_offset=True,
         embed_scale=math.sqrt(common["hidden_size"]),
     )
+
+
+def _cap(fields: Fields, name: str, absent: float) -> float | None:
+    """A soft cap; null is none."""
+    cap: float | None = fields.number(name, default_of(fields, name, absent), above=0, high=1e9)
+    return cap
 
 
 def to_hf(config: DecoderConfig) -> dict[str, Any]:

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
+from fusion_jax.fields import Fields
 from fusion_jax.models.config import DecoderConfig
-from fusion_jax.models.families.common import common_from_hf, common_to_hf, llama_like_names
+from fusion_jax.models.families.common import Defaults, common_from_hf, common_to_hf, llama_like_names
 
 tensor_names = llama_like_names
 
 
-def from_hf(values: dict[str, Any]) -> DecoderConfig:
+DEFAULTS = Defaults(max_positions=2048)
+
+
+def from_hf(fields: Fields) -> DecoderConfig:
     """config.json to `DecoderConfig`."""
-    bias = bool(values.get("attention_bias", False))
-    return DecoderConfig(
-        **common_from_hf(values), qkv_bias=bias, out_bias=bias, mlp_bias=bool(values.get("mlp_bias", False))
-    )
+    bias, mlp_bias = fields.flag("attention_bias", False), fields.flag("mlp_bias", False)
+    return DecoderConfig(**common_from_hf(fields, DEFAULTS), qkv_bias=bias, out_bias=bias, mlp_bias=mlp_bias)
 
 
 def to_hf(config: DecoderConfig) -> dict[str, Any]:

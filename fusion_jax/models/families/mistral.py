@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
+from fusion_jax.fields import Fields
 from fusion_jax.models.config import DecoderConfig
-from fusion_jax.models.families.common import common_from_hf, common_to_hf, llama_like_names
+from fusion_jax.models.families.common import Defaults, common_from_hf, common_to_hf, llama_like_names, window_of
 
 tensor_names = llama_like_names
 
 
-def from_hf(values: dict[str, Any]) -> DecoderConfig:
+DEFAULTS = Defaults(max_positions=32 * 4096, kv_heads=8)
+
+
+def from_hf(fields: Fields) -> DecoderConfig:
     """config.json to `DecoderConfig`."""
-    common = common_from_hf(values)
-    window = int(values.get("sliding_window") or 0)
+    common, window = common_from_hf(fields, DEFAULTS), window_of(fields)
     return DecoderConfig(**common, windows=(window,) * common["num_layers"] if window else ())
 
 

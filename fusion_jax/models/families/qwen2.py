@@ -4,19 +4,30 @@ from __future__ import annotations
 
 from typing import Any
 
+from fusion_jax.fields import Fields
 from fusion_jax.models.config import DecoderConfig
-from fusion_jax.models.families.common import common_from_hf, common_to_hf, llama_like_names
+from fusion_jax.models.families.common import (
+    Defaults,
+    common_from_hf,
+    common_to_hf,
+    layer_kinds,
+    llama_like_names,
+    window_of,
+)
 
 tensor_names = llama_like_names
 
 
-def from_hf(values: dict[str, Any]) -> DecoderConfig:
+DEFAULTS = Defaults(max_positions=32768, kv_heads=32)
+
+
+def from_hf(fields: Fields) -> DecoderConfig:
     """config.json to `DecoderConfig`; windows from `layer_types`, or from `max_window_layers` in older files."""
-    common = common_from_hf(values)
+    common = common_from_hf(fields, DEFAULTS)
     layers = common["num_layers"]
-    window = int(values.get("sliding_window") or 0) if values.get("use_sliding_window") else 0
-    first = int(values.get("max_window_layers", 28))
-    kinds = values.get("layer_types") or [
+    window = window_of(fields) if fields.flag("use_sliding_window", False) else 0
+    first = fields.integer("max_window_layers", 28)
+    kinds = layer_kinds(fields, layers) or [
         "sliding_attention" if i >= first else "full_attention" for i in range(layers)
     ]
     windows = tuple(window if kind == "sliding_attention" else 0 for kind in kinds)

@@ -1,0 +1,147 @@
+"""Fields of config.json of every family: of the right type and within bounds, or refused by name."""
+
+from __future__ import annotations
+
+import json
+import re
+from functools import cache
+from typing import Any
+
+import jax
+import pytest
+import transformers
+
+from fusion_jax import InputError
+from fusion_jax.models.config import RopeConfig
+from fusion_jax.models.families import FAMILIES, config_from_hf, config_to_hf
+from fusion_jax.models.families.common import with_both_forms
+from fusion_jax.models.folder import check_folder
+from fusion_jax.models.parameters import abstract_params
+from fusion_jax.ops.rotary import rotary_tables
+from tests.parity.checkpoints import CONFIGS, SMALL, write_checkpoint
+
+ODD: list[Any] = [
+    "x", "8", "", "nan", [], [1], ["x"], {}, {"a": 1}, {"x": {"y": [0]}}, True, False, None, -1, -0.5, 0, 0.5, 1, 3, 2**31,
+    10**18, 1e18, 10**300, 2**63, [[[]]], [None], 1.0, "\ud800", "x" * 10**5,
+]  # fmt: skip
+MORE = {
+    "num_labels": 3, "id2label": {"0": "a"}, "rope_scaling": {"type": "linear", "factor": 2.0}, "rope_theta": 1e4,
+    "max_window_layers": 1, "layer_types": ["full_attention"] * 3, "partial_rotary_factor": 1.0, "unk_token_id": 0,
+}  # fmt: skip
+
+
+def whole(name: str) -> dict[str, Any]:
+    """A config.json as transformers writes it."""
+    family, options = CONFIGS[name]
+    config = transformers.AutoConfig.for_model(family, **{**SMALL, **options})
+    config.architectures = [type(config).__name__.replace("Config", "ForCausalLM")]
+    return json.loads(config.to_json_string(use_diff=False))
+
+
+def usable(values: dict[str, Any]) -> None:
+    """What a config is used for before a weight is read."""
+    config = config_from_hf(values, "config.json")
+    abstract_params(config)
+    assert config_from_hf(config_to_hf(config)).num_heads == config.num_heads
+    assert rotary(config.rope, config.head_dim, config.max_positions) == (1, 4, config.head_dim // 2)
+    assert len(config.windows) in (0, config.num_layers)
+
+
+@cache
+def rotary(rope: RopeConfig, head_dim: int, max_positions: int) -> tuple[int, ...]:
+    """The shape of the rotary tables, which are made but not computed."""
+    places = jax.ShapeDtypeStruct((1, 4), "int32")
+    return jax.eval_shape(lambda p: rotary_tables(p, rope, head_dim, max_positions), places)[0].shape
+
+
+@pytest.mark.parametrize("name", ["llama-yarn", "llama-3.1", "llama-dynamic", "mistral-window", "qwen2-windows", "gemma2"])
+def test_each_field_of_each_family(name):
+    """Every field in turn, and every rotary one, takes every odd value: read, or refused in one line that names it."""
+    values = whole(name)
+    usable(values)
+    refused, fields = set(), [(key,) for key in {**values, **MORE}]
+    fields += [("rope_parameters", key) for key in {**values["rope_parameters"], "type": 0, "truncate": 0, "mscale": 0, "attention_factor": 0}]
+    for path in fields:
+        for odd in ODD:
+            changed = json.loads(json.dumps(values))
+            at = changed
+            for key in path[:-1]:
+                at = at[key]
+            at[path[-1]] = odd
+            try:
+                usable(changed)
+            except InputError as error:
+                message = str(error)
+                assert message.startswith("config.json") and len(message) < 1000 and "\n" not in message
+                told = re.search(r"field '([^']*)'", message)
+                if told is None:
+                    assert "TB of float32 weights" in message
+                else:
+                    refused.add(path[0])
+                    assert told[1].split(".")[0] in {*values, *MORE}, message
+    assert {
+        "hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size", "intermediate_size", "rms_norm_eps",
+        "max_position_embeddings", "num_key_value_heads", "tie_word_embeddings", "rope_parameters", "model_type", "eos_token_id",
+        "architectures", "initializer_range",
+    } <= refused  # fmt: skip
+
+
+BAD: list[tuple[str, dict[str, Any], str]] = [
+    ("llama-mha", {"num_hidden_layers": 10**18}, "'num_hidden_layers': is 1000000000000000000, out of the range from 1 to 1000"),
+    ("llama-mha", {"num_hidden_layers": 1e18}, "'num_hidden_layers': is 1e[+]18, not a whole number"),
+    ("llama-mha", {"num_hidden_layers": 1000, "hidden_size": 2**19, "intermediate_size": 2**20}, "implies [0-9]+ TB of float32 weights"),
+    ("llama-mha", {"num_attention_heads": 5, "num_key_value_heads": 5, "head_dim": None}, "'num_attention_heads': is 5, which does not divide hidden_size, 48"),
+    ("llama-mha", {"num_key_value_heads": 3}, "'num_key_value_heads': is 3, which does not divide num_attention_heads, 4"),
+    ("llama-mha", {"num_key_value_heads": 0}, "'num_key_value_heads': is 0, out of the range"),
+    ("llama-mha", {"head_dim": 7}, "'head_dim': is 7; a rotary embedding needs an even number"),
+    ("llama-mha", {"vocab_size": 2**25}, "'vocab_size': is 33554432, out of the range"),
+    ("llama-mha", {"model_type": ["llama"]}, "'model_type': is list of 1, not a string"),
+    ("llama-mha", {"architectures": "LlamaForCausalLM"}, "'architectures': is 'LlamaForCausalLM', not a list"),
+    ("llama-mha", {"architectures": ["LlamaModel"]}, "'architectures': 'LlamaModel' is not supported"),
+    ("llama-mha", {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4}}, "'rope_parameters.factor': is missing, which linear needs"),
+    ("llama-mha", {"rope_parameters": {"full_attention": {"rope_theta": 1e4}}}, "'rope_parameters.full_attention': a rotary embedding for each kind"),
+    ("llama-3.1", {"rope_parameters": {"rope_type": "llama3", "factor": 8, "low_freq_factor": 4, "high_freq_factor": 4}}, "'rope_parameters.high_freq_factor': is 4, not above"),
+    ("llama-yarn", {"rope_parameters": {"rope_type": "yarn", "factor": 4, "truncate": False}}, "'rope_parameters.truncate': this form of yarn"),
+    ("gemma2", {"layer_types": ["full_attention"]}, "'layer_types': lists 1 layers, num_hidden_layers is 3"),
+    ("gemma2", {"layer_types": ["full_attention", "chunked", "x"]}, "'layer_types': attention 'chunked' is not supported"),
+    ("gemma2", {"attn_logit_softcapping": 0}, "'attn_logit_softcapping': is 0, out of range"),
+    ("mistral-window", {"sliding_window": -1}, "'sliding_window': is -1, out of the range"),
+    ("qwen2-windows", {"use_sliding_window": "false"}, "'use_sliding_window': is 'false', not true or false"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "changes", "said"), BAD)
+def test_fields_that_are_refused(name, changes, said):
+    with pytest.raises(InputError, match=rf"^config.json(, field |: ){said}"):
+        config_from_hf(whole(name) | changes, "config.json")
+
+
+@pytest.mark.parametrize("raw", ['{"hidden_size": 1e400}', '{"hidden_size": NaN}', '{"a": 1, "a": 2}', "[" * 10**5, "[]", "", '{"hidden_size": 1' + "0" * 5000 + "}"])
+def test_json_that_is_refused(raw, tmp_path):
+    (tmp_path / "config.json").write_text(raw)
+    with pytest.raises(InputError, match=r"config\.json"):
+        check_folder(tmp_path)
+
+
+def test_a_real_folder_is_checked_before_anything_is_allocated(tmp_path):
+    """A config.json that promises another size than the weights have."""
+    write_checkpoint("llama-mha", tmp_path)
+    values = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(values | {"hidden_size": 2**17, "intermediate_size": 2**18}))
+    with pytest.raises(InputError, match=r"has shape \(96, 48\), config.json gives \(96, 131072\)"):
+        check_folder(tmp_path)
+
+
+def test_both_forms_of_rotary_settings():
+    assert with_both_forms({"a": 1}) == {"a": 1}
+    nested = {"rope_parameters": {"full_attention": {"rope_theta": 1.0}}}
+    assert with_both_forms(nested) == nested
+    part = with_both_forms({"rope_parameters": {"rope_theta": 2.0, "rope_type": "default", "partial_rotary_factor": 0.5}})
+    assert (part["rope_theta"], part["partial_rotary_factor"], part["rope_scaling"]) == (2.0, 0.5, None)
+    sections = {"type": "mrope", "mrope_section": [1, 2]}
+    both = with_both_forms({"rope_theta": 3.0, "rope_scaling": sections})
+    assert both["rope_scaling"] == sections and both["rope_parameters"] == {"rope_theta": 3.0, "rope_type": "mrope", "mrope_section": [1, 2]}
+
+
+def test_every_family_is_tried():
+    assert {CONFIGS[n][0] for n in ("llama-yarn", "mistral-window", "qwen2-windows", "gemma2")} == set(FAMILIES)
