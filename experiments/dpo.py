@@ -112,7 +112,7 @@ def tune(s: Settings, run: RunFolder) -> None:
     held, train = split_indices(len(rows), s.held_out, s.train.seed)
     rows, held_rows = [rows[i] for i in train], [rows[i] for i in held]
     examples, counts = make_examples(rows, model.tokenizer, s.text)
-    validation, _ = make_examples(held_rows, model.tokenizer, s.text)
+    validation, lost = make_examples(held_rows, model.tokenizer, s.text) if held_rows else ([], Counter[str]())
     stages.check_enough(run, {"pairs": drops + counts}, len(examples), s.train, "--train")
     better = optimise(
         model, examples, pair_objective(s.loss), s.train, run, needs_reference=needs_reference(s.loss.loss),
@@ -120,6 +120,7 @@ def tune(s: Settings, run: RunFolder) -> None:
     )  # fmt: skip
     run.made_once("model", lambda folder: save(better, folder))
     found = drops + counts + Counter({"pairs trained on": len(examples), "pairs held out": len(validation)})
+    found += Counter({f"held out: {what}": n for what, n in lost.items()})
     on_first(lambda: write_report(s, run, found))
 
 

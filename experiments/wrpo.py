@@ -205,6 +205,8 @@ def check_devices(s: Settings) -> None:
     fits.check_training(s.preference, "--preference", target)
     if s.sft_data or (s.sft_share and not s.quadruples):
         fits.check_training(s.sft, "--sft", target)
+    if s.reward_model:
+        fits.check_reading(s.preference, "--preference", model_path(s.reward_model))
     sampled = () if s.quadruples else (*(() if s.responses else s.sources), *((s.target,) * (s.pairs == "target")))
     fits.check_sampling(s.sample.mesh_tensor, "--sample.mesh-tensor", *map(model_path, sampled))
 
@@ -439,8 +441,9 @@ def train_preference(
     """Stage 10 (quadruples) or its baseline (pairs): policy and reference both start from the SFT model."""
     text = dataclasses.replace(s.text, packing="none")
     examples, cut = make_examples(rows, model.tokenizer, text)
-    validation, _ = make_examples(held, model.tokenizer, text) if held else ([], None)
+    validation, lost = make_examples(held, model.tokenizer, text) if held else ([], Counter[str]())
     counts[stage] = cut + Counter({"used": len(examples), "held out": len(validation)})
+    counts[f"{stage}, held out"] = lost
     stages.check_enough(run, counts, len(examples), s.preference, "--preference")
     settings = dataclasses.replace(s.preference, seed=s.seed)
     if isinstance(loss, WrpoSettings):

@@ -7,7 +7,7 @@ import difflib
 import os
 import shutil
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, NoReturn, TypeVar
 
@@ -46,9 +46,10 @@ def read(presets: Mapping[str, S], args: Sequence[str], *, description: str, bes
       InputError: an option or preset that is unknown, naming the nearest; a value of the wrong type or out of range.
       SystemExit: `--help` or `--help-all`, after they are printed.
     """
-    preset, tokens = _preset(presets, [_plain_dashes(token) for token in args])
-    own = tuple(options_of(presets[preset]))
     extra = () if beside is None else tuple(options_of(beside))
+    names = {o.name for o in (*options_of(next(iter(presets.values()))), *extra)} | {"preset", "help", "help-all"}
+    preset, tokens = _preset(presets, [_plain_dashes(token, names) for token in args])
+    own = tuple(options_of(presets[preset]))
     known = {option.name: option for option in (*own, *extra)}
     if set(tokens) & set(HELP):
         asked = "--help-all" in tokens
@@ -65,14 +66,12 @@ def read(presets: Mapping[str, S], args: Sequence[str], *, description: str, bes
     )  # fmt: skip
 
 
-def _plain_dashes(token: str) -> str:
-    """A token whose name is spelt as options are, with dashes; documents make one long dash of the two in front."""
-    if token[:1] in ("\u2013", "\u2014", "\u2212") and len(token) > 2:
-        token = "--" + token.lstrip("\u2013\u2014\u2212-")
-    if not token.startswith("--"):
-        return token
+def _plain_dashes(token: str, names: Collection[str]) -> str:
+    """The name of an option spelt with dashes; documents make one long dash of the two in front. Other texts stay."""
     name, equals, value = token.partition("=")
-    return name.replace("_", "-") + equals + value
+    plain = name.lstrip("\u2013\u2014\u2212-").replace("_", "-")
+    spelt = name[:1] in ("\u2013", "\u2014", "\u2212") or name.startswith("--")
+    return f"--{plain}{equals}{value}" if spelt and plain in names else token
 
 
 def _preset(presets: Mapping[str, S], tokens: list[str]) -> tuple[str, list[str]]:

@@ -18,29 +18,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from fusion_jax.errors import one_line
-from fusion_jax.files import reason
+from fusion_jax.files import FAULTS, reason
 
 TRACEBACK = "FUSION_JAX_TRACEBACK"  # set to 1: every failure shows where it came from
 INTERRUPTED = 130  # exit code after Ctrl-C: 128 and the number of SIGINT
 
-_CURES = {
-    errno.ENOSPC: "Free space or choose another --out",
-    errno.EDQUOT: "Free space or choose another --out",
-    errno.EROFS: "Choose another --out",
-    errno.EACCES: "Choose another path or change its rights",
-    errno.EPERM: "Choose another path or change its rights",
-    errno.ENOTDIR: "A part of the path is a file: choose another path",
-    errno.ENOENT: "Check the path",
-    errno.ELOOP: "Check the path's links",
-    errno.ENAMETOOLONG: "Choose a shorter path",
-    errno.EMFILE: "Raise the limit of open files (ulimit -n)",
-    errno.ENFILE: "Close other programs or raise the limit of open files",
-    errno.EIO: "Check the disk, then start again",
-    errno.ESTALE: "Mount the file system again, then start again",
-    errno.EFBIG: "Choose a file system that takes larger files, or raise the limit (ulimit -f)",
-    errno.ETXTBSY: "End the program that uses the file",
-    errno.EBUSY: "End the program that uses it",
-}
 _SPACE = re.compile(r"no space left on device|disk quota exceeded|not enough (?:disk )?space", re.IGNORECASE)
 _READ_ONLY = re.compile(r"read-only file system", re.IGNORECASE)
 _MEMORY = re.compile(r"RESOURCE_EXHAUSTED|out of memory|std::bad_alloc|cannot allocate memory", re.IGNORECASE)
@@ -83,7 +65,7 @@ def failure_of(error: BaseException, options: Sequence[str] = ()) -> Failure | N
     full = next((e for e in chain if _is_full(e)), None)
     if full is not None:
         place = _place(full) or next(filter(None, map(_place, chain)), "") or "the disk"
-        return Failure(f"{place}: no space left on the disk{while_}. {_CURES[errno.ENOSPC]}.", 2)
+        return _of_disk(errno.ENOSPC, place, while_)
     if any(isinstance(e, MemoryError) or _device_memory(e) for e in chain):
         where = " of the devices" if any("RESOURCE_EXHAUSTED" in str(e) for e in chain) else ""
         return Failure(f"the memory{where} does not suffice{while_}{_detail(chain)}. {_less(options)}", 1)
@@ -92,7 +74,7 @@ def failure_of(error: BaseException, options: Sequence[str] = ()) -> Failure | N
     read_only = next((e for e in chain if _READ_ONLY.search(str(e))), None)
     if read_only is not None:
         place = _place(read_only) or "the disk"
-        return Failure(f"{place}: read-only file system{while_}. {_CURES[errno.EROFS]}.", 2)
+        return _of_disk(errno.EROFS, place, while_)
     if isinstance(error, UnicodeError):
         problem = f"a text cannot be written or read as {getattr(error, 'encoding', None) or 'UTF-8'}"
         told = f" ({one_line(str(error), 120)})"
@@ -154,10 +136,16 @@ def _less(options: Sequence[str]) -> str:
 def _of_system(error: OSError, while_: str) -> Failure:
     if error.errno is None:
         return Failure(f"{one_line(str(error)) or type(error).__name__}{while_}.", 2)
+    if error.errno in FAULTS:
+        return _of_disk(error.errno, _place(error), while_)
     place = _place(error)
     told = f"{place}: {reason(error)}" if place else reason(error)
-    cure = _CURES.get(error.errno, "Put this right, then start again")
-    return Failure(f"{told}{while_}. {cure}.", 2)
+    return Failure(f"{told}{while_}. Put this right, then start again.", 2)
+
+
+def _of_disk(number: int, place: str, while_: str) -> Failure:
+    problem, cure = FAULTS[number]
+    return Failure(f"{place}{': ' if place else ''}{problem}{while_}. {cure}.", 2)
 
 
 def _place(error: BaseException) -> str:

@@ -63,7 +63,7 @@ class DiskError(InputError):
     """The disk, not the input, is why something could not be written; the same command goes on when that is mended."""
 
 
-_FAULTS = {
+FAULTS = {  # errno -> what is wrong, what would mend it
     errno.ENOSPC: ("the disk is full", "Free space or choose another --out"),
     errno.EDQUOT: ("the disk quota is used up", "Free space or choose another --out"),
     errno.EFBIG: ("the file would be larger than is allowed", "Raise the limit (ulimit -f) or choose another --out"),
@@ -71,16 +71,19 @@ _FAULTS = {
     errno.EACCES: ("no permission", "Choose another --out or change the folder's rights"),
     errno.EPERM: ("the system does not allow it", "Choose another --out or change the folder's rights"),
     errno.EIO: ("the disk does not answer as it should (input/output error)", "Check the disk"),
-    errno.ENOENT: ("it cannot be made there", "Choose another --out"),
+    errno.ENOENT: ("there is no such place", "Check the path, or choose another --out"),
     errno.ENOTDIR: ("a part of the path is a file, not a folder", "Choose another --out"),
     errno.ENAMETOOLONG: ("the name is too long", "Choose a shorter --out"),
     errno.ELOOP: ("the path is a loop of links", "Choose another --out"),
     errno.EMFILE: ("there are too many open files", "Raise the limit (ulimit -n)"),
     errno.ESTALE: ("the network disk has lost the file", "Run the same command again"),
+    errno.ENFILE: ("the system has too many open files", "Close other programs or raise the limit"),
+    errno.ETXTBSY: ("another program uses the file", "End that program"),
+    errno.EBUSY: ("another program uses it", "End that program"),
 }
 # Orbax, TensorStore and array_record tell what the system said in errors of their own types.
-_TEXTS = re.compile("|".join(re.escape(os.strerror(number)) for number in _FAULTS if number != errno.ENOENT), re.I)
-_NUMBERS = {os.strerror(number).lower(): number for number in _FAULTS}
+_TEXTS = re.compile("|".join(re.escape(os.strerror(number)) for number in FAULTS if number != errno.ENOENT), re.I)
+_NUMBERS = {os.strerror(number).lower(): number for number in FAULTS}
 
 
 def fault(error: BaseException) -> int | None:
@@ -91,7 +94,7 @@ def fault(error: BaseException) -> int | None:
         if id(one) in met:
             continue
         met.add(id(one))
-        if isinstance(one, OSError) and one.errno in _FAULTS:
+        if isinstance(one, OSError) and one.errno in FAULTS:
             return one.errno
         found = None if isinstance(one, InputError) else _TEXTS.search(str(one))
         if found:
@@ -99,20 +102,6 @@ def fault(error: BaseException) -> int | None:
         waiting += [e for e in (one.__cause__, one.__context__) if e is not None]
         waiting += one.exceptions if isinstance(one, BaseExceptionGroup) else ()
     return None
-
-
-def told(error: BaseException) -> str | None:
-    """A disk fault as one line for the user: the file where it is known, what is wrong, the cure. None: no disk fault.
-
-    >>> told(OSError(errno.ENOSPC, "No space left on device", "runs/a/log.txt"))
-    'runs/a/log.txt: the disk is full. Free space or choose another --out.'
-    """
-    number = fault(error)
-    if number is None:
-        return None
-    file = getattr(error, "filename", None)
-    problem, cure = _FAULTS[number]
-    return str(InputError(problem, file=file if isinstance(file, str) else None, cure=cure))
 
 
 @contextmanager
@@ -134,7 +123,7 @@ def writing(what: str, path: str | os.PathLike[str]) -> Iterator[None]:
         number = fault(error)
         if number is None:
             raise
-        problem, cure = _FAULTS[number]
+        problem, cure = FAULTS[number]
         raise DiskError(f"{what} cannot be written: {problem}", file=path, cure=cure) from error
 
 

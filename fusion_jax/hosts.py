@@ -320,7 +320,7 @@ _GONE = ("onnection closed by peer", "onnection reset by peer", "Gloo", "gloo", 
 def _end_lost(error: Exception) -> NoReturn:
     print(
         f"error: host {jax.process_index()} of {jax.process_count()} has lost another host, see that one's messages "
-        f"({' '.join(str(error).split())[:200]}). Start all hosts again with --resume True: the run goes on at its "
+        f"({' '.join(str(error).split())[:200]}). Start all hosts again with --resume: the run goes on at its "
         "last checkpoint.", file=sys.stderr, flush=True,
     )  # fmt: skip
     os._exit(LOST)

@@ -10,7 +10,7 @@ tpu.sh COMMAND [OPTIONS]
   setup                     copy the last commit to all hosts, make .venv there
   preflight [-- OPTIONS]    tpu_scripts/preflight.py on all hosts
   run -- COMMAND...         start the command on all hosts; it outlives this connection. Exit code 75 (told to stop) or
-                            134 (another host is gone) starts it again with --resume True; any other code ends it
+                            134 (another host is gone) starts it again with --resume; any other code ends it
   status                    state of the slice and of the job on each host
   logs                      follow the job's log
   stop                      SIGTERM to the job; returns when it has ended

@@ -6,7 +6,7 @@
 Each run gives its pivot, its pairwise targets and its seed (one interval over the runs). Models are added in the order
 of the targets' names. Result: accuracy on the zoo's test problems, or on --test-prompts, as report.md with one line a
 merge and a figure of each main parameter. Hardware and time: 2 CPU cores, about 3 s a merge; killed, the same command
-with --resume True goes on.
+with --resume goes on.
 """
 
 from __future__ import annotations

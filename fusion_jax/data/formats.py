@@ -52,7 +52,8 @@ def fields_of(record: Fields, place: Place) -> dict[str, Any]:
     if isinstance(fields.get("input"), Mapping) and "preferred_output" in fields:  # OpenAI's preference form
         fields |= fields.pop("input")
         fields["chosen"] = fields.pop("preferred_output")
-        fields["rejected"] = fields.pop("non_preferred_output", None)
+        if "non_preferred_output" in fields:
+            fields["rejected"] = fields.pop("non_preferred_output")
     if "instruction" in fields and "context" in fields and absent(fields.get("input")):  # Dolly's name for it
         fields["input"] = fields.pop("context")
     check_unread(fields, UNREAD, place)
@@ -91,11 +92,21 @@ def asked(fields: Fields, place: Place) -> Conversation:
     chat = _chat_field(fields)
     if not turns and chat is None and not absent(fields.get("input")):
         turns, name = _prompt(fields, "input", place), "input"
+    elif turns and absent(fields.get("instruction")):
+        _check_input(fields, turns, name, place)
     if chat is not None:
         whole = _chat(fields[chat], chat, place)
         if whole[-1:] and whole[-1]["role"] == "user":
             turns, name = joined(turns, whole, chat, place), chat
     return _with_history(fields, turns, name, place)
+
+
+def _check_input(fields: Fields, turns: Conversation, name: str, place: Place) -> None:
+    """Refuse an `input` that belongs to no instruction and says what the question does not."""
+    given = fields.get("input")
+    if not absent(given) and not (isinstance(given, str) and any(given.strip() in turn["content"] for turn in turns)):
+        problem = f"stands beside '{name}', which does not hold it"
+        raise place.error(problem, "input", f"Write it into '{name}', or rename '{name}' to instruction")
 
 
 def _chat_field(fields: Fields) -> str | None:
@@ -294,8 +305,10 @@ def dialogue(fields: Fields, place: Place) -> tuple[Conversation, str] | None:
         return None
     if len(whole) < 2 or whole[-1]["role"] != "assistant":
         raise place.error("does not end with an assistant message", name, "Add the response")
-    said = [k for k in ANSWERS if isinstance(fields.get(k), str)]
-    same_answers([whole[-1]["content"], *(fields[k] for k in said)], [name, *said], place)
+    said = {k: fields[k] for k in ANSWERS if isinstance(fields.get(k), str)}
+    if "chosen" in fields and "rejected" in fields:
+        said["chosen"] = side(fields["chosen"], "chosen", place)[1]
+    same_answers([whole[-1]["content"], *said.values()], [name, *said], place)
     before = _with_history(fields, whole[:-1], name, place)
     own = asked({k: v for k, v in fields.items() if k in (*PROMPTS, "input")}, place)
     return joined(own, before, name, place), whole[-1]["content"]

@@ -32,6 +32,7 @@ OTHER_ROLES = {
 
 _TOOLS = "calls of tools are not rendered", "Leave such records out"
 _LOSS = "shares of the loss are not read", "Remove the field where everything counts, else leave the record out"
+_MASK = "sets differ in whether it keeps a message or leaves it out", "Remove the field, or leave the record out"
 _THOUGHT = "thoughts beside the answer are not learnt", "Write them into the answer, or remove them"
 _MEDIA = "only text is read", "Leave such records out"
 _SOURCES = "it is not put before the question", "Write it into the prompt, or remove it"
@@ -48,7 +49,8 @@ UNREAD: dict[str, tuple[str, str]] = {
 }  # what a record may hold that changes what is learnt and that nothing here reads: why, and what to do
 UNREAD_IN_MESSAGES = {
     **UNREAD,
-    **dict.fromkeys(("loss", "train", "mask"), _LOSS),
+    **dict.fromkeys(("loss", "train"), _LOSS),
+    "mask": _MASK,
     "name": ("names of speakers are not rendered", "Write it into the content, or remove it"),
 }
 METADATA = frozenset({
@@ -126,7 +128,7 @@ def check_unread(
         if name not in known or absent(value):
             continue
         why, cure = known[name]
-        neutral = value == 1 if why == _LOSS[0] else value is False
+        neutral = value == 1 if why == _LOSS[0] else value is False and why != _MASK[0]
         if not neutral:
             raise place.error(f"is {quoted(value)}, but {why}", within + name, cure)
 

@@ -17,7 +17,7 @@ _DIGITS = r"(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)"
 _NUMBER = rf"(?:(?<![\w)])-)?{_DIGITS}(?:/\d+(?!\.?\d))?"
 _TOKEN = re.compile(
     rf"(?P<number>{_NUMBER}(?P<odd>[eE][+-]?\d|:\d)?)"
-    r"|(?P<equals>,?\s*\b(?:which|that|this)\s+(?:is|equals|makes|gives)\b|\bequals\b|=+>?|[≈→])"
+    r"|(?P<equals>\bequals\b|=+>?|[≈→])"
     r"|(?P<operator>\*|\+|-|/|\^|\bx\b)|(?P<open>\()|(?P<close>\))|(?P<word>[^\W\d]+)|(?P<other>\S)",
     re.IGNORECASE,
 )
@@ -26,10 +26,12 @@ _SCALES = {"hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9,
 _ANSWER = r"answers?\b[^.\n\d=:#]{0,60}?(?:\b(?:is|are|be|equals)\b:?|:|=)"
 _MARKER = re.compile(
     rf"(?P<boxed>\\(?:boxed|fbox)\s*\{{)|(?P<hashes>####)(?!#)|\b{_ANSWER}|^[^\S\n]*A:"
-    r"|^[#\s]*(?:(?i:the|your)\s+)?(?i:final\s+)?(?i:answer)[\s.]*$",
+    r"|^[# \t]{0,8}(?:(?i:the|your)[ \t]{1,3})?(?i:final[ \t]{1,3})?(?i:answer)[ \t.]{0,8}$",
     re.MULTILINE | re.IGNORECASE,
 )
-_HEADING = re.compile(rf"\s*(?:{_NUMBER})(?!\s*[.):]\s*[^\W\d])(?:\s*%|\s*[^\W\d]+){{0,4}}\s*[.!]?\s*$")
+_HEADING = re.compile(
+    rf"\s*(?:{_NUMBER})(?!\s*[.):]\s*[^\W\d])(?:\s*%|\s*[^\W\d]+){{0,4}}(?:\s*\([^()]*\))?\s*[.!]?\s*$"
+)
 
 _LATEX = (
     (r"<<[^<>]*>>", ""),
@@ -68,7 +70,10 @@ def final_number(text: str) -> Fraction | None:
         return value
     tokens = list(_tokens(_plain(text[-LONGEST:])))
     last = next((i for i in range(len(tokens) - 1, -1, -1) if tokens[i].kind == "number"), None)
-    return None if last is None else _scaled(tokens, last)[0]
+    if last is None:
+        return None
+    mixed = last > 0 and tokens[last - 1].kind == "number" and _scaled(tokens, last - 1)[1] == last + 1  # 2 1/2
+    return _scaled(tokens, last - 1 if mixed else last)[0]
 
 
 def stated_number(text: str) -> tuple[bool, Fraction | None]:
@@ -77,6 +82,8 @@ def stated_number(text: str) -> tuple[bool, Fraction | None]:
     for marker in list(_MARKER.finditer(text))[: -STATEMENTS - 1 : -1]:
         statement = _plain(_statement(text, marker))
         statement = re.sub(rf"\bnot\s+(?:{_NUMBER})", "", statement)
+        if "=" not in statement:  # "2-3 days" is a range, "12-5 = 7" a subtraction
+            statement = re.sub(r"(?<=\d)-(?=\d)", " to ", statement)
         tokens = list(_tokens(statement))
         if any(t.kind == "number" for t in tokens):
             return True, _stated(tokens)

@@ -323,7 +323,7 @@ def _loop(
                 save_state(checkpoints, state)
                 lap()
             if stop:
-                run.log(f"{run.path.name}: told to stop, saved after step {done}; --resume True goes on")
+                run.log(f"{run.path.name}: told to stop, saved after step {done}; --resume goes on")
                 raise SystemExit(PREEMPTED)
             if evaluating:  # after saving: what kills the run meanwhile costs no step
                 _log_evaluation(run, step, work.evaluate(state))

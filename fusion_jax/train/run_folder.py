@@ -362,7 +362,7 @@ def _check_same(path: Path, kept: dict[str, Any], *, resume: bool) -> None:
     """Refuse a run that is not to be resumed, or of other settings."""
     if not resume:
         state = "a finished run" if (path / FINISHED).exists() else "an unfinished run"
-        cure = "Choose another --out" + ("" if (path / FINISHED).exists() else " or continue it with --resume True")
+        cure = "Choose another --out" + ("" if (path / FINISHED).exists() else " or continue it with --resume")
         raise InputError(f"holds {state}", file=path, field="--out", cure=cure)
     check_settings(path, kept)
 

@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 from fusion_jax.align.parts import Stored
 from fusion_jax.data.batches import Example
 from fusion_jax.data.documents import Document
+from fusion_jax.data.examples import NOTHING_LEFT, SAME_TOKENS, TEXT_LOST
 from fusion_jax.data.jsonl import Record, read_jsonl
 from fusion_jax.errors import InputError
 from fusion_jax.evals.accuracy import by_skill, evaluate, mean_interval, paired_difference
@@ -127,6 +128,9 @@ CURES = {
     "response to another prompt": 'Give prompts and responses the same "prompt_id" or "prompt"',
     "chosen equals rejected": "Give pairs of different responses",
     "blank response": "Give responses that are not blank",
+    TEXT_LOST: "Use a chat template that keeps the text of the answers, or write the answers as the template does",
+    NOTHING_LEFT: "Raise --text.tokens.max-length, or shorten the prompts",
+    SAME_TOKENS: "Raise --text.tokens.max-length: what differs is cut off",
     "no source response": "Give quadruples with the sources' responses",
 }  # what a drop that is counted under this name calls for
 

@@ -214,7 +214,7 @@ def test_run_folders(model, tmp_path, capsys):
     other = replace(tiny, model="other", data=str(file), train=replace(tiny.train, batch_size=4))
     with open_run(tmp_path / "begun", to_json(other), resume=False) as run:
         run.stage("pairs.jsonl", lambda: pairs(2))
-    fails(dpo, again, capsys, "holds an unfinished run", "--resume True")
+    fails(dpo, again, capsys, "holds an unfinished run", "continue it with --resume")
     fails(dpo, [*again, "--resume", "True"], capsys, "field 'model'", "was started with")
 
 

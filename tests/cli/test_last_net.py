@@ -84,11 +84,11 @@ OTHERS: dict[str, tuple[Callable[[], Any], int, str]] = {
     "no number": (throw(OSError("Consistency check failed")), 2, "Consistency check failed while training wrpo"),
     "other's text": (
         throw(ValueError("UNKNOWN: Error writing '/disk/run/checkpoints/5/d/abc': [OS error 28: No space left on device]")), 2,
-        "/disk/run/checkpoints/5/d/abc: no space left on the disk while training wrpo. Free space"),
+        "/disk/run/checkpoints/5/d/abc: the disk is full while training wrpo. Free space"),
     "store": (
-        throw(jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: write: No space left on device")), 2, "no space left on the disk"),
-    "wrapped": (wrapped, 2, "/disk/run/weights: no space left on the disk"), "grouped": (grouped, 2, "/disk/a: no space left"),
-    "read-only": (throw(RuntimeError("open /disk/x: Read-only file system")), 2, "/disk/x: read-only file system while"),
+        throw(jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: write: No space left on device")), 2, "the disk is full"),
+    "wrapped": (wrapped, 2, "/disk/run/weights: the disk is full"), "grouped": (grouped, 2, "/disk/a: the disk is full"),
+    "read-only": (throw(RuntimeError("open /disk/x: Read-only file system")), 2, "/disk/x: the file system is read-only while"),
     "memory": (throw(MemoryError()), 1, "the memory does not suffice while training wrpo. To use less: lower --preference.batch-size; raise --preference.micro-batches; full in --preference.remat"),
     "numpy memory": (throw(MemoryError("Unable to allocate 1.5 GiB for an array")), 1, "(1.5 GiB were asked for)"),
     "device memory": (
@@ -100,7 +100,7 @@ OTHERS: dict[str, tuple[Callable[[], Any], int, str]] = {
     "not utf-8": (lambda: b"\xff".decode(), 2, "a text cannot be written or read as utf-8"),
     "nul": (lambda: Path("a\0b").read_text(), 2, "a path holds a NUL character"),
     "folder": (lambda: Path("/").read_text(), 2, "/: is a directory while training wrpo"),
-    "loop": (throw(OSError(errno.ELOOP, "Too many levels of symbolic links", "/a/b")), 2, "/a/b: too many levels of symbolic links"),
+    "loop": (throw(OSError(errno.ELOOP, "Too many levels of symbolic links", "/a/b")), 2, "/a/b: the path is a loop of links"),
     "megabyte": (throw(OSError(errno.EIO, "Input/output error", "x" * 10**6)), 2, "input/output error"),
 }  # fmt: skip
 
@@ -125,7 +125,7 @@ def test_the_traceback_is_shown_if_asked_for(monkeypatch, capsys):
     with pytest.raises(SystemExit):
         run_experiment(Settings, lambda s: print(Path("/nowhere/x").read_text()), description="", args=[])
     told = capsys.readouterr().err
-    assert "Traceback" in told and told.endswith("error: /nowhere/x: no such file or directory. Check the path.\n")
+    assert "Traceback" in told and told.endswith("error: /nowhere/x: there is no such place. Check the path, or choose another --out.\n")
 
 
 @pytest.mark.parametrize("bug", [KeyError("a"), TypeError("x"), ValueError("shapes"), AssertionError(), jax.errors.JaxRuntimeError("INTERNAL: x")])

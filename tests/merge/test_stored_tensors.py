@@ -24,7 +24,10 @@ def with_buffers(folder: Path, seed: int, **config: Any) -> str:
     buffers: dict[str, np.ndarray] = {f"model.layers.{i}.attention.bias": mask for i in range(LAYERS)}
     buffers |= {f"model.layers.{i}.attention.masked_bias": np.float32(-np.inf)[None] for i in range(LAYERS)}
     buffers |= {f"model.layers.{i}.seen": np.asarray([10 * seed + i], np.int64) for i in range(LAYERS)}
-    buffers |= {"embeddings.position_ids": np.arange(2**40, 2**40 + 4)[None], "model.layers.0.rotary_emb.inv_freq": np.ones(2, np.float32)}
+    buffers |= {
+        "embeddings.position_ids": np.arange(2**40, 2**40 + 4)[None],
+        "model.layers.0.rotary_emb.inv_freq": np.ones(2, np.float32),
+    }
     write_model(folder, {}, **config)
     save_file(tensors(seed) | buffers, folder / "model.safetensors", metadata={"format": "pt"})
     return str(folder)
@@ -91,11 +94,15 @@ def test_heads_as_they_are_stored(tmp_path):
     for i in (1, 2):
         write_model(tmp_path / f"own{i}", tensors(i), tie_word_embeddings=True)
         write_model(tmp_path / f"equal{i}", equal[i], tie_word_embeddings=True)
-        write_model(tmp_path / f"only{i}", {n: v for n, v in equal[i].items() if n != EMBEDDING}, tie_word_embeddings=True)
+        write_model(
+            tmp_path / f"only{i}", {n: v for n, v in equal[i].items() if n != EMBEDDING}, tie_word_embeddings=True
+        )
 
     def merged(out: str, *models: str) -> tuple[dict[str, np.ndarray], bool]:
         merge(linear(*(tmp_path / m for m in models)), tmp_path / out)
-        return load_file(tmp_path / out / "model.safetensors"), json.loads((tmp_path / out / "config.json").read_text())["tie_word_embeddings"]
+        return load_file(tmp_path / out / "model.safetensors"), json.loads(
+            (tmp_path / out / "config.json").read_text()
+        )["tie_word_embeddings"]
 
     found, tied = merged("a", "own1", "own2")
     np.testing.assert_allclose(found[HEAD], (tensors(1)[HEAD] + tensors(2)[HEAD]) / 2, atol=1e-6)
@@ -113,7 +120,11 @@ def test_heads_as_they_are_stored(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
-        ("config.json", {"tie_word_embeddings": "no"}, "config.json, field 'tie_word_embeddings': is 'no', not true or false"),
+        (
+            "config.json",
+            {"tie_word_embeddings": "no"},
+            "config.json, field 'tie_word_embeddings': is 'no', not true or false",
+        ),
         ("config.json", {"quantization_config": {"bits": 4}}, "field 'quantization_config': the model is quantised"),
         ("generation_config.json", {"eos_token_id": "2"}, "generation_config.json, field 'eos_token_id': is '2'"),
         ("generation_config.json", "{", "generation_config.json: is not JSON"),
@@ -142,13 +153,28 @@ def test_files_that_never_end(tmp_path):
 def test_merged_folders_are_read_by_transformers_4(tmp_path):
     """A class and names that only transformers 5 has, and rotary settings in its form, are written in both."""
     make_models(tmp_path)
-    rope = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 16}
+    rope = {
+        "rope_type": "llama3",
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 16,
+    }
     config = json.loads((tmp_path / "base/config.json").read_text())
     del config["rope_theta"]
     (tmp_path / "base/config.json").write_text(json.dumps(config | {"rope_parameters": {"rope_theta": 5e5, **rope}}))
-    settings = {"tokenizer_class": "TokenizersBackend", "extra_special_tokens": ["<a>"], "is_local": True, "bos_token": "<s>"}
+    settings = {
+        "tokenizer_class": "TokenizersBackend",
+        "extra_special_tokens": ["<a>"],
+        "is_local": True,
+        "bos_token": "<s>",
+    }
     (tmp_path / "base/tokenizer_config.json").write_text(json.dumps(settings))
     merge(ties(tmp_path), tmp_path / "out")
     out, written = (json.loads((tmp_path / f"out/{n}config.json").read_text()) for n in ("", "tokenizer_"))
     assert (out["rope_theta"], out["rope_scaling"], out["torch_dtype"]) == (5e5, rope, "float32")
-    assert written == {"tokenizer_class": "PreTrainedTokenizerFast", "additional_special_tokens": ["<a>"], "bos_token": "<s>"}
+    assert written == {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "additional_special_tokens": ["<a>"],
+        "bos_token": "<s>",
+    }

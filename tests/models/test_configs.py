@@ -54,13 +54,18 @@ def rotary(rope: RopeConfig, head_dim: int, max_positions: int) -> tuple[int, ..
     return jax.eval_shape(lambda p: rotary_tables(p, rope, head_dim, max_positions), places)[0].shape
 
 
-@pytest.mark.parametrize("name", ["llama-yarn", "llama-3.1", "llama-dynamic", "mistral-window", "qwen2-windows", "gemma2"])
+@pytest.mark.parametrize(
+    "name", ["llama-yarn", "llama-3.1", "llama-dynamic", "mistral-window", "qwen2-windows", "gemma2"]
+)
 def test_each_field_of_each_family(name):
     """Every field in turn, and every rotary one, takes every odd value: read, or refused in one line that names it."""
     values = whole(name)
     usable(values)
     refused, fields = set(), [(key,) for key in {**values, **MORE}]
-    fields += [("rope_parameters", key) for key in {**values["rope_parameters"], "type": 0, "truncate": 0, "mscale": 0, "attention_factor": 0}]
+    fields += [
+        ("rope_parameters", key)
+        for key in {**values["rope_parameters"], "type": 0, "truncate": 0, "mscale": 0, "attention_factor": 0}
+    ]
     for path in fields:
         for odd in ODD:
             changed = json.loads(json.dumps(values))
@@ -116,7 +121,18 @@ def test_fields_that_are_refused(name, changes, said):
         config_from_hf(whole(name) | changes, "config.json")
 
 
-@pytest.mark.parametrize("raw", ['{"hidden_size": 1e400}', '{"hidden_size": NaN}', '{"a": 1, "a": 2}', "[" * 10**5, "[]", "", '{"hidden_size": 1' + "0" * 5000 + "}"])
+@pytest.mark.parametrize(
+    "raw",
+    [
+        '{"hidden_size": 1e400}',
+        '{"hidden_size": NaN}',
+        '{"a": 1, "a": 2}',
+        "[" * 10**5,
+        "[]",
+        "",
+        '{"hidden_size": 1' + "0" * 5000 + "}",
+    ],
+)
 def test_json_that_is_refused(raw, tmp_path):
     (tmp_path / "config.json").write_text(raw)
     with pytest.raises(InputError, match=r"config\.json"):
@@ -136,11 +152,17 @@ def test_both_forms_of_rotary_settings():
     assert with_both_forms({"a": 1}) == {"a": 1}
     nested = {"rope_parameters": {"full_attention": {"rope_theta": 1.0}}}
     assert with_both_forms(nested) == nested
-    part = with_both_forms({"rope_parameters": {"rope_theta": 2.0, "rope_type": "default", "partial_rotary_factor": 0.5}})
+    part = with_both_forms(
+        {"rope_parameters": {"rope_theta": 2.0, "rope_type": "default", "partial_rotary_factor": 0.5}}
+    )
     assert (part["rope_theta"], part["partial_rotary_factor"], part["rope_scaling"]) == (2.0, 0.5, None)
     sections = {"type": "mrope", "mrope_section": [1, 2]}
     both = with_both_forms({"rope_theta": 3.0, "rope_scaling": sections})
-    assert both["rope_scaling"] == sections and both["rope_parameters"] == {"rope_theta": 3.0, "rope_type": "mrope", "mrope_section": [1, 2]}
+    assert both["rope_scaling"] == sections and both["rope_parameters"] == {
+        "rope_theta": 3.0,
+        "rope_type": "mrope",
+        "mrope_section": [1, 2],
+    }
 
 
 def test_every_family_is_tried():

@@ -47,7 +47,9 @@ def close(one: Any, other: np.ndarray) -> bool:
 
 def stored(folder: Path) -> tuple[bool, bool]:
     """Whether the files hold a head, and whether config.json ties it."""
-    return HEAD in load_file(folder / "model.safetensors"), json.loads((folder / "config.json").read_text())["tie_word_embeddings"]
+    return HEAD in load_file(folder / "model.safetensors"), json.loads((folder / "config.json").read_text())[
+        "tie_word_embeddings"
+    ]
 
 
 @pytest.mark.parametrize("name", ["llama-mha", "gemma2"])
@@ -78,7 +80,9 @@ def test_a_stored_head_that_is_the_embedding_is_tied(tmp_path):
 def test_a_head_that_is_lost_is_told(tmp_path):
     write_checkpoint("llama-mha", tmp_path)
     rewrite(tmp_path, lambda t: t.pop(HEAD))
-    with pytest.raises(InputError, match=r"'lm_head.weight': the weight is missing\. .*set tie_word_embeddings to true"):
+    with pytest.raises(
+        InputError, match=r"'lm_head.weight': the weight is missing\. .*set tie_word_embeddings to true"
+    ):
         load(tmp_path)
     edit(tmp_path / "config.json", tie_word_embeddings=None)  # Llama's own default is not tied
     with pytest.raises(InputError, match=r"'lm_head.weight': the weight is missing"):
@@ -173,7 +177,11 @@ def test_what_is_no_model_folder_is_told(tmp_path):
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors", "generation_config.json"])
 def test_files_that_are_no_files(name, tmp_path):
     write_checkpoint("llama-mha", tmp_path)
-    for make, said in ((os.mkfifo, "is no regular file"), (os.mkdir, "is a folder"), (lambda p: p.symlink_to(p.name), "cannot be opened")):
+    for make, said in (
+        (os.mkfifo, "is no regular file"),
+        (os.mkdir, "is a folder"),
+        (lambda p: p.symlink_to(p.name), "cannot be opened"),
+    ):
         if (tmp_path / name).is_dir() and not (tmp_path / name).is_symlink():
             shutil.rmtree(tmp_path / name)
         else:
@@ -222,4 +230,7 @@ def test_rotary_settings_are_saved_in_both_forms(name, tmp_path):
         out = json.loads((tmp_path / f"{form}-saved/config.json").read_text())
         assert out["rope_parameters"]["rope_theta"] == out["rope_theta"] == theta
         assert out["rope_scaling"] == values["rope_scaling"] and out["torch_dtype"] == out["dtype"] == "float32"
-        assert close(theirs(tmp_path / f"{form}-saved"), wanted) and load(tmp_path / f"{form}-saved").config == model.config
+        assert (
+            close(theirs(tmp_path / f"{form}-saved"), wanted)
+            and load(tmp_path / f"{form}-saved").config == model.config
+        )

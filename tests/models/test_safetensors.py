@@ -78,7 +78,9 @@ def test_broken_headers(kind, tmp_path):
     assert said in str(told.value) and str(file) in str(told.value) and len(str(told.value)) < 1000
 
 
-@pytest.mark.parametrize("prefix", [b"", b"\0" * 7, b"\0" * 8, struct.pack("<Q", 2**63), struct.pack("<Q", 200_000_000)])
+@pytest.mark.parametrize(
+    "prefix", [b"", b"\0" * 7, b"\0" * 8, struct.pack("<Q", 2**63), struct.pack("<Q", 200_000_000)]
+)
 def test_lengths_of_headers_are_bounded(prefix, tmp_path):
     (tmp_path / "a").write_bytes(prefix)
     with pytest.raises(InputError, match="not a whole safetensors file"):
@@ -112,7 +114,9 @@ def mutated(random_: random.Random) -> tuple[Any, int]:
         value = entry[key]
         if isinstance(value, list) and value and random_.random() < 0.7:
             changed = list(value)
-            changed[random_.randrange(len(changed))] = random_.choice([*odd, changed[0] + 1 if type(changed[0]) is int else 1])
+            changed[random_.randrange(len(changed))] = random_.choice(
+                [*odd, changed[0] + 1 if type(changed[0]) is int else 1]
+            )
             entry[key] = changed
         elif random_.random() < 0.2:
             del entry[key]
@@ -168,7 +172,11 @@ def _stricter(raw: bytes) -> bool:
     pairs: list[Any] = []
     values = json.loads(raw, object_pairs_hook=lambda found: pairs.append(found) or dict(found))
     twice = any(len(dict(found)) < len(found) for found in pairs)
-    large = any(isinstance(found.get("shape"), list) and max(found["shape"]) >= 2**31 for found in map(dict, pairs) if found.get("shape"))
+    large = any(
+        isinstance(found.get("shape"), list) and max(found["shape"]) >= 2**31
+        for found in map(dict, pairs)
+        if found.get("shape")
+    )
     return twice or large or any(isinstance(value, list) for value in values.values())
 
 
@@ -229,7 +237,10 @@ def test_indexes_and_files_that_disagree(tmp_path):
 @pytest.mark.parametrize(
     ("names", "said"),
     [
-        (["model-q4.gguf"], r"holds a GGUF file \(model-q4.gguf\).*Convert it to a Hugging Face folder first.*gguf_file"),
+        (
+            ["model-q4.gguf"],
+            r"holds a GGUF file \(model-q4.gguf\).*Convert it to a Hugging Face folder first.*gguf_file",
+        ),
         (["model-00001-of-00002.safetensors"], "but not model.safetensors.index.json"),
         (["adapter_model.safetensors", "adapter_config.json"], r"an adapter \(LoRA\).*merge_and_unload"),
         (["pytorch_model.bin"], "pickled weights.*Convert the model"),

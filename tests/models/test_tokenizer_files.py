@@ -72,10 +72,16 @@ def test_a_sentencepiece_model_alone(alone):
     settings_of(alone, add_bos_token=False, add_eos_token=True, pad_token="<pad>", chat_template="{{ 1 }}")
     (alone / "added_tokens.json").write_text('{"<pad>": 10}')
     tokenizer = load_tokenizer(alone)
-    assert tokenizer("the")["input_ids"] == [9, 2] and tokenizer.pad_token_id == 10 and tokenizer.chat_template == "{{ 1 }}"
+    assert (
+        tokenizer("the")["input_ids"] == [9, 2]
+        and tokenizer.pad_token_id == 10
+        and tokenizer.chat_template == "{{ 1 }}"
+    )
     assert tokenizer.name_or_path == str(alone)
     (alone / "added_tokens.json").write_text('{"<pad>": 12}')
-    with pytest.raises(InputError, match=r"added_tokens\.json, field '<pad>': gives a token the id 12 that has the id 10"):
+    with pytest.raises(
+        InputError, match=r"added_tokens\.json, field '<pad>': gives a token the id 12 that has the id 10"
+    ):
         load_tokenizer(alone)
 
 
@@ -87,7 +93,9 @@ def test_a_bare_sentencepiece_model(alone):
 
 def test_a_kind_that_only_sentencepiece_reads(alone):
     sentencepiece(alone / "tokenizer.model", kind=1)
-    with pytest.raises(InputError, match=r"field 'tokenizer': .*sentencepiece.*pip install sentencepiece protobuf") as told:
+    with pytest.raises(
+        InputError, match=r"field 'tokenizer': .*sentencepiece.*pip install sentencepiece protobuf"
+    ) as told:
         load_tokenizer(alone)
     assert "tiktoken" not in str(told.value)
     (alone / "tokenizer.model").write_bytes(b"\xff" * 50)
@@ -96,9 +104,13 @@ def test_a_kind_that_only_sentencepiece_reads(alone):
 
 
 def test_tiktoken_ranks_named_tokenizer_model(tmp_path):
-    lines = [f"{base64.b64encode(bytes([i])).decode()} {i}" for i in range(256)] + [f"{base64.b64encode(b'th').decode()} 256"]
+    lines = [f"{base64.b64encode(bytes([i])).decode()} {i}" for i in range(256)] + [
+        f"{base64.b64encode(b'th').decode()} 256"
+    ]
     (tmp_path / "tokenizer.model").write_text("\n".join(lines) + "\n")
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"added_tokens_decoder": {"257": {"content": "<|end|>"}}, "eos_token": "<|end|>"}))
+    (tmp_path / "tokenizer_config.json").write_text(
+        json.dumps({"added_tokens_decoder": {"257": {"content": "<|end|>"}}, "eos_token": "<|end|>"})
+    )
     tokenizer = load_tokenizer(tmp_path)
     assert tokenizer("the<|end|>")["input_ids"] == [256, 101, 257] and tokenizer.eos_token_id == 257
 
@@ -120,19 +132,37 @@ def test_saved_tokenizers_keep_their_class_and_settings(tmp_path):
     small_folder(tmp_path / "in")
     given = json.loads((tmp_path / "in/tokenizer_config.json").read_text())
     assert given["tokenizer_class"] == "PreTrainedTokenizerFast" and "is_local" not in given and "backend" not in given
-    assert given["additional_special_tokens"] == ["<|start|>", "<|sep|>", "<|end|>"] and "extra_special_tokens" not in given
+    assert (
+        given["additional_special_tokens"] == ["<|start|>", "<|sep|>", "<|end|>"]
+        and "extra_special_tokens" not in given
+    )
     settings_of(tmp_path / "in", added_tokens_decoder={"3": {"content": "<|start|>", "special": True}})
     for name, kept in (
         ("LlamaTokenizer", "LlamaTokenizer"), ("Qwen2TokenizerFast", "Qwen2TokenizerFast"), ("TokenizersBackend", "PreTrainedTokenizerFast"),
         ("PreTrainedTokenizerFast", "PreTrainedTokenizerFast"), (None, "PreTrainedTokenizerFast"),
     ):  # fmt: skip
-        settings_of(tmp_path / "in", tokenizer_class=name, add_bos_token=False, legacy=True, auto_map={"AutoTokenizer": ["x.Y", None]})
+        settings_of(
+            tmp_path / "in",
+            tokenizer_class=name,
+            add_bos_token=False,
+            legacy=True,
+            auto_map={"AutoTokenizer": ["x.Y", None]},
+        )
         save(load(tmp_path / "in"), tmp_path / "out", overwrite=True)
         out = json.loads((tmp_path / "out/tokenizer_config.json").read_text())
-        assert out["tokenizer_class"] == kept and out["add_bos_token"] is False and out["legacy"] is True and "auto_map" not in out
-        assert {int(i): e["content"] for i, e in out["added_tokens_decoder"].items()}[5] == "<|end|>"  # all of them, not one
+        assert (
+            out["tokenizer_class"] == kept
+            and out["add_bos_token"] is False
+            and out["legacy"] is True
+            and "auto_map" not in out
+        )
+        assert {int(i): e["content"] for i, e in out["added_tokens_decoder"].items()}[
+            5
+        ] == "<|end|>"  # all of them, not one
         one, other = load_tokenizer(tmp_path / "in"), load_tokenizer(tmp_path / "out")
-        assert [one(t)["input_ids"] for t in TEXTS] == [other(t)["input_ids"] for t in TEXTS] and one.chat_template == other.chat_template
+        assert [one(t)["input_ids"] for t in TEXTS] == [
+            other(t)["input_ids"] for t in TEXTS
+        ] and one.chat_template == other.chat_template
         assert one.all_special_tokens == other.all_special_tokens
 
 
@@ -141,7 +171,9 @@ def test_the_zoo_can_be_read_by_transformers_4(tmp_path):
         folder = model_path(f"zoo:{name}")
         settings, config = (json.loads((folder / f"{n}config.json").read_text()) for n in ("tokenizer_", ""))
         assert portable(settings) == settings and settings["tokenizer_class"] == "PreTrainedTokenizerFast"
-        assert config["torch_dtype"] == config["dtype"] and config["rope_theta"] == config["rope_parameters"]["rope_theta"]
+        assert (
+            config["torch_dtype"] == config["dtype"] and config["rope_theta"] == config["rope_parameters"]["rope_theta"]
+        )
         assert AutoTokenizer.from_pretrained(folder).all_special_tokens == tokenizer_of(folder).all_special_tokens
 
 
@@ -190,7 +222,9 @@ def test_broken_tokenizer_files(kind, whole, tmp_path):
     assert str(tmp_path) in str(told.value) and len(str(told.value)) < 800
 
 
-@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "added_tokens.json", "tokenizer.model"])
+@pytest.mark.parametrize(
+    "name", ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "added_tokens.json", "tokenizer.model"]
+)
 def test_tokenizer_files_that_never_end(name, whole, tmp_path):
     if name != "tokenizer.model":
         (tmp_path / "tokenizer.json").write_bytes((whole / "tokenizer.json").read_bytes())
@@ -206,7 +240,9 @@ def test_an_id_beyond_the_embedding(whole, tmp_path):
     state = json.loads((tmp_path / "tokenizer.json").read_text())
     vocab = state["model"]["vocab"]
     last = max(vocab, key=vocab.get)
-    state["model"]["merges"] = [m for m in state["model"]["merges"] if "".join(m if isinstance(m, list) else m.split(" ")) != last]
+    state["model"]["merges"] = [
+        m for m in state["model"]["merges"] if "".join(m if isinstance(m, list) else m.split(" ")) != last
+    ]
     vocab[last] = 5000
     (tmp_path / "tokenizer.json").write_text(json.dumps(state))
     with pytest.raises(InputError, match=r"field 'tokenizer': gives .* the id 5000, the embedding has only 340 rows"):

@@ -145,6 +145,13 @@ RIGHT = [
     ('= $36', '36'),
     ('The answer is: 1200.00', '1200'),
     ('the answer is 6^2', '36'),
+    ('The answer is 60 minutes, which is 1 hour.', '60'),
+    ('The answer is 18, which is more than 15.', '18'),
+    ('the answer is 100, which is 40 more than 60', '100'),
+    ('The answer is 24, that is 2 dozen.', '24'),
+    ('#### 18 (which is 2 x 9)', '18'),
+    ('It takes 2 1/2', '2.5'),
+    ('The answer is 12-5 = 7', '7'),
 ]  # fmt: skip
 WRONG = [
     ('The answer is 12 x 3 = 36', '12'),
@@ -180,6 +187,9 @@ WRONG = [
     ('#### 1.200', '1200'),
     ('36', 'no number'),
     ('The answer is 3 hours and 30 minutes', '3'),
+    ('The answer is 18, which is more than 15.', '15'),
+    ('The answer is 2-3 days', '-1'),
+    ('The answer is 2-3 days', '3'),
 ]  # fmt: skip
 
 
@@ -200,7 +210,7 @@ def test_the_published_rule_under_its_name():
 
 
 @pytest.mark.parametrize(
-    "text", ["answer is " * 10**6, "\\boxed{" * 10**6, "the answer is " + "(" * 900 + "1", "1," * 10**6, "2^" * 10**5, "####" * 10**6]
+    "text", ["answer is " * 10**6, "\\boxed{" * 10**6, "the answer is " + "(" * 900 + "1", "1," * 10**6, "2^" * 10**5, "####" * 10**6, "\n" * 10**6, " \n#" * 10**5]
 )
 def test_long_and_nested_texts_take_no_time(text):
     began = time.process_time()
