@@ -97,7 +97,7 @@ def test_benchmark_of_vocabularies(tmp_path, capsys):
     write(tmp_path / "b.jsonl", [{"question": "add 12", "answer": ["and 30"]}])
     files = (str(tmp_path / "a.txt"), str(tmp_path / "b.jsonl"))
     out = tmp_path / "out.jsonl"
-    vocabulary.main(vocabulary.Settings(texts=files, maps=("exact", "mined", "statistics"), out=str(out)))
+    vocabulary.main(vocabulary.Settings(texts=files, maps=("exact", "mined", "statistics"), out=str(out), alignments=True))
     rows = [json.loads(line) for line in out.read_text().splitlines()]
     assert [(r["map"], r["compared as"]) for r in rows[:6]] == [
         (kind, mode) for kind in ("exact", "mined", "statistics") for mode in ("raw", "bytes")
@@ -105,7 +105,8 @@ def test_benchmark_of_vocabularies(tmp_path, capsys):
     for row in rows:
         assert abs(row["same text"] + row["other text"] + row["no image"] - 1) < 1e-9
         assert row["map"] != "exact" or row["compared as"] == "raw" or row["other text"] == 0.0
-    assert "| pivot | source | map |" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "| pivot | source | map |" in told and "| pivot | source | compared as | a.txt | b.jsonl |" in told
     assert "'--tokenizers': there are 1. Give two" in fails(capsys, "--tokenizers", "zoo:target", module=vocabulary)
     told = fails(capsys, "--texts", str(tmp_path / "none.txt"), module=vocabulary)
     assert "none.txt: cannot be read as text" in told
