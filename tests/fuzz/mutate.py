@@ -65,7 +65,7 @@ def damaged(value: Any, draw: random.Random, words: tuple[str, ...]) -> Any:
         elif kind == 6 and isinstance(holder, list):
             holder.insert(draw.randrange(len(holder) + 1), copy.deepcopy(draw.choice((*holder, *VALUES))))
         else:
-            holder[last] = nested(draw.choice((3, 60, 99, 101, 500)))
+            holder[last] = nested(draw.choice((3, 60, 99, 101, 200)))
     return value
 
 
