@@ -77,7 +77,8 @@ def load_map(path: str | os.PathLike[str], pivot: TokenizerView, source: Tokeniz
     """
     content: Any = read_json(path, cure="Make the vocabulary map again", missing="Make the vocabulary map first")
     fields = {"ids": list, "kind": str, "pivot_size": int, "pivot": str, "source": str}
-    for name, kind in fields.items():
+    hashed = {**fields, "xxh3_128": str}
+    for name, kind in hashed.items():
         if not isinstance(content.get(name), kind):
             raise InputError("is missing or of another type", file=path, field=name, cure="Make the map again")
     found = VocabMap(**{name: content[name] for name in fields}, pieces=content.get("pieces", "raw"))
@@ -95,7 +96,7 @@ def load_map(path: str | os.PathLike[str], pivot: TokenizerView, source: Tokeniz
     if not all(type(i) is int and -1 <= i < pivot.size for i in content["ids"]):
         raise InputError("holds what is no pivot id", file=path, field="ids", cure="Make the vocabulary map again")
     ids = np.asarray(content["ids"], np.int32)
-    if content.get("xxh3_128", _hash(ids)) != _hash(ids):
+    if content["xxh3_128"] != _hash(ids):
         problem = "was changed after it was written"
         raise InputError(problem, file=path, field="ids", cure="Make the vocabulary map again")
     return replace(found, ids=ids)
