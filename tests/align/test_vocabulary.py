@@ -117,7 +117,7 @@ def test_files_that_hold_no_map(tmp_path):
         {**good, "ids": [[0]]},
         {**good, "ids": [True]},
     ]
-    for content in [*bad, {**good, "ids": [0, 0]}]:
+    for content in [*bad, {**good, "ids": [0, 0]}, {**good, "ids": [-1]}]:
         path.write_text(content if isinstance(content, str) else json.dumps(content))
         with pytest.raises(InputError, match=r"map\.json"):
             load_map(path, pivot, source)
