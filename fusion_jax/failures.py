@@ -35,6 +35,13 @@ LESS_MEMORY = {
 }  # fmt: skip
 
 
+class NothingToDo(SystemExit):
+    """The end of a program that finds its work done: no failure, and exit code 0."""
+
+    def __init__(self) -> None:
+        super().__init__(0)
+
+
 class Failure(NamedTuple):
     """How a fault is told: its line and the exit code."""
 

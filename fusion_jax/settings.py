@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 from fusion_jax.command_line import Given, read
 from fusion_jax.errors import InputError
-from fusion_jax.failures import INTERRUPTED, failure_of, readable_streams, tell
+from fusion_jax.failures import INTERRUPTED, NothingToDo, failure_of, readable_streams, tell
 from fusion_jax.hosts import ending_together
 from fusion_jax.options import LARGEST, as_option
 
@@ -59,6 +59,8 @@ def run(
                 description=description or "", beside=beside,
             )  # fmt: skip
             main(given.settings, *(() if beside is None else (given.beside, given.preset)))
+        except NothingToDo:  # a notebook's cell that is run again goes on to the next one
+            return
         except InputError as error:
             told = error if given is None else as_option(error, given.options, given.names)
             print(f"error: {told}", file=sys.stderr, flush=True)

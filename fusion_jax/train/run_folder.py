@@ -25,7 +25,7 @@ from rich.console import Console
 
 from fusion_jax.data.jsonl import read_jsonl, write_jsonl
 from fusion_jax.errors import InputError
-from fusion_jax.failures import doing
+from fusion_jax.failures import NothingToDo, doing
 from fusion_jax.fields import Fields
 from fusion_jax.files import write_json
 from fusion_jax.hosts import agreed, first_host, on_first, seen
@@ -208,7 +208,7 @@ def open_run(out: str | os.PathLike[str], config: dict[str, Any], *, resume: boo
       InputError: the folder holds a finished run and is not resumed, an unfinished one without `resume`, a run of other
         settings, files that are no run or not as they were made; another process writes it; a host does not see it
         or has other settings.
-      SystemExit: with 0, after saying so: the run is finished, and `resume` has nothing to do.
+      NothingToDo: after saying so: the run is finished, and `resume` has nothing to do.
     """
     if "://" in os.fspath(out):
         raise InputError(
@@ -221,7 +221,7 @@ def open_run(out: str | os.PathLike[str], config: dict[str, Any], *, resume: boo
     on_first(lambda: opened.append(_open(path, kept, console, resume=resume)))
     if bool(agreed(np.asarray(first_host() and opened[-1] is None))):
         _say_finished(path, console)
-        raise SystemExit(0)
+        raise NothingToDo
     run = opened[-1] or RunFolder(path, console)
     seen(path / CONFIG, lambda file: file.exists() and read_json(file, cure=RESTORE) == kept)
     return run
