@@ -215,7 +215,10 @@ def test_fields_of_generation_config(tmp_path):
 
 @pytest.mark.parametrize("name", ["llama-3.1", "llama-yarn", "llama-mha", "qwen2-windows", "gemma2"])
 def test_rotary_settings_are_saved_in_both_forms(name, tmp_path):
-    """transformers 4 reads `rope_theta` and `rope_scaling`, transformers 5 `rope_parameters`: whichever form came in."""
+    """transformers 4 reads `rope_theta` and `rope_scaling`, transformers 5 also `rope_parameters`: whichever form came in.
+
+    An old file without scaling says all in `rope_theta`, so it stays as it came.
+    """
     write_checkpoint(name, tmp_path / "new")
     shutil.copytree(tmp_path / "new", tmp_path / "old")
     values = json.loads((tmp_path / "new/config.json").read_text())
@@ -228,7 +231,11 @@ def test_rotary_settings_are_saved_in_both_forms(name, tmp_path):
         model = load(tmp_path / form)
         save(model, tmp_path / f"{form}-saved")
         out = json.loads((tmp_path / f"{form}-saved/config.json").read_text())
-        assert out["rope_parameters"]["rope_theta"] == out["rope_theta"] == theta
+        assert out["rope_theta"] == theta
+        if form == "new" or values["rope_scaling"]:
+            assert out["rope_parameters"]["rope_theta"] == theta
+        else:
+            assert "rope_parameters" not in out
         assert out["rope_scaling"] == values["rope_scaling"] and out["torch_dtype"] == out["dtype"] == "float32"
         assert (
             close(theirs(tmp_path / f"{form}-saved"), wanted)
