@@ -1,7 +1,7 @@
 """Turn the published GSM8K solutions of four models into the files that experiments/wrpo.py reads, and make a target.
 
     python experiments/gsm8k_responses.py --solutions SOLUTIONS.jsonl --train TRAIN.jsonl --out runs/gsm8k
-    python experiments/wrpo.py --responses runs/gsm8k/responses.jsonl --test-prompts runs/gsm8k/test.jsonl \
+    python experiments/wrpo.py --responses runs/gsm8k/responses.jsonl --test-prompts runs/gsm8k/test.jsonl \\
         --target runs/gsm8k/target --verifier gsm8k_format --accuracy gsm8k --out runs/gsm8k-wrpo
 
 Input: records {"question", "ground_truth", MODEL: {"is_correct", "solution"}} (openai/grade-school-math, MIT) and

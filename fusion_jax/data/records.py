@@ -102,7 +102,10 @@ def parse_quad(record: Record, place: Place) -> Row:
     if "prompt" not in fields:
         raise formats.missing("prompt", "quad", fields, place)
     formats.asked(fields, place)
-    chosen, rejected = fields.get("chosen"), fields.get("rejected")
+    for name in ("chosen", "rejected"):
+        if name not in fields:
+            raise formats.missing(name, "quad", fields, place)
+    chosen, rejected = fields["chosen"], fields["rejected"]
     if not isinstance(chosen, list) or len(chosen) != 2:
         raise place.error(
             "must hold exactly two responses",
