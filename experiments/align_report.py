@@ -46,11 +46,12 @@ from fusion_jax.files import write_json
 from fusion_jax.markdown import markdown_table, save_figure
 from fusion_jax.models.folder import tokenizer_of
 from fusion_jax.options import Files, Folder, ModelPath
+from fusion_jax.runs.opening import open_run
+from fusion_jax.runs.plots import shares_figure
+from fusion_jax.runs.provenance import Ran, write_report
 from fusion_jax.settings import bounded, to_json
 from fusion_jax.settings import run as run_experiment
-from fusion_jax.train.provenance import Ran, write_report
-from fusion_jax.train.report import shares_figure
-from fusion_jax.train.run_folder import RunFolder, open_run
+from fusion_jax.store.run_folder import RunFolder
 from fusion_jax.zoo import model_path
 from fusion_jax.zoo.tasks import corpus
 

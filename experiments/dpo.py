@@ -19,6 +19,7 @@ from typing import ClassVar
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from fusion_jax.data.batches import Data
 from fusion_jax.data.examples import TextSettings, make_examples
 from fusion_jax.data.jsonl import Record
 from fusion_jax.data.loaders import load_records
@@ -34,16 +35,19 @@ from fusion_jax.plan.command import run as run_experiment
 from fusion_jax.plan.runs import Ask, Planned, training
 from fusion_jax.rewards import select
 from fusion_jax.rewards.verifiers import verifier
+from fusion_jax.runs import fits, stages
+from fusion_jax.runs.opening import open_run
+from fusion_jax.runs.plots import curves, training_figure
+from fusion_jax.runs.provenance import Ran, loss_sentence
+from fusion_jax.runs.provenance import write_report as write_page
 from fusion_jax.sampling.generate import SampleSettings
 from fusion_jax.sampling.responses import sample_responses
 from fusion_jax.settings import bounded, to_json
-from fusion_jax.train import fits, stages
-from fusion_jax.train.objectives import PairSettings, needs_reference, pair_objective
-from fusion_jax.train.optimise import TrainSettings, compute_for, optimise
-from fusion_jax.train.provenance import Ran, loss_sentence
-from fusion_jax.train.provenance import write_report as write_page
-from fusion_jax.train.report import curves, training_figure
-from fusion_jax.train.run_folder import RESULTS, RunFolder, open_run
+from fusion_jax.store.run_folder import RESULTS, RunFolder
+from fusion_jax.train import objectives
+from fusion_jax.train.objectives import PairSettings
+from fusion_jax.train.optimise import optimise
+from fusion_jax.train.settings import TrainSettings, compute_for
 from fusion_jax.train.state import OptimizerSettings
 from fusion_jax.zoo import model_path
 from fusion_jax.zoo.tasks import SKILLS, mixture
@@ -115,8 +119,8 @@ def tune(s: Settings, run: RunFolder) -> None:
     validation, lost = make_examples(held_rows, model.tokenizer, s.text) if held_rows else ([], Counter[str]())
     stages.check_enough(run, {"pairs": drops + counts}, len(examples), s.train, "--train")
     better = optimise(
-        model, examples, pair_objective(s.loss), s.train, run, needs_reference=needs_reference(s.loss.loss),
-        validation=validation, names=lambda i: rows[i].name,
+        model, Data(examples, lambda i: rows[i].name), objectives.pair(s.loss), s.train, run,
+        held=Data(validation, lambda i: held_rows[i].name),
     )  # fmt: skip
     run.made_once("model", lambda folder: save(better, folder))
     found = drops + counts + Counter({"pairs trained on": len(examples), "pairs held out": len(validation)})
@@ -157,7 +161,7 @@ def own_pairs(s: Settings, model: Model, run: RunFolder) -> list[Record]:
 
 def plans(s: Settings, ask: Ask) -> list[Planned]:
     """What `--plan` compiles."""
-    length, reference = s.text.tokens.max_length, needs_reference(s.loss.loss)
+    length, reference = s.text.tokens.max_length, objectives.pair(s.loss).reference
     return training(s.loss.loss, s.model, "dpo", s.train, length, ask, option="--model", reference=reference)
 
 

@@ -48,15 +48,10 @@ from fusion_jax.models.folder import Model, load, save, tokenizer_of
 from fusion_jax.options import File, Folder, ModelPath, Models
 from fusion_jax.plan.command import run as run_experiment
 from fusion_jax.plan.runs import Ask, Planned, merging, teacher, training
-from fusion_jax.settings import bounded, seeded, to_json
-from fusion_jax.train import fits
-from fusion_jax.train.fusion import fused_examples, fusion_rows
-from fusion_jax.train.objectives import FusionSettings
-from fusion_jax.train.opinions import AlignSettings, Reading, own_opinions, read_documents, source_opinions
-from fusion_jax.train.optimise import TrainSettings, compute_for
-from fusion_jax.train.provenance import Ran, measures_sentence
-from fusion_jax.train.run_folder import RunFolder, open_run
-from fusion_jax.train.stages import (
+from fusion_jax.runs import fits
+from fusion_jax.runs.opening import open_run
+from fusion_jax.runs.provenance import Ran, measures_sentence
+from fusion_jax.runs.stages import (
     check_arms,
     check_enough,
     check_models,
@@ -68,6 +63,12 @@ from fusion_jax.train.stages import (
     reading_limit,
     trained_on_fused,
 )
+from fusion_jax.settings import bounded, seeded, to_json
+from fusion_jax.store.run_folder import RunFolder
+from fusion_jax.teachers.opinions import AlignSettings, Reading, own_opinions, read_documents, source_opinions
+from fusion_jax.teachers.settings import FusionSettings
+from fusion_jax.teachers.targets import fused_examples, fusion_rows
+from fusion_jax.train.settings import TrainSettings, compute_for
 from fusion_jax.train.state import OptimizerSettings
 from fusion_jax.zoo import model_path
 from fusion_jax.zoo.tasks import SKILLS, STYLES, in_style, mixture

@@ -26,6 +26,7 @@ from typing import Any, ClassVar, Literal, get_args
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from fusion_jax.data.batches import Data
 from fusion_jax.data.documents import Document, all_scored_bytes, encode_documents, plain_examples, text_documents
 from fusion_jax.data.jsonl import Record
 from fusion_jax.data.loaders import load_records, load_texts
@@ -38,15 +39,10 @@ from fusion_jax.models.folder import Model, load, save, tokenizer_of
 from fusion_jax.options import File, Folder, ModelPath, Models
 from fusion_jax.plan.command import run as run_experiment
 from fusion_jax.plan.runs import Ask, Planned, teacher, training
-from fusion_jax.settings import bounded, seeded, to_json
-from fusion_jax.train import fits
-from fusion_jax.train.fusion import fused_examples, fusion_rows, packed
-from fusion_jax.train.objectives import FusionSettings, sft_objective
-from fusion_jax.train.opinions import AlignSettings, Reading, own_opinions, read_documents, source_opinions
-from fusion_jax.train.optimise import TrainSettings, compute_for, optimise
-from fusion_jax.train.provenance import Ran, measures_sentence
-from fusion_jax.train.run_folder import RunFolder, open_run
-from fusion_jax.train.stages import (
+from fusion_jax.runs import fits
+from fusion_jax.runs.opening import open_run
+from fusion_jax.runs.provenance import Ran, measures_sentence
+from fusion_jax.runs.stages import (
     check_arms,
     check_enough,
     check_models,
@@ -59,6 +55,14 @@ from fusion_jax.train.stages import (
     trained,
     trained_on_fused,
 )
+from fusion_jax.settings import bounded, seeded, to_json
+from fusion_jax.store.run_folder import RunFolder
+from fusion_jax.teachers.opinions import AlignSettings, Reading, own_opinions, read_documents, source_opinions
+from fusion_jax.teachers.settings import FusionSettings
+from fusion_jax.teachers.targets import fused_examples, fusion_rows, packed
+from fusion_jax.train import objectives
+from fusion_jax.train.optimise import optimise
+from fusion_jax.train.settings import TrainSettings, compute_for
 from fusion_jax.train.state import OptimizerSettings
 from fusion_jax.zoo import model_path
 from fusion_jax.zoo.specs import SPECS
@@ -285,7 +289,7 @@ def base_models(s: Settings, run: RunFolder) -> dict[str, Path]:
             limit = min(s.max_length, model.config.max_positions)
             encoded = encode_documents(model.tokenizer, text_documents(texts), max_length=limit)
             trained(run.sub(name), model, mesh, lambda f, m=model, e=plain_examples(encoded): optimise(  # type: ignore[misc]
-                m, e, sft_objective(), s.practise, f
+                m, Data(e), objectives.sft(), s.practise, f
             ), of=[])  # fmt: skip
             folder = run.sub(name).file("model")
         out[name] = folder

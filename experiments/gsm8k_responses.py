@@ -22,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import jax
 
+from fusion_jax.data.batches import Data
 from fusion_jax.data.examples import TextSettings, make_examples
 from fusion_jax.data.jsonl import Record, numbered, write_jsonl
 from fusion_jax.data.loaders import load_records
@@ -32,11 +33,13 @@ from fusion_jax.models.config import DecoderConfig
 from fusion_jax.models.folder import Model, save
 from fusion_jax.models.parameters import init_params
 from fusion_jax.options import File, Folder
+from fusion_jax.runs.opening import open_run
 from fusion_jax.settings import bounded, seeded, to_json
 from fusion_jax.settings import run as run_experiment
-from fusion_jax.train.objectives import sft_objective
-from fusion_jax.train.optimise import TrainSettings, optimise
-from fusion_jax.train.run_folder import RunFolder, open_run
+from fusion_jax.store.run_folder import RunFolder
+from fusion_jax.train import objectives
+from fusion_jax.train.optimise import optimise
+from fusion_jax.train.settings import TrainSettings
 from fusion_jax.train.state import OptimizerSettings
 from fusion_jax.zoo.tokenizers import train_tokenizer
 
@@ -98,7 +101,7 @@ def make(s: Settings, run: RunFolder) -> None:
         optimizer=OptimizerSettings(learning_rate=1e-3), batch_size=16, micro_batches=1, seed=s.seed, log_every=20,
         epochs=s.steps / (len(rows) // 16), remat="dots", checkpoint_every=100,
     )  # fmt: skip
-    trained = optimise(target, examples, sft_objective(), settings, run.sub("sft"))
+    trained = optimise(target, Data(examples), objectives.sft(), settings, run.sub("sft"))
     run.made_once("target", lambda folder: save(dataclasses.replace(trained, file_dtype="float32"), folder))
 
 

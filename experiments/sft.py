@@ -16,6 +16,7 @@ from typing import ClassVar
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from fusion_jax.data.batches import Data
 from fusion_jax.data.examples import TextSettings, make_examples
 from fusion_jax.data.loaders import load_records
 from fusion_jax.data.records import OnBad, parse_rows
@@ -27,14 +28,16 @@ from fusion_jax.models.folder import load, save
 from fusion_jax.options import File, Folder, ModelPath
 from fusion_jax.plan.command import run as run_experiment
 from fusion_jax.plan.runs import Ask, Planned, training
+from fusion_jax.runs import fits, stages
+from fusion_jax.runs.opening import open_run
+from fusion_jax.runs.plots import curves, training_figure
+from fusion_jax.runs.provenance import Ran, loss_sentence
+from fusion_jax.runs.provenance import write_report as write_page
 from fusion_jax.settings import to_json
-from fusion_jax.train import fits, stages
-from fusion_jax.train.objectives import sft_objective
-from fusion_jax.train.optimise import TrainSettings, compute_for, optimise
-from fusion_jax.train.provenance import Ran, loss_sentence
-from fusion_jax.train.provenance import write_report as write_page
-from fusion_jax.train.report import curves, training_figure
-from fusion_jax.train.run_folder import RESULTS, RunFolder, open_run
+from fusion_jax.store.run_folder import RESULTS, RunFolder
+from fusion_jax.train import objectives
+from fusion_jax.train.optimise import optimise
+from fusion_jax.train.settings import TrainSettings, compute_for
 from fusion_jax.train.state import OptimizerSettings
 from fusion_jax.zoo import model_path
 from fusion_jax.zoo.tasks import SKILLS, mixture
@@ -102,7 +105,7 @@ def tune(s: Settings, run: RunFolder) -> None:
     stages.check_enough(run, {"records": drops + counts}, len(examples), s.train, "--train")
     packed = s.text.packing != "none"
     better = optimise(
-        model, examples, sft_objective(), s.train, run, names=lambda i: f"block {i}" if packed else rows[i].name
+        model, Data(examples, lambda i: f"block {i}" if packed else rows[i].name), objectives.sft(), s.train, run
     )
     run.made_once("model", lambda folder: save(better, folder))
     used = counts["documents"] or len(examples)

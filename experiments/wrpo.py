@@ -27,6 +27,7 @@ from typing import Any, ClassVar, Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from fusion_jax.data.batches import Data
 from fusion_jax.data.examples import TextSettings, make_examples
 from fusion_jax.data.jsonl import Record
 from fusion_jax.data.loaders import load_records
@@ -44,23 +45,19 @@ from fusion_jax.plan.runs import Ask, Planned, generation, training
 from fusion_jax.rewards import select
 from fusion_jax.rewards.reward_model import score_responses
 from fusion_jax.rewards.verifiers import VerifierName, verifier
+from fusion_jax.runs import fits, stages
+from fusion_jax.runs.opening import open_run
+from fusion_jax.runs.plots import accuracy_figure, training_figure
+from fusion_jax.runs.provenance import Ran, answers_sentence
+from fusion_jax.runs.provenance import write_report as write_page
 from fusion_jax.sampling.generate import SampleSettings, load_to_sample
 from fusion_jax.sampling.responses import sample_responses
 from fusion_jax.settings import bounded, seeded, to_json
-from fusion_jax.train import fits, stages
-from fusion_jax.train.objectives import (
-    PairSettings,
-    WrpoSettings,
-    needs_reference,
-    pair_objective,
-    sft_objective,
-    wrpo_objective,
-)  # fmt: skip
-from fusion_jax.train.optimise import TrainSettings, compute_for, optimise, step_count
-from fusion_jax.train.provenance import Ran, answers_sentence
-from fusion_jax.train.provenance import write_report as write_page
-from fusion_jax.train.report import accuracy_figure, training_figure
-from fusion_jax.train.run_folder import RunFolder, open_run
+from fusion_jax.store.run_folder import RunFolder
+from fusion_jax.train import objectives
+from fusion_jax.train.objectives import PairSettings, WrpoSettings
+from fusion_jax.train.optimise import optimise
+from fusion_jax.train.settings import TrainSettings, compute_for
 from fusion_jax.train.state import OptimizerSettings
 from fusion_jax.zoo import model_path
 from fusion_jax.zoo.tasks import SKILLS, mixture
@@ -424,7 +421,7 @@ def train_sft(
     settings = dataclasses.replace(s.sft, seed=s.seed)
     packed = s.text.packing != "none"
     return stages.trained(run.sub("sft"), target, compute_for(settings).mesh, lambda folder: optimise(
-        target, examples, sft_objective(), settings, folder, names=lambda i: f"block {i}" if packed else rows[i].name
+        target, Data(examples, lambda i: f"block {i}" if packed else rows[i].name), objectives.sft(), settings, folder
     ))  # fmt: skip
 
 
@@ -446,13 +443,10 @@ def train_preference(
     counts[f"{stage}, held out"] = lost
     stages.check_enough(run, counts, len(examples), s.preference, "--preference")
     settings = dataclasses.replace(s.preference, seed=s.seed)
-    if isinstance(loss, WrpoSettings):
-        objective = wrpo_objective(loss, step_count(len(examples), settings))
-    else:
-        objective = pair_objective(loss)
+    objective = objectives.wrpo(loss) if isinstance(loss, WrpoSettings) else objectives.pair(loss)
     return stages.trained(run.sub(stage), model, compute_for(settings).mesh, lambda folder: optimise(
-        model, examples, objective, settings, folder, needs_reference=needs_reference(loss.loss),
-        validation=validation, names=lambda i: rows[i].name,
+        model, Data(examples, lambda i: rows[i].name), objective, settings, folder,
+        held=Data(validation, lambda i: held[i].name),
     ), leaf=stage == "dpo")  # fmt: skip
 
 
@@ -496,7 +490,7 @@ def write_report(
 def plans(s: Settings, ask: Ask) -> list[Planned]:
     """What `--plan` compiles: the WRPO stage, SFT, sampling the target. Not the DPO baseline, which takes two thirds of
     WRPO, nor the sources' sampling; `--plan-rows` counts prompts or, with `--quadruples`, these."""
-    length, reference = s.text.tokens.max_length, needs_reference(s.wrpo.loss)
+    length, reference = s.text.tokens.max_length, objectives.wrpo(s.wrpo).reference
     trains_sft = bool(s.sft_data or not s.quadruples)
     start: Start = "float32" if trains_sft else "bfloat16"
     first = 0 if s.quadruples else round(ask.rows * s.sft_share)

@@ -29,14 +29,16 @@ import optax
 from fusion_jax.data.batches import TokenBatch, buckets_of, collate
 from fusion_jax.errors import InputError
 from fusion_jax.markdown import markdown_table
+from fusion_jax.models.compute import Compute
 from fusion_jax.models.config import DecoderConfig
 from fusion_jax.models.decoder import forward, head_kernel
 from fusion_jax.models.parameters import init_params
 from fusion_jax.settings import run as run_experiment
-from fusion_jax.train.fusion import FusionRow, Opinion, fuse
-from fusion_jax.train.objectives import FusionSettings, fusion_objective
+from fusion_jax.teachers.settings import FusionSettings
+from fusion_jax.teachers.targets import FusionRow, Opinion, fuse
+from fusion_jax.train import objectives
 from fusion_jax.train.state import OptimizerSettings, TrainState, init_state, make_optimizer
-from fusion_jax.train.step import Compute, make_train_step
+from fusion_jax.train.step import make_train_step
 
 Array = jax.Array
 MIB = 2**20
@@ -132,7 +134,7 @@ def step_of(name: str, vocab: int, dtype: Any) -> Callable[..., Any]:
     """(state, batch, dense targets) -> (state, loss), jitted."""
     config, compute = config_of(vocab), Compute(dtype=jnp.dtype(dtype))
     if name == "ours":
-        inner = make_train_step(config, fusion_objective(FUSION, 100), OPTIMIZER, compute)
+        inner = make_train_step(config, objectives.fusion(FUSION), OPTIMIZER, compute, total=100)
 
         def sparse(state: TrainState, batch: TokenBatch, dense: None) -> tuple[TrainState, Array]:
             state, metrics = inner(state, batch)

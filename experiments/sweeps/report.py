@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 
 from experiments.sweeps.files import Cell, Sweep
 from fusion_jax.data.jsonl import Record, write_jsonl
-from fusion_jax.evals.accuracy import mean_interval
 from fusion_jax.figures import EQUALS, MARKS, new_figure, tidy
+from fusion_jax.intervals import mean_interval
 from fusion_jax.markdown import markdown_table, save_figure
 
 Values = Mapping[tuple[str, str], Mapping[str, Sequence[float]]]  # (cell, model) -> measure -> one a seed

@@ -170,7 +170,11 @@ def token_counts(tokenizer: PreTrainedTokenizerBase, documents: Sequence[Documen
 
 def plain_examples(texts: Sequence[TeacherText]) -> list[Example]:
     """Training and scoring examples without teachers; a text of one token, which predicts nothing, is left out."""
-    return [Example((tuple(t.ids.tolist()),), (1,), i, chosen=t.scored) for i, t in enumerate(texts) if len(t.ids) > 1]
+    return [
+        Example((tuple(text.ids.tolist()),), (1,), i, groups=text.scored.astype(np.uint8))
+        for i, text in enumerate(texts)
+        if len(text.ids) > 1
+    ]
 
 
 def inside(offsets: np.ndarray, span: Span) -> np.ndarray:

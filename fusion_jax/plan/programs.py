@@ -14,6 +14,7 @@ from fusion_jax.data.batches import Targets, TokenBatch
 from fusion_jax.errors import InputError
 from fusion_jax.losses.schedules import learning_rate
 from fusion_jax.merge.methods import METHODS
+from fusion_jax.models.compute import Compute
 from fusion_jax.models.config import DecoderConfig
 from fusion_jax.models.decode import DecodeParams, LayerCache
 from fusion_jax.models.families import config_from_hf
@@ -35,18 +36,13 @@ from fusion_jax.plan.requests import (
 from fusion_jax.sampling import ids
 from fusion_jax.sampling.samplers import Sampler
 from fusion_jax.sharding import data_ways, make_mesh, named, tensor_shards
-from fusion_jax.train.objectives import (
-    FusionSettings,
-    PairSettings,
-    WrpoSettings,
-    fusion_objective,
-    pair_objective,
-    sft_objective,
-    wrpo_objective,
-)
+from fusion_jax.teachers.reading import make_topk_step
+from fusion_jax.teachers.settings import FusionSettings
+from fusion_jax.train import objectives
+from fusion_jax.train.objective import Objective
+from fusion_jax.train.objectives import PairSettings, WrpoSettings
 from fusion_jax.train.state import OptimizerSettings, init_state, make_optimizer, state_shardings
-from fusion_jax.train.step import Compute, Objective, make_score_step, make_train_step
-from fusion_jax.train.teachers import make_topk_step
+from fusion_jax.train.step import make_score_step, make_train_step
 
 Array = jax.Array
 _TYPICAL = {"weight": 0.5, "t": 0.5, "density": 0.5, "select_topk": 0.1}  # values do not change what is planned
@@ -125,20 +121,20 @@ def _lower_train(p: TrainStep, config: DecoderConfig, mesh: Mesh) -> jax.stages.
     if p.objective == "fusion":
         batch = batch._replace(targets=_targets(mesh, (p.micro_batches, p.examples), p.tokens, p.k))
     reference = abstract_params(config, jnp.dtype(p.start), mesh) if p.reference == "in-step" else None
-    step = make_train_step(config, _objective(p.objective), optimizer, compute, rate)
+    step = make_train_step(config, _objective(p.objective), optimizer, compute, total=_STEPS, rate=rate)
     return _lowered(step, state, batch, reference)
 
 
 def _objective(name: ObjectiveName) -> Objective:
     match name:
         case "sft":
-            return sft_objective()
+            return objectives.sft()
         case "dpo":
-            return pair_objective(PairSettings())
+            return objectives.pair(PairSettings())
         case "wrpo":
-            return wrpo_objective(WrpoSettings(), _STEPS)
+            return objectives.wrpo(WrpoSettings())
         case "fusion":
-            return fusion_objective(FusionSettings(), _STEPS)
+            return objectives.fusion(FusionSettings())
 
 
 def _array(mesh: Mesh, leading: tuple[int, ...], shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
@@ -155,8 +151,8 @@ def _batch(mesh: Mesh, leading: tuple[int, ...], examples: int, groups: int, pro
     return TokenBatch(
         prompts=array(jnp.int32, prompt), prompt_lengths=array(jnp.int32), tokens=array(jnp.int32, *row),
         labels=array(jnp.int32, *row), positions=array(jnp.int32, *row), segment_ids=None,
-        scored=array(jnp.bool_, *row), example_ids=array(jnp.int32), reference=array(jnp.float32, groups),
-        weights=array(jnp.float32),
+        groups=array(jnp.uint8, *row), example_ids=array(jnp.int32), reference=array(jnp.float32, groups),
+        weights=array(jnp.float32), branch=array(jnp.int32),
     )  # fmt: skip
 
 

@@ -30,7 +30,7 @@ from fusion_jax.sampling.generate import SampleSettings
 from fusion_jax.sampling.ids import capacities_of, decoding_ways, kept_width, read_together, read_width
 from fusion_jax.sharding import mesh_sizes, padded_rows
 from fusion_jax.slices import slice_of
-from fusion_jax.train.optimise import TrainSettings
+from fusion_jax.train.settings import TrainSettings
 from fusion_jax.zoo import model_path
 
 _PROMPT = 1024

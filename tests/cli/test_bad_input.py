@@ -19,8 +19,8 @@ from experiments import dpo, generate, sft, wrpo
 from fusion_jax.data.jsonl import write_jsonl
 from fusion_jax.models.folder import load, save
 from fusion_jax.models.safetensors_io import PlannedTensor, open_folder, write_folder
+from fusion_jax.runs.opening import open_run
 from fusion_jax.settings import to_json
-from fusion_jax.train.run_folder import open_run
 from tests.small import attempt, fails, pairs, quads, small_folder, small_model, write
 
 

@@ -17,9 +17,9 @@ from fusion_jax.data.jsonl import write_jsonl
 from fusion_jax.evals.accuracy import by_skill
 from fusion_jax.figures import greys, hue, smoothed
 from fusion_jax.losses.reductions import Count, Mean
-from fusion_jax.settings import parse, to_json
-from fusion_jax.train.optimise import _half_widths
-from fusion_jax.train.provenance import (
+from fusion_jax.runs.opening import open_run
+from fusion_jax.runs.plots import accuracy_figure, training_figure
+from fusion_jax.runs.provenance import (
     Ran,
     answers_sentence,
     loss_sentence,
@@ -29,8 +29,9 @@ from fusion_jax.train.provenance import (
     what_was_run,
     write_report,
 )
-from fusion_jax.train.report import accuracy_figure, training_figure
-from fusion_jax.train.run_folder import RunFolder, open_run
+from fusion_jax.settings import parse, to_json
+from fusion_jax.store.run_folder import RunFolder
+from fusion_jax.train.optimise import _half_widths
 from fusion_jax.versions import commit
 from tests.small import attempt, pairs, small_folder, write
 

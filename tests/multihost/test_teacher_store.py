@@ -15,10 +15,10 @@ import pytest
 
 from experiments import cache_teacher
 from fusion_jax.data.jsonl import read_jsonl
-from fusion_jax.data.teachers import StoreIdentity, TeacherRow, TeacherStore
 from fusion_jax.errors import InputError
 from fusion_jax.hosts import Host, HostSettings, join
 from fusion_jax.json_files import read_json
+from fusion_jax.teachers.store import StoreIdentity, TeacherRow, TeacherStore
 from tests.small import attempt, command, fails, small_folder, write
 
 TEXTS, PART = 24, 4

@@ -14,13 +14,13 @@ import numpy as np
 
 from fusion_jax.data.batches import buckets_of
 from fusion_jax.data.documents import encode_documents, plain_examples, text_documents
+from fusion_jax.models.compute import Compute
 from fusion_jax.models.parameters import place_params
 from fusion_jax.rewards.reward_model import score_responses
 from fusion_jax.sampling.generate import generate
 from fusion_jax.sharding import make_mesh
+from fusion_jax.teachers.reading import teacher_rows
 from fusion_jax.train.reference import sequence_logprobs
-from fusion_jax.train.step import Compute
-from fusion_jax.train.teachers import teacher_rows
 from tests.small import small_model
 
 TEXTS = ["one two three", "What is 12 + 30?", "a", "Reverse a b c d e"]

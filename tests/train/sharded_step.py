@@ -11,12 +11,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from fusion_jax.data.batches import Example, Targets, buckets_of, collate
+from fusion_jax.models.compute import Compute
 from fusion_jax.models.config import DecoderConfig
 from fusion_jax.models.parameters import init_params, parameter_specs
 from fusion_jax.sharding import make_mesh, named
-from fusion_jax.train.objectives import FusionSettings, WrpoSettings, fusion_objective, wrpo_objective
+from fusion_jax.teachers.settings import FusionSettings
+from fusion_jax.train import objectives
+from fusion_jax.train.objectives import WrpoSettings
 from fusion_jax.train.state import OptimizerSettings, init_state, make_optimizer
-from fusion_jax.train.step import Compute, make_train_step, shard_batch
+from fusion_jax.train.step import make_train_step, shard_batch
 
 CONFIG = DecoderConfig(
     model_type="gemma2",
@@ -61,9 +64,9 @@ def batch(kind):
 def run(config, kind, mesh, params):
     optimizer = make_optimizer(OptimizerSettings(learning_rate=0.01, warmup_ratio=0.0), 4)
     objective = (
-        wrpo_objective(WrpoSettings(beta=1.0), 4) if kind == "wrpo" else fusion_objective(FusionSettings(0.5), 4)
+        objectives.wrpo(WrpoSettings(beta=1.0)) if kind == "wrpo" else objectives.fusion(FusionSettings(0.5))
     )
-    step = make_train_step(config, objective, optimizer, Compute(mesh, jnp.float32, "full"))
+    step = make_train_step(config, objective, optimizer, Compute(mesh, jnp.float32, "full"), total=4)
     if mesh is not None:
         specs = parameter_specs(config)
         params = jax.tree.map(lambda p, s: jax.device_put(p, named(mesh, s.axes, s.shape)), params, specs)

@@ -13,10 +13,10 @@ from fusion_jax.errors import InputError
 from fusion_jax.models.parameters import check_heads
 from fusion_jax.plan.models import PUBLIC
 from fusion_jax.plan.runs import Ask
+from fusion_jax.runs import fits
 from fusion_jax.sampling.generate import SampleSettings
 from fusion_jax.sampling.ids import decoding_ways
-from fusion_jax.train import fits
-from fusion_jax.train.optimise import TrainSettings
+from fusion_jax.train.settings import TrainSettings
 from tests.small import attempt, fails, pairs, small_folder, small_model, write
 
 QWEN = PUBLIC["qwen2.5-7b"]

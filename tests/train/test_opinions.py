@@ -11,12 +11,19 @@ from fusion_jax.align.distributions import RowRule
 from fusion_jax.align.sequences import Alignment
 from fusion_jax.data.documents import TeacherText, chat_documents, text_documents
 from fusion_jax.data.records import Row
-from fusion_jax.data.teachers import TeacherRow
 from fusion_jax.errors import InputError
+from fusion_jax.models.compute import Compute
 from fusion_jax.models.folder import load
-from fusion_jax.train.objectives import FusionSettings
-from fusion_jax.train.opinions import AlignSettings, _rules, by_contents, own_opinions, read_documents, source_opinions
-from fusion_jax.train.step import Compute
+from fusion_jax.teachers.opinions import (
+    AlignSettings,
+    _rules,
+    by_contents,
+    own_opinions,
+    read_documents,
+    source_opinions,
+)
+from fusion_jax.teachers.settings import FusionSettings
+from fusion_jax.teachers.store import TeacherRow
 from fusion_jax.zoo import model_path
 
 TEXTS = ["Reverse a b c d e\ne d c b a", "What is 12 + 3?\n15", "Largest: 12, 45, 33\n45"]

@@ -14,18 +14,20 @@ import pytest
 from rich.console import Console
 
 from fusion_jax import hosts
-from fusion_jax.data.batches import Example
+from fusion_jax.data.batches import Data, Example
 from fusion_jax.data.jsonl import read_jsonl
 from fusion_jax.errors import InputError
 from fusion_jax.models.config import DecoderConfig
 from fusion_jax.models.folder import Model
 from fusion_jax.models.parameters import init_params
-from fusion_jax.train import checkpoints, optimise, run_folder
-from fusion_jax.train.objectives import sft_objective
-from fusion_jax.train.run_folder import RunFolder
+from fusion_jax.store import run_folder
+from fusion_jax.store.run_folder import RunFolder
+from fusion_jax.train import checkpoints, objectives, optimise
+from fusion_jax.train.settings import TrainSettings, compute_for
+from fusion_jax.train.state import OptimizerSettings
 
-SETTINGS = optimise.TrainSettings(
-    optimizer=optimise.OptimizerSettings(learning_rate=1e-2), batch_size=2, micro_batches=1, log_every=1,
+SETTINGS = TrainSettings(
+    optimizer=OptimizerSettings(learning_rate=1e-2), batch_size=2, micro_batches=1, log_every=1,
     eval_every=2, checkpoint_every=2,
 )  # fmt: skip
 EXAMPLES = [Example(((1, 2 + i, 3 + i, 4 + 2 * i),), (1,), i) for i in range(10)]
@@ -39,7 +41,7 @@ def train(folder: Path) -> Any:
     model = Model(config, init_params(config, jax.random.key(0)), None)
     run = RunFolder(folder, Console(quiet=True))
     return jax.device_get(
-        optimise.optimise(model, EXAMPLES[:8], sft_objective(), SETTINGS, run, validation=EXAMPLES[8:]).params
+        optimise.optimise(model, Data(EXAMPLES[:8]), objectives.sft(), SETTINGS, run, held=Data(EXAMPLES[8:])).params
     )
 
 
@@ -164,4 +166,4 @@ def test_an_evaluation_that_is_there_is_not_made_again(monkeypatch, tmp_path, wh
 
 def test_a_kernel_that_the_devices_lack_is_refused() -> None:
     with pytest.raises(InputError, match=r"attention.*devices here are cpu"):
-        optimise.compute_for(optimise.TrainSettings(attention="splash"))
+        compute_for(TrainSettings(attention="splash"))

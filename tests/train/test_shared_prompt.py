@@ -10,14 +10,17 @@ import numpy as np
 import pytest
 
 from fusion_jax.data.batches import Example, buckets_of, collate
+from fusion_jax.models.compute import Compute
 from fusion_jax.models.config import RopeConfig
 from fusion_jax.models.decoder import forward
 from fusion_jax.models.folder import Model, logits
 from fusion_jax.models.parameters import init_params
 from fusion_jax.sampling.ids import How, prefill
 from fusion_jax.sampling.samplers import GREEDY
-from fusion_jax.train.objectives import WrpoSettings, wrpo_objective
-from fusion_jax.train.step import Compute, score
+from fusion_jax.train import objectives
+from fusion_jax.train.objective import Progress
+from fusion_jax.train.objectives import WrpoSettings
+from fusion_jax.train.scores import score
 from tests.train.sharded_step import CONFIG
 
 WINDOWED = dataclasses.replace(CONFIG, initializer_range=0.4, windows=(9, 0))
@@ -35,10 +38,12 @@ def examples(prompts: tuple[int, ...]) -> list[Example]:
 
 
 def loss_and_gradient(config, batch, shared):
-    objective = wrpo_objective(WrpoSettings(beta=1.0, dynamic=False), 4)
+    objective = objectives.wrpo(WrpoSettings(beta=1.0, dynamic=False))
 
     def loss(params):
-        return objective(score(params, config, batch, Compute(shared_prompt=shared)), jnp.zeros((), jnp.int32))[0].total
+        return objective.loss(
+            score(params, config, batch, Compute(shared_prompt=shared)), Progress(jnp.zeros((), jnp.int32), 4)
+        )[0].total
 
     return jax.jit(jax.value_and_grad(loss))(init_params(config, jax.random.key(0)))
 
@@ -68,7 +73,7 @@ def _by_whole_rows(config, many):
             scored[b, g, max(example.starts[g], 1) - 1 : len(row) - 1] = True
     batch = collate(many, buckets_of(many))._replace(
         prompts=np.zeros((len(many), 0), np.int32), prompt_lengths=np.zeros(len(many), np.int32), tokens=tokens,
-        labels=labels, positions=np.broadcast_to(np.arange(width), tokens.shape), scored=scored,
+        labels=labels, positions=np.broadcast_to(np.arange(width), tokens.shape), groups=scored.astype(np.uint8),
     )  # fmt: skip
     return loss_and_gradient(config, batch, True)
 

@@ -12,15 +12,14 @@ import numpy as np
 from fusion_jax.align.views import view_of
 from fusion_jax.data.batches import bucket_list
 from fusion_jax.data.documents import Document, TeacherText, documents_fingerprint
-from fusion_jax.data.teachers import StoreIdentity, TeacherRow
+from fusion_jax.models.compute import Compute
 from fusion_jax.models.config import DecoderConfig
-from fusion_jax.models.decoder import forward, head_kernel, padded_positions
+from fusion_jax.models.decoder import Params, forward, head_kernel, padded_positions
 from fusion_jax.models.folder import Model
+from fusion_jax.models.identity import fingerprint
 from fusion_jax.ops.linear_topk import TopK, linear_topk
 from fusion_jax.sharding import constrain, data_ways, named, padded_rows, placed, tensor_shards
-from fusion_jax.train.reference import fingerprint
-from fusion_jax.train.state import Params
-from fusion_jax.train.step import Compute
+from fusion_jax.teachers.store import StoreIdentity, TeacherRow
 
 Array = jax.Array
 

@@ -18,15 +18,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from fusion_jax.align.distributions import AlignedRows, RowRule
-from fusion_jax.align.parts import Arrays, Job, Part, Stored, digest, make_parts
 from fusion_jax.data.batches import Example, Targets, bucket_list
 from fusion_jax.data.documents import Document, TeacherText, scored_bytes
 from fusion_jax.data.lazy import Lazy
-from fusion_jax.data.teachers import TeacherRow
 from fusion_jax.display import brief
 from fusion_jax.errors import InputError
 from fusion_jax.losses.fusion import Target, filled, fused_targets, rewards, soft_weights, teacher_target
-from fusion_jax.train.objectives import FusionSettings
+from fusion_jax.store.parts import Arrays, Job, Part, Stored, digest, make_parts
+from fusion_jax.teachers.settings import FusionSettings
+from fusion_jax.teachers.store import TeacherRow
 
 Array = jax.Array
 Mask = Literal["all", "labels"]
@@ -231,7 +231,7 @@ class _Kept:
     def pack(self, results: Sequence[Example]) -> Arrays:
         targets = [e.targets for e in results if e.targets is not None]
         shapes = np.asarray([t.ids.shape for t in targets], np.int64)
-        chosen = [e.chosen for e in results if e.chosen is not None]
+        groups = [e.groups for e in results if e.groups is not None]
         return {
             "lengths": np.asarray([len(e.rows[0]) for e in results], np.int32), "shapes": shapes,
             "index": np.asarray([e.index for e in results], np.int64),
@@ -240,7 +240,7 @@ class _Kept:
             "tokens": np.concatenate([np.asarray(e.rows[0], np.int32) for e in results]),
             "segments": np.concatenate([np.asarray(e.segments, np.int32) for e in results]),
             "segmented": np.asarray([len(e.segments) for e in results], np.int32),
-            "chosen": np.concatenate(chosen), "ids": np.concatenate([t.ids.ravel() for t in targets]),
+            "chosen": np.concatenate(groups), "ids": np.concatenate([t.ids.ravel() for t in targets]),
             "probs": np.concatenate([t.probs.ravel() for t in targets]),
         }  # fmt: skip
 
@@ -252,7 +252,8 @@ def _read_example(part: Part, number: int) -> Example:
     ids, probs = (part.some(name, shapes.prod(1), number).reshape(shapes[number]) for name in ("ids", "probs"))
     return Example(
         (tuple(tokens.tolist()),), (int(part.whole("starts")[number]),), int(part.whole("index")[number]),
-        tuple(segments.tolist()), chosen=chosen, targets=Targets(ids, probs, part.whole("share")[number]),
+        tuple(segments.tolist()), groups=chosen.astype(np.uint8),
+        targets=Targets(ids, probs, part.whole("share")[number]),
     )  # fmt: skip
 
 
@@ -309,7 +310,7 @@ def _example(
     kept = np.ones(last, bool) if mask == "all" else chosen[1:]
     targets = Targets(ids[:last], np.where(kept[:, None], probs[:last], 0.0).astype(np.float32), np.float32(share))
     start = int(np.argmax(chosen)) if chosen.any() else len(tokens)
-    return Example((tuple(tokens),), (start,), index, segments, chosen=chosen, targets=targets)
+    return Example((tuple(tokens),), (start,), index, segments, groups=chosen.astype(np.uint8), targets=targets)
 
 
 def _stacked(rows: Sequence[FusionRow], width: int, reset: bool) -> tuple[list[_Views], np.ndarray]:

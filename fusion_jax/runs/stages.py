@@ -10,24 +10,27 @@ from typing import Any
 
 from jax.sharding import Mesh
 
-from fusion_jax.align.parts import Stored
-from fusion_jax.data.batches import Example
+from fusion_jax.store.parts import Stored
+from fusion_jax.data.batches import Data, Example
 from fusion_jax.data.documents import Document
 from fusion_jax.data.examples import NOTHING_LEFT, SAME_TOKENS, TEXT_LOST
 from fusion_jax.data.jsonl import Record, read_jsonl
 from fusion_jax.errors import InputError
-from fusion_jax.evals.accuracy import by_skill, evaluate, mean_interval, paired_difference
+from fusion_jax.evals.accuracy import by_skill, evaluate
+from fusion_jax.intervals import mean_interval, paired_difference
 from fusion_jax.evals.perplexity import surprise
 from fusion_jax.files import write_json
 from fusion_jax.hosts import first_host, on_first
 from fusion_jax.markdown import markdown_table, save_figure
 from fusion_jax.models.folder import Model, check_folder, load, save
 from fusion_jax.store.manifest import digest
-from fusion_jax.train.objectives import FusionSettings, fusion_objective
-from fusion_jax.train.optimise import TrainSettings, compute_for, optimise, step_count
-from fusion_jax.train.provenance import Ran, write_report
-from fusion_jax.train.report import training_figure
-from fusion_jax.train.run_folder import REPORT, RESULTS, RunFolder
+from fusion_jax.teachers.settings import FusionSettings
+from fusion_jax.train import objectives
+from fusion_jax.train.optimise import optimise
+from fusion_jax.train.settings import TrainSettings, compute_for, step_count
+from fusion_jax.runs.provenance import Ran, write_report
+from fusion_jax.runs.plots import training_figure
+from fusion_jax.store.run_folder import REPORT, RESULTS, RunFolder
 from fusion_jax.zoo import model_path
 
 
@@ -208,10 +211,10 @@ def trained_on_fused(
     run: RunFolder, model: Model, examples: Stored[Example], fusion: FusionSettings, settings: TrainSettings
 ) -> Model:
     """A model on fused examples, or the finished one where the arm was trained already."""
-    objective = fusion_objective(fusion, step_count(len(examples), settings))
+    objective = objectives.fusion(fusion)
     mesh, made_of = compute_for(settings).mesh, digest(examples.made_of)
     return trained(
-        run, model, mesh, lambda folder: optimise(model, examples, objective, settings, folder),
+        run, model, mesh, lambda folder: optimise(model, Data(examples), objective, settings, folder),
         of=[f"fused examples={made_of}"],
     )  # fmt: skip
 

@@ -15,7 +15,7 @@ from fusion_jax.models.parameters import check_heads
 from fusion_jax.sampling.generate import encoded_prompts
 from fusion_jax.sampling.ids import decoding_ways
 from fusion_jax.sharding import tensor_shards
-from fusion_jax.train.optimise import TrainSettings, compute_for, compute_to_read
+from fusion_jax.train.settings import TrainSettings, compute_for, compute_to_read
 
 Folder = str | os.PathLike[str]
 

@@ -16,7 +16,7 @@ from fusion_jax.fields import Fields
 from fusion_jax.json_files import parse_json
 from fusion_jax.markdown import markdown_table
 from fusion_jax.options import Option
-from fusion_jax.train.run_folder import REPORT, TIMES, RunFolder
+from fusion_jax.store.run_folder import REPORT, TIMES, RunFolder
 from fusion_jax.versions import ROOT, commit, devices, versions
 
 ELSEWHERE = ("out", "resume")  # where a run lies is no setting of it

@@ -11,9 +11,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from fusion_jax.data.jsonl import read_jsonl
-from fusion_jax.evals.accuracy import wilson
+from fusion_jax.intervals import wilson
 from fusion_jax.figures import greys, hue, measured_curve, new_figure, tidy, training_curve
-from fusion_jax.train.run_folder import METRICS
+from fusion_jax.store.run_folder import METRICS
 
 Curves = Mapping[str, tuple[Sequence[int], Sequence[float]]]
 
