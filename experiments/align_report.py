@@ -16,11 +16,10 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from transformers import PreTrainedTokenizerBase
 
 from fusion_jax.align.coverage import (
     RULE_NAMES,
@@ -53,6 +52,9 @@ from fusion_jax.train.report import shares_figure
 from fusion_jax.train.run_folder import RunFolder, open_run
 from fusion_jax.zoo import model_path
 from fusion_jax.zoo.tasks import corpus
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 Groups = dict[str, list[str]]
 Map = Literal["exact", "mined", "statistics"]

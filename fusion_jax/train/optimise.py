@@ -7,13 +7,12 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from fusion_jax.data.batches import Buckets, Example, TokenBatch, buckets_for, collate, extents
 from fusion_jax.data.order import batch_order, num_steps
@@ -39,6 +38,9 @@ from fusion_jax.train.reference import examples_fingerprint, with_reference
 from fusion_jax.train.run_folder import RunFolder, append_metrics, evaluated, truncate_metrics
 from fusion_jax.train.state import OptimizerSettings, Params, TrainState, init_state, make_optimizer
 from fusion_jax.train.step import Compute, Metrics, Objective, make_eval_step, make_train_step, shard_batch
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
 
 
 @dataclass(frozen=True)
@@ -345,6 +347,8 @@ def _log_evaluation(run: RunFolder, step: int, held_out: dict[str, float]) -> No
 
 
 def _progress(run: RunFolder) -> Progress:
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
     columns = (
         TextColumn("  {task.description}"), BarColumn(),
         TextColumn("{task.completed}/{task.total} {task.fields[note]}"), TimeRemainingColumn(),

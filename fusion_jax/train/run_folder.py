@@ -18,10 +18,9 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from rich.console import Console
 
 from fusion_jax.data.jsonl import read_jsonl, write_jsonl
 from fusion_jax.errors import InputError
@@ -33,6 +32,9 @@ from fusion_jax.json_files import RESTORE, parse_json, read_json
 from fusion_jax.store import manifest
 from fusion_jax.store.lock import Lock, acquire, is_trace, sweep
 from fusion_jax.store.manifest import Manifests, State
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 CONFIG, METRICS, FINISHED = "config.json", "metrics.jsonl", "finished.json"
 LOG, REPORT = "log.txt", "report.md"
@@ -210,6 +212,8 @@ def open_run(out: str | os.PathLike[str], config: dict[str, Any], *, resume: boo
         or has other settings.
       NothingToDo: after saying so: the run is finished, and `resume` has nothing to do.
     """
+    from rich.console import Console
+
     if "://" in os.fspath(out):
         raise InputError(
             "a run's files need a file system", file=out, field="--out",
