@@ -16,11 +16,10 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from transformers import PreTrainedTokenizerBase
 
 from fusion_jax.align.coverage import (
     RULE_NAMES,
@@ -54,6 +53,9 @@ from fusion_jax.settings import run as run_experiment
 from fusion_jax.store.run_folder import RunFolder
 from fusion_jax.zoo import model_path
 from fusion_jax.zoo.tasks import corpus
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 Groups = dict[str, list[str]]
 Map = Literal["exact", "mined", "statistics"]

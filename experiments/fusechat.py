@@ -24,12 +24,11 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
-from transformers import PreTrainedTokenizerBase
 
 from fusion_jax.data.documents import Document, chat_documents, token_counts
 from fusion_jax.data.jsonl import Record
@@ -72,6 +71,9 @@ from fusion_jax.train.settings import TrainSettings, compute_for
 from fusion_jax.train.state import OptimizerSettings
 from fusion_jax.zoo import model_path
 from fusion_jax.zoo.tasks import SKILLS, STYLES, in_style, mixture
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 Arm = Literal["SFT", "pairwise", "KD", "Multi"]
 

@@ -6,14 +6,13 @@ Colours are told apart by people who see few of them: blues differ in lightness,
 from __future__ import annotations
 
 from collections.abc import Sequence
-
-import matplotlib
-
-matplotlib.use("agg")
+from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 INK, PALE = "#333333", "#d9d9d9"
 EQUALS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000")  # Okabe and Ito 2008
@@ -23,6 +22,8 @@ _LIGHT, _DARK = np.array([0.64, 0.80, 0.93]), np.array([0.07, 0.28, 0.58])
 
 def new_figure(rows: int = 1, columns: int = 1, *, size: tuple[float, float]) -> tuple[Figure, list[Axes]]:
     """A figure of so many inches and its panels from left to right and top to bottom."""
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=size, layout="constrained")
     return figure, list(figure.subplots(rows, columns, squeeze=False).flat)
 
@@ -48,13 +49,17 @@ def tidy(axes: Axes, title: str = "", *, x: str = "", y: str = "", legend: bool 
 
 def hue(count: int) -> list[str]:
     """So many blues from light to dark; one alone is a middle one."""
+    from matplotlib.colors import to_hex
+
     at = np.array([0.6]) if count == 1 else np.linspace(0, 1, count)
-    return [matplotlib.colors.to_hex(_LIGHT + (_DARK - _LIGHT) * t) for t in at]
+    return [to_hex(_LIGHT + (_DARK - _LIGHT) * t) for t in at]
 
 
 def greys(count: int) -> list[str]:
     """So many greys from light to dark."""
-    return [matplotlib.colors.to_hex((g, g, g)) for g in ([0.7] if count == 1 else np.linspace(0.82, 0.5, count))]
+    from matplotlib.colors import to_hex
+
+    return [to_hex((g, g, g)) for g in ([0.7] if count == 1 else np.linspace(0.82, 0.5, count))]
 
 
 def smoothed(values: Sequence[float]) -> np.ndarray:

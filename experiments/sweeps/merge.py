@@ -15,11 +15,10 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from matplotlib.figure import Figure
 
 from fusion_jax.data.jsonl import Record
 from fusion_jax.data.loaders import load_records
@@ -43,6 +42,9 @@ from fusion_jax.settings import run as run_experiment
 from fusion_jax.store.run_folder import RunFolder
 from fusion_jax.zoo import model_path
 from fusion_jax.zoo.tasks import SKILLS, mixture
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 # Merge specification section 8: a method's main parameter and its values; the others as in the published recipes.
 GRID: dict[str, tuple[str, tuple[float, ...]]] = {

@@ -5,16 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
-
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING, Any
 
 from experiments.sweeps.files import Cell, Sweep
 from fusion_jax.data.jsonl import Record, write_jsonl
 from fusion_jax.figures import EQUALS, MARKS, new_figure, tidy
 from fusion_jax.intervals import mean_interval
 from fusion_jax.markdown import markdown_table, save_figure
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 Values = Mapping[tuple[str, str], Mapping[str, Sequence[float]]]  # (cell, model) -> measure -> one a seed
 

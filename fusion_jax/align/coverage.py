@@ -8,10 +8,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
 import numpy as np
-from transformers import PreTrainedTokenizerBase
 
 from fusion_jax.align.distributions import planned_rules
 from fusion_jax.align.rules import RowRule, Rules
@@ -19,6 +18,9 @@ from fusion_jax.align.sequences import Alignment, Variant, align, byte_offsets
 from fusion_jax.align.views import Pieces, TokenizerView
 from fusion_jax.data.windows import split_windows
 from fusion_jax.errors import InputError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 Method = Literal["dp", "byte_offsets"]
 RULE_NAMES = ("exact", "suffix", "one-to-many", "fallback", "empty")  # of RowRule 0 to 4

@@ -14,14 +14,16 @@ import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
-from transformers import PreTrainedTokenizerFast
 
 from fusion_jax.align.spelling import SENTENCEPIECE_MARK, byte_letters
 from fusion_jax.errors import InputError
 from fusion_jax.files import regular_file
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 SUFFIXES = (".model", ".tiktoken")
 LLAMA3_WORDS = (
@@ -234,4 +236,6 @@ def bos_processor(tokenizer: Tokenizer, bos: str | None, eos: str | None) -> pro
 
 
 def _fast(tokenizer: Tokenizer, names: dict[str, str]) -> PreTrainedTokenizerFast:
+    from transformers import PreTrainedTokenizerFast
+
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, clean_up_tokenization_spaces=False, **names)

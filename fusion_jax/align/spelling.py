@@ -11,9 +11,11 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from transformers import PreTrainedTokenizerBase
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 
 BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 BYTE_PIECES = frozenset(f"<0x{byte:02X}>" for byte in range(256))

@@ -10,14 +10,15 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Literal, get_args
-
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING, Literal, get_args
 
 from fusion_jax.align.spelling import BYTE_LEVEL_MARK, BYTE_PIECE, SENTENCEPIECE_MARK, spelled_pieces
 from fusion_jax.arguments import listed
 from fusion_jax.display import brief
 from fusion_jax.errors import InputError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 MARKS = (SENTENCEPIECE_MARK, BYTE_LEVEL_MARK)
 Pieces = Literal["bytes", "raw"]
@@ -115,6 +116,8 @@ def view_of(tokenizer: PreTrainedTokenizerBase) -> TokenizerView:
     Raises:
       InputError: it is something else.
     """
+    from transformers import PreTrainedTokenizerBase
+
     if not isinstance(tokenizer, PreTrainedTokenizerBase):
         raise InputError(
             f"is {type(tokenizer).__name__}, not a transformers tokenizer", field="tokenizer",

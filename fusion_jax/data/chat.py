@@ -13,13 +13,14 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
-
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from fusion_jax.arguments import listed
 from fusion_jax.data.templates import TemplateError, render_ahead, render_request, template_request
 from fusion_jax.errors import InputError, quoted
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 _MESSAGES = "Give a list of messages, also for one: [{'role': 'user', 'content': ...}]"
 DATE = "26 Jul 2024"  # templates that print the day get a fixed one, so that a run can be repeated

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 MARGIN = 64  # tokens beside those that are kept: a cut changes the tokens next to it
 LONGEST = 512  # characters that a piece is believed to hold at most

@@ -9,10 +9,9 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-from transformers import PreTrainedTokenizerBase
 
 from fusion_jax import arguments
 from fusion_jax.data.batches import Example
@@ -21,6 +20,9 @@ from fusion_jax.data.clip import Clip
 from fusion_jax.data.records import Row
 from fusion_jax.display import brief
 from fusion_jax.errors import InputError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 Span = tuple[int, int]
 AT_ONCE = 1024  # texts tokenised in one call: a tokenizer's own results take some 300 bytes a token

@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
-
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING, Literal
 
 from fusion_jax.data.batches import Example
 from fusion_jax.data.chat import (
@@ -24,6 +22,9 @@ from fusion_jax.data.clip import Clip
 from fusion_jax.data.records import Message, Row
 from fusion_jax.data.tokenise import TokenisedRow, TokeniseSettings, pack_documents, tokenise_row
 from fusion_jax.errors import InputError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 TEXT_LOST = "text changed or left out by the chat template"
 REASONING_CUT = "earlier answers whose reasoning the chat template leaves out"

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-import grain
 import numpy as np
 
 from fusion_jax.errors import InputError, quoted
+
+if TYPE_CHECKING:
+    import grain
 
 
 def num_steps(examples: int, batch_size: int, epochs: float) -> int:
@@ -28,7 +31,7 @@ def num_steps(examples: int, batch_size: int, epochs: float) -> int:
     return math.ceil(epochs * per_epoch)
 
 
-class _Epochs(grain.sources.RandomAccessDataSource[np.ndarray]):
+class _Epochs:
     """Batch `step` of the endless run: shuffled by (seed, epoch), lengths close together within a window of batches."""
 
     def __init__(self, lengths: np.ndarray, batch_size: int, seed: int, steps: int, window: int) -> None:
@@ -73,6 +76,8 @@ def batch_order(
     Raises:
       InputError: not one whole batch, or a negative seed.
     """
+    import grain
+
     _check_seed(seed)
     steps = num_steps(len(lengths), batch_size, epochs)
     source = _Epochs(np.asarray(lengths), batch_size, seed, steps, max(bucket_window, 1))

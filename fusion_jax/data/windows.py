@@ -9,15 +9,17 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-from transformers import PreTrainedTokenizerBase
 
 from fusion_jax import arguments
 from fusion_jax.data.documents import AT_ONCE
 from fusion_jax.display import brief
 from fusion_jax.errors import InputError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 class Window(NamedTuple):

@@ -5,9 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
-
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING, Any
 
 from fusion_jax.figures import EQUALS, MARKS, new_figure, tidy
 from fusion_jax.markdown import markdown_table, save_figure
@@ -15,6 +13,9 @@ from fusion_jax.merge.inputs import Prepared
 from fusion_jax.merge.plan import idle_filters
 from fusion_jax.merge.tensors import Record
 from fusion_jax.versions import commit, devices, versions
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 REPORT = "report.md"
 SHARES = ("coefficients", "kept", "selected", "erased")

@@ -7,13 +7,12 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from transformers import PreTrainedTokenizerBase
 
 from fusion_jax.errors import InputError, quoted
 from fusion_jax.files import replacing_folder
@@ -37,6 +36,9 @@ from fusion_jax.models.safetensors_io import (
 )
 from fusion_jax.models.tokenizers import check_fits, load_tokenizer, read_settings, save_tokenizer, tokenizer_of
 from fusion_jax.sharding import fetched
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 Array = jax.Array
 __all__ = ["Model", "check_folder", "classify", "load", "load_tokenizer", "logits", "save", "tokenizer_of"]

@@ -14,9 +14,7 @@ import tempfile
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
-
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from typing import TYPE_CHECKING, Any
 
 from fusion_jax.align.raw_tokenizers import bos_processor, load_raw_tokenizer
 from fusion_jax.errors import InputError, one_line
@@ -25,6 +23,9 @@ from fusion_jax.files import regular_file, write_json
 from fusion_jax.json_files import read_json
 from fusion_jax.models.families.common import VOCABULARY
 from fusion_jax.models.json_files import check_directory
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 CONFIG, FULL, RAW, ADDED = "tokenizer_config.json", "tokenizer.json", "tokenizer.model", "added_tokens.json"
 SPECIAL, TEMPLATE = "special_tokens_map.json", "chat_template.jinja"
@@ -66,10 +67,10 @@ def load_tokenizer(path: str | os.PathLike[str]) -> PreTrainedTokenizerBase | No
     try:
         # tokenizer.json is the whole tokenizer; the class that a model_type suggests may rebuild it differently.
         if FULL in there:
-            return _checked(_read(PreTrainedTokenizerFast, folder), folder)
+            return _checked(_read_fast(folder), folder)
         if RAW in there:
             return _checked(_from_raw(folder), folder)
-        return _checked(_read(AutoTokenizer, folder), folder)
+        return _checked(_read_any(folder), folder)
     except InputError:
         raise
     except BaseException as error:
@@ -81,6 +82,18 @@ def load_tokenizer(path: str | os.PathLike[str]) -> PreTrainedTokenizerBase | No
 def broken_tokenizer(error: BaseException) -> bool:
     """Whether an error may tell of a tokenizer's file: `tokenizers` panics with a class that is no Exception."""
     return isinstance(error, Exception) or type(error).__name__ == "PanicException"
+
+
+def _read_fast(folder: Path) -> PreTrainedTokenizerBase:
+    from transformers import PreTrainedTokenizerFast
+
+    return _read(PreTrainedTokenizerFast, folder)
+
+
+def _read_any(folder: Path) -> PreTrainedTokenizerBase:
+    from transformers import AutoTokenizer  # imports PyTorch where it is installed
+
+    return _read(AutoTokenizer, folder)
 
 
 def _read(kind: Any, folder: Path) -> PreTrainedTokenizerBase:
@@ -109,7 +122,7 @@ def _from_raw(folder: Path) -> PreTrainedTokenizerBase:
     except InputError as error:
         if error.field != "model_type":
             raise
-        return _read(AutoTokenizer, folder)  # of SentencePiece's other kinds
+        return _read_any(folder)  # of SentencePiece's other kinds
     backend = tokenizer.backend_tokenizer
     bos = tokenizer.bos_token if settings.get("add_bos_token", True) else None
     eos = tokenizer.eos_token if settings.get("add_eos_token", False) else None
@@ -123,7 +136,7 @@ def _from_raw(folder: Path) -> PreTrainedTokenizerBase:
         if not os.path.lexists(folder / CONFIG):
             own = {f"{name}_token": getattr(tokenizer, f"{name}_token") for name in ("bos", "eos", "unk", "pad")}
             write_json(Path(place) / CONFIG, {key: value for key, value in own.items() if value})
-        found = _read(PreTrainedTokenizerFast, Path(place))
+        found = _read_fast(Path(place))
     found.name_or_path = str(folder)
     return found
 

@@ -6,8 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, TypeVar
 
-from rich.console import Console
-
 from fusion_jax.errors import InputError
 from fusion_jax.options import Called
 from fusion_jax.plan.compile import check_compiler
@@ -73,6 +71,8 @@ def show(planned: Sequence[Planned], ask: Ask) -> None:
     Raises:
       SystemExit: code 1, after all pages: a program could not be planned.
     """
+    from rich.console import Console
+
     console: Any = Console(soft_wrap=True, highlight=False, markup=False)
     failed = 0
     for one, found in zip(planned, plan_all(planned, full=ask.full)):

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from transformers import PreTrainedTokenizerBase
 
 from fusion_jax.arguments import records
 from fusion_jax.data.batches import bucket_list
@@ -18,6 +18,9 @@ from fusion_jax.errors import InputError
 from fusion_jax.models.decoder import Params
 from fusion_jax.models.folder import Model, classify
 from fusion_jax.sharding import data_ways, named, padded_rows, placed
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 def score_responses(

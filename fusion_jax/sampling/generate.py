@@ -5,11 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax.numpy as jnp
 from jax.sharding import Mesh
-from transformers import PreTrainedTokenizerBase
 
 from fusion_jax.arguments import texts
 from fusion_jax.data.chat import LostText, render_each, stop_token_ids
@@ -20,6 +19,9 @@ from fusion_jax.sampling.ids import Completion, decoding_mesh, generate_ids
 from fusion_jax.sampling.samplers import Sampler
 from fusion_jax.settings import bounded
 from fusion_jax.slices import compute_dtype
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 __all__ = ["Completion", "SampleSettings", "decoding_mesh", "generate", "generate_ids", "load_to_sample"]
 

@@ -12,10 +12,9 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from rich.console import Console
 
 from fusion_jax.data.jsonl import read_jsonl, write_jsonl
 from fusion_jax.errors import InputError
@@ -27,6 +26,9 @@ from fusion_jax.json_files import parse_json
 from fusion_jax.store import manifest
 from fusion_jax.store.lock import Lock, is_trace
 from fusion_jax.store.manifest import Manifests, State
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 CONFIG, METRICS, FINISHED = "config.json", "metrics.jsonl", "finished.json"
 LOG, REPORT = "log.txt", "report.md"

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 
 from fusion_jax.errors import InputError, first_line
 from fusion_jax.files import fault, writing
@@ -35,6 +34,8 @@ class Checkpoints:
     def __init__(self, run: RunFolder, *, keep: int = 1) -> None:
         logging.getLogger("absl").setLevel(logging.CRITICAL)  # what fails is raised, too
         self.path = run.file(FOLDER)
+        import orbax.checkpoint as ocp
+
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, cleanup_tmp_directories=True)
         self.manager = ocp.CheckpointManager(self.path.absolute(), options=options)
         self._manifests, self._name = run.manifests, run.name(FOLDER)
@@ -50,6 +51,8 @@ class Checkpoints:
         """Begin to write a checkpoint; manifests of the ones that it replaces go first, whose files Orbax removes."""
         self.finish()
         on_first(self._forget)
+        import orbax.checkpoint as ocp
+
         self.manager.save(step, args=ocp.args.StandardSave(state))
         self._pending = step
 
@@ -182,6 +185,8 @@ def restore_state(checkpoints: Checkpoints, like: TrainState) -> TrainState | No
     on_first(lambda: checkpoints.compare(step))
     try:
         abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like)
+        import orbax.checkpoint as ocp
+
         return checkpoints.manager.restore(step, args=ocp.args.StandardRestore(abstract))
     except (ValueError, KeyError, FileNotFoundError) as error:
         raise InputError(

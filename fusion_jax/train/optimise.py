@@ -7,11 +7,11 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from fusion_jax.data.batches import Buckets, Data, TokenBatch, buckets_for
 from fusion_jax.data.order import batch_order
@@ -35,6 +35,9 @@ from fusion_jax.train.reference import examples_fingerprint, with_reference
 from fusion_jax.train.settings import TrainSettings, compute_for, step_count
 from fusion_jax.train.state import TrainState, init_state, make_optimizer
 from fusion_jax.train.step import make_eval_step, make_train_step, shard_batch
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
 
 
 class NonFiniteLoss(InputError):
@@ -225,6 +228,8 @@ def _log_evaluation(run: RunFolder, step: int, held_out: dict[str, float]) -> No
 
 
 def _progress(run: RunFolder) -> Progress:
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
     columns = (
         TextColumn("  {task.description}"), BarColumn(),
         TextColumn("{task.completed}/{task.total} {task.fields[note]}"), TimeRemainingColumn(),

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 TEMPLATES: dict[str, str] = {
     "headers": (
@@ -46,6 +49,8 @@ def train_tokenizer(kind: str, template: str, vocab_size: int, texts: Sequence[s
     tokenizer.train_from_iterator(texts, trainer)
     if kind == "unigram":
         tokenizer = _settled(tokenizer, texts, len(special) + 1)
+    from transformers import PreTrainedTokenizerFast
+
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, bos_token=special[0], eos_token=special[1], pad_token=special[2],
         additional_special_tokens=special[3:],
