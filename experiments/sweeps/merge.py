@@ -33,9 +33,9 @@ from fusion_jax.merge.methods import METHODS
 from fusion_jax.merge.parameters import nearest
 from fusion_jax.merge.published import published_recipe
 from fusion_jax.options import File, Files, Folder, OneOf
+from fusion_jax.runs.judging import judged
 from fusion_jax.runs.opening import check_finished, open_run
 from fusion_jax.runs.provenance import Ran, write_report
-from fusion_jax.runs.stages import judged
 from fusion_jax.sampling.generate import load_to_sample
 from fusion_jax.settings import bounded, to_json
 from fusion_jax.settings import run as run_experiment

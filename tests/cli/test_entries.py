@@ -16,7 +16,7 @@ from fusion_jax.errors import InputError
 from fusion_jax.models.folder import load, load_tokenizer, save
 from fusion_jax.runs.opening import open_run
 from fusion_jax.settings import run as run_experiment
-from fusion_jax.train import run_folder
+from fusion_jax.store import run_folder
 from fusion_jax.zoo import model_path
 from fusion_jax.zoo.tasks import mixture
 from tests.small import attempt, fails, pairs, quads, small_folder, small_model, write
