@@ -255,7 +255,9 @@ def ready(s: Settings, desk: Desk) -> tuple[list[Row], list[Record]]:
     """The quadruples and the SFT records given, looked through before anything is computed."""
     quads = desk.rows("quadruples", load_records(s.quadruples), "quad", file=s.quadruples, on_bad=s.on_bad)
     desk.check_enough(trained_on(s, len(quads)), s.preference, "--preference")
-    sft_records = load_records(s.sft_data) if s.sft_data else []
+    if not s.sft_data:
+        return quads, []
+    sft_records = load_records(s.sft_data)
     parse_rows(sft_records, "sft", file=s.sft_data, on_bad=s.on_bad)
     return quads, sft_records
 

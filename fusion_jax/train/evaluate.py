@@ -40,12 +40,12 @@ def evaluator(
             sums = jax.tree.map(jnp.add, sums, new) if sums else new
             parts.append(new)
         found = {f"eval_{k}": float(divide(v)) for k, v in sums.items()}
-        return found | {"eval_examples": float(len(held))} | _half_widths(parts)
+        return found | {"eval_examples": float(len(held))} | half_widths(parts)
 
     return evaluate
 
 
-def _half_widths(parts: Sequence[Metrics]) -> dict[str, float]:
+def half_widths(parts: Sequence[Metrics]) -> dict[str, float]:
     """Half of each mean's 95 % Student interval, from its means over batches; of fewer than four, none is told."""
     if len(parts) < 4:
         return {}

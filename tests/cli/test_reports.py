@@ -31,7 +31,7 @@ from fusion_jax.runs.provenance import (
 )
 from fusion_jax.settings import parse, to_json
 from fusion_jax.store.run_folder import RunFolder
-from fusion_jax.train.optimise import _half_widths
+from fusion_jax.train.evaluate import half_widths
 from fusion_jax.versions import commit
 from tests.small import attempt, pairs, small_folder, write
 
@@ -166,13 +166,13 @@ def test_a_panel_holds_one_quantity_with_raw_curves_light_and_held_out_intervals
     assert len(training_figure({"a": tmp_path / "none"}).axes) == 1
 
 
-def test_smoothing_and_half_widths():
+def test_smoothing_andhalf_widths():
     assert smoothed([1.0] * 50).tolist() == [1.0] * 50
     assert smoothed([0.0, 3.0, 0.0]).tolist() == pytest.approx([1.5, 1.0, 1.5])
     parts: list[Any] = [{"loss": Mean(2.0 * value, 2.0), "tokens": Count(3.0)} for value in (1.0, 2.0, 3.0, 4.0)]
-    (half,) = _half_widths(parts).values()
+    (half,) = half_widths(parts).values()
     assert half == pytest.approx(3.182446 * (5 / 3) ** 0.5 / 2, rel=1e-5)  # Student's t times s / sqrt(n)
-    assert _half_widths(parts[:3]) == {}
+    assert half_widths(parts[:3]) == {}
 
 
 def test_settings_of_a_run_stay_plain_json():
