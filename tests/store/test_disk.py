@@ -23,6 +23,8 @@ from fusion_jax.train.checkpoints import Checkpoints, finishing, restore_state, 
 from fusion_jax.train.run_folder import RunFolder
 from fusion_jax.train.state import TrainState
 
+pytestmark = pytest.mark.usefixtures("quick_compiler")
+
 
 @contextmanager
 def small_disk(size: int) -> Iterator[None]:

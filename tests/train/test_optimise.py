@@ -24,6 +24,8 @@ from fusion_jax.train import checkpoints, optimise, run_folder
 from fusion_jax.train.objectives import sft_objective
 from fusion_jax.train.run_folder import RunFolder
 
+pytestmark = pytest.mark.usefixtures("quick_compiler")
+
 SETTINGS = optimise.TrainSettings(
     optimizer=optimise.OptimizerSettings(learning_rate=1e-2), batch_size=2, micro_batches=1, log_every=1,
     eval_every=2, checkpoint_every=2,

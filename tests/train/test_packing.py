@@ -23,6 +23,8 @@ from fusion_jax.train.objectives import PairSettings, WrpoSettings, pair_objecti
 from fusion_jax.train.step import Compute, score
 from tests.train.test_shared_prompt import PLAIN, WINDOWED, examples
 
+pytestmark = pytest.mark.usefixtures("quick_compiler")
+
 OBJECTIVES = {
     "wrpo": wrpo_objective(WrpoSettings(beta=1.0, dynamic=False), 4),
     "dpo with sft": pair_objective(PairSettings(beta=1.0, sft_weight=0.5)),
