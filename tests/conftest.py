@@ -1,7 +1,7 @@
 """Shared by all tests: golden files, float64 where a test asks for it, quiet offline libraries, one compilation cache.
 
 Most of the time goes into compiling the same programs in one process after another: all of them share what they
-compiled.
+compiled. Give JAX_COMPILATION_CACHE_DIR to share it with the next run, too.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="fusion-jax-compiled-")
-    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
 import jax
@@ -35,6 +35,22 @@ def golden_cases(name: str, kind: str) -> list[dict[str, Any]]:
     found = [case for case in cases if case["kind"] == kind]
     assert found, f"{name}.json has no case of kind {kind}"
     return found
+
+
+@pytest.fixture(scope="module")
+def quick_compiler() -> Iterator[None]:
+    """Programs of this process and of those that it starts are compiled with few optimisations.
+
+    For modules that compare runs of this package with each other, or look at what a run says, writes and refuses: there
+    the compiler would take far longer than the programs. Not for comparisons with numbers of other implementations.
+    """
+    jax.clear_caches()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+        jax.config.update("jax_disable_most_optimizations", True)
+        yield
+        jax.config.update("jax_disable_most_optimizations", False)
+    jax.clear_caches()
 
 
 @pytest.fixture

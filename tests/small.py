@@ -49,6 +49,13 @@ def pairs(count: int) -> list[Record]:
     ]
 
 
+def even_pairs(count: int) -> list[Record]:
+    """Right against wrong answers of one length, so that a run compiles few programs; at most 56."""
+    letters = "abcdfghjkm"
+    rows = [f"{a} {b} {c}" for a, b, c in zip(letters * 6, letters[3:] * 8, letters[::-1] * 6)]
+    return [{"prompt": f"Reverse {r}", "chosen": r[::-1], "rejected": f"not {r}"} for r in rows[:count]]
+
+
 def quads(count: int) -> list[Record]:
     """Quadruples of the official schema."""
 

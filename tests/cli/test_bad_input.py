@@ -23,6 +23,8 @@ from fusion_jax.runs.opening import open_run
 from fusion_jax.settings import to_json
 from tests.small import attempt, fails, pairs, quads, small_folder, small_model, write
 
+pytestmark = pytest.mark.usefixtures("quick_compiler")
+
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory) -> Path:

@@ -13,6 +13,8 @@ from fusion_jax.data.jsonl import read_jsonl
 from fusion_jax.zoo.tasks import SKILLS, documents
 from tests.small import attempt, fails, pairs, write
 
+pytestmark = pytest.mark.usefixtures("quick_compiler")
+
 
 @pytest.fixture(scope="module")
 def texts(tmp_path_factory):

@@ -13,6 +13,8 @@ from experiments.sweeps import merge as sweep
 from fusion_jax.models.folder import save
 from tests.small import attempt, fails, pairs, small_model, write
 
+pytestmark = pytest.mark.usefixtures("quick_compiler")
+
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:

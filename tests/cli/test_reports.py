@@ -35,6 +35,8 @@ from fusion_jax.train.evaluate import half_widths
 from fusion_jax.versions import commit
 from tests.small import attempt, pairs, small_folder, write
 
+pytestmark = pytest.mark.usefixtures("quick_compiler")
+
 
 def run_at(path: Path) -> RunFolder:
     return open_run(path, {"a": 1}, resume=False)

@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 
 from fusion_jax.data.jsonl import read_jsonl
-from tests.small import command, pairs, small_folder, write
+from tests.small import command, even_pairs, small_folder, write
+
+pytestmark = pytest.mark.usefixtures("quick_compiler")
 
 
 def train(tmp_path: Path, out: str, devices: int, *more: str) -> subprocess.CompletedProcess[str]:
@@ -29,7 +31,7 @@ def train(tmp_path: Path, out: str, devices: int, *more: str) -> subprocess.Comp
 def folder(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("devices")
     small_folder(path / "model", num_kv_heads=2)
-    write(path / "pairs.jsonl", pairs(44))
+    write(path / "pairs.jsonl", even_pairs(44))
     done = train(path, "one", 1)
     assert done.returncode == 0, done.stderr
     return path

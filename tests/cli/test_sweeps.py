@@ -21,6 +21,8 @@ from fusion_jax.errors import InputError
 from fusion_jax.runs import desk
 from tests.small import ROOT, attempt, fails, small_folder, write
 
+pytestmark = pytest.mark.usefixtures("quick_compiler")
+
 SHIPPED = sorted((EXPERIMENTS / "sweeps/wrpo").glob("*.yaml"))
 SWEPT = Path(__file__).with_name("swept.py")
 EACH = "kind: [plain, squared]"

@@ -1,6 +1,6 @@
 """Damaged input of every kind: refused in one line or read; never a traceback, a hang or memory without bound.
 
-A minute for each kind; `FUSION_JAX_FUZZ_SECONDS` sets another time. A failure names the seed of its case.
+20 s for each kind; FUSION_JAX_FUZZ_SECONDS=60 (or any other number) searches longer. A failure names the seed of its case.
 """
 
 from __future__ import annotations

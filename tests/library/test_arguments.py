@@ -22,6 +22,8 @@ from fusion_jax.sampling.generate import SampleSettings, generate_ids
 from fusion_jax.sampling.responses import sample_responses
 from tests.small import small_model
 
+pytestmark = pytest.mark.usefixtures("quick_compiler")
+
 RECORD = {"prompt": "a", "answer": "b"}
 TWO = np.ones(2, np.float32)
 PAIR, QUAD = Pair(TWO, TWO), Quad(TWO, TWO, TWO)

@@ -21,6 +21,8 @@ from fusion_jax.json_files import read_json
 from fusion_jax.teachers.store import StoreIdentity, TeacherRow, TeacherStore
 from tests.small import attempt, command, fails, small_folder, write
 
+pytestmark = pytest.mark.usefixtures("quick_compiler")
+
 TEXTS, PART = 24, 4
 
 

@@ -19,10 +19,11 @@ from experiments import dpo
 from fusion_jax.data.jsonl import read_jsonl
 from fusion_jax.hosts import LOST, PREEMPTED
 from tests.multihost.test_teacher_store import free_address
-from tests.small import ROOT, command, fails, small_folder, write
+from tests.small import ROOT, command, even_pairs, fails, small_folder, write
+
+pytestmark = pytest.mark.usefixtures("quick_compiler")
 
 STEPS = 18
-QUICK = "--xla_backend_optimization_level=0"  # to compile: most of the time goes there
 
 # What a process opens to write, makes, renames or removes through Python, one path a line.
 RECORDER = """
@@ -42,10 +43,7 @@ def folder(tmp_path_factory) -> Path:
     """The model, pairs of one length, so that little is compiled, and the run of one process."""
     path = tmp_path_factory.mktemp("training")
     small_folder(path / "model", num_kv_heads=2)
-    letters = "abcdfghjkm"
-    rows = [f"{a} {b} {c}" for a, b, c in zip(letters * 6, letters[3:] * 8, letters[::-1] * 6)]
-    records = [{"prompt": f"Reverse {r}", "chosen": r[::-1], "rejected": f"not {r}"} for r in rows[:56]]
-    write(path / "pairs.jsonl", records)
+    write(path / "pairs.jsonl", even_pairs(56))
     ended(start(path, "one", 1), 0)
     assert read_jsonl(path / "one/metrics.jsonl")[-1]["step"] == STEPS - 1
     return path
@@ -76,8 +74,7 @@ def start(folder: Path, out: str, count: int, *more: str, devices: int = 1) -> l
     for index in range(count):
         place = ["--hosts.coordinator", address, "--hosts.count", str(count), "--hosts.index", str(index)]
         env = os.environ | {
-            "JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"{QUICK} --xla_force_host_platform_device_count={devices}",
-            "JAX_COMPILATION_CACHE_DIR": str(folder / "cache"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
+            "JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
             "PYTHONPATH": f"{hook}{os.pathsep}{ROOT}", "WRITES": str(folder / f"{out}.writes.{index}"),
         }  # fmt: skip
         options = arguments(folder, out, *(place if count > 1 else []), *more)
@@ -141,6 +138,7 @@ def test_two_hosts_train_as_one_and_the_first_one_writes(folder):
     assert {line for line in wrote[1] if not line.startswith(f"{run}checkpoints")} == set()
 
 
+@pytest.mark.slow
 def test_preempted_hosts_save_and_go_on_as_if_nothing_had_been(folder):
     """One is told, both end with the code that asks for a restart; on the same mesh the end is the same bit for bit."""
     hosts = start(folder, "preempted", 2)
@@ -157,6 +155,7 @@ def test_preempted_hosts_save_and_go_on_as_if_nothing_had_been(folder):
     assert all(expected[name].tobytes() == actual[name].tobytes() for name in expected)
 
 
+@pytest.mark.slow
 def test_a_lost_host_stops_the_others_and_any_number_of_hosts_goes_on(folder):
     """Four hosts, of which one is killed: the run ends on two, on one device, and on a mesh of eight."""
     hosts = start(folder, "lost", 4)

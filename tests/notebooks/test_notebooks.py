@@ -13,6 +13,8 @@ from nbclient import NotebookClient
 
 from tests.small import ROOT, pairs, quads, small_folder, write
 
+pytestmark = pytest.mark.usefixtures("quick_compiler")
+
 NAMES = ["wrpo_tpu", "fusechat_tpu"]
 
 
@@ -52,6 +54,7 @@ def test_valid_explained_and_without_outputs(name):
     assert [cell.id for cell in book.cells if "parameters" in cell.metadata.get("tags", [])] == ["parameters"]
 
 
+@pytest.mark.slow
 def test_wrpo_runs_shows_its_report_and_takes_other_checkpoints(tmp_path, monkeypatch):
     """Once with the miniatures, and the run cell again; once with a folder, ready quadruples and the page's options."""
     small_folder(tmp_path / "model", max_positions=2048)
@@ -78,6 +81,7 @@ def test_wrpo_runs_shows_its_report_and_takes_other_checkpoints(tmp_path, monkey
     assert (tmp_path / "runs/quick-checkpoints/model/config.json").exists()
 
 
+@pytest.mark.slow
 def test_fusechat_runs_shows_its_report_and_takes_other_checkpoints(tmp_path, monkeypatch):
     """Once with the miniatures; once with a folder as pivot, chats from a file and the page's options."""
     small_folder(tmp_path / "model", max_positions=2048)

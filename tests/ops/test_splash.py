@@ -16,6 +16,8 @@ import pytest
 from fusion_jax.ops.attention import attention, branched_attention
 from fusion_jax.ops.splash import TreeMask, splash_attention, takes
 
+pytestmark = pytest.mark.usefixtures("quick_compiler")
+
 HEADS, KV_HEADS, DIM = 2, 1, 128
 HOW = {"scale": DIM**-0.5}
 

@@ -9,11 +9,14 @@ import subprocess
 import time
 from pathlib import Path
 
+import pytest
 from safetensors.numpy import load_file
 
 from experiments import dpo
 from fusion_jax.data.jsonl import read_jsonl
 from tests.small import command, fails, pairs, run, small_folder, write
+
+pytestmark = pytest.mark.usefixtures("quick_compiler")
 
 KILLS = 3
 STEPS = 150
@@ -67,6 +70,7 @@ def test_killed_runs_end_like_undisturbed_ones(tmp_path, capsys):
     fails(dpo, options(tmp_path, "killed"), capsys, "holds a finished run")
 
 
+@pytest.mark.slow
 def test_a_fusion_killed_while_reading_and_while_training(tmp_path):
     """Once when the second teacher begins to read, once in the middle of training."""
     write(tmp_path / "pairs.jsonl", [{"prompt": p["prompt"], "response": p["chosen"]} for p in pairs(48)])

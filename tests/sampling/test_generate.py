@@ -22,6 +22,8 @@ from fusion_jax.sampling.generate import SampleSettings, generate, generate_ids
 from fusion_jax.sampling.samplers import Sampler, restrict
 from tests.small import small_model
 
+pytestmark = pytest.mark.usefixtures("quick_compiler")
+
 CONFIG = DecoderConfig(
     model_type="llama", vocab_size=96, hidden_size=48, intermediate_size=80, num_layers=2, num_heads=4, num_kv_heads=2,
     head_dim=12, max_positions=96, tied_head=True, initializer_range=0.2,

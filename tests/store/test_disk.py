@@ -23,6 +23,8 @@ from fusion_jax.teachers.store import StoreIdentity, TeacherRow, TeacherStore, w
 from fusion_jax.train.checkpoints import Checkpoints, finishing, restore_state, save_state
 from fusion_jax.train.state import TrainState
 
+pytestmark = pytest.mark.usefixtures("quick_compiler")
+
 
 @contextmanager
 def small_disk(size: int) -> Iterator[None]:

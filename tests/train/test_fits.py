@@ -19,6 +19,8 @@ from fusion_jax.sampling.ids import decoding_ways
 from fusion_jax.train.settings import TrainSettings
 from tests.small import attempt, fails, pairs, small_folder, small_model, write
 
+pytestmark = pytest.mark.usefixtures("quick_compiler")
+
 QWEN = PUBLIC["qwen2.5-7b"]
 
 

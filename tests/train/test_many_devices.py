@@ -9,6 +9,9 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
+
+pytestmark = pytest.mark.usefixtures("quick_compiler")
 
 
 def test_batches_smaller_than_the_devices():

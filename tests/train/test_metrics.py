@@ -24,6 +24,8 @@ from fusion_jax.train.step import make_train_step
 from tests.small import small_model
 from tests.train.test_shared_prompt import PLAIN
 
+pytestmark = pytest.mark.usefixtures("quick_compiler")
+
 CONFIG = dataclasses.replace(PLAIN, num_layers=1)
 FAST = (("xla_backend_optimization_level", 0), ("xla_llvm_disable_expensive_passes", True))  # to compile, not to run
 OBJECTIVES = {

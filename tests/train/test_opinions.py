@@ -26,6 +26,8 @@ from fusion_jax.teachers.settings import FusionSettings
 from fusion_jax.teachers.store import TeacherRow
 from fusion_jax.zoo import model_path
 
+pytestmark = pytest.mark.usefixtures("quick_compiler")
+
 TEXTS = ["Reverse a b c d e\ne d c b a", "What is 12 + 3?\n15", "Largest: 12, 45, 33\n45"]
 CHATS = [
     Row("1", ({"role": "user", "content": "Double a b"},), ("So the answer is a a b b!",)),

@@ -26,6 +26,8 @@ from fusion_jax.train import checkpoints, objectives, optimise
 from fusion_jax.train.settings import TrainSettings, compute_for
 from fusion_jax.train.state import OptimizerSettings
 
+pytestmark = pytest.mark.usefixtures("quick_compiler")
+
 SETTINGS = TrainSettings(
     optimizer=OptimizerSettings(learning_rate=1e-2), batch_size=2, micro_batches=1, log_every=1,
     eval_every=2, checkpoint_every=2,

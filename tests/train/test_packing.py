@@ -26,6 +26,8 @@ from fusion_jax.train.objectives import PairSettings, WrpoSettings
 from fusion_jax.train.scores import score
 from tests.train.test_shared_prompt import PLAIN, WINDOWED, examples
 
+pytestmark = pytest.mark.usefixtures("quick_compiler")
+
 OBJECTIVES = {
     "wrpo": objectives.wrpo(WrpoSettings(beta=1.0, dynamic=False)),
     "dpo with sft": objectives.pair(PairSettings(beta=1.0, sft_weight=0.5)),

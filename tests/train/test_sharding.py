@@ -8,6 +8,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+pytestmark = pytest.mark.usefixtures("quick_compiler")
+
 
 def test_every_mesh_gives_what_one_device_gives():
     root = Path(__file__).parents[2]

@@ -23,6 +23,8 @@ from fusion_jax.train.objectives import WrpoSettings
 from fusion_jax.train.scores import score
 from tests.train.sharded_step import CONFIG
 
+pytestmark = pytest.mark.usefixtures("quick_compiler")
+
 WINDOWED = dataclasses.replace(CONFIG, initializer_range=0.4, windows=(9, 0))
 PLAIN = dataclasses.replace(CONFIG, model_type="llama", windows=(), post_norms=False, num_kv_heads=2)
 
