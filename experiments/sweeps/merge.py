@@ -29,10 +29,10 @@ from fusion_jax.evals.accuracy import mean_interval
 from fusion_jax.figures import hue, new_figure, tidy
 from fusion_jax.json_files import RESTORE, read_json
 from fusion_jax.markdown import markdown_table, save_figure
-from fusion_jax.merge.executor import merge
+from fusion_jax.merge import merge
 from fusion_jax.merge.methods import METHODS
-from fusion_jax.merge.parameters import nearest
-from fusion_jax.merge.published import published_recipe
+from fusion_jax.merge.recipes.places import nearest
+from fusion_jax.merge.recipes.published import published_recipe
 from fusion_jax.options import File, Files, Folder, OneOf
 from fusion_jax.sampling.generate import load_to_sample
 from fusion_jax.settings import bounded, to_json

@@ -10,9 +10,12 @@ import pytest
 
 from fusion_jax.errors import InputError
 from fusion_jax.merge import METHODS
-from fusion_jax.merge.parameters import layer_position
-from fusion_jax.merge.plan import Checkpoint, TensorInput, plan_tensors, resolve
-from fusion_jax.merge.recipe import Recipe, TokenRule, read_recipe
+from fusion_jax.merge.recipes.checkpoints import Checkpoint
+from fusion_jax.merge.recipes.parameters import layer_position
+from fusion_jax.merge.recipes.plan import TensorInput, plan_tensors
+from fusion_jax.merge.recipes.reading import read_recipe
+from fusion_jax.merge.recipes.recipe import Recipe, TokenRule
+from fusion_jax.merge.recipes.resolve import resolve
 from tests.conftest import GOLDEN
 
 LINEAR = (
