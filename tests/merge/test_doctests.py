@@ -13,10 +13,16 @@ from fusion_jax.merge import METHODS, methods, names
 
 MODULES = [
     names,
-    *(importlib.import_module(found.name) for found in pkgutil.iter_modules(methods.__path__, "fusion_jax.merge.methods.")),
+    *(
+        importlib.import_module(found.name)
+        for found in pkgutil.iter_modules(methods.__path__, "fusion_jax.merge.methods.")
+    ),
 ]
 EXAMPLES = {
-    test.name: test for module in MODULES for test in doctest.DocTestFinder(exclude_empty=True).find(module) if test.examples
+    test.name: test
+    for module in MODULES
+    for test in doctest.DocTestFinder(exclude_empty=True).find(module)
+    if test.examples
 }
 
 

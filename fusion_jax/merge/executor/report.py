@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -18,7 +19,12 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 REPORT = "report.md"
-SHARES = ("coefficients", "kept", "selected", "erased")
+SHARES = {  # of a record
+    "coefficients": "the method's weight of each model",
+    "kept": "share that the sparsifier left",
+    "selected": "share by which coefficients were computed",
+    "erased": "share that lost the vote on signs",
+}
 
 
 def write_report(prepared: Prepared, records: Sequence[Record], folder: Path) -> None:
@@ -32,12 +38,17 @@ def write_report(prepared: Prepared, records: Sequence[Record], folder: Path) ->
         f"**{result(records, len(recipe.models))}**",
         f"Computed with {', '.join(versions())}{_of_commit()}, on {devices()}. The recipe: merge.json.",
         f"{len(records)} tensors, {size:,} numbers, computed in {recipe.math_dtype}, seed {recipe.seed}.",
-        *_clashes(prepared), *_copies(prepared), *map(_idle, idle_filters(recipe, names)),
-        "## By kind of tensor", markdown_table(by_kind(records)), _legend(records),
+        *_clashes(prepared),
+        *_copies(prepared),
+        *(f"**Filter `{pattern}` takes no tensor.**" for pattern in idle_filters(recipe, names)),
+        "## By kind of tensor",
+        markdown_table(by_kind(records)),
+        _legend(records),
         *(save_figure(figure, folder / f"{name}.png") for name, figure in figures(records).items()),
-        "## Every tensor", markdown_table([row(r, r["name"]) for r in records]),
+        "## Every tensor",
+        markdown_table([row(r, r["name"]) for r in records]),
         "Parameters, all norms and hashes of the inputs (xxh3, 128 bits): tensors.jsonl.",
-    ]  # fmt: skip
+    ]
     (folder / REPORT).write_text("\n\n".join(lines) + "\n", encoding="utf-8")
 
 
@@ -57,18 +68,15 @@ def _of_commit() -> str:
 
 
 def _numel(record: Record) -> int:
-    size = 1
-    for n in record["shape"]:
-        size *= n
-    return size
+    return math.prod(record["shape"])
 
 
 def _clashes(prepared: Prepared) -> list[str]:
     return [
-        f"**Ids that mean different tokens**: {c.differing} of {c.shared} in `{c.model}`, the first {c.first[0]} "
-        f"('{c.first[2]}', '{c.first[1]}' in the output). Set `tokenizer_source` if their rows matter."
+        f"**Ids that mean different tokens**: {c.differing} of {c.shared} in `{c.model}`, the first {c.first.id} "
+        f"('{c.first.other}', '{c.first.pivot}' in the output). Set `tokenizer_source` if their rows matter."
         for c in prepared.clashes
-    ]  # fmt: skip
+    ]
 
 
 def _copies(prepared: Prepared) -> list[str]:
@@ -85,18 +93,11 @@ def _copies(prepared: Prepared) -> list[str]:
     return [" ".join(told)]
 
 
-def _idle(pattern: str) -> str:
-    return f"**Filter `{pattern}` takes no tensor.**"
-
-
 def _legend(records: Sequence[Record]) -> str:
     parts = ["moved: norm of output minus base / norm of base", "task vectors: norm of model minus base / norm of base"]
     if not any("base" in r["norms"] for r in records):
         parts = ["norm: of the merged tensor"]
-    parts += ["coefficients: the method's weight of each model"] if any("coefficients" in r for r in records) else []
-    parts += ["kept: share that the sparsifier left"] if any("kept" in r for r in records) else []
-    parts += ["selected: share by which coefficients were computed"] if any("selected" in r for r in records) else []
-    parts += ["erased: share that lost the vote on signs"] if any("erased" in r for r in records) else []
+    parts += [f"{name}: {about}" for name, about in SHARES.items() if any(name in r for r in records)]
     return "; ".join(parts) + "; where there are several numbers, one a model, in the order above."
 
 

@@ -39,102 +39,97 @@ FAMILY = "a method of task vectors"
 class Row:
     """A method of the table.
 
-    votes: whether signs are voted on. normalize, rescale: the defaults of these parameters. about: what it is, with
-    `sparsify` in words, the source and an example.
+    votes: whether signs are voted on. normalize, rescale: the defaults of these parameters.
     """
 
     sparsifier: Sparsifier
     votes: bool
     normalize: bool
     rescale: Rescale
-    about: str
+    title: str
+    example: str
 
 
+# What `sparsify` is, and the source.
+SPARSIFY: Mapping[Sparsifier, str] = {
+    "none": """
+    merged = base + lambda sum_j weight_j tau_j; density and rescale are accepted and ignored, as by mergekit.
+    Source: Ilharco et al., arXiv 2212.04089.""",
+    "magnitude": """
+    sparsify keeps the int(density n) largest |tau_j| of a tensor of n entries, of equal ones those of lowest index.
+    Source: Yadav et al., arXiv 2306.01708.""",
+    "random": """
+    sparsify keeps each entry with probability density.
+    Source: Yu et al., arXiv 2311.03099.""",
+    "magprune": """
+    sparsify keeps the entry of rank r among the c of its row, by ascending magnitude, with probability
+    density - epsilon + 2 epsilon (r - 1) / (c - 1). Source: Deep et al., arXiv 2406.11617.""",
+    "magnitude_outliers": """
+    Of the n entries of a tensor sparsify drops the int(gamma n) largest, then keeps the int(density n) next ones.
+    breadcrumbs_compat: keep nothing where gamma removes no entry, as mergekit 0.1.4 does.
+    Source: Davari and Belilovsky, arXiv 2312.06795.""",
+}
 TABLE: Mapping[str, Row] = {
     "task_arithmetic": Row(
         "none", votes=False, normalize=False, rescale="none",
-        about="""Task arithmetic: base + lambda sum_j weight_j tau_j.
-
-        Density and rescale are accepted and ignored, as by mergekit. Source: Ilharco et al., arXiv 2212.04089.
-
+        title="Task arithmetic: the base plus a weighted sum of task vectors.",
+        example="""
         >>> models = jnp.array([[2.0, 0.5], [-1.0, 1.0]])
         >>> task_arithmetic(models, jnp.zeros(2), weight=0.5).tensor.tolist()
         [0.5, 0.75]""",
     ),
     "ties": Row(
         "magnitude", votes=True, normalize=True, rescale="none",
-        about="""TIES: each task vector's largest magnitudes, and of those the ones that win the vote on signs.
-
-        sparsify keeps the int(density n) largest |tau_j| of a tensor of n entries, of equal ones those of lowest index.
-        Source: Yadav et al., arXiv 2306.01708.
-
+        title="TIES: each task vector's largest magnitudes, and of those the ones that win the vote on signs.",
+        example="""
         >>> models = jnp.array([[2.0, 0.5, -3.0], [-1.0, 1.5, 0.5]])
         >>> ties(models, jnp.zeros(3), weight=1.0, density=0.7).tensor.tolist()
         [2.0, 1.5, -3.0]""",
     ),
     "dare_linear": Row(
         "random", votes=False, normalize=False, rescale="l1",
-        about="""DARE: entries dropped at random, the rest rescaled; a weighted sum.
-
-        sparsify keeps each entry with probability density. Source: Yu et al., arXiv 2311.03099.
-
+        title="DARE: entries dropped at random, the rest rescaled; a weighted sum.",
+        example="""
         >>> models, masks = jnp.array([[2.0, -2.0]]), jnp.array([[True, False]])
         >>> dare_linear(models, jnp.zeros(2), weight=1.0, density=0.5, masks=masks).tensor.tolist()
         [4.0, 0.0]""",
     ),
     "dare_ties": Row(
         "random", votes=True, normalize=False, rescale="l1",
-        about="""DARE with the vote of TIES.
-
-        sparsify keeps each entry with probability density. Source: Yu et al., arXiv 2311.03099.
-
+        title="DARE with the vote of TIES.",
+        example="""
         >>> models, masks = jnp.array([[2.0, -2.0], [-1.0, 0.0]]), jnp.array([[True, True], [True, False]])
         >>> dare_ties(models, jnp.zeros(2), weight=1.0, density=0.5, masks=masks).tensor.tolist()
         [2.0, -2.0]""",
     ),
     "della": Row(
         "magprune", votes=True, normalize=True, rescale="l1",
-        about="""DELLA: entries dropped at random, small ones of a row more likely; with the vote of TIES.
-
-        sparsify keeps the entry of rank r among the c of its row, by ascending magnitude, with probability
-        density - epsilon + 2 epsilon (r - 1) / (c - 1). Source: Deep et al., arXiv 2406.11617.
-
-        >>> models, keys = jnp.array([[1.0, 2.0, 3.0, 4.0]]), jax.random.split(jax.random.key(0), 1)
-        >>> merged = della(models, jnp.zeros(4), weight=1.0, density=0.5, epsilon=0.4, keys=keys)
-        >>> float(merged.tensor.sum()), merged.report["kept"].shape
-        (10.0, (1,))""",
+        title="DELLA: entries dropped at random, small ones of a row more likely; with the vote of TIES.",
+        example="""
+        >>> models, masks = jnp.array([[1.0, 3.0], [2.0, -1.0]]), jnp.array([[False, True], [True, True]])
+        >>> della(models, jnp.zeros(2), weight=1.0, density=0.5, masks=masks).tensor.tolist()
+        [2.0, 4.0]""",
     ),
     "della_linear": Row(
         "magprune", votes=False, normalize=False, rescale="l1",
-        about="""DELLA without a vote: a weighted sum.
-
-        sparsify keeps the entry of rank r among the c of its row, by ascending magnitude, with probability
-        density - epsilon + 2 epsilon (r - 1) / (c - 1). Source: Deep et al., arXiv 2406.11617.
-
+        title="DELLA without a vote: a weighted sum.",
+        example="""
         >>> models, masks = jnp.array([[1.0, 3.0]]), jnp.array([[False, True]])
         >>> della_linear(models, jnp.zeros(2), weight=0.5, density=0.5, masks=masks).tensor.tolist()
         [0.0, 2.0]""",
     ),
     "breadcrumbs": Row(
         "magnitude_outliers", votes=False, normalize=False, rescale="none",
-        about="""Model Breadcrumbs: without the largest magnitudes and the smallest ones.
-
-        Of the n entries of a tensor sparsify drops the int(gamma n) largest, then keeps the int(density n) next ones.
-        breadcrumbs_compat: keep nothing where gamma removes no entry, as mergekit 0.1.4 does. Source: Davari and
-        Belilovsky, arXiv 2312.06795.
-
+        title="Model Breadcrumbs: without the largest magnitudes and the smallest ones; a weighted sum.",
+        example="""
         >>> models = jnp.array([[1.0, 2.0, 3.0, 4.0]])
         >>> breadcrumbs(models, jnp.zeros(4), weight=1.0, density=0.5, gamma=0.25).tensor.tolist()
         [0.0, 2.0, 3.0, 0.0]""",
     ),
     "breadcrumbs_ties": Row(
         "magnitude_outliers", votes=True, normalize=False, rescale="none",
-        about="""Model Breadcrumbs with the vote of TIES.
-
-        Of the n entries of a tensor sparsify drops the int(gamma n) largest, then keeps the int(density n) next ones.
-        breadcrumbs_compat: keep nothing where gamma removes no entry, as mergekit 0.1.4 does. Source: Davari and
-        Belilovsky, arXiv 2312.06795.
-
+        title="Model Breadcrumbs with the vote of TIES.",
+        example="""
         >>> models = jnp.array([[1.0, 2.0, 3.0, 4.0], [4.0, -1.0, 2.0, 3.0]])
         >>> breadcrumbs_ties(models, jnp.zeros(4), weight=1.0, density=0.5, gamma=0.25).tensor.tolist()
         [0.0, 2.0, 5.0, 3.0]""",
@@ -199,10 +194,8 @@ def merge_task_vectors(
     thinned = np.asarray(densities, np.float32), plan
     # One model at a time: what a selection needs is not held K times, and in a loop of the compiler's a CPU would draw
     # random numbers on one core.
-    sparse = [
-        _sparsified(models, base, thinned, np.int32(model), how=how)
-        for model in (range(size) if sparsifier != "none" else ())
-    ]
+    chosen = [] if sparsifier == "none" else map(np.int32, range(size))
+    sparse = [_sparsified(models, base, thinned, model, how=how) for model in chosen]
     return _mixture(models, base, sparse, weights, factor, how=how)
 
 
@@ -302,7 +295,8 @@ def _method(name: str) -> Method:
         return merge_task_vectors(row, **bound.arguments)
 
     function.__name__ = function.__qualname__ = name
-    function.__doc__ = f"{inspect.cleandoc(row.about)}\n\n{_ARGUMENTS}"
+    about = (row.title, SPARSIFY[row.sparsifier], _ARGUMENTS, row.example)
+    function.__doc__ = "\n\n".join(map(inspect.cleandoc, about))
     function.__signature__ = signature  # type: ignore[attr-defined]
     return Method(name, function, parameters, random=row.sparsifier in RANDOM)
 

@@ -103,13 +103,21 @@ def pivot_model(recipe: Recipe) -> str:
     return recipe.base if recipe.base is not None else recipe.models[0]
 
 
+class Difference(NamedTuple):
+    """An id that means one token in the pivot and another one in a model."""
+
+    id: int
+    pivot: str
+    other: str
+
+
 class Clash(NamedTuple):
     """Ids that mean different tokens in a model and in the pivot: `differing` of `shared`, and the first of them."""
 
     model: str
     differing: int
     shared: int
-    first: tuple[int, str, str]
+    first: Difference
 
 
 def clashes(recipe: Recipe, vocabularies: Mapping[str, Vocabulary]) -> list[Clash]:
@@ -124,13 +132,12 @@ def clashes(recipe: Recipe, vocabularies: Mapping[str, Vocabulary]) -> list[Clas
     tokens = {i: token for token, i in vocabularies[pivot].ids.items()}
     found = []
     for model in recipe.inputs:
-        pairs = [(i, tokens[i], token) for token, i in vocabularies[model].ids.items() if i in tokens]
-        differing = [pair for pair in pairs if pair[1] != pair[2]]
+        pairs = [Difference(i, tokens[i], token) for token, i in vocabularies[model].ids.items() if i in tokens]
+        differing = [pair for pair in pairs if pair.pivot != pair.other]
         if 2 * len(differing) > len(pairs):
-            i, one, other = differing[0]
-            problem = (
-                f"{len(differing)} of {len(pairs)} ids mean other tokens than in {pivot} ({i}: '{other}', '{one}')"
-            )
+            first = differing[0]
+            example = f"{first.id}: '{first.other}', '{first.pivot}'"
+            problem = f"{len(differing)} of {len(pairs)} ids mean other tokens than in {pivot} ({example})"
             cure = "Set tokenizer_source to base, union or a model's path, so that rows are aligned by token"
             raise InputError(problem, file=model, field="tokenizer", cure=cure)
         if differing:
