@@ -1,12 +1,6 @@
 """Generalised task arithmetic: one algorithm, eight methods (merge specification, section 5).
 
-The task vector of a model is tau_j = model_j - base. Every method thins it out, weighs it, and adds what is left:
-
-    D_j = weight_j sparsify(tau_j)
-    merged = base + lambda sum_j E_j D_j / (sum_j E_j weight_j if normalize else 1)
-
-E_j is 1; in a method that votes it is 1 where D_j has the sign of sum_j D_j (of which 0 is positive), and 0 elsewhere.
-The table `TABLE` says how the methods differ; `merge_task_vectors` is the algorithm.
+`merge_task_vectors` is the algorithm; `TABLE` says how the methods differ.
 """
 
 from __future__ import annotations
@@ -158,6 +152,13 @@ def merge_task_vectors(
 ) -> Merged:
     """The method of a row of the table.
 
+    With the task vectors tau_j = models[j] - base:
+
+        D_j = weight_j sparsify(tau_j)
+        merged = base + lambda sum_j E_j D_j / (sum_j E_j weight_j if normalize else 1)
+
+    E_j is 1; in a method that votes it is 1 where D_j has the sign of sum_j D_j (of which 0 is positive), 0 elsewhere.
+
     Args, of which a method has those of its signature:
       models: float[K,...]; base: float[...].
       weight, density, epsilon, gamma: a number, or one for each of the K models. density: share of entries that stay.
@@ -276,8 +277,9 @@ _OWN: Mapping[Sparsifier, tuple[Parameter, ...]] = {
 def _method(name: str) -> Method:
     """The method of a row: its parameters in a recipe, and its function with their signature and a docstring."""
     row = TABLE[name]
+    random = row.sparsifier in RANDOM
     votes = (Parameter("ties_vote", "weighted", choices=("weighted", "unweighted")),) if row.votes else ()
-    parameters = (
+    numbers = (
         Parameter("weight", per_model=True),
         _SHARE("density", 1.0),
         *_OWN.get(row.sparsifier, ()),
@@ -285,9 +287,9 @@ def _method(name: str) -> Method:
         Parameter("rescale", row.rescale, choices=("none", "l1", "inverse_density")),
         Parameter("lambda", 1.0),
         *votes,
-        Parameter("int8_mask", False),
     )
-    signature = _signature(row, parameters)
+    arguments = ["lambda_" if one.name == "lambda" else one.name for one in numbers]
+    signature = _signature(row, [*arguments, *(("keys", "masks") if random else ()), "int8_mask", "math_dtype"])
 
     def function(*given: Any, **named: Any) -> Merged:
         bound = signature.bind(*given, **named)
@@ -298,16 +300,14 @@ def _method(name: str) -> Method:
     about = (row.title, SPARSIFY[row.sparsifier], _ARGUMENTS, row.example)
     function.__doc__ = "\n\n".join(map(inspect.cleandoc, about))
     function.__signature__ = signature  # type: ignore[attr-defined]
-    return Method(name, function, parameters, random=row.sparsifier in RANDOM)
+    return Method(name, function, (*numbers, Parameter("int8_mask", False)), random=random)
 
 
-def _signature(row: Row, parameters: Sequence[Parameter]) -> inspect.Signature:
-    """Of a row's function: the arguments of `merge_task_vectors` that the row has, with the row's defaults."""
+def _signature(row: Row, arguments: Sequence[str]) -> inspect.Signature:
+    """Models, base, and these arguments of `merge_task_vectors`, with the row's defaults."""
     known = inspect.signature(merge_task_vectors).parameters
     defaults = {"normalize": row.normalize, "rescale": row.rescale}
-    named = ["lambda_" if one.name == "lambda" else one.name for one in parameters]
-    named[-1:] = [*(("keys", "masks") if row.sparsifier in RANDOM else ()), "int8_mask", "math_dtype"]
-    chosen = [known[one].replace(default=defaults.get(one, known[one].default)) for one in named]
+    chosen = [known[one].replace(default=defaults.get(one, known[one].default)) for one in arguments]
     return inspect.Signature([known["models"], known["base"], *chosen], return_annotation="Merged")
 
 
