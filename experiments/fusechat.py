@@ -36,11 +36,11 @@ from fusion_jax.data.loaders import load_records
 from fusion_jax.data.records import OnBad, Row, parse_prompts, parse_rows
 from fusion_jax.errors import InputError
 from fusion_jax.hosts import on_first
-from fusion_jax.merge.arithmetic import MathDtype
-from fusion_jax.merge.executor import merge
+from fusion_jax.merge import merge
 from fusion_jax.merge.methods import METHODS, MethodName
-from fusion_jax.merge.published import published_recipe
-from fusion_jax.merge.recipe import read_recipe
+from fusion_jax.merge.methods.arithmetic import MathDtype
+from fusion_jax.merge.recipes.published import published_recipe
+from fusion_jax.merge.recipes.reading import read_recipe
 from fusion_jax.models.folder import Model, save, tokenizer_of
 from fusion_jax.options import File, Folder, ModelPath, Models
 from fusion_jax.plan.command import run as run_experiment

@@ -28,10 +28,10 @@ from fusion_jax.figures import hue, new_figure, tidy
 from fusion_jax.intervals import mean_interval
 from fusion_jax.json_files import RESTORE, read_json
 from fusion_jax.markdown import markdown_table, save_figure
-from fusion_jax.merge.executor import merge
+from fusion_jax.merge import merge
 from fusion_jax.merge.methods import METHODS
-from fusion_jax.merge.parameters import nearest
-from fusion_jax.merge.published import published_recipe
+from fusion_jax.merge.recipes.places import nearest
+from fusion_jax.merge.recipes.published import published_recipe
 from fusion_jax.options import File, Files, Folder, OneOf
 from fusion_jax.runs.judging import judged
 from fusion_jax.runs.opening import check_finished, open_run

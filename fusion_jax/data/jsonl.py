@@ -49,12 +49,17 @@ def read_jsonl(path: str | os.PathLike[str]) -> Records:
     return Records(records, numbers)
 
 
-def write_jsonl(path: str | os.PathLike[str], records: Iterable[Record]) -> None:
-    """Write the records; the file appears only when all of them are on the disk."""
+def write_jsonl(path: str | os.PathLike[str], records: Iterable[Record], *, sync: bool = True) -> None:
+    """Write the records; the file appears only when all of them are on the disk. sync: see `files.replacing`."""
     arguments.records(records)
-    with replacing(path) as temporary, open(temporary, "w", encoding="utf-8") as out:
+    with replacing(path, sync=sync) as temporary, open(temporary, "w", encoding="utf-8") as out:
         for record in records:
-            out.write(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n")
+            out.write(line_of(record))
+
+
+def line_of(record: Record) -> str:
+    """The line of a record."""
+    return json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def content_hash(records: Iterable[Record]) -> str:
