@@ -17,7 +17,7 @@ from fusion_jax.errors import InputError
 from fusion_jax.files import regular_file, replacing, write_json, writing
 from fusion_jax.hosts import agreed_exists, on_first
 from fusion_jax.json_files import RESTORE, read_json
-from fusion_jax.models.config import DecoderConfig
+from fusion_jax.models.config import ModelConfig
 from fusion_jax.sharding import data_ways, fetched, local_rows, padded_rows
 from fusion_jax.store.manifest import Content, content_of
 from fusion_jax.train.state import Params
@@ -59,7 +59,7 @@ def examples_fingerprint(examples: Sequence[Example]) -> str:
 
 def sequence_logprobs(
     params: Params,
-    config: DecoderConfig,
+    config: ModelConfig,
     examples: Sequence[Example],
     compute: Compute,
     *,
@@ -96,7 +96,7 @@ def _stored(file: Path, stored: dict[str, Any], shape: tuple[int, int]) -> np.nd
 def with_reference(
     folder: Path,
     params: Params,
-    config: DecoderConfig,
+    config: ModelConfig,
     examples: Sequence[Example],
     compute: Compute,
     *,

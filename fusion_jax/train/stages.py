@@ -72,7 +72,7 @@ def check_models(option: str, *models: str, labels: int = 0) -> None:
     """
     for model in models:
         try:
-            found = check_folder(model_path(model, option)).num_labels
+            found = check_folder(model_path(model, option)).head.labels
         except InputError as error:
             raise InputError(error.problem, file=error.file, field=error.field or option, cure=error.cure) from None
         if found != labels:

@@ -20,7 +20,7 @@ from jax.sharding import Mesh
 
 from fusion_jax.data.batches import Targets, TokenBatch
 from fusion_jax.losses.reductions import Count, Mean, divide
-from fusion_jax.models.config import DecoderConfig
+from fusion_jax.models.config import ModelConfig
 from fusion_jax.models.decoder import forward, head_kernel
 from fusion_jax.ops.kernels import Kernel
 from fusion_jax.ops.linear_logprobs import CHUNK_ELEMENTS, linear_logprobs
@@ -77,7 +77,7 @@ class Compute:
         return jax.jit(step, compiler_options=dict(self.options) or None, **how)
 
 
-def score(params: Params, config: DecoderConfig, batch: TokenBatch, compute: Compute) -> Scores:
+def score(params: Params, config: ModelConfig, batch: TokenBatch, compute: Compute) -> Scores:
     """Log-probabilities of the scored tokens of every row of a micro-batch."""
     hidden, targets = _hidden(params, config, batch, compute), batch.targets
     labels = batch.labels
@@ -85,7 +85,7 @@ def score(params: Params, config: DecoderConfig, batch: TokenBatch, compute: Com
         labels = jnp.concatenate([labels[..., None], targets.ids], -1)
     logprobs, _ = linear_logprobs(
         hidden, head_kernel(params, config), labels,
-        soft_cap=config.final_soft_cap, vocab_shards=tensor_shards(compute.mesh), row_shards=data_ways(compute.mesh),
+        soft_cap=config.head.soft_cap, vocab_shards=tensor_shards(compute.mesh), row_shards=data_ways(compute.mesh),
         elements=compute.logits,
     )  # fmt: skip
     of_targets = logprobs[..., 1:] if targets is not None else None
@@ -125,7 +125,7 @@ def _token_weights(batch: TokenBatch) -> Array:
     return jnp.einsum("rgtm,rm->rgt", _segments(batch), jnp.where(batch.slots < 0, 0, batch.weights[batch.slots]))
 
 
-def _hidden(params: Params, config: DecoderConfig, batch: TokenBatch, compute: Compute) -> Array:
+def _hidden(params: Params, config: ModelConfig, batch: TokenBatch, compute: Compute) -> Array:
     """Hidden states [B,G,T,D] of the rows behind their prompts; [R,G,T,D] of packed rows."""
     examples, groups, width = batch.tokens.shape
     size = batch.prompts.shape[1]
@@ -154,7 +154,7 @@ def _place(batch: TokenBatch, mesh: Mesh | None) -> TokenBatch:
     return jax.tree.map(lambda x: constrain(x, mesh, ("batch",) + (None,) * (x.ndim - 1)), batch)
 
 
-def make_score_step(config: DecoderConfig, compute: Compute) -> Callable[[Params, TokenBatch], Array]:
+def make_score_step(config: ModelConfig, compute: Compute) -> Callable[[Params, TokenBatch], Array]:
     """Jitted sequence log-probs: (params, micro-batch) -> float[B,G]; how references are computed once."""
 
     def step(params: Params, batch: TokenBatch) -> Array:
@@ -164,7 +164,7 @@ def make_score_step(config: DecoderConfig, compute: Compute) -> Callable[[Params
 
 
 def make_eval_step(
-    config: DecoderConfig, objective: Objective, compute: Compute
+    config: ModelConfig, objective: Objective, compute: Compute
 ) -> Callable[[Params, TokenBatch, Array], Metrics]:
     """Jitted objective without gradient: (params, micro-batch, step) -> sums with weights, `loss` among them."""
 
@@ -176,7 +176,7 @@ def make_eval_step(
 
 
 def make_train_step(
-    config: DecoderConfig,
+    config: ModelConfig,
     objective: Objective,
     optimizer: optax.GradientTransformation,
     compute: Compute,

@@ -12,12 +12,11 @@ import pytest
 import transformers
 
 from fusion_jax import InputError
-from fusion_jax.models.config import RopeConfig
 from fusion_jax.models.families import FAMILIES, config_from_hf, config_to_hf
-from fusion_jax.models.families.common import with_both_forms
+from fusion_jax.models.families.rotary import with_both_forms
 from fusion_jax.models.folder import check_folder
 from fusion_jax.models.parameters import abstract_params
-from fusion_jax.ops.rotary import rotary_tables
+from fusion_jax.ops.rotary import Rope, rotary_tables
 from tests.parity.checkpoints import CONFIGS, SMALL, write_checkpoint
 
 ODD: list[Any] = [
@@ -42,13 +41,16 @@ def usable(values: dict[str, Any]) -> None:
     """What a config is used for before a weight is read."""
     config = config_from_hf(values, "config.json")
     abstract_params(config)
-    assert config_from_hf(config_to_hf(config)).num_heads == config.num_heads
-    assert rotary(config.rope, config.head_dim, config.max_positions) == (1, 4, config.head_dim // 2)
-    assert len(config.windows) in (0, config.num_layers)
+    for stack, again in zip(config.decoder, config_from_hf(config_to_hf(config)).decoder, strict=True):
+        assert again.attention.heads == stack.attention.heads
+        for rope in config.positions.ropes:
+            shape = (1, 4, stack.attention.head_dim // 2)
+            assert rotary(rope, stack.attention.head_dim, config.max_positions) == shape
+        assert len(stack.windows) in (0, stack.layers)
 
 
 @cache
-def rotary(rope: RopeConfig, head_dim: int, max_positions: int) -> tuple[int, ...]:
+def rotary(rope: Rope, head_dim: int, max_positions: int) -> tuple[int, ...]:
     """The shape of the rotary tables, which are made but not computed."""
     places = jax.ShapeDtypeStruct((1, 4), "int32")
     return jax.eval_shape(lambda p: rotary_tables(p, rope, head_dim, max_positions), places)[0].shape

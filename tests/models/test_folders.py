@@ -59,10 +59,10 @@ def test_a_stored_head_that_differs_is_kept(name, tmp_path):
     edit(tmp_path / "in/config.json", **changes)
     wanted = theirs(tmp_path / "in")
     model = load(tmp_path / "in")
-    assert close(logits(model, IDS), wanted) and not model.config.tied_head
+    assert close(logits(model, IDS), wanted) and not model.config.head.tied
     save(model, tmp_path / "out")
     assert stored(tmp_path / "out") == (True, False) and close(theirs(tmp_path / "out"), wanted)
-    assert not check_folder(tmp_path / "in").tied_head
+    assert not check_folder(tmp_path / "in").head.tied
 
 
 def test_a_stored_head_that_is_the_embedding_is_tied(tmp_path):
@@ -70,7 +70,7 @@ def test_a_stored_head_that_is_the_embedding_is_tied(tmp_path):
     wanted = theirs(tmp_path / "in")
     rewrite(tmp_path / "in", lambda t: t.update({HEAD: t[EMBEDDING].clone()}))
     model = load(tmp_path / "in")
-    assert model.config.tied_head and close(logits(model, IDS), wanted)
+    assert model.config.head.tied and close(logits(model, IDS), wanted)
     save(model, tmp_path / "out")
     assert stored(tmp_path / "out") == (False, True)
     rewrite(tmp_path / "in", lambda t: t.pop(EMBEDDING))  # the embedding under the head's name
@@ -98,7 +98,7 @@ def test_defaults_of_fields_that_are_left_out(tmp_path):
         write_checkpoint(name, tmp_path / family, **options)
         edit(tmp_path / family / "config.json", num_key_value_heads=None, sliding_window=None, head_dim=None)
         model = load(tmp_path / family)
-        assert close(logits(model, IDS), theirs(tmp_path / family)) and 4096 in model.config.windows
+        assert close(logits(model, IDS), theirs(tmp_path / family)) and 4096 in model.config.decoder[0].windows
 
 
 def test_llama3_scaling_without_its_original_length(tmp_path):

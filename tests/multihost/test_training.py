@@ -41,7 +41,7 @@ sys.addaudithook(hook)
 def folder(tmp_path_factory) -> Path:
     """The model, pairs of one length, so that little is compiled, and the run of one process."""
     path = tmp_path_factory.mktemp("training")
-    small_folder(path / "model", num_kv_heads=2)
+    small_folder(path / "model", num_key_value_heads=2)
     letters = "abcdfghjkm"
     rows = [f"{a} {b} {c}" for a, b, c in zip(letters * 6, letters[3:] * 8, letters[::-1] * 6)]
     records = [{"prompt": f"Reverse {r}", "chosen": r[::-1], "rejected": f"not {r}"} for r in rows[:56]]

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fusion_jax.ops.attention import ContextPart, attention, branched_attention
+from fusion_jax.ops.attention import attention
+from fusion_jax.ops.kernels import ContextPart, Visible
 
 HEADS, KV_HEADS, DIM = 4, 2, 8
 
@@ -55,10 +56,8 @@ def test_segments_windows_and_caps(tokens, window, soft_cap):
         positions = jnp.broadcast_to(jnp.asarray(index), (2, tokens))
 
         def ours(q, k, v, window=window):
-            return attention(
-                q, k, v, positions=positions, segment_ids=jnp.asarray(segments), window=window, scale=0.3,
-                soft_cap=soft_cap,
-            )  # fmt: skip
+            visible = Visible(positions, jnp.asarray(segments), window=window)
+            return attention(q, k, v, visible, scale=0.3, soft_cap=soft_cap)
 
         assert_same(ours, lambda q, k, v: dense(q, k, v, jnp.asarray(mask), soft_cap), inputs)
         traced = jax.jit(lambda w: ours(*inputs, window=w))(jnp.asarray(window))
@@ -83,10 +82,8 @@ def test_keys_shared_by_rows(window):
         mask = (near >= 0) & ((near < window) | (window == 0)) & exists[:, None, :]
 
         def ours(q, k, v, pk, pv):
-            part = ContextPart(pk, pv, jnp.asarray(places), jnp.asarray(lengths))
-            return attention(
-                q, k, v, positions=jnp.asarray(positions), segment_ids=None, window=window, scale=0.3, context=(part,)
-            )
+            part = ContextPart(*(jnp.swapaxes(x, 1, 2) for x in (pk, pv)), jnp.asarray(places), jnp.asarray(lengths))
+            return attention(q, k, v, Visible(jnp.asarray(positions), window=window), scale=0.3, context=(part,))
 
         def theirs(q, k, v, pk, pv):
             k, v = (jnp.concatenate([jnp.repeat(p, 2, 0), x], 1) for p, x in ((pk, k), (pv, v)))
@@ -109,9 +106,7 @@ def test_branches_see_their_prompt_and_themselves():
         mask |= (branch[:, None] >= 0) & (branch[None, :] < 0) & (inside[None, :] < length)
 
         def ours(q, k, v):
-            return branched_attention(
-                q, k, v, branches=(size, count), prompt_lengths=jnp.asarray([length]),
-                positions=jnp.asarray(positions)[None], window=0, scale=0.3,
-            )  # fmt: skip
+            places, lengths = jnp.asarray(positions)[None], jnp.asarray([length])
+            return attention(q, k, v, Visible(places, prompt_lengths=lengths, branches=(size, count)), scale=0.3)
 
         assert_same(ours, lambda q, k, v: dense(q, k, v, jnp.asarray(mask)[None], None), inputs)

@@ -13,9 +13,9 @@ import torch
 import transformers
 from safetensors.numpy import load_file
 
+from fusion_jax.models.attention import Context
 from fusion_jax.models.decoder import forward
 from fusion_jax.models.folder import classify, load, logits, save
-from fusion_jax.ops.attention import ContextPart
 from tests.parity.checkpoints import CONFIGS, write_checkpoint
 
 TOLERANCE = 1e-5
@@ -61,9 +61,9 @@ def _cached_equals_uncached(model, rows):
     """The first 20 tokens as shared context of two continuations a row, then one token on top of both."""
     whole = forward(model.params, model.config, jnp.asarray(rows))
     prompt = jnp.asarray(rows[:, :20])
-    _, (k, v) = forward(model.params, model.config, prompt, return_kv=True)
+    _, kept = forward(model.params, model.config, prompt, keep=True)
     places = jnp.broadcast_to(jnp.arange(20), (3, 20))
-    part = ContextPart(k, v, places, jnp.full(3, 20))
+    part = Context(kept, places, jnp.full(3, 20))
     rest = jnp.repeat(jnp.asarray(rows[:, 20:]), 2, 0)
     positions = jnp.broadcast_to(jnp.arange(20, 40), rest.shape)
     continued = forward(model.params, model.config, rest, positions=positions, context=(part,))
