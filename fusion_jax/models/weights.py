@@ -81,7 +81,7 @@ def read_params(
             ranges = [range(size)[one] for one, size in zip(index[:leading], abstract.shape, strict=False)]
             chosen = (indexed[place] for place in itertools.product(*ranges))
             rest = abstract.shape[leading:]
-            found = [_slice(entries[t.name], t, rest, index[leading:], dtype) for t in chosen]
+            found = [slice_of(entries[t.name], t, rest, index[leading:], dtype) for t in chosen]
             if not leading:
                 return found[0]
             return np.stack(found).reshape(*map(len, ranges), *found[0].shape)
@@ -140,7 +140,7 @@ def _joined(
     return out
 
 
-def _slice(
+def slice_of(
     entry: TensorEntry, tensor: HfTensor, shape: tuple[int, ...], index: tuple[slice, ...], dtype: Any
 ) -> np.ndarray:
     """A slice of a parameter of this shape (the leading axes that `tensor.index` gives left out)."""
