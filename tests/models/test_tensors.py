@@ -91,7 +91,7 @@ def test_leftovers_that_the_family_lists(folders):
     assert load(folders / "fused").config.layers == 3
     save_file(tensors | {"model.speech_head.weight": np.ones((3, 3), np.float32)}, file)
     with pytest.raises(
-        InputError, match="'model.speech_head.weight': is a weight that this architecture does not have"
+        InputError, match=r"'model\.speech_head\.weight': is a weight that this architecture does not have"
     ):
         load(folders / "fused")
 
