@@ -57,7 +57,7 @@ def rotary(rope: Rope, head_dim: int, max_positions: int) -> tuple[int, ...]:
 
 
 @pytest.mark.parametrize(
-    "name", ["llama-yarn", "llama-3.1", "llama-dynamic", "mistral-window", "qwen2-windows", "gemma2"]
+    "name", ["llama-yarn", "llama-3.1", "llama-dynamic", "mistral-window", "qwen2-windows", "gemma2", "qwen3-windows-yarn"]
 )
 def test_each_field_of_each_family(name):
     """Every field in turn, and every rotary one, takes every odd value: read, or refused in one line that names it."""
@@ -113,6 +113,9 @@ BAD: list[tuple[str, dict[str, Any], str]] = [
     ("gemma2", {"layer_types": ["full_attention", "chunked", "x"]}, "'layer_types': attention 'chunked' is not supported"),
     ("gemma2", {"attn_logit_softcapping": 0}, "'attn_logit_softcapping': is 0, out of range"),
     ("mistral-window", {"sliding_window": -1}, "'sliding_window': is -1, out of the range"),
+    ("qwen3", {"head_dim": 5}, "'head_dim': is 5; a rotary embedding needs an even number"),
+    ("qwen3", {"attention_bias": "no"}, "'attention_bias': is 'no', not true or false"),
+    ("qwen3", {"layer_types": ["full_attention"]}, "'layer_types': lists 1 layers, num_hidden_layers is 3"),
     ("qwen2-windows", {"use_sliding_window": "false"}, "'use_sliding_window': is 'false', not true or false"),
 ]  # fmt: skip
 
@@ -168,4 +171,4 @@ def test_both_forms_of_rotary_settings():
 
 
 def test_every_family_is_tried():
-    assert {CONFIGS[n][0] for n in ("llama-yarn", "mistral-window", "qwen2-windows", "gemma2")} == set(FAMILIES)
+    assert {CONFIGS[n][0] for n in ("llama-yarn", "mistral-window", "qwen2-windows", "gemma2", "qwen3")} == set(FAMILIES)

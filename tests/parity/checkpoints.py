@@ -35,6 +35,13 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "mistral-no-window": ("mistral", {"sliding_window": None, "head_dim": 16}),
     "qwen2": ("qwen2", {"tie_word_embeddings": True}),
     "qwen2-windows": ("qwen2", {"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 1}),
+    "qwen3": ("qwen3", {"head_dim": 16}),
+    "qwen3-tied-bias": ("qwen3", {
+        "head_dim": 10, "num_key_value_heads": 4, "tie_word_embeddings": True, "attention_bias": True}),
+    "qwen3-windows-yarn": ("qwen3", {
+        "head_dim": 12, "num_key_value_heads": 1, "use_sliding_window": True, "sliding_window": 5, "max_window_layers": 1,
+        "rope_parameters": {
+            "rope_theta": 1e6, "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}}),
     "gemma2": ("gemma2", {
         "sliding_window": 6, "head_dim": 16, "query_pre_attn_scalar": 20, "attn_logit_softcapping": 5.0,
         "final_logit_softcapping": 3.0}),

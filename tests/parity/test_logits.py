@@ -74,7 +74,7 @@ def _cached_equals_uncached(model, rows):
 
 def test_a_new_config_json_means_the_same(tmp_path):
     """The config.json that we write for a model that never had one loads in `transformers` with the same logits."""
-    for name in ("llama-3.1", "llama-yarn", "mistral-window", "qwen2-windows", "gemma2"):
+    for name in ("llama-3.1", "llama-yarn", "mistral-window", "qwen2-windows", "gemma2", "qwen3-windows-yarn"):
         theirs = write_checkpoint(name, tmp_path / name)
         ours = dataclasses.replace(load(tmp_path / name), hf_config={}, generation={})
         save(ours, tmp_path / f"{name}-new")
