@@ -57,7 +57,17 @@ def rotary(rope: Rope, head_dim: int, max_positions: int) -> tuple[int, ...]:
 
 
 @pytest.mark.parametrize(
-    "name", ["llama-yarn", "llama-3.1", "llama-dynamic", "mistral-window", "qwen2-windows", "gemma2", "qwen3-windows-yarn"]
+    "name",
+    [
+        "llama-yarn",
+        "llama-3.1",
+        "llama-dynamic",
+        "mistral-window",
+        "qwen2-windows",
+        "gemma2",
+        "qwen3-windows-yarn",
+        "gemma3",
+    ],
 )
 def test_each_field_of_each_family(name):
     """Every field in turn, and every rotary one, takes every odd value: read, or refused in one line that names it."""
@@ -116,6 +126,12 @@ BAD: list[tuple[str, dict[str, Any], str]] = [
     ("qwen3", {"head_dim": 5}, "'head_dim': is 5; a rotary embedding needs an even number"),
     ("qwen3", {"attention_bias": "no"}, "'attention_bias': is 'no', not true or false"),
     ("qwen3", {"layer_types": ["full_attention"]}, "'layer_types': lists 1 layers, num_hidden_layers is 3"),
+    ("gemma3", {"sliding_window_pattern": 0, "layer_types": None}, "'sliding_window_pattern': is 0, out of the range"),
+    ("gemma3", {"use_bidirectional_attention": True}, "'use_bidirectional_attention': an encoder is not supported"),
+    ("gemma3", {"rope_parameters": {"rope_theta": 1e4}}, "'rope_parameters.rope_theta': stands outside the kinds of layers"),
+    ("gemma3", {"rope_parameters": {"sliding_attention": {"rope_type": "x"}}}, "'rope_parameters.sliding_attention': rotary scaling 'x' is not supported"),
+    ("gemma3", {"rope_parameters": None, "rope_local_base_freq": 0.5}, "'rope_local_base_freq': is 0.5, out of range"),
+    ("gemma3", {"rope_parameters": {"full_attention": {"rope_type": "linear"}}}, "'rope_parameters.full_attention.factor': is missing, which linear needs"),
     ("qwen2-windows", {"use_sliding_window": "false"}, "'use_sliding_window': is 'false', not true or false"),
 ]  # fmt: skip
 
@@ -171,4 +187,6 @@ def test_both_forms_of_rotary_settings():
 
 
 def test_every_family_is_tried():
-    assert {CONFIGS[n][0] for n in ("llama-yarn", "mistral-window", "qwen2-windows", "gemma2", "qwen3")} == set(FAMILIES)
+    assert {
+        CONFIGS[n][0] for n in ("llama-yarn", "mistral-window", "qwen2-windows", "gemma2", "qwen3", "gemma3")
+    } == set(FAMILIES)
