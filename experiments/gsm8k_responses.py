@@ -29,7 +29,7 @@ from fusion_jax.data.loaders import load_records
 from fusion_jax.data.records import Place, parse_rows, prompt_id, text
 from fusion_jax.data.tokenise import TokeniseSettings
 from fusion_jax.errors import InputError
-from fusion_jax.models.config import DecoderConfig
+from fusion_jax.models.families import config_from_hf
 from fusion_jax.models.folder import Model, save
 from fusion_jax.models.parameters import init_params
 from fusion_jax.options import File, Folder
@@ -90,10 +90,11 @@ def make(s: Settings, run: RunFolder) -> None:
 
     texts = [f"{row.messages[-1]['content']}\n{row.responses[0]}" for row in rows]
     tokenizer = train_tokenizer("byte_bpe", "inst", s.vocab_size, texts)
-    config = DecoderConfig(
-        model_type="llama", vocab_size=len(tokenizer), hidden_size=192, intermediate_size=512, num_layers=4,
-        num_heads=6, num_kv_heads=6, head_dim=32, max_positions=512, tied_head=True, initializer_range=0.05,
-    )  # fmt: skip
+    config = config_from_hf({
+        "model_type": "llama", "vocab_size": len(tokenizer), "hidden_size": 192, "intermediate_size": 512,
+        "num_hidden_layers": 4, "num_attention_heads": 6, "head_dim": 32, "max_position_embeddings": 512,
+        "tie_word_embeddings": True, "initializer_range": 0.05,
+    })  # fmt: skip
     target = Model(config, init_params(config, jax.random.key(s.seed)), tokenizer)
     tokens = TokeniseSettings(max_length=256, max_prompt_length=128, eos="if_missing")
     examples, _ = make_examples(rows, tokenizer, TextSettings(tokens=tokens))

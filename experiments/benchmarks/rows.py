@@ -28,7 +28,7 @@ from fusion_jax.data.batches import Data, Example, TokenBatch, buckets_of
 from fusion_jax.errors import InputError
 from fusion_jax.markdown import markdown_table
 from fusion_jax.models.compute import Compute
-from fusion_jax.models.config import DecoderConfig
+from fusion_jax.models.families import config_from_hf
 from fusion_jax.models.parameters import init_params
 from fusion_jax.plan.flops import forward_flops
 from fusion_jax.settings import run as run_experiment
@@ -38,10 +38,10 @@ from fusion_jax.train.objectives import WrpoSettings
 from fusion_jax.train.state import OptimizerSettings, init_state, make_optimizer
 from fusion_jax.train.step import make_train_step
 
-CONFIG = DecoderConfig(
-    model_type="llama", vocab_size=8192, hidden_size=256, intermediate_size=688, num_layers=4, num_heads=8,
-    num_kv_heads=4, head_dim=32, max_positions=1024,
-)  # fmt: skip
+CONFIG = config_from_hf({
+    "model_type": "llama", "vocab_size": 8192, "hidden_size": 256, "intermediate_size": 688, "num_hidden_layers": 4,
+    "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 32, "max_position_embeddings": 1024,
+})  # fmt: skip
 EXAMPLES, GROUPS, PACKED = 4, 3, 1024
 
 

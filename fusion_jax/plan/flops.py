@@ -12,9 +12,10 @@ import math
 
 import jax
 
-from fusion_jax.models.config import DecoderConfig
+from fusion_jax.models.attention import flops_of_pairs
+from fusion_jax.models.config import ModelConfig, Stack
 from fusion_jax.models.families import config_from_hf
-from fusion_jax.models.parameters import abstract_params
+from fusion_jax.models.parameters import ParamSpec, abstract_params, layer_specs
 from fusion_jax.ops.splash import layer_masks
 from fusion_jax.plan.requests import (
     GROUPS,
@@ -72,16 +73,17 @@ def row_tokens(prompt: int, tokens: int, groups: int, shared: bool) -> int:
     return groups * tokens + prompt * (1 if shared else groups)
 
 
-def forward_flops(config: DecoderConfig, prompt: int, tokens: int, groups: int, shared: bool) -> float:
+def forward_flops(config: ModelConfig, prompt: int, tokens: int, groups: int, shared: bool) -> float:
     """FLOPs of the forward pass of one example: `groups` rows of `tokens` behind `prompt` tokens."""
     copies = 1 if shared else groups
     body = 2.0 * body_parameters(config) * row_tokens(prompt, tokens, groups, shared)
     head = 2.0 * head_parameters(config) * groups * tokens
-    pairs = 0.0
-    for window in config.windows or (0,) * config.num_layers:
-        before, whole = _causal(prompt, window), _causal(prompt + tokens, window)
-        pairs += copies * before + groups * (whole - before)
-    return body + head + 4.0 * config.num_heads * config.head_dim * pairs
+    attention = 0.0
+    for stack in config.decoder:
+        for window in stack.windows or (0,) * stack.layers:
+            before, whole = _causal(prompt, window), _causal(prompt + tokens, window)
+            attention += flops_of_pairs(stack.attention) * (copies * before + groups * (whole - before))
+    return body + head + attention
 
 
 def kernel_share(request: Request) -> float:
@@ -99,27 +101,32 @@ def kernel_share(request: Request) -> float:
 
 
 def _computed(request: Request, tokens: int, branches: tuple[int, int] | None) -> float:
-    config = config_from_hf(request.model)
-    shares = {window: 2 * m.computed() for window, m in layer_masks(tokens, config.windows, branches).items()}
-    layers = config.windows or (0,)
-    return sum(shares[window] for window in layers) / len(layers)
+    shares = []
+    for stack in config_from_hf(request.model).decoder:
+        masks = layer_masks(tokens, stack.windows, branches)
+        computed = {window: 2 * mask.computed() for window, mask in masks.items()}
+        shares += [computed[window] for window in stack.windows or (0,) * stack.layers]
+    return sum(shares) / len(shares)
 
 
-def parameter_count(config: DecoderConfig) -> int:
+def parameter_count(config: ModelConfig) -> int:
     """Numbers of a model."""
     return sum(math.prod(x.shape) for x in jax.tree.leaves(abstract_params(config)))
 
 
-def body_parameters(config: DecoderConfig) -> int:
-    """Parameters of the layers' matmuls."""
-    c = config
-    attention = c.hidden_size * c.head_dim * (2 * c.num_heads + 2 * c.num_kv_heads)
-    return c.num_layers * (attention + 3 * c.hidden_size * c.intermediate_size)
+def body_parameters(config: ModelConfig) -> int:
+    """Parameters of the layers' matmuls that a token uses."""
+
+    def used(stack: Stack) -> float:
+        specs = jax.tree.leaves(layer_specs(config, stack), is_leaf=lambda spec: isinstance(spec, ParamSpec))
+        return sum(spec.used * math.prod(spec.shape) for spec in specs)
+
+    return round(sum(stack.layers * used(stack) for stack in config.decoder))
 
 
-def head_parameters(config: DecoderConfig) -> int:
+def head_parameters(config: ModelConfig) -> int:
     """Parameters of the head's matmul."""
-    return config.vocab_size * config.hidden_size
+    return config.vocab_size * config.width
 
 
 def _causal(tokens: int, window: int) -> float:
@@ -129,7 +136,10 @@ def _causal(tokens: int, window: int) -> float:
     return window * tokens - window * window / 2
 
 
-def _pairs(config: DecoderConfig, keys: int) -> float:
+def _pairs(config: ModelConfig, keys: int) -> float:
     """FLOPs of one query over `keys` keys in all layers."""
-    seen = sum(min(window or keys, keys) for window in config.windows or (0,) * config.num_layers)
-    return 4.0 * config.num_heads * config.head_dim * seen
+    return sum(
+        flops_of_pairs(stack.attention) * min(window or keys, keys)
+        for stack in config.decoder
+        for window in stack.windows or (0,) * stack.layers
+    )

@@ -14,8 +14,9 @@ from fusion_jax.data.batches import Targets, TokenBatch
 from fusion_jax.errors import InputError
 from fusion_jax.losses.schedules import learning_rate
 from fusion_jax.merge.methods import METHODS
+from fusion_jax.models.attention import cache_specs
 from fusion_jax.models.compute import Compute
-from fusion_jax.models.config import DecoderConfig
+from fusion_jax.models.config import ModelConfig, Stack
 from fusion_jax.models.decode import DecodeParams, LayerCache
 from fusion_jax.models.families import config_from_hf
 from fusion_jax.models.parameters import abstract_params, check_heads, layer_specs
@@ -71,7 +72,7 @@ def lower(request: Request, devices: list[Any]) -> tuple[jax.stages.Lowered, lis
     return _lower_model(program, config, mesh), list(mesh.devices.flat)
 
 
-def _lower_model(program: Program, config: DecoderConfig, mesh: Mesh) -> jax.stages.Lowered:
+def _lower_model(program: Program, config: ModelConfig, mesh: Mesh) -> jax.stages.Lowered:
     match program:
         case TrainStep():
             return _lower_train(program, config, mesh)
@@ -106,7 +107,7 @@ def _lowered(step: Callable[..., Any], *arguments: Any) -> jax.stages.Lowered:
     return lowered
 
 
-def _lower_train(p: TrainStep, config: DecoderConfig, mesh: Mesh) -> jax.stages.Lowered:
+def _lower_train(p: TrainStep, config: ModelConfig, mesh: Mesh) -> jax.stages.Lowered:
     compute = _compute(mesh, p.dtype, kernel=p.attention, remat=p.remat, shared_prompt=p.shared_prompt)
     settings = OptimizerSettings()
     optimizer = make_optimizer(settings, _STEPS)
@@ -169,33 +170,35 @@ def _spread(mesh: Mesh, axes: tuple[str | None, ...], shape: tuple[int, ...], dt
     return jax.ShapeDtypeStruct(shape, dtype, sharding=named(mesh, axes, shape))
 
 
-def _lower_decode(p: Decode, config: DecoderConfig, mesh: Mesh) -> jax.stages.Lowered:
+def _lower_decode(p: Decode, config: ModelConfig, mesh: Mesh) -> jax.stages.Lowered:
     """The loop that grows all rows, lowered as sampling calls it."""
     dtype, rows = jnp.dtype(jnp.bfloat16), p.rows * p.samples
     how = ids.How(config, Sampler(p.temperature, p.top_p, p.top_k), p.samples, dtype, mesh)
     params = abstract_params(config, dtype, mesh)
-    layers = jax.tree.map(lambda s: _spread(mesh, s.axes, s.shape, dtype), layer_specs(config))
-    rest = {name: value for name, value in params.items() if name != "layers"}
-    ready = DecodeParams((layers,) * config.num_layers, rest)
-    kept = ("batch", "kv_heads", "tokens", "head_dim")
+    layers = tuple(
+        jax.tree.map(lambda s: _spread(mesh, s.axes, s.shape, dtype), layer_specs(config, stack))
+        for stack in config.decoder
+        for _ in range(stack.layers)
+    )
+    ready = DecodeParams(layers, {name: value for name, value in params.items() if name not in config.stacks})
     fixed = ids.Fixed(
         _spread(mesh, ("batch",), (p.rows,), jnp.int32), _spread(mesh, ("batch", None), (rows, 2), jnp.uint32),
         _spread(mesh, (None,), (4,), jnp.int32),
     )  # fmt: skip
-    last = _spread(mesh, ("batch", None), (p.rows, config.hidden_size), dtype)
+    last = _spread(mesh, ("batch", None), (p.rows, config.width), dtype)
     state = jax.eval_shape(ids.start_rows(how, p.capacity), ready, fixed, last)
 
     def placed(x: Any) -> Any:
-        axes = kept if x.ndim == 4 else ("batch", *(None,) * (x.ndim - 1)) if x.ndim else ()
-        return _spread(mesh, axes, x.shape, x.dtype)
+        return _spread(mesh, ("batch", *(None,) * (x.ndim - 1)) if x.ndim else (), x.shape, x.dtype)
 
-    def cached(cache: LayerCache) -> LayerCache:
-        new = _spread(mesh, ("batch", "tokens", "kv_heads", "head_dim"), cache.new_k.shape, dtype)
-        return LayerCache(placed(cache.k), placed(cache.v), new, new)
+    def kept(stack: Stack, rows: int, tokens: int) -> Any:
+        specs = cache_specs(stack.attention)
+        return jax.tree.map(lambda one: _spread(mesh, one.all_axes, one.shape(rows, tokens), dtype), specs)
 
-    state = jax.tree.map(placed, state)._replace(caches=tuple(map(cached, state.caches)))
-    prompt = _spread(mesh, kept, (p.rows, config.num_kv_heads, p.prompt, config.head_dim), dtype)
-    prompts = ((prompt, prompt),) * config.num_layers
+    every = [stack for stack in config.decoder for _ in range(stack.layers)]
+    caches = tuple(LayerCache(kept(stack, rows, p.capacity), kept(stack, rows, 1)) for stack in every)
+    state = jax.tree.map(placed, state._replace(caches=()))._replace(caches=caches)
+    prompts = tuple(kept(stack, p.rows, p.prompt) for stack in every)
     limit = _spread(mesh, (), (), jnp.int32)
     return ids.continue_rows(how, p.capacity).lower(ready, prompts, fixed, state, limit)
 

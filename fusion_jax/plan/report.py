@@ -12,6 +12,7 @@ from typing import Any
 from fusion_jax.errors import InputError
 from fusion_jax.markdown import markdown_table
 from fusion_jax.models.families import config_from_hf
+from fusion_jax.models.parameters import key_heads
 from fusion_jax.plan.compile import Compiled, compile_for
 from fusion_jax.plan.cost import Times, step_time
 from fusion_jax.plan.flops import kernel_share, parameter_count, tokens_of, useful_flops
@@ -201,7 +202,7 @@ def limit(r: Result) -> str:
     share = f"{name}, {seconds / max(t.total, 1e-12):.0%} of the time"
     room = r.compiled.memory.available - r.needed
     if isinstance(program, Decode) and r.planned.request.mesh[1] != 1:
-        heads = math.gcd(config_from_hf(r.planned.request.model).num_kv_heads, r.where.chips)
+        heads = math.gcd(key_heads(config_from_hf(r.planned.request.model)), r.where.chips)
         split = f": split the model by heads (mesh-fsdp 1, mesh-tensor {heads})" if heads > 1 else ""
         return f"{share}. Every token gathers the weights{split}"
     if name == "the link to the host":

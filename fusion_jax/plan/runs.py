@@ -237,7 +237,7 @@ def merging(method: str, models: int, model: str, ask: Ask) -> list[Planned]:
     """The largest tensor of a merge, the embedding; the others follow it one at a time."""
     values, name = model_values(model, ask, "recipe")
     config = config_from_hf(values)
-    shape = (config.vocab_size, config.hidden_size)
+    shape = (config.vocab_size, config.width)
     notes = (f"models: {models} of {name}, bfloat16", f"the largest tensor, {shape}; the others come one at a time")
     tensor = MergeTensor(method, models, shape)
     return [Planned(f"{method}: the largest tensor", Request(ask.slice, values, tensor), 0, notes)]

@@ -37,9 +37,9 @@ def score_responses(
     Raises:
       InputError: the model has no scalar head or no tokenizer; a chat is longer than the model's positions.
     """
-    if model.config.num_labels != 1:
+    if model.config.head.labels != 1:
         raise InputError(
-            f"has {model.config.num_labels} scores, a reward model has one", field="reward_model",
+            f"has {model.config.head.labels} scores, a reward model has one", field="reward_model",
             cure="Give a sequence-classification folder with one label",
         )  # fmt: skip
     if model.tokenizer is None:

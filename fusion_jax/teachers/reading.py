@@ -13,7 +13,7 @@ from fusion_jax.align.views import view_of
 from fusion_jax.data.batches import bucket_list
 from fusion_jax.data.documents import Document, TeacherText, documents_fingerprint
 from fusion_jax.models.compute import Compute
-from fusion_jax.models.config import DecoderConfig
+from fusion_jax.models.config import ModelConfig
 from fusion_jax.models.decoder import Params, forward, head_kernel, padded_positions
 from fusion_jax.models.folder import Model
 from fusion_jax.models.identity import fingerprint
@@ -34,7 +34,7 @@ def store_identity(model: Model, documents: Sequence[Document], k: int) -> Store
 
 
 def make_topk_step(
-    config: DecoderConfig, compute: Compute, k: int, vocab_limit: int
+    config: ModelConfig, compute: Compute, k: int, vocab_limit: int
 ) -> Callable[[Params, Array, Array], tuple[TopK, Array]]:
     """Jitted (params, tokens int[B,T], labels int[B,T]) -> (the k entries that may follow, log-probs of the labels)."""
 
@@ -45,7 +45,7 @@ def make_topk_step(
             dtype=compute.dtype, kernel=compute.kernel,
         )  # fmt: skip
         kernel = head_kernel(params, config).astype(hidden.dtype)
-        cap, shards = config.final_soft_cap, tensor_shards(compute.mesh)
+        cap, shards = config.head.soft_cap, tensor_shards(compute.mesh)
         top = linear_topk(
             hidden, kernel, k, soft_cap=cap, vocab_shards=shards, row_shards=data_ways(compute.mesh),
             elements=compute.logits, vocab_limit=vocab_limit,

@@ -11,7 +11,7 @@ import jax
 from fusion_jax.data.batches import TokenBatch
 from fusion_jax.losses.reductions import Count, Mean
 from fusion_jax.models.compute import Compute
-from fusion_jax.models.config import DecoderConfig
+from fusion_jax.models.config import ModelConfig
 from fusion_jax.models.decoder import Params
 from fusion_jax.train.scores import Scores, score
 
@@ -44,4 +44,4 @@ class Objective:
     loss: Callable[[Scores, Progress], tuple[Mean, Metrics]]
     reference: bool = False
     targets: bool = False
-    scores: Callable[[Params, DecoderConfig, TokenBatch, Compute], Scores] = score
+    scores: Callable[[Params, ModelConfig, TokenBatch, Compute], Scores] = score

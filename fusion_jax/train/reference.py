@@ -16,7 +16,7 @@ from fusion_jax.files import regular_file, replacing, write_json, writing
 from fusion_jax.hosts import agreed_exists, on_first
 from fusion_jax.json_files import RESTORE, read_json
 from fusion_jax.models.compute import Compute
-from fusion_jax.models.config import DecoderConfig
+from fusion_jax.models.config import ModelConfig
 from fusion_jax.models.decoder import Params
 from fusion_jax.models.folder import Model
 from fusion_jax.models.identity import fingerprint
@@ -41,7 +41,7 @@ def examples_fingerprint(examples: Sequence[Example]) -> str:
 
 def sequence_logprobs(
     params: Params,
-    config: DecoderConfig,
+    config: ModelConfig,
     examples: Sequence[Example],
     compute: Compute,
     *,

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from fusion_jax.data.batches import Targets, TokenBatch
 from fusion_jax.models.compute import Compute
-from fusion_jax.models.config import DecoderConfig
+from fusion_jax.models.config import ModelConfig
 from fusion_jax.models.decoder import Params, forward, head_kernel
 from fusion_jax.ops.linear_logprobs import linear_logprobs
 from fusion_jax.sharding import constrain, data_ways, tensor_shards
@@ -42,7 +42,7 @@ class Scores(NamedTuple):
     branch: Array | None = None
 
 
-def score(params: Params, config: DecoderConfig, batch: TokenBatch, compute: Compute) -> Scores:
+def score(params: Params, config: ModelConfig, batch: TokenBatch, compute: Compute) -> Scores:
     """Log-probabilities of the scored tokens of every row of a micro-batch."""
     hidden, targets = _hidden(params, config, batch, compute), batch.targets
     labels = batch.labels
@@ -50,7 +50,7 @@ def score(params: Params, config: DecoderConfig, batch: TokenBatch, compute: Com
         labels = jnp.concatenate([labels[..., None], targets.ids], -1)
     logprobs, _ = linear_logprobs(
         hidden, head_kernel(params, config), labels,
-        soft_cap=config.final_soft_cap, vocab_shards=tensor_shards(compute.mesh), row_shards=data_ways(compute.mesh),
+        soft_cap=config.head.soft_cap, vocab_shards=tensor_shards(compute.mesh), row_shards=data_ways(compute.mesh),
         elements=compute.logits,
     )  # fmt: skip
     of_targets = logprobs[..., 1:] if targets is not None else None
@@ -92,7 +92,7 @@ def _token_weights(batch: TokenBatch) -> Array:
     return jnp.einsum("rgtm,rm->rgt", _segments(batch), jnp.where(batch.slots < 0, 0, batch.weights[batch.slots]))
 
 
-def _hidden(params: Params, config: DecoderConfig, batch: TokenBatch, compute: Compute) -> Array:
+def _hidden(params: Params, config: ModelConfig, batch: TokenBatch, compute: Compute) -> Array:
     """Hidden states [B,G,T,D] of the rows behind their prompts; [R,G,T,D] of packed rows."""
     examples, groups, width = batch.tokens.shape
     size = batch.prompts.shape[1]

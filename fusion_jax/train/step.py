@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 from fusion_jax.data.batches import TokenBatch
 from fusion_jax.losses.reductions import divide
 from fusion_jax.models.compute import Compute
-from fusion_jax.models.config import DecoderConfig
+from fusion_jax.models.config import ModelConfig
 from fusion_jax.sharding import constrain, data_ways, local_rows, named
 from fusion_jax.train.objective import Metrics, Objective, Progress
 from fusion_jax.train.scores import Scores, score
@@ -32,7 +32,7 @@ def _place(batch: TokenBatch, mesh: Mesh | None) -> TokenBatch:
 
 
 def make_score_step(
-    config: DecoderConfig, compute: Compute, scores: Callable[..., Scores] = score
+    config: ModelConfig, compute: Compute, scores: Callable[..., Scores] = score
 ) -> Callable[[Params, TokenBatch], Array]:
     """Jitted sequence log-probs: (params, micro-batch) -> float[B,G]; how references are computed once.
 
@@ -46,7 +46,7 @@ def make_score_step(
 
 
 def make_eval_step(
-    config: DecoderConfig, objective: Objective, compute: Compute, *, total: int
+    config: ModelConfig, objective: Objective, compute: Compute, *, total: int
 ) -> Callable[[Params, TokenBatch, Array], Metrics]:
     """Jitted objective without gradient: (params, micro-batch, step) -> sums with weights, `loss` among them."""
 
@@ -59,7 +59,7 @@ def make_eval_step(
 
 
 def make_train_step(
-    config: DecoderConfig,
+    config: ModelConfig,
     objective: Objective,
     optimizer: optax.GradientTransformation,
     compute: Compute,

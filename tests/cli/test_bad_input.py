@@ -142,7 +142,7 @@ Q = "model.layers.0.self_attn.q_proj.weight"
 BROKEN_FOLDERS: dict[str, tuple[Any, tuple[str, ...]]] = {
     "no config": (lambda f: (f / "config.json").unlink(), ("holds no config.json",)),
     "broken config": (lambda f: (f / "config.json").write_text("{"), ("config.json", "is not JSON")),
-    "unknown architecture": (lambda f: edit_json(f / "config.json", model_type="gpt9"), ("'gpt9'", "Known: llama")),
+    "unknown architecture": (lambda f: edit_json(f / "config.json", model_type="gpt9"), ("'gpt9'", "Known: ", "llama")),
     "unknown rotary scaling": (
         lambda f: edit_json(f / "config.json", rope_parameters={"rope_type": "longrope"}), ("'longrope'", "rope_parameters")),
     "field missing": (lambda f: edit_json(f / "config.json", hidden_size=None), ("field 'hidden_size'", "is missing")),

@@ -30,7 +30,7 @@ TEXTS, PART = 24, 4
 def folder(tmp_path_factory) -> Path:
     """The model, the texts, which get longer so that every part compiles anew, and the store of one process."""
     path = tmp_path_factory.mktemp("hosts")
-    small_folder(path / "model", num_kv_heads=2)
+    small_folder(path / "model", num_key_value_heads=2)
     write(path / "texts.jsonl", [{"text": f"{i} " + "Reverse a b. " * (1 + i // PART)} for i in range(TEXTS)])
     attempt(cache_teacher, arguments(path, "one"))
     assert len(read_jsonl(path / "texts.jsonl")) == TEXTS == len(store(path / "one"))

@@ -42,7 +42,7 @@ sys.addaudithook(hook)
 def folder(tmp_path_factory) -> Path:
     """The model, pairs of one length, so that little is compiled, and the run of one process."""
     path = tmp_path_factory.mktemp("training")
-    small_folder(path / "model", num_kv_heads=2)
+    small_folder(path / "model", num_key_value_heads=2)
     write(path / "pairs.jsonl", even_pairs(56))
     ended(start(path, "one", 1), 0)
     assert read_jsonl(path / "one/metrics.jsonl")[-1]["step"] == STEPS - 1

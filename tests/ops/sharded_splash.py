@@ -3,7 +3,6 @@ offloading on a mesh, against the reference attention on one device."""
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import sys
 from typing import Any
@@ -20,10 +19,14 @@ from fusion_jax.train import objectives
 from fusion_jax.train.objectives import WrpoSettings
 from fusion_jax.train.state import OptimizerSettings, init_state, make_optimizer
 from fusion_jax.train.step import make_train_step, shard_batch
+from tests.small import changed
 from tests.train.sharded_step import CONFIG as GEMMA
 from tests.train.sharded_step import quadruples
 
-CONFIG = dataclasses.replace(GEMMA, model_type="llama", windows=(), post_norms=False, num_kv_heads=2, head_dim=128)
+CONFIG = changed(
+    GEMMA, attention={"kv_heads": 2, "head_dim": 128, "scale": None}, stack={"windows": (), "residual": "pre"},
+    model_type="llama",
+)  # fmt: skip
 
 
 def run(compute: Compute) -> tuple[float, Any]:

@@ -125,7 +125,8 @@ def test_a_token_takes_no_less_than_reading_weights_and_cache_once():
     found = plan(Planned("decode", Request("v5e-4", model, program, (1, 1, 4))))
     config = config_from_hf(model)
     weights = 2 * (body_parameters(config) + head_parameters(config))
-    cache = 2 * 2 * 4 * config.num_kv_heads * config.head_dim * 32 * (1024 + 512)
+    attention = config.decoder[0].attention
+    cache = 2 * 2 * 4 * attention.kv_heads * attention.head_dim * 32 * (1024 + 512)
     floor = 512 * (weights + cache) / 4 / slice_of("v5e-4").chip.bandwidth
     assert floor <= found.times.total < 1.2 * floor
     assert found.times.memory > 0.9 * floor

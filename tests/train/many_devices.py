@@ -29,9 +29,9 @@ TEXTS = ["one two three", "What is 12 + 30?", "a", "Reverse a b c d e"]
 def found(sizes: tuple[int, int, int] | None) -> dict[str, list[float]]:
     """Teachers, references, rewards and answers, of batches of 3 texts, on a mesh or without one."""
     mesh = None if sizes is None else make_mesh(*sizes)
-    model = small_model(max_positions=64)
+    model = small_model(max_position_embeddings=64)
     model = dataclasses.replace(model, params=place_params(model.params, model.config, mesh))
-    judge = small_model(num_labels=1, tied_head=False)
+    judge = small_model(num_labels=1, tie_word_embeddings=False)
     judge = dataclasses.replace(judge, params=place_params(judge.params, judge.config, mesh))
     compute = Compute(mesh, kernel="xla" if mesh is None else "splash-interpreted")
     texts = encode_documents(model.tokenizer, text_documents(TEXTS), max_length=64)

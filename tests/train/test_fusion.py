@@ -13,7 +13,7 @@ from fusion_jax.align.distributions import RowRule
 from fusion_jax.data.batches import Example, Targets, buckets_of, collate
 from fusion_jax.errors import InputError
 from fusion_jax.models.compute import Compute
-from fusion_jax.models.config import DecoderConfig
+from fusion_jax.models.families import config_from_hf
 from fusion_jax.models.folder import Model, logits
 from fusion_jax.models.parameters import init_params
 from fusion_jax.teachers.settings import FusionSettings
@@ -195,10 +195,10 @@ def test_settings_that_do_not_go_together(settings, field):
 
 @pytest.fixture(scope="module")
 def model():
-    config = DecoderConfig(
-        model_type="llama", vocab_size=V, hidden_size=32, intermediate_size=64, num_layers=2, num_heads=2,
-        num_kv_heads=2, head_dim=16, max_positions=64, tied_head=False,
-    )  # fmt: skip
+    config = config_from_hf({
+        "model_type": "llama", "vocab_size": V, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
+        "num_attention_heads": 2, "max_position_embeddings": 64,
+    })  # fmt: skip
     return Model(config, init_params(config, jax.random.key(0)))
 
 

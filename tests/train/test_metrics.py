@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,12 +19,12 @@ from fusion_jax.train.optimise import optimise
 from fusion_jax.train.settings import TrainSettings
 from fusion_jax.train.state import OptimizerSettings, init_state, make_optimizer
 from fusion_jax.train.step import make_train_step
-from tests.small import small_model
+from tests.small import changed, small_model
 from tests.train.test_shared_prompt import PLAIN
 
 pytestmark = pytest.mark.usefixtures("quick_compiler")
 
-CONFIG = dataclasses.replace(PLAIN, num_layers=1)
+CONFIG = changed(PLAIN, stack={"layers": 1})
 FAST = (("xla_backend_optimization_level", 0), ("xla_llvm_disable_expensive_passes", True))  # to compile, not to run
 OBJECTIVES = {
     "sft": (1, objectives.sft()),
@@ -74,7 +72,7 @@ def test_the_evaluation_counts_all_held_out_tokens(tmp_path):
     """Five examples in batches of two, the last one filled."""
     settings = TrainSettings(batch_size=4, micro_batches=2, log_every=1, remat="none")
     run, held = open_run(tmp_path / "run", {}, resume=False), uneven(1)[:5]
-    optimise(small_model(num_layers=1), Data(uneven(1)[:4]), objectives.sft(), settings, run, held=Data(held))
+    optimise(small_model(num_hidden_layers=1), Data(uneven(1)[:4]), objectives.sft(), settings, run, held=Data(held))
     lines = (tmp_path / "run/metrics.jsonl").read_text().splitlines()
     assert f'"eval_tokens": {float(sum(e.scored[0] for e in held))}' in lines[-1]
 

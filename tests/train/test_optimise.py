@@ -17,7 +17,7 @@ from fusion_jax import hosts
 from fusion_jax.data.batches import Data, Example
 from fusion_jax.data.jsonl import read_jsonl
 from fusion_jax.errors import InputError
-from fusion_jax.models.config import DecoderConfig
+from fusion_jax.models.families import config_from_hf
 from fusion_jax.models.folder import Model
 from fusion_jax.models.parameters import init_params
 from fusion_jax.store import run_folder
@@ -39,7 +39,10 @@ LAST = 3  # of the steps from 0
 def train(folder: Path) -> Any:
     """Four steps on one host, or the rest of them."""
     folder.mkdir(exist_ok=True)
-    config = DecoderConfig("llama", 24, 8, 8, 1, 1, 1, 8, 16)
+    config = config_from_hf({
+        "model_type": "llama", "vocab_size": 24, "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1,
+        "num_attention_heads": 1, "max_position_embeddings": 16,
+    })  # fmt: skip
     model = Model(config, init_params(config, jax.random.key(0)), None)
     run = RunFolder(folder, Console(quiet=True))
     return jax.device_get(

@@ -11,7 +11,7 @@ from fusion_jax.errors import InputError
 from fusion_jax.files import write_json
 from fusion_jax.merge.executor.prepare import Prepared
 from fusion_jax.merge.vocabulary.tokens import pivot_model
-from fusion_jax.models.families.common import with_both_forms
+from fusion_jax.models.families.rotary import with_both_forms
 from fusion_jax.models.json_files import GENERATION, read_generation
 
 LAYER_COUNTS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
