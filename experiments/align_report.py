@@ -32,16 +32,16 @@ from fusion_jax.align.coverage import (
     images_of,
     occurrences_of,
 )
-from fusion_jax.align.raw_tokenizers import SUFFIXES, load_raw_tokenizer
 from fusion_jax.align.rules import Rules
 from fusion_jax.align.sequences import Variant
 from fusion_jax.align.views import Pieces, TokenizerView, view_of
 from fusion_jax.align.vocabulary import Weight, count_pairs, exact_map, mapping_statistics, mined_map
-from fusion_jax.data.jsonl import numbered
 from fusion_jax.data.loaders import load_records, load_texts
+from fusion_jax.data.raw_tokenizers import SUFFIXES, load_raw_tokenizer
 from fusion_jax.data.records import Place, text
 from fusion_jax.errors import InputError
 from fusion_jax.files import write_json
+from fusion_jax.jsonl import numbered
 from fusion_jax.markdown import markdown_table, save_figure
 from fusion_jax.models.folder import tokenizer_of
 from fusion_jax.options import Files, Folder, ModelPath

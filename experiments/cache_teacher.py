@@ -42,11 +42,11 @@ import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 
-from fusion_jax.data.documents import all_scored_bytes, encode_documents, text_documents
+from fusion_jax.data.documents import TeacherRow, all_scored_bytes, encode_documents, text_documents
 from fusion_jax.data.loaders import load_texts
 from fusion_jax.data.windows import split_windows
 from fusion_jax.errors import InputError
-from fusion_jax.hosts import HostSettings, join
+from fusion_jax.hosts.join import HostSettings, join
 from fusion_jax.markdown import markdown_table
 from fusion_jax.models.folder import load, tokenizer_of
 from fusion_jax.options import File, Folder, ModelPath, Models
@@ -54,7 +54,7 @@ from fusion_jax.plan.command import run as run_experiment
 from fusion_jax.plan.runs import Ask, Planned, teacher
 from fusion_jax.settings import bounded
 from fusion_jax.teachers.reading import store_identity, teacher_rows
-from fusion_jax.teachers.store import StoreIdentity, TeacherRow, TeacherStore, write_store
+from fusion_jax.teachers.store import StoreIdentity, TeacherStore, write_store
 from fusion_jax.train.settings import TrainSettings, compute_to_read
 from fusion_jax.zoo import model_path
 

@@ -19,11 +19,11 @@ from typing import ClassVar
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from fusion_jax.data.examples import TextSettings
-from fusion_jax.data.jsonl import Record
 from fusion_jax.data.loaders import load_records
 from fusion_jax.data.order import split_indices
 from fusion_jax.data.records import OnBad
 from fusion_jax.data.tokenise import TokeniseSettings
+from fusion_jax.jsonl import Record
 from fusion_jax.models.folder import Model
 from fusion_jax.options import File, Folder, ModelPath
 from fusion_jax.plan.command import run as run_experiment

@@ -31,11 +31,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np
 
 from fusion_jax.data.documents import Document, chat_documents, token_counts
-from fusion_jax.data.jsonl import Record
 from fusion_jax.data.loaders import load_records
 from fusion_jax.data.records import OnBad, Row, parse_prompts, parse_rows
 from fusion_jax.errors import InputError
-from fusion_jax.hosts import on_first
+from fusion_jax.hosts.agree import on_first
+from fusion_jax.jsonl import Record
 from fusion_jax.merge import merge
 from fusion_jax.merge.methods import METHODS, MethodName
 from fusion_jax.merge.methods.arithmetic import MathDtype

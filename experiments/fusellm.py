@@ -28,11 +28,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from fusion_jax.data.batches import Data
 from fusion_jax.data.documents import Document, all_scored_bytes, encode_documents, plain_examples, text_documents
-from fusion_jax.data.jsonl import Record
 from fusion_jax.data.loaders import load_records, load_texts
 from fusion_jax.data.records import parse_prompts
 from fusion_jax.data.windows import split_windows
 from fusion_jax.errors import InputError
+from fusion_jax.jsonl import Record
 from fusion_jax.models.folder import load, tokenizer_of
 from fusion_jax.options import File, Folder, ModelPath, Models
 from fusion_jax.plan.command import run as run_experiment

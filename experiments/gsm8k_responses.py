@@ -24,11 +24,11 @@ import jax
 
 from fusion_jax.data.batches import Data
 from fusion_jax.data.examples import TextSettings, make_examples
-from fusion_jax.data.jsonl import Record, numbered, write_jsonl
 from fusion_jax.data.loaders import load_records
 from fusion_jax.data.records import Place, parse_rows, prompt_id, text
 from fusion_jax.data.tokenise import TokeniseSettings
 from fusion_jax.errors import InputError
+from fusion_jax.jsonl import Record, numbered, write_jsonl
 from fusion_jax.models.families import config_from_hf
 from fusion_jax.models.folder import Model, save
 from fusion_jax.models.parameters import init_params

@@ -22,10 +22,10 @@ from rich.text import Text
 
 from experiments import wrpo
 from fusion_jax.data.examples import TextSettings, make_examples
-from fusion_jax.data.jsonl import Record
 from fusion_jax.data.loaders import load_records
 from fusion_jax.data.records import parse_rows
 from fusion_jax.errors import InputError
+from fusion_jax.jsonl import Record
 from fusion_jax.models.folder import tokenizer_of
 from fusion_jax.options import File, ModelPath
 from fusion_jax.settings import bounded

@@ -28,12 +28,12 @@ from typing import Any, ClassVar, Literal
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from fusion_jax.data.examples import TextSettings
-from fusion_jax.data.jsonl import Record
 from fusion_jax.data.loaders import load_records
 from fusion_jax.data.order import split_indices
 from fusion_jax.data.records import OnBad, Row, parse_responses, parse_rows
 from fusion_jax.data.tokenise import TokeniseSettings
 from fusion_jax.errors import InputError
+from fusion_jax.jsonl import Record
 from fusion_jax.markdown import markdown_table
 from fusion_jax.models.folder import Model
 from fusion_jax.options import File, Folder, ModelPath, Models, RewardModel

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import pytest
 
-from fusion_jax.data.jsonl import Record, write_jsonl
+from fusion_jax.jsonl import Record, write_jsonl
 from fusion_jax.models.config import ModelConfig
 from fusion_jax.models.families import config_from_hf
 from fusion_jax.models.folder import Model, save

@@ -20,13 +20,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 
-from fusion_jax.data.jsonl import Record
 from fusion_jax.data.loaders import load_records
 from fusion_jax.data.records import parse_prompts
 from fusion_jax.errors import InputError
 from fusion_jax.figures import hue, new_figure, tidy
 from fusion_jax.intervals import mean_interval
 from fusion_jax.json_files import RESTORE, read_json
+from fusion_jax.jsonl import Record
 from fusion_jax.markdown import markdown_table, save_figure
 from fusion_jax.merge import merge
 from fusion_jax.merge.methods import METHODS

@@ -43,11 +43,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from experiments.sweeps.files import Cell, Sweep, read_sweep
 from experiments.sweeps.report import write_report
-from fusion_jax.data.jsonl import Record
 from fusion_jax.errors import InputError
 from fusion_jax.files import write_json
-from fusion_jax.hosts import PREEMPTED
+from fusion_jax.hosts.signals import PREEMPTED
 from fusion_jax.json_files import RESTORE, read_json
+from fusion_jax.jsonl import Record
 from fusion_jax.options import Files, Folder, Positional
 from fusion_jax.runs.opening import check_finished, check_settings, finished
 from fusion_jax.settings import bounded, seeded

@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from fusion_jax.arguments import records
-from fusion_jax.data.jsonl import Record
 from fusion_jax.errors import InputError
 from fusion_jax.intervals import wilson
+from fusion_jax.jsonl import Record
 from fusion_jax.models.folder import Model
 from fusion_jax.rewards.verifiers import answer as states_answer
 from fusion_jax.sampling.generate import decoding_mesh, generate

@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 
 from fusion_jax.errors import InputError, quoted
 from fusion_jax.files import replacing_folder
-from fusion_jax.hosts import barrier, first_host, on_first
+from fusion_jax.hosts.agree import barrier, first_host, on_first
 from fusion_jax.models.config import Head, ModelConfig
 from fusion_jax.models.decoder import Params, forward, head_kernel, padded_positions, soft_capped
 from fusion_jax.models.families import config_from_hf, config_to_hf, family_of, tensors_of

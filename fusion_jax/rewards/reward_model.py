@@ -13,8 +13,8 @@ from fusion_jax.arguments import records
 from fusion_jax.data.batches import bucket_list
 from fusion_jax.data.chat import LostText, render_each
 from fusion_jax.data.clip import Clip
-from fusion_jax.data.jsonl import Record
 from fusion_jax.errors import InputError
+from fusion_jax.jsonl import Record
 from fusion_jax.models.decoder import Params
 from fusion_jax.models.folder import Model, classify
 from fusion_jax.sharding import data_ways, named, padded_rows, placed

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 
 import jax
 
-from fusion_jax.data.jsonl import Record
 from fusion_jax.errors import InputError
+from fusion_jax.jsonl import Record
 from fusion_jax.models.folder import check_folder, tokenizer_of
 from fusion_jax.models.parameters import check_heads
 from fusion_jax.sampling.generate import encoded_prompts

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fusion_jax.data.jsonl import read_jsonl
-from fusion_jax.intervals import wilson
 from fusion_jax.figures import greys, hue, measured_curve, new_figure, tidy, training_curve
+from fusion_jax.intervals import wilson
+from fusion_jax.jsonl import read_jsonl
 from fusion_jax.store.run_folder import METRICS
 
 if TYPE_CHECKING:

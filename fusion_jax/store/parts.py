@@ -25,7 +25,8 @@ import xxhash
 
 from fusion_jax.errors import InputError
 from fusion_jax.files import replacing, write_json, writing
-from fusion_jax.hosts import HostSettings, on_first, this_host, wait_for
+from fusion_jax.hosts.agree import on_first, wait_for
+from fusion_jax.hosts.join import HostSettings, this_host
 from fusion_jax.json_files import RESTORE, read_json
 from fusion_jax.store.lock import held, sweep
 

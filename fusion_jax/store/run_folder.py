@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fusion_jax.data.jsonl import read_jsonl, write_jsonl
 from fusion_jax.errors import InputError
 from fusion_jax.failures import doing
 from fusion_jax.fields import Fields
 from fusion_jax.files import write_json
-from fusion_jax.hosts import agreed, first_host, on_first, seen
+from fusion_jax.hosts.agree import agreed, first_host, on_first, seen
 from fusion_jax.json_files import parse_json
+from fusion_jax.jsonl import read_jsonl, write_jsonl
 from fusion_jax.store import manifest
 from fusion_jax.store.lock import Lock, is_trace
 from fusion_jax.store.manifest import Manifests, State

@@ -29,15 +29,16 @@ from fusion_jax.align.vocabulary import (
     mined_map,
 )
 from fusion_jax.data.chat import turn_end
-from fusion_jax.data.documents import Document, TeacherText, encode_documents, inside
+from fusion_jax.data.documents import Document, TeacherRow, TeacherText, encode_documents, inside
 from fusion_jax.errors import InputError
-from fusion_jax.hosts import agreed_exists, on_first, this_host
+from fusion_jax.hosts.agree import agreed_exists, on_first
+from fusion_jax.hosts.join import this_host
 from fusion_jax.models.compute import Compute
 from fusion_jax.models.folder import Model
 from fusion_jax.settings import bounded
 from fusion_jax.teachers.reading import store_identity, teacher_rows
 from fusion_jax.teachers.settings import FusionSettings
-from fusion_jax.teachers.store import TeacherRow, TeacherStore, write_store
+from fusion_jax.teachers.store import TeacherStore, write_store
 from fusion_jax.teachers.targets import Opinions, metrics_of, own_opinion, source_opinion
 
 Progress = Callable[[str, int, int], None]

@@ -11,7 +11,7 @@ import numpy as np
 
 from fusion_jax.align.views import view_of
 from fusion_jax.data.batches import bucket_list
-from fusion_jax.data.documents import Document, TeacherText, documents_fingerprint
+from fusion_jax.data.documents import Document, TeacherRow, TeacherText, documents_fingerprint
 from fusion_jax.models.compute import Compute
 from fusion_jax.models.config import ModelConfig
 from fusion_jax.models.decoder import Params, forward, head_kernel, padded_positions
@@ -19,7 +19,7 @@ from fusion_jax.models.folder import Model
 from fusion_jax.models.identity import fingerprint
 from fusion_jax.ops.linear_topk import TopK, linear_topk
 from fusion_jax.sharding import constrain, data_ways, named, padded_rows, placed, tensor_shards
-from fusion_jax.teachers.store import StoreIdentity, TeacherRow
+from fusion_jax.teachers.store import StoreIdentity
 
 Array = jax.Array
 

@@ -13,16 +13,16 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import safetensors
 import safetensors.numpy
 
-from fusion_jax.data.documents import TeacherText
+from fusion_jax.data.documents import TeacherRow, TeacherText
 from fusion_jax.errors import InputError
 from fusion_jax.files import replacing, write_json, writing
-from fusion_jax.hosts import Host, HostSettings, agreed, wait_for
+from fusion_jax.hosts.agree import agreed, wait_for
+from fusion_jax.hosts.join import Host, HostSettings
 from fusion_jax.json_files import RESTORE, read_json
 from fusion_jax.store.lock import LOCK, held, is_trace, sweep
 
@@ -33,24 +33,6 @@ DTYPES = {
 
 STORE = "store.json"
 DELETE_PART = "Delete the part and run the same command again: it goes on"
-
-
-class TeacherRow(NamedTuple):
-    """What one teacher says of one text.
-
-    ids: int32[T], the teacher's own tokens; offsets: int32[T,2], their characters in the text.
-    topk_ids: int32[T,K]; topk_logprobs: float16[T,K], falling, of the token that follows; logsumexp: float32[T], of
-    its logits; tail: float32[T], the probability outside the K entries.
-    metric: float32[2], the sum of -log p over the scored tokens, in nats, and their number.
-    """
-
-    ids: np.ndarray
-    offsets: np.ndarray
-    topk_ids: np.ndarray
-    topk_logprobs: np.ndarray
-    logsumexp: np.ndarray
-    tail: np.ndarray
-    metric: np.ndarray
 
 
 @dataclass(frozen=True)

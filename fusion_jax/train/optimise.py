@@ -19,7 +19,8 @@ from fusion_jax.data.packing import check_packable
 from fusion_jax.errors import InputError
 from fusion_jax.failures import doing
 from fusion_jax.files import write_json
-from fusion_jax.hosts import PREEMPTED, on_first, preemption
+from fusion_jax.hosts.agree import on_first
+from fusion_jax.hosts.signals import PREEMPTED, preemption
 from fusion_jax.json_files import RESTORE, read_json
 from fusion_jax.losses.schedules import learning_rate
 from fusion_jax.models.compute import Compute

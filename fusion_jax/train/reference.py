@@ -13,7 +13,7 @@ import numpy as np
 from fusion_jax.data.batches import Buckets, Data, Example, collate, extents
 from fusion_jax.errors import InputError
 from fusion_jax.files import regular_file, replacing, write_json, writing
-from fusion_jax.hosts import agreed_exists, on_first
+from fusion_jax.hosts.agree import agreed_exists, on_first
 from fusion_jax.json_files import RESTORE, read_json
 from fusion_jax.models.compute import Compute
 from fusion_jax.models.config import ModelConfig

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from experiments import dpo, generate, sft, wrpo
-from fusion_jax.data.jsonl import write_jsonl
+from fusion_jax.jsonl import write_jsonl
 from fusion_jax.models.folder import load, save
 from fusion_jax.models.safetensors_io import PlannedTensor, open_folder, write_folder
 from fusion_jax.runs.opening import open_run

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from experiments import cache_teacher, dpo, fusechat, fusellm, generate, gsm8k_responses, sft, wrpo
-from fusion_jax.data.jsonl import read_jsonl, write_jsonl
 from fusion_jax.errors import InputError
+from fusion_jax.jsonl import read_jsonl, write_jsonl
 from fusion_jax.models.folder import load, load_tokenizer, save
 from fusion_jax.runs import desk
 from fusion_jax.runs.opening import open_run

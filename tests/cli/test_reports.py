@@ -13,9 +13,9 @@ import matplotlib.colors
 import pytest
 
 from experiments import fusellm, sft, wrpo
-from fusion_jax.data.jsonl import write_jsonl
 from fusion_jax.evals.accuracy import by_skill
 from fusion_jax.figures import greys, hue, smoothed
+from fusion_jax.jsonl import write_jsonl
 from fusion_jax.losses.reductions import Count, Mean
 from fusion_jax.runs.opening import open_run
 from fusion_jax.runs.plots import accuracy_figure, training_figure

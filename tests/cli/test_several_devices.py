@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fusion_jax.data.jsonl import read_jsonl
+from fusion_jax.jsonl import read_jsonl
 from tests.small import command, even_pairs, small_folder, write
 
 pytestmark = pytest.mark.usefixtures("quick_compiler")

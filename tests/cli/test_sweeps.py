@@ -16,8 +16,8 @@ import pytest
 from experiments import wrpo
 from experiments.sweeps import run as sweeps
 from experiments.sweeps.files import EXPERIMENTS, read_sweep
-from fusion_jax.data.jsonl import read_jsonl
 from fusion_jax.errors import InputError
+from fusion_jax.jsonl import read_jsonl
 from fusion_jax.runs import desk
 from tests.small import ROOT, attempt, fails, small_folder, write
 

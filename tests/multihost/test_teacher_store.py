@@ -14,11 +14,12 @@ import numpy as np
 import pytest
 
 from experiments import cache_teacher
-from fusion_jax.data.jsonl import read_jsonl
+from fusion_jax.data.documents import TeacherRow
 from fusion_jax.errors import InputError
-from fusion_jax.hosts import Host, HostSettings, join
+from fusion_jax.hosts.join import Host, HostSettings, join
 from fusion_jax.json_files import read_json
-from fusion_jax.teachers.store import StoreIdentity, TeacherRow, TeacherStore
+from fusion_jax.jsonl import read_jsonl
+from fusion_jax.teachers.store import StoreIdentity, TeacherStore
 from tests.small import attempt, command, fails, small_folder, write
 
 pytestmark = pytest.mark.usefixtures("quick_compiler")

@@ -16,8 +16,8 @@ import pytest
 from safetensors.numpy import load_file
 
 from experiments import dpo
-from fusion_jax.data.jsonl import read_jsonl
-from fusion_jax.hosts import LOST, PREEMPTED
+from fusion_jax.hosts.signals import LOST, PREEMPTED
+from fusion_jax.jsonl import read_jsonl
 from tests.multihost.test_teacher_store import free_address
 from tests.small import ROOT, command, even_pairs, fails, small_folder, write
 

@@ -9,7 +9,7 @@ import pytest
 
 from fusion_jax.align.distributions import RowRule
 from fusion_jax.align.sequences import Alignment
-from fusion_jax.data.documents import TeacherText, chat_documents, text_documents
+from fusion_jax.data.documents import TeacherRow, TeacherText, chat_documents, text_documents
 from fusion_jax.data.records import Row
 from fusion_jax.errors import InputError
 from fusion_jax.models.compute import Compute
@@ -23,7 +23,6 @@ from fusion_jax.teachers.opinions import (
     source_opinions,
 )
 from fusion_jax.teachers.settings import FusionSettings
-from fusion_jax.teachers.store import TeacherRow
 from fusion_jax.zoo import model_path
 
 pytestmark = pytest.mark.usefixtures("quick_compiler")

@@ -13,10 +13,11 @@ import jax
 import pytest
 from rich.console import Console
 
-from fusion_jax import hosts
 from fusion_jax.data.batches import Data, Example
-from fusion_jax.data.jsonl import read_jsonl
 from fusion_jax.errors import InputError
+from fusion_jax.hosts.join import HostSettings, connect
+from fusion_jax.hosts.signals import PREEMPTED
+from fusion_jax.jsonl import read_jsonl
 from fusion_jax.models.families import config_from_hf
 from fusion_jax.models.folder import Model
 from fusion_jax.models.parameters import init_params
@@ -71,7 +72,7 @@ def whole(tmp_path_factory) -> tuple[Path, Any]:
 def sigterm() -> Iterator[None]:
     """As a program has it that trains: SIGTERM ends it where no loop takes note of it."""
     before = signal.getsignal(signal.SIGTERM)
-    hosts.connect(hosts.HostSettings())
+    connect(HostSettings())
     yield
     signal.signal(signal.SIGTERM, before)
 
@@ -114,7 +115,7 @@ def test_sigterm_while_the_last_checkpoint_is_written(monkeypatch, tmp_path, who
     monkeypatch.setattr(manager, "wait_until_finished", waiting)
     with pytest.raises(SystemExit) as ended:
         train(tmp_path)
-    assert ended.value.code == hosts.PREEMPTED and written[-1] == [str(LAST + 1)]
+    assert ended.value.code == PREEMPTED and written[-1] == [str(LAST + 1)]
     goes_on(monkeypatch, tmp_path, whole)
 
 
@@ -122,7 +123,7 @@ def test_sigterm_during_the_last_evaluation_is_not_forgotten(monkeypatch, tmp_pa
     when_logging(monkeypatch, (LAST, True), tell)
     with pytest.raises(SystemExit) as ended:
         train(tmp_path)
-    assert ended.value.code == hosts.PREEMPTED
+    assert ended.value.code == PREEMPTED
     assert saved(tmp_path) == [str(LAST + 1)] and logged(tmp_path) == logged(whole[0])
     goes_on(monkeypatch, tmp_path, whole)
 
@@ -133,7 +134,7 @@ def test_sigterm_before_an_evaluation_saves_and_leaves_it_for_later(monkeypatch,
     when_logging(monkeypatch, (step, False), tell)
     with pytest.raises(SystemExit) as ended:
         train(tmp_path)
-    assert ended.value.code == hosts.PREEMPTED
+    assert ended.value.code == PREEMPTED
     assert saved(tmp_path) == [str(step + 1)] and logged(tmp_path)[-1] == (step, False)
     goes_on(monkeypatch, tmp_path, whole)
 

@@ -10,9 +10,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from fusion_jax.data.jsonl import line_of, write_jsonl
 from fusion_jax.errors import InputError
 from fusion_jax.json_files import parse_json
+from fusion_jax.jsonl import line_of, write_jsonl
 from fusion_jax.merge.executor.tensors import Record
 from fusion_jax.models.safetensors_io import Shard, read_header
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
-from fusion_jax.align.spelling import SENTENCEPIECE_MARK, byte_letters
+from fusion_jax.data.spelling import SENTENCEPIECE_MARK, byte_letters
 from fusion_jax.errors import InputError
 from fusion_jax.files import regular_file
 
