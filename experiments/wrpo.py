@@ -38,7 +38,7 @@ from fusion_jax.markdown import markdown_table
 from fusion_jax.models.folder import Model
 from fusion_jax.options import File, Folder, ModelPath, Models, RewardModel
 from fusion_jax.plan.command import run as run_experiment
-from fusion_jax.plan.requests import Start
+from fusion_jax.plan.programs import Start
 from fusion_jax.plan.runs import Ask, Planned, generation, training
 from fusion_jax.rewards import select
 from fusion_jax.rewards.verifiers import VerifierName

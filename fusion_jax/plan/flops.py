@@ -14,58 +14,8 @@ import jax
 
 from fusion_jax.models.attention import flops_of_pairs
 from fusion_jax.models.config import ModelConfig, Stack
-from fusion_jax.models.families import config_from_hf
 from fusion_jax.models.parameters import ParamSpec, abstract_params, layer_specs
 from fusion_jax.ops.splash import layer_masks
-from fusion_jax.plan.requests import (
-    GROUPS,
-    Decode,
-    MergeTensor,
-    Prefill,
-    Request,
-    ScoreStep,
-    TeacherStep,
-    TrainStep,
-)
-
-
-def useful_flops(request: Request) -> float:
-    """FLOPs of one run of the program over all chips; 0 for a merge, which has no matmuls worth counting."""
-    p = request.program
-    if isinstance(p, MergeTensor):
-        return 0.0
-    config = config_from_hf(request.model)
-    match p:
-        case TrainStep():
-            forward = forward_flops(config, p.prompt, p.tokens, GROUPS[p.objective], p.shared_prompt)
-            return forward * (3 + (p.reference == "in-step")) * p.examples * p.micro_batches
-        case ScoreStep():
-            return forward_flops(config, p.prompt, p.tokens, p.groups, p.shared_prompt) * p.examples
-        case TeacherStep():
-            return forward_flops(config, 0, p.tokens, 1, False) * p.rows
-        case Prefill():
-            return forward_flops(config, p.prompt, 0, 1, True) * p.rows
-        case Decode():
-            parameters = body_parameters(config) + head_parameters(config)
-            a_token = 2.0 * parameters + _pairs(config, p.prompt + p.capacity // 2)
-            return p.rows * p.samples * p.capacity * a_token
-    raise TypeError(type(p))
-
-
-def tokens_of(request: Request) -> int:
-    """Tokens that one run of the program reads or, for decoding, writes, over all chips."""
-    match p := request.program:
-        case TrainStep():
-            return row_tokens(p.prompt, p.tokens, GROUPS[p.objective], p.shared_prompt) * p.examples * p.micro_batches
-        case ScoreStep():
-            return row_tokens(p.prompt, p.tokens, p.groups, p.shared_prompt) * p.examples
-        case TeacherStep():
-            return p.rows * p.tokens
-        case Prefill():
-            return p.rows * p.prompt
-        case Decode():
-            return p.rows * p.samples * p.capacity
-    return 0
 
 
 def row_tokens(prompt: int, tokens: int, groups: int, shared: bool) -> int:
@@ -86,23 +36,14 @@ def forward_flops(config: ModelConfig, prompt: int, tokens: int, groups: int, sh
     return body + head + attention
 
 
-def kernel_share(request: Request) -> float:
-    """What the attention kernel of a program computes, tiles that hold nothing seen left out, over half of the square
-    of its tokens."""
-    match p := request.program:
-        case TrainStep():
-            groups = GROUPS[p.objective]
-        case ScoreStep():
-            groups = p.groups
-        case _:
-            return _computed(request, p.tokens, None) if isinstance(p, TeacherStep) else 1.0
-    rows = groups if p.shared_prompt else 1
-    return _computed(request, p.prompt + rows * p.tokens, (p.prompt, rows) if p.prompt else None)
+def kernel_computed(config: ModelConfig, tokens: int, branches: tuple[int, int] | None) -> float:
+    """What the attention kernel computes, tiles that hold nothing seen left out, over half of the square of `tokens`.
 
-
-def _computed(request: Request, tokens: int, branches: tuple[int, int] | None) -> float:
+    Args:
+      branches: (prompt, rows) of rows that share a prompt.
+    """
     shares = []
-    for stack in config_from_hf(request.model).decoder:
+    for stack in config.decoder:
         masks = layer_masks(tokens, stack.windows, branches)
         computed = {window: 2 * mask.computed() for window, mask in masks.items()}
         shares += [computed[window] for window in stack.windows or (0,) * stack.layers]
@@ -136,7 +77,7 @@ def _causal(tokens: int, window: int) -> float:
     return window * tokens - window * window / 2
 
 
-def _pairs(config: ModelConfig, keys: int) -> float:
+def query_flops(config: ModelConfig, keys: int) -> float:
     """FLOPs of one query over `keys` keys in all layers."""
     return sum(
         flops_of_pairs(stack.attention) * min(window or keys, keys)

@@ -9,11 +9,12 @@ import pytest
 from fusion_jax.errors import InputError
 from fusion_jax.models.families import config_from_hf
 from fusion_jax.plan import compile as planning
-from fusion_jax.plan.flops import body_parameters, head_parameters, parameter_count, useful_flops
+from fusion_jax.plan.flops import body_parameters, head_parameters, parameter_count
 from fusion_jax.plan.hlo import parse
 from fusion_jax.plan.models import PUBLIC
+from fusion_jax.plan.programs import Decode, MergeTensor, Prefill, TeacherStep, TrainStep
 from fusion_jax.plan.report import line, page, plan
-from fusion_jax.plan.requests import Decode, MergeTensor, Prefill, Request, TeacherStep, TrainStep
+from fusion_jax.plan.requests import Request, useful_flops
 from fusion_jax.plan.runs import Planned
 from fusion_jax.slices import slice_of
 
