@@ -83,6 +83,10 @@ def align_tokens(
 
     Raises:
       InputError: an unknown variant, no tokens on a side, something else than strings of tokens.
+
+    >>> found = align_tokens(["It", " is", " straight", "forward"], ["It", " is", " straightforward"])
+    >>> found.first.tolist(), found.last.tolist()
+    ([0, 1, 2], [0, 1, 3])
     """
     sides = []
     for name, tokens, mark in (
@@ -266,6 +270,10 @@ def byte_offsets(pivot_spans: np.ndarray, source_spans: np.ndarray) -> Alignment
 
     Raises:
       InputError: no tokens on a side, other shapes, spans that go back in the text.
+
+    >>> found = byte_offsets(np.asarray([[0, 7], [7, 9], [9, 11]]), np.asarray([[0, 3], [3, 7], [7, 11]]))
+    >>> found.first.tolist(), found.last.tolist()
+    ([0, 2, 2], [1, 2, 2])
     """
     pivot, source = _places(pivot_spans, "pivot_spans"), _places(source_spans, "source_spans")
     first = np.full(len(pivot_spans), -1, np.int32)

@@ -93,6 +93,10 @@ def min_ce(targets: list[Target], scores: Array, *, ties: Ties = "first") -> Tar
       scores: float[n,B], one choice a sample, or float[n,B,T], one a token; see `rewards`. One that is not finite
         never wins against one that is.
       ties: which of equal teachers wins; "last" is what the official code does for two sources without the pivot.
+
+    >>> one, two = (Target(jnp.asarray([[[i, 9]]]), jnp.asarray([[[0.75, 0.25]]])) for i in (3, 4))
+    >>> print(min_ce([one, two], jnp.asarray([[-2.0], [-1.0]])).ids)  # the second knows the text better
+    [[[4 9]]]
     """
     _check("ties", ties, Ties)
     scores = _usable(scores, targets)
@@ -111,6 +115,11 @@ def avg_ce(targets: list[Target], scores: Array, *, rounding: Rounding = "none")
     Args:
       targets: n targets of shape [B,T,K].
       scores: float[n,B] or [n,B,T]; see `rewards`. One that is not finite weighs nothing beside one that is.
+
+    >>> one, two = (Target(jnp.asarray([[[i, 9]]]), jnp.asarray([[[0.75, 0.25]]])) for i in (3, 4))
+    >>> fused = avg_ce([one, two], jnp.asarray([[-1.0], [-1.0]]))
+    >>> print(fused.ids, fused.probs)  # 9 has both shares at its first place
+    [[[3 9 4 9]]] [[[0.375 0.25  0.375 0.   ]]]
     """
     weights = _rounded(jax.nn.softmax(_usable(scores, targets), 0), rounding)
     weights = weights.reshape(*weights.shape, *(1,) * (targets[0].ids.ndim + 1 - weights.ndim))
@@ -138,6 +147,10 @@ def fused_targets(
     Args:
       targets: n targets of shape [B,T,K].
       scores: float[n,B] or [n,B,T], higher is better; `rewards` makes them of mean cross-entropies.
+
+    >>> one, two = (Target(jnp.asarray([[[i, 9]]]), jnp.asarray([[[0.75, 0.25]]])) for i in (3, 4))
+    >>> print(fused_targets([one, two], rewards(jnp.asarray([[1.5], [2.0]]))).ids)  # the first needs fewer nats a token
+    [[[3 9]]]
     """
     _check("function", function, Function)
     if function == "mince":
@@ -154,6 +167,11 @@ def sparse_kl(logprobs: Array, target: Target, mask: Array, *, tail: Tail = "non
 
     Returns:
       Sum and weight; `losses.divide` makes the mean.
+
+    >>> target = Target(jnp.asarray([[3, 9]]), jnp.asarray([[0.75, 0.25]]))
+    >>> sums = sparse_kl(jnp.log(jnp.asarray([[0.5, 0.25]])), target, jnp.asarray([1.0]))
+    >>> print(f"{sums.total:.4f} {sums.weight:.0f}")  # 0.75 log(0.75 / 0.5)
+    0.3041 1
     """
     return divergence(logprobs, target, mask, kind="kl", tail=tail)
 

@@ -110,6 +110,12 @@ def dpo(
       label_smoothing: weight of the flipped preference.
       lengths: scored tokens of each response; given, log-ratios are per-token means (length-normalised DPO).
       reference_free: leave the reference out of the loss (it stays in the reported rewards).
+
+    >>> policy = Pair(chosen=jnp.asarray([-3.0]), rejected=jnp.asarray([-6.0]))
+    >>> reference = Pair(chosen=jnp.asarray([-4.0]), rejected=jnp.asarray([-5.0]))
+    >>> loss, metrics = dpo(policy, reference, beta=0.5)
+    >>> print(f"{loss[0]:.4f} {metrics['rewards/margins'][0]:.4f}")
+    0.3133 1.0000
     """
     ratios = _log_ratios(policy, reference, lengths)
     scored = _per_token(policy, lengths) if reference_free else ratios
@@ -118,7 +124,13 @@ def dpo(
 
 
 def hinge(policy: Pair, reference: Pair, *, beta: float, lengths: Pair | None = None) -> tuple[Array, Metrics]:
-    """max(0, 1 - beta (D(chosen) - D(rejected))) (SLiC-HF, arXiv 2305.10425)."""
+    """max(0, 1 - beta (D(chosen) - D(rejected))) (SLiC-HF, arXiv 2305.10425).
+
+    >>> policy = Pair(chosen=jnp.asarray([-3.0]), rejected=jnp.asarray([-6.0]))
+    >>> reference = Pair(chosen=jnp.asarray([-4.0]), rejected=jnp.asarray([-5.0]))
+    >>> print(f"{hinge(policy, reference, beta=0.25)[0][0]:.4f}")
+    0.5000
+    """
     chosen, rejected = _log_ratios(policy, reference, lengths)
     loss = jax.nn.relu(1.0 - beta * (chosen - rejected))
     return loss, _pair_metrics(beta * chosen, beta * rejected, policy)
@@ -127,7 +139,13 @@ def hinge(policy: Pair, reference: Pair, *, beta: float, lengths: Pair | None = 
 def ipo(
     policy: Pair, reference: Pair, *, tau: float, lengths: Pair | None = None, reference_free: bool = False
 ) -> tuple[Array, Metrics]:
-    """(D(chosen) - D(rejected) - 1/(2 tau))^2; with `lengths` D is a per-token mean, as in `trl`, else the sum."""
+    """(D(chosen) - D(rejected) - 1/(2 tau))^2; with `lengths` D is a per-token mean, as in `trl`, else the sum.
+
+    >>> policy = Pair(chosen=jnp.asarray([-3.0]), rejected=jnp.asarray([-6.0]))
+    >>> reference = Pair(chosen=jnp.asarray([-4.0]), rejected=jnp.asarray([-5.0]))
+    >>> print(f"{ipo(policy, reference, tau=0.5)[0][0]:.4f}")
+    1.0000
+    """
     ratios = _log_ratios(policy, reference, lengths)
     scored = _per_token(policy, lengths) if reference_free else ratios
     loss = (scored[0] - scored[1] - 1.0 / (2.0 * tau)) ** 2
@@ -147,6 +165,10 @@ def simpo(
 
     `gamma` is the paper's margin (SimPO's configs give gamma / beta). `loss_type` "hinge" is
     max(0, 1 - (beta (m(chosen) - m(rejected)) - gamma)). Reported rewards leave the margin out.
+
+    >>> policy, lengths = (Pair(*(jnp.asarray([x]) for x in values)) for values in ((-3.0, -6.0), (2.0, 3.0)))
+    >>> print(f"{simpo(policy, lengths=lengths, beta=2.0, gamma=0.5)[0][0]:.4f}")
+    0.4741
     """
     _check_sides(policy=policy, lengths=lengths)
     chosen, rejected = _per_token(policy, lengths)
@@ -175,6 +197,12 @@ def wrpo(
       alpha: fusion coefficient, scalar or [B] (0 for an example without a source response: exactly DPO).
       beta: reward scale, 0.01 as published.
       lengths: given, log-ratios are per-token means (an extension, not published).
+
+    >>> policy = Quad(*(jnp.asarray([x]) for x in (-3.0, -4.0, -6.0)))
+    >>> reference = Quad(*(jnp.asarray([x]) for x in (-5.0, -4.5, -5.0)))
+    >>> loss, metrics = wrpo(policy, reference, alpha=0.1, beta=0.5)
+    >>> print(f"{loss[0]:.4f} {metrics['rewards/chosen'][0]:.4f}")
+    0.3634 0.3250
     """
     ratios = _log_ratios(policy, reference, lengths)
     loss = _log_sigmoid_loss(beta * (_mix(ratios, alpha) - ratios[2]), label_smoothing)
@@ -185,7 +213,13 @@ def wrpo(
 def wrpo_ipo(
     policy: Quad, reference: Quad, *, alpha: Array | float, tau: float, lengths: Quad | None = None
 ) -> tuple[Array, Metrics]:
-    """(alpha D(source) + (1 - alpha) D(target) - D(rejected) - 1/(2 tau))^2 (WRPO Table 5)."""
+    """(alpha D(source) + (1 - alpha) D(target) - D(rejected) - 1/(2 tau))^2 (WRPO Table 5).
+
+    >>> policy = Quad(*(jnp.asarray([x]) for x in (-3.0, -4.0, -6.0)))
+    >>> reference = Quad(*(jnp.asarray([x]) for x in (-5.0, -4.5, -5.0)))
+    >>> print(f"{wrpo_ipo(policy, reference, alpha=0.1, tau=0.5)[0][0]:.4f}")
+    0.4225
+    """
     ratios = _log_ratios(policy, reference, lengths)
     loss = (_mix(ratios, alpha) - ratios[2] - 1.0 / (2.0 * tau)) ** 2
     rewards = Quad(*(tau * r for r in ratios))
@@ -195,7 +229,13 @@ def wrpo_ipo(
 def wrpo_simpo(
     policy: Quad, *, lengths: Quad, alpha: Array | float, beta: float, gamma: float
 ) -> tuple[Array, Metrics]:
-    """-log sigma(beta (alpha m(source) + (1 - alpha) m(target) - m(rejected)) - gamma) (WRPO Table 5)."""
+    """-log sigma(beta (alpha m(source) + (1 - alpha) m(target) - m(rejected)) - gamma) (WRPO Table 5).
+
+    >>> policy = Quad(*(jnp.asarray([x]) for x in (-3.0, -4.0, -6.0)))
+    >>> lengths = Quad(*(jnp.asarray([4.0]) for _ in range(3)))
+    >>> print(f"{wrpo_simpo(policy, lengths=lengths, alpha=0.1, beta=2.0, gamma=0.5)[0][0]:.4f}")
+    0.4555
+    """
     _check_sides(policy=policy, lengths=lengths)
     means = _per_token(policy, lengths)
     loss = _log_sigmoid_loss(beta * (_mix(means, alpha) - means[2]) - gamma, 0.0)
@@ -214,6 +254,11 @@ def two_positives(
     """The control with the mixture outside the log-sigmoid: mean of DPO(source, rejected) and DPO(target, rejected).
 
     An example without a source response (`has_source` 0) is DPO(target, rejected) alone.
+
+    >>> policy = Quad(*(jnp.asarray([x]) for x in (-3.0, -4.0, -6.0)))
+    >>> reference = Quad(*(jnp.asarray([x]) for x in (-5.0, -4.5, -5.0)))
+    >>> print(f"{two_positives(policy, reference, beta=0.5)[0][0]:.4f}")
+    0.2941
     """
     ratios = _log_ratios(policy, reference, None)
     source = _log_sigmoid_loss(beta * (ratios[0] - ratios[2]), label_smoothing)

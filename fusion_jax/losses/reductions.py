@@ -24,13 +24,21 @@ class Count(NamedTuple):
 
 
 def weighted(values: Array, weights: Array) -> Mean:
-    """Sum of `values` under `weights` (same shape); entries of weight 0 are left out even when not finite."""
+    """Sum of `values` under `weights` (same shape); entries of weight 0 are left out even when not finite.
+
+    >>> print(*weighted(jnp.asarray([1.0, 3.0, jnp.nan]), jnp.asarray([1.0, 0.5, 0.0])))
+    2.5 1.5
+    """
     kept = jnp.where(weights > 0, values, 0.0)
     return Mean(jnp.sum(kept * weights), jnp.sum(weights))
 
 
 def divide(mean: Mean | Count) -> Array:
-    """The mean, 0 where nothing was weighed; of a count all of it."""
+    """The mean, 0 where nothing was weighed; of a count all of it.
+
+    >>> print(divide(Mean(jnp.asarray(3.0), jnp.asarray(2.0))), divide(Mean(jnp.asarray(0.0), jnp.asarray(0.0))))
+    1.5 0.0
+    """
     if isinstance(mean, Count):
         return mean.total
     return jnp.where(mean.weight > 0, mean.total / jnp.where(mean.weight > 0, mean.weight, 1.0), 0.0)

@@ -16,6 +16,9 @@ def alpha_at(step: Array | int, *, alpha_end: float, num_steps: int, dynamic: bo
 
     Dynamic: alpha_end * step / num_steps, clamped to alpha_end; the first step is DPO on the target's own responses.
     Static: alpha_end. A run of 0 steps has coefficient 0. (WRPO, arXiv 2412.03187, section 3 and Figure 6.)
+
+    >>> print(*(f"{alpha_at(step, alpha_end=0.1, num_steps=4):.3f}" for step in range(5)))
+    0.000 0.025 0.050 0.075 0.100
     """
     if not dynamic:
         return jnp.full(jnp.shape(step), alpha_end)
@@ -27,17 +30,17 @@ def alpha_at(step: Array | int, *, alpha_end: float, num_steps: int, dynamic: bo
 def learning_rate(
     peak: float, *, num_steps: int, warmup_ratio: float = 0.1, schedule: str = "cosine"
 ) -> optax.Schedule:
-    """Linear warm-up over ceil(warmup_ratio * num_steps) steps, then cosine or linear to 0, or constant."""
+    """Linear warm-up over ceil(warmup_ratio * num_steps) steps, then cosine or linear to 0, or constant.
+
+    >>> rate = learning_rate(1.0, num_steps=4, warmup_ratio=0.5, schedule="linear")
+    >>> print(*(f"{rate(jnp.asarray(step)):.2f}" for step in range(5)))
+    0.00 0.50 1.00 0.50 0.00
+    """
     warmup = math.ceil(warmup_ratio * num_steps)
-
-    def rate(step: Array) -> Array:
-        rising = step / max(warmup, 1)
-        progress = jnp.clip((step - warmup) / max(num_steps - warmup, 1), 0.0, 1.0)
-        falling = {
-            "cosine": 0.5 * (1.0 + jnp.cos(jnp.pi * progress)),
-            "linear": 1.0 - progress,
-            "constant": jnp.ones_like(progress),
-        }[schedule]
-        return peak * jnp.where(step < warmup, rising, falling)
-
-    return rate
+    rest = max(num_steps - warmup, 1)
+    falling: optax.Schedule = {
+        "cosine": optax.cosine_decay_schedule(peak, rest),
+        "linear": optax.linear_schedule(peak, 0.0, rest),
+        "constant": optax.constant_schedule(peak),
+    }[schedule]
+    return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), falling], [warmup]) if warmup else falling

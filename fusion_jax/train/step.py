@@ -86,7 +86,8 @@ def make_train_step(
         if reference is not None:
             frozen = objective.scores(lax.stop_gradient(reference), config, batch, compute).sequence
             scores = scores._replace(reference=lax.stop_gradient(frozen))
-        loss, metrics = objective.loss(scores, Progress(step, total))
+        with jax.named_scope("loss"):
+            loss, metrics = objective.loss(scores, Progress(step, total))
         bad = constrain(~jnp.isfinite(scores.sequence).all(-1), compute.mesh, (None,))  # every host reads it
         return loss.total, ({"loss": loss, **metrics}, bad)
 
