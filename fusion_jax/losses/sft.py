@@ -20,7 +20,7 @@ def sft(logprobs: Array, mask: Array) -> tuple[Mean, dict[str, Mean | Count]]:
       (loss, metrics): `loss` is over all scored tokens of the optimizer step, however they fall into micro-batches, and
         `tokens` counts them.
 
-    >>> loss, metrics = sft(jnp.asarray([[-1.0, -2.0, -9.0]]), jnp.asarray([[1.0, 1.0, 0.0]]))
+    >>> loss, metrics = sft(jax.numpy.asarray([[-1.0, -2.0, -9.0]]), jax.numpy.asarray([[1.0, 1.0, 0.0]]))
     >>> print(*loss, metrics["tokens"].total)
     3.0 2.0 2.0
     """
