@@ -176,6 +176,7 @@ def test_text_in_text_out():
     assert SampleSettings().sampler == Sampler(0.8, 0.95, 0)
 
 
+@pytest.mark.slow
 def test_every_mesh_gives_what_one_device_gives():
     root = Path(__file__).parents[2]
     env = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "PYTHONPATH": str(root)}

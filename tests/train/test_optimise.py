@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import orbax.checkpoint as ocp
 import pytest
 from rich.console import Console
 
@@ -20,7 +21,7 @@ from fusion_jax.errors import InputError
 from fusion_jax.models.config import DecoderConfig
 from fusion_jax.models.folder import Model
 from fusion_jax.models.parameters import init_params
-from fusion_jax.train import checkpoints, optimise, run_folder
+from fusion_jax.train import optimise, run_folder
 from fusion_jax.train.objectives import sft_objective
 from fusion_jax.train.run_folder import RunFolder
 
@@ -96,7 +97,7 @@ def goes_on(monkeypatch: pytest.MonkeyPatch, folder: Path, whole: tuple[Path, An
 
 def test_sigterm_while_the_last_checkpoint_is_written(monkeypatch, tmp_path, whole):
     """Twice even; it ends the program when all is written."""
-    manager, written = checkpoints.ocp.CheckpointManager, []
+    manager, written = ocp.CheckpointManager, []
     wait = manager.wait_until_finished
 
     def waiting(self: Any) -> None:
