@@ -79,6 +79,7 @@ def test_caches_that_grow_change_nothing(model, monkeypatch):
     assert only_ids(sample(model, prompts()[:2], new=40)) == only_ids(expected)
 
 
+@pytest.mark.slow
 def test_sampled_tokens_follow_the_softmax(model):
     """4,000 pairs of tokens: the second follows the distribution behind the first; chi-square below 99.9 %."""
     count, prompt, sampler = 4000, prompts()[1], Sampler(0.7, 0.9, 8)
