@@ -32,24 +32,25 @@ from fusion_jax.align.coverage import (
     images_of,
     occurrences_of,
 )
-from fusion_jax.align.raw_tokenizers import SUFFIXES, load_raw_tokenizer
 from fusion_jax.align.rules import Rules
 from fusion_jax.align.sequences import Variant
 from fusion_jax.align.views import Pieces, TokenizerView, view_of
 from fusion_jax.align.vocabulary import Weight, count_pairs, exact_map, mapping_statistics, mined_map
-from fusion_jax.data.jsonl import numbered
 from fusion_jax.data.loaders import load_records, load_texts
+from fusion_jax.data.raw_tokenizers import SUFFIXES, load_raw_tokenizer
 from fusion_jax.data.records import Place, text
 from fusion_jax.errors import InputError
 from fusion_jax.files import write_json
+from fusion_jax.jsonl import numbered
 from fusion_jax.markdown import markdown_table, save_figure
 from fusion_jax.models.folder import tokenizer_of
 from fusion_jax.options import Files, Folder, ModelPath
+from fusion_jax.runs.opening import open_run
+from fusion_jax.runs.plots import shares_figure
+from fusion_jax.runs.provenance import Ran, write_report
 from fusion_jax.settings import bounded, to_json
 from fusion_jax.settings import run as run_experiment
-from fusion_jax.train.provenance import Ran, write_report
-from fusion_jax.train.report import shares_figure
-from fusion_jax.train.run_folder import RunFolder, open_run
+from fusion_jax.store.run_folder import RunFolder
 from fusion_jax.zoo import model_path
 from fusion_jax.zoo.tasks import corpus
 

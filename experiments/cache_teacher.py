@@ -17,7 +17,7 @@ Where there is a coordinator, in both, JAX stops all hosts when one dies, within
 system that all hosts share.
 
 Hardware: all devices of every host; the default takes seconds on a CPU. Texts: JSON lines with "text", or a .txt or .md
-file, one text a line. Result: a store (store.json and array_record parts) that `fusion_jax.data.teachers.TeacherStore`
+file, one text a line. Result: a store (store.json and array_record parts) that `fusion_jax.teachers.store.TeacherStore`
 reads back for the same model, tokenizer and texts only. Killed, the same command goes on at the missing parts, also on
 another number of hosts. At the end the first host scores a sample of the rows again and compares. The experiments
 write stores of their own, under teachers/. To read this one in Python:
@@ -42,20 +42,20 @@ import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 
-from fusion_jax.data.documents import all_scored_bytes, encode_documents, text_documents
+from fusion_jax.data.documents import TeacherRow, all_scored_bytes, encode_documents, text_documents
 from fusion_jax.data.loaders import load_texts
-from fusion_jax.data.teachers import StoreIdentity, TeacherRow, TeacherStore, write_store
 from fusion_jax.data.windows import split_windows
 from fusion_jax.errors import InputError
-from fusion_jax.hosts import HostSettings, join
+from fusion_jax.hosts.join import HostSettings, join
 from fusion_jax.markdown import markdown_table
 from fusion_jax.models.folder import load, tokenizer_of
 from fusion_jax.options import File, Folder, ModelPath, Models
 from fusion_jax.plan.command import run as run_experiment
 from fusion_jax.plan.runs import Ask, Planned, teacher
 from fusion_jax.settings import bounded
-from fusion_jax.train.optimise import TrainSettings, compute_to_read
-from fusion_jax.train.teachers import store_identity, teacher_rows
+from fusion_jax.teachers.reading import store_identity, teacher_rows
+from fusion_jax.teachers.store import StoreIdentity, TeacherStore, write_store
+from fusion_jax.train.settings import TrainSettings, compute_to_read
 from fusion_jax.zoo import model_path
 
 

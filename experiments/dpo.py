@@ -12,45 +12,40 @@ Result: metrics.jsonl, report.md with loss, rewards, margins and accuracies, mod
 from __future__ import annotations
 
 import sys
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from fusion_jax.data.examples import TextSettings, make_examples
-from fusion_jax.data.jsonl import Record
+from fusion_jax.data.examples import TextSettings
 from fusion_jax.data.loaders import load_records
 from fusion_jax.data.order import split_indices
-from fusion_jax.data.records import OnBad, parse_rows
+from fusion_jax.data.records import OnBad
 from fusion_jax.data.tokenise import TokeniseSettings
-from fusion_jax.files import write_json
-from fusion_jax.hosts import HostSettings, connect, on_first
-from fusion_jax.markdown import markdown_table, save_figure
-from fusion_jax.models.folder import Model, load, save
+from fusion_jax.jsonl import Record
+from fusion_jax.models.folder import Model
 from fusion_jax.options import File, Folder, ModelPath
 from fusion_jax.plan.command import run as run_experiment
 from fusion_jax.plan.runs import Ask, Planned, training
 from fusion_jax.rewards import select
 from fusion_jax.rewards.verifiers import verifier
+from fusion_jax.runs import fits
+from fusion_jax.runs.desk import Desk, Stage
+from fusion_jax.runs.page import RunSettings, conduct
+from fusion_jax.runs.provenance import loss_sentence
 from fusion_jax.sampling.generate import SampleSettings
-from fusion_jax.sampling.responses import sample_responses
-from fusion_jax.settings import bounded, to_json
-from fusion_jax.train import fits, stages
-from fusion_jax.train.objectives import PairSettings, needs_reference, pair_objective
-from fusion_jax.train.optimise import TrainSettings, compute_for, optimise
-from fusion_jax.train.provenance import Ran, loss_sentence
-from fusion_jax.train.provenance import write_report as write_page
-from fusion_jax.train.report import curves, training_figure
-from fusion_jax.train.run_folder import RESULTS, RunFolder, open_run
+from fusion_jax.settings import bounded
+from fusion_jax.train import objectives
+from fusion_jax.train.objectives import PairSettings
+from fusion_jax.train.settings import TrainSettings
 from fusion_jax.train.state import OptimizerSettings
 from fusion_jax.zoo import model_path
 from fusion_jax.zoo.tasks import SKILLS, mixture
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(RunSettings):
     """A model and pairs to train it on."""
 
     basic: ClassVar = (
@@ -60,10 +55,6 @@ class Settings:
     )  # fmt: skip
 
     out: Folder = "runs/dpo"
-    """Folder of the run, which is made; it holds all stages, report.md and the model."""
-    resume: bool = False
-    """Continue the run that --out holds, if there is one: the same command with --resume can always be repeated."""
-    hosts: HostSettings = HostSettings()
     model: ModelPath = "zoo:target"
     """Model to train: a Hugging Face folder, or zoo:NAME."""
     data: File = ""
@@ -95,60 +86,39 @@ PRESETS = {
 
 
 def main(s: Settings) -> None:
-    connect(s.hosts)
-    with open_run(s.out, to_json(s), resume=s.resume) as run:
-        tune(s, run)
-        run.finish()
+    conduct(__file__, s.loss.loss, s, PRESETS, tune)
 
 
-def tune(s: Settings, run: RunFolder) -> None:
+def tune(s: Settings, desk: Desk) -> None:
     """Pairs, training on them, model and report."""
     folder = model_path(s.model, "--model")
     fits.check_training(s.train, "--train", folder)
     fits.check_length(folder, s.text.tokens.max_length, "--text.tokens.max-length")
-    model = load(folder, mesh=compute_for(s.train).mesh)
-    records = load_records(s.data) if s.data else run.stage("pairs.jsonl", lambda: own_pairs(s, model, run))
-    rows, drops = parse_rows(records, "pair", file=s.data or None, on_bad=s.on_bad)
-    held, train = split_indices(len(rows), s.held_out, s.train.seed)
-    rows, held_rows = [rows[i] for i in train], [rows[i] for i in held]
-    examples, counts = make_examples(rows, model.tokenizer, s.text)
-    validation, lost = make_examples(held_rows, model.tokenizer, s.text) if held_rows else ([], Counter[str]())
-    stages.check_enough(run, {"pairs": drops + counts}, len(examples), s.train, "--train")
-    better = optimise(
-        model, examples, pair_objective(s.loss), s.train, run, needs_reference=needs_reference(s.loss.loss),
-        validation=validation, names=lambda i: rows[i].name,
-    )  # fmt: skip
-    run.made_once("model", lambda folder: save(better, folder))
-    found = drops + counts + Counter({"pairs trained on": len(examples), "pairs held out": len(validation)})
-    found += Counter({f"held out: {what}": n for what, n in lost.items()})
-    on_first(lambda: write_report(s, run, found))
+    model = desk.load(s.model, s.train)
+    records = load_records(s.data) if s.data else desk.records("pairs.jsonl", lambda: own_pairs(s, desk, model))
+    rows = desk.rows("pairs", records, "pair", file=s.data or None, on_bad=s.on_bad)
+    held, train = ([rows[i] for i in part] for part in split_indices(len(rows), s.held_out, s.train.seed))
+    desk.tune(Stage("pairs", "--train", s.train, s.text), model, objectives.pair(s.loss), train, held)
+    report(s, desk)
 
 
-def write_report(s: Settings, run: RunFolder, found: Counter[str]) -> None:
-    """report.md with the curves, results.json with their ends."""
-    loss = s.loss.loss
-    final = curves(run.path, ["loss", "eval_loss", "eval_rewards/margins", "eval_rewards/accuracies"])
-    write_json(run.file(RESULTS), {loss: {name: [values[-1]] for name, (_, values) in final.items()}}, sort=False)
-    table = markdown_table([{"what": k, "count": v} for k, v in found.items()])
-    picture = save_figure(training_figure({loss: run.path}), run.file("training.png"))
-    ranked = final.get("eval_rewards/accuracies")
-    result = loss_sentence(final, found["pairs trained on"])
-    if ranked:
-        share, count = 100 * ranked[1][-1], found["pairs held out"]
-        result = f"After {loss} training, {share:.1f} % of {count} held-out pairs are ranked rightly."
-    write_page(run, loss, result, Ran(__file__, s, PRESETS), [picture, table])
-    run.log(f"model: {run.file('model')}")
+def report(s: Settings, desk: Desk) -> None:
+    """The curves, their ends, and how well held-out pairs are ranked."""
+    final = desk.curves("loss", "eval_loss", "eval_rewards/margins", "eval_rewards/accuracies")
+    used, held = desk.counts["pairs"]["used"], desk.counts["pairs"]["held out"]
+    result = loss_sentence(final, used)
+    if ranked := final.get("eval_rewards/accuracies"):
+        share = 100 * ranked[1][-1]
+        result = f"After {s.loss.loss} training, {share:.1f} % of {held} held-out pairs are ranked rightly."
+    desk.report_tuning(s.loss.loss, result, final)
 
 
-def own_pairs(s: Settings, model: Model, run: RunFolder) -> list[Record]:
+def own_pairs(s: Settings, desk: Desk, model: Model) -> list[Record]:
     """The model's best against its worst sample on problems of the zoo's skills."""
-    seed = s.train.seed
-    prompts = mixture(dict.fromkeys(SKILLS, 60), split="train", seed=seed)
-    how = SampleSettings(max_new_tokens=28, batch_size=64)
-    samples = sample_responses(model, "own", prompts, how, seed=seed)
-    drops = Counter[str]()
-    best = select.best_and_worst(select.score_with(samples, verifier("graded")), drops)
-    stages.check_enough(run, {"own samples": drops}, len(best), s.train, "--train")
+    prompts = mixture(dict.fromkeys(SKILLS, 60), split="train", seed=s.train.seed)
+    samples = desk.sampled(model, "own", prompts, SampleSettings(max_new_tokens=28, batch_size=64))
+    best = select.best_and_worst(select.score_with(samples, verifier("graded")), desk.counter("own samples"))
+    desk.check_enough(len(best), s.train, "--train")
     return [
         {"prompt_id": p, "prompt": a["prompt"], "chosen": a["response"], "rejected": b["response"]}
         for p, (a, b) in best.items()
@@ -157,7 +127,7 @@ def own_pairs(s: Settings, model: Model, run: RunFolder) -> list[Record]:
 
 def plans(s: Settings, ask: Ask) -> list[Planned]:
     """What `--plan` compiles."""
-    length, reference = s.text.tokens.max_length, needs_reference(s.loss.loss)
+    length, reference = s.text.tokens.max_length, objectives.pair(s.loss).reference
     return training(s.loss.loss, s.model, "dpo", s.train, length, ask, option="--model", reference=reference)
 
 

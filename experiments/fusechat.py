@@ -31,42 +31,30 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np
 
 from fusion_jax.data.documents import Document, chat_documents, token_counts
-from fusion_jax.data.jsonl import Record
 from fusion_jax.data.loaders import load_records
 from fusion_jax.data.records import OnBad, Row, parse_prompts, parse_rows
 from fusion_jax.errors import InputError
-from fusion_jax.failures import doing
-from fusion_jax.hosts import HostSettings, connect, on_first
-from fusion_jax.merge.arithmetic import MathDtype
-from fusion_jax.merge.executor import merge
+from fusion_jax.hosts.agree import on_first
+from fusion_jax.jsonl import Record
+from fusion_jax.merge import merge
 from fusion_jax.merge.methods import METHODS, MethodName
-from fusion_jax.merge.parameters import nearest
-from fusion_jax.merge.published import published_recipe
-from fusion_jax.merge.recipe import read_recipe
-from fusion_jax.models.folder import Model, load, save, tokenizer_of
+from fusion_jax.merge.methods.arithmetic import MathDtype
+from fusion_jax.merge.recipes.published import published_recipe
+from fusion_jax.merge.recipes.reading import read_recipe
+from fusion_jax.models.folder import Model, save, tokenizer_of
 from fusion_jax.options import File, Folder, ModelPath, Models
 from fusion_jax.plan.command import run as run_experiment
 from fusion_jax.plan.runs import Ask, Planned, merging, teacher, training
-from fusion_jax.settings import bounded, seeded, to_json
-from fusion_jax.train import fits
-from fusion_jax.train.fusion import fused_examples, fusion_rows
-from fusion_jax.train.objectives import FusionSettings
-from fusion_jax.train.opinions import AlignSettings, Reading, own_opinions, read_documents, source_opinions
-from fusion_jax.train.optimise import TrainSettings, compute_for
-from fusion_jax.train.provenance import Ran, measures_sentence
-from fusion_jax.train.run_folder import RunFolder, open_run
-from fusion_jax.train.stages import (
-    check_arms,
-    check_enough,
-    check_models,
-    check_names,
-    fusion_report,
-    measured,
-    model_name,
-    over_seeds,
-    reading_limit,
-    trained_on_fused,
-)
+from fusion_jax.runs import fits
+from fusion_jax.runs.checks import check_arms, check_names, model_name
+from fusion_jax.runs.desk import Desk
+from fusion_jax.runs.fusing import Arm, Fusing, Held, reading_limit
+from fusion_jax.runs.page import SeededSettings, conduct
+from fusion_jax.runs.seeds import Measures
+from fusion_jax.settings import bounded
+from fusion_jax.teachers.opinions import AlignSettings
+from fusion_jax.teachers.settings import FusionSettings
+from fusion_jax.train.settings import TrainSettings
 from fusion_jax.train.state import OptimizerSettings
 from fusion_jax.zoo import model_path
 from fusion_jax.zoo.tasks import SKILLS, STYLES, in_style, mixture
@@ -74,11 +62,11 @@ from fusion_jax.zoo.tasks import SKILLS, STYLES, in_style, mixture
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-Arm = Literal["SFT", "pairwise", "KD", "Multi"]
+ArmName = Literal["SFT", "pairwise", "KD", "Multi"]
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(SeededSettings):
     """Chat models and chats."""
 
     basic: ClassVar = (
@@ -88,14 +76,6 @@ class Settings:
     )  # fmt: skip
 
     out: Folder = "runs/fusechat"
-    """Folder of the run, which is made; it holds all stages, report.md and the model."""
-    resume: bool = False
-    """Continue the run that --out holds, if there is one: the same command with --resume can always be repeated."""
-    hosts: HostSettings = HostSettings()
-    seed: int = 42
-    """Decides the zoo's problems and the order of the examples."""
-    seeds: int = 1
-    """Whole runs, with seed, seed + 1, ...; report.md then has means with intervals."""
     pivot: ModelPath = "zoo:target"
     """Model to improve: a Hugging Face folder, or zoo:NAME."""
     sources: Models = ("zoo:llama-source", "zoo:qwen-source", "zoo:gemma-source")
@@ -110,7 +90,7 @@ class Settings:
     """What a broken record does: stop the run, or be left out and counted."""
     template: Literal["own", "pivot"] = "own"
     """Each model reads chats through its own template, or all through the pivot's, as published."""
-    arms: tuple[Arm, ...] = ("SFT", "pairwise")
+    arms: tuple[ArmName, ...] = ("SFT", "pairwise")
     """What is trained: no teacher (SFT), pivot and one source, a target each (pairwise), one source without the pivot,
     a target each (KD), pivot and all sources at once (Multi)."""
     merges: tuple[MethodName, ...] = ("sce",)
@@ -140,10 +120,10 @@ class Settings:
     train: TrainSettings = TrainSettings()
 
     def __post_init__(self) -> None:
-        bounded(self, "seeds", "chats_per_skill", "test_per_skill", "k", "teacher_batch", "eval_new_tokens", least=1)
+        super().__post_init__()
+        bounded(self, "chats_per_skill", "test_per_skill", "k", "teacher_batch", "eval_new_tokens", least=1)
         bounded(self, "max_length", least=2)
         bounded(self, "topk", "density", above=0.0, most=1)
-        seeded(self, "seed")
         bounded(self, "weight", least=0.0)
 
 
@@ -170,93 +150,58 @@ PRESETS = {
 
 
 def main(s: Settings) -> None:
-    connect(s.hosts)
+    conduct(__file__, "FuseChat", s, PRESETS, fuse, check)
+
+
+def check(s: Settings) -> None:
+    """Refuse before the first stage what a later one would refuse."""
     check_names((s.pivot, *s.sources), tuple(arms_of(s)))
     for method in s.merges:
-        if method not in METHODS:
-            raise InputError(f"no merge method is called '{method}'", field="merges", cure=nearest(method, METHODS))
         read_recipe(recipe_of(s, method, [Path("a"), Path("b")], Path("pivot")), METHODS)  # its numbers are in range
-    check_models("--pivot", s.pivot)
-    check_models("--sources", *s.sources)
     fits.check_training(s.train, "--train", *map(model_path, (s.pivot, *s.sources)))
-    with open_run(s.out, to_json(s), resume=s.resume) as run:
-        over_seeds(run, "FuseChat", Ran(__file__, s, PRESETS), s.seed, s.seeds, lambda seed, folder: fuse(
-            replace(s, seed=seed, seeds=1), folder
-        ))  # fmt: skip
-        run.finish()
 
 
-def fuse(s: Settings, run: RunFolder) -> dict[str, dict[str, float]]:
-    """Section 2.2 of the specification, then the merge; returns each model's measures on held-out chats."""
-    train = replace(s.train, seed=s.seed)
-    compute = compute_for(train)
+def fuse(s: Settings, desk: Desk) -> Measures:
+    """Section 2.2 of the specification, then the merge."""
     folders = {model_name(path): model_path(path) for path in (s.pivot, *s.sources)}
     limit = reading_limit(folders, s.max_length, s.k)
-    chats, counts = chats_of(s)
     readers = {name: tokenizer_of(folder) for name, folder in folders.items()}
-    documents = as_read(s, readers, chats, limit, counts)
-    held_chats, test = held_out(s)
-    held_counts: Counter[str] = Counter()
-    held = as_read(replace(s, template="own"), readers, held_chats, limit, held_counts) if held_chats else {}
-    counts += Counter({f"held out: {what}": n for what, n in held_counts.items()})
-    pivot_name = model_name(s.pivot)
-    check_enough(run, {"chats": counts}, len(documents[pivot_name]), train, "--train")
-
+    counts = desk.counter("records")
+    documents = as_read(s, readers, chats_of(s, counts), limit, counts)
+    held, test = held_out(s, readers, limit, counts)
+    desk.check_enough(len(documents[model_name(s.pivot)]), s.train, "--train")
     if limit < s.max_length:
-        run.log(f"chats have {limit} tokens at most instead of {s.max_length}: a model reads no more")
+        desk.run.log(f"chats have {limit} tokens at most instead of {s.max_length}: a model reads no more")
     for folder in folders.values():
         fits.check_prompts(folder, test, s.eval_new_tokens, "--eval-new-tokens")
 
-    def measure(name: str, model: Model, reader: str = pivot_name) -> dict[str, float]:
-        answers = held.get(reader, [])
-        return measured(run, name, model, answers, test, train, max_length=limit, max_new_tokens=s.eval_new_tokens)
+    train = replace(s.train, seed=s.seed)
+    fusing = Fusing(desk, folders, train, limit, s.k, s.teacher_batch, Held(held, test, s.eval_new_tokens))
+    readings = {name: fusing.read(name, documents[name]) for name in folders}
+    pivot = fusing.load(folders[model_name(s.pivot)])
+    arms = arms_of(s)
+    for name, arm in arms.items():
+        fused = fusing.trained(name, arm, pivot, readings, mask="labels", whole=s.template == "pivot")
+        exported(desk, name, fused)
+    taught = [name for name in arms if name.startswith("with-")]
+    for method in s.merges if len(taught) > 1 else ():
+        merged(s, desk, method, taught, folders[model_name(s.pivot)])
+        model = fusing.load(desk.run.file(f"merged/{method}"))
+        fusing.measure(f"merged by {method}", model, answers=f"merged-{method}")
+    return fusing.report(before=model_name(s.pivot), plain="SFT")
 
-    measures: dict[str, dict[str, float]] = {}
 
-    def read(name: str) -> Reading:  # the model is let go with the call
-        model = load(folders[name], mesh=compute.mesh)
-        measures[name] = measure(name, model, name)
-        lap = run.clock(f"reading {name}")
-        with doing(f"reading {name}"):
-            found = read_documents(
-                run.sub("teachers").file(name), name, model, documents[name], k=s.k, max_length=limit, compute=compute,
-                batch_size=s.teacher_batch, progress=run.progress,
-            )  # fmt: skip
-        lap()
-        return found
+def exported(desk: Desk, arm: str, model: Model) -> None:
+    """An arm's model as a Hugging Face folder."""
+    desk.run.made_once(f"targets/{arm}", lambda folder: save(model, folder), of=[f"arms/{arm}/model"])
 
-    readings = {name: read(name) for name in folders}
-    pivot = readings[pivot_name]
-    start = load(folders[pivot.name], mesh=compute.mesh)
-    coverage: list[dict[str, Any]] = []
-    for arm, (teachers, fusion) in arms_of(s).items():
-        opinions = [own_opinions(pivot, fusion)]
-        for name in teachers:
-            views, rules = source_opinions(
-                run.sub("aligned").file(name), pivot, readings[name], s.align, fusion,
-                whole=s.template == "pivot", progress=run.progress,
-            )  # fmt: skip
-            opinions.append(views)
-            coverage.append({"arm": arm, "source": name, **rules})
-        rows, drops = fusion_rows(pivot.texts, opinions)
-        counts += Counter({f"{arm}: {what}": n for what, n in drops.items()})
-        place = run.sub("arms").sub(arm)
-        examples = fused_examples(place.file("examples"), rows, fusion, mask="labels")
-        fused = trained_on_fused(place, start, examples, fusion, train)
-        measures[arm] = measure(arm, fused)
-        run.made_once(f"targets/{arm}", lambda folder, m=fused: save(m, folder), of=[f"arms/{arm}/model"])  # type: ignore[misc]
-    taught = [arm for arm in arms_of(s) if arm.startswith("with-")]
-    targets = [run.file(f"targets/{arm}") for arm in taught]
-    for method in s.merges if len(targets) > 1 else ():
-        lap = run.clock(f"merging by {method}")
-        folder, recipe = run.file(f"merged/{method}"), recipe_of(s, method, targets, folders[pivot.name])
-        sources = [f"targets/{arm}" for arm in taught]
-        run.made_once(f"merged/{method}", lambda f, r=recipe: on_first(lambda: merge(r, f)), of=sources)  # type: ignore[misc]
-        lap()
-        measures[f"merged by {method}"] = measure(f"merged-{method}", load(folder, mesh=compute.mesh))
-    result = measures_sentence(measures, list(measures)[-1], model_name(s.pivot), "SFT")
-    on_first(lambda: fusion_report(run, "FuseChat", Ran(__file__, s, PRESETS), result, measures, coverage, counts))
-    return measures
+
+def merged(s: Settings, desk: Desk, method: str, arms: Sequence[str], pivot: Path) -> None:
+    """The pairwise targets merged by one method."""
+    run, names = desk.run, [f"targets/{arm}" for arm in arms]
+    recipe, lap = recipe_of(s, method, [run.file(name) for name in names], pivot), run.clock(f"merging by {method}")
+    run.made_once(f"merged/{method}", lambda folder: on_first(lambda: merge(recipe, folder)), of=names)
+    lap()
 
 
 def recipe_of(s: Settings, method: str, targets: Sequence[Path], pivot: Path) -> dict[str, Any]:
@@ -296,39 +241,43 @@ def as_read(
     return {name: [d for d, keep in zip(some, kept, strict=True) if keep] for name, some in documents.items()}
 
 
-def arms_of(s: Settings) -> dict[str, tuple[tuple[str, ...], FusionSettings]]:
+def arms_of(s: Settings) -> dict[str, Arm]:
     """Which sources teach each arm beside the pivot, and how their words are fused."""
-    check_arms(s.arms, get_args(Arm))
+    check_arms(s.arms, get_args(ArmName))
     every = tuple(map(model_name, s.sources))
-    arms: dict[str, tuple[tuple[str, ...], FusionSettings]] = {}
-    for arm in s.arms:
-        match arm:
-            case "SFT":
-                arms["SFT"] = (), replace(s.fusion, weight=1.0, schedule="hard", pivot=True)
-            case "pairwise":
-                arms |= {f"with-{name}": ((name,), s.fusion) for name in every}
-            case "KD":
-                arms |= {f"KD-{name}": ((name,), replace(s.fusion, pivot=False)) for name in every}
-            case "Multi":
-                arms["Multi"] = every, s.fusion
-    return arms
+    plain, alone = replace(s.fusion, weight=1.0, schedule="hard", pivot=True), replace(s.fusion, pivot=False)
+    known = {
+        "SFT": {"SFT": Arm((), s.align, plain)},
+        "pairwise": {f"with-{name}": Arm((name,), s.align, s.fusion) for name in every},
+        "KD": {f"KD-{name}": Arm((name,), s.align, alone) for name in every},
+        "Multi": {"Multi": Arm(every, s.align, s.fusion)},
+    }
+    return {name: arm for chosen in s.arms for name, arm in known[chosen].items()}
 
 
-def chats_of(s: Settings) -> tuple[list[Row], Counter[str]]:
+def chats_of(s: Settings, counts: Counter[str]) -> list[Row]:
     """The chats to train on: the user's, or the zoo's problems with right answers."""
     drawn = mixture(dict.fromkeys(SKILLS, s.chats_per_skill), split="train", seed=s.seed + 1000)
     records = load_records(s.chats) if s.chats else answered(drawn)
-    rows, counts = parse_rows(records, "sft", file=s.chats or None, on_bad=s.on_bad)
-    return rows, counts + Counter({"chats": len(rows)})
+    rows, drops = parse_rows(records, "sft", file=s.chats or None, on_bad=s.on_bad)
+    counts.update(drops + Counter({"chats": len(rows)}))
+    return rows
 
 
-def held_out(s: Settings) -> tuple[list[Row], list[Record]]:
-    """Held-out chats and test prompts, where there are any."""
-    if s.chats:
+def held_out(
+    s: Settings, readers: Mapping[str, PreTrainedTokenizerBase], limit: int, counts: Counter[str]
+) -> tuple[dict[str, list[Document]], list[Record]]:
+    """Held-out chats as each model reads them, and test prompts, where there are any."""
+    if not s.chats:
+        test = mixture(dict.fromkeys(SKILLS, s.test_per_skill), split="test", seed=s.seed)
+        rows = parse_rows(answered(test), "sft")[0]
+    else:
         rows = parse_rows(load_records(s.held_out_chats), "sft", file=s.held_out_chats)[0] if s.held_out_chats else []
-        return rows, parse_prompts(load_records(s.test_prompts), file=s.test_prompts) if s.test_prompts else []
-    test = mixture(dict.fromkeys(SKILLS, s.test_per_skill), split="test", seed=s.seed)
-    return parse_rows(answered(test), "sft")[0], test
+        test = parse_prompts(load_records(s.test_prompts), file=s.test_prompts) if s.test_prompts else []
+    dropped = Counter[str]()
+    documents = as_read(replace(s, template="own"), readers, rows, limit, dropped) if rows else {}
+    counts.update({f"held out: {what}": n for what, n in dropped.items()})
+    return documents, test
 
 
 def answered(problems: Sequence[Record]) -> list[Record]:

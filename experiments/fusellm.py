@@ -26,52 +26,43 @@ from typing import Any, ClassVar, Literal, get_args
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from fusion_jax.data.batches import Data
 from fusion_jax.data.documents import Document, all_scored_bytes, encode_documents, plain_examples, text_documents
-from fusion_jax.data.jsonl import Record
 from fusion_jax.data.loaders import load_records, load_texts
 from fusion_jax.data.records import parse_prompts
 from fusion_jax.data.windows import split_windows
 from fusion_jax.errors import InputError
-from fusion_jax.failures import doing
-from fusion_jax.hosts import HostSettings, connect, on_first
-from fusion_jax.models.folder import Model, load, save, tokenizer_of
+from fusion_jax.jsonl import Record
+from fusion_jax.models.folder import load, tokenizer_of
 from fusion_jax.options import File, Folder, ModelPath, Models
 from fusion_jax.plan.command import run as run_experiment
 from fusion_jax.plan.runs import Ask, Planned, teacher, training
-from fusion_jax.settings import bounded, seeded, to_json
-from fusion_jax.train import fits
-from fusion_jax.train.fusion import fused_examples, fusion_rows, packed
-from fusion_jax.train.objectives import FusionSettings, sft_objective
-from fusion_jax.train.opinions import AlignSettings, Reading, own_opinions, read_documents, source_opinions
-from fusion_jax.train.optimise import TrainSettings, compute_for, optimise
-from fusion_jax.train.provenance import Ran, measures_sentence
-from fusion_jax.train.run_folder import RunFolder, open_run
-from fusion_jax.train.stages import (
-    check_arms,
-    check_enough,
-    check_models,
-    check_names,
-    fusion_report,
-    measured,
-    model_name,
-    over_seeds,
-    reading_limit,
-    trained,
-    trained_on_fused,
-)
+from fusion_jax.runs import fits
+from fusion_jax.runs.checks import check_arms, check_names, model_name
+from fusion_jax.runs.desk import Desk
+from fusion_jax.runs.fusing import Arm, Fusing, Held, reading_limit
+from fusion_jax.runs.page import SeededSettings, conduct
+from fusion_jax.runs.seeds import Measures
+from fusion_jax.runs.trained import trained
+from fusion_jax.settings import bounded
+from fusion_jax.teachers.opinions import AlignSettings, Reading
+from fusion_jax.teachers.settings import FusionSettings
+from fusion_jax.train import objectives
+from fusion_jax.train.optimise import optimise
+from fusion_jax.train.settings import TrainSettings, compute_for
 from fusion_jax.train.state import OptimizerSettings
 from fusion_jax.zoo import model_path
 from fusion_jax.zoo.specs import SPECS
 from fusion_jax.zoo.tasks import SKILLS, documents, mixture
 
-Arm = Literal[
+ArmName = Literal[
     "CLM", "KD", "FuseLLM", "EM", "MinED", "MS", "MinCE", "AvgCE", "per-token", "bits-per-byte", "tail-bucket",
     "no-pivot", "byte-offsets", "fusellm-rules", "raw-pieces", "input-fallback",
 ]  # fmt: skip
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(SeededSettings):
     """Base models and texts."""
 
     basic: ClassVar = (
@@ -81,14 +72,6 @@ class Settings:
     )  # fmt: skip
 
     out: Folder = "runs/fusellm"
-    """Folder of the run, which is made; it holds all stages, report.md and the model."""
-    resume: bool = False
-    """Continue the run that --out holds, if there is one: the same command with --resume can always be repeated."""
-    hosts: HostSettings = HostSettings()
-    seed: int = 42
-    """Decides the zoo's problems and the order of the examples."""
-    seeds: int = 1
-    """Whole runs, with seed, seed + 1, ...; report.md then has means with intervals."""
     target: ModelPath = "zoo:target"
     """Model to improve: a Hugging Face folder, or zoo:NAME."""
     sources: Models = ("zoo:llama-source", "zoo:qwen-source", "zoo:gemma-source")
@@ -99,7 +82,7 @@ class Settings:
     """Texts on which bits per byte are measured."""
     test_prompts: File = ""
     """Prompts with "answer", asked as plain text."""
-    arms: tuple[Arm, ...] = ("CLM", "FuseLLM")
+    arms: tuple[ArmName, ...] = ("CLM", "FuseLLM")
     """What is trained, the last one becomes model/: no teacher (CLM), the source that knows the texts best alone (KD),
     FuseLLM as `align` and `fusion` say, or FuseLLM with one thing changed."""
     practice: int = 0
@@ -128,10 +111,10 @@ class Settings:
     practise: TrainSettings = TrainSettings()
 
     def __post_init__(self) -> None:
-        bounded(self, "seeds", "texts_per_skill", "test_per_skill", "k", "teacher_batch", "eval_new_tokens", least=1)
+        super().__post_init__()
+        bounded(self, "texts_per_skill", "test_per_skill", "k", "teacher_batch", "eval_new_tokens", least=1)
         bounded(self, "practice", "target_practice", "window", least=0)
         bounded(self, "max_length", least=2)
-        seeded(self, "seed")
 
 
 TINY = TrainSettings(
@@ -164,10 +147,12 @@ PRESETS = {
 
 
 def main(s: Settings) -> None:
-    connect(s.hosts)
+    conduct(__file__, "FuseLLM", s, PRESETS, fuse, check)
+
+
+def check(s: Settings) -> None:
+    """Refuse before the first stage what a later one would refuse."""
     check_names((s.target, *s.sources), tuple(arms_of(s, "")))
-    check_models("--target", s.target)
-    check_models("--sources", *s.sources)
     if not s.sources:
         raise InputError("there is none", field="sources", cure="Give at least one model")
     models = (s.target, *s.sources)
@@ -176,93 +161,63 @@ def main(s: Settings) -> None:
         fits.check_training(s.practise, "--practise", *practising)
     for folder in map(model_path, models):
         fits.check_prompts(folder, test_prompts(s), s.eval_new_tokens, "--eval-new-tokens", chat=False)
-    with open_run(s.out, to_json(s), resume=s.resume) as run:
-        folders = base_models(s, run.sub("base"))
-        over_seeds(run, "FuseLLM", Ran(__file__, s, PRESETS), s.seed, s.seeds, lambda seed, folder: fuse(
-            replace(s, seed=seed, seeds=1), folder, folders
-        ))  # fmt: skip
-        run.finish()
 
 
-def fuse(s: Settings, run: RunFolder, folders: dict[str, Path]) -> dict[str, dict[str, float]]:
-    """The stages of the paper (section 2.1 of the specification); returns each model's measures on held-out data."""
-    train = replace(s.train, seed=s.seed)
-    compute = compute_for(train)
+def fuse(s: Settings, desk: Desk) -> Measures:
+    """The stages of the paper (section 2.1 of the specification)."""
+    folders = base_models(s, desk)
     limit = reading_limit(folders, s.max_length, s.k)
     texts, held_out, test = texts_of(s)
-    docs, counts = windows_of(folders, texts, min(s.window or limit - 1, limit - 1))
+    windows, counts = windows_of(folders, texts, min(s.window or limit - 1, limit - 1))
     held, _ = windows_of(folders, held_out, limit - 1)
+    desk.count("records", counts)
     if s.packing == "none":
-        check_enough(run, {"texts": counts}, len(docs), train, "--train")
-
+        desk.check_enough(len(windows), s.train, "--train")
     if limit < s.max_length:
-        run.log(f"texts have {limit} tokens at most instead of {s.max_length}: a model reads no more")
+        desk.run.log(f"texts have {limit} tokens at most instead of {s.max_length}: a model reads no more")
 
-    def measure(name: str, model: Model) -> dict[str, float]:
-        how = {"max_length": limit, "max_new_tokens": s.eval_new_tokens, "chat": False}
-        return measured(run, name, model, held, test, train, **how)
-
-    measures: dict[str, dict[str, float]] = {}
-
-    def read(name: str) -> Reading:  # the model is let go with the call
-        model = load(folders[name], mesh=compute.mesh)
-        measures[name] = measure(name, model)
-        lap = run.clock(f"reading {name}")
-        with doing(f"reading {name}"):
-            found = read_documents(
-                run.sub("teachers").file(name), name, model, docs, k=s.k, max_length=limit, compute=compute,
-                batch_size=s.teacher_batch, progress=run.progress,
-            )  # fmt: skip
-        lap()
-        return found
-
-    pivot, *sources = map(read, folders)
-    target = load(folders[pivot.name], mesh=compute.mesh)
-    coverage: list[dict[str, Any]] = []
-    for arm, (align, fusion, teachers) in arms_of(s, min(sources, key=mean_surprise).name).items():
-        opinions = [own_opinions(pivot, fusion)]
-        for source in (r for r in sources if r.name in teachers):
-            folder = run.sub("aligned").file(source.name)
-            views, rules = source_opinions(folder, pivot, source, align, fusion, whole=True, progress=run.progress)
-            opinions.append(views)
-            coverage.append({"arm": arm, "source": source.name, **rules})
-        rows, drops = fusion_rows(pivot.texts, opinions)
-        counts += Counter({f"{arm}: {what}": n for what, n in drops.items()})
-        reset = s.packing == "reset"
-        rows = packed(rows, limit, reset=reset) if s.packing != "none" else rows
-        place = run.sub("arms").sub(arm)
-        examples = fused_examples(place.file("examples"), rows, fusion, mask="all", reset=reset)
-        fused = trained_on_fused(place, target, examples, fusion, train)
-        measures[arm] = measure(arm, fused)
-    run.made_once("model", lambda folder: save(fused, folder), of=[f"arms/{arm}/model"])
-    result = measures_sentence(measures, list(measures)[-1], model_name(s.target), "CLM")
-    on_first(lambda: fusion_report(run, "FuseLLM", Ran(__file__, s, PRESETS), result, measures, coverage, counts))
-    return measures
+    measured_on = Held(dict.fromkeys(folders, held), test, s.eval_new_tokens, chat=False)
+    train = replace(s.train, seed=s.seed)
+    fusing = Fusing(desk, folders, train, limit, s.k, s.teacher_batch, measured_on)
+    readings = {name: fusing.read(name, windows) for name in folders}
+    target = fusing.load(folders[model_name(s.target)])
+    _, *sources = readings.values()
+    for name, arm in arms_of(s, min(sources, key=mean_surprise).name).items():
+        fused = fusing.trained(name, arm, target, readings, mask="all", whole=True, packing=s.packing)
+    desk.export(fused, of=[f"arms/{name}/model"])
+    return fusing.report(before=model_name(s.target), plain="CLM")
 
 
-def arms_of(s: Settings, best: str) -> dict[str, tuple[AlignSettings, FusionSettings, tuple[str, ...]]]:
+def arms_of(s: Settings, best: str) -> dict[str, Arm]:
     """How each arm aligns, how it fuses, and which sources teach it."""
     every = tuple(map(model_name, s.sources))
-    align, fusion = s.align, s.fusion
+    plain = Arm((), s.align, replace(s.fusion, weight=1.0, schedule="hard", pivot=True))
+
+    def fusion(**changes: Any) -> Arm:
+        return Arm(every, s.align, replace(s.fusion, **changes))
+
+    def align(**changes: Any) -> Arm:
+        return Arm(every, replace(s.align, **changes), s.fusion)
+
     known = {
-        "CLM": (align, replace(fusion, weight=1.0, schedule="hard", pivot=True), ()),
-        "KD": (align, replace(fusion, pivot=False), (best,)),
-        "FuseLLM": (align, fusion, every),
-        "EM": (replace(align, vocabulary="exact"), fusion, every),
-        "MinED": (replace(align, vocabulary="mined"), fusion, every),
-        "MS": (replace(align, vocabulary="statistics"), fusion, every),
-        "MinCE": (align, replace(fusion, function="mince"), every),
-        "AvgCE": (align, replace(fusion, function="avgce"), every),
-        "per-token": (align, replace(fusion, choice="token"), every),
-        "bits-per-byte": (align, replace(fusion, metric="bits_per_byte"), every),
-        "tail-bucket": (align, replace(fusion, tail="bucket"), every),
-        "no-pivot": (align, replace(fusion, pivot=False), every),
-        "byte-offsets": (replace(align, tokens="byte_offsets"), fusion, every),
-        "fusellm-rules": (replace(align, rules="fusellm"), fusion, every),
-        "raw-pieces": (replace(align, pieces="raw"), fusion, every),
-        "input-fallback": (replace(align, fallback="input"), fusion, every),
+        "CLM": plain,
+        "KD": Arm((best,), s.align, replace(s.fusion, pivot=False)),
+        "FuseLLM": Arm(every, s.align, s.fusion),
+        "EM": align(vocabulary="exact"),
+        "MinED": align(vocabulary="mined"),
+        "MS": align(vocabulary="statistics"),
+        "MinCE": fusion(function="mince"),
+        "AvgCE": fusion(function="avgce"),
+        "per-token": fusion(choice="token"),
+        "bits-per-byte": fusion(metric="bits_per_byte"),
+        "tail-bucket": fusion(tail="bucket"),
+        "no-pivot": fusion(pivot=False),
+        "byte-offsets": align(tokens="byte_offsets"),
+        "fusellm-rules": align(rules="fusellm"),
+        "raw-pieces": align(pieces="raw"),
+        "input-fallback": align(fallback="input"),
     }
-    check_arms(s.arms, get_args(Arm))
+    check_arms(s.arms, get_args(ArmName))
     return {name: known[name] for name in s.arms}
 
 
@@ -271,21 +226,21 @@ def practice(s: Settings, path: str) -> int:
     return (s.target_practice if path == s.target else s.practice) if path.startswith("zoo:") else 0
 
 
-def base_models(s: Settings, run: RunFolder) -> dict[str, Path]:
+def base_models(s: Settings, desk: Desk) -> dict[str, Path]:
     """Folders of target and sources; the zoo's, which know only chats, first practise plain texts of their skills."""
-    out = {}
+    out, run = {}, desk.base.run.sub("base")
     mesh = compute_for(s.practise).mesh
     for path in (s.target, *s.sources):
         name, folder = model_name(path), model_path(path)
         if count := practice(s, path):
             learned = dict(next(spec.shares for spec in SPECS if spec.name == name))
             shares = {skill: count * n // sum(learned.values()) for skill, n in learned.items()}
-            texts = documents(shares, split="train", seed=s.seed + 1, repeat=True)
+            texts = documents(shares, split="train", seed=desk.base.seed + 1, repeat=True)
             model = load(folder, mesh=mesh)
             limit = min(s.max_length, model.config.max_positions)
             encoded = encode_documents(model.tokenizer, text_documents(texts), max_length=limit)
             trained(run.sub(name), model, mesh, lambda f, m=model, e=plain_examples(encoded): optimise(  # type: ignore[misc]
-                m, e, sft_objective(), s.practise, f
+                m, Data(e), objectives.sft(), s.practise, f
             ), of=[])  # fmt: skip
             folder = run.sub(name).file("model")
         out[name] = folder

@@ -1,7 +1,7 @@
 """Turn the published GSM8K solutions of four models into the files that experiments/wrpo.py reads, and make a target.
 
     python experiments/gsm8k_responses.py --solutions SOLUTIONS.jsonl --train TRAIN.jsonl --out runs/gsm8k
-    python experiments/wrpo.py --responses runs/gsm8k/responses.jsonl --test-prompts runs/gsm8k/test.jsonl \
+    python experiments/wrpo.py --responses runs/gsm8k/responses.jsonl --test-prompts runs/gsm8k/test.jsonl \\
         --target runs/gsm8k/target --verifier gsm8k_format --accuracy gsm8k --out runs/gsm8k-wrpo
 
 Input: records {"question", "ground_truth", MODEL: {"is_correct", "solution"}} (openai/grade-school-math, MIT) and
@@ -22,21 +22,24 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import jax
 
+from fusion_jax.data.batches import Data
 from fusion_jax.data.examples import TextSettings, make_examples
-from fusion_jax.data.jsonl import Record, numbered, write_jsonl
 from fusion_jax.data.loaders import load_records
 from fusion_jax.data.records import Place, parse_rows, prompt_id, text
 from fusion_jax.data.tokenise import TokeniseSettings
 from fusion_jax.errors import InputError
-from fusion_jax.models.config import DecoderConfig
+from fusion_jax.jsonl import Record, numbered, write_jsonl
+from fusion_jax.models.families import config_from_hf
 from fusion_jax.models.folder import Model, save
 from fusion_jax.models.parameters import init_params
 from fusion_jax.options import File, Folder
+from fusion_jax.runs.opening import open_run
 from fusion_jax.settings import bounded, seeded, to_json
 from fusion_jax.settings import run as run_experiment
-from fusion_jax.train.objectives import sft_objective
-from fusion_jax.train.optimise import TrainSettings, optimise
-from fusion_jax.train.run_folder import RunFolder, open_run
+from fusion_jax.store.run_folder import RunFolder
+from fusion_jax.train import objectives
+from fusion_jax.train.optimise import optimise
+from fusion_jax.train.settings import TrainSettings
 from fusion_jax.train.state import OptimizerSettings
 from fusion_jax.zoo.tokenizers import train_tokenizer
 
@@ -87,10 +90,11 @@ def make(s: Settings, run: RunFolder) -> None:
 
     texts = [f"{row.messages[-1]['content']}\n{row.responses[0]}" for row in rows]
     tokenizer = train_tokenizer("byte_bpe", "inst", s.vocab_size, texts)
-    config = DecoderConfig(
-        model_type="llama", vocab_size=len(tokenizer), hidden_size=192, intermediate_size=512, num_layers=4,
-        num_heads=6, num_kv_heads=6, head_dim=32, max_positions=512, tied_head=True, initializer_range=0.05,
-    )  # fmt: skip
+    config = config_from_hf({
+        "model_type": "llama", "vocab_size": len(tokenizer), "hidden_size": 192, "intermediate_size": 512,
+        "num_hidden_layers": 4, "num_attention_heads": 6, "head_dim": 32, "max_position_embeddings": 512,
+        "tie_word_embeddings": True, "initializer_range": 0.05,
+    })  # fmt: skip
     target = Model(config, init_params(config, jax.random.key(s.seed)), tokenizer)
     tokens = TokeniseSettings(max_length=256, max_prompt_length=128, eos="if_missing")
     examples, _ = make_examples(rows, tokenizer, TextSettings(tokens=tokens))
@@ -98,7 +102,7 @@ def make(s: Settings, run: RunFolder) -> None:
         optimizer=OptimizerSettings(learning_rate=1e-3), batch_size=16, micro_batches=1, seed=s.seed, log_every=20,
         epochs=s.steps / (len(rows) // 16), remat="dots", checkpoint_every=100,
     )  # fmt: skip
-    trained = optimise(target, examples, sft_objective(), settings, run.sub("sft"))
+    trained = optimise(target, Data(examples), objectives.sft(), settings, run.sub("sft"))
     run.made_once("target", lambda folder: save(dataclasses.replace(trained, file_dtype="float32"), folder))
 
 

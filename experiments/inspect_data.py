@@ -25,6 +25,7 @@ from fusion_jax.data.examples import TextSettings, make_examples
 from fusion_jax.data.loaders import load_records
 from fusion_jax.data.records import parse_rows
 from fusion_jax.errors import InputError
+from fusion_jax.jsonl import Record
 from fusion_jax.models.folder import tokenizer_of
 from fusion_jax.options import File, ModelPath
 from fusion_jax.settings import bounded
@@ -49,8 +50,8 @@ class Settings:
     """Whose tokenizer and chat template are used: a folder, or zoo:NAME."""
     data: File = ""
     """Records; without, an example of the zoo."""
-    kind: Literal["quad", "pair", "sft"] = "quad"
-    """What a record is: a quadruple, a pair, or one for SFT."""
+    kind: Literal["auto", "quad", "pair", "sft"] = "auto"
+    """What a record is: a quadruple, a pair, or one for SFT; auto goes by the fields of the first record."""
     start: int = 0
     """Usable records that are passed over."""
     count: int = 3
@@ -67,7 +68,9 @@ PRESETS = {name: Settings(text=preset.text) for name, preset in wrpo.PRESETS.ite
 
 def main(s: Settings) -> None:
     tokenizer = tokenizer_of(model_path(s.model, "--model"), "--model")
-    rows, drops = parse_rows(load_records(s.data) if s.data else [EXAMPLE], s.kind, file=s.data or None)
+    records = load_records(s.data) if s.data else [EXAMPLE]
+    kind = kind_of(records[0] if records else {}) if s.kind == "auto" else s.kind
+    rows, drops = parse_rows(records, kind, file=s.data or None)
     if s.start >= len(rows):
         raise InputError(f"{s.start} is out of range", field="--start", cure=f"There are {len(rows)} usable records")
     rows = rows[s.start : s.start + s.count]
@@ -76,10 +79,19 @@ def main(s: Settings) -> None:
     for number, example in enumerate(examples):
         name = f"block {number}" if s.text.packing != "none" else rows[example.index].name
         console.rule(f"{name}")
-        for slot, ids, start, scored in zip(SLOTS[s.kind], example.rows, example.starts, example.scored):
+        for slot, ids, start, scored in zip(SLOTS[kind], example.rows, example.starts, example.scored):
             console.print(f"{slot}: {start} given, {scored} scored", style="bold", highlight=False)
             console.print(coloured(tokenizer.convert_ids_to_tokens(list(ids)), start, console.is_terminal))
     console.print(f"dropped: {dict(drops)}  counted: {dict(counts)}", highlight=False)
+
+
+def kind_of(record: Record) -> str:
+    """What a record is read as by its fields: without "rejected" for SFT, with two chosen messages a quadruple."""
+    if "rejected" not in record:
+        return "sft"
+    chosen, rejected = record.get("chosen"), record["rejected"]
+    sizes = [len(x) if isinstance(x, list) else 0 for x in (chosen, rejected)]
+    return "quad" if sizes == [2, 1] else "pair"
 
 
 def coloured(tokens: list[str], start: int, colours: bool) -> Text:

@@ -36,13 +36,13 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 
 from fusion_jax.errors import InputError
 from fusion_jax.markdown import markdown_table
-from fusion_jax.merge.estimate import estimate, rules
-from fusion_jax.merge.executor import merge
-from fusion_jax.merge.inputs import Prepared, prepare
+from fusion_jax.merge.executor.estimate import estimate, rules
+from fusion_jax.merge.executor.merging import merge
+from fusion_jax.merge.executor.prepare import Prepared, prepare
+from fusion_jax.merge.executor.report import REPORT
 from fusion_jax.merge.methods import METHODS
-from fusion_jax.merge.plan import idle_filters
-from fusion_jax.merge.recipe import read_recipe
-from fusion_jax.merge.report import REPORT
+from fusion_jax.merge.recipes.reading import read_recipe
+from fusion_jax.merge.recipes.resolve import idle_filters
 from fusion_jax.options import File, Folder, Positional
 from fusion_jax.plan.command import run as run_experiment
 from fusion_jax.plan.runs import Ask, Planned, merging
@@ -77,7 +77,7 @@ def main(s: Settings) -> None:
     if not s.recipe:
         raise InputError("is missing", field="recipe", cure="Give a YAML file: merge.py recipe.yml --out merged")
     prepared = prepare(s.recipe)
-    for pattern in idle_filters(prepared.recipe, prepared.plan.tensors):
+    for pattern in idle_filters(prepared.recipe, [t.name for t in prepared.plan.tensors]):
         console.print(f"note: the filter '{pattern}' takes no tensor")
     if s.dry_run:
         show_plan(prepared, console)

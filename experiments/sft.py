@@ -16,32 +16,27 @@ from typing import ClassVar
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from fusion_jax.data.examples import TextSettings, make_examples
+from fusion_jax.data.examples import TextSettings
 from fusion_jax.data.loaders import load_records
-from fusion_jax.data.records import OnBad, parse_rows
+from fusion_jax.data.records import OnBad
 from fusion_jax.data.tokenise import TokeniseSettings
-from fusion_jax.files import write_json
-from fusion_jax.hosts import HostSettings, connect, on_first
-from fusion_jax.markdown import markdown_table, save_figure
-from fusion_jax.models.folder import load, save
+from fusion_jax.jsonl import Record
 from fusion_jax.options import File, Folder, ModelPath
 from fusion_jax.plan.command import run as run_experiment
 from fusion_jax.plan.runs import Ask, Planned, training
-from fusion_jax.settings import to_json
-from fusion_jax.train import fits, stages
-from fusion_jax.train.objectives import sft_objective
-from fusion_jax.train.optimise import TrainSettings, compute_for, optimise
-from fusion_jax.train.provenance import Ran, loss_sentence
-from fusion_jax.train.provenance import write_report as write_page
-from fusion_jax.train.report import curves, training_figure
-from fusion_jax.train.run_folder import RESULTS, RunFolder, open_run
+from fusion_jax.runs import fits
+from fusion_jax.runs.desk import Desk, Stage
+from fusion_jax.runs.page import RunSettings, conduct
+from fusion_jax.runs.provenance import loss_sentence
+from fusion_jax.train import objectives
+from fusion_jax.train.settings import TrainSettings
 from fusion_jax.train.state import OptimizerSettings
 from fusion_jax.zoo import model_path
 from fusion_jax.zoo.tasks import SKILLS, mixture
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(RunSettings):
     """A model and records to fine-tune it on."""
 
     basic: ClassVar = (
@@ -50,10 +45,6 @@ class Settings:
     )  # fmt: skip
 
     out: Folder = "runs/sft"
-    """Folder of the run, which is made; it holds all stages, report.md and the model."""
-    resume: bool = False
-    """Continue the run that --out holds, if there is one: the same command with --resume can always be repeated."""
-    hosts: HostSettings = HostSettings()
     model: ModelPath = "zoo:target"
     """Model to train: a Hugging Face folder, or zoo:NAME."""
     data: File = ""
@@ -80,45 +71,26 @@ PRESETS = {
 
 
 def main(s: Settings) -> None:
-    connect(s.hosts)
-    with open_run(s.out, to_json(s), resume=s.resume) as run:
-        tune(s, run)
-        run.finish()
+    conduct(__file__, "SFT", s, PRESETS, tune)
 
 
-def tune(s: Settings, run: RunFolder) -> None:
+def tune(s: Settings, desk: Desk) -> None:
     """Fine-tune, save, report."""
     folder = model_path(s.model, "--model")
     fits.check_training(s.train, "--train", folder)
     fits.check_length(folder, s.text.tokens.max_length, "--text.tokens.max-length")
-    model = load(folder, mesh=compute_for(s.train).mesh)
-    if s.data:
-        records = load_records(s.data)
-    else:
-        drawn = mixture(dict.fromkeys(SKILLS, 60), split="train", seed=s.train.seed)
-        records = [{"prompt": r["prompt"], "response": r["answer"], "prompt_id": r["prompt_id"]} for r in drawn]
-    rows, drops = parse_rows(records, "sft", file=s.data or None, on_bad=s.on_bad)
-    examples, counts = make_examples(rows, model.tokenizer, s.text)
-    stages.check_enough(run, {"records": drops + counts}, len(examples), s.train, "--train")
-    packed = s.text.packing != "none"
-    better = optimise(
-        model, examples, sft_objective(), s.train, run, names=lambda i: f"block {i}" if packed else rows[i].name
-    )
-    run.made_once("model", lambda folder: save(better, folder))
-    used = counts["documents"] or len(examples)
-    on_first(lambda: write_report(s, run, {"records used": used, **drops, **+counts}))
+    model = desk.load(s.model, s.train)
+    records = load_records(s.data) if s.data else problems(s)
+    rows = desk.rows("records", records, "sft", file=s.data or None, on_bad=s.on_bad)
+    desk.tune(Stage("records", "--train", s.train, s.text), model, objectives.sft(), rows)
+    losses = desk.curves("loss")
+    desk.report_tuning("SFT", loss_sentence(losses, desk.counts["records"]["used"]), losses)
 
 
-def write_report(s: Settings, run: RunFolder, counts: dict[str, int]) -> None:
-    """report.md and results.json with the loss."""
-    losses = curves(run.path, ["loss"])
-    final = {name: values[-1] for name, (_, values) in losses.items()}
-    write_json(run.file(RESULTS), {"SFT": {name: [value] for name, value in final.items()}})
-    found = {**counts, **{f"final {name}": f"{value:.4f}" for name, value in final.items()}}
-    table = markdown_table([{"what": k, "value": v} for k, v in found.items()])
-    picture = save_figure(training_figure({"SFT": run.path}), run.file("training.png"))
-    write_page(run, "SFT", loss_sentence(losses, counts["records used"]), Ran(__file__, s, PRESETS), [picture, table])
-    run.log(f"model: {run.file('model')}")
+def problems(s: Settings) -> list[Record]:
+    """Problems of the zoo's skills with their answers."""
+    drawn = mixture(dict.fromkeys(SKILLS, 60), split="train", seed=s.train.seed)
+    return [{"prompt": r["prompt"], "response": r["answer"], "prompt_id": r["prompt_id"]} for r in drawn]
 
 
 def plans(s: Settings, ask: Ask) -> list[Planned]:

@@ -5,7 +5,7 @@
         --responses responses.jsonl --reward-model REWARD-MODEL --out runs/a    # ready source responses
     python experiments/wrpo.py --preset llama3-8b --target TARGET-SFT --quadruples quads.jsonl --out runs/b
 
-Hardware and time: `tiny` 2 CPU cores, about 80 s, 1.5 GB; `llama3-8b` is for a TPU slice (not timed yet).
+Hardware and time: `tiny` 2 CPU cores, about 80 s, 1.4 GB; `llama3-8b` is for a TPU slice (not timed yet).
 Result: a table of the accuracy of Target, sources, SFT, SFT-DPO and SFT-WRPO (without an SFT stage: DPO and WRPO); in
 the run folder every stage's JSON-lines file, report.md with plots, and model/, a Hugging Face folder. Published
 (AlpacaEval-2 length-controlled win rate): Target 26.0, SFT 27.2, SFT-DPO 50.7, SFT-WRPO 55.9.
@@ -27,47 +27,38 @@ from typing import Any, ClassVar, Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from fusion_jax.data.examples import TextSettings, make_examples
-from fusion_jax.data.jsonl import Record
+from fusion_jax.data.examples import TextSettings
 from fusion_jax.data.loaders import load_records
 from fusion_jax.data.order import split_indices
-from fusion_jax.data.records import OnBad, Row, check_answers, parse_prompts, parse_responses, parse_rows
+from fusion_jax.data.records import OnBad, Row, parse_responses, parse_rows
 from fusion_jax.data.tokenise import TokeniseSettings
 from fusion_jax.errors import InputError
-from fusion_jax.hosts import HostSettings, connect, on_first
-from fusion_jax.markdown import markdown_table, save_figure
-from fusion_jax.models.folder import Model, load, save
-from fusion_jax.options import File, Folder, ModelPath, Models
+from fusion_jax.jsonl import Record
+from fusion_jax.markdown import markdown_table
+from fusion_jax.models.folder import Model
+from fusion_jax.options import File, Folder, ModelPath, Models, RewardModel
 from fusion_jax.plan.command import run as run_experiment
-from fusion_jax.plan.requests import Start
+from fusion_jax.plan.programs import Start
 from fusion_jax.plan.runs import Ask, Planned, generation, training
 from fusion_jax.rewards import select
-from fusion_jax.rewards.reward_model import score_responses
-from fusion_jax.rewards.verifiers import VerifierName, verifier
+from fusion_jax.rewards.verifiers import VerifierName
+from fusion_jax.runs import fits
+from fusion_jax.runs.checks import check_names, model_name
+from fusion_jax.runs.desk import Desk, Stage
+from fusion_jax.runs.page import SeededSettings, conduct
+from fusion_jax.runs.prompts import held_out_prompts, training_prompts
+from fusion_jax.runs.seeds import Measures
 from fusion_jax.sampling.generate import SampleSettings, load_to_sample
-from fusion_jax.sampling.responses import sample_responses
-from fusion_jax.settings import bounded, seeded, to_json
-from fusion_jax.train import fits, stages
-from fusion_jax.train.objectives import (
-    PairSettings,
-    WrpoSettings,
-    needs_reference,
-    pair_objective,
-    sft_objective,
-    wrpo_objective,
-)  # fmt: skip
-from fusion_jax.train.optimise import TrainSettings, compute_for, optimise, step_count
-from fusion_jax.train.provenance import Ran, answers_sentence
-from fusion_jax.train.provenance import write_report as write_page
-from fusion_jax.train.report import accuracy_figure, training_figure
-from fusion_jax.train.run_folder import RunFolder, open_run
+from fusion_jax.settings import bounded
+from fusion_jax.train import objectives
+from fusion_jax.train.objectives import PairSettings, WrpoSettings
+from fusion_jax.train.settings import TrainSettings
 from fusion_jax.train.state import OptimizerSettings
 from fusion_jax.zoo import model_path
-from fusion_jax.zoo.tasks import SKILLS, mixture
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(SeededSettings):
     """Where to enter: `responses` skips the sampling of the sources, `quadruples` everything before the last stage."""
 
     basic: ClassVar = (
@@ -78,14 +69,6 @@ class Settings:
     )  # fmt: skip
 
     out: Folder = "runs/wrpo"
-    """Folder of the run, which is made; it holds all stages, report.md and the model."""
-    resume: bool = False
-    """Continue the run that --out holds, if there is one: the same command with --resume can always be repeated."""
-    hosts: HostSettings = HostSettings()
-    seed: int = 42
-    """Decides the zoo's problems, the samples, the split and the order of the examples."""
-    seeds: int = 1
-    """Whole runs, with seed, seed + 1, ...; report.md then has means with intervals."""
     target: ModelPath = "zoo:target"
     """Model to improve: a Hugging Face folder, or zoo:NAME."""
     sources: Models = ("zoo:llama-source", "zoo:qwen-source", "zoo:gemma-source")
@@ -106,7 +89,7 @@ class Settings:
     """What gives rewards, unless there is a reward model."""
     accuracy: VerifierName = "answer"
     """What judges test answers."""
-    reward_model: ModelPath = ""
+    reward_model: RewardModel = ""
     """A model with one score that gives the rewards: a folder."""
     prompts_per_skill: int = 160
     """The zoo's problems of each skill to train on."""
@@ -134,10 +117,10 @@ class Settings:
     dpo: PairSettings = PairSettings()
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         bounded(self, "sft_share", "held_out", least=0, below=1)
-        seeded(self, "seed")
         bounded(self, "tolerance", "test_per_skill", least=0)
-        bounded(self, "prompts_per_skill", "eval_new_tokens", "source_rank", "seeds", least=1)
+        bounded(self, "prompts_per_skill", "eval_new_tokens", "source_rank", least=1)
 
 
 TINY_TRAINING = TrainSettings(
@@ -165,19 +148,170 @@ PRESETS = {
 
 
 def main(s: Settings) -> None:
-    connect(s.hosts)
-    check(s)
-    with open_run(s.out, to_json(s), resume=s.resume) as run:
-        stages.over_seeds(run, "WRPO", Ran(__file__, s, PRESETS), s.seed, s.seeds, lambda seed, folder: {
-            row["model"]: {"accuracy": row["accuracy"]}
-            for row in fuse(dataclasses.replace(s, seed=seed, seeds=1), folder) if row["skill"] == "all"
-        })  # fmt: skip
-        run.finish()
+    conduct(__file__, "WRPO", s, PRESETS, fuse, check)
+
+
+def fuse(s: Settings, desk: Desk) -> Measures:
+    """The pipeline of the paper (section 3 of the specification), stages 1 to 10."""
+    own_data = bool(s.prompts or s.responses or s.quadruples)
+    test = held_out_prompts(s.test_prompts, own_data=own_data, per_skill=s.test_per_skill, seed=s.seed)
+    if not test:
+        desk.run.log("no --test-prompts: accuracies are not measured")
+    if s.quadruples:
+        quads, sft_records = ready(s, desk)
+        shared = [row.messages[-1]["content"] for row in quads]
+    else:
+        given = parse_responses(load_records(s.responses), file=s.responses) if s.responses else []
+        prompts = desk.records("prompts.jsonl", lambda: enough_prompts(s, desk, given))
+        shared = [prompt["prompt"] for prompt in prompts]
+    check_room(s, [] if s.quadruples else prompts, test)
+    desk.note_shared(test, shared)
+    target = desk.load(s.target, s.preference)
+    desk.judge("Target", target, test, **judging(s))
+
+    if not s.quadruples:
+        scored = source_responses(s, desk, prompts, test, given)
+        best = select.best_of(scored, names_of(scored), desk.counter("source responses"))
+        desk.records("best_source.jsonl", best.values)
+        first, second = ([prompts[i] for i in part] for part in split_indices(len(prompts), s.sft_share, s.seed))
+        sft_records = desk.records(
+            "sft.jsonl", lambda: [best[p["prompt_id"]] for p in first if p["prompt_id"] in best],
+            of=["prompts.jsonl", "best_source.jsonl"],
+        )  # fmt: skip
+        if first and not sft_records:
+            desk.check_enough(0, s.sft, "--sft")
+    start, prefix = target, ""
+    if sft_records:
+        rows = desk.rows("sft", sft_records, "sft", file=s.sft_data or "sft.jsonl", on_bad=s.on_bad)
+        start, prefix = desk.train(Stage("sft", "--sft", s.sft, s.text), target, objectives.sft(), rows), "SFT-"
+        desk.judge("SFT", start, test, **judging(s))
+
+    if not s.quadruples:
+        records = preferences(s, desk, start, scored, second)
+        quads = desk.rows("quadruples", records, "quad", file="quadruples.jsonl", on_bad=s.on_bad)
+    held, train = ([quads[i] for i in part] for part in split_indices(len(quads), s.held_out, s.seed))
+    if s.baseline:
+        stage = Stage("dpo", "--preference", s.preference, unpacked(s.text), leaf=True)
+        baseline = desk.train(stage, start, objectives.pair(s.dpo), on_policy(train), on_policy(held))
+        desk.judge(f"{prefix}DPO", baseline, test, of=["dpo/model"], **judging(s))
+    stage = Stage("wrpo", "--preference", s.preference, unpacked(s.text))
+    fused = desk.train(stage, start, objectives.wrpo(s.wrpo), train, held)
+    desk.judge(f"{prefix}WRPO", fused, test, **judging(s))
+    desk.export(fused, of=["wrpo/model"])
+    parts = [] if s.quadruples else wins(best)
+    used = desk.counts["wrpo"]["used"]
+    result = f"The model is trained on {used} quadruples; without --test-prompts nothing is judged."
+    desk.report(("sft", "dpo", "wrpo"), names(s), target="Target", result=result, parts=parts)
+    return desk.measures()
+
+
+def source_responses(
+    s: Settings, desk: Desk, prompts: Sequence[Record], test: Sequence[Record], given: Sequence[Record]
+) -> list[Record]:
+    """Stages 2 and 3: every source's responses with rewards, and the sources' accuracy."""
+    if given:
+        carried = select.carry(prompts, given, desk.counter("source responses"), file=s.responses)
+        return desk.records("responses.jsonl", lambda: rewarded(s, desk, carried))
+    scored: list[Record] = []
+    for source in s.sources:
+        name = model_name(source)
+        model = load_to_sample(model_path(source), s.sample.mesh_tensor, "--sample.mesh-tensor")
+        scored += desk.records(
+            f"responses/{name}.jsonl",
+            lambda model=model, name=name: rewarded(s, desk, desk.sampled(model, name, prompts, s.sample)),  # type: ignore[misc]
+            of=["prompts.jsonl"],
+        )
+        desk.judge(name, model, test, of=[], **judging(s))
+    return scored
+
+
+def preferences(
+    s: Settings, desk: Desk, start: Model, scored: Sequence[Record], prompts: Sequence[Record]
+) -> list[Record]:
+    """Stages 7 to 9: the best and the worst response to each prompt, beside the one that a source wrote."""
+    drops = desk.counter("preference prompts", prompts=len(prompts))
+    asked = {prompt["prompt_id"] for prompt in prompts}
+    from_sources = [r for r in scored if r["prompt_id"] in asked]
+    if s.pairs == "sources":
+        compared = from_sources
+    else:
+        compared = desk.records(
+            "target_responses.jsonl", lambda: rewarded(s, desk, desk.sampled(start, "target", prompts, s.sample))
+        )
+    pairs = select.best_and_worst(compared, drops, tolerance=s.tolerance)
+    learnt = select.best_of(from_sources, names_of(scored), Counter(), rank=s.source_rank)
+    quads = desk.records("quadruples.jsonl", lambda: select.quadruples(learnt, pairs))
+    drops += select.notes(quads) + Counter({"quadruples kept": len(quads)})
+    desk.check_enough(trained_on(s, len(quads)), s.preference, "--preference")
+    return quads
+
+
+def rewarded(s: Settings, desk: Desk, responses: Sequence[Record]) -> list[Record]:
+    """Responses with rewards: their own, the reward model's, or the verifier's."""
+    return desk.rewarded(responses, s.reward_model, s.verifier, s.preference)
+
+
+def ready(s: Settings, desk: Desk) -> tuple[list[Row], list[Record]]:
+    """The quadruples and the SFT records given, looked through before anything is computed."""
+    quads = desk.rows("quadruples", load_records(s.quadruples), "quad", file=s.quadruples, on_bad=s.on_bad)
+    desk.check_enough(trained_on(s, len(quads)), s.preference, "--preference")
+    if not s.sft_data:
+        return quads, []
+    sft_records = load_records(s.sft_data)
+    parse_rows(sft_records, "sft", file=s.sft_data, on_bad=s.on_bad)
+    return quads, sft_records
+
+
+def enough_prompts(s: Settings, desk: Desk, given: Sequence[Record]) -> list[Record]:
+    """Stage 1: prompts that are enough for the stages, from a file, from the responses given, or the zoo's."""
+    prompts = training_prompts(
+        s.prompts, given, s.responses, answers=not s.reward_model, per_skill=s.prompts_per_skill, seed=s.seed
+    )
+    first = round(len(prompts) * s.sft_share)
+    if first and s.text.packing == "none":
+        desk.check_enough(first, s.sft, "--sft", counts=False)
+    desk.check_enough(trained_on(s, len(prompts) - first), s.preference, "--preference", counts=False)
+    return prompts
+
+
+def trained_on(s: Settings, quads: int) -> int:
+    """How many of the quadruples are not held out."""
+    return quads - round(quads * s.held_out)
+
+
+def on_policy(quads: Sequence[Row]) -> list[Row]:
+    """The target's own two responses."""
+    return [Row(q.name, q.messages, q.responses[1:]) for q in quads]
+
+
+def unpacked(text: TextSettings) -> TextSettings:
+    """Packing is for SFT alone."""
+    return dataclasses.replace(text, packing="none")
+
+
+def names(s: Settings) -> list[str]:
+    """What the sources are called."""
+    return [model_name(source) for source in s.sources]
+
+
+def names_of(responses: Sequence[Record]) -> list[str]:
+    """The sources in the order that breaks ties."""
+    return list(dict.fromkeys(r["source_model"] for r in responses))
+
+
+def wins(best: dict[str, Record]) -> list[str]:
+    """Who wrote the best source response, for the report."""
+    shares = [{"source": name, "share": f"{share:.3f}"} for name, share in select.wins(best).items()]
+    return ["## Who wrote the best source response", markdown_table(shares)] if shares else []
+
+
+def judging(s: Settings) -> dict[str, Any]:
+    """How test answers are judged."""
+    return {"max_new_tokens": s.eval_new_tokens, "verifier_name": s.accuracy}
 
 
 def check(s: Settings) -> None:
     """Refuse before the first stage what a later one would refuse."""
-    verifier(s.verifier), verifier(s.accuracy, "accuracy")
     skipped = {
         "responses": s.responses, "prompts": s.prompts, "reward-model": s.reward_model,
         "source-rank": s.source_rank > 1, "pairs": s.pairs != "target",
@@ -189,12 +323,8 @@ def check(s: Settings) -> None:
     if s.sft_data and not s.quadruples:
         problem = "belongs to --quadruples; else SFT learns the best source responses"
         raise InputError(problem, field="--sft-data", cure="Leave it out, or train on it first with experiments/sft.py")
-    stages.check_models("--target", s.target)
     if not (s.quadruples or s.responses):
-        stages.check_names(s.sources, ("Target", "SFT", "DPO", "WRPO", "SFT-DPO", "SFT-WRPO"))
-        stages.check_models("--sources", *s.sources)
-    if s.reward_model:
-        stages.check_models("--reward-model", s.reward_model, labels=1)
+        check_names(s.sources, ("Target", "SFT", "DPO", "WRPO", "SFT-DPO", "SFT-WRPO"))
     check_devices(s)
 
 
@@ -224,279 +354,10 @@ def check_room(s: Settings, prompts: Sequence[Record], test: Sequence[Record]) -
         fits.check_judged(model_path(s.reward_model), answered, s.sample.max_new_tokens, "--sample.max-new-tokens")
 
 
-def fuse(s: Settings, run: RunFolder) -> list[dict[str, Any]]:
-    """The pipeline of the paper (section 3 of the specification), stages 1 to 10; returns the accuracy rows."""
-    counts: dict[str, Counter[str]] = {}
-    test = test_prompts(s, run)
-    given = parse_responses(load_records(s.responses), file=s.responses) if s.responses else []
-    quads, sft_records = ready_records(s, run)
-    prompts = [] if s.quadruples else train_prompts(s, run, given)
-    check_room(s, prompts, test)
-    note_shared(run, test, [p["prompt"] for p in prompts], counts)
-    start, prefix = load(model_path(s.target), mesh=compute_for(s.preference).mesh), ""
-    accuracy = judge(s, run, "Target", start, test)
-    source_wins: dict[str, float] = {}
-    if not s.quadruples:
-        drops = counts["source responses"] = Counter[str]()
-        scored, sources_accuracy = source_responses(s, run, prompts, test, given, drops)
-        accuracy += sources_accuracy
-        best = select.best_of(scored, names_of(scored), drops)
-        source_wins = select.wins(best)
-        run.stage("best_source.jsonl", best.values)
-        sft_part, preference_part = split_indices(len(prompts), s.sft_share, s.seed)
-        sft_records = run.stage(
-            "sft.jsonl", lambda: [best[p] for i in sft_part if (p := prompts[i]["prompt_id"]) in best],
-            of=["prompts.jsonl", "best_source.jsonl"],
-        )
-
-        if len(sft_part) and not sft_records:
-            stages.check_enough(run, counts, 0, s.sft, "--sft")
-    if sft_records:
-        start, prefix = train_sft(s, run, start, sft_records, counts), "SFT-"
-        accuracy += judge(s, run, "SFT", start, test)
-
-    if not s.quadruples:
-        quads = preferences(s, run, start, scored, [prompts[i] for i in preference_part], counts)
-
-    rows, drops = parse_rows(quads, "quad", file=s.quadruples or "quadruples.jsonl", on_bad=s.on_bad)
-    counts["quadruples"] = drops + Counter({"used": len(rows)})
-    if s.quadruples:
-        note_shared(run, test, [r.messages[-1]["content"] for r in rows], counts)
-    held, train = split_indices(len(rows), s.held_out, s.seed)
-    train_rows, held_rows = [rows[i] for i in train], [rows[i] for i in held]
-    if s.baseline:
-        on_policy, held_pairs = ([Row(r.name, r.messages, r.responses[1:]) for r in q] for q in (train_rows, held_rows))
-        baseline = train_preference(s, run, "dpo", start, on_policy, held_pairs, s.dpo, counts)
-        accuracy += judge(s, run, f"{prefix}DPO", baseline, test, of=["dpo/model"])
-    fused = train_preference(s, run, "wrpo", start, train_rows, held_rows, s.wrpo, counts)
-    accuracy += judge(s, run, f"{prefix}WRPO", fused, test)
-    run.made_once("model", lambda folder: save(fused, folder), of=["wrpo/model"])
-    on_first(lambda: write_report(s, run, accuracy, counts, source_wins))
-    return accuracy
-
-
-def preferences(
-    s: Settings,
-    run: RunFolder,
-    start: Model,
-    scored: Sequence[Record],
-    prompts: Sequence[Record],
-    counts: dict[str, Counter[str]],
-) -> list[Record]:
-    """Stages 7 to 9: the best and the worst response to each prompt, beside the one that a source wrote."""
-    drops = counts["preference prompts"] = Counter[str](prompts=len(prompts))
-    asked = {p["prompt_id"] for p in prompts}
-    from_sources = [r for r in scored if r["prompt_id"] in asked]
-    judged = from_sources if s.pairs == "sources" else run.stage(
-        "target_responses.jsonl", lambda: rewarded(s, sampled(s, run, start, "target", prompts))
-    )  # fmt: skip
-    pairs = select.best_and_worst(judged, drops, tolerance=s.tolerance)
-    learnt = select.best_of(from_sources, names_of(scored), Counter(), rank=s.source_rank)
-    quads = run.stage("quadruples.jsonl", lambda: select.quadruples(learnt, pairs))
-    drops += select.notes(quads) + Counter({"quadruples kept": len(quads)})
-    stages.check_enough(run, counts, len(quads) - round(len(quads) * s.held_out), s.preference, "--preference")
-    return quads
-
-
-def ready_records(s: Settings, run: RunFolder) -> tuple[list[Record], list[Record]]:
-    """The quadruples and the SFT records given, looked through before anything is computed."""
-    quads = load_records(s.quadruples) if s.quadruples else []
-    sft_records = load_records(s.sft_data) if s.sft_data else []
-    if s.quadruples:
-        rows, drops = parse_rows(quads, "quad", file=s.quadruples, on_bad=s.on_bad)
-        stages.check_enough(
-            run, {"quadruples": drops}, len(rows) - round(len(rows) * s.held_out), s.preference, "--preference"
-        )
-    if s.sft_data:
-        parse_rows(sft_records, "sft", file=s.sft_data, on_bad=s.on_bad)
-    return quads, sft_records
-
-
-def train_prompts(s: Settings, run: RunFolder, given: Sequence[Record]) -> list[Record]:
-    """Stage 1: prompts that are enough for the stages, from a file, from the responses given, or the zoo's."""
-
-    def make() -> list[Record]:
-        prompts = read_prompts(s, given)
-        first_part = round(len(prompts) * s.sft_share)
-        if first_part and s.text.packing == "none":
-            stages.check_enough(run, {}, first_part, s.sft, "--sft")
-        rest = len(prompts) - first_part
-        stages.check_enough(run, {}, rest - round(rest * s.held_out), s.preference, "--preference")
-        return prompts
-
-    return run.stage("prompts.jsonl", make)
-
-
-def read_prompts(s: Settings, given: Sequence[Record]) -> list[Record]:
-    """Prompts with what the records of each know; without a reward model each needs an answer."""
-    if not (s.prompts or given):
-        return mixture(dict.fromkeys(SKILLS, s.prompts_per_skill), split="train", seed=s.seed + 1000)
-    records = parse_prompts(load_records(s.prompts), file=s.prompts) if s.prompts else given
-    if not s.reward_model:
-        cure = "Add it, for the target's responses are verified against it, or give a --reward-model"
-        check_answers(records, file=s.prompts or s.responses, cure=cure)
-    known: dict[str, Record] = {}
-    for r in records:
-        kept = r if s.prompts else ("prompt_id", "prompt", "answer", "skill")
-        known.setdefault(r["prompt_id"], {}).update({k: r[k] for k in kept if r.get(k) is not None})
-    return list(known.values())
-
-
-def test_prompts(s: Settings, run: RunFolder) -> list[Record]:
-    """Held-out prompts with answers; none when the data is the user's and no test file is given."""
-    if s.test_prompts:
-        prompts = parse_prompts(load_records(s.test_prompts), file=s.test_prompts)
-        check_answers(prompts, file=s.test_prompts, cure='Add "answer" to the test prompts')
-        return prompts
-    if s.prompts or s.responses or s.quadruples:
-        run.log("no --test-prompts: accuracies are not measured")
-        return []
-    return mixture(dict.fromkeys(SKILLS, s.test_per_skill), split="test", seed=s.seed)
-
-
-def note_shared(run: RunFolder, test: Sequence[Record], learnt: Sequence[str], counts: dict[str, Counter[str]]) -> None:
-    """Say how many test prompts are trained on as well: the accuracy on them is not that on unseen prompts."""
-    shared = len({p["prompt"] for p in test} & set(learnt))
-    if shared:
-        counts["test prompts"] = Counter({"also trained on": shared})
-        run.log(f"note: {shared} of {len(test)} test prompts are trained on, too: they are not unseen")
-
-
-def source_responses(
-    s: Settings,
-    run: RunFolder,
-    prompts: Sequence[Record],
-    test: Sequence[Record],
-    given: Sequence[Record],
-    drops: Counter[str],
-) -> tuple[list[Record], list[dict[str, Any]]]:
-    """Stages 2 and 3: every source's responses with rewards, and the sources' accuracy."""
-    if given:
-        carried = select.carry(prompts, given, drops, file=s.responses)
-        return run.stage("responses.jsonl", lambda: rewarded(s, carried)), []
-    out: list[Record] = []
-    accuracy: list[dict[str, Any]] = []
-    for source in s.sources:
-        name = stages.model_name(source)
-        model = load_to_sample(model_path(source), s.sample.mesh_tensor, "--sample.mesh-tensor")
-        out += run.stage(
-            f"responses/{name}.jsonl", lambda m=model, n=name: rewarded(s, sampled(s, run, m, n, prompts)),  # type: ignore[misc]
-            of=["prompts.jsonl"],
-        )  # fmt: skip
-        accuracy += judge(s, run, name, model, test, of=[])
-    return out, accuracy
-
-
-def names_of(responses: Sequence[Record]) -> list[str]:
-    """The sources in the order that breaks ties."""
-    return list(dict.fromkeys(r["source_model"] for r in responses))
-
-
-def sampled(s: Settings, run: RunFolder, model: Model, name: str, prompts: Sequence[Record]) -> list[Record]:
-    """Responses of one model, with progress on the screen."""
-    with run.console.status(f"  sampling {name}") as status:
-        return sample_responses(
-            model, name, prompts, s.sample, seed=s.seed,
-            progress=lambda done: status.update(f"  sampling {name}: {done} of {len(prompts)} prompts"),
-        )  # fmt: skip
-
-
-def rewarded(s: Settings, responses: Sequence[Record]) -> list[Record]:
-    """Stage 3: rewards by the reward model or, without one, by the verifier; ready rewards stay."""
-    if s.reward_model:
-        missing = [r for r in responses if r.get("reward") is None]
-        mesh = compute_for(s.preference).mesh
-        fresh = iter(
-            score_responses(load(model_path(s.reward_model), mesh=mesh), missing, mesh=mesh) if missing else []
-        )
-        return [r if r.get("reward") is not None else next(fresh) for r in responses]
-    return select.score_with(responses, verifier(s.verifier))
-
-
-def train_sft(
-    s: Settings, run: RunFolder, target: Model, records: Sequence[Record], counts: dict[str, Counter[str]]
-) -> Model:
-    """Stage 6: supervised fine-tuning on the best source responses of the first part."""
-    rows, drops = parse_rows(records, "sft", file=s.sft_data or "sft.jsonl", on_bad=s.on_bad)
-    examples, cut = make_examples(rows, target.tokenizer, s.text)
-    counts["sft"] = drops + cut + Counter({"used": cut["documents"] or len(examples)})
-    stages.check_enough(run, counts, len(examples), s.sft, "--sft")
-    settings = dataclasses.replace(s.sft, seed=s.seed)
-    packed = s.text.packing != "none"
-    return stages.trained(run.sub("sft"), target, compute_for(settings).mesh, lambda folder: optimise(
-        target, examples, sft_objective(), settings, folder, names=lambda i: f"block {i}" if packed else rows[i].name
-    ))  # fmt: skip
-
-
-def train_preference(
-    s: Settings,
-    run: RunFolder,
-    stage: str,
-    model: Model,
-    rows: Sequence[Row],
-    held: Sequence[Row],
-    loss: WrpoSettings | PairSettings,
-    counts: dict[str, Counter[str]],
-) -> Model:
-    """Stage 10 (quadruples) or its baseline (pairs): policy and reference both start from the SFT model."""
-    text = dataclasses.replace(s.text, packing="none")
-    examples, cut = make_examples(rows, model.tokenizer, text)
-    validation, lost = make_examples(held, model.tokenizer, text) if held else ([], Counter[str]())
-    counts[stage] = cut + Counter({"used": len(examples), "held out": len(validation)})
-    counts[f"{stage}, held out"] = lost
-    stages.check_enough(run, counts, len(examples), s.preference, "--preference")
-    settings = dataclasses.replace(s.preference, seed=s.seed)
-    if isinstance(loss, WrpoSettings):
-        objective = wrpo_objective(loss, step_count(len(examples), settings))
-    else:
-        objective = pair_objective(loss)
-    return stages.trained(run.sub(stage), model, compute_for(settings).mesh, lambda folder: optimise(
-        model, examples, objective, settings, folder, needs_reference=needs_reference(loss.loss),
-        validation=validation, names=lambda i: rows[i].name,
-    ), leaf=stage == "dpo")  # fmt: skip
-
-
-def judge(
-    s: Settings, run: RunFolder, name: str, model: Model, test: Sequence[Record], of: Sequence[str] | None = None
-) -> list[dict[str, Any]]:
-    """Accuracy of a model's greedy answers."""
-    how = {"max_new_tokens": s.eval_new_tokens, "verifier": verifier(s.accuracy)}
-    return stages.judged(run, name, model, test, of=of, **how)
-
-
-def write_report(
-    s: Settings,
-    run: RunFolder,
-    accuracy: Sequence[dict[str, Any]],
-    counts: dict[str, Counter[str]],
-    source_wins: dict[str, float],
-) -> None:
-    """report.md, its plots, and the table on the screen."""
-    folders = {name: run.file(name) for name in ("sft", "dpo", "wrpo") if run.file(name).exists()}
-    sources, parts = [stages.model_name(source) for source in s.sources], []
-    result = f"The model is trained on {counts['wrpo']['used']} quadruples; without --test-prompts nothing is judged."
-    if accuracy:
-        table = stages.accuracy_table(accuracy)
-        result = answers_sentence(accuracy, "Target", sources)
-        figure = save_figure(accuracy_figure(accuracy, sources), run.file("accuracy.png"))
-        parts += ["## Accuracy (greedy, 95 % Wilson intervals)", markdown_table(table), figure]
-        run.log(markdown_table(table))
-        own = [m for m in dict.fromkeys(r["model"] for r in reversed(accuracy)) if m not in sources]
-        parts += ["Paired on the same prompts (95 % interval):", stages.paired_table(run, own)]
-    parts += ["## Training", save_figure(training_figure(folders), run.file("training.png"))]
-    if source_wins:
-        shares = [{"source": k, "share": f"{v:.3f}"} for k, v in source_wins.items()]
-        parts += ["## Who wrote the best source response", markdown_table(shares)]
-    parts += ["## Records, drops and their reasons", stages.counts_table(counts)]
-    write_page(run, "WRPO", result, Ran(__file__, s, PRESETS), parts)
-    run.log(f"{result}")
-    run.log(f"report: {run.file('report.md')}; model: {run.file('model')}")
-
-
 def plans(s: Settings, ask: Ask) -> list[Planned]:
     """What `--plan` compiles: the WRPO stage, SFT, sampling the target. Not the DPO baseline, which takes two thirds of
     WRPO, nor the sources' sampling; `--plan-rows` counts prompts or, with `--quadruples`, these."""
-    length, reference = s.text.tokens.max_length, needs_reference(s.wrpo.loss)
+    length, reference = s.text.tokens.max_length, objectives.wrpo(s.wrpo).reference
     trains_sft = bool(s.sft_data or not s.quadruples)
     start: Start = "float32" if trains_sft else "bfloat16"
     first = 0 if s.quadruples else round(ask.rows * s.sft_share)

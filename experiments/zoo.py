@@ -22,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import jax
 import numpy as np
 
+from fusion_jax.data.batches import Data
 from fusion_jax.data.examples import TextSettings, make_examples
 from fusion_jax.data.records import Row
 from fusion_jax.data.tokenise import TokeniseSettings
@@ -30,11 +31,13 @@ from fusion_jax.files import write_json
 from fusion_jax.models.folder import Model, load, save
 from fusion_jax.models.parameters import init_params
 from fusion_jax.options import Folder
+from fusion_jax.runs.opening import open_run
 from fusion_jax.settings import bounded, seeded, to_json
 from fusion_jax.settings import run as run_experiment
-from fusion_jax.train.objectives import sft_objective
-from fusion_jax.train.optimise import TrainSettings, optimise
-from fusion_jax.train.run_folder import RunFolder, open_run
+from fusion_jax.store.run_folder import RunFolder
+from fusion_jax.train import objectives
+from fusion_jax.train.optimise import optimise
+from fusion_jax.train.settings import TrainSettings
 from fusion_jax.train.state import OptimizerSettings
 from fusion_jax.zoo.specs import SPECS, ZooSpec
 from fusion_jax.zoo.tasks import SKILLS, STYLES, corpus, in_style, mixture, prompts
@@ -116,7 +119,7 @@ def raise_model(spec: ZooSpec, s: Settings, run: RunFolder) -> Model:
         epochs=spec.epochs, batch_size=s.batch_size, micro_batches=1, seed=s.seed, log_every=20, eval_every=10**9,
         checkpoint_every=200, remat="dots", compute_dtype="float32",
     )  # fmt: skip
-    return optimise(model, examples, sft_objective(), settings, run)
+    return optimise(model, Data(examples), objectives.sft(), settings, run)
 
 
 def hashes(folder: Path) -> dict[str, str]:

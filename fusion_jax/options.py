@@ -41,6 +41,13 @@ class Called:
     metavar: str
 
 
+@dataclass(frozen=True)
+class ModelKind:
+    """Beside a type in `Annotated`: the value is a model. labels: scores of its head, 0 for a language model."""
+
+    labels: int = 0
+
+
 class Mark:
     """Beside a type in `Annotated`: how the command line reads a field."""
 
@@ -49,9 +56,10 @@ POSITIONAL = Mark()
 AS_IT_IS = Mark()
 File = Annotated[str, Called("FILE")]
 Folder = Annotated[str, Called("FOLDER")]
-ModelPath = Annotated[str, Called("MODEL")]  # a Hugging Face folder, or zoo:NAME
+ModelPath = Annotated[str, Called("MODEL"), ModelKind()]  # a Hugging Face folder, or zoo:NAME
+RewardModel = Annotated[str, Called("MODEL"), ModelKind(1)]
 Files = Annotated[tuple[str, ...], Called("FILE")]  # apart, or joined by commas
-Models = Annotated[tuple[str, ...], Called("MODEL")]  # apart, or joined by commas
+Models = Annotated[tuple[str, ...], Called("MODEL"), ModelKind()]  # apart, or joined by commas
 Positional = Annotated[T, POSITIONAL]  # given without the option's name
 FreeTexts = Annotated[tuple[str, ...], AS_IT_IS]  # texts in which a comma is a comma
 
@@ -174,12 +182,16 @@ def basic_options(settings: Any) -> list[Option]:
 
 @functools.cache
 def sentences(owner: type) -> dict[str, str]:
-    """The string below each field of a dataclass, in one line; nothing where the source is not at hand."""
+    """The string below each field of a dataclass or of those it extends, in one line; nothing without the source."""
+    inherited: dict[str, str] = {}
+    for base in owner.__mro__[1:]:
+        if dataclasses.is_dataclass(base):
+            inherited = sentences(base) | inherited
     try:
         body = ast.parse(textwrap.dedent(inspect.getsource(owner))).body[0]
     except (OSError, TypeError, SyntaxError):
-        return {}
-    found = {}
+        return inherited
+    found = dict(inherited)
     for field, below in itertools.pairwise(getattr(body, "body", ())):
         match field, below:
             case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):

@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 from fusion_jax.command_line import Given, read
 from fusion_jax.errors import InputError
 from fusion_jax.failures import INTERRUPTED, NothingToDo, failure_of, readable_streams, tell
-from fusion_jax.hosts import ending_together
+from fusion_jax.hosts.signals import ending_together
 from fusion_jax.options import LARGEST, as_option
 
 S = TypeVar("S")

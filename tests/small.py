@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -11,8 +12,9 @@ from typing import Any
 import jax
 import pytest
 
-from fusion_jax.data.jsonl import Record, write_jsonl
-from fusion_jax.models.config import DecoderConfig
+from fusion_jax.jsonl import Record, write_jsonl
+from fusion_jax.models.config import ModelConfig
+from fusion_jax.models.families import config_from_hf
 from fusion_jax.models.folder import Model, save
 from fusion_jax.models.parameters import init_params
 from fusion_jax.settings import run as run_experiment
@@ -23,15 +25,25 @@ ROOT = Path(__file__).parents[1]
 
 
 def small_model(**changes: Any) -> Model:
-    """Random weights, 2 layers of width 32, a byte-level tokenizer."""
+    """Random weights, 2 layers of width 32, a byte-level tokenizer. changes: of config.json; num_labels makes it a
+    classifier."""
     tokenizer = train_tokenizer("byte_bpe", "headers", 340, corpus(0, 20))
-    sizes = {
-        "model_type": "llama", "vocab_size": len(tokenizer), "hidden_size": 32, "intermediate_size": 64,
-        "num_layers": 2,
-        "num_heads": 2, "num_kv_heads": 1, "head_dim": 16, "max_positions": 128, "tied_head": True,
-    }  # fmt: skip
-    config = DecoderConfig(**{**sizes, **changes})
+    kind = "LlamaForSequenceClassification" if "num_labels" in changes else "LlamaForCausalLM"
+    config = config_from_hf({
+        "model_type": "llama", "architectures": [kind], "vocab_size": len(tokenizer), "hidden_size": 32,
+        "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1,
+        "head_dim": 16, "max_position_embeddings": 128, "tie_word_embeddings": True, **changes,
+    })  # fmt: skip
     return Model(config, init_params(config, jax.random.key(0)), tokenizer)
+
+
+def changed(
+    config: ModelConfig, *, attention: dict[str, Any] | None = None, stack: dict[str, Any] | None = None, **model: Any
+) -> ModelConfig:
+    """A model of one stack with other parts. attention, stack: fields of those records; model: of the model's."""
+    one = config.decoder[0]
+    one = dataclasses.replace(one, attention=dataclasses.replace(one.attention, **(attention or {})), **(stack or {}))
+    return dataclasses.replace(config, decoder=(one,), **model)
 
 
 def small_folder(path: Path, **changes: Any) -> Path:

@@ -29,18 +29,18 @@ from fusion_jax.ops.remat import Remat
 from fusion_jax.options import Called, ModelPath
 from fusion_jax.plan.compile import check_compiler
 from fusion_jax.plan.models import config_named
-from fusion_jax.plan.report import LEGEND, line, plan_all
-from fusion_jax.plan.requests import (
-    GROUPS,
+from fusion_jax.plan.programs import (
+    OBJECTIVES,
     Decode,
     MergeTensor,
     Prefill,
     Program,
-    Request,
     ScoreStep,
     TeacherStep,
     TrainStep,
 )
+from fusion_jax.plan.report import LEGEND, line, plan_all
+from fusion_jax.plan.requests import Request
 from fusion_jax.plan.runs import Planned
 from fusion_jax.settings import bounded
 from fusion_jax.settings import run as run_script
@@ -143,12 +143,12 @@ def program_of(s: Settings, name: Name, ways: int, remat: Remat, reference: Lite
     rows, tokens = s.rows_a_chip, s.tokens - s.prompt
     match name:
         case "sft" | "dpo" | "wrpo" | "fusion":
-            groups = GROUPS[name]
+            groups = len(OBJECTIVES[name].slots)
             examples = max((rows or max(groups, 2)) // groups, 1) * ways
             step = TrainStep(
                 name, examples, tokens, s.prompt, s.micro_batches, "none", remat, s.prompt > 0, s.k, s.attention
             )
-            return step if name in ("sft", "fusion") else replace(step, reference=reference)
+            return replace(step, reference=reference) if OBJECTIVES[name].reference else step
         case "score":
             return ScoreStep((rows or 1) * ways, tokens, 1, s.prompt, attention=s.attention)
         case "teacher":

@@ -34,7 +34,7 @@ from etils import epath
 from jax.sharding import NamedSharding, PartitionSpec
 
 from fusion_jax.errors import InputError
-from fusion_jax.hosts import Host, HostSettings, join
+from fusion_jax.hosts.join import Host, HostSettings, join
 from fusion_jax.options import Folder
 from fusion_jax.settings import bounded
 from fusion_jax.settings import run as run_program

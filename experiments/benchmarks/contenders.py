@@ -48,28 +48,30 @@ def ours(folder: Path, steps: int, *, kind: str, in_step: bool = False, naive: b
 
     import fusion_jax as fj
     from fusion_jax.data.batches import Example, buckets_of, collate
-    from fusion_jax.train import step as step_module
-    from fusion_jax.train.objectives import PairSettings, WrpoSettings, pair_objective, sft_objective, wrpo_objective
+    from fusion_jax.models.compute import Compute
+    from fusion_jax.train import objectives, scores
+    from fusion_jax.train.objectives import PairSettings, WrpoSettings
     from fusion_jax.train.state import OptimizerSettings, init_state, make_optimizer
+    from fusion_jax.train.step import make_score_step, make_train_step
 
     if naive:
-        step_module.linear_logprobs = _dense_logprobs
+        scores.linear_logprobs = _dense_logprobs
     rows = ids_of(folder)[:, {"wrpo": [0, 1, 2], "dpo": [1, 2], "sft": [1]}[kind]]
     half = rows.shape[-1] // 2
     examples = [Example(tuple(map(tuple, r.tolist())), (half,) * len(r), i) for i, r in enumerate(rows)]
     batch = collate(examples, buckets_of(examples))
     model, reference = fj.load(folder / "policy"), fj.load(folder / "reference").params
     objective = {
-        "wrpo": wrpo_objective(WrpoSettings(beta=BETA, alpha=ALPHA, dynamic=False), 100),
-        "dpo": pair_objective(PairSettings(beta=BETA)),
-        "sft": sft_objective(),
+        "wrpo": objectives.wrpo(WrpoSettings(beta=BETA, alpha=ALPHA, dynamic=False)),
+        "dpo": objectives.pair(PairSettings(beta=BETA)),
+        "sft": objectives.sft(),
     }[kind]
-    compute = step_module.Compute(remat="dots")
+    compute = Compute(remat="dots")
     if kind != "sft" and not in_step:
-        scores = step_module.make_score_step(model.config, compute)(reference, batch)
-        batch = batch._replace(reference=np.asarray(scores))
+        frozen = make_score_step(model.config, compute)(reference, batch)
+        batch = batch._replace(reference=np.asarray(frozen))
     optimizer = make_optimizer(OptimizerSettings(RATE, schedule="constant", warmup_ratio=0.0), 100)
-    train = step_module.make_train_step(model.config, objective, optimizer, compute)
+    train = make_train_step(model.config, objective, optimizer, compute, total=100)
     state = init_state(model.params, optimizer)
     batches = jax.tree.map(lambda x: jnp.asarray(x)[None], batch)
 

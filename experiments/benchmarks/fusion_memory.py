@@ -29,14 +29,17 @@ import optax
 from fusion_jax.data.batches import TokenBatch, buckets_of, collate
 from fusion_jax.errors import InputError
 from fusion_jax.markdown import markdown_table
-from fusion_jax.models.config import DecoderConfig
+from fusion_jax.models.compute import Compute
+from fusion_jax.models.config import ModelConfig
 from fusion_jax.models.decoder import forward, head_kernel
+from fusion_jax.models.families import config_from_hf
 from fusion_jax.models.parameters import init_params
 from fusion_jax.settings import run as run_experiment
-from fusion_jax.train.fusion import FusionRow, Opinion, fuse
-from fusion_jax.train.objectives import FusionSettings, fusion_objective
+from fusion_jax.teachers.settings import FusionSettings
+from fusion_jax.teachers.targets import FusionRow, Opinion, fuse
+from fusion_jax.train import objectives
 from fusion_jax.train.state import OptimizerSettings, TrainState, init_state, make_optimizer
-from fusion_jax.train.step import Compute, make_train_step
+from fusion_jax.train.step import make_train_step
 
 Array = jax.Array
 MIB = 2**20
@@ -90,11 +93,12 @@ def main(s: Settings) -> None:
     print(markdown_table([{name: line.get(name, "") for name in max(table, key=len)} for line in table]))
 
 
-def config_of(vocab: int) -> DecoderConfig:
-    return DecoderConfig(
-        model_type="llama", vocab_size=vocab, hidden_size=256, intermediate_size=704, num_layers=4, num_heads=8,
-        num_kv_heads=4, head_dim=32, max_positions=2048, tied_head=False,
-    )  # fmt: skip
+def config_of(vocab: int) -> ModelConfig:
+    return config_from_hf({
+        "model_type": "llama", "vocab_size": vocab, "hidden_size": 256, "intermediate_size": 704,
+        "num_hidden_layers": 4, "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 32,
+        "max_position_embeddings": 2048,
+    })  # fmt: skip
 
 
 def made_up(s: Settings, vocab: int) -> list[FusionRow]:
@@ -132,7 +136,7 @@ def step_of(name: str, vocab: int, dtype: Any) -> Callable[..., Any]:
     """(state, batch, dense targets) -> (state, loss), jitted."""
     config, compute = config_of(vocab), Compute(dtype=jnp.dtype(dtype))
     if name == "ours":
-        inner = make_train_step(config, fusion_objective(FUSION, 100), OPTIMIZER, compute)
+        inner = make_train_step(config, objectives.fusion(FUSION), OPTIMIZER, compute, total=100)
 
         def sparse(state: TrainState, batch: TokenBatch, dense: None) -> tuple[TrainState, Array]:
             state, metrics = inner(state, batch)
@@ -162,7 +166,7 @@ def step_of(name: str, vocab: int, dtype: Any) -> Callable[..., Any]:
     return jax.jit(step, donate_argnums=0)
 
 
-def planned(step: Callable[..., Any], config: DecoderConfig, batch: TokenBatch, extra: Any, device: Any) -> str:
+def planned(step: Callable[..., Any], config: ModelConfig, batch: TokenBatch, extra: Any, device: Any) -> str:
     """MiB of arguments and temporaries of the compiled step, nothing of which is allocated."""
     sharding = None if device is None else jax.sharding.SingleDeviceSharding(device)
 
@@ -182,7 +186,7 @@ def tpu_device(topology: str) -> Any:
 
 
 def timed(
-    step: Callable[..., Any], config: DecoderConfig, batch: TokenBatch, extra: Any, steps: int
+    step: Callable[..., Any], config: ModelConfig, batch: TokenBatch, extra: Any, steps: int
 ) -> tuple[float, float]:
     """First loss and the median seconds of the steps after it."""
     state = init_state(init_params(config, jax.random.key(0)), OPTIMIZER)

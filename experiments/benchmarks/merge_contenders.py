@@ -17,7 +17,7 @@ LONG = 20.0  # seconds
 
 def ours(recipe: str, out: str) -> Any:
     """Returns what merges once."""
-    from fusion_jax.merge.executor import merge
+    from fusion_jax.merge import merge
 
     return lambda: merge(recipe, out)
 

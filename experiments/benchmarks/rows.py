@@ -24,22 +24,24 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import jax
 import numpy as np
 
-from fusion_jax.data.batches import Example, TokenBatch, buckets_of, extents
+from fusion_jax.data.batches import Data, Example, TokenBatch, buckets_of
 from fusion_jax.errors import InputError
 from fusion_jax.markdown import markdown_table
-from fusion_jax.models.config import DecoderConfig
+from fusion_jax.models.compute import Compute
+from fusion_jax.models.families import config_from_hf
 from fusion_jax.models.parameters import init_params
 from fusion_jax.plan.flops import forward_flops
 from fusion_jax.settings import run as run_experiment
+from fusion_jax.train import objectives
 from fusion_jax.train.batching import step_batch
-from fusion_jax.train.objectives import WrpoSettings, wrpo_objective
+from fusion_jax.train.objectives import WrpoSettings
 from fusion_jax.train.state import OptimizerSettings, init_state, make_optimizer
-from fusion_jax.train.step import Compute, make_train_step
+from fusion_jax.train.step import make_train_step
 
-CONFIG = DecoderConfig(
-    model_type="llama", vocab_size=8192, hidden_size=256, intermediate_size=688, num_layers=4, num_heads=8,
-    num_kv_heads=4, head_dim=32, max_positions=1024,
-)  # fmt: skip
+CONFIG = config_from_hf({
+    "model_type": "llama", "vocab_size": 8192, "hidden_size": 256, "intermediate_size": 688, "num_hidden_layers": 4,
+    "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 32, "max_position_embeddings": 1024,
+})  # fmt: skip
 EXAMPLES, GROUPS, PACKED = 4, 3, 1024
 
 
@@ -76,11 +78,11 @@ WAYS: dict[str, dict[str, Any]] = {"plain": {"shared_prompt": False}, "shared": 
 def stepper(examples: list[Example], way: dict[str, Any]) -> tuple[Callable[[], float], TokenBatch]:
     """One optimizer step on all examples, as a call that gives its loss, and the batch it reads."""
     micro, width = np.arange(EXAMPLES)[None], way.get("pack_tokens", 0)
-    batch = step_batch(examples, micro, buckets_of(examples), extents(examples), None, width)
+    batch = step_batch(Data(examples), micro, buckets_of(examples), None, width)
     optimizer = make_optimizer(OptimizerSettings(1e-6, schedule="constant", warmup_ratio=0.0), 100)
-    objective = wrpo_objective(WrpoSettings(beta=0.1, alpha=0.3, dynamic=False), 100)
+    objective = objectives.wrpo(WrpoSettings(beta=0.1, alpha=0.3, dynamic=False))
     compute = Compute(remat="dots", shared_prompt=way.get("shared_prompt", True))
-    train = make_train_step(CONFIG, objective, optimizer, compute)
+    train = make_train_step(CONFIG, objective, optimizer, compute, total=100)
     state = init_state(init_params(CONFIG, jax.random.key(0)), optimizer)
 
     def once() -> float:

@@ -16,7 +16,7 @@ from types import ModuleType
 from typing import Any
 
 from fusion_jax.errors import InputError
-from fusion_jax.merge.parameters import Place, mapping, nearest, sequence, shown
+from fusion_jax.merge.recipes.places import Place, mapping, nearest, sequence, shown
 from fusion_jax.settings import parse, to_json
 from fusion_jax.yaml_files import read_yaml
 

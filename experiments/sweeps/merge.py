@@ -20,25 +20,26 @@ from typing import TYPE_CHECKING, Annotated, Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 
-from fusion_jax.data.jsonl import Record
 from fusion_jax.data.loaders import load_records
 from fusion_jax.data.records import parse_prompts
 from fusion_jax.errors import InputError
-from fusion_jax.evals.accuracy import mean_interval
 from fusion_jax.figures import hue, new_figure, tidy
+from fusion_jax.intervals import mean_interval
 from fusion_jax.json_files import RESTORE, read_json
+from fusion_jax.jsonl import Record
 from fusion_jax.markdown import markdown_table, save_figure
-from fusion_jax.merge.executor import merge
+from fusion_jax.merge import merge
 from fusion_jax.merge.methods import METHODS
-from fusion_jax.merge.parameters import nearest
-from fusion_jax.merge.published import published_recipe
+from fusion_jax.merge.recipes.places import nearest
+from fusion_jax.merge.recipes.published import published_recipe
 from fusion_jax.options import File, Files, Folder, OneOf
+from fusion_jax.runs.judging import judged
+from fusion_jax.runs.opening import check_finished, open_run
+from fusion_jax.runs.provenance import Ran, write_report
 from fusion_jax.sampling.generate import load_to_sample
 from fusion_jax.settings import bounded, to_json
 from fusion_jax.settings import run as run_experiment
-from fusion_jax.train.provenance import Ran, write_report
-from fusion_jax.train.run_folder import RunFolder, check_finished, open_run
-from fusion_jax.train.stages import judged
+from fusion_jax.store.run_folder import RunFolder
 from fusion_jax.zoo import model_path
 from fusion_jax.zoo.tasks import SKILLS, mixture
 

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from experiments.sweeps.files import Cell, Sweep
-from fusion_jax.data.jsonl import Record, write_jsonl
-from fusion_jax.evals.accuracy import mean_interval
 from fusion_jax.figures import EQUALS, MARKS, new_figure, tidy
+from fusion_jax.intervals import mean_interval
+from fusion_jax.jsonl import Record, write_jsonl
 from fusion_jax.markdown import markdown_table, save_figure
 
 if TYPE_CHECKING:

@@ -43,16 +43,17 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from experiments.sweeps.files import Cell, Sweep, read_sweep
 from experiments.sweeps.report import write_report
-from fusion_jax.data.jsonl import Record
 from fusion_jax.errors import InputError
 from fusion_jax.files import write_json
-from fusion_jax.hosts import PREEMPTED
+from fusion_jax.hosts.signals import PREEMPTED
 from fusion_jax.json_files import RESTORE, read_json
+from fusion_jax.jsonl import Record
 from fusion_jax.options import Files, Folder, Positional
+from fusion_jax.runs.opening import check_finished, check_settings, finished
 from fusion_jax.settings import bounded, seeded
 from fusion_jax.settings import run as run_experiment
 from fusion_jax.store.lock import held, is_held, is_trace
-from fusion_jax.train.run_folder import CONFIG, RESULTS, check_finished, check_settings, finished
+from fusion_jax.store.run_folder import CONFIG, RESULTS
 
 SWEEP = "sweep.json"
 TPU_BOUNDS = {1: "1,1,1", 2: "1,2,1", 4: "2,2,1", 8: "2,4,1"}  # chips of a process as libtpu wants them

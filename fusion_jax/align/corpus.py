@@ -15,12 +15,12 @@ from typing import Literal, NamedTuple, get_args
 import numpy as np
 
 from fusion_jax.align.distributions import AlignedRows, TopRows, align_distributions
-from fusion_jax.align.parts import Arrays, Job, Part, Stored, digest, make_parts
 from fusion_jax.align.rules import Rules
 from fusion_jax.align.sequences import Alignment, Variant, align, byte_offsets
 from fusion_jax.align.views import Pieces, TokenizerView, by_bytes, fingerprint
-from fusion_jax.data.teachers import TeacherRow
+from fusion_jax.data.documents import TeacherRow
 from fusion_jax.errors import InputError
+from fusion_jax.store.parts import Arrays, Job, Part, Stored, digest, make_parts
 
 Method = Literal["fusellm", "chat_v1", "chat_v2", "byte_offsets"]
 PART_SIZE = 64

@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal, get_args
 
-from fusion_jax.align.spelling import BYTE_LEVEL_MARK, BYTE_PIECE, SENTENCEPIECE_MARK, spelled_pieces
 from fusion_jax.arguments import listed
+from fusion_jax.data.spelling import BYTE_LEVEL_MARK, BYTE_PIECE, SENTENCEPIECE_MARK, spelled_pieces
 from fusion_jax.display import brief
 from fusion_jax.errors import InputError
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -31,8 +32,7 @@ class TokenBatch(NamedTuple):
     prompts: int32[B,P], of which `prompt_lengths` int32[B] exist (P is 0 where nothing is shared).
     tokens, labels: int32[B,G,T], the rest of each row and the token that follows each; positions: int32[B,G,T].
     segment_ids: int32[B,G,T], the document of each token of packed rows, 0 for padding; None: one document a row.
-    scored: bool[B,G,T], which labels count.
-    example_ids: int32[B]; reference: float32[B,G]; weights: float32[B], 0 for an example that only fills the batch.
+  XX    example_ids: int32[B]; reference: float32[B,G]; weights: float32[B], 0 for an example that only fills the batch.
     targets: what each of `tokens` should predict, ids and probs [B,1,T,K]; None: there are no teachers.
     slots: int32[R,M] where rows hold several examples (`data.packing`): the place among B of segment m + 1 of a row, -1
       for none. The arrays of tokens then have R rows instead of B; None: R is B, an example has rows of its own.
@@ -44,12 +44,18 @@ class TokenBatch(NamedTuple):
     labels: Array
     positions: Array
     segment_ids: Array | None
-    scored: Array
+    groups: Array
     example_ids: Array
     reference: Array
     weights: Array
+    branch: Array
     targets: Targets | None = None
     slots: Array | None = None
+
+    @property
+    def scored(self) -> Array:
+        """bool[B,G,T], which labels count."""
+        return self.groups > 0
 
 
 class Buckets(NamedTuple):
@@ -65,7 +71,9 @@ class Example:
 
     segments: for packed rows, the document number of each token; positions restart with it when `reset`.
     A row that scores nothing has start == len(row): an absent response. A row has at least one token.
-    chosen: bool[len(row)] of an example with one row, which of its tokens from the start on are scored; None: all.
+    groups: uint8[len(row)] of an example with one row: 0 for a token that is not scored, else a number that tells the
+      objective which of its sums the token belongs to; None: all tokens from the start on are scored, in group 1.
+    branch: tells the objective what kind of row this is, where a method mixes several in a batch.
     targets: of an example with one row, what its tokens but the last should predict; ids and probs [len(row) - 1, K].
     """
 
@@ -75,7 +83,8 @@ class Example:
     segments: tuple[int, ...] = ()
     reference: tuple[float, ...] = ()
     weight: float = 1.0
-    chosen: np.ndarray | None = field(default=None, compare=False)
+    branch: int = 0
+    groups: np.ndarray | None = field(default=None, compare=False)
     targets: Targets | None = field(default=None, compare=False)
 
     def __repr__(self) -> str:
@@ -84,8 +93,8 @@ class Example:
     @property
     def scored(self) -> tuple[int, ...]:
         """How many tokens of each row are scored."""
-        if self.chosen is not None:
-            return (int(self.chosen[max(self.starts[0], 1) :].sum()),)
+        if self.groups is not None:
+            return (int(np.count_nonzero(self.groups[max(self.starts[0], 1) :])),)
         return tuple(max(len(r) - max(s, 1), 0) for r, s in zip(self.rows, self.starts))
 
     @property
@@ -126,6 +135,22 @@ def extents(examples: Sequence[Example]) -> np.ndarray:
     return np.asarray([e.extent for e in examples], np.int64).reshape(-1, 4)
 
 
+@dataclass(frozen=True)
+class Data:
+    """The examples of a stage. name: index of an example -> what a user knows its record by."""
+
+    examples: Sequence[Example]
+    name: Callable[[int], str] = str
+
+    @cached_property
+    def extents(self) -> np.ndarray:
+        """int64[n,4], see `extents`."""
+        return extents(self.examples)
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+
 def buckets_for(needs: np.ndarray) -> Buckets:
     """Buckets that hold all examples of these extents."""
     prompts, rows = needs[:, :2].max(0, initial=0).tolist()
@@ -152,7 +177,7 @@ def collate(examples: Sequence[Example], buckets: Buckets, extent: np.ndarray | 
     width = _bucket(buckets.rows, longest)
     prompts = np.zeros((count, _bucket(buckets.prompts, longest_prompt)), np.int32)
     tokens, labels, positions, segments = (np.zeros((count, groups, width), np.int32) for _ in range(4))
-    scored = np.zeros((count, groups, width), bool)
+    kinds = np.zeros((count, groups, width), np.uint8)
     lengths = np.asarray([e.shared for e in examples], np.int32)
     positions[:] = lengths[:, None, None] + np.arange(width)
     for b, example in enumerate(examples):
@@ -163,16 +188,17 @@ def collate(examples: Sequence[Example], buckets: Buckets, extent: np.ndarray | 
             size = len(ids) - 1
             tokens[b, g, :size], labels[b, g, :size] = ids[:-1], ids[1:]
             first = max(start, 1) - 1 - shared
-            scored[b, g, first:size] = True if example.chosen is None else example.chosen[first + 1 + shared :]
+            kinds[b, g, first:size] = 1 if example.groups is None else example.groups[first + 1 + shared :]
             segments[b, g, :size] = (example.segments or (1,) * len(row))[:size]
             if example.segments:
                 positions[b, g, :size] = _restarting(np.asarray(example.segments))[:size]
     return TokenBatch(
         prompts=prompts, prompt_lengths=lengths, tokens=tokens, labels=labels, positions=positions,
-        segment_ids=segments if segmented else None, scored=scored,
+        segment_ids=segments if segmented else None, groups=kinds,
         example_ids=np.asarray([e.index for e in examples], np.int32),
         reference=np.asarray([e.reference or (0.0,) * groups for e in examples], np.float32),
         weights=np.asarray([e.weight for e in examples], np.float32),
+        branch=np.asarray([e.branch for e in examples], np.int32),
         targets=_padded_targets(examples, lengths, width, entries),
     )  # fmt: skip
 

@@ -54,6 +54,24 @@ class TeacherText(NamedTuple):
     scored: np.ndarray
 
 
+class TeacherRow(NamedTuple):
+    """What one teacher says of one text.
+
+    ids: int32[T], the teacher's own tokens; offsets: int32[T,2], their characters in the text.
+    topk_ids: int32[T,K]; topk_logprobs: float16[T,K], falling, of the token that follows; logsumexp: float32[T], of
+    its logits; tail: float32[T], the probability outside the K entries.
+    metric: float32[2], the sum of -log p over the scored tokens, in nats, and their number.
+    """
+
+    ids: np.ndarray
+    offsets: np.ndarray
+    topk_ids: np.ndarray
+    topk_logprobs: np.ndarray
+    logsumexp: np.ndarray
+    tail: np.ndarray
+    metric: np.ndarray
+
+
 def text_documents(texts: Sequence[str]) -> list[Document]:
     """Every character scored, EOS at the end (section 2.1, stage 2)."""
     known = enumerate(arguments.texts(texts, "texts"), 1)
@@ -172,7 +190,11 @@ def token_counts(tokenizer: PreTrainedTokenizerBase, documents: Sequence[Documen
 
 def plain_examples(texts: Sequence[TeacherText]) -> list[Example]:
     """Training and scoring examples without teachers; a text of one token, which predicts nothing, is left out."""
-    return [Example((tuple(t.ids.tolist()),), (1,), i, chosen=t.scored) for i, t in enumerate(texts) if len(t.ids) > 1]
+    return [
+        Example((tuple(text.ids.tolist()),), (1,), i, groups=text.scored.astype(np.uint8))
+        for i, text in enumerate(texts)
+        if len(text.ids) > 1
+    ]
 
 
 def inside(offsets: np.ndarray, span: Span) -> np.ndarray:

@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 
 from fusion_jax import arguments
-from fusion_jax.data.jsonl import Record, Records, numbered, read_jsonl
 from fusion_jax.data.messages import Place, text
 from fusion_jax.errors import InputError, first_line, one_line, quoted
 from fusion_jax.files import regular_file, replacing
 from fusion_jax.json_files import parse_json, read_json
+from fusion_jax.jsonl import Record, Records, numbered, read_jsonl
 
 PACKED = {
     **dict.fromkeys((".gz", ".tgz"), "Unpack it first with gunzip"),

@@ -72,7 +72,7 @@ def collate_packed(examples: Sequence[Example], packed: Packed, *, rows: int, se
     """
     shape = (rows, len(examples[0].rows), packed.width)
     tokens, labels, positions, numbers = (np.zeros(shape, np.int32) for _ in range(4))
-    scored, slots = np.zeros(shape, bool), np.full((rows, segments), -1, np.int32)
+    kinds, slots = np.zeros(shape, np.uint8), np.full((rows, segments), -1, np.int32)
     for r, members in enumerate(packed.rows):
         filled = np.zeros(shape[1], np.int64)
         for number, i in enumerate(members):
@@ -81,12 +81,15 @@ def collate_packed(examples: Sequence[Example], packed: Packed, *, rows: int, se
                 size = len(row) - 1
                 here = np.s_[r, g, filled[g] : filled[g] + size]
                 tokens[here], labels[here], positions[here] = row[:-1], row[1:], np.arange(size)
-                numbers[here], scored[here] = number + 1, np.arange(size) >= max(start, 1) - 1
+                chosen = examples[i].groups
+                groups = 1 if chosen is None else chosen[1:]
+                numbers[here], kinds[here] = number + 1, np.where(np.arange(size) >= max(start, 1) - 1, groups, 0)
                 filled[g] += size
     return TokenBatch(
         prompts=np.zeros((rows, 0), np.int32), prompt_lengths=np.zeros(rows, np.int32), tokens=tokens, labels=labels,
-        positions=positions, segment_ids=numbers, scored=scored,
+        positions=positions, segment_ids=numbers, groups=kinds,
         example_ids=np.asarray([e.index for e in examples], np.int32),
         reference=np.asarray([e.reference or (0.0,) * shape[1] for e in examples], np.float32),
-        weights=np.asarray([e.weight for e in examples], np.float32), slots=slots,
+        weights=np.asarray([e.weight for e in examples], np.float32),
+        branch=np.asarray([e.branch for e in examples], np.int32), slots=slots,
     )  # fmt: skip

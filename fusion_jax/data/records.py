@@ -23,10 +23,10 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from fusion_jax.data import formats
-from fusion_jax.data.jsonl import Record, Records, numbered
 from fusion_jax.data.messages import Conversation, Message, Place, check_text, check_writable, messages_of, text
 from fusion_jax.display import brief
 from fusion_jax.errors import InputError, quoted
+from fusion_jax.jsonl import Record, Records, numbered
 
 __all__ = [
     "Conversation", "Message", "OnBad", "Place", "Row", "check_answers", "messages_of", "parse_pair", "parse_prompts",
@@ -102,7 +102,10 @@ def parse_quad(record: Record, place: Place) -> Row:
     if "prompt" not in fields:
         raise formats.missing("prompt", "quad", fields, place)
     formats.asked(fields, place)
-    chosen, rejected = fields.get("chosen"), fields.get("rejected")
+    for name in ("chosen", "rejected"):
+        if name not in fields:
+            raise formats.missing(name, "quad", fields, place)
+    chosen, rejected = fields["chosen"], fields["rejected"]
     if not isinstance(chosen, list) or len(chosen) != 2:
         raise place.error(
             "must hold exactly two responses",

@@ -2,78 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
-
 from fusion_jax.arguments import records
-from fusion_jax.data.jsonl import Record
 from fusion_jax.errors import InputError
+from fusion_jax.intervals import wilson
+from fusion_jax.jsonl import Record
 from fusion_jax.models.folder import Model
 from fusion_jax.rewards.verifiers import answer as states_answer
 from fusion_jax.sampling.generate import decoding_mesh, generate
-
-Z95 = 1.959963984540054
-
-
-def student95(freedom: int) -> float:
-    """The two-sided 95 % point of Student's t with so many degrees of freedom, to 1e-9, by bisection."""
-    low, high = 0.0, 13.0
-    while high - low > 1e-10:
-        middle = (low + high) / 2
-        low, high = (middle, high) if _student_inside(middle, freedom) < 0.95 else (low, middle)
-    return low
-
-
-def _student_inside(t: float, freedom: int) -> float:
-    """P(|T| <= t), the finite series for whole degrees of freedom (Abramowitz and Stegun 26.7.3 and 26.7.4)."""
-    angle = math.atan(t / math.sqrt(freedom))
-    odd = freedom % 2
-    term = math.cos(angle) if odd else 1.0
-    total = term if freedom > 1 else 0.0
-    for k in range(2 + odd, freedom - 1, 2):
-        term *= (k - 1) / k * math.cos(angle) ** 2
-        total += term
-    total *= math.sin(angle)
-    return 2 / math.pi * (angle + total) if odd else total
-
-
-def wilson(right: float, count: int) -> tuple[float, float]:
-    """The 95 % score interval of a share (Wilson 1927)."""
-    if count == 0:
-        return 0.0, 1.0
-    share, z2 = right / count, Z95**2
-    centre = (share + z2 / (2 * count)) / (1 + z2 / count)
-    half = Z95 / (1 + z2 / count) * math.sqrt(share * (1 - share) / count + z2 / (4 * count**2))
-    return max(centre - half, 0.0), min(centre + half, 1.0)
-
-
-def mean_interval(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and half the width of its 95 % Student interval, which a single value does not have (nan)."""
-    count = len(values)
-    if count < 2:
-        return float(np.mean(values)), math.nan
-    return float(np.mean(values)), float(student95(count - 1) * np.std(values, ddof=1) / math.sqrt(count))
-
-
-def paired_difference(first: Sequence[float], second: Sequence[float]) -> tuple[float, float]:
-    """Mean of first - second on the same prompts and half the width of its 95 % interval.
-
-    The width counts one prompt more won by each side (Bonett and Price 2012), so that it stays honest for few prompts
-    and does not vanish where the two agree on all.
-
-    Raises:
-      InputError: not the same number of values.
-    """
-    if len(first) != len(second) or not len(first):
-        raise InputError(
-            f"{len(first)} and {len(second)} values cannot be paired", cure="Compare answers to the same prompts"
-        )
-    difference = np.asarray(first, float) - np.asarray(second, float)
-    widened = np.append(difference, [1.0, -1.0])
-    return float(difference.mean()), float(Z95 * widened.std() / math.sqrt(len(widened)))
 
 
 def by_skill(name: str, graded: Sequence[Record]) -> list[dict[str, Any]]:

@@ -10,9 +10,9 @@ from fusion_jax.arguments import listed
 from fusion_jax.data.batches import buckets_of
 from fusion_jax.data.documents import Document, all_scored_bytes, encode_documents, plain_examples
 from fusion_jax.errors import InputError
+from fusion_jax.models.compute import Compute
 from fusion_jax.models.folder import Model
 from fusion_jax.train.reference import sequence_logprobs
-from fusion_jax.train.step import Compute
 
 
 class Surprise(NamedTuple):

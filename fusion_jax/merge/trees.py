@@ -10,10 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from fusion_jax.errors import InputError
-from fusion_jax.merge.arithmetic import MathDtype, Method, Parameter, tensor_keys
 from fusion_jax.merge.methods import METHODS
-from fusion_jax.merge.parameters import Place, nearest, read_value, shown
-from fusion_jax.merge.varm import WIDE, check_layers, statistic, varm_weights
+from fusion_jax.merge.methods.arithmetic import MathDtype
+from fusion_jax.merge.methods.method import Method, Parameter
+from fusion_jax.merge.methods.sparsify import tensor_keys
+from fusion_jax.merge.methods.variation_ratio import WIDE, check_layers, statistic, varm_weights
+from fusion_jax.merge.recipes.parameters import read_value
+from fusion_jax.merge.recipes.places import Place, nearest, shown
 
 Array = jax.Array
 Tree = Any
@@ -21,9 +24,14 @@ FLOATS = ("float32", "bfloat16", "float16")
 
 
 def merge_trees(
-    method: str, models: Sequence[Tree], base: Tree | None = None, *, seed: int = 0,
-    math_dtype: MathDtype = "float32", **parameters: Any,
-) -> Tree:  # fmt: skip
+    method: str,
+    models: Sequence[Tree],
+    base: Tree | None = None,
+    *,
+    seed: int = 0,
+    math_dtype: MathDtype = "float32",
+    **parameters: Any,
+) -> Tree:
     """Trees of one structure merged leaf by leaf; each leaf keeps the dtype it has in the base or the first model.
 
     Args:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 from fusion_jax.models.safetensors_io import TensorEntry
 
@@ -17,11 +18,16 @@ PACKED = re.compile(
 )
 
 
-def is_buffer(name: str, entry: TensorEntry) -> bool:
+def is_buffer(name: str, entry: TensorEntry, ignored: Sequence[str] = ()) -> bool:
     """Whether a tensor is no weight: it has a buffer's name, or holds whole numbers or truth values.
 
     Whole numbers under a weight's name are packed weights of a quantised model, no buffer.
+
+    Args:
+      ignored: patterns of what else the checkpoints of a family hold beside their weights.
     """
+    if any(re.search(pattern, name) for pattern in ignored):
+        return True
     if NAMED.search(name) or (MASK.search(name) and len(entry.shape) == 4):
         return True
     return entry.dtype.kind in "biu" and not PACKED.search(name)

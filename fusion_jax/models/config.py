@@ -1,56 +1,145 @@
-"""What a decoder is: the structural switches that the families share."""
+"""What a model is made of: records that the blocks obey. Sizes in units, windows in tokens.
+
+A family turns a config.json into these records (`models/families/`); nothing behind it asks for the family's name.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import Literal
 
+from fusion_jax.ops.rotary import Rope
 
-@dataclass(frozen=True)
-class RopeConfig:
-    """Rotary position embedding: base and, where the family scales it, the rule (`rope_parameters` of the files)."""
-
-    theta: float = 10_000.0
-    kind: Literal["default", "linear", "dynamic", "llama3", "yarn"] = "default"
-    factor: float = 1.0
-    original_max_positions: int = 0
-    low_freq_factor: float = 1.0  # llama3
-    high_freq_factor: float = 4.0  # llama3
-    beta_fast: float = 32.0  # yarn
-    beta_slow: float = 1.0  # yarn
-    attention_factor: float | None = None  # yarn; None: 0.1 ln(factor) + 1
+Activation = Literal["silu", "gelu_tanh", "gelu", "relu"]
+Residual = Literal["pre", "post", "parallel", "sandwich"]
 
 
 @dataclass(frozen=True)
-class DecoderConfig:
-    """A decoder-only transformer. Sizes in units, windows in tokens.
+class Norm:
+    """x / rms(x) * scale, or (x - mean(x)) / std(x) * scale (+ bias). unit_offset: times 1 + scale instead."""
 
-    windows: for each layer, how many keys (itself included) a query sees; 0 is no limit.
-    num_labels: 0 is a language model; otherwise a sequence-classification head of that many scores.
+    kind: Literal["rms", "layer"] = "rms"
+    eps: float = 1e-6
+    unit_offset: bool = False
+    bias: bool = False
+
+
+@dataclass(frozen=True)
+class Positions:
+    """How the place of a token enters: rotary embeddings, for up to `max_positions` tokens.
+
+    ropes: the settings that the layers choose from (`Stack.ropes`); most models have one.
     """
+
+    max_positions: int
+    ropes: tuple[Rope, ...] = field(default_factory=lambda: (Rope(),))
+
+
+@dataclass(frozen=True)
+class Attention:
+    """Softmax attention of `heads` queries over `kv_heads` keys and values, all of `head_dim` numbers.
+
+    scale: of the scores; None: head_dim ** -0.5. biases: which of q, k, v and o have one. qk_norm: of each head's
+    queries and keys, before the rotary embedding.
+    """
+
+    heads: int
+    kv_heads: int
+    head_dim: int
+    scale: float | None = None
+    soft_cap: float | None = None
+    biases: str = ""
+    qk_norm: Norm | None = None
+
+
+@dataclass(frozen=True)
+class Mlp:
+    """down(activation(gate(x)) * up(x)), or without gate down(activation(up(x)))."""
+
+    width: int
+    activation: Activation = "silu"
+    gated: bool = True
+    bias: bool = False
+
+
+@dataclass(frozen=True)
+class Stack:
+    """Layers of the same parts, which run under one scan.
+
+    residual: where a part f and its norm stand. pre: x + f(norm(x)); post: norm(x + f(x)); sandwich, with two norms:
+      x + norm(f(norm(x))); parallel, with one norm for both parts: x + attention(norm(x)) + mlp(norm(x)).
+    windows: for each layer, how many keys (itself included) a query sees; 0 is no limit; empty: no limit anywhere.
+    ropes: for each layer, which of `Positions.ropes` it uses; empty: the first everywhere.
+    causal: whether queries see only themselves and the keys before them.
+    cross: whether each layer, behind its own attention, attends to an encoder's output.
+    """
+
+    layers: int
+    attention: Attention
+    mlp: Mlp
+    norm: Norm = field(default_factory=Norm)
+    residual: Residual = "pre"
+    windows: tuple[int, ...] = ()
+    ropes: tuple[int, ...] = ()
+    causal: bool = True
+    cross: bool = False
+
+    def __post_init__(self) -> None:
+        for name, values in (("windows", self.windows), ("ropes", self.ropes)):
+            if len(values) not in (0, self.layers):
+                raise ValueError(f"{len(values)} {name} for {self.layers} layers")
+
+
+@dataclass(frozen=True)
+class Embed:
+    """Tokens to vectors of the model's width, times `scale`."""
+
+    scale: float = 1.0
+
+
+@dataclass(frozen=True)
+class Head:
+    """Hidden states to logits: by the embedding's table where `tied`. soft_cap: cap * tanh(logits / cap).
+
+    labels: 0 is a language model; otherwise a sequence-classification head of that many scores.
+    """
+
+    tied: bool = False
+    soft_cap: float | None = None
+    labels: int = 0
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """A transformer. decoder, encoder: stacks, one after the other; width: of the residual stream."""
 
     model_type: str
     vocab_size: int
-    hidden_size: int
-    intermediate_size: int
-    num_layers: int
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
-    max_positions: int
-    norm_eps: float = 1e-6
-    rope: RopeConfig = field(default_factory=RopeConfig)
-    windows: tuple[int, ...] = ()
-    tied_head: bool = False
-    qkv_bias: bool = False
-    out_bias: bool = False
-    mlp_bias: bool = False
-    activation: Literal["silu", "gelu_tanh", "gelu"] = "silu"
-    query_scale: float | None = None  # None: head_dim ** -0.5
-    attention_soft_cap: float | None = None
-    final_soft_cap: float | None = None
-    post_norms: bool = False
-    norm_unit_offset: bool = False  # the norm multiplies by 1 + scale
-    embed_scale: float = 1.0
-    num_labels: int = 0
+    width: int
+    positions: Positions
+    decoder: tuple[Stack, ...]
+    encoder: tuple[Stack, ...] = ()
+    embed: Embed = field(default_factory=Embed)
+    final_norm: Norm = field(default_factory=Norm)
+    head: Head = field(default_factory=Head)
     initializer_range: float = 0.02
+
+    @property
+    def layers(self) -> int:
+        """Layers of the decoder."""
+        return sum(stack.layers for stack in self.decoder)
+
+    @property
+    def max_positions(self) -> int:
+        """Tokens that a row may have."""
+        return self.positions.max_positions
+
+    @property
+    def stacks(self) -> dict[str, Stack]:
+        """Every stack by the name that its parameters have: "layers", "layers_1", ..., "encoder", "encoder_1", ..."""
+        named = {_name("layers", i): stack for i, stack in enumerate(self.decoder)}
+        return named | {_name("encoder", i): stack for i, stack in enumerate(self.encoder)}
+
+
+def _name(kind: str, number: int) -> str:
+    return f"{kind}_{number}" if number else kind

@@ -1,11 +1,13 @@
-"""One more token on top of cached keys and values: the decoder's own block, layer by layer.
+"""One more token on top of what attention kept: the model's own block, layer by layer.
 
-The layers are unrolled: under a scan the caches would be stacked and copied at every token. Caches are [R,K,N,h]: with
-the heads before the tokens every product of a step is a plain batched matmul, 3 times faster on a CPU.
+The layers are unrolled: under a scan the caches would be stacked and copied at every token. A cache is a pytree of
+arrays [R,...,N,last] (see `models.attention`): with the heads before the tokens every product of a step is a plain
+batched matmul, 3 times faster on a CPU.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -14,13 +16,17 @@ from jax import lax
 from jax.sharding import Mesh
 
 from fusion_jax.display import brief
-from fusion_jax.models.config import DecoderConfig
-from fusion_jax.models.decoder import Block, Norm, Params, head_kernel
+from fusion_jax.models.attention import cache_specs
+from fusion_jax.models.blocks import Block, LayerInputs, Rows, tables_of
+from fusion_jax.models.config import ModelConfig, Stack
+from fusion_jax.models.decoder import Params, head_kernel, soft_capped, stacks_of
+from fusion_jax.models.layers import NormLayer
 from fusion_jax.models.parameters import parameter_specs
-from fusion_jax.ops.rotary import rotary_tables
+from fusion_jax.ops.kernels import Visible
+from fusion_jax.sharding import constrain
 
 Array = jax.Array
-KeysValues = tuple[Array, Array]
+Kept = Any  # a pytree of the attention's own making, of one layer
 
 
 class DecodeParams(NamedTuple):
@@ -33,53 +39,65 @@ class DecodeParams(NamedTuple):
         return brief(self)
 
 
-def decode_params(params: Params, config: DecoderConfig, dtype: Any) -> DecodeParams:
+def decode_params(params: Params, config: ModelConfig, dtype: Any) -> DecodeParams:
     """The layers taken apart, their matrices cast to the compute dtype once instead of at every token."""
 
     def leaf(path: tuple[Any, ...], x: Array) -> Array:
         return x if path[-1].key == "scale" else x.astype(dtype)
 
-    layers = jax.tree_util.tree_map_with_path(leaf, params["layers"])
-    taken = tuple(jax.tree.map(lambda x, i=i: x[i], layers) for i in range(config.num_layers))
-    return DecodeParams(taken, {name: value for name, value in params.items() if name != "layers"})
+    stacked = tuple(params[name] for name in stacks_of(config, "decoder"))
+    layers = apart(jax.tree_util.tree_map_with_path(leaf, stacked), config)
+    return DecodeParams(layers, {name: value for name, value in params.items() if name not in config.stacks})
 
 
-def next_logits(hidden: Array, params: Params, config: DecoderConfig) -> Array:
+def apart(stacked: tuple[Any, ...], config: ModelConfig) -> tuple[Any, ...]:
+    """One pytree a layer, of one a decoder stack with a leading axis L."""
+    return tuple(
+        jax.tree.map(lambda x, i=i: x[i], tree)
+        for tree, stack in zip(stacked, config.decoder, strict=True)
+        for i in range(stack.layers)
+    )
+
+
+def next_logits(hidden: Array, params: Params, config: ModelConfig) -> Array:
     """Logits [R,V] of hidden states [R,D], at least float32. `params` may lack the layers."""
     kernel = head_kernel(params, config).astype(hidden.dtype)
     wide = jnp.promote_types(hidden.dtype, jnp.float32)
-    out = jnp.einsum("rd,vd->rv", hidden, kernel, preferred_element_type=wide)
-    cap = config.final_soft_cap
-    return out if cap is None else cap * jnp.tanh(out / cap)
+    with jax.named_scope("head"):
+        return soft_capped(jnp.einsum("rd,vd->rv", hidden, kernel, preferred_element_type=wide), config)
 
 
 class LayerCache(NamedTuple):
-    """Keys and values of one layer behind the prompts.
+    """What one layer keeps of the tokens behind the prompts.
 
-    k, v: [R,K,N,h], complete but for the newest token; that one's are kept beside, new_k, new_v [R,1,K,h], and written
-    by the next step before it reads: written after the reads, the whole cache would be copied at every token.
+    kept: arrays [R,...,N,last], complete but for the newest token; that one's are beside in `new`, [R,...,1,last], and
+    written by the next step before it reads: written after the reads, the whole cache would be copied at every token.
     """
 
-    k: Array
-    v: Array
-    new_k: Array
-    new_v: Array
+    kept: Kept
+    new: Kept
 
 
-def empty_caches(config: DecoderConfig, rows: int, capacity: int, dtype: Any) -> tuple[LayerCache, ...]:
-    """A cache a layer for `capacity` tokens of each row."""
-    kept = jnp.zeros((rows, config.num_kv_heads, capacity, config.head_dim), dtype)
-    new = jnp.zeros((rows, 1, config.num_kv_heads, config.head_dim), dtype)
-    return (LayerCache(kept, kept, new, new),) * config.num_layers
+def empty_caches(
+    config: ModelConfig, rows: int, capacity: int, dtype: Any, mesh: Mesh | None = None
+) -> tuple[LayerCache, ...]:
+    """A cache a layer for `capacity` tokens of each row, split over the mesh by rows and heads."""
+
+    def of(stack: Stack) -> LayerCache:
+        specs = cache_specs(stack.attention)
+        kept = jax.tree.map(lambda s: constrain(jnp.zeros(s.shape(rows, capacity), dtype), mesh, s.all_axes), specs)
+        return LayerCache(kept, jax.tree.map(lambda s: jnp.zeros(s.shape(rows, 1), dtype), specs))
+
+    return tuple(one for stack in config.decoder for one in (of(stack),) * stack.layers)
 
 
 def decode_step(
     params: DecodeParams,
-    config: DecoderConfig,
+    config: ModelConfig,
     token: Array,
     step: Array,
     lengths: Array,
-    prompts: tuple[KeysValues, ...],
+    prompts: tuple[Kept, ...],
     caches: tuple[LayerCache, ...],
     *,
     mesh: Mesh | None = None,
@@ -90,36 +108,45 @@ def decode_step(
     Args:
       token: int[R], the row's token number `step` (from 0) behind its prompt; steps come one after the other.
       lengths: int[C], of the prompts; R = C * S rows, row r continues prompt r // S.
-      prompts: per layer, keys and values [C,K,P,h] of the prompts, after rotary.
+      prompts: per layer, what attention kept of the prompts, arrays [C,...,P,last].
       caches: from `empty_caches`, of a capacity N >= `step`, or from the step before.
     """
-    rows, (entries, size) = token.shape[0], prompts[0][0].shape[::2]
+    rows, (entries, size) = token.shape[0], _entries_and_tokens(prompts[0])
     starts = jnp.repeat(lengths, rows // entries)[:, None]
     positions = starts + step
     x = params.rest["embed"]["embedding"][token[:, None]].astype(dtype)
-    if config.embed_scale != 1.0:
-        x *= jnp.asarray(config.embed_scale, dtype)
-    tables = rotary_tables(positions, config.rope, config.head_dim, config.max_positions)
+    if config.embed.scale != 1.0:
+        x *= jnp.asarray(config.embed.scale, dtype)
     places = (
         (jnp.broadcast_to(jnp.arange(size), (entries, size)), lengths),
-        (starts + jnp.arange(caches[0].k.shape[2]), jnp.full(rows, step)),
+        (starts + jnp.arange(_entries_and_tokens(caches[0].kept)[1]), jnp.full(rows, step)),
     )
-    block, after = Block(config, mesh, dtype, True), []
-    windows = config.windows or (0,) * config.num_layers
-    for layer, prompt, cache, window in zip(params.layers, prompts, caches, windows, strict=True):
-        k, v = _written(cache.k, cache.new_k, step - 1), _written(cache.v, cache.new_v, step - 1)
-        seen = tuple((_swapped(k), _swapped(v)) for k, v in (prompt, (k, v)))
-        x, (new_k, new_v) = block.apply({"params": layer}, x, window, seen, tables, positions, None, places)
-        after.append(LayerCache(k, v, new_k, new_v))
-    norm = Norm(parameter_specs(config)["final_norm"], config, dtype)
+    shared = {stack: Rows(tables_of(config, stack, positions), Visible(positions), places) for stack in config.decoder}
+    after = []
+    for (stack, layer), weights, prompt, cache in zip(_layers(config), params.layers, prompts, caches, strict=True):
+        kept = jax.tree.map(lambda x, new: _written(x, new, step - 1), cache.kept, cache.new)
+        block = Block(config, stack, mesh, dtype, keep=True)
+        x, new = block.apply({"params": weights}, x, layer, (prompt, kept), shared[stack])
+        after.append(LayerCache(kept, new))
+    norm = NormLayer(parameter_specs(config)["final_norm"], config.final_norm, dtype)
     hidden = norm.apply({"params": params.rest["final_norm"]}, x)
     return next_logits(hidden[:, 0], params.rest, config), tuple(after)
 
 
-def _swapped(x: Array) -> Array:
-    return jnp.swapaxes(x, 1, 2)
+def _layers(config: ModelConfig) -> Iterator[tuple[Stack, LayerInputs]]:
+    """Every layer of the decoder: its stack, and its own window and rotary tables."""
+    for stack in config.decoder:
+        windows = stack.windows or (0,) * stack.layers
+        for window, rope in zip(windows, stack.ropes or (None,) * stack.layers, strict=True):
+            yield stack, LayerInputs(window, rope)
+
+
+def _entries_and_tokens(kept: Kept) -> tuple[int, int]:
+    one = jax.tree.leaves(kept)[0]
+    return one.shape[0], one.shape[-2]
 
 
 def _written(cache: Array, token: Array, at: Array) -> Array:
-    """[R,K,N,h] with [R,1,K,h] at a place; the nothing before the first token goes to place 0, which nobody reads."""
-    return lax.dynamic_update_slice_in_dim(cache, _swapped(token), jnp.maximum(at, 0), 2)
+    """[R,...,N,last] with [R,...,1,last] at a place; the nothing before the first token goes to place 0, which nobody
+    reads."""
+    return lax.dynamic_update_slice_in_dim(cache, token, jnp.maximum(at, 0), cache.ndim - 2)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,15 +17,14 @@ from jax.sharding import Mesh
 
 from fusion_jax.errors import InputError, quoted
 from fusion_jax.files import replacing_folder
-from fusion_jax.hosts import barrier, first_host, on_first
-from fusion_jax.models.buffers import is_buffer
-from fusion_jax.models.config import DecoderConfig
-from fusion_jax.models.decoder import Params, forward, head_kernel, padded_positions
-from fusion_jax.models.families import config_from_hf, config_to_hf, tensor_names
-from fusion_jax.models.families.common import HfTensor, with_both_forms
-from fusion_jax.models.head import EMBEDDING, HEAD, with_head
+from fusion_jax.hosts.agree import barrier, first_host, on_first
+from fusion_jax.models.config import Head, ModelConfig
+from fusion_jax.models.decoder import Params, forward, head_kernel, padded_positions, soft_capped
+from fusion_jax.models.families import config_from_hf, config_to_hf, family_of, tensors_of
+from fusion_jax.models.families.rotary import with_both_forms
+from fusion_jax.models.families.tensors import HfTensor
+from fusion_jax.models.head import with_head
 from fusion_jax.models.json_files import read_config, read_generation
-from fusion_jax.models.parameters import abstract_params
 from fusion_jax.models.safetensors_io import (
     DTYPES,
     NAMES,
@@ -35,7 +35,7 @@ from fusion_jax.models.safetensors_io import (
     write_folder,
 )
 from fusion_jax.models.tokenizers import check_fits, load_tokenizer, read_settings, save_tokenizer, tokenizer_of
-from fusion_jax.sharding import fetched
+from fusion_jax.models.weights import check_weights, planned_tensors, read_params
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -53,7 +53,7 @@ class Model:
     folder: that the model was read from, if any.
     """
 
-    config: DecoderConfig
+    config: ModelConfig
     params: Params
     tokenizer: PreTrainedTokenizerBase | None = None
     hf_config: dict[str, Any] = field(default_factory=dict)
@@ -66,19 +66,19 @@ class Model:
         """One line: family, sizes, dtypes, tokenizer and folder, and no weights."""
         leaves, config = jax.tree.leaves(self.params), self.config
         parts = [
-            config.model_type, f"{config.num_layers} layers", f"width {config.hidden_size}",
+            config.model_type, f"{config.layers} layers", f"width {config.width}",
             f"{sum(leaf.size for leaf in leaves):,} parameters", "/".join(sorted({str(leaf.dtype) for leaf in leaves})),
             "no tokenizer" if self.tokenizer is None else f"tokenizer of {len(self.tokenizer)} entries",
         ]  # fmt: skip
         return f"Model({', '.join(parts)}{f', from {quoted(self.folder)}' if self.folder else ''})"
 
 
-def check_folder(path: str | os.PathLike[str]) -> DecoderConfig:
+def check_folder(path: str | os.PathLike[str]) -> ModelConfig:
     """What `load` would refuse by config.json and the files' headers, at little cost; the config of a good folder."""
     return _opened(Path(path))[1]
 
 
-def _opened(folder: Path) -> tuple[dict[str, Any], DecoderConfig, dict[str, TensorEntry], list[HfTensor]]:
+def _opened(folder: Path) -> tuple[dict[str, Any], ModelConfig, dict[str, TensorEntry], list[HfTensor]]:
     """config.json and what it means; the tensors of the files, and those of the architecture, which are among them.
 
     A stored head that is not the embedding counts, whatever config.json says: then the values say that nothing is tied.
@@ -86,13 +86,17 @@ def _opened(folder: Path) -> tuple[dict[str, Any], DecoderConfig, dict[str, Tens
     values = read_config(folder)
     file = folder / "config.json"
     config = config_from_hf(values, file)
-    entries, tied = with_head(open_folder(folder), config.tied_head)
-    if tied != config.tied_head and not config.num_labels:
+    family = family_of(config.model_type)
+    untied = {t.path: t.name for t in family.tensors(dataclasses.replace(config, head=Head()))}
+    embedding, head = untied["embed", "embedding"], untied["head", "kernel"]
+    entries, tied = with_head(open_folder(folder), config.head.tied, embedding=embedding, head=head)
+    if tied != config.head.tied and not config.head.labels:
         values = values | {"tie_word_embeddings": tied}
         config = config_from_hf(values, file)
-    names = tensor_names(config)
-    _check_names(folder, config, entries, names)
-    return values, config, entries, names
+    tensors = family.tensors(config)
+    lost = {head: ", or set tie_word_embeddings to true in config.json if the embedding is the head"}
+    check_weights(folder, config, entries, tensors, family.IGNORED, lost if embedding in entries else {})
+    return values, config, entries, tensors
 
 
 def load(path: str | os.PathLike[str], *, dtype: Any = None, mesh: Mesh | None = None) -> Model:
@@ -107,92 +111,15 @@ def load(path: str | os.PathLike[str], *, dtype: Any = None, mesh: Mesh | None =
         with more entries than the embedding; names the file and the tensor.
     """
     folder = Path(path)
-    values, config, entries, names = _opened(folder)
-    file_dtype = metadata_dtype({t.name: entries[t.name] for t in names})
+    values, config, entries, tensors = _opened(folder)
+    file_dtype = metadata_dtype({t.name: entries[t.name] for t in tensors})
     generation = read_generation(folder, config.vocab_size)
     tokenizer = load_tokenizer(folder)
     if tokenizer is not None:
         check_fits(tokenizer, config.vocab_size, folder)
     settings = {} if tokenizer is None else read_settings(folder)
-    params = _read_params(folder, config, entries, names, jnp.dtype(dtype or file_dtype), mesh)
+    params = read_params(config, entries, tensors, jnp.dtype(dtype or file_dtype), mesh)
     return Model(config, params, tokenizer, values, generation, file_dtype.name, settings, str(folder))
-
-
-def _check_names(folder: Path, config: DecoderConfig, entries: dict[str, TensorEntry], names: list[HfTensor]) -> None:
-    """Every weight is there, none is left over but buffers, and each has the shape that the config gives."""
-    specs = abstract_params(config)
-    for tensor in names:
-        entry = entries.get(tensor.name)
-        if entry is None:
-            raise _missing(folder, tensor.name, entries)
-        entry.check_weight(tensor.name)
-        shape: tuple[int, ...] = _at(specs, tensor.path).shape
-        shape = shape if tensor.layer is None else shape[1:]
-        shape = shape[::-1] if tensor.transpose else shape
-        if entry.shape != shape:
-            raise InputError(
-                f"has shape {entry.shape}, config.json gives {shape}", file=entry.file, field=tensor.name,
-                cure="Use the config.json that belongs to the weights",
-            )  # fmt: skip
-    expected = {t.name for t in names}
-    for name, entry in entries.items():
-        if name not in expected and not is_buffer(name, entry):
-            cure = "Remove it, or correct model_type in config.json"
-            problem = "is a weight that this architecture does not have"
-            raise InputError(problem, file=entry.file, field=name, cure=cure)
-
-
-def _missing(folder: Path, name: str, entries: dict[str, TensorEntry]) -> InputError:
-    problem, cure = "the weight is missing", "Restore the checkpoint's files"
-    other = sorted({e.stored for e in entries.values() if e.stored not in DTYPES})
-    problem += f" (the files hold tensors of dtype {', '.join(other)}, which are no weights)" if other else ""
-    if name == HEAD and EMBEDDING in entries:
-        cure += ", or set tie_word_embeddings to true in config.json if the embedding is the head"
-    return InputError(problem, file=folder, field=name, cure=cure)
-
-
-def _at(tree: dict[str, Any], path: tuple[str, ...]) -> Any:
-    for name in path:
-        tree = tree[name]
-    return tree
-
-
-def _read_params(
-    folder: Path,
-    config: DecoderConfig,
-    entries: dict[str, TensorEntry],
-    names: list[HfTensor],
-    dtype: Any,
-    mesh: Mesh | None,
-) -> Params:
-    sources: dict[tuple[str, ...], list[HfTensor]] = {}
-    for tensor in names:
-        sources.setdefault(tensor.path, []).append(tensor)
-
-    def read(path: tuple[str, ...], abstract: jax.ShapeDtypeStruct) -> Array:
-        tensors = sources[path]
-
-        def part(index: Any) -> np.ndarray:
-            if tensors[0].layer is None:
-                return _slice(entries[tensors[0].name], index, tensors[0].transpose, dtype)
-            chosen = tensors[index[0]]
-            return np.stack([_slice(entries[t.name], index[1:], t.transpose, dtype) for t in chosen])
-
-        sharding = abstract.sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-        return jax.make_array_from_callback(abstract.shape, sharding, part)
-
-    return _map_with_path(read, abstract_params(config, dtype, mesh))
-
-
-def _map_with_path(fn: Any, tree: dict[str, Any], prefix: tuple[str, ...] = ()) -> dict[str, Any]:
-    return {
-        k: _map_with_path(fn, v, (*prefix, k)) if isinstance(v, dict) else fn((*prefix, k), v) for k, v in tree.items()
-    }
-
-
-def _slice(entry: TensorEntry, index: tuple[slice, ...], transpose: bool, dtype: Any) -> np.ndarray:
-    value = entry.read(index[::-1] if transpose else index)
-    return np.ascontiguousarray((value.T if transpose else value).astype(dtype, copy=False))
 
 
 def save(
@@ -218,7 +145,7 @@ def save(
     if NAMES.get(jnp.dtype(name)) not in DTYPES:
         raise InputError(f"weights cannot be saved as {name}", field="dtype", cure="Use float32, bfloat16 or float16")
     on_first(lambda: _check_free(folder, overwrite))
-    tensors = list(_planned(model, jnp.dtype(name)))
+    tensors = list(planned_tensors(model.config, model.params, tensors_of(model.config), jnp.dtype(name)))
     if first_host():
         _write(model, folder, name, tensors, shard_bytes)
     else:
@@ -236,23 +163,6 @@ def _write(model: Model, folder: Path, dtype: str, tensors: Sequence[PlannedTens
     with replacing_folder(folder) as temporary:
         write_folder(temporary, tensors, shard_bytes=shard_bytes)
         _write_settings(model, temporary, dtype)
-
-
-def _planned(model: Model, dtype: np.dtype) -> Iterator[PlannedTensor]:
-    for tensor in tensor_names(model.config):
-        value = _at(model.params, tensor.path)
-        shape = value.shape if tensor.layer is None else value.shape[1:]
-
-        def fetch(tensor: HfTensor = tensor, value: Array = value, shape: tuple[int, ...] = shape) -> np.ndarray:
-            if not value.is_fully_addressable:
-                start, size = (0, len(value)) if tensor.layer is None else (tensor.layer, 1)
-                one = fetched(value, start, size).reshape(shape)
-            else:
-                one = np.asarray(value if tensor.layer is None else value[tensor.layer])
-            host = one.astype(dtype, copy=False)
-            return host.T if tensor.transpose else host
-
-        yield PlannedTensor(tensor.name, dtype, shape[::-1] if tensor.transpose else shape, fetch)
 
 
 def _write_settings(model: Model, folder: Path, dtype: str) -> None:
@@ -293,13 +203,12 @@ def logits(model: Model, tokens: Array, lengths: Array | None = None) -> Array:
         "btd,vd->btv", hidden, head_kernel(model.params, model.config).astype(hidden.dtype),
         preferred_element_type=jnp.promote_types(hidden.dtype, jnp.float32),
     )  # fmt: skip
-    cap = model.config.final_soft_cap
-    return out if cap is None else cap * jnp.tanh(out / cap)
+    return soft_capped(out, model.config)
 
 
 def classify(model: Model, tokens: Array, lengths: Array) -> Array:
     """float32[B,labels]: scores of a sequence-classification head at the last real token of each row."""
-    if not model.config.num_labels:
+    if not model.config.head.labels:
         raise InputError("the model has no sequence-classification head", cure="Give a reward-model folder")
     tokens = jnp.asarray(tokens)
     positions = padded_positions(tokens, model.config)

@@ -1,7 +1,7 @@
 """Shape, initialiser and logical axes of every parameter, in one place.
 
 Kernels are [in, out], so that no matmul transposes at run time; the embedding and the head are [V, D], as in files.
-Layers are stacked on a leading axis L and walked by a scan.
+The layers of a stack lie on a leading axis L, which a scan walks.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from fusion_jax.errors import InputError
-from fusion_jax.models.config import DecoderConfig
+from fusion_jax.models.config import Attention, ModelConfig, Norm, Stack
 from fusion_jax.sharding import named
 
 Array = jax.Array
@@ -27,15 +27,19 @@ Specs = dict[str, Any]
 
 @dataclass(frozen=True)
 class ParamSpec:
-    """One parameter: shape, logical axis names (see `sharding.RULES`), initialiser."""
+    """One parameter: shape, logical axis names (see `sharding.RULES`), initialiser.
+
+    used: the share of its numbers that a token is multiplied with, 0 for what is no matmul.
+    """
 
     shape: tuple[int, ...]
     axes: tuple[str | None, ...]
     init: Initializer
+    used: float = 0.0
 
 
 def check_heads(
-    config: DecoderConfig, tensor: int, devices: int, option: str, *, model: str | os.PathLike[str] | None = None
+    config: ModelConfig, tensor: int, devices: int, option: str, *, model: str | os.PathLike[str] | None = None
 ) -> None:
     """Refuse a mesh whose tensor axis cuts a head of attention; all other dimensions may be uneven.
 
@@ -46,71 +50,97 @@ def check_heads(
     Raises:
       InputError: the heads or the devices do not divide; names the option and what would do.
     """
-    heads, both = config.num_heads, math.gcd(config.num_heads, devices)
+    heads = math.gcd(*(stack.attention.heads for stack in config.stacks.values()))
+    both = math.gcd(heads, devices)
     if both % tensor:
         what = f"the model's {heads} attention heads" if heads % tensor else f"{devices} devices"
         fitting = ", ".join(str(n) for n in range(1, both + 1) if both % n == 0)
         raise InputError(f"{what} do not divide by {tensor}", file=model, field=option, cure=f"Give one of {fitting}")
 
 
-def _norm(config: DecoderConfig) -> Specs:
-    one = jax.nn.initializers.zeros if config.norm_unit_offset else jax.nn.initializers.ones
-    return {"scale": ParamSpec((config.hidden_size,), ("embed",), one)}
+def key_heads(config: ModelConfig) -> int:
+    """The most devices that the caches of keys and values of all layers divide over."""
+    return math.gcd(*(stack.attention.kv_heads for stack in config.decoder))
 
 
-def _linear(config: DecoderConfig, size: tuple[int, int], axes: tuple[str | None, str | None], bias: bool) -> Specs:
-    specs = {"kernel": ParamSpec(size, axes, jax.nn.initializers.normal(config.initializer_range))}
+def norm_specs(norm: Norm, size: int, axis: str | None = "embed") -> Specs:
+    """The parameters of a norm over `size` numbers."""
+    one = jax.nn.initializers.zeros if norm.unit_offset else jax.nn.initializers.ones
+    bias = {"bias": ParamSpec((size,), (axis,), jax.nn.initializers.zeros)} if norm.bias else {}
+    return {"scale": ParamSpec((size,), (axis,), one)} | bias
+
+
+def _linear(config: ModelConfig, size: tuple[int, int], axes: tuple[str | None, str | None], bias: bool) -> Specs:
+    specs = {"kernel": ParamSpec(size, axes, jax.nn.initializers.normal(config.initializer_range), 1.0)}
     return specs | ({"bias": ParamSpec(size[1:], axes[1:], jax.nn.initializers.zeros)} if bias else {})
 
 
-def layer_specs(config: DecoderConfig) -> Specs:
-    """The parameters of one layer, without the layer axis."""
-    c = config
-    q_size, kv_size = c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim
+def attention_specs(config: ModelConfig, attention: Attention) -> Specs:
+    """The parameters of one layer's attention."""
+    q_size, kv_size = attention.heads * attention.head_dim, attention.kv_heads * attention.head_dim
+    biases, width = attention.biases, config.width
     specs = {
-        "attention_norm": _norm(c),
-        "q": _linear(c, (c.hidden_size, q_size), ("embed", "heads"), c.qkv_bias),
-        "k": _linear(c, (c.hidden_size, kv_size), ("embed", "kv_heads"), c.qkv_bias),
-        "v": _linear(c, (c.hidden_size, kv_size), ("embed", "kv_heads"), c.qkv_bias),
-        "o": _linear(c, (q_size, c.hidden_size), ("heads", "embed"), c.out_bias),
-        "mlp_norm": _norm(c),
-        "gate": _linear(c, (c.hidden_size, c.intermediate_size), ("embed", "mlp"), c.mlp_bias),
-        "up": _linear(c, (c.hidden_size, c.intermediate_size), ("embed", "mlp"), c.mlp_bias),
-        "down": _linear(c, (c.intermediate_size, c.hidden_size), ("mlp", "embed"), c.mlp_bias),
+        "q": _linear(config, (width, q_size), ("embed", "heads"), "q" in biases),
+        "k": _linear(config, (width, kv_size), ("embed", "kv_heads"), "k" in biases),
+        "v": _linear(config, (width, kv_size), ("embed", "kv_heads"), "v" in biases),
+        "o": _linear(config, (q_size, width), ("heads", "embed"), "o" in biases),
     }
-    if c.post_norms:
-        specs |= {"attention_post_norm": _norm(c), "mlp_post_norm": _norm(c)}
+    if attention.qk_norm is not None:
+        specs |= {name: norm_specs(attention.qk_norm, attention.head_dim, "head_dim") for name in ("q_norm", "k_norm")}
     return specs
 
 
-def parameter_specs(config: DecoderConfig) -> Specs:
+def layer_specs(config: ModelConfig, stack: Stack) -> Specs:
+    """The parameters of one layer, without the layer axis."""
+    norm, mlp = norm_specs(stack.norm, config.width), stack.mlp
+    specs = attention_specs(config, stack.attention) | {
+        "attention_norm": norm,
+        "up": _linear(config, (config.width, mlp.width), ("embed", "mlp"), mlp.bias),
+        "down": _linear(config, (mlp.width, config.width), ("mlp", "embed"), mlp.bias),
+    }
+    if mlp.gated:
+        specs["gate"] = _linear(config, (config.width, mlp.width), ("embed", "mlp"), mlp.bias)
+    if stack.residual != "parallel":
+        specs["mlp_norm"] = norm
+    if stack.cross:
+        specs |= {"cross": attention_specs(config, stack.attention), "cross_norm": norm}
+    if stack.residual == "sandwich":
+        specs |= {name.replace("_norm", "_post_norm"): norm for name in _part_norms(specs)}
+    return specs
+
+
+def _part_norms(specs: Specs) -> list[str]:
+    return [name for name in ("attention_norm", "cross_norm", "mlp_norm") if name in specs]
+
+
+def parameter_specs(config: ModelConfig) -> Specs:
     """Every parameter of a model as a nested dict of `ParamSpec`, as `forward` takes them."""
     table = jax.nn.initializers.normal(config.initializer_range)
-    vocabulary = ParamSpec((config.vocab_size, config.hidden_size), ("vocab", "embed"), table)
-
-    def stack(spec: ParamSpec) -> ParamSpec:
-        return ParamSpec((config.num_layers, *spec.shape), ("layers", *spec.axes), spec.init)
-
-    specs: Specs = {
-        "embed": {"embedding": vocabulary},
-        "layers": jax.tree.map(stack, layer_specs(config)),
-        "final_norm": _norm(config),
-    }
-    if config.num_labels:
-        specs["score"] = {"kernel": ParamSpec((config.num_labels, config.hidden_size), ("labels", "embed"), table)}
-    elif not config.tied_head:
-        specs["head"] = {"kernel": vocabulary}
+    vocabulary = ParamSpec((config.vocab_size, config.width), ("vocab", "embed"), table)
+    specs: Specs = {"embed": {"embedding": vocabulary}, "final_norm": norm_specs(config.final_norm, config.width)}
+    for name, stack in config.stacks.items():
+        specs[name] = jax.tree.map(lambda spec, n=stack.layers: _stacked(spec, n), layer_specs(config, stack))
+    if config.encoder:
+        specs["encoder_norm"] = norm_specs(config.final_norm, config.width)
+    if config.head.labels:
+        specs["score"] = {"kernel": ParamSpec((config.head.labels, config.width), ("labels", "embed"), table, 1.0)}
+    elif not config.head.tied:
+        specs["head"] = {"kernel": replace(vocabulary, used=1.0)}
     return specs
 
 
-def init_params(config: DecoderConfig, key: Array, dtype: Any = jnp.float32) -> Specs:
+def _stacked(spec: ParamSpec, layers: int) -> ParamSpec:
+    return replace(spec, shape=(layers, *spec.shape), axes=("layers", *spec.axes))
+
+
+def init_params(config: ModelConfig, key: Array, dtype: Any = jnp.float32) -> Specs:
     """Random parameters by the initialisers, a nested dict of arrays."""
     leaves, structure = jax.tree.flatten(parameter_specs(config))
     keys = jax.random.split(key, len(leaves))
     return jax.tree.unflatten(structure, [s.init(k, s.shape, dtype) for s, k in zip(leaves, keys)])
 
 
-def abstract_params(config: DecoderConfig, dtype: Any = jnp.float32, mesh: Mesh | None = None) -> Specs:
+def abstract_params(config: ModelConfig, dtype: Any = jnp.float32, mesh: Mesh | None = None) -> Specs:
     """Shapes, dtypes and (with a mesh) shardings of the parameters; nothing is allocated."""
 
     def abstract(spec: ParamSpec) -> jax.ShapeDtypeStruct:
@@ -120,7 +150,7 @@ def abstract_params(config: DecoderConfig, dtype: Any = jnp.float32, mesh: Mesh 
     return jax.tree.map(abstract, parameter_specs(config))
 
 
-def place_params(params: Specs, config: DecoderConfig, mesh: Mesh | None, dtype: Any = None) -> Specs:
+def place_params(params: Specs, config: ModelConfig, mesh: Mesh | None, dtype: Any = None) -> Specs:
     """Parameters sharded over the mesh as the specs say and, the norms' scales left out, in `dtype` where one is given;
     those that lie so already stay."""
 

@@ -16,7 +16,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fusion_jax.align.raw_tokenizers import bos_processor, load_raw_tokenizer
+from fusion_jax.data.raw_tokenizers import bos_processor, load_raw_tokenizer
 from fusion_jax.errors import InputError, one_line
 from fusion_jax.fields import Fields
 from fusion_jax.files import regular_file, write_json

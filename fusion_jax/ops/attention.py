@@ -1,4 +1,5 @@
-"""Attention behind one contract: causal, grouped heads, segments, windows, soft cap, and keys shared between rows.
+"""Attention in plain JAX, which answers every `Visible`: grouped heads, segments, windows, branches, soft cap, bias,
+and keys shared between rows.
 
 One softmax runs over several sets of keys without putting them side by side, so that keys which rows share are read
 once for all of them. Queries go block by block, which leaves most of what causality hides uncomputed. The backward pass
@@ -8,6 +9,8 @@ keeps no weights: it computes them again from the log-sum-exp (FlashAttention, a
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -15,137 +18,143 @@ import jax
 import jax.numpy as jnp
 
 from fusion_jax.ops.remat import ATTENDED, QKV, named
+from fusion_jax.ops.visible import Bias, ContextPart, Visible
 
 Array = jax.Array
 QUERY_BLOCKS, LEAST_BLOCK = 4, 32
 
 
-class ContextPart(NamedTuple):
-    """Keys and values that rows attend to besides their own: a prompt's cache, or tokens generated before.
-
-    k, v: [C,P,K,h] (with a leading layer axis L outside the layers); positions: int[C,P]; lengths: int[C], how many
-    of the P entries exist. B rows share C = B / repeat entries: row b reads entry b // repeat.
-    """
-
-    k: Array
-    v: Array
-    positions: Array
-    lengths: Array
-
-
 class _Keys(NamedTuple):
-    """One set of keys as `_attend` wants it. k, v: [C,K,S,h]; mask: bool[C,1,repeat,1,T,S] up to broadcasting."""
+    """One set of keys as `_attend` wants it. k, v: [C,K,S,h]; mask: bool[C,1,repeat,1,T,S] up to broadcasting; bias:
+    float[C,K,repeat,G,T,S] or None."""
 
     k: Array
     v: Array
     mask: Array
+    bias: Array | None = None
 
 
 def attention(
     q: Array,
-    k: Array,
-    v: Array,
+    k: Array | None,
+    v: Array | None,
+    visible: Visible,
     *,
-    positions: Array,
-    segment_ids: Array | None,
-    window: Array | int,
     scale: float,
     soft_cap: float | None = None,
+    bias: Bias | None = None,
     context: tuple[ContextPart, ...] = (),
 ) -> Array:
-    """Exact joint softmax attention over a row's own keys (causal) and the context parts.
+    """Exact joint softmax attention over a row's own keys and the context parts.
 
     Args:
-      q: [B,T,H,h]; k, v: [B,T,K,h] with H a multiple of K, rotary already applied.
-      positions: int[B,T], absolute; windows are measured on them.
-      segment_ids: int[B,T], tokens see only their own segment; None: one segment a row.
-      window: how many keys a query sees, itself included; 0 (which may be traced) is no limit.
+      q: [B,T,H,h]; k, v: [B,T,K,h] with H a multiple of K, rotary already applied; None: a row has no keys of its own
+        and sees the context alone (cross-attention).
+      bias: added to the scores behind the scale; not together with a soft cap.
+      context: of rows without branches.
 
     Returns:
       [B,T,H,h] in the dtype of q; softmax in at least float32.
     """
+    if bias is not None and soft_cap is not None:
+        raise ValueError("attention has a bias or a soft cap, not both")
+    one_text = functools.partial(_one_text, scale=scale, soft_cap=soft_cap, bias=bias)
+    if visible.branches is None:
+        return one_text(q, k, v, visible, context=context)
+    if k is None or v is None or context:
+        raise ValueError("rows that share a prompt have keys of their own and no others")
+    return _branched(q, k, v, visible, one_text)
+
+
+def _one_text(
+    q: Array, k: Array | None, v: Array | None, visible: Visible, *, scale: float, soft_cap: float | None,
+    bias: Bias | None, context: tuple[ContextPart, ...] = (),
+) -> Array:  # fmt: skip
     rows, tokens, heads, dim = q.shape
-    groups = heads // k.shape[2]
-    q = (q * jnp.asarray(scale, q.dtype)).reshape(rows, tokens, -1, groups, dim)
+    kv_heads = k.shape[2] if k is not None else context[0].k.shape[1]
+    q = (q * jnp.asarray(scale, q.dtype)).reshape(rows, tokens, -1, heads // kv_heads, dim)
     q = named(q.transpose(0, 2, 3, 1, 4), QKV)
-    k, v = (named(jnp.swapaxes(x, 1, 2), QKV) for x in (k, v))
-    shared = [(p, jnp.swapaxes(p.k, 1, 2), jnp.swapaxes(p.v, 1, 2)) for p in context]
+    if k is not None and v is not None:
+        k, v = (named(jnp.swapaxes(x, 1, 2), QKV) for x in (k, v))
     blocks = []
-    for start, end in _query_blocks(tokens):
-        own = _Keys(k[:, :, :end], v[:, :, :end], _own_mask(positions, segment_ids, window, start, end))
-        others = (_Keys(keys, values, _context_mask(p, positions[:, start:end], window)) for p, keys, values in shared)
-        blocks.append(_attend(q[:, :, :, start:end], (own, *others), soft_cap))
+    for start, end in _query_blocks(tokens, visible.causal and k is not None):
+        places = visible.positions[:, start:end]
+        keys = []
+        if k is not None and v is not None:
+            stop = end if visible.causal else tokens
+            added = _bias(bias, places, visible.positions[:, :stop], kv_heads)
+            keys.append(_Keys(k[:, :, :stop], v[:, :, :stop], _own_mask(visible, start, end, stop), added))
+        for part in context:
+            added = _bias(bias, places, part.positions, kv_heads)
+            keys.append(_Keys(part.k, part.v, _context_mask(part, places, visible.window), added))
+        blocks.append(_attend(q[:, :, :, start:end], tuple(keys), soft_cap))
     out = blocks[0] if len(blocks) == 1 else jnp.concatenate(blocks, 3)
     return out.transpose(0, 3, 1, 2, 4).reshape(rows, tokens, heads, dim)
 
 
-def branched_attention(
-    q: Array,
-    k: Array,
-    v: Array,
-    *,
-    branches: tuple[int, int],
-    prompt_lengths: Array,
-    positions: Array,
-    window: Array | int,
-    scale: float,
-    soft_cap: float | None = None,
-) -> Array:
-    """Rows [prompt | continuation 1 | ... | continuation n]: each continuation sees the prompt and itself.
-
-    Args:
-      q, k, v: as in `attention`, with T = size + n * rest for branches = (size, n).
-      prompt_lengths: int[B], how many of the `size` prompt tokens exist.
-    """
-    size, count = branches
+def _branched(q: Array, k: Array, v: Array, visible: Visible, one_text: Callable[..., Array]) -> Array:
+    """Rows [prompt | continuation 1 | ... | continuation n]: each continuation sees the prompt and itself."""
+    assert visible.branches is not None and visible.prompt_lengths is not None
+    size, count = visible.branches
     rows = q.shape[0]
 
     def rest(x: Array) -> Array:
         return x[:, size:].reshape(rows * count, -1, *x.shape[2:])
 
-    prompt = attention(
-        q[:, :size], k[:, :size], v[:, :size], positions=positions[:, :size], segment_ids=None,
-        window=window, scale=scale, soft_cap=soft_cap,
-    )  # fmt: skip
-    continued = attention(
-        rest(q), rest(k), rest(v), positions=rest(positions), segment_ids=None,
-        window=window, scale=scale, soft_cap=soft_cap,
-        context=(ContextPart(k[:, :size], v[:, :size], positions[:, :size], prompt_lengths),),
-    )  # fmt: skip
+    def text(positions: Array) -> Visible:
+        return replace(visible, positions=positions, branches=None, prompt_lengths=None)
+
+    places = visible.positions[:, :size]
+    prompt = one_text(q[:, :size], k[:, :size], v[:, :size], text(places))
+    kept_k, kept_v = (jnp.swapaxes(x[:, :size], 1, 2) for x in (k, v))
+    shared = ContextPart(kept_k, kept_v, places, visible.prompt_lengths)
+    continued = one_text(rest(q), rest(k), rest(v), text(rest(visible.positions)), context=(shared,))
     return jnp.concatenate([prompt, continued.reshape(rows, -1, *q.shape[2:])], 1)
 
 
-def _query_blocks(tokens: int) -> list[tuple[int, int]]:
+def _query_blocks(tokens: int, causal: bool) -> list[tuple[int, int]]:
     """Ranges of queries; each is compared with the keys up to its end, which leaves out what causality hides."""
-    count = max(min(QUERY_BLOCKS, tokens // LEAST_BLOCK), 1)
+    count = max(min(QUERY_BLOCKS, tokens // LEAST_BLOCK), 1) if causal else 1
     bounds = [round(i * tokens / count) for i in range(count + 1)]
     return list(pairwise(bounds))
 
 
-def _own_mask(positions: Array, segment_ids: Array | None, window: Array | int, start: int, end: int) -> Array:
-    """bool[B or 1,1,1,1,t,end]: what the queries start..end see of their own row."""
-    queries, keys = slice(start, end), slice(0, end)
-    mask = (jnp.arange(start, end)[:, None] >= jnp.arange(end)[None, :])[None]
-    if segment_ids is not None:
-        mask &= segment_ids[:, queries, None] == segment_ids[:, None, keys]
-    if not _unlimited(window):
-        distance = positions[:, queries, None] - positions[:, None, keys]
-        mask &= (distance < window) | (jnp.asarray(window) == 0)
+def _own_mask(visible: Visible, start: int, end: int, stop: int) -> Array:
+    """bool[B or 1,1,1,1,t,stop]: what the queries start..end see of the first `stop` keys of their own row."""
+    queries, keys = slice(start, end), slice(0, stop)
+    if visible.causal:
+        mask = (jnp.arange(start, end)[:, None] >= jnp.arange(stop)[None, :])[None]
+    else:
+        mask = jnp.ones((1, end - start, stop), bool)
+    if visible.segments is not None:
+        mask &= visible.segments[:, queries, None] == visible.segments[:, None, keys]
+    if visible.window is not None:
+        distance = visible.positions[:, queries, None] - visible.positions[:, None, keys]
+        mask &= _near(distance if visible.causal else jnp.abs(distance), visible.window)
     return mask[:, None, None, None]
 
 
-def _context_mask(part: ContextPart, positions: Array, window: Array | int) -> Array:
+def _context_mask(part: ContextPart, positions: Array, window: Array | int | None) -> Array:
     """bool[C,1,repeat or 1,1,T or 1,P]: which entries of a part exist and are near enough."""
     entries, size = part.positions.shape
     mask = (jnp.arange(size) < part.lengths[:, None])[:, None, None, None, None]
-    if not _unlimited(window):
+    if window is not None:
         distance = positions.reshape(entries, -1, positions.shape[1], 1) - part.positions[:, None, None, :]
-        mask &= ((distance < window) | (jnp.asarray(window) == 0))[:, None, :, None]
+        mask &= _near(distance, window)[:, None, :, None]
     return mask
 
 
-def _unlimited(window: Array | int) -> bool:
-    return isinstance(window, int) and window == 0
+def _bias(bias: Bias | None, queries: Array, keys: Array, kv_heads: int) -> Array | None:
+    """float[C,K,repeat,G,T,S] of the positions of queries int[B,T] and of keys int[C,S]."""
+    if bias is None:
+        return None
+    entries = keys.shape[0]
+    found = bias(queries.reshape(entries, -1, queries.shape[1], 1), keys[:, None, None, :])  # [H,C,repeat,T,S]
+    return found.reshape(kv_heads, -1, *found.shape[1:]).transpose(2, 0, 3, 1, 4, 5)
+
+
+def _near(distance: Array, window: Array | int) -> Array:
+    return (distance < window) | (jnp.asarray(window) == 0)
 
 
 def _stacked(x: Array, entries: int) -> Array:
@@ -173,6 +182,7 @@ def _scores(q: Array, keys: _Keys, soft_cap: float | None) -> Array:
     stacked = _stacked(q, keys.k.shape[0])
     scores = _dot("ckqh,cksh->ckqs", _flat(stacked), keys.k).reshape(*stacked.shape[:-1], -1)
     scores = scores if soft_cap is None else soft_cap * jnp.tanh(scores / soft_cap)
+    scores = scores if keys.bias is None else scores + keys.bias
     return jnp.where(keys.mask, scores, jnp.finfo(scores.dtype).min)
 
 
@@ -216,7 +226,8 @@ def _attend_backward(
         d_q += _by_row(_dot("ckqs,cksh->ckqh", flat_d, keys.k).reshape(*weights.shape[:-1], -1))
         d_k = _dot("ckqs,ckqh->cksh", flat_d, flat_q).astype(keys.k.dtype)
         d_v = _dot("ckqs,ckqh->cksh", _flat(weights.astype(q.dtype)), flat_g).astype(keys.v.dtype)
-        d_parts.append(_Keys(d_k, d_v, None))  # type: ignore[arg-type]
+        d_bias = None if keys.bias is None else d_scores.astype(keys.bias.dtype)
+        d_parts.append(_Keys(d_k, d_v, None, d_bias))  # type: ignore[arg-type]
     return d_q.astype(q.dtype), tuple(d_parts)
 
 

@@ -3,17 +3,33 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fusion_jax.models.config import RopeConfig
-
 Array = jax.Array
+RopeKind = Literal["default", "linear", "dynamic", "llama3", "yarn"]
 
 
-def rotary_tables(positions: Array, rope: RopeConfig, head_dim: int, max_positions: int) -> tuple[Array, Array]:
+@dataclass(frozen=True)
+class Rope:
+    """Rotary position embedding: base and, where the family scales it, the rule (`rope_parameters` of the files)."""
+
+    theta: float = 10_000.0
+    kind: RopeKind = "default"
+    factor: float = 1.0
+    original_max_positions: int = 0
+    low_freq_factor: float = 1.0  # llama3
+    high_freq_factor: float = 4.0  # llama3
+    beta_fast: float = 32.0  # yarn
+    beta_slow: float = 1.0  # yarn
+    attention_factor: float | None = None  # yarn; None: 0.1 ln(factor) + 1
+
+
+def rotary_tables(positions: Array, rope: Rope, head_dim: int, max_positions: int) -> tuple[Array, Array]:
     """(cos, sin) float32[B,T,h/2] for absolute positions int[B,T]."""
     factor = 1.0
     if rope.kind == "dynamic":
@@ -28,7 +44,7 @@ def rotary_tables(positions: Array, rope: RopeConfig, head_dim: int, max_positio
     return jnp.cos(angles) * factor, jnp.sin(angles) * factor
 
 
-def _frequencies(rope: RopeConfig, head_dim: int, max_positions: int) -> tuple[np.ndarray, float]:
+def _frequencies(rope: Rope, head_dim: int, max_positions: int) -> tuple[np.ndarray, float]:
     """Inverse frequencies float32[h/2] and the factor that the tables are multiplied by."""
     plain = (1.0 / rope.theta ** (np.arange(0, head_dim, 2, dtype=np.float32) / head_dim)).astype(np.float32)
     if rope.kind == "linear":
@@ -40,7 +56,7 @@ def _frequencies(rope: RopeConfig, head_dim: int, max_positions: int) -> tuple[n
     return plain, 1.0
 
 
-def _llama3(plain: np.ndarray, rope: RopeConfig) -> np.ndarray:
+def _llama3(plain: np.ndarray, rope: Rope) -> np.ndarray:
     """Long wavelengths are slowed down by `factor`, short ones kept, those between interpolated (Llama 3.1)."""
     wavelengths = 2 * math.pi / plain
     low, high = rope.low_freq_factor, rope.high_freq_factor
@@ -48,7 +64,7 @@ def _llama3(plain: np.ndarray, rope: RopeConfig) -> np.ndarray:
     return ((1 - smooth) * plain / rope.factor + smooth * plain).astype(np.float32)
 
 
-def _yarn(rope: RopeConfig, head_dim: int, max_positions: int) -> tuple[np.ndarray, float]:
+def _yarn(rope: Rope, head_dim: int, max_positions: int) -> tuple[np.ndarray, float]:
     """YaRN (arXiv 2309.00071): interpolate dimensions that turn fewer than beta_slow times in the original length."""
     original = rope.original_max_positions or max_positions
 

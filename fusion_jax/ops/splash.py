@@ -1,4 +1,4 @@
-"""Splash attention on TPU: the Pallas kernel that JAX ships, behind the contract of `ops.attention`.
+"""Splash attention on TPU: the Pallas kernel that JAX ships, for the questions (`Visible`) that it takes.
 
 What a query may see is known when the program is made: causality, a window, or the tree of a prompt and its
 continuations. Blocks of the matrix that nothing sees are not computed, forward or backward. What depends on the data
@@ -25,6 +25,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import (
 from jax.sharding import Mesh
 
 from fusion_jax.ops.remat import ATTENDED, QKV, named
+from fusion_jax.ops.visible import Visible
 from fusion_jax.sharding import partition_spec, tensor_shards
 
 Array = jax.Array
@@ -81,43 +82,43 @@ def reach(window: int, tokens: int, branches: tuple[int, int] | None) -> int:
     return window if window < span(tokens, branches) else 0
 
 
-def takes(tokens: int, windows: tuple[int, ...], branches: tuple[int, int] | None) -> bool:
-    """Whether a program's mask can be made before its data are known.
+def takes(visible: Visible) -> bool:
+    """Whether the masks of a program's layers can be made before its data are known.
 
     A window that cuts a prompt with a continuation cannot: the distance between them depends on the prompt's length,
     of which only the padded one is known.
     """
-    return branches is None or not any(reach(window, tokens, branches) for window in windows)
+    tokens, branches = visible.positions.shape[1], visible.branches
+    return visible.causal and (
+        branches is None or not any(reach(window, tokens, branches) for window in visible.windows)
+    )
 
 
 def splash_attention(
     q: Array,
     k: Array,
     v: Array,
+    visible: Visible,
     *,
-    segment_ids: Array | None,
-    window: Array | int,
-    windows: tuple[int, ...],
-    branches: tuple[int, int] | None = None,
-    prompt_lengths: Array | None = None,
     scale: float,
-    soft_cap: float | None,
-    mesh: Mesh | None,
+    soft_cap: float | None = None,
+    mesh: Mesh | None = None,
     interpret: bool = False,
 ) -> Array:
-    """What `ops.attention.attention` and `branched_attention` give, [B,T,H,h]; sizes as `takes` says.
+    """What `ops.attention.attention` gives, [B,T,H,h], for a question that `takes` accepts.
 
     Args:
-      q: [B,T,H,h]; k, v: [B,T,K,h], rotary applied; positions grow by one within a segment.
-      window: of this layer, one of `windows`, the layers' (0, or an empty tuple: no limit).
+      q: [B,T,H,h]; k, v: [B,T,K,h], rotary applied; the visible's positions grow by one within a segment.
       mesh: rows lie over its data axes, heads over its tensor axis.
       interpret: the kernel in plain JAX, for tests on a CPU.
     """
     tokens, head_dim = q.shape[1], q.shape[3]
-    limits, masks = zip(*layer_masks(tokens, windows, branches).items())
-    if branches is not None and prompt_lengths is not None:
+    limits, masks = zip(*layer_masks(tokens, visible.windows, visible.branches).items())
+    segment_ids = visible.segments
+    if visible.branches is not None and visible.prompt_lengths is not None:
         place = jnp.arange(tokens)
-        segment_ids = ((place < prompt_lengths[:, None]) | (place >= branches[0])).astype(jnp.int32)
+        exists = (place < visible.prompt_lengths[:, None]) | (place >= visible.branches[0])
+        segment_ids = exists.astype(jnp.int32)
     k, v = (jnp.repeat(x, copies, 2) if (copies := _copies(x.shape[2], mesh)) > 1 else x for x in (k, v))
     q, k, v = (named(_filled(x, masks[0].tokens).swapaxes(1, 2), QKV) for x in (q * jnp.asarray(scale, q.dtype), k, v))
     ids = None if segment_ids is None else jnp.pad(segment_ids, ((0, 0), (0, masks[0].tokens - tokens)))
@@ -125,6 +126,7 @@ def splash_attention(
     if len(set(masks)) == 1:
         out = calls[0](q, k, v, ids)
     else:
+        window = 0 if visible.window is None else visible.window
         out = jax.lax.switch(jnp.searchsorted(jnp.asarray(limits), window), calls, q, k, v, ids)
     return out.swapaxes(1, 2)[:, :tokens, :, :head_dim]
 

@@ -32,8 +32,7 @@ def compile_request(values: dict, folder: Path, full: bool) -> None:
     """Lower and compile; the compiler dumps what it does as it goes."""
     from jax.experimental import topologies
 
-    from fusion_jax.plan.programs import lower
-    from fusion_jax.plan.requests import from_json
+    from fusion_jax.plan.requests import from_json, lower
     from fusion_jax.slices import slice_of
 
     request = from_json(values)

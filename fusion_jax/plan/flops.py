@@ -12,59 +12,10 @@ import math
 
 import jax
 
-from fusion_jax.models.config import DecoderConfig
-from fusion_jax.models.families import config_from_hf
-from fusion_jax.models.parameters import abstract_params
+from fusion_jax.models.attention import flops_of_pairs
+from fusion_jax.models.config import ModelConfig, Stack
+from fusion_jax.models.parameters import ParamSpec, abstract_params, layer_specs
 from fusion_jax.ops.splash import layer_masks
-from fusion_jax.plan.requests import (
-    GROUPS,
-    Decode,
-    MergeTensor,
-    Prefill,
-    Request,
-    ScoreStep,
-    TeacherStep,
-    TrainStep,
-)
-
-
-def useful_flops(request: Request) -> float:
-    """FLOPs of one run of the program over all chips; 0 for a merge, which has no matmuls worth counting."""
-    p = request.program
-    if isinstance(p, MergeTensor):
-        return 0.0
-    config = config_from_hf(request.model)
-    match p:
-        case TrainStep():
-            forward = forward_flops(config, p.prompt, p.tokens, GROUPS[p.objective], p.shared_prompt)
-            return forward * (3 + (p.reference == "in-step")) * p.examples * p.micro_batches
-        case ScoreStep():
-            return forward_flops(config, p.prompt, p.tokens, p.groups, p.shared_prompt) * p.examples
-        case TeacherStep():
-            return forward_flops(config, 0, p.tokens, 1, False) * p.rows
-        case Prefill():
-            return forward_flops(config, p.prompt, 0, 1, True) * p.rows
-        case Decode():
-            parameters = body_parameters(config) + head_parameters(config)
-            a_token = 2.0 * parameters + _pairs(config, p.prompt + p.capacity // 2)
-            return p.rows * p.samples * p.capacity * a_token
-    raise TypeError(type(p))
-
-
-def tokens_of(request: Request) -> int:
-    """Tokens that one run of the program reads or, for decoding, writes, over all chips."""
-    match p := request.program:
-        case TrainStep():
-            return row_tokens(p.prompt, p.tokens, GROUPS[p.objective], p.shared_prompt) * p.examples * p.micro_batches
-        case ScoreStep():
-            return row_tokens(p.prompt, p.tokens, p.groups, p.shared_prompt) * p.examples
-        case TeacherStep():
-            return p.rows * p.tokens
-        case Prefill():
-            return p.rows * p.prompt
-        case Decode():
-            return p.rows * p.samples * p.capacity
-    return 0
 
 
 def row_tokens(prompt: int, tokens: int, groups: int, shared: bool) -> int:
@@ -72,54 +23,51 @@ def row_tokens(prompt: int, tokens: int, groups: int, shared: bool) -> int:
     return groups * tokens + prompt * (1 if shared else groups)
 
 
-def forward_flops(config: DecoderConfig, prompt: int, tokens: int, groups: int, shared: bool) -> float:
+def forward_flops(config: ModelConfig, prompt: int, tokens: int, groups: int, shared: bool) -> float:
     """FLOPs of the forward pass of one example: `groups` rows of `tokens` behind `prompt` tokens."""
     copies = 1 if shared else groups
     body = 2.0 * body_parameters(config) * row_tokens(prompt, tokens, groups, shared)
     head = 2.0 * head_parameters(config) * groups * tokens
-    pairs = 0.0
-    for window in config.windows or (0,) * config.num_layers:
-        before, whole = _causal(prompt, window), _causal(prompt + tokens, window)
-        pairs += copies * before + groups * (whole - before)
-    return body + head + 4.0 * config.num_heads * config.head_dim * pairs
+    attention = 0.0
+    for stack in config.decoder:
+        for window in stack.windows or (0,) * stack.layers:
+            before, whole = _causal(prompt, window), _causal(prompt + tokens, window)
+            attention += flops_of_pairs(stack.attention) * (copies * before + groups * (whole - before))
+    return body + head + attention
 
 
-def kernel_share(request: Request) -> float:
-    """What the attention kernel of a program computes, tiles that hold nothing seen left out, over half of the square
-    of its tokens."""
-    match p := request.program:
-        case TrainStep():
-            groups = GROUPS[p.objective]
-        case ScoreStep():
-            groups = p.groups
-        case _:
-            return _computed(request, p.tokens, None) if isinstance(p, TeacherStep) else 1.0
-    rows = groups if p.shared_prompt else 1
-    return _computed(request, p.prompt + rows * p.tokens, (p.prompt, rows) if p.prompt else None)
+def kernel_computed(config: ModelConfig, tokens: int, branches: tuple[int, int] | None) -> float:
+    """What the attention kernel computes, tiles that hold nothing seen left out, over half of the square of `tokens`.
+
+    Args:
+      branches: (prompt, rows) of rows that share a prompt.
+    """
+    shares = []
+    for stack in config.decoder:
+        masks = layer_masks(tokens, stack.windows, branches)
+        computed = {window: 2 * mask.computed() for window, mask in masks.items()}
+        shares += [computed[window] for window in stack.windows or (0,) * stack.layers]
+    return sum(shares) / len(shares)
 
 
-def _computed(request: Request, tokens: int, branches: tuple[int, int] | None) -> float:
-    config = config_from_hf(request.model)
-    shares = {window: 2 * m.computed() for window, m in layer_masks(tokens, config.windows, branches).items()}
-    layers = config.windows or (0,)
-    return sum(shares[window] for window in layers) / len(layers)
-
-
-def parameter_count(config: DecoderConfig) -> int:
+def parameter_count(config: ModelConfig) -> int:
     """Numbers of a model."""
     return sum(math.prod(x.shape) for x in jax.tree.leaves(abstract_params(config)))
 
 
-def body_parameters(config: DecoderConfig) -> int:
-    """Parameters of the layers' matmuls."""
-    c = config
-    attention = c.hidden_size * c.head_dim * (2 * c.num_heads + 2 * c.num_kv_heads)
-    return c.num_layers * (attention + 3 * c.hidden_size * c.intermediate_size)
+def body_parameters(config: ModelConfig) -> int:
+    """Parameters of the layers' matmuls that a token uses."""
+
+    def used(stack: Stack) -> float:
+        specs = jax.tree.leaves(layer_specs(config, stack), is_leaf=lambda spec: isinstance(spec, ParamSpec))
+        return sum(spec.used * math.prod(spec.shape) for spec in specs)
+
+    return round(sum(stack.layers * used(stack) for stack in config.decoder))
 
 
-def head_parameters(config: DecoderConfig) -> int:
+def head_parameters(config: ModelConfig) -> int:
     """Parameters of the head's matmul."""
-    return config.vocab_size * config.hidden_size
+    return config.vocab_size * config.width
 
 
 def _causal(tokens: int, window: int) -> float:
@@ -129,7 +77,10 @@ def _causal(tokens: int, window: int) -> float:
     return window * tokens - window * window / 2
 
 
-def _pairs(config: DecoderConfig, keys: int) -> float:
+def query_flops(config: ModelConfig, keys: int) -> float:
     """FLOPs of one query over `keys` keys in all layers."""
-    seen = sum(min(window or keys, keys) for window in config.windows or (0,) * config.num_layers)
-    return 4.0 * config.num_heads * config.head_dim * seen
+    return sum(
+        flops_of_pairs(stack.attention) * min(window or keys, keys)
+        for stack in config.decoder
+        for window in stack.windows or (0,) * stack.layers
+    )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -11,12 +10,13 @@ from typing import Any
 
 from fusion_jax.errors import InputError
 from fusion_jax.markdown import markdown_table
-from fusion_jax.models.families import config_from_hf
+from fusion_jax.models.parameters import key_heads
 from fusion_jax.plan.compile import Compiled, compile_for
 from fusion_jax.plan.cost import Times, step_time
-from fusion_jax.plan.flops import kernel_share, parameter_count, tokens_of, useful_flops
+from fusion_jax.plan.flops import parameter_count
 from fusion_jax.plan.hlo import parse
-from fusion_jax.plan.requests import Decode, MergeTensor, Prefill, Request, TrainStep
+from fusion_jax.plan.programs import Decode, Place, Situation
+from fusion_jax.plan.requests import Request, tokens_of, useful_flops
 from fusion_jax.plan.runs import Planned
 from fusion_jax.sharding import mesh_sizes
 from fusion_jax.slices import Slice, slice_of
@@ -79,7 +79,7 @@ def plan(planned: Planned, *, full: bool = False) -> Result:
       InputError: see `compile.compile_for`.
     """
     compiled = compile_for(planned.request, full=full)
-    where, share = slice_of(planned.request.slice), kernel_share(planned.request)
+    where, share = slice_of(planned.request.slice), planned.request.program.kernel_share(planned.request.config)
     times = step_time(parse(compiled.text), where, compiled.coords, share)
     return Result(planned, compiled, times, _beside(planned.request))
 
@@ -99,19 +99,14 @@ def plan_all(planned: Sequence[Planned], *, full: bool = False) -> Iterator[Resu
 
 
 def _beside(request: Request) -> int:
-    """Bytes a chip of weights that the run holds besides a program's own.
+    """Bytes a chip of weights that the run holds besides a program's own."""
+    config = request.config
+    return 0 if config is None else request.program.weights_beside(parameter_count(config), _place(request))
 
-    Training keeps those it starts from beside the state (as a reference inside the step they are the program's own);
-    sampling the layers stacked, to read prompts, and taken apart, to decode, and what it had before.
-    """
-    p, chips, size = request.program, slice_of(request.slice).chips, {"bfloat16": 2, "float32": 4, "": 0}
-    _, fsdp, tensor = mesh_sizes(chips, *request.mesh)
-    weights = parameter_count(config_from_hf(request.model)) if not isinstance(p, MergeTensor) else 0
-    if isinstance(p, Prefill | Decode):
-        return 2 * weights // tensor + size[p.kept] * weights // chips
-    if isinstance(p, TrainStep) and p.reference != "in-step":
-        return size[p.start] * weights // (fsdp * tensor)
-    return 0
+
+def _place(request: Request) -> Place:
+    chips = slice_of(request.slice).chips
+    return Place(mesh_sizes(chips, *request.mesh), chips)
 
 
 def line(result: Result) -> dict[str, Any]:
@@ -177,7 +172,7 @@ def _time_rows(r: Result, ours: str) -> list[tuple[str, str, str]]:
     ]  # fmt: skip
     if t.host:
         rows.append(("waited for the host's memory", f"{t.host * 1e3:,.1f} ms", ours))
-    if not isinstance(request.program, MergeTensor):
+    if request.program.needs_model:
         useful = useful_flops(request) / r.where.chips
         rows += [
             ("MFU", f"{r.mfu:.3f}", "estimate"),
@@ -191,44 +186,26 @@ def _time_rows(r: Result, ours: str) -> list[tuple[str, str, str]]:
 
 def limit(r: Result) -> str:
     """What bounds the program, and the next thing to try."""
-    t, program = r.times, r.planned.request.program
-    if not r.fits:
-        return f"HBM, {(r.needed - r.compiled.memory.available) / GIB:.2f} GiB too little. {_smaller(r)}"
+    t, program, request, memory = r.times, r.planned.request.program, r.planned.request, r.compiled.memory
     name, seconds = max(
         ("compute", t.compute), ("HBM bandwidth", t.memory), ("the link to the host", t.host),
         ("communication", t.exposed), key=lambda x: x[1],
     )  # fmt: skip
+    config, room = request.config, memory.available - r.needed
+    now = Situation(
+        bound=name, room=room, temporaries=memory.temporaries,
+        state_fits=memory.arguments + r.beside <= memory.available, place=Place(request.mesh, r.where.chips),
+        heads=0 if config is None else key_heads(config),
+    )  # fmt: skip
+    if not r.fits:
+        return f"HBM, {-room / GIB:.2f} GiB too little. {program.smaller(now)}"
     share = f"{name}, {seconds / max(t.total, 1e-12):.0%} of the time"
-    room = r.compiled.memory.available - r.needed
-    if isinstance(program, Decode) and r.planned.request.mesh[1] != 1:
-        heads = math.gcd(config_from_hf(r.planned.request.model).num_kv_heads, r.where.chips)
-        split = f": split the model by heads (mesh-fsdp 1, mesh-tensor {heads})" if heads > 1 else ""
-        return f"{share}. Every token gathers the weights{split}"
+    if own := program.advice(now):
+        return f"{share}{own}"
     if name == "the link to the host":
         return f'{share}. Try remat "full", which keeps everything on the chip'
     if name == "communication":
-        if isinstance(program, Decode) or room > r.compiled.memory.temporaries:
+        if room > memory.temporaries:
             return f"{share}. {room / GIB:.1f} GiB are free: try more rows at once, or a smaller slice"
         return f"{share}. More rows at once do not fit: try a smaller slice"
-    if isinstance(program, Decode):
-        return f"{share}. Try a larger batch: weights are read once for all rows" if room > GIB else f"{share}."
-    if isinstance(program, TrainStep) and program.micro_batches > 1 and room > r.compiled.memory.temporaries:
-        return f"{share}. {room / GIB:.1f} GiB are free: try half the micro-batches"
-    if isinstance(program, TrainStep) and program.remat == "full" and room > 4 * GIB:
-        return f'{share}. {room / GIB:.1f} GiB are free: try remat "dots", which computes less again'
-    if isinstance(program, TrainStep) and not program.prompt and program.objective in ("dpo", "wrpo"):
-        return f"{share}. Prompts that rows share are computed once: say their length (--plan-prompt N)"
     return f"{share}. A larger slice shares the work out further"
-
-
-def _smaller(r: Result) -> str:
-    program = r.planned.request.program
-    if isinstance(program, TrainStep):
-        each = program.examples // max(r.where.chips // max(r.planned.request.mesh[2], 1), 1)
-        if r.compiled.memory.arguments + r.beside > r.compiled.memory.available:
-            return "The state alone is too large: take a larger slice"
-        if program.remat != "full":
-            return 'Try remat "full"'
-        if each > 1:
-            return "Try more micro-batches, so that fewer examples are on a chip at once"
-    return "Try fewer or shorter rows, mesh-tensor, or a larger slice"

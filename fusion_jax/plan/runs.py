@@ -13,24 +13,24 @@ from fusion_jax.models.families import config_from_hf
 from fusion_jax.models.parameters import check_heads
 from fusion_jax.ops.kernels import Kernel
 from fusion_jax.plan.models import PUBLIC, config_named
-from fusion_jax.plan.requests import (
-    GROUPS,
+from fusion_jax.plan.programs import (
+    OBJECTIVES,
     Decode,
     Dtype,
     MergeTensor,
     ObjectiveName,
     Prefill,
-    Request,
     ScoreStep,
     Start,
     TeacherStep,
     TrainStep,
 )
+from fusion_jax.plan.requests import Request
 from fusion_jax.sampling.generate import SampleSettings
 from fusion_jax.sampling.ids import capacities_of, decoding_ways, kept_width, read_together, read_width
 from fusion_jax.sharding import mesh_sizes, padded_rows
 from fusion_jax.slices import slice_of
-from fusion_jax.train.optimise import TrainSettings
+from fusion_jax.train.settings import TrainSettings
 from fusion_jax.zoo import model_path
 
 _PROMPT = 1024
@@ -100,7 +100,7 @@ def training(
     values, name = model_values(model, ask, option)
     config, mesh = config_from_hf(values), _train_mesh(ask, train)
     check_heads(config, mesh[2], math.prod(mesh), f"{settings}.mesh-tensor", model=name)
-    if objective == "fusion":
+    if OBJECTIVES[objective].targets:
         max_length = min(max_length, config.max_positions)
     elif max_length - 1 > config.max_positions:
         raise InputError(
@@ -122,7 +122,7 @@ def training(
     steps = num_steps(ask.rows, train.batch_size, train.epochs) if ask.rows else 0
     out = [Planned(title, Request(ask.slice, values, step, mesh), steps, notes)]
     if kind == "stored":
-        score = ScoreStep(examples, tokens, GROUPS[objective], prompt, shared, attention, dtype, start)
+        score = ScoreStep(examples, tokens, rows_of(objective), prompt, shared, attention, dtype, start)
         out.append(Planned(
             f"{title}: reference log-probs, once", Request(ask.slice, values, score, mesh),
             math.ceil(ask.rows / examples), notes,
@@ -166,11 +166,16 @@ def _lengths(max_length: int, prompt: int) -> tuple[int, int]:
     return bucket_list(prompt)[-1] if prompt else 0, bucket_list(max_length - 1 - prompt)[-1]
 
 
+def rows_of(objective: ObjectiveName) -> int:
+    """Rows of an example."""
+    return len(OBJECTIVES[objective].slots)
+
+
 def _widths(prompt: int, tokens: int, objective: ObjectiveName) -> str:
-    rows = f"{GROUPS[objective]} rows of {tokens}" if GROUPS[objective] > 1 else f"a row of {tokens}"
+    rows = f"{rows_of(objective)} rows of {tokens}" if rows_of(objective) > 1 else f"a row of {tokens}"
     if prompt:
         return f"every example: a prompt of {prompt} tokens and {rows}"
-    shared = "; no prompt shared (--plan-prompt N)" if GROUPS[objective] > 1 else ""
+    shared = "; no prompt shared (--plan-prompt N)" if rows_of(objective) > 1 else ""
     return f"every example: {rows} tokens, the settings' longest{shared}: an upper bound"
 
 
@@ -204,7 +209,7 @@ def generation(
     settings: str = "--sample.mesh-tensor", kept: Literal["", Start] = "",
 ) -> list[Planned]:  # fmt: skip
     """Reading a batch of prompts, and growing all their samples to the most tokens; settings: the option that sets
-    `mesh_tensor`; kept: see `requests.Prefill`."""
+    `mesh_tensor`; kept: see `programs.Prefill`."""
     values, name = model_values(model, ask, option)
     config = config_from_hf(values)
     longest = min(ask.prompt or prompt, config.max_positions - sample.max_new_tokens)
@@ -237,7 +242,7 @@ def merging(method: str, models: int, model: str, ask: Ask) -> list[Planned]:
     """The largest tensor of a merge, the embedding; the others follow it one at a time."""
     values, name = model_values(model, ask, "recipe")
     config = config_from_hf(values)
-    shape = (config.vocab_size, config.hidden_size)
+    shape = (config.vocab_size, config.width)
     notes = (f"models: {models} of {name}, bfloat16", f"the largest tensor, {shape}; the others come one at a time")
     tensor = MergeTensor(method, models, shape)
     return [Planned(f"{method}: the largest tensor", Request(ask.slice, values, tensor), 0, notes)]

@@ -13,8 +13,8 @@ from fusion_jax.arguments import records
 from fusion_jax.data.batches import bucket_list
 from fusion_jax.data.chat import LostText, render_each
 from fusion_jax.data.clip import Clip
-from fusion_jax.data.jsonl import Record
 from fusion_jax.errors import InputError
+from fusion_jax.jsonl import Record
 from fusion_jax.models.decoder import Params
 from fusion_jax.models.folder import Model, classify
 from fusion_jax.sharding import data_ways, named, padded_rows, placed
@@ -37,9 +37,9 @@ def score_responses(
     Raises:
       InputError: the model has no scalar head or no tokenizer; a chat is longer than the model's positions.
     """
-    if model.config.num_labels != 1:
+    if model.config.head.labels != 1:
         raise InputError(
-            f"has {model.config.num_labels} scores, a reward model has one", field="reward_model",
+            f"has {model.config.head.labels} scores, a reward model has one", field="reward_model",
             cure="Give a sequence-classification folder with one label",
         )  # fmt: skip
     if model.tokenizer is None:

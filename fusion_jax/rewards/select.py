@@ -11,8 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from fusion_jax import arguments
-from fusion_jax.data.jsonl import Record, Records, numbered
 from fusion_jax.errors import InputError, quoted
+from fusion_jax.jsonl import Record, Records, numbered
 
 
 def by_prompt(responses: Sequence[Record]) -> dict[str, list[Record]]:

@@ -23,18 +23,19 @@ from jax.sharding import Mesh
 from fusion_jax.arguments import listed
 from fusion_jax.data.batches import bucket_list
 from fusion_jax.errors import InputError
-from fusion_jax.models.config import DecoderConfig
+from fusion_jax.models.config import ModelConfig
 from fusion_jax.models.decode import (
     DecodeParams,
-    KeysValues,
+    Kept,
     LayerCache,
+    apart,
     decode_params,
     decode_step,
     empty_caches,
     next_logits,
 )
 from fusion_jax.models.decoder import Params, forward, padded_positions
-from fusion_jax.models.parameters import check_heads, place_params
+from fusion_jax.models.parameters import check_heads, key_heads, place_params
 from fusion_jax.ops.kernels import Kernel
 from fusion_jax.sampling.samplers import GREEDY, Sampler, choose
 from fusion_jax.sharding import constrain, data_ways, make_mesh, named, padded_rows, placed
@@ -63,7 +64,7 @@ class Completion(NamedTuple):
 class How(NamedTuple):
     """What is compiled in."""
 
-    config: DecoderConfig
+    config: ModelConfig
     sampler: Sampler
     samples: int
     dtype: Any
@@ -107,14 +108,15 @@ def _compiled(function: Callable[..., Any]) -> Callable[..., jax.stages.Wrapped]
 
 
 @_compiled
-def prefill(how: How, params: Params, tokens: Array, lengths: Array) -> tuple[tuple[KeysValues, ...], Array]:
-    """Keys and values [g,K,P,h] of each layer, and the last tokens' hidden states [g,D], for tokens int[g,P]."""
-    hidden, (k, v) = forward(
+def prefill(how: How, params: Params, tokens: Array, lengths: Array) -> tuple[tuple[Kept, ...], Array]:
+    """What each layer's attention keeps of tokens int[g,P], arrays [g,...,P,last], and the last tokens' hidden states
+    [g,D]."""
+    hidden, kept = forward(
         params, how.config, tokens, positions=padded_positions(tokens, how.config), mesh=how.mesh, dtype=how.dtype,
-        return_kv=True, kernel=how.kernel,
+        keep=True, kernel=how.kernel,
     )  # fmt: skip
     last = jnp.take_along_axis(hidden, jnp.maximum(lengths - 1, 0)[:, None, None], axis=1)[:, 0]
-    return tuple((jnp.swapaxes(k[i], 1, 2), jnp.swapaxes(v[i], 1, 2)) for i in range(how.config.num_layers)), last
+    return apart(kept, how.config), last
 
 
 def _choose_next(how: How, fixed: Fixed, state: _State, logits: Array) -> _State:
@@ -138,19 +140,15 @@ def _choose_next(how: How, fixed: Fixed, state: _State, logits: Array) -> _State
 @_compiled
 def start_rows(how: How, capacity: int, params: DecodeParams, fixed: Fixed, last: Array) -> _State:
     """The first token of every row, from the prompts' last hidden states [C,D]. An empty prompt fills the batch."""
-    rows, c = last.shape[0] * how.samples, how.config
-    axes = ("batch", "kv_heads", "tokens", "head_dim")
-    caches = tuple(
-        one._replace(k=constrain(one.k, how.mesh, axes), v=constrain(one.v, how.mesh, axes))
-        for one in empty_caches(c, rows, capacity, how.dtype)
-    )
+    rows = last.shape[0] * how.samples
+    caches = empty_caches(how.config, rows, capacity, how.dtype, how.mesh)
     zeros = jnp.zeros(rows, jnp.int32)
     state = _State(
         jnp.zeros((), jnp.int32), zeros, jnp.zeros((rows, capacity), jnp.int32),
         jnp.repeat(fixed.lengths == 0, how.samples), zeros, jnp.zeros(rows, bool), jnp.zeros(rows, jnp.float32),
         caches,
     )  # fmt: skip
-    logits = constrain(next_logits(last, params.rest, c), how.mesh, ("batch", "vocab"))
+    logits = constrain(next_logits(last, params.rest, how.config), how.mesh, ("batch", "vocab"))
     return _choose_next(how, fixed, state, jnp.repeat(logits, how.samples, 0))
 
 
@@ -159,7 +157,7 @@ def continue_rows(
     how: How,
     capacity: int,
     params: DecodeParams,
-    prompts: tuple[KeysValues, ...],
+    prompts: tuple[Kept, ...],
     fixed: Fixed,
     state: _State,
     limit: Array,
@@ -167,7 +165,7 @@ def continue_rows(
     """Tokens until every row has stopped, has `limit` tokens, or fills `capacity` (to which the caches are grown)."""
 
     def grown(x: Array, tokens: int) -> Array:
-        return jnp.pad(x, [(0, capacity - n if axis == tokens else 0) for axis, n in enumerate(x.shape)])
+        return jnp.pad(x, [(0, capacity - n if axis == tokens % x.ndim else 0) for axis, n in enumerate(x.shape)])
 
     def more(state: _State) -> Array:
         return (state.step < jnp.minimum(limit, capacity)) & ~state.done.all()
@@ -180,14 +178,14 @@ def continue_rows(
         logits = constrain(logits, how.mesh, ("batch", "vocab"))
         return _choose_next(how, fixed, state._replace(caches=caches), logits)
 
-    caches = tuple(c._replace(k=grown(c.k, 2), v=grown(c.v, 2)) for c in state.caches)
+    caches = tuple(c._replace(kept=jax.tree.map(lambda x: grown(x, -2), c.kept)) for c in state.caches)
     state = state._replace(ids=grown(state.ids, 1), caches=caches)
     return lax.while_loop(more, advance, state)
 
 
 def _read_prompts(
     how: How, params: Params, prompts: Sequence[Sequence[int]], size: int
-) -> tuple[tuple[KeysValues, ...], Array]:
+) -> tuple[tuple[Kept, ...], Array]:
     """`prefill` of prompts sorted by length, padded to (size, the width for decoding).
 
     A group holds prompts of one narrow width, and its size depends on that only.
@@ -206,22 +204,19 @@ def _read_prompts(
     return _joined(size, kept_width(len(prompts[-1])), parts)
 
 
-def _joined(
-    size: int, width: int, parts: Sequence[tuple[tuple[KeysValues, ...], Array]]
-) -> tuple[tuple[KeysValues, ...], Array]:
-    """Groups one after the other, the keys and values padded to [size,K,width,h], the hidden states to [size,D]."""
+def _joined(size: int, width: int, parts: Sequence[tuple[tuple[Kept, ...], Array]]) -> tuple[tuple[Kept, ...], Array]:
+    """Groups one after the other: what is kept padded to [size,...,width,last], the hidden states to [size,D]."""
 
-    def padded(x: Array, shape: tuple[int, ...]) -> Array:
-        return jnp.pad(x, [(0, full - n) for n, full in zip(x.shape, shape, strict=True)])
+    def padded(x: Array, **sizes: int) -> Array:
+        full = {0: sizes.get("rows", x.shape[0]), x.ndim - 2: sizes.get("tokens", x.shape[-2])}
+        return jnp.pad(x, [(0, full.get(axis, n) - n) for axis, n in enumerate(x.shape)])
 
-    def join(*xs: Array) -> Array:
-        if xs[0].ndim == 2:
-            return padded(jnp.concatenate(xs), (size, xs[0].shape[1]))
-        heads, _, dim = xs[0].shape[1:]
-        wide = jnp.concatenate([padded(x, (x.shape[0], heads, width, dim)) for x in xs])
-        return padded(wide, (size, heads, width, dim))
+    def kept(*groups: Array) -> Array:
+        return padded(jnp.concatenate([padded(x, tokens=width) for x in groups]), rows=size)
 
-    return jax.tree.map(join, *parts)
+    last = jnp.concatenate([last for _, last in parts])
+    layers = jax.tree.map(kept, *(layers for layers, _ in parts))
+    return layers, jnp.pad(last, [(0, size - last.shape[0]), (0, 0)])
 
 
 def _row_keys(names: Sequence[int], samples: int, seed: int) -> np.ndarray:
@@ -243,7 +238,7 @@ def _names(prompts: Sequence[Sequence[int]], row_ids: Sequence[int | str] | None
     return [zlib.crc32(repr(name).encode()) for name in row_ids]
 
 
-def _check(prompts: Sequence[Sequence[int]], config: DecoderConfig, max_new_tokens: int, seed: int) -> None:
+def _check(prompts: Sequence[Sequence[int]], config: ModelConfig, max_new_tokens: int, seed: int) -> None:
     if seed < 0:
         raise InputError(f"{seed} is negative", field="seed", cure="Give 0 or more")
     for number, prompt in enumerate(listed(prompts, "prompts", "prompts", _PROMPTS), 1):
@@ -297,7 +292,7 @@ def _batches(prompts: Sequence[Sequence[int]], size: int) -> Iterator[list[int]]
         yield from _chunks(list(alike), size)
 
 
-def decoding_ways(config: DecoderConfig, devices: int, tensor: int = 0, option: str = "mesh_tensor") -> int:
+def decoding_ways(config: ModelConfig, devices: int, tensor: int = 0, option: str = "mesh_tensor") -> int:
     """Devices that a model is split over to decode: `tensor`, or as many as its key-value heads divide over.
 
     Args:
@@ -307,12 +302,12 @@ def decoding_ways(config: DecoderConfig, devices: int, tensor: int = 0, option: 
       InputError: the devices or the model's heads do not divide by `tensor`; names the option and what would do.
     """
     if not tensor:
-        return math.gcd(config.num_kv_heads, devices)
+        return math.gcd(key_heads(config), devices)
     check_heads(config, tensor, devices, option)
     return tensor
 
 
-def decoding_mesh(config: DecoderConfig, tensor: int = 0, option: str = "mesh_tensor") -> Mesh | None:
+def decoding_mesh(config: ModelConfig, tensor: int = 0, option: str = "mesh_tensor") -> Mesh | None:
     """All devices to decode on, the model split by `decoding_ways`, which names the errors, prompts over the rest; None
     on one device.
 
@@ -324,7 +319,7 @@ def decoding_mesh(config: DecoderConfig, tensor: int = 0, option: str = "mesh_te
 
 def generate_ids(
     params: Params,
-    config: DecoderConfig,
+    config: ModelConfig,
     prompts: Sequence[Sequence[int]],
     *,
     max_new_tokens: int,
@@ -385,7 +380,7 @@ def generate_ids(
 
 
 def _grow(
-    how: How, params: DecodeParams, prompts: tuple[KeysValues, ...], last: Array, fixed: Fixed, limit: int
+    how: How, params: DecodeParams, prompts: tuple[Kept, ...], last: Array, fixed: Fixed, limit: int
 ) -> tuple[np.ndarray, ...]:
     """(ids [R,N], counts, finished, logprobs [R]) on the host."""
     capacities = list(capacities_of(limit))

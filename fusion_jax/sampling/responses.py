@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from fusion_jax.arguments import records
-from fusion_jax.data.jsonl import Record
+from fusion_jax.jsonl import Record
 from fusion_jax.models.folder import Model
 from fusion_jax.sampling.generate import SampleSettings, decoding_mesh, generate
 

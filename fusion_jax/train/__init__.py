@@ -1,1 +1,1 @@
-"""Training: state, sharded step, loop, checkpoints, run folder and report."""
+"""Training: objectives, sharded step, loop, checkpoints, reference. Nothing here that does not train."""

@@ -8,29 +8,24 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from fusion_jax.data.batches import Buckets, Example, TokenBatch, collate
+from fusion_jax.data.batches import Buckets, Data, Example, TokenBatch, collate
 from fusion_jax.data.packing import collate_packed, pack
 from fusion_jax.sharding import data_ways, local_rows
 
 
 def step_batch(
-    examples: Sequence[Example],
-    micro: np.ndarray,
-    buckets: Buckets,
-    needs: np.ndarray,
-    mesh: Mesh | None,
-    pack_tokens: int = 0,
+    data: Data, micro: np.ndarray, buckets: Buckets, mesh: Mesh | None, pack_tokens: int = 0
 ) -> TokenBatch:
     """Micro-batches [A,B,...] of padded rows, or of rows of `pack_tokens` that hold several examples.
 
     Args:
-      micro: int[A,B], indices of the examples.
-      needs: int[n,4], `extents` of all examples: every host pads to what the whole step needs.
+      micro: int[A,B], indices of the examples; every host pads to what the whole step needs.
     """
+    examples = data.examples
     if pack_tokens:
         return _packed_batch(examples, micro, pack_tokens, mesh)
     rows = micro[:, local_rows(micro.shape[1], mesh)]
-    flat = collate([examples[i] for i in rows.reshape(-1)], buckets, needs[micro.reshape(-1)].max(0))
+    flat = collate([examples[i] for i in rows.reshape(-1)], buckets, data.extents[micro.reshape(-1)].max(0))
     return jax.tree.map(lambda x: x.reshape(*rows.shape, *x.shape[1:]), flat)
 
 

@@ -15,9 +15,9 @@ import numpy as np
 
 from fusion_jax.errors import InputError, first_line
 from fusion_jax.files import fault, writing
-from fusion_jax.hosts import agreed, first_host, on_first, seen
+from fusion_jax.hosts.agree import agreed, first_host, on_first, seen
 from fusion_jax.store.manifest import Manifests
-from fusion_jax.train.run_folder import RunFolder
+from fusion_jax.store.run_folder import RunFolder
 from fusion_jax.train.state import TrainState
 
 FOLDER = "checkpoints"

@@ -1,7 +1,4 @@
-"""Objectives: a loss of `fusion_jax.losses` bound to its settings, as the step wants it.
-
-Each takes the scores of a micro-batch and the optimizer step and returns sums with their weights.
-"""
+"""The objectives: losses of `fusion_jax.losses` bound to their settings, with the rows and the reference they need."""
 
 from __future__ import annotations
 
@@ -14,9 +11,11 @@ import jax.numpy as jnp
 from fusion_jax import losses
 from fusion_jax.errors import InputError
 from fusion_jax.losses import Mean, Pair, Quad, weighted
-from fusion_jax.losses.fusion import Rounding, Tail, Target, complement, divergence, fused_loss, scheduled_weights
+from fusion_jax.losses.fusion import Target, complement, divergence, fused_loss, scheduled_weights
 from fusion_jax.settings import bounded
-from fusion_jax.train.step import Metrics, Objective, Scores
+from fusion_jax.teachers.settings import FusionSettings
+from fusion_jax.train.objective import Metrics, Objective, Progress
+from fusion_jax.train.scores import Scores
 
 Array = jax.Array
 
@@ -66,61 +65,27 @@ class WrpoSettings:
         bounded(self, "label_smoothing", least=0, most=0.5)
 
 
-@dataclass(frozen=True)
-class FusionSettings:
-    """Explicit fusion of teachers' distributions (FuseLLM and FuseChat, section 9 of their specification)."""
-
-    weight: float = 0.9
-    """Lambda, the weight of the language-model loss; the fusion loss has the rest."""
-    kind: Literal["ce", "kl"] = "ce"
-    """Fusion loss: cross-entropy against the teachers' distribution, or KL divergence from it."""
-    schedule: Literal["hard", "hard_and_decay", "soft"] = "hard"
-    """Lambda is constant (hard), rises to 1 (hard_and_decay), or is taken for each example from the teachers' scores of
-    it (soft; published for one example at a time, here a batch is the mean of its examples)."""
-    tail: Tail = "none"
-    """A teacher's mass outside its k entries: the entries are renormalised (none, as published), or the rest is
-    compared as one class (bucket)."""
-    function: Literal["mince", "avgce"] = "mince"
-    """How several teachers become one target: the best of them (mince) or their average (avgce)."""
-    choice: Literal["sample", "token"] = "sample"
-    """Whether mince chooses a teacher for each text, or for each token the one that gives it the most."""
-    metric: Literal["ce", "bits_per_byte"] = "ce"
-    """By what mince and avgce compare teachers on a text."""
-    pivot: bool = True
-    """Whether the target's own distribution before training is among the teachers."""
-    temperature: float = 1.0
-    """Temperature of the teachers' distributions."""
-    rounding: Rounding = "none"
-    """Rounding of the fusion loss; bfloat16 repeats the published runs."""
-
-    def __post_init__(self) -> None:
-        bounded(self, "weight", least=0, most=1)
-        bounded(self, "temperature", above=0)
+WITHOUT_REFERENCE = ("simpo", "simpo_hinge", "wrpo_simpo")
 
 
 def _unknown(loss: str) -> InputError:
     return InputError(f"'{loss}' is not a loss of this kind", field="loss", cure="See --help for the choices")
 
 
-def needs_reference(loss: str) -> bool:
-    """Whether a loss reads reference log-probs."""
-    return loss not in ("sft", "simpo", "simpo_hinge", "wrpo_simpo")
-
-
-def sft_objective() -> Objective:
+def sft() -> Objective:
     """Token-mean cross-entropy over all scored tokens of the optimizer step."""
 
-    def objective(scores: Scores, step: Array) -> tuple[Mean, Metrics]:
+    def loss(scores: Scores, progress: Progress) -> tuple[Mean, Metrics]:
         return losses.sft(scores.logprobs, scores.mask)
 
-    return objective
+    return Objective("sft", ("response",), loss)
 
 
-def fusion_objective(settings: FusionSettings, num_steps: int) -> Objective:
+def fusion(settings: FusionSettings) -> Objective:
     """lambda * L_LM + (1 - lambda) * L_fuse of examples with targets; the means are those of each micro-batch."""
     s = settings
 
-    def objective(scores: Scores, step: Array) -> tuple[Mean, Metrics]:
+    def loss(scores: Scores, progress: Progress) -> tuple[Mean, Metrics]:
         assert scores.targets is not None and scores.target_logprobs is not None
         target = Target(scores.targets.ids, scores.targets.probs)
         mask = (target.probs > 0).any(-1) * scores.weights[:, None, None]
@@ -128,12 +93,12 @@ def fusion_objective(settings: FusionSettings, num_steps: int) -> Objective:
         if s.schedule == "soft":
             return _soft_loss(s, scores, target, mask), metrics
         fused = divergence(scores.target_logprobs, target, mask, kind=s.kind, tail=s.tail, rounding=s.rounding)
-        now = scheduled_weights(step, weight=s.weight, num_steps=num_steps, schedule=s.schedule)
+        now = scheduled_weights(progress.step, weight=s.weight, num_steps=progress.total, schedule=s.schedule)
         one = jnp.ones(())
         metrics |= {"loss/language": language, "loss/fusion": fused, "lambda": Mean(now[0] * one, one)}
         return fused_loss(language, fused, now), metrics
 
-    return objective
+    return Objective("fusion", ("text",), loss, targets=True)
 
 
 def _soft_loss(s: FusionSettings, scores: Scores, target: Target, mask: Array) -> Mean:
@@ -157,7 +122,7 @@ def _columns(values: Array, count: int) -> tuple[Array, ...]:
     return tuple(values[:, g] for g in range(count))
 
 
-def pair_objective(settings: PairSettings) -> Objective:
+def pair(settings: PairSettings) -> Objective:
     """A loss on (chosen, rejected) rows."""
     s = settings
 
@@ -181,24 +146,24 @@ def pair_objective(settings: PairSettings) -> Objective:
                 )  # fmt: skip
         raise _unknown(s.loss)
 
-    def objective(scores: Scores, step: Array) -> tuple[Mean, Metrics]:
+    def loss(scores: Scores, progress: Progress) -> tuple[Mean, Metrics]:
         policy, reference, lengths = (
             Pair(*_columns(x, 2)) for x in (scores.sequence, scores.reference, scores.lengths)
         )
         per_example, metrics = loss_of(policy, reference, lengths)
         metrics |= {"length/chosen": lengths.chosen, "length/rejected": lengths.rejected}
-        loss, means = weighted(per_example, scores.weights), _means(metrics, scores.weights)
+        mean, means = weighted(per_example, scores.weights), _means(metrics, scores.weights)
         if s.sft_weight:
             nll, _ = losses.sft(scores.logprobs[:, 0], scores.mask[:, 0])
             # The token mean is of the micro-batch, as in the official trainer, and counts once for each example.
-            loss = Mean(loss.total + s.sft_weight * losses.divide(nll) * loss.weight, loss.weight)
+            mean = Mean(mean.total + s.sft_weight * losses.divide(nll) * mean.weight, mean.weight)
             means["nll"] = nll
-        return loss, means
+        return mean, means
 
-    return objective
+    return Objective(s.loss, Pair._fields, loss, reference=s.loss not in WITHOUT_REFERENCE)
 
 
-def wrpo_objective(settings: WrpoSettings, num_steps: int) -> Objective:
+def wrpo(settings: WrpoSettings) -> Objective:
     """A loss on (source chosen, target chosen, rejected) rows; a source row without scored tokens has alpha 0."""
     s = settings
 
@@ -218,12 +183,12 @@ def wrpo_objective(settings: WrpoSettings, num_steps: int) -> Objective:
                 )
         raise _unknown(s.loss)
 
-    def objective(scores: Scores, step: Array) -> tuple[Mean, Metrics]:
+    def loss(scores: Scores, progress: Progress) -> tuple[Mean, Metrics]:
         policy, reference, lengths = (
             Quad(*_columns(x, 3)) for x in (scores.sequence, scores.reference, scores.lengths)
         )
         has_source = (lengths.source_chosen > 0).astype(policy.rejected.dtype)
-        now = losses.alpha_at(step, alpha_end=s.alpha, num_steps=num_steps, dynamic=s.dynamic)
+        now = losses.alpha_at(progress.step, alpha_end=s.alpha, num_steps=progress.total, dynamic=s.dynamic)
         per_example, metrics = loss_of(policy, reference, lengths, now * has_source, has_source)
         fixed, _ = loss_of(policy, reference, lengths, s.alpha * has_source, has_source)
         for slot in Quad._fields:
@@ -235,4 +200,4 @@ def wrpo_objective(settings: WrpoSettings, num_steps: int) -> Objective:
         means["cur_alpha"] = Mean(now * jnp.ones(()), jnp.ones(()))
         return weighted(per_example, scores.weights), means
 
-    return objective
+    return Objective(s.loss, Quad._fields, loss, reference=s.loss not in WITHOUT_REFERENCE)

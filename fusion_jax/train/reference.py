@@ -4,45 +4,26 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
-from jax.sharding import NamedSharding
 
-from fusion_jax.data.batches import Buckets, Example, collate, extents
+from fusion_jax.data.batches import Buckets, Data, Example, collate, extents
 from fusion_jax.errors import InputError
 from fusion_jax.files import regular_file, replacing, write_json, writing
-from fusion_jax.hosts import agreed_exists, on_first
+from fusion_jax.hosts.agree import agreed_exists, on_first
 from fusion_jax.json_files import RESTORE, read_json
-from fusion_jax.models.config import DecoderConfig
-from fusion_jax.sharding import data_ways, fetched, local_rows, padded_rows
+from fusion_jax.models.compute import Compute
+from fusion_jax.models.config import ModelConfig
+from fusion_jax.models.decoder import Params
+from fusion_jax.models.folder import Model
+from fusion_jax.models.identity import fingerprint
+from fusion_jax.sharding import data_ways, local_rows, padded_rows
 from fusion_jax.store.manifest import Content, content_of
-from fusion_jax.train.state import Params
-from fusion_jax.train.step import Compute, make_score_step, shard_batch
-
-
-def fingerprint(params: Params) -> str:
-    """A hash of every weight's path, shape and content."""
-    digest = hashlib.sha256()
-    for path, value in jax.tree_util.tree_leaves_with_path(params):
-        digest.update(jax.tree_util.keystr(path).encode())
-        digest.update(f"{value.shape}{value.dtype}".encode())
-        for block in _blocks(value):
-            digest.update(np.ascontiguousarray(block).reshape(-1).view(np.uint8).data)
-    return digest.hexdigest()
-
-
-def _blocks(value: jax.Array) -> Iterator[np.ndarray]:
-    """The content in order: whole, or, where other hosts hold a part of it, in blocks that a device can hold."""
-    if value.is_fully_addressable or not isinstance(value.sharding, NamedSharding):
-        yield np.asarray(value)
-        return
-    size = max(2**27 * len(value) // value.nbytes, 1)
-    for start in range(0, len(value), size):
-        yield fetched(value, start, min(size, len(value) - start))
+from fusion_jax.train.scores import Scores, score
+from fusion_jax.train.step import make_score_step, shard_batch
 
 
 def examples_fingerprint(examples: Sequence[Example]) -> str:
@@ -51,7 +32,8 @@ def examples_fingerprint(examples: Sequence[Example]) -> str:
     for example in examples:
         for row, start in zip(example.rows, example.starts):
             digest.update(np.asarray([len(row), start, *row], np.int64).data)
-        for array in (example.chosen, *(example.targets or ())):
+        digest.update(np.asarray([example.branch] if example.branch else [], np.int64).data)
+        for array in (example.groups, *(example.targets or ())):
             if array is not None:
                 digest.update(np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()
@@ -59,15 +41,16 @@ def examples_fingerprint(examples: Sequence[Example]) -> str:
 
 def sequence_logprobs(
     params: Params,
-    config: DecoderConfig,
+    config: ModelConfig,
     examples: Sequence[Example],
     compute: Compute,
     *,
     batch_size: int,
     buckets: Buckets,
+    scores: Callable[..., Scores] = score,
 ) -> np.ndarray:
     """float32[n, G]: sequence log-probs of every row, in the order of `examples`; rows of similar length together."""
-    step = make_score_step(config, compute)
+    step = make_score_step(config, compute, scores)
     batch_size, needs = padded_rows(batch_size, data_ways(compute.mesh)), extents(examples)
     mine = local_rows(batch_size, compute.mesh)
     order = np.argsort([max(len(r) for r in e.rows) for e in examples], kind="stable")
@@ -94,22 +77,18 @@ def _stored(file: Path, stored: dict[str, Any], shape: tuple[int, int]) -> np.nd
 
 
 def with_reference(
-    folder: Path,
-    params: Params,
-    config: DecoderConfig,
-    examples: Sequence[Example],
-    compute: Compute,
-    *,
-    batch_size: int,
-    buckets: Buckets,
-    names: Callable[[int], str] = str,
-) -> list[Example]:
+    folder: Path, model: Model, data: Data, compute: Compute, **how: Any
+) -> Data:
     """The examples with their reference log-probs, read from `folder` or computed and stored there.
+
+    Args:
+      how: of `sequence_logprobs`.
 
     Raises:
       InputError: the stored values belong to another model or other examples, were changed, or are not finite.
     """
-    identity = {"model": fingerprint(params), "examples": examples_fingerprint(examples)}
+    examples = data.examples
+    identity = {"model": fingerprint(model.params), "examples": examples_fingerprint(examples)}
     values_file, identity_file = folder / "reference.npy", folder / "reference.json"
     if agreed_exists(identity_file):
         stored = read_json(identity_file, cure=RESTORE)
@@ -121,11 +100,11 @@ def with_reference(
                 )  # fmt: skip
         values = _stored(values_file, stored, (len(examples), len(examples[0].rows)))
     else:
-        values = sequence_logprobs(params, config, examples, compute, batch_size=batch_size, buckets=buckets)
+        values = sequence_logprobs(model.params, model.config, examples, compute, **how)
         wrong = np.flatnonzero(~np.isfinite(values).all(1))
         if wrong.size:
             raise InputError(
-                "the reference model gives log-probs that are not finite", record=names(examples[wrong[0]].index),
+                "the reference model gives log-probs that are not finite", record=data.name(examples[wrong[0]].index),
                 cure="Check the record and the model's weights",
             )  # fmt: skip
 
@@ -137,4 +116,5 @@ def with_reference(
                 write_json(identity_file, identity | content_of(values_file)._asdict())
 
         on_first(store)
-    return [dataclasses.replace(e, reference=tuple(map(float, v))) for e, v in zip(examples, values, strict=True)]
+    referenced = [dataclasses.replace(e, reference=tuple(map(float, v))) for e, v in zip(examples, values, strict=True)]
+    return Data(referenced, data.name)

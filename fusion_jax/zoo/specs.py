@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
-from fusion_jax.models.config import DecoderConfig, RopeConfig
+from fusion_jax.models.config import ModelConfig
+from fusion_jax.models.families import config_from_hf
 from fusion_jax.zoo.tasks import SKILLS
 
 
@@ -26,7 +28,7 @@ class ZooSpec:
     learning_rate: float = 2e-3
     careless: float = 0.0
 
-    def config(self, vocab_size: int) -> DecoderConfig:
+    def config(self, vocab_size: int) -> ModelConfig:
         """The decoder's configuration for the vocabulary that the tokenizer ended up with."""
         return {
             "llama-source": _llama(vocab_size, hidden=128, layers=4),
@@ -40,30 +42,27 @@ def _shares(strong: tuple[str, ...], many: int, few: int) -> tuple[tuple[str, in
     return tuple((skill, many if skill in strong else few) for skill in SKILLS)
 
 
-def _sizes(vocab_size: int, hidden: int, layers: int) -> dict:
-    return {
-        "vocab_size": vocab_size, "hidden_size": hidden, "intermediate_size": 8 * hidden // 3 // 32 * 32,
-        "num_layers": layers, "num_heads": hidden // 32, "num_kv_heads": hidden // 32, "head_dim": 32,
-        "max_positions": 256, "initializer_range": 0.05,
-    }  # fmt: skip
+def _model(model_type: str, vocab_size: int, *, hidden: int = 128, layers: int = 4, **more: Any) -> ModelConfig:
+    """A small model of a family; `more` are fields of its config.json."""
+    return config_from_hf({
+        "model_type": model_type, "vocab_size": vocab_size, "hidden_size": hidden,
+        "intermediate_size": 8 * hidden // 3 // 32 * 32, "num_hidden_layers": layers,
+        "num_attention_heads": hidden // 32, "num_key_value_heads": hidden // 32, "head_dim": 32,
+        "max_position_embeddings": 256, "initializer_range": 0.05, **more,
+    })  # fmt: skip
 
 
-def _llama(vocab_size: int, *, hidden: int, layers: int) -> DecoderConfig:
-    return DecoderConfig(model_type="llama", tied_head=True, norm_eps=1e-5, **_sizes(vocab_size, hidden, layers))
+def _llama(vocab_size: int, *, hidden: int, layers: int) -> ModelConfig:
+    more = {"tie_word_embeddings": True, "rms_norm_eps": 1e-5}
+    return _model("llama", vocab_size, hidden=hidden, layers=layers, **more)
 
 
-def _qwen(vocab_size: int) -> DecoderConfig:
-    rope = RopeConfig(theta=1e5)
-    sizes = {**_sizes(vocab_size, 128, 4), "num_kv_heads": 2}
-    return DecoderConfig(model_type="qwen2", tied_head=False, qkv_bias=True, rope=rope, **sizes)
+def _qwen(vocab_size: int) -> ModelConfig:
+    return _model("qwen2", vocab_size, num_key_value_heads=2, rope_theta=1e5)
 
 
-def _gemma(vocab_size: int) -> DecoderConfig:
-    return DecoderConfig(
-        model_type="gemma2", tied_head=True, activation="gelu_tanh", windows=(32, 0, 32, 0), query_scale=32**-0.5,
-        attention_soft_cap=50.0, final_soft_cap=30.0, post_norms=True, norm_unit_offset=True,
-        embed_scale=128**0.5, **_sizes(vocab_size, 128, 4),
-    )  # fmt: skip
+def _gemma(vocab_size: int) -> ModelConfig:
+    return _model("gemma2", vocab_size, sliding_window=32, query_pre_attn_scalar=32)
 
 
 SPECS: tuple[ZooSpec, ...] = (

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fusion_jax.data.jsonl import Record
 from fusion_jax.errors import InputError
+from fusion_jax.jsonl import Record
 
 LETTERS = "abcdefghijkl"
 TEST_SHARE = 5  # one problem in so many is a test problem

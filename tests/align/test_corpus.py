@@ -20,7 +20,7 @@ from fusion_jax.align.distributions import RowRule, Rules, TopRows, align_distri
 from fusion_jax.align.sequences import align, byte_offsets
 from fusion_jax.align.views import TokenizerView, view_of
 from fusion_jax.align.vocabulary import count_pairs, mined_map
-from fusion_jax.data.teachers import TeacherRow
+from fusion_jax.data.documents import TeacherRow
 from fusion_jax.errors import InputError
 from fusion_jax.models.folder import load_tokenizer
 from fusion_jax.zoo import model_path

@@ -16,9 +16,9 @@ import pytest
 from fusion_jax.align.distributions import TopRows, align_distributions
 from fusion_jax.align.rules import RowRule, Rules
 from fusion_jax.align.sequences import align
-from fusion_jax.align.spelling import plain_notation
 from fusion_jax.align.views import TokenizerView
 from fusion_jax.align.vocabulary import PairCounts, VocabMap, exact_map
+from fusion_jax.data.spelling import plain_notation
 from tests.conftest import GOLDEN
 
 DATA: dict[str, Any] = json.loads((GOLDEN / "fusion_dist.json").read_text())

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from fusion_jax.align.raw_tokenizers import load_raw_tokenizer
 from fusion_jax.align.views import view_of
+from fusion_jax.data.raw_tokenizers import load_raw_tokenizer
 from fusion_jax.errors import InputError
 from tests.conftest import GOLDEN
 

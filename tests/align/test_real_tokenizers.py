@@ -13,10 +13,10 @@ import pytest
 from transformers import PreTrainedTokenizerBase
 
 from fusion_jax.align.matching import altered
-from fusion_jax.align.raw_tokenizers import load_raw_tokenizer
 from fusion_jax.align.sequences import align
 from fusion_jax.align.views import TokenizerView, view_of
 from fusion_jax.align.vocabulary import count_pairs, exact_map, mapping_statistics, mined_map
+from fusion_jax.data.raw_tokenizers import load_raw_tokenizer
 from fusion_jax.models.folder import load_tokenizer
 
 FOLDERS = ("smollm2", "gemma3", "qwen3", "llama31", "deepseekv3")  # as in a folder's name, but for its - _ and .

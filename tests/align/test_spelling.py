@@ -14,7 +14,6 @@ from fusion_jax.align.distributions import TopRows, align_distributions
 from fusion_jax.align.matching import altered
 from fusion_jax.align.rules import RowRule, Rules
 from fusion_jax.align.sequences import align
-from fusion_jax.align.spelling import BYTE_PIECES, Notation, byte_letters
 from fusion_jax.align.views import TokenizerView, fingerprint, view_of
 from fusion_jax.align.vocabulary import (
     VocabMap,
@@ -25,6 +24,7 @@ from fusion_jax.align.vocabulary import (
     mapping_statistics,
     mined_map,
 )
+from fusion_jax.data.spelling import BYTE_PIECES, Notation, byte_letters
 from fusion_jax.errors import InputError
 from tests.align.test_properties import NAMES, side
 

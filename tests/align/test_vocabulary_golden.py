@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from fusion_jax.align.sequences import align
-from fusion_jax.align.spelling import plain_notation
 from fusion_jax.align.views import TokenizerView, detect_mark
 from fusion_jax.align.vocabulary import cooccurrence_map, count_pairs, exact_map, mapping_statistics, mined_map
+from fusion_jax.data.spelling import plain_notation
 from tests.conftest import GOLDEN
 
 DATA: dict[str, Any] = json.loads((GOLDEN / "fusion_vocab.json").read_text())

@@ -14,10 +14,10 @@ from typing import Literal
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from fusion_jax.errors import InputError
+from fusion_jax.runs.opening import open_run
+from fusion_jax.runs.seeds import over_seeds
 from fusion_jax.settings import bounded, to_json
 from fusion_jax.settings import run as run_experiment
-from fusion_jax.train.run_folder import open_run
-from fusion_jax.train.stages import over_seeds
 
 
 @dataclass(frozen=True)

@@ -16,11 +16,11 @@ import numpy as np
 import pytest
 
 from experiments import dpo, generate, sft, wrpo
-from fusion_jax.data.jsonl import write_jsonl
+from fusion_jax.jsonl import write_jsonl
 from fusion_jax.models.folder import load, save
 from fusion_jax.models.safetensors_io import PlannedTensor, open_folder, write_folder
+from fusion_jax.runs.opening import open_run
 from fusion_jax.settings import to_json
-from fusion_jax.train.run_folder import open_run
 from tests.small import attempt, fails, pairs, quads, small_folder, small_model, write
 
 pytestmark = pytest.mark.usefixtures("quick_compiler")
@@ -142,7 +142,7 @@ Q = "model.layers.0.self_attn.q_proj.weight"
 BROKEN_FOLDERS: dict[str, tuple[Any, tuple[str, ...]]] = {
     "no config": (lambda f: (f / "config.json").unlink(), ("holds no config.json",)),
     "broken config": (lambda f: (f / "config.json").write_text("{"), ("config.json", "is not JSON")),
-    "unknown architecture": (lambda f: edit_json(f / "config.json", model_type="gpt9"), ("'gpt9'", "Known: llama")),
+    "unknown architecture": (lambda f: edit_json(f / "config.json", model_type="gpt9"), ("'gpt9'", "Known: ", "llama")),
     "unknown rotary scaling": (
         lambda f: edit_json(f / "config.json", rope_parameters={"rope_type": "longrope"}), ("'longrope'", "rope_parameters")),
     "field missing": (lambda f: edit_json(f / "config.json", hidden_size=None), ("field 'hidden_size'", "is missing")),

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from experiments import cache_teacher, dpo, fusechat, fusellm, generate, gsm8k_responses, sft, wrpo
-from fusion_jax.data.jsonl import read_jsonl, write_jsonl
 from fusion_jax.errors import InputError
+from fusion_jax.jsonl import read_jsonl, write_jsonl
 from fusion_jax.models.folder import load, load_tokenizer, save
+from fusion_jax.runs import desk
+from fusion_jax.runs.opening import open_run
+from fusion_jax.runs.provenance import Ran
 from fusion_jax.settings import run as run_experiment
-from fusion_jax.train import run_folder
-from fusion_jax.train.run_folder import open_run
+from fusion_jax.store import run_folder
 from fusion_jax.zoo import model_path
 from fusion_jax.zoo.tasks import mixture
 from tests.small import attempt, fails, pairs, quads, small_folder, small_model, write
@@ -136,9 +137,9 @@ def test_solutions_that_are_refused_leave_no_run(tmp_path, capsys):
 
 def test_test_prompts_that_are_trained_on_are_told(tmp_path):
     run = open_run(tmp_path / "direct", {}, resume=False)
-    counts: dict[str, Counter[str]] = {}
-    wrpo.note_shared(run, [{"prompt": "a"}, {"prompt": "b"}], ["b", "c"], counts)
-    assert counts == {"test prompts": {"also trained on": 1}}
+    own = desk.Desk(run, "WRPO", Ran("", None, {}))
+    own.note_shared([{"prompt": "a"}, {"prompt": "b"}], ["b", "c"])
+    assert own.counts == {"test prompts": {"also trained on": 1}}
     assert "note: 1 of 2 test prompts are trained on, too" in (tmp_path / "direct/log.txt").read_text()
 
 
@@ -153,11 +154,11 @@ def test_a_wrong_path_leaves_the_folder_usable(tmp_path, monkeypatch, capsys, mo
     (tmp_path / "out/stage/log.txt").write_text("begun")
     for resume in ("True", "False"):
         fails(dpo, [*args, "--data", str(tmp_path / "nor.jsonl"), "--resume", resume], capsys, "nor.jsonl")
-    monkeypatch.setattr(dpo, "optimise", lambda model, *_, **how: model)
+    monkeypatch.setattr(desk, "optimise", lambda model, *_, **how: model)
     args += ["--held-out", "0.2", "--data", str(write(tmp_path / "pairs.jsonl", pairs(5)))]
     attempt(dpo, args)
     report = (tmp_path / "out/report.md").read_text()
-    assert "| pairs trained on | 4 |\n| pairs held out | 1 |" in report
+    assert "| pairs | used | 4 |\n| pairs | held out | 1 |" in report
     fails(dpo, args, capsys, "holds a finished run")
 
 
@@ -169,7 +170,7 @@ def test_quadruples_without_a_source_are_dropped_by_sft(tmp_path, model):
     args += ["--train.epochs", "1", "--out", str(tmp_path / "run")]
     attempt(sft, args)
     report, loss = (tmp_path / "run/report.md").read_text(), read_jsonl(tmp_path / "run/metrics.jsonl")[-1]["loss"]
-    assert "| records used | 5 |\n| no source response | 1 |" in report and f"| final loss | {loss:.4f} |" in report
+    assert "| records | no source response | 1 |\n| records | used | 5 |" in report and f"| final loss | {loss:.4f} |" in report
     assert f"run: steps 1 to 1, last loss {loss:.4f}" in (tmp_path / "run/log.txt").read_text()
 
 
@@ -179,7 +180,7 @@ def test_rows_are_named_by_the_stages_that_ran(tmp_path, monkeypatch, model):
     args = ["--target", str(model), "--quadruples", str(write(tmp_path / "q.jsonl", quads(5)))]
     args += ["--test-prompts", str(write(tmp_path / "t.jsonl", test)), "--out", str(tmp_path / "run")]
     args += ["--preference.batch-size", "4", "--preference.epochs", "1", "--held-out", "0.2", "--eval-new-tokens", "2"]
-    monkeypatch.setattr(wrpo, "optimise", lambda model, *_, **how: model)
+    monkeypatch.setattr(desk, "optimise", lambda model, *_, **how: model)
     attempt(wrpo, args)
     report = (tmp_path / "run/report.md").read_text()
     assert [line.split(" | ")[0] for line in report.splitlines() if line.endswith("] |")] == [

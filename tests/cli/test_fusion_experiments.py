@@ -9,7 +9,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from experiments import fusechat, fusellm
-from fusion_jax.data.jsonl import read_jsonl
+from fusion_jax.jsonl import read_jsonl
 from fusion_jax.zoo.tasks import SKILLS, documents
 from tests.small import attempt, fails, pairs, write
 

@@ -13,13 +13,13 @@ import matplotlib.colors
 import pytest
 
 from experiments import fusellm, sft, wrpo
-from fusion_jax.data.jsonl import write_jsonl
 from fusion_jax.evals.accuracy import by_skill
 from fusion_jax.figures import greys, hue, smoothed
+from fusion_jax.jsonl import write_jsonl
 from fusion_jax.losses.reductions import Count, Mean
-from fusion_jax.settings import parse, to_json
-from fusion_jax.train.optimise import _half_widths
-from fusion_jax.train.provenance import (
+from fusion_jax.runs.opening import open_run
+from fusion_jax.runs.plots import accuracy_figure, training_figure
+from fusion_jax.runs.provenance import (
     Ran,
     answers_sentence,
     loss_sentence,
@@ -29,8 +29,9 @@ from fusion_jax.train.provenance import (
     what_was_run,
     write_report,
 )
-from fusion_jax.train.report import accuracy_figure, training_figure
-from fusion_jax.train.run_folder import RunFolder, open_run
+from fusion_jax.settings import parse, to_json
+from fusion_jax.store.run_folder import RunFolder
+from fusion_jax.train.evaluate import half_widths
 from fusion_jax.versions import commit
 from tests.small import attempt, pairs, small_folder, write
 
@@ -167,13 +168,13 @@ def test_a_panel_holds_one_quantity_with_raw_curves_light_and_held_out_intervals
     assert len(training_figure({"a": tmp_path / "none"}).axes) == 1
 
 
-def test_smoothing_and_half_widths():
+def test_smoothing_andhalf_widths():
     assert smoothed([1.0] * 50).tolist() == [1.0] * 50
     assert smoothed([0.0, 3.0, 0.0]).tolist() == pytest.approx([1.5, 1.0, 1.5])
     parts: list[Any] = [{"loss": Mean(2.0 * value, 2.0), "tokens": Count(3.0)} for value in (1.0, 2.0, 3.0, 4.0)]
-    (half,) = _half_widths(parts).values()
+    (half,) = half_widths(parts).values()
     assert half == pytest.approx(3.182446 * (5 / 3) ** 0.5 / 2, rel=1e-5)  # Student's t times s / sqrt(n)
-    assert _half_widths(parts[:3]) == {}
+    assert half_widths(parts[:3]) == {}
 
 
 def test_settings_of_a_run_stay_plain_json():

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fusion_jax.data.jsonl import read_jsonl
+from fusion_jax.jsonl import read_jsonl
 from tests.small import command, even_pairs, small_folder, write
 
 pytestmark = pytest.mark.usefixtures("quick_compiler")
@@ -30,7 +30,7 @@ def train(tmp_path: Path, out: str, devices: int, *more: str) -> subprocess.Comp
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("devices")
-    small_folder(path / "model", num_kv_heads=2)
+    small_folder(path / "model", num_key_value_heads=2)
     write(path / "pairs.jsonl", even_pairs(44))
     done = train(path, "one", 1)
     assert done.returncode == 0, done.stderr

@@ -16,8 +16,9 @@ import pytest
 from experiments import wrpo
 from experiments.sweeps import run as sweeps
 from experiments.sweeps.files import EXPERIMENTS, read_sweep
-from fusion_jax.data.jsonl import read_jsonl
 from fusion_jax.errors import InputError
+from fusion_jax.jsonl import read_jsonl
+from fusion_jax.runs import desk
 from tests.small import ROOT, attempt, fails, small_folder, write
 
 pytestmark = pytest.mark.usefixtures("quick_compiler")
@@ -247,7 +248,7 @@ def test_wrpo_learns_the_next_best_source_response_from_pairs_of_the_sources(tmp
     args += ["--test-prompts", str(write(tmp_path / "t.jsonl", test)), "--sft-share", "0", "--held-out", "0.2"]
     args += ["--preference.batch-size", "4", "--preference.epochs", "1", "--eval-new-tokens", "2"]
     args += ["--source-rank", "2", "--pairs", "sources"]
-    monkeypatch.setattr(wrpo, "optimise", lambda model, *_, **how: model)
+    monkeypatch.setattr(desk, "optimise", lambda model, *_, **how: model)
     for seeds in (1, 2):
         attempt(wrpo, [*args, "--out", str(tmp_path / f"run{seeds}"), "--seeds", str(seeds)])
         results = json.loads((tmp_path / f"run{seeds}/results.json").read_text())

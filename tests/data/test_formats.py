@@ -306,3 +306,21 @@ def test_a_model_is_shown_each_form(kind, tmp_path, capsys):
     shown = capsys.readouterr().out
     assert shown.count("given,") == len(records) * {"sft": 1, "pair": 2, "quad": 3}[kind]
     fails(inspect_data, ["--data", str(file), "--kind", kind, "--start", "99"], capsys, "field '--start'")
+
+
+def test_the_fields_tell_the_kind_of_a_record():
+    one, two = [A("b")], [U("a"), A("b")]
+    for record, kind in (
+        ({"prompt": "a", "response": "b"}, "sft"), ({"messages": two}, "sft"),
+        ({"prompt": "a", "chosen": "b", "rejected": "c"}, "pair"), ({"chosen": two, "rejected": two}, "pair"),
+        ({"prompt": "a", "chosen": [None, A("b")], "rejected": one}, "quad"), (inspect_data.EXAMPLE, "quad"),
+    ):  # fmt: skip
+        assert inspect_data.kind_of(record) == kind
+
+
+def test_what_is_no_quadruple_says_what_it_has(tmp_path, capsys):
+    file = write(tmp_path / "records.jsonl", [{"prompt": "a", "response": "b"}])
+    fails(
+        inspect_data, ["--data", str(file), "--kind", "quad"], capsys,
+        "field 'chosen': is missing (found: prompt, response)",
+    )  # fmt: skip

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from fusion_jax.data.batches import Buckets, Example, bucket_list, collate
-from fusion_jax.data.jsonl import content_hash, read_jsonl, write_jsonl
 from fusion_jax.data.loaders import ArrayRecords, load_records, load_texts, write_array_record
 from fusion_jax.data.order import batch_order, num_steps, split_indices
 from fusion_jax.data.records import parse_prompts, parse_rows
 from fusion_jax.data.tokenise import pack_documents
 from fusion_jax.errors import InputError
+from fusion_jax.jsonl import content_hash, read_jsonl, write_jsonl
 from tests.small import pairs, quads
 
 

@@ -7,11 +7,11 @@ import dataclasses
 import numpy as np
 import pytest
 
-from fusion_jax.data.documents import TeacherText, documents_fingerprint, text_documents
+from fusion_jax.data.documents import TeacherRow, TeacherText, documents_fingerprint, text_documents
 from fusion_jax.data.loaders import write_array_record
-from fusion_jax.data.teachers import StoreIdentity, TeacherRow, TeacherStore, write_store
 from fusion_jax.errors import InputError
-from fusion_jax.hosts import Host, HostSettings
+from fusion_jax.hosts.join import Host, HostSettings
+from fusion_jax.teachers.store import StoreIdentity, TeacherStore, write_store
 
 TEXTS = [f"text {i}" for i in range(7)]
 IDENTITY = StoreIdentity("m" * 64, "t" * 64, documents_fingerprint(text_documents(TEXTS)), k=3, records=7, part_size=3)

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from fusion_jax.errors import InputError
-from fusion_jax.evals.accuracy import by_skill, evaluate, mean_interval, paired_difference, student95, wilson
+from fusion_jax.evals.accuracy import by_skill, evaluate
+from fusion_jax.intervals import mean_interval, paired_difference, student95, wilson
 from tests.small import small_model
 
 

@@ -21,7 +21,7 @@ from fusion_jax.data.examples import TextSettings, make_examples
 from fusion_jax.data.loaders import load_records
 from fusion_jax.data.records import parse_prompts, parse_responses, parse_rows
 from fusion_jax.merge import METHODS
-from fusion_jax.merge.recipe import read_recipe
+from fusion_jax.merge.recipes.reading import read_recipe
 from fusion_jax.models.folder import check_folder, load, save
 from fusion_jax.models.safetensors_io import read_header
 from tests.fuzz.mutate import damaged, hold, text_of, torn

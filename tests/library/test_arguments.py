@@ -10,12 +10,12 @@ import pytest
 import fusion_jax as fj
 from fusion_jax.data.chat import generation_prompt
 from fusion_jax.data.documents import text_documents
-from fusion_jax.data.jsonl import content_hash, write_jsonl
 from fusion_jax.data.loaders import write_array_record
 from fusion_jax.data.records import parse_prompts, parse_responses
 from fusion_jax.data.windows import split_windows
 from fusion_jax.evals.accuracy import evaluate
 from fusion_jax.evals.perplexity import surprise
+from fusion_jax.jsonl import content_hash, write_jsonl
 from fusion_jax.losses import Pair, Quad, Target
 from fusion_jax.rewards.select import by_prompt, score_with
 from fusion_jax.sampling.generate import SampleSettings, generate_ids

@@ -12,8 +12,10 @@ import pytest
 from fusion_jax import losses
 from fusion_jax.losses import Mean, Pair, Quad, divide
 from fusion_jax.ops.linear_logprobs import linear_logprobs
-from fusion_jax.train.objectives import PairSettings, WrpoSettings, pair_objective, wrpo_objective
-from fusion_jax.train.step import Scores
+from fusion_jax.train import objectives
+from fusion_jax.train.objective import Progress
+from fusion_jax.train.objectives import PairSettings, WrpoSettings
+from fusion_jax.train.scores import Scores
 from tests.conftest import golden_cases
 
 # The golden file states: float64 rtol 1e-8 with atol 1e-9 (its outputs are rounded to 10 digits), float32 2e-5 / 3e-6.
@@ -58,7 +60,8 @@ def value_and_grad(case: dict[str, Any], objective: Any, groups: int, reference:
     labels = np.asarray(case["inputs"]["concatenated_labels"])
 
     def loss(logits: jax.Array) -> Any:
-        mean, metrics = objective(scores_from(case, logits, labels, groups, reference), jnp.asarray(step))
+        now = Progress(jnp.asarray(step), case["setting"].get("n_steps", 1))
+        mean, metrics = objective.loss(scores_from(case, logits, labels, groups, reference), now)
         return divide(mean), {k: divide(v) for k, v in metrics.items()}
 
     return jax.value_and_grad(loss, has_aux=True)(jnp.asarray(case["inputs"]["policy_logits"], dtype))
@@ -77,13 +80,12 @@ def test_wrpo_from_logits(case, dtype):
     reference = jnp.concatenate(
         [jnp.asarray(case["inputs"][f"reference_{k}_logps"], dtype) for k in ("chosen", "rejected")], 1
     )
-    objective = wrpo_objective(
+    objective = objectives.wrpo(
         WrpoSettings(
             loss="wrpo" if setting["loss_type"] == "wrpo" else "two_positives",
             beta=setting["beta"], alpha=setting.get("alpha", 0.1), dynamic=setting.get("is_dynamic", False),
             label_smoothing=setting.get("label_smoothing", 0.0),
-        ),
-        setting.get("n_steps", 1),
+        )
     )  # fmt: skip
     (loss, metrics), grad = value_and_grad(case, objective, 3, reference, setting.get("step", 0), dtype)
     close(loss, outputs["loss"], TOLERANCE[dtype])
@@ -166,7 +168,7 @@ def test_pairwise_from_logits(case, dtype):
         loss=PAIR_LOSS[s["loss_type"], bool(s.get("avg_logp"))], beta=s["beta"],
         label_smoothing=s.get("label_smoothing", 0.0), sft_weight=s.get("sft_weight", 0.0),
     )  # fmt: skip
-    (loss, metrics), grad = value_and_grad(case, pair_objective(settings), 2, reference, 0, dtype)
+    (loss, metrics), grad = value_and_grad(case, objectives.pair(settings), 2, reference, 0, dtype)
     close(loss, outputs["loss"], TOLERANCE[dtype])
     _close_gradient(grad, outputs, dtype)
     close(
@@ -207,7 +209,7 @@ def test_simpo_from_logits(case, dtype):
         sft_weight=s.get("sft_weight", 0.0),
     )  # fmt: skip
     count = len(case["inputs"]["concatenated_labels"]) // 2
-    (loss, _), grad = value_and_grad(case, pair_objective(settings), 2, jnp.zeros((count, 2)), 0, dtype)
+    (loss, _), grad = value_and_grad(case, objectives.pair(settings), 2, jnp.zeros((count, 2)), 0, dtype)
     close(loss, outputs["loss"], TOLERANCE[dtype])
     _close_gradient(grad, outputs, dtype)
 

@@ -9,17 +9,16 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from fusion_jax.merge.arithmetic import MathDtype, Method, tensor_keys
-from fusion_jax.merge.methods import METHODS
-from fusion_jax.merge.sce import METHODS as SCE
-from fusion_jax.merge.task_arithmetic import METHODS as TASK_ARITHMETIC
-from fusion_jax.merge.varm import METHODS as VARM
+from fusion_jax.merge.methods import METHODS, select_calculate_erase, task_vectors, variation_ratio
+from fusion_jax.merge.methods.arithmetic import MathDtype
+from fusion_jax.merge.methods.method import Method
+from fusion_jax.merge.methods.sparsify import tensor_keys
 
 RNG = np.random.default_rng(0)
 BASE = RNG.normal(size=(32, 64)).astype(np.float32)
 MODELS = BASE + np.round(RNG.normal(size=(3, 32, 64)), 1).astype(np.float32)  # many ties
 GIVEN = {"weight": [0.3, 0.5, 0.4], "density": 0.4, "select_topk": 0.3, "rescale": "l1", "t": 0.3}
-EXACT = {method.name for method in (*TASK_ARITHMETIC, *SCE, *VARM)}
+EXACT = task_vectors.METHODS.keys() | select_calculate_erase.METHODS.keys() | variation_ratio.METHODS.keys()
 
 
 def main() -> None:

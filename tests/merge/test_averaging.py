@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 
 from fusion_jax.errors import InputError
-from fusion_jax.merge import averaging
-from fusion_jax.merge.arithmetic import MathDtype, Method, rounder
+from fusion_jax.merge.methods import averaging
+from fusion_jax.merge.methods.arithmetic import MathDtype, rounder
+from fusion_jax.merge.methods.averaging import METHODS
+from fusion_jax.merge.methods.method import Method
 from tests.merge.golden import arguments, assert_equal, cases, compared, inputs
 
-METHODS = {method.name: method for method in averaging.METHODS}
 NAMES = tuple(METHODS)
 DTYPES: tuple[MathDtype, ...] = ("float32", "bfloat16", "float16")
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from fusion_jax.merge import METHODS, merge, prepare
-from fusion_jax.merge.estimate import estimate, rules
+from fusion_jax.merge.executor.estimate import estimate, rules
 from tests.merge.folders import make_models, recipe_of, tensors, write_model
 
 VARM = [("varm", {"granularity": g}) for g in ("avg_module", "avg_layer", "avg_model", "avg_weight", "avg_item")]

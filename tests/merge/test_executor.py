@@ -14,6 +14,7 @@ import pytest
 
 from fusion_jax import InputError
 from fusion_jax.merge import merge, methods, prepare
+from fusion_jax.merge.executor import merging
 from tests.merge.folders import CONFIG, INNER, LAYERS, make_models, read_model, tensors, ties, write_model
 
 ROOT = Path(__file__).parents[2]
@@ -56,6 +57,16 @@ def test_output_is_what_the_method_gives(models):
     for name, value in read_model(models / "out").items():
         want = methods.ties(stack[name], tensors(0)[name], weight=0.4, density=0.5).tensor
         np.testing.assert_allclose(value, want, rtol=0, atol=1e-7, err_msg=name)
+
+
+def test_values_reach_their_files_by_name(models, monkeypatch):
+    """Also where they come in another order than the files hold them."""
+    merge(ties(models), models / "out", shard_bytes=4000)
+    made = merging.merged_tensors
+    monkeypatch.setattr(merging, "merged_tensors", lambda prepared, tensors, mesh: made(prepared, tensors[::-1], mesh))
+    merge(ties(models), models / "turned", shard_bytes=4000)
+    files = {p.name: p.read_bytes() for p in (models / "out").iterdir()}
+    assert len(files) > 10 and files == {p.name: p.read_bytes() for p in (models / "turned").iterdir()}
 
 
 def test_a_revision_is_told_as_asked_for_and_not_checked(models):

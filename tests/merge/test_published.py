@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from fusion_jax.merge import METHODS
-from fusion_jax.merge.published import published_recipe
-from fusion_jax.merge.recipe import read_recipe
+from fusion_jax.merge.recipes.published import published_recipe
+from fusion_jax.merge.recipes.reading import read_recipe
 
 TARGETS = [Path(f"target-{i}") for i in range(5)]
 

@@ -10,9 +10,12 @@ import pytest
 
 from fusion_jax.errors import InputError
 from fusion_jax.merge import METHODS
-from fusion_jax.merge.parameters import layer_position
-from fusion_jax.merge.plan import Checkpoint, TensorInput, plan_tensors, resolve
-from fusion_jax.merge.recipe import Recipe, TokenRule, read_recipe
+from fusion_jax.merge.recipes.checkpoints import Checkpoint
+from fusion_jax.merge.recipes.parameters import layer_position
+from fusion_jax.merge.recipes.plan import TensorInput, plan_tensors
+from fusion_jax.merge.recipes.reading import read_recipe
+from fusion_jax.merge.recipes.recipe import Recipe, TokenRule
+from fusion_jax.merge.recipes.resolve import resolve
 from tests.conftest import GOLDEN
 
 LINEAR = (
@@ -306,8 +309,12 @@ tokenizer:
 def test_tied_heads() -> None:
     raw = {"merge_method": "ties", "base_model": "base", "models": [{"model": "a"}], "parameters": {"weight": 1}}
     recipe = read_recipe(raw, METHODS)
-    both = plan_tensors(recipe, METHODS, {"a": llama(1, head=False), "base": llama(1, tied=True)})
+    both = plan_tensors(recipe, METHODS, {"a": llama(1, head=False), "base": llama(1, head=False, tied=True)})
     assert both.tied and not [t for t in both.tensors if t.rows == "head"]
+    stored = plan_tensors(recipe, METHODS, {"a": llama(1, head=False), "base": llama(1, tied=True)})
+    head = stored.tensors[-1]  # a stored head is the head, whatever config.json says
+    assert not stored.tied and head.base == TensorInput("base", "lm_head.weight", -1)
+    assert head.inputs == (TensorInput("a", "model.embed_tokens.weight", 0),)
     one = plan_tensors(recipe, METHODS, {"a": llama(1), "base": llama(1, head=False, tied=True)})
     head = one.tensors[-1]
     assert not one.tied and head.name == "lm_head.weight" and head.rows == "head"

@@ -7,7 +7,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from fusion_jax.merge.arithmetic import MathDtype, rounder
+from fusion_jax.merge.methods.arithmetic import MathDtype, rounder
 
 DTYPES: dict[MathDtype, type] = {"bfloat16": ml_dtypes.bfloat16, "float16": np.float16}
 

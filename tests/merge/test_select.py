@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fusion_jax.merge.select import kth_smallest, largest, smallest
+from fusion_jax.merge.methods.select import kth_smallest, largest, smallest
 
 EDGES = [-np.inf, -1.5, -1e-45, -0.0, 0.0, 1e-45, 1e-38, 1.0, np.finfo(np.float32).max, np.inf]
 

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from fusion_jax.errors import InputError
-from fusion_jax.merge import spherical
-from fusion_jax.merge.arithmetic import MathDtype, rounder
+from fusion_jax.merge.methods import spherical
+from fusion_jax.merge.methods.arithmetic import MathDtype, rounder
 from tests.merge.golden import TENSORS, arguments, assert_equal, cases, compared, inputs
 
-METHODS = {method.name: method for method in spherical.METHODS}
+METHODS = spherical.METHODS
 # The file states 5e-6 for multislerp, whose official code adds the rounding noise of a vector that is 0.
 TOLERANCE = {name: 5e-6 if name == "multislerp" else 1e-6 for name in METHODS}
 

@@ -117,6 +117,17 @@ def test_heads_as_they_are_stored(tmp_path):
     assert tied is False
 
 
+def test_a_layers_output_is_no_head(tmp_path):
+    """Tied models whose layers have a tensor that is called as some families call their head."""
+    for i in (1, 2):
+        values = {n: v for n, v in tensors(i).items() if n != HEAD}
+        values |= {"model.layers.0.attention.output.weight": values[EMBEDDING] + 1}
+        write_model(tmp_path / f"m{i}", values, tie_word_embeddings=True)
+    merge(linear(tmp_path / "m1", tmp_path / "m2"), tmp_path / "out")
+    assert load_file(tmp_path / "out/model.safetensors").keys() == values.keys()
+    assert json.loads((tmp_path / "out/config.json").read_text())["tie_word_embeddings"] is True
+
+
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [

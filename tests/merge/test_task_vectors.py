@@ -14,14 +14,12 @@ import numpy as np
 import pytest
 
 from fusion_jax import InputError
-from fusion_jax.merge import task_arithmetic
-from fusion_jax.merge.arithmetic import tensor_key
-from fusion_jax.merge.methods import METHODS
-from fusion_jax.merge.sce import sce
-from fusion_jax.merge.sparsify import keep, magprune_plan, outliers_plan, rank_weighted
+from fusion_jax.merge.methods import METHODS, task_vectors
+from fusion_jax.merge.methods.select_calculate_erase import sce
+from fusion_jax.merge.methods.sparsify import keep, magprune_plan, outliers_plan, rank_weighted, tensor_keys
 from tests.merge import golden
 
-FAMILY = [m.name for m in task_arithmetic.METHODS]
+FAMILY = list(task_vectors.METHODS)
 CASES = [
     *golden.cases("task_arithmetic", "ties", "dare_linear", "dare_ties", "della", "della_linear", "sce"),
     *golden.cases("breadcrumbs", "breadcrumbs_ties"),
@@ -74,7 +72,7 @@ def kept_share(magnitude: jax.Array, low: jax.Array, width: jax.Array) -> jax.Ar
 def test_della_keeps_with_the_official_probabilities(case):
     """To the width of one draw for each other element of a row."""
     given = case["tensor_params"][0]
-    plan = magprune_plan([given["density"]], [given["epsilon"]], None)
+    plan = magprune_plan([given["density"]], [given["epsilon"]])
     for name in golden.TENSORS:
         models, base = golden.inputs(case, name)
         for delta, want in zip(models - base, golden.arrays()[f"out/{case['id']}/prob/{name}"], strict=True):
@@ -89,7 +87,7 @@ def drawn(shape: tuple[int, ...] = (3, 40, 30), scale: float = 0.02) -> tuple[np
 
 
 def keys(count: int) -> jax.Array:
-    return jnp.stack([tensor_key(3, "some.weight", i) for i in range(count)])
+    return tensor_keys(3, "some.weight", range(count))
 
 
 def random_arguments(name: str, count: int) -> dict[str, Any]:
@@ -103,7 +101,7 @@ def test_density_1_is_no_sparsifier(name, math_dtype):
     given = {"weight": [0.5, 0.2, 0.9], "math_dtype": math_dtype, "normalize": True, **random_arguments(name, 3)}
     function = METHODS[name].function
     votes = any(p.name == "ties_vote" for p in METHODS[name].parameters)
-    plain = (task_arithmetic.ties if votes else task_arithmetic.task_arithmetic)(
+    plain = (task_vectors.ties if votes else task_vectors.task_arithmetic)(
         models, base, weight=given["weight"], normalize=True, math_dtype=math_dtype
     )
     np.testing.assert_array_equal(function(models, base, density=1.0, **given).tensor, plain.tensor)
@@ -166,8 +164,8 @@ def test_unweighted_votes_hear_every_model_alike():
     base = np.zeros((1, 2), np.float32)
     models = np.asarray([[[2.0, 1.0]], [[-1.0, -2.0]], [[-2.0, -1.5]]], np.float32)
     given: dict[str, Any] = {"weight": [5.0, 1.0, 1.0], "normalize": False}
-    np.testing.assert_array_equal(task_arithmetic.ties(models, base, **given).tensor, [[10, 5]])
-    unweighted = task_arithmetic.ties(models, base, ties_vote="unweighted", **given)
+    np.testing.assert_array_equal(task_vectors.ties(models, base, **given).tensor, [[10, 5]])
+    unweighted = task_vectors.ties(models, base, ties_vote="unweighted", **given)
     np.testing.assert_array_equal(unweighted.tensor, [[-3, -3.5]])
     np.testing.assert_array_equal(unweighted.report["erased"], [1, 0, 0])
 
@@ -177,9 +175,9 @@ def test_dare_keeps_about_its_density_and_each_tensor_its_own_draw(density):
     models, base = drawn((2, 200, 150))
     models[1] = models[0]
     given: dict[str, Any] = {"weight": [1.0, 0.0], "density": density, "rescale": "inverse_density"}
-    out = task_arithmetic.dare_linear(models, base, keys=keys(2), **given)
+    out = task_vectors.dare_linear(models, base, keys=keys(2), **given)
     np.testing.assert_allclose(out.report["kept"], density, atol=5 * np.sqrt(density * (1 - density) / base.size))
-    again = task_arithmetic.dare_linear(models, base, keys=keys(2), **given)
+    again = task_vectors.dare_linear(models, base, keys=keys(2), **given)
     np.testing.assert_array_equal(out.tensor, again.tensor)
     if density:
         moved = np.asarray(out.tensor) != base
@@ -189,7 +187,7 @@ def test_dare_keeps_about_its_density_and_each_tensor_its_own_draw(density):
 
 def test_l1_rescaling_restores_the_sum_of_magnitudes():
     models, base = drawn((1, 60, 50))
-    out = task_arithmetic.dare_linear(models, np.zeros_like(base), weight=1.0, density=0.3, keys=keys(1))
+    out = task_vectors.dare_linear(models, np.zeros_like(base), weight=1.0, density=0.3, keys=keys(1))
     np.testing.assert_allclose(
         np.abs(out.tensor).sum(dtype=np.float64), np.abs(models).sum(dtype=np.float64), rtol=1e-6
     )
@@ -206,10 +204,10 @@ def test_breadcrumbs_without_outliers_keep_the_largest_unless_compatible(gamma, 
 
 def test_gradients_of_parameters_compile_nothing():
     models, base = drawn((2, 17, 13))
-    kernels = (task_arithmetic._sparsified, task_arithmetic._mixture)
+    kernels = (task_vectors._sparsified, task_vectors._mixture)
     before = [kernel._cache_size() for kernel in kernels]
     for weight, density in (([0.1, 0.2], 0.3), ([0.5, 0.4], [0.4, 0.9])):
-        task_arithmetic.ties(models, base, weight=weight, density=density, lambda_=sum(weight))
+        task_vectors.ties(models, base, weight=weight, density=density, lambda_=sum(weight))
     assert [kernel._cache_size() for kernel in kernels] == [size + 1 for size in before]
 
 

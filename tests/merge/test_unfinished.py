@@ -18,7 +18,8 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 
 from fusion_jax import InputError
-from fusion_jax.merge import executor, merge
+from fusion_jax.merge import merge
+from fusion_jax.merge.executor import merging
 from fusion_jax.models.safetensors_io import write_shard
 from tests.merge.folders import BF16, VOCAB, make_models, read_model, ties
 
@@ -34,7 +35,7 @@ def models(tmp_path):
 def test_a_killed_merge_goes_on(models, monkeypatch):
     merge(ties(models), models / "whole", shard_bytes=4000)
     with pytest.raises(KeyboardInterrupt), monkeypatch.context() as patch:
-        patch.setattr(executor, "write_shard", interrupted_after(3))
+        patch.setattr(merging, "write_shard", interrupted_after(3))
         merge(ties(models), models / "out", shard_bytes=4000)
     place = models / ".out.unfinished"
     finished = {p.name: p.stat().st_mtime_ns for p in place.glob("model-*.safetensors")}
@@ -70,7 +71,7 @@ def same_folders(one: Path, other: Path) -> None:
 
 def test_unfinished_work_of_another_recipe_is_not_used(models, monkeypatch):
     with pytest.raises(KeyboardInterrupt), monkeypatch.context() as patch:
-        patch.setattr(executor, "write_shard", interrupted_after(2))
+        patch.setattr(merging, "write_shard", interrupted_after(2))
         merge(ties(models), models / "out", shard_bytes=4000)
     other = ties(models, parameters={"normalize": False})
     merge(other, models / "out", shard_bytes=4000)
@@ -81,7 +82,7 @@ def test_unfinished_work_of_another_recipe_is_not_used(models, monkeypatch):
 def interrupted(models: Path, count: int, given: dict[str, Any], out: str = "out") -> Path:
     """A merge stopped behind so many files; the unfinished folder."""
     with pytest.raises(KeyboardInterrupt), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(executor, "write_shard", interrupted_after(count))
+        patch.setattr(merging, "write_shard", interrupted_after(count))
         merge(given, models / out, shard_bytes=4000)
     return models / f".{out}.unfinished"
 
@@ -102,7 +103,7 @@ def test_records_are_on_the_disk_before_a_resumed_merge_begins(models, monkeypat
         yield
 
     with pytest.raises(KeyboardInterrupt), monkeypatch.context() as patch:
-        patch.setattr(executor, "merged_tensors", killed)
+        patch.setattr(merging, "merged_tensors", killed)
         merge(ties(models), models / "out", shard_bytes=4000)
 
 
@@ -161,7 +162,7 @@ def test_one_process_at_a_time(models, monkeypatch, changes):
         told.append(str(caught.value))
         write_shard(*args, **options)
 
-    monkeypatch.setattr(executor, "write_shard", write)
+    monkeypatch.setattr(merging, "write_shard", write)
     merge(ties(models), models / "out", shard_bytes=4000)
     assert len(told) > 3 and all("out, field '--out': is being written by another process" in t for t in told)
     assert read_model(models / "out").keys() == read_model(models / "base").keys()
@@ -202,13 +203,13 @@ def test_a_disk_that_fills_up_loses_no_finished_file(models, monkeypatch):
     merge(ties(models), models / "whole", shard_bytes=4000)
     error = OSError(errno.ENOSPC, "No space left on device")
     with monkeypatch.context() as patch:
-        patch.setattr(executor, "write_shard", interrupted_after(5, error))
+        patch.setattr(merging, "write_shard", interrupted_after(5, error))
         with pytest.raises(
-            InputError, match=r"'--out': No space left on device. Free space.*run the same again; .* \d"
+            InputError, match=r"'--out': the disk is full. Free space.*run the same again; .* \d"
         ):
             merge(ties(models), models / "out", shard_bytes=4000)
     finished = written(models / ".out.unfinished")
-    monkeypatch.setattr(executor.shutil, "disk_usage", lambda path: type("U", (), {"free": 10}))
+    monkeypatch.setattr(merging.shutil, "disk_usage", lambda path: type("U", (), {"free": 10}))
     with pytest.raises(InputError, match=r"GB are needed, 0.00 GB are free"):
         merge(ties(models), models / "out", shard_bytes=4000)
     monkeypatch.undo()
@@ -218,14 +219,14 @@ def test_a_disk_that_fills_up_loses_no_finished_file(models, monkeypatch):
 
 
 def test_full_disk_is_told_before_anything_is_written(models, monkeypatch):
-    monkeypatch.setattr(executor.shutil, "disk_usage", lambda path: type("U", (), {"free": 10}))
+    monkeypatch.setattr(merging.shutil, "disk_usage", lambda path: type("U", (), {"free": 10}))
     with pytest.raises(InputError, match=r"GB are needed, 0.00 GB are free"):
         merge(ties(models), models / "out")
     assert not (models / ".out.unfinished").exists()
 
 
 def test_what_can_be_told_is_told_before_a_tensor_is_merged(models, monkeypatch):
-    monkeypatch.setattr(executor, "merged_tensors", lambda *args: pytest.fail("too late"))
+    monkeypatch.setattr(merging, "merged_tensors", lambda *args: pytest.fail("too late"))
     with pytest.raises(InputError, match="'chat_template': is 'auto', but no model has one"):
         merge(ties(models, chat_template="auto"), models / "out")
     assert not (models / ".out.unfinished").exists()

@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 
 from fusion_jax.errors import InputError
-from fusion_jax.merge import varm as varm_module
-from fusion_jax.merge.names import layer_of, module_of
-from fusion_jax.merge.varm import (
+from fusion_jax.merge.methods import variation_ratio
+from fusion_jax.merge.methods.variation_ratio import (
     WIDE,
     Granularity,
     MergeType,
@@ -22,6 +21,7 @@ from fusion_jax.merge.varm import (
     varm_weights,
     whole_model,
 )
+from fusion_jax.merge.names import layer_path, module_of
 from tests.merge.golden import FILE, TENSORS, assert_equal, cases, inputs
 
 TYPES: dict[str, MergeType] = {"square": "square", "squre": "square", "abs": "abs"}
@@ -43,7 +43,8 @@ def test_golden_analysis(group: str) -> None:
     """Per tensor, layer, module and model: float32 sums of up to 1536 terms, added in two orders."""
     official = FILE["varm_analysis"][group]
     found = statistics({"set": group, "model_order": list(official)})
-    model, layers, modules = whole_model(found), summed_means(found, layer_of), summed_means(found, module_of)
+    model, paths, modules = whole_model(found), summed_means(found, layer_path), summed_means(found, module_of)
+    layers = {path.rpartition(".")[2]: values for path, values in paths.items()}
     for j, want in enumerate(official.values()):
         means = {name: s.mean[j] for name, s in found.items()}
         assert means == pytest.approx(want["key_to_params"], rel=2e-6)
@@ -138,8 +139,8 @@ def test_elements_that_no_model_changed_stay() -> None:
 
 
 def test_layers_and_modules_by_name() -> None:
-    assert layer_of("model.layers.12.mlp.up_proj.weight") == "12"
-    assert layer_of("model.norm.weight") is None
+    assert layer_path("model.layers.12.mlp.up_proj.weight") == "model.layers.12"
+    assert layer_path("model.norm.weight") is None
     assert module_of("model.layers.12.input_layernorm.weight") == "model.layers.12.input_layernorm"
     assert module_of("lm_head.weight") == "lm_head.weight"
 
@@ -181,9 +182,9 @@ def test_names_without_layers_are_refused(granularity: Granularity) -> None:
 def test_other_weights_do_not_compile_again() -> None:
     models, _ = stack(3, (4, 3))
     varm_linear(models, weight=[1, 2, 3])
-    compiled = varm_module._weighted._cache_size()
+    compiled = variation_ratio._weighted._cache_size()
     varm_linear(models, weight=[4, 2, 3])
-    assert varm_module._weighted._cache_size() == compiled
+    assert variation_ratio._weighted._cache_size() == compiled
 
 
 @pytest.mark.parametrize(

@@ -14,18 +14,10 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 from transformers import PreTrainedTokenizerFast
 
 from fusion_jax.errors import InputError
-from fusion_jax.merge.recipe import Recipe, Slice, Source, TokenRule, VocabularyPolicy
-from fusion_jax.merge.tokenizer_files import write_tokenizer
-from fusion_jax.merge.vocabulary import (
-    RowPlan,
-    Vocabulary,
-    align_rows,
-    clashes,
-    output_vocabulary,
-    read_vocabulary,
-    remap,
-    row_plan,
-)
+from fusion_jax.merge.recipes.recipe import Recipe, Slice, Source, TokenRule, VocabularyPolicy
+from fusion_jax.merge.vocabulary.rows import RowPlan, remap, row_plan
+from fusion_jax.merge.vocabulary.tokenizer_files import write_tokenizer
+from fusion_jax.merge.vocabulary.tokens import Vocabulary, clashes, output_vocabulary, read_vocabulary
 from fusion_jax.models.tokenizers import portable
 from tests.conftest import GOLDEN
 
@@ -34,7 +26,7 @@ BASE_TEXT = ["low lower lowest new newer", "wide wider widest low new"]
 OTHER_TEXT = ["sleep sleeper slow slower", "stone stones sleep slow"]
 
 
-def recipe(models: str = "ab", base: str | None = "base", **policy: Any) -> Recipe:
+def recipe(models: Sequence[str] = "ab", base: str | None = "base", **policy: Any) -> Recipe:
     sources = tuple(Source(m) for m in models)
     one = Slice(sources, Source(base) if base else None)
     return Recipe("any", (one,), base, vocabulary=VocabularyPolicy(**policy))
@@ -54,14 +46,15 @@ def test_rows_are_mergekits(case: dict[str, Any]) -> None:
     arrays = np.load(GOLDEN / "merge.npz")
     names = list(GOLDEN_REMAP["vocabs"])
     output = vocabulary(GOLDEN_REMAP["out_vocab"])
-    plan = align_rows(
-        [vocabulary(GOLDEN_REMAP["vocabs"][m]) for m in names], output,
-        base=None if case["base"] is None else names.index(case["base"]), models=names,
-        rules={t: golden_rule(raw, t) for t, raw in case["token_config"].items()},
+    rules = {t: golden_rule(raw, t) for t, raw in case["token_config"].items()}
+    one = recipe(
+        [name for name in names if name != case["base"]], case["base"], tokens=rules,
         pad_to_multiple_of=case["pad_to_multiple_of"],
     )  # fmt: skip
-    found = remap(plan, [jnp.asarray(arrays[f"embed_input/{m}"]) for m in names])
-    for name, matrix in zip(names, found):
+    plan = row_plan(one, {m: vocabulary(GOLDEN_REMAP["vocabs"][m]) for m in names}, output)
+    found = remap(plan, {m: jnp.asarray(arrays[f"embed_input/{m}"]) for m in names})
+    assert found.keys() == set(names)
+    for name, matrix in found.items():
         expected = arrays[f"{case['id']}/{name}"]
         assert matrix.shape == expected.shape == (plan.size, 6) and matrix.dtype == jnp.float32
         np.testing.assert_allclose(matrix, expected, rtol=0, atol=1e-6)
@@ -72,18 +65,16 @@ def test_the_golden_rows_are_all_there() -> None:
 
 
 def test_zero_rules_and_tokens_of_nobody_are_zero_rows() -> None:
-    plan = align_rows(
-        [vocabulary("ab"), vocabulary("b")], vocabulary("abc"), base=None, models=["x", "y"],
-        rules={"a": TokenRule(), "b": TokenRule(force=True)},
-    )  # fmt: skip
-    one, two = remap(plan, [jnp.array([[1.0], [2.0]]), jnp.array([[3.0]])])
-    assert one.tolist() == [[1.0], [0.0], [0.0]] and two.tolist() == [[0.0], [0.0], [0.0]]
+    rules = {"a": TokenRule(), "b": TokenRule(force=True)}
+    plan = row_plan(recipe("xy", None, tokens=rules), {"x": vocabulary("ab"), "y": vocabulary("b")}, vocabulary("abc"))
+    found = remap(plan, {"x": jnp.array([[1.0], [2.0]]), "y": jnp.array([[3.0]])})
+    assert found["x"].tolist() == [[1.0], [0.0], [0.0]] and found["y"].tolist() == [[0.0], [0.0], [0.0]]
 
 
 def test_gaps_are_filled_like_padding_and_biases_are_remapped() -> None:
     output = Vocabulary({"a": 0, "b": 2})
-    plan = align_rows([vocabulary("ab")], output, base=0, rules={}, models=["x"], pad_to_multiple_of=4)
-    (found,) = remap(plan, [jnp.array([1.0, 3.0, 99.0], jnp.bfloat16)])  # a row beyond the vocabulary is trimmed
+    plan = row_plan(recipe("", "x", pad_to_multiple_of=4), {"x": vocabulary("ab")}, output)
+    found = remap(plan, {"x": jnp.array([1.0, 3.0, 99.0], jnp.bfloat16)})["x"]  # a row beyond the vocabulary is trimmed
     assert found.tolist() == [1.0, 2.0, 3.0, 2.0] and found.dtype == jnp.bfloat16
     assert plan.filler.tolist() == [False, True, False, True]
 

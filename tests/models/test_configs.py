@@ -12,12 +12,11 @@ import pytest
 import transformers
 
 from fusion_jax import InputError
-from fusion_jax.models.config import RopeConfig
 from fusion_jax.models.families import FAMILIES, config_from_hf, config_to_hf
-from fusion_jax.models.families.common import with_both_forms
+from fusion_jax.models.families.rotary import with_both_forms
 from fusion_jax.models.folder import check_folder
 from fusion_jax.models.parameters import abstract_params
-from fusion_jax.ops.rotary import rotary_tables
+from fusion_jax.ops.rotary import Rope, rotary_tables
 from tests.parity.checkpoints import CONFIGS, SMALL, write_checkpoint
 
 ODD: list[Any] = [
@@ -42,20 +41,33 @@ def usable(values: dict[str, Any]) -> None:
     """What a config is used for before a weight is read."""
     config = config_from_hf(values, "config.json")
     abstract_params(config)
-    assert config_from_hf(config_to_hf(config)).num_heads == config.num_heads
-    assert rotary(config.rope, config.head_dim, config.max_positions) == (1, 4, config.head_dim // 2)
-    assert len(config.windows) in (0, config.num_layers)
+    for stack, again in zip(config.decoder, config_from_hf(config_to_hf(config)).decoder, strict=True):
+        assert again.attention.heads == stack.attention.heads
+        for rope in config.positions.ropes:
+            shape = (1, 4, stack.attention.head_dim // 2)
+            assert rotary(rope, stack.attention.head_dim, config.max_positions) == shape
+        assert len(stack.windows) in (0, stack.layers)
 
 
 @cache
-def rotary(rope: RopeConfig, head_dim: int, max_positions: int) -> tuple[int, ...]:
+def rotary(rope: Rope, head_dim: int, max_positions: int) -> tuple[int, ...]:
     """The shape of the rotary tables, which are made but not computed."""
     places = jax.ShapeDtypeStruct((1, 4), "int32")
     return jax.eval_shape(lambda p: rotary_tables(p, rope, head_dim, max_positions), places)[0].shape
 
 
 @pytest.mark.parametrize(
-    "name", ["llama-yarn", "llama-3.1", "llama-dynamic", "mistral-window", "qwen2-windows", "gemma2"]
+    "name",
+    [
+        "llama-yarn",
+        "llama-3.1",
+        "llama-dynamic",
+        "mistral-window",
+        "qwen2-windows",
+        "gemma2",
+        "qwen3-windows-yarn",
+        "gemma3",
+    ],
 )
 def test_each_field_of_each_family(name):
     """Every field in turn, and every rotary one, takes every odd value: read, or refused in one line that names it."""
@@ -111,6 +123,15 @@ BAD: list[tuple[str, dict[str, Any], str]] = [
     ("gemma2", {"layer_types": ["full_attention", "chunked", "x"]}, "'layer_types': attention 'chunked' is not supported"),
     ("gemma2", {"attn_logit_softcapping": 0}, "'attn_logit_softcapping': is 0, out of range"),
     ("mistral-window", {"sliding_window": -1}, "'sliding_window': is -1, out of the range"),
+    ("qwen3", {"head_dim": 5}, "'head_dim': is 5; a rotary embedding needs an even number"),
+    ("qwen3", {"attention_bias": "no"}, "'attention_bias': is 'no', not true or false"),
+    ("qwen3", {"layer_types": ["full_attention"]}, "'layer_types': lists 1 layers, num_hidden_layers is 3"),
+    ("gemma3", {"sliding_window_pattern": 0, "layer_types": None}, "'sliding_window_pattern': is 0, out of the range"),
+    ("gemma3", {"use_bidirectional_attention": True}, "'use_bidirectional_attention': an encoder is not supported"),
+    ("gemma3", {"rope_parameters": {"rope_theta": 1e4}}, "'rope_parameters.rope_theta': stands outside the kinds of layers"),
+    ("gemma3", {"rope_parameters": {"sliding_attention": {"rope_type": "x"}}}, "'rope_parameters.sliding_attention': rotary scaling 'x' is not supported"),
+    ("gemma3", {"rope_parameters": None, "rope_local_base_freq": 0.5}, "'rope_local_base_freq': is 0.5, out of range"),
+    ("gemma3", {"rope_parameters": {"full_attention": {"rope_type": "linear"}}}, "'rope_parameters.full_attention.factor': is missing, which linear needs"),
     ("qwen2-windows", {"use_sliding_window": "false"}, "'use_sliding_window': is 'false', not true or false"),
 ]  # fmt: skip
 
@@ -166,4 +187,6 @@ def test_both_forms_of_rotary_settings():
 
 
 def test_every_family_is_tried():
-    assert {CONFIGS[n][0] for n in ("llama-yarn", "mistral-window", "qwen2-windows", "gemma2")} == set(FAMILIES)
+    assert {
+        CONFIGS[n][0] for n in ("llama-yarn", "mistral-window", "qwen2-windows", "gemma2", "qwen3", "gemma3")
+    } == set(FAMILIES)

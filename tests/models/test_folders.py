@@ -59,10 +59,10 @@ def test_a_stored_head_that_differs_is_kept(name, tmp_path):
     edit(tmp_path / "in/config.json", **changes)
     wanted = theirs(tmp_path / "in")
     model = load(tmp_path / "in")
-    assert close(logits(model, IDS), wanted) and not model.config.tied_head
+    assert close(logits(model, IDS), wanted) and not model.config.head.tied
     save(model, tmp_path / "out")
     assert stored(tmp_path / "out") == (True, False) and close(theirs(tmp_path / "out"), wanted)
-    assert not check_folder(tmp_path / "in").tied_head
+    assert not check_folder(tmp_path / "in").head.tied
 
 
 def test_a_stored_head_that_is_the_embedding_is_tied(tmp_path):
@@ -70,7 +70,7 @@ def test_a_stored_head_that_is_the_embedding_is_tied(tmp_path):
     wanted = theirs(tmp_path / "in")
     rewrite(tmp_path / "in", lambda t: t.update({HEAD: t[EMBEDDING].clone()}))
     model = load(tmp_path / "in")
-    assert model.config.tied_head and close(logits(model, IDS), wanted)
+    assert model.config.head.tied and close(logits(model, IDS), wanted)
     save(model, tmp_path / "out")
     assert stored(tmp_path / "out") == (False, True)
     rewrite(tmp_path / "in", lambda t: t.pop(EMBEDDING))  # the embedding under the head's name
@@ -98,7 +98,7 @@ def test_defaults_of_fields_that_are_left_out(tmp_path):
         write_checkpoint(name, tmp_path / family, **options)
         edit(tmp_path / family / "config.json", num_key_value_heads=None, sliding_window=None, head_dim=None)
         model = load(tmp_path / family)
-        assert close(logits(model, IDS), theirs(tmp_path / family)) and 4096 in model.config.windows
+        assert close(logits(model, IDS), theirs(tmp_path / family)) and 4096 in model.config.decoder[0].windows
 
 
 def test_llama3_scaling_without_its_original_length(tmp_path):
@@ -213,7 +213,9 @@ def test_fields_of_generation_config(tmp_path):
             load(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["llama-3.1", "llama-yarn", "llama-mha", "qwen2-windows", "gemma2"])
+@pytest.mark.parametrize(
+    "name", ["llama-3.1", "llama-yarn", "llama-mha", "qwen2-windows", "gemma2", "qwen3-windows-yarn"]
+)
 def test_rotary_settings_are_saved_in_both_forms(name, tmp_path):
     """transformers 4 reads `rope_theta` and `rope_scaling`, transformers 5 also `rope_parameters`: whichever form came in.
 
@@ -241,3 +243,31 @@ def test_rotary_settings_are_saved_in_both_forms(name, tmp_path):
             close(theirs(tmp_path / f"{form}-saved"), wanted)
             and load(tmp_path / f"{form}-saved").config == model.config
         )
+
+
+@pytest.mark.parametrize("name", ["gemma3", "gemma3-kinds-yarn"])
+def test_two_rotary_settings_are_saved_in_both_forms(name, tmp_path):
+    """Of layers with and without a window: `rope_parameters` by kind, or `rope_theta`, `rope_local_base_freq` and
+    `rope_scaling`, which scales the layers without."""
+    write_checkpoint(name, tmp_path / "new")
+    shutil.copytree(tmp_path / "new", tmp_path / "old")
+    values = json.loads((tmp_path / "new/config.json").read_text())
+    kinds = values.pop("rope_parameters")
+    full, local = kinds["full_attention"], kinds["sliding_attention"]
+    theta = full.pop("rope_theta")
+    values |= {"rope_theta": theta, "rope_scaling": full, "rope_local_base_freq": local["rope_theta"]}
+    if name == "gemma3":
+        del values["layer_types"]
+        values["sliding_window_pattern"] = 6
+    (tmp_path / "old/config.json").write_text(json.dumps(values))
+    wanted = theirs(tmp_path / "new")
+    for form in ("new", "old"):
+        model = load(tmp_path / form)
+        assert close(logits(model, IDS), wanted)
+        save(model, tmp_path / f"{form}-saved")
+        out = json.loads((tmp_path / f"{form}-saved/config.json").read_text())
+        assert out["rope_theta"] == theta == out["rope_parameters"]["full_attention"]["rope_theta"]
+        assert out["rope_local_base_freq"] == out["rope_parameters"]["sliding_attention"]["rope_theta"]
+        assert out["rope_scaling"] == full
+        assert close(theirs(tmp_path / f"{form}-saved"), wanted)
+        assert load(tmp_path / f"{form}-saved").config == model.config

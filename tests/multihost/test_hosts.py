@@ -12,8 +12,10 @@ import pytest
 from jax.experimental import multihost_utils
 
 from experiments import dpo
-from fusion_jax import hosts
 from fusion_jax.errors import InputError
+from fusion_jax.hosts import agree
+from fusion_jax.hosts.join import HostSettings, join
+from fusion_jax.hosts.signals import PREEMPTED
 from tests.small import fails
 
 
@@ -47,31 +49,31 @@ def test_only_the_first_host_looks_and_the_others_wait(second, monkeypatch, tmp_
     monkeypatch.setattr(
         multihost_utils, "broadcast_one_to_all", lambda mine: (asked.append(Late.looks), np.ones_like(mine))[1]
     )
-    assert hosts.agreed_exists(Late(tmp_path / "file")) is True
+    assert agree.agreed_exists(Late(tmp_path / "file")) is True
     assert asked == [0] and Late.looks == 4
 
 
 def test_where_the_first_host_sees_nothing_nobody_looks(second, monkeypatch, tmp_path):
     monkeypatch.setattr(multihost_utils, "broadcast_one_to_all", np.zeros_like)
     monkeypatch.setattr(Late, "exists", lambda self: pytest.fail("looked"))
-    assert hosts.agreed_exists(Late(tmp_path / "file")) is False
+    assert agree.agreed_exists(Late(tmp_path / "file")) is False
 
 
 def test_a_host_that_never_sees_it_is_named(second, monkeypatch, tmp_path):
-    monkeypatch.setattr(hosts, "SEEN_SECONDS", 0.3)
+    monkeypatch.setattr(agree, "SEEN_SECONDS", 0.3)
     with pytest.raises(InputError, match=r"file.*host 1 does not find it as host 0 has written it"):
-        hosts.agreed_exists(tmp_path / "file")
+        agree.agreed_exists(tmp_path / "file")
 
 
 def test_a_coordinator_without_a_port_is_refused():
     with pytest.raises(InputError, match=r"hosts.coordinator.*'10.0.0.1' has no port"):
-        hosts.join(hosts.HostSettings(coordinator="10.0.0.1", count=2, index=0))
+        join(HostSettings(coordinator="10.0.0.1", count=2, index=0))
 
 
 def test_sigterm_ends_a_program_at_once_with_the_code_that_says_start_again():
     """Also inside a computation and inside a callback, where an exception would be lost."""
     script = (
-        "import os, signal; from fusion_jax.hosts import HostSettings, connect; import jax, jax.numpy as jnp\n"
+        "import os, signal; from fusion_jax.hosts.join import HostSettings, connect; import jax, jax.numpy as jnp\n"
         "connect(HostSettings())\n"
         "class Doomed:\n"
         "    def __del__(self): os.kill(os.getpid(), signal.SIGTERM); sum(range(10**6))\n"
@@ -79,4 +81,4 @@ def test_sigterm_ends_a_program_at_once_with_the_code_that_says_start_again():
         "print('started', flush=True); Doomed(); print('went on', flush=True)\n"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
-    assert (done.returncode, done.stdout) == (hosts.PREEMPTED, "started\n"), done.stderr[-1000:]
+    assert (done.returncode, done.stdout) == (PREEMPTED, "started\n"), done.stderr[-1000:]

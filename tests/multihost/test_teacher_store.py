@@ -14,11 +14,12 @@ import numpy as np
 import pytest
 
 from experiments import cache_teacher
-from fusion_jax.data.jsonl import read_jsonl
-from fusion_jax.data.teachers import StoreIdentity, TeacherRow, TeacherStore
+from fusion_jax.data.documents import TeacherRow
 from fusion_jax.errors import InputError
-from fusion_jax.hosts import Host, HostSettings, join
+from fusion_jax.hosts.join import Host, HostSettings, join
 from fusion_jax.json_files import read_json
+from fusion_jax.jsonl import read_jsonl
+from fusion_jax.teachers.store import StoreIdentity, TeacherStore
 from tests.small import attempt, command, fails, small_folder, write
 
 pytestmark = pytest.mark.usefixtures("quick_compiler")
@@ -30,7 +31,7 @@ TEXTS, PART = 24, 4
 def folder(tmp_path_factory) -> Path:
     """The model, the texts, which get longer so that every part compiles anew, and the store of one process."""
     path = tmp_path_factory.mktemp("hosts")
-    small_folder(path / "model", num_kv_heads=2)
+    small_folder(path / "model", num_key_value_heads=2)
     write(path / "texts.jsonl", [{"text": f"{i} " + "Reverse a b. " * (1 + i // PART)} for i in range(TEXTS)])
     attempt(cache_teacher, arguments(path, "one"))
     assert len(read_jsonl(path / "texts.jsonl")) == TEXTS == len(store(path / "one"))

@@ -16,8 +16,8 @@ import pytest
 from safetensors.numpy import load_file
 
 from experiments import dpo
-from fusion_jax.data.jsonl import read_jsonl
-from fusion_jax.hosts import LOST, PREEMPTED
+from fusion_jax.hosts.signals import LOST, PREEMPTED
+from fusion_jax.jsonl import read_jsonl
 from tests.multihost.test_teacher_store import free_address
 from tests.small import ROOT, command, even_pairs, fails, small_folder, write
 
@@ -42,7 +42,7 @@ sys.addaudithook(hook)
 def folder(tmp_path_factory) -> Path:
     """The model, pairs of one length, so that little is compiled, and the run of one process."""
     path = tmp_path_factory.mktemp("training")
-    small_folder(path / "model", num_kv_heads=2)
+    small_folder(path / "model", num_key_value_heads=2)
     write(path / "pairs.jsonl", even_pairs(56))
     ended(start(path, "one", 1), 0)
     assert read_jsonl(path / "one/metrics.jsonl")[-1]["step"] == STEPS - 1

@@ -57,7 +57,7 @@ def test_valid_explained_and_without_outputs(name):
 @pytest.mark.slow
 def test_wrpo_runs_shows_its_report_and_takes_other_checkpoints(tmp_path, monkeypatch):
     """Once with the miniatures, and the run cell again; once with a folder, ready quadruples and the page's options."""
-    small_folder(tmp_path / "model", max_positions=2048)
+    small_folder(tmp_path / "model", max_position_embeddings=2048)
     write(tmp_path / "quads.jsonl", quads(132))
     settings = ["--prompts-per-skill=8", "--test-per-skill=1", "--sources", "zoo:qwen-source", "--baseline=False"]
     settings += ["--held-out=0", "--sft.epochs=1", "--preference.epochs=1"]
@@ -84,7 +84,7 @@ def test_wrpo_runs_shows_its_report_and_takes_other_checkpoints(tmp_path, monkey
 @pytest.mark.slow
 def test_fusechat_runs_shows_its_report_and_takes_other_checkpoints(tmp_path, monkeypatch):
     """Once with the miniatures; once with a folder as pivot, chats from a file and the page's options."""
-    small_folder(tmp_path / "model", max_positions=2048)
+    small_folder(tmp_path / "model", max_position_embeddings=2048)
     write(tmp_path / "chats.jsonl", [{"prompt": pair["prompt"], "response": pair["chosen"]} for pair in pairs(128)])
     settings = ["--chats-per-skill=3", "--test-per-skill=1", "--sources", "zoo:qwen-source", "zoo:llama-source"]
     train = ["--arms=pairwise", "--train.epochs=1"]

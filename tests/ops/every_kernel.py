@@ -104,9 +104,10 @@ def visible_of(layout: str, tokens: Tokens, windows: tuple[int, ...]) -> Visible
     position = jnp.asarray(tokens.position, jnp.int32)
     if layout in ("one text", "packed"):
         segments = jnp.asarray(tokens.document + 1, jnp.int32) if layout == "packed" else None
-        return Visible(position, segments, windows)
+        return Visible(position, segments, windows=windows)
     count = BRANCHES if layout == "shared prompt" else 1
-    return Visible(position, None, windows, (PROMPT, count), jnp.asarray(LENGTHS, jnp.int32))
+    lengths = jnp.asarray(LENGTHS, jnp.int32)
+    return Visible(position, prompt_lengths=lengths, windows=windows, branches=(PROMPT, count))
 
 
 def apart(kernel: Any, layout: str, windows: tuple[int, ...], heads: tuple[int, int, int], mesh: Mesh | None) -> float:
@@ -119,8 +120,8 @@ def apart(kernel: Any, layout: str, windows: tuple[int, ...], heads: tuple[int, 
     soft_cap = 5.0 if len(windows) > 1 else None  # as in Gemma-2
 
     def ours(window: Any, *qkv: Any) -> tuple[Any, ...]:
-        visible = visible_of(layout, tokens, windows)
-        how = partial(attend, visible=visible, window=window, scale=dim**-0.5, soft_cap=soft_cap)
+        visible = visible_of(layout, tokens, windows).of_layer(window, windows, True)
+        how = partial(attend, visible=visible, scale=dim**-0.5, soft_cap=soft_cap)
         out, pull = jax.vjp(partial(how, kernel=kernel, mesh=mesh), *qkv)
         return out, *pull(jnp.asarray(toward))
 

@@ -3,7 +3,6 @@ offloading on a mesh, against the reference attention on one device."""
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import sys
 from typing import Any
@@ -13,15 +12,21 @@ import jax.numpy as jnp
 import numpy as np
 
 from fusion_jax.data.batches import buckets_of, collate
+from fusion_jax.models.compute import Compute
 from fusion_jax.models.parameters import init_params, parameter_specs
 from fusion_jax.sharding import make_mesh, named
-from fusion_jax.train.objectives import WrpoSettings, wrpo_objective
+from fusion_jax.train import objectives
+from fusion_jax.train.objectives import WrpoSettings
 from fusion_jax.train.state import OptimizerSettings, init_state, make_optimizer
-from fusion_jax.train.step import Compute, make_train_step, shard_batch
+from fusion_jax.train.step import make_train_step, shard_batch
+from tests.small import changed
 from tests.train.sharded_step import CONFIG as GEMMA
 from tests.train.sharded_step import quadruples
 
-CONFIG = dataclasses.replace(GEMMA, model_type="llama", windows=(), post_norms=False, num_kv_heads=2, head_dim=128)
+CONFIG = changed(
+    GEMMA, attention={"kv_heads": 2, "head_dim": 128, "scale": None}, stack={"windows": (), "residual": "pre"},
+    model_type="llama",
+)  # fmt: skip
 
 
 def run(compute: Compute) -> tuple[float, Any]:
@@ -33,7 +38,7 @@ def run(compute: Compute) -> tuple[float, Any]:
     if compute.mesh is not None:
         specs = parameter_specs(CONFIG)
         params = jax.tree.map(lambda p, s: jax.device_put(p, named(compute.mesh, s.axes, s.shape)), params, specs)
-    step = make_train_step(CONFIG, wrpo_objective(WrpoSettings(beta=1.0), 4), optimizer, compute)
+    step = make_train_step(CONFIG, objectives.wrpo(WrpoSettings(beta=1.0)), optimizer, compute, total=4)
     state, metrics = step(init_state(params, optimizer, compute.mesh), shard_batch(batch, compute.mesh))
     (moments,) = [
         m.mu for m in jax.tree.leaves(state.opt_state, is_leaf=lambda x: hasattr(x, "mu")) if hasattr(m, "mu")

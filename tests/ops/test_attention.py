@@ -7,16 +7,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fusion_jax.ops.attention import ContextPart, attention, branched_attention
+from fusion_jax.ops.attention import attention
+from fusion_jax.ops.kernels import ContextPart, Visible
 
 HEADS, KV_HEADS, DIM = 4, 2, 8
 
 
-def dense(q, k, v, mask, soft_cap):
-    """q [B,T,H,h] over k, v [B,S,K,h] where mask [B,T,S] allows."""
+def dense(q, k, v, mask, soft_cap, bias=0.0):
+    """q [B,T,H,h] over k, v [B,S,K,h] where mask [B,T,S] allows; bias [B,H,T,S]."""
     k, v = (jnp.repeat(x, HEADS // KV_HEADS, 2) for x in (k, v))
     scores = jnp.einsum("bthd,bshd->bhts", q, k) * 0.3
     scores = scores if soft_cap is None else soft_cap * jnp.tanh(scores / soft_cap)
+    scores = scores + bias
     weights = jax.nn.softmax(jnp.where(mask[:, None], scores, -jnp.inf), -1)
     return jnp.einsum("bhts,bshd->bthd", weights, v)
 
@@ -55,10 +57,8 @@ def test_segments_windows_and_caps(tokens, window, soft_cap):
         positions = jnp.broadcast_to(jnp.asarray(index), (2, tokens))
 
         def ours(q, k, v, window=window):
-            return attention(
-                q, k, v, positions=positions, segment_ids=jnp.asarray(segments), window=window, scale=0.3,
-                soft_cap=soft_cap,
-            )  # fmt: skip
+            visible = Visible(positions, jnp.asarray(segments), window=window)
+            return attention(q, k, v, visible, scale=0.3, soft_cap=soft_cap)
 
         assert_same(ours, lambda q, k, v: dense(q, k, v, jnp.asarray(mask), soft_cap), inputs)
         traced = jax.jit(lambda w: ours(*inputs, window=w))(jnp.asarray(window))
@@ -83,10 +83,8 @@ def test_keys_shared_by_rows(window):
         mask = (near >= 0) & ((near < window) | (window == 0)) & exists[:, None, :]
 
         def ours(q, k, v, pk, pv):
-            part = ContextPart(pk, pv, jnp.asarray(places), jnp.asarray(lengths))
-            return attention(
-                q, k, v, positions=jnp.asarray(positions), segment_ids=None, window=window, scale=0.3, context=(part,)
-            )
+            part = ContextPart(*(jnp.swapaxes(x, 1, 2) for x in (pk, pv)), jnp.asarray(places), jnp.asarray(lengths))
+            return attention(q, k, v, Visible(jnp.asarray(positions), window=window), scale=0.3, context=(part,))
 
         def theirs(q, k, v, pk, pv):
             k, v = (jnp.concatenate([jnp.repeat(p, 2, 0), x], 1) for p, x in ((pk, k), (pv, v)))
@@ -109,9 +107,84 @@ def test_branches_see_their_prompt_and_themselves():
         mask |= (branch[:, None] >= 0) & (branch[None, :] < 0) & (inside[None, :] < length)
 
         def ours(q, k, v):
-            return branched_attention(
-                q, k, v, branches=(size, count), prompt_lengths=jnp.asarray([length]),
-                positions=jnp.asarray(positions)[None], window=0, scale=0.3,
-            )  # fmt: skip
+            places, lengths = jnp.asarray(positions)[None], jnp.asarray([length])
+            return attention(q, k, v, Visible(places, prompt_lengths=lengths, branches=(size, count)), scale=0.3)
 
         assert_same(ours, lambda q, k, v: dense(q, k, v, jnp.asarray(mask)[None], None), inputs)
+
+
+@pytest.mark.parametrize("window", [0, 5])
+def test_both_directions(window):
+    """An encoder's rows: padding seen by itself alone, a window on both sides."""
+    with jax.enable_x64(True):
+        tokens, lengths = 40, np.asarray([40, 13])
+        inputs = arrays(np.random.default_rng(6), (2, tokens, HEADS, DIM), *[(2, tokens, KV_HEADS, DIM)] * 2)
+        place = np.arange(tokens)
+        exists = place < lengths[:, None]
+        apart = np.abs(place[:, None] - place[None, :])
+        mask = (exists[:, :, None] == exists[:, None, :]) & ((apart < window) | (window == 0))
+        visible = Visible(
+            jnp.broadcast_to(place, (2, tokens)), jnp.asarray(exists, jnp.int32), window=window, causal=False
+        )
+        assert_same(
+            lambda q, k, v: attention(q, k, v, visible, scale=0.3),
+            lambda q, k, v: dense(q, k, v, jnp.asarray(mask), None),
+            inputs,
+        )
+
+
+def table_bias(table):
+    """By head and clipped distance, as T5's: float[H,...] of table [H,9]."""
+    return lambda queries, keys: table[:, jnp.clip(queries - keys, -4, 4) + 4]
+
+
+def test_a_bias_of_positions_and_its_gradient():
+    """Rows of several query blocks behind shared keys; the table that the bias is read from has a gradient."""
+    with jax.enable_x64(True):
+        size, tokens = 6, 70
+        inputs = arrays(
+            np.random.default_rng(7), (4, tokens, HEADS, DIM), *[(4, tokens, KV_HEADS, DIM)] * 2,
+            *[(2, size, KV_HEADS, DIM)] * 2, (HEADS, 9),
+        )  # fmt: skip
+        positions = jnp.broadcast_to(size + jnp.arange(tokens), (4, tokens))
+        places = jnp.broadcast_to(jnp.arange(size), (2, size))
+        every = jnp.concatenate([jnp.repeat(places, 2, 0), positions], 1)
+        mask = positions[:, :, None] >= every[:, None, :]
+
+        def ours(q, k, v, pk, pv, table):
+            part = ContextPart(*(jnp.swapaxes(x, 1, 2) for x in (pk, pv)), places, jnp.full(2, size))
+            return attention(q, k, v, Visible(positions), scale=0.3, bias=table_bias(table), context=(part,))
+
+        def theirs(q, k, v, pk, pv, table):
+            k, v = (jnp.concatenate([jnp.repeat(p, 2, 0), x], 1) for p, x in ((pk, k), (pv, v)))
+            bias = table_bias(table)(positions[:, :, None], every[:, None, :])
+            return dense(q, k, v, mask, None, jnp.swapaxes(bias, 0, 1))
+
+        assert_same(ours, theirs, inputs)
+
+
+def test_keys_of_the_context_alone():
+    """Cross-attention: rows without keys of their own over encoder outputs of different length."""
+    with jax.enable_x64(True):
+        size, lengths = 9, jnp.asarray([9, 4])
+        inputs = arrays(np.random.default_rng(8), (2, 50, HEADS, DIM), *[(2, size, KV_HEADS, DIM)] * 2)
+        positions, places = (jnp.broadcast_to(jnp.arange(n), (2, n)) for n in (50, size))
+        mask = jnp.broadcast_to((places < lengths[:, None])[:, None], (2, 50, size))
+
+        def ours(q, k, v):
+            part = ContextPart(*(jnp.swapaxes(x, 1, 2) for x in (k, v)), places, lengths)
+            return attention(q, None, None, Visible(positions), scale=0.3, context=(part,))
+
+        assert_same(ours, lambda q, k, v: dense(q, k, v, mask, None), inputs)
+
+
+def test_questions_without_an_answer_are_refused():
+    one = jnp.zeros((1, 4), int)
+    q, k = jnp.zeros((1, 4, HEADS, DIM)), jnp.zeros((1, 4, KV_HEADS, DIM))
+    with pytest.raises(ValueError, match="a bias or a soft cap"):
+        attention(q, k, k, Visible(one), scale=1.0, soft_cap=2.0, bias=table_bias(jnp.zeros((HEADS, 9))))
+    shared = Visible(one, prompt_lengths=jnp.ones(1, int), branches=(2, 1))
+    with pytest.raises(ValueError, match="keys of their own"):
+        attention(q, None, None, shared, scale=1.0)
+    with pytest.raises(ValueError, match="are causal"):
+        Visible(one, prompt_lengths=jnp.ones(1, int), branches=(2, 1), causal=False)

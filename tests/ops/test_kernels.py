@@ -41,6 +41,6 @@ def test_values_and_gradients_on_a_mesh(case, on_meshes):
 def test_what_no_kernel_answers_is_refused():
     one = jnp.zeros((1, 4), jnp.int32)
     with pytest.raises(ValueError, match="no segments"):
-        Visible(one, one, (), (2, 1), jnp.ones(1, jnp.int32))
+        Visible(one, one, jnp.ones(1, jnp.int32), branches=(2, 1))
     with pytest.raises(ValueError, match="belong together"):
         Visible(one, branches=(2, 1))

@@ -10,17 +10,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fusion_jax.models.config import DecoderConfig
 from fusion_jax.models.decoder import forward
+from fusion_jax.models.families import config_from_hf
 from fusion_jax.models.parameters import init_params
 from fusion_jax.ops.remat import Remat
 
 pytestmark = pytest.mark.usefixtures("quick_compiler")
 
-CONFIG = DecoderConfig(
-    model_type="llama", vocab_size=32, hidden_size=16, intermediate_size=32, num_layers=2, num_heads=2, num_kv_heads=1,
-    head_dim=128, max_positions=32, initializer_range=0.3,
-)  # fmt: skip
+CONFIG = config_from_hf({
+    "model_type": "llama", "vocab_size": 32, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2,
+    "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 128, "max_position_embeddings": 32,
+    "initializer_range": 0.3,
+})  # fmt: skip
 
 
 def gradient(remat, kernel):

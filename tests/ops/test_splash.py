@@ -13,7 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fusion_jax.ops.attention import attention, branched_attention
+from fusion_jax.ops.attention import attention
+from fusion_jax.ops.kernels import Visible
 from fusion_jax.ops.splash import TreeMask, splash_attention, takes
 
 pytestmark = pytest.mark.usefixtures("quick_compiler")
@@ -47,16 +48,14 @@ def test_segments_windows_and_caps(window, windows, soft_cap):
     inputs = drawn(rng, 2, 200)
     segments = jnp.asarray(np.sort(rng.integers(1, 4, (2, 200)), 1))
     positions = jnp.broadcast_to(jnp.arange(200), (2, 200))
-    traced = jnp.asarray(window)
+    visible = Visible(positions, segments, window=jnp.asarray(window), windows=windows)
+    known = Visible(positions, segments, window=window)
     assert_same(
-        lambda *qkv: splash_attention(
-            *qkv, segment_ids=segments, window=traced, windows=windows, soft_cap=soft_cap, mesh=None, interpret=True, **HOW
-        ),
-        lambda *qkv: attention(
-            *qkv, segment_ids=segments, positions=positions, window=window, soft_cap=soft_cap, **HOW
-        ),
-        inputs, np.ones((2, 200)),
-    )  # fmt: skip
+        lambda *qkv: splash_attention(*qkv, visible, soft_cap=soft_cap, interpret=True, **HOW),
+        lambda *qkv: attention(*qkv, known, soft_cap=soft_cap, **HOW),
+        inputs,
+        np.ones((2, 200)),
+    )
 
 
 @pytest.mark.parametrize(("size", "count", "rest"), [(70, 2, 50), (128, 1, 100)])
@@ -66,16 +65,13 @@ def test_continuations_of_one_prompt(size, count, rest):
     inputs = drawn(rng, 2, tokens)
     lengths = jnp.asarray([size, size // 3])
     seen = (np.arange(tokens) < np.asarray(lengths)[:, None]) | (np.arange(tokens) >= size)
+    visible = Visible(jnp.zeros((2, tokens), int), prompt_lengths=lengths, branches=(size, count))
     assert_same(
-        lambda *qkv: splash_attention(
-            *qkv, segment_ids=None, window=0, windows=(), branches=(size, count), prompt_lengths=lengths, soft_cap=None,
-            mesh=None, interpret=True, **HOW,
-        ),
-        lambda *qkv: branched_attention(
-            *qkv, branches=(size, count), prompt_lengths=lengths, positions=jnp.zeros((2, tokens), int), window=0, **HOW
-        ),
-        inputs, seen,
-    )  # fmt: skip
+        lambda *qkv: splash_attention(*qkv, visible, interpret=True, **HOW),
+        lambda *qkv: attention(*qkv, visible, **HOW),
+        inputs,
+        seen,
+    )
 
 
 @pytest.mark.slow
@@ -99,16 +95,20 @@ def test_a_tree_mask_leaves_out_other_branches():
 
 
 def test_what_is_left_to_the_reference():
-    assert takes(300, (0, 40), None) and takes(300, (0, 200), (100, 2))
-    assert not takes(300, (150,), (100, 2))
+    place, lengths = jnp.arange(300)[None], jnp.ones(1, int)
+    assert takes(Visible(place, windows=(0, 40)))
+    assert takes(Visible(place, prompt_lengths=lengths, windows=(0, 200), branches=(100, 2)))
+    assert not takes(Visible(place, prompt_lengths=lengths, windows=(150,), branches=(100, 2)))
+    assert not takes(Visible(place, causal=False))
 
 
 def test_heads_smaller_than_a_tile_are_filled():
     """As those of Llama-3.2-1B and Qwen2.5-0.5B."""
     inputs = [x[..., :64] for x in drawn(np.random.default_rng(2), 1, 130)]
-    how = {"segment_ids": None, "window": 0, "soft_cap": None, "scale": 64**-0.5}
+    visible = Visible(jnp.arange(130)[None])
     assert_same(
-        lambda *qkv: splash_attention(*qkv, windows=(), mesh=None, interpret=True, **how),
-        lambda *qkv: attention(*qkv, positions=jnp.arange(130)[None], **how),
-        inputs, np.ones((1, 130)),
-    )  # fmt: skip
+        lambda *qkv: splash_attention(*qkv, visible, scale=64**-0.5, interpret=True),
+        lambda *qkv: attention(*qkv, visible, scale=64**-0.5),
+        inputs,
+        np.ones((1, 130)),
+    )

@@ -35,9 +35,30 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "mistral-no-window": ("mistral", {"sliding_window": None, "head_dim": 16}),
     "qwen2": ("qwen2", {"tie_word_embeddings": True}),
     "qwen2-windows": ("qwen2", {"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 1}),
+    "qwen3": ("qwen3", {"head_dim": 16}),
+    "qwen3-tied-bias": ("qwen3", {
+        "head_dim": 10, "num_key_value_heads": 4, "tie_word_embeddings": True, "attention_bias": True}),
+    "qwen3-windows-yarn": ("qwen3", {
+        "head_dim": 12, "num_key_value_heads": 1, "use_sliding_window": True, "sliding_window": 5, "max_window_layers": 1,
+        "rope_parameters": {
+            "rope_theta": 1e6, "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}}),
     "gemma2": ("gemma2", {
         "sliding_window": 6, "head_dim": 16, "query_pre_attn_scalar": 20, "attn_logit_softcapping": 5.0,
         "final_logit_softcapping": 3.0}),
+    "gemma3": ("gemma3_text", {
+        "num_hidden_layers": 7, "sliding_window": 5, "head_dim": 16, "query_pre_attn_scalar": 20,
+        "rope_parameters": {
+            "full_attention": {"rope_theta": 1e6, "rope_type": "linear", "factor": 8.0},
+            "sliding_attention": {"rope_theta": 1e4, "rope_type": "default"}}}),
+    "gemma3-kinds-yarn": ("gemma3_text", {
+        "sliding_window": 6, "head_dim": 12, "num_key_value_heads": 1, "query_pre_attn_scalar": 12,
+        "layer_types": ["full_attention", "sliding_attention", "full_attention"], "attention_bias": True,
+        "rope_parameters": {
+            "full_attention": {
+                "rope_theta": 1e5, "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16},
+            "sliding_attention": {"rope_theta": 1e3, "rope_type": "default"}}}),
+    "gemma3-capped-untied": ("gemma3_text", {
+        "sliding_window": 4096, "head_dim": 16, "final_logit_softcapping": 3.0, "tie_word_embeddings": False}),
     "gemma2-uncapped": ("gemma2", {"sliding_window": 4096, "head_dim": 12, "query_pre_attn_scalar": 12,
                                    "attn_logit_softcapping": None, "final_logit_softcapping": None}),
 }  # fmt: skip

@@ -13,9 +13,9 @@ import torch
 import transformers
 from safetensors.numpy import load_file
 
+from fusion_jax.models.attention import Context
 from fusion_jax.models.decoder import forward
 from fusion_jax.models.folder import classify, load, logits, save
-from fusion_jax.ops.attention import ContextPart
 from tests.parity.checkpoints import CONFIGS, write_checkpoint
 
 TOLERANCE = 1e-5
@@ -61,9 +61,9 @@ def _cached_equals_uncached(model, rows):
     """The first 20 tokens as shared context of two continuations a row, then one token on top of both."""
     whole = forward(model.params, model.config, jnp.asarray(rows))
     prompt = jnp.asarray(rows[:, :20])
-    _, (k, v) = forward(model.params, model.config, prompt, return_kv=True)
+    _, kept = forward(model.params, model.config, prompt, keep=True)
     places = jnp.broadcast_to(jnp.arange(20), (3, 20))
-    part = ContextPart(k, v, places, jnp.full(3, 20))
+    part = Context(kept, places, jnp.full(3, 20))
     rest = jnp.repeat(jnp.asarray(rows[:, 20:]), 2, 0)
     positions = jnp.broadcast_to(jnp.arange(20, 40), rest.shape)
     continued = forward(model.params, model.config, rest, positions=positions, context=(part,))
@@ -74,7 +74,7 @@ def _cached_equals_uncached(model, rows):
 
 def test_a_new_config_json_means_the_same(tmp_path):
     """The config.json that we write for a model that never had one loads in `transformers` with the same logits."""
-    for name in ("llama-3.1", "llama-yarn", "mistral-window", "qwen2-windows", "gemma2"):
+    for name in ("llama-3.1", "llama-yarn", "mistral-window", "qwen2-windows", "gemma2", "qwen3-windows-yarn", "gemma3", "gemma3-kinds-yarn"):
         theirs = write_checkpoint(name, tmp_path / name)
         ours = dataclasses.replace(load(tmp_path / name), hf_config={}, generation={})
         save(ours, tmp_path / f"{name}-new")
@@ -86,9 +86,9 @@ def test_a_new_config_json_means_the_same(tmp_path):
             torch.testing.assert_close(again(rows).logits, theirs(rows).logits)
 
 
-@pytest.mark.parametrize("labels", [1, 3])
-def test_sequence_classification(labels, tmp_path):
-    theirs = write_checkpoint("llama-gqa-tied", tmp_path, classifier=True, num_labels=labels)
+@pytest.mark.parametrize(("name", "labels"), [("llama-gqa-tied", 1), ("llama-gqa-tied", 3), ("gemma3", 3)])
+def test_sequence_classification(name, labels, tmp_path):
+    theirs = write_checkpoint(name, tmp_path, classifier=True, num_labels=labels)
     rows = tokens()
     with torch.no_grad():
         expected = theirs(torch.tensor(rows), attention_mask=torch.tensor(rows != 0, dtype=torch.long)).logits

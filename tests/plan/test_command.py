@@ -11,7 +11,7 @@ import pytest
 from experiments import dpo, fusechat, fusellm, generate, merge, sft, wrpo
 from fusion_jax.errors import InputError
 from fusion_jax.plan import command, compile
-from fusion_jax.plan.requests import Decode, MergeTensor, Prefill, ScoreStep, TeacherStep, TrainStep
+from fusion_jax.plan.programs import Decode, MergeTensor, Prefill, ScoreStep, TeacherStep, TrainStep
 from fusion_jax.plan.runs import Ask
 from fusion_jax.sharding import make_mesh
 

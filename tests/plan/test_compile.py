@@ -9,11 +9,12 @@ import pytest
 from fusion_jax.errors import InputError
 from fusion_jax.models.families import config_from_hf
 from fusion_jax.plan import compile as planning
-from fusion_jax.plan.flops import body_parameters, head_parameters, parameter_count, useful_flops
+from fusion_jax.plan.flops import body_parameters, head_parameters, parameter_count
 from fusion_jax.plan.hlo import parse
 from fusion_jax.plan.models import PUBLIC
+from fusion_jax.plan.programs import Decode, MergeTensor, Prefill, TeacherStep, TrainStep
 from fusion_jax.plan.report import line, page, plan
-from fusion_jax.plan.requests import Decode, MergeTensor, Prefill, Request, TeacherStep, TrainStep
+from fusion_jax.plan.requests import Request, useful_flops
 from fusion_jax.plan.runs import Planned
 from fusion_jax.slices import slice_of
 
@@ -125,7 +126,8 @@ def test_a_token_takes_no_less_than_reading_weights_and_cache_once():
     found = plan(Planned("decode", Request("v5e-4", model, program, (1, 1, 4))))
     config = config_from_hf(model)
     weights = 2 * (body_parameters(config) + head_parameters(config))
-    cache = 2 * 2 * 4 * config.num_kv_heads * config.head_dim * 32 * (1024 + 512)
+    attention = config.decoder[0].attention
+    cache = 2 * 2 * 4 * attention.kv_heads * attention.head_dim * 32 * (1024 + 512)
     floor = 512 * (weights + cache) / 4 / slice_of("v5e-4").chip.bandwidth
     assert floor <= found.times.total < 1.2 * floor
     assert found.times.memory > 0.9 * floor

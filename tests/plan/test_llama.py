@@ -13,7 +13,8 @@ from fusion_jax.models.parameters import abstract_params
 from fusion_jax.plan.compile import Compiled, compile_for
 from fusion_jax.plan.hlo import COLLECTIVES, Shape, parse
 from fusion_jax.plan.models import PUBLIC
-from fusion_jax.plan.requests import Request, TrainStep
+from fusion_jax.plan.programs import TrainStep
+from fusion_jax.plan.requests import Request
 
 needs_compiler = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")
 LLAMA = PUBLIC["llama3-8b"]

@@ -11,10 +11,10 @@ from fusion_jax.errors import InputError
 from fusion_jax.plan import command, report
 from fusion_jax.plan.compile import Compiled, Memory
 from fusion_jax.plan.cost import Times
-from fusion_jax.plan.flops import useful_flops
 from fusion_jax.plan.models import PUBLIC
+from fusion_jax.plan.programs import Decode, TeacherStep, TrainStep
 from fusion_jax.plan.report import Result, limit, line, page
-from fusion_jax.plan.requests import Decode, Request, TeacherStep, TrainStep
+from fusion_jax.plan.requests import Request, useful_flops
 from fusion_jax.plan.runs import Ask, Planned
 from fusion_jax.slices import slice_of
 from tpu_scripts import plan as script

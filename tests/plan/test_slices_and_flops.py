@@ -9,16 +9,10 @@ import pytest
 
 from fusion_jax.errors import InputError
 from fusion_jax.models.families import config_from_hf
-from fusion_jax.plan.flops import (
-    body_parameters,
-    head_parameters,
-    kernel_share,
-    parameter_count,
-    tokens_of,
-    useful_flops,
-)
+from fusion_jax.plan.flops import body_parameters, head_parameters, parameter_count
 from fusion_jax.plan.models import PUBLIC, config_named
-from fusion_jax.plan.requests import Decode, MergeTensor, Request, ScoreStep, TeacherStep, TrainStep, from_json, to_json
+from fusion_jax.plan.programs import Decode, MergeTensor, ScoreStep, TeacherStep, TrainStep
+from fusion_jax.plan.requests import Request, from_json, to_json, tokens_of, useful_flops
 from fusion_jax.slices import CHIPS, compiler_options, slice_of
 
 LLAMA = PUBLIC["llama3-8b"]
@@ -113,4 +107,5 @@ def test_a_run_compiles_as_its_plan_does(kind, chip):
 def test_an_attention_kernel_works_on_tiles_that_hold_anything_seen(shared, share):
     """Of 4 x 4 tiles 10; of 8 x 8 tiles 3 of the prompt and for each of 3 branches 4 of the prompt and 3 of its own."""
     step = TrainStep("wrpo", 4, 1024, prompt=1024, shared_prompt=shared)
-    assert kernel_share(Request("v5e-4", config_named("llama3-8b", "--model"), step)) == share
+    config = config_from_hf(config_named("llama3-8b", "--model"))
+    assert step.kernel_share(config) == share

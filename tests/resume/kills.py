@@ -30,9 +30,9 @@ os.environ |= {
 }  # fmt: skip
 
 from experiments import dpo, fusechat, fusellm, merge, wrpo
-from fusion_jax.data.jsonl import write_jsonl
+from fusion_jax.jsonl import write_jsonl
 from fusion_jax.markdown import markdown_table
-from fusion_jax.train.run_folder import TIMES
+from fusion_jax.store.run_folder import TIMES
 from tests.small import attempt, pairs, small_folder
 
 COMPARED = {".jsonl", ".json", ".safetensors", ".npy", ".array_record"}

@@ -13,7 +13,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from experiments import dpo
-from fusion_jax.data.jsonl import read_jsonl
+from fusion_jax.jsonl import read_jsonl
 from tests.small import command, fails, pairs, run, small_folder, write
 
 pytestmark = pytest.mark.usefixtures("quick_compiler")

@@ -30,7 +30,7 @@ RECORDS = [
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     return small_folder(
-        tmp_path_factory.mktemp("reward") / "model", num_labels=1, tied_head=False, initializer_range=0.3
+        tmp_path_factory.mktemp("reward") / "model", num_labels=1, tie_word_embeddings=False, initializer_range=0.3
     )
 
 

@@ -8,16 +8,16 @@ import sys
 import jax
 import numpy as np
 
-from fusion_jax.models.config import DecoderConfig
+from fusion_jax.models.families import config_from_hf
 from fusion_jax.models.parameters import init_params, parameter_specs
 from fusion_jax.sampling.generate import generate_ids
 from fusion_jax.sampling.samplers import Sampler
 from fusion_jax.sharding import make_mesh, named
 
-CONFIG = DecoderConfig(
-    model_type="llama", vocab_size=128, hidden_size=32, intermediate_size=64, num_layers=2, num_heads=4,
-    num_kv_heads=2, head_dim=8, max_positions=64, initializer_range=0.2,
-)  # fmt: skip
+CONFIG = config_from_hf({
+    "model_type": "llama", "vocab_size": 128, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64, "initializer_range": 0.2,
+})  # fmt: skip
 
 
 def main() -> None:

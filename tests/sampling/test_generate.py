@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from fusion_jax.errors import InputError
-from fusion_jax.models.config import DecoderConfig
+from fusion_jax.models.families import config_from_hf
 from fusion_jax.models.folder import Model, logits
 from fusion_jax.models.parameters import init_params
 from fusion_jax.sampling import ids as ids_module
@@ -24,10 +24,11 @@ from tests.small import small_model
 
 pytestmark = pytest.mark.usefixtures("quick_compiler")
 
-CONFIG = DecoderConfig(
-    model_type="llama", vocab_size=96, hidden_size=48, intermediate_size=80, num_layers=2, num_heads=4, num_kv_heads=2,
-    head_dim=12, max_positions=96, tied_head=True, initializer_range=0.2,
-)  # fmt: skip
+CONFIG = config_from_hf({
+    "model_type": "llama", "vocab_size": 96, "hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 2,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 96, "tie_word_embeddings": True,
+    "initializer_range": 0.2,
+})  # fmt: skip
 
 
 @pytest.fixture(scope="module")

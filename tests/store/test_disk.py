@@ -16,11 +16,12 @@ import pytest
 from rich.console import Console
 
 from fusion_jax import InputError
-from fusion_jax.align.parts import Job, Part, Stored, make_parts
-from fusion_jax.data.teachers import StoreIdentity, TeacherRow, TeacherStore, write_store
+from fusion_jax.data.documents import TeacherRow
 from fusion_jax.files import DiskError, fault, writing
+from fusion_jax.store.parts import Job, Part, Stored, make_parts
+from fusion_jax.store.run_folder import RunFolder
+from fusion_jax.teachers.store import StoreIdentity, TeacherStore, write_store
 from fusion_jax.train.checkpoints import Checkpoints, finishing, restore_state, save_state
-from fusion_jax.train.run_folder import RunFolder
 from fusion_jax.train.state import TrainState
 
 pytestmark = pytest.mark.usefixtures("quick_compiler")

@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 
 from fusion_jax import InputError
-from fusion_jax.data.jsonl import read_jsonl, write_jsonl
 from fusion_jax.files import replacing_folder
-from fusion_jax.train.run_folder import RESULTS, open_run
+from fusion_jax.jsonl import read_jsonl, write_jsonl
+from fusion_jax.runs.opening import open_run
+from fusion_jax.store.run_folder import RESULTS
 
 CONFIG = {"out": "", "resume": False, "seed": 1, "data": ""}
 RECORDS = [{"n": n} for n in range(6)]

@@ -76,18 +76,18 @@ def test_restarts_are_counted(host, code):
 MESH = """
 import signal
 sys.path.insert(0, {root!r})
-from fusion_jax import hosts
+from fusion_jax.hosts import agree, join, signals
 call = len(open(sys.argv[0] + '.jsonl').readlines())
-hosts.GRACE_SECONDS = 1
+signals.GRACE_SECONDS = 1
 def sigterm(): {told} and os.kill(os.getpid(), signal.SIGTERM)
-with hosts.ending_together():
-    hosts.connect(hosts.HostSettings({address!r}, 2, {index}))
-    with hosts.preemption() as told_to_stop:
+with signals.ending_together():
+    join.connect(join.HostSettings({address!r}, 2, {index}))
+    with signals.preemption() as told_to_stop:
         assert not bool(told_to_stop())
         if call == 1: sigterm()
     print('a stage went well', flush=True)
     if call == 2: sigterm()
-    hosts.barrier('the next')
+    agree.barrier('the next')
 """
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from fusion_jax.hosts import LOST, PREEMPTED
+from fusion_jax.hosts.signals import LOST, PREEMPTED
 from tests.small import ROOT
 from tests.tpu_scripts.stand_in import INTERPRETER, SCRIPTS, TRICKY, Bench, bench, calls, program
 

@@ -14,13 +14,13 @@ import numpy as np
 
 from fusion_jax.data.batches import buckets_of
 from fusion_jax.data.documents import encode_documents, plain_examples, text_documents
+from fusion_jax.models.compute import Compute
 from fusion_jax.models.parameters import place_params
 from fusion_jax.rewards.reward_model import score_responses
 from fusion_jax.sampling.generate import generate
 from fusion_jax.sharding import make_mesh
+from fusion_jax.teachers.reading import teacher_rows
 from fusion_jax.train.reference import sequence_logprobs
-from fusion_jax.train.step import Compute
-from fusion_jax.train.teachers import teacher_rows
 from tests.small import small_model
 
 TEXTS = ["one two three", "What is 12 + 30?", "a", "Reverse a b c d e"]
@@ -29,9 +29,9 @@ TEXTS = ["one two three", "What is 12 + 30?", "a", "Reverse a b c d e"]
 def found(sizes: tuple[int, int, int] | None) -> dict[str, list[float]]:
     """Teachers, references, rewards and answers, of batches of 3 texts, on a mesh or without one."""
     mesh = None if sizes is None else make_mesh(*sizes)
-    model = small_model(max_positions=64)
+    model = small_model(max_position_embeddings=64)
     model = dataclasses.replace(model, params=place_params(model.params, model.config, mesh))
-    judge = small_model(num_labels=1, tied_head=False)
+    judge = small_model(num_labels=1, tie_word_embeddings=False)
     judge = dataclasses.replace(judge, params=place_params(judge.params, judge.config, mesh))
     compute = Compute(mesh, kernel="xla" if mesh is None else "splash-interpreted")
     texts = encode_documents(model.tokenizer, text_documents(TEXTS), max_length=64)

@@ -11,13 +11,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import jax
 import numpy as np
 
-from fusion_jax.data.batches import buckets_of, extents
+from fusion_jax.data.batches import Data, buckets_of
+from fusion_jax.models.compute import Compute
 from fusion_jax.models.parameters import init_params, place_params
 from fusion_jax.sharding import make_mesh
+from fusion_jax.train import objectives
 from fusion_jax.train.batching import step_batch
-from fusion_jax.train.objectives import WrpoSettings, wrpo_objective
+from fusion_jax.train.objectives import WrpoSettings
 from fusion_jax.train.state import OptimizerSettings, init_state, make_optimizer
-from fusion_jax.train.step import Compute, make_train_step, shard_batch
+from fusion_jax.train.step import make_train_step, shard_batch
 from tests.train.sharded_step import CONFIG
 from tests.train.test_shared_prompt import examples
 
@@ -25,12 +27,12 @@ from tests.train.test_shared_prompt import examples
 def run(pack_tokens, mesh):
     many = examples(tuple(np.random.default_rng(5).integers(1, 30, 32)))
     optimizer = make_optimizer(OptimizerSettings(learning_rate=0.1, warmup_ratio=0.0), 4)
-    step = make_train_step(CONFIG, wrpo_objective(WrpoSettings(beta=1.0), 4), optimizer, Compute(mesh))
+    step = make_train_step(CONFIG, objectives.wrpo(WrpoSettings(beta=1.0)), optimizer, Compute(mesh), total=4)
     state = init_state(place_params(init_params(CONFIG, jax.random.key(1)), CONFIG, mesh), optimizer, mesh)
     out = []
     for indices in (np.arange(16), np.arange(16, 32)):
         micro = indices.reshape(2, -1)
-        batch = step_batch(many, micro, buckets_of(many), extents(many), mesh, pack_tokens)
+        batch = step_batch(Data(many), micro, buckets_of(many), mesh, pack_tokens)
         state, metrics = step(state, shard_batch(batch, mesh))
         out.append({name: float(value) for name, value in metrics.items() if name != "bad"})
     return out

@@ -11,30 +11,24 @@ import jax.numpy as jnp
 import numpy as np
 
 from fusion_jax.data.batches import Example, Targets, buckets_of, collate
-from fusion_jax.models.config import DecoderConfig
+from fusion_jax.models.compute import Compute
+from fusion_jax.models.config import Embed
+from fusion_jax.models.families import config_from_hf
 from fusion_jax.models.parameters import init_params, parameter_specs
 from fusion_jax.sharding import make_mesh, named
-from fusion_jax.train.objectives import FusionSettings, WrpoSettings, fusion_objective, wrpo_objective
+from fusion_jax.teachers.settings import FusionSettings
+from fusion_jax.train import objectives
+from fusion_jax.train.objectives import WrpoSettings
 from fusion_jax.train.state import OptimizerSettings, init_state, make_optimizer
-from fusion_jax.train.step import Compute, make_train_step, shard_batch
+from fusion_jax.train.step import make_train_step, shard_batch
 
-CONFIG = DecoderConfig(
-    model_type="gemma2",
-    vocab_size=256,
-    hidden_size=32,
-    intermediate_size=64,
-    num_layers=2,
-    num_heads=4,
-    num_kv_heads=4,
-    head_dim=8,
-    max_positions=64,
-    windows=(5, 0),
-    attention_soft_cap=5.0,
-    final_soft_cap=3.0,
-    post_norms=True,
-    norm_unit_offset=True,
-    initializer_range=0.3,
-)
+GEMMA = config_from_hf({
+    "model_type": "gemma2", "vocab_size": 256, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
+    "num_attention_heads": 4, "num_key_value_heads": 4, "head_dim": 8, "max_position_embeddings": 64,
+    "sliding_window": 5, "attn_logit_softcapping": 5.0, "final_logit_softcapping": 3.0, "query_pre_attn_scalar": 8,
+    "hidden_activation": "silu", "tie_word_embeddings": False, "initializer_range": 0.3,
+})  # fmt: skip
+CONFIG = dataclasses.replace(GEMMA, embed=Embed())
 
 
 def quadruples(rng):
@@ -61,9 +55,9 @@ def batch(kind):
 def run(config, kind, mesh, params):
     optimizer = make_optimizer(OptimizerSettings(learning_rate=0.01, warmup_ratio=0.0), 4)
     objective = (
-        wrpo_objective(WrpoSettings(beta=1.0), 4) if kind == "wrpo" else fusion_objective(FusionSettings(0.5), 4)
+        objectives.wrpo(WrpoSettings(beta=1.0)) if kind == "wrpo" else objectives.fusion(FusionSettings(0.5))
     )
-    step = make_train_step(config, objective, optimizer, Compute(mesh, jnp.float32, "full"))
+    step = make_train_step(config, objective, optimizer, Compute(mesh, jnp.float32, "full"), total=4)
     if mesh is not None:
         specs = parameter_specs(config)
         params = jax.tree.map(lambda p, s: jax.device_put(p, named(mesh, s.axes, s.shape)), params, specs)
@@ -84,7 +78,7 @@ def main() -> None:
         (True, "wrpo", ((8, 1, 1), (1, 2, 4))), (False, "wrpo", ((1, 8, 1), (2, 2, 2))), (False, "fusion", ((2, 2, 2),)),
     )  # fmt: skip
     for tied, kind, shapes in runs:
-        config = dataclasses.replace(CONFIG, tied_head=tied)
+        config = dataclasses.replace(CONFIG, head=dataclasses.replace(CONFIG.head, tied=tied))
         params = init_params(config, jax.random.key(1))
         single, gradient, _ = run(config, kind, None, params)
         scale = max(float(np.abs(g).max()) for g in jax.tree.leaves(gradient))

@@ -13,10 +13,10 @@ from fusion_jax.errors import InputError
 from fusion_jax.models.parameters import check_heads
 from fusion_jax.plan.models import PUBLIC
 from fusion_jax.plan.runs import Ask
+from fusion_jax.runs import fits
 from fusion_jax.sampling.generate import SampleSettings
 from fusion_jax.sampling.ids import decoding_ways
-from fusion_jax.train import fits
-from fusion_jax.train.optimise import TrainSettings
+from fusion_jax.train.settings import TrainSettings
 from tests.small import attempt, fails, pairs, small_folder, small_model, write
 
 pytestmark = pytest.mark.usefixtures("quick_compiler")
@@ -31,7 +31,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize(("tensor", "wanted"), [(8, "28 attention heads do not divide by 8"), (7, "8 devices")])
 def test_heads_that_the_devices_do_not_divide(tensor, wanted):
-    config = small_model(num_heads=28, num_kv_heads=4, head_dim=2).config
+    config = small_model(num_attention_heads=28, num_key_value_heads=4, head_dim=2).config
     with pytest.raises(InputError, match=rf"--train.mesh-tensor.*{wanted}.*Give one of 1, 2, 4") as refused:
         check_heads(config, tensor, 8, "--train.mesh-tensor")
     assert refused.value.field == "--train.mesh-tensor"
@@ -109,8 +109,8 @@ def test_a_reward_model_must_have_room_for_prompt_and_answer(folder):
 @pytest.mark.parametrize("packing", ["none", "official"])
 def test_a_target_whose_positions_are_the_length_of_the_texts_is_trained(packing, tmp_path):
     """The target reads all texts whole; the token behind a row, which predicts nothing, needs no position."""
-    target = small_folder(tmp_path / "target", max_positions=32)
-    source = small_folder(tmp_path / "source", max_positions=64)
+    target = small_folder(tmp_path / "target", max_position_embeddings=32)
+    source = small_folder(tmp_path / "source", max_position_embeddings=64)
     texts = write(tmp_path / "texts.jsonl", [{"text": f"{p['prompt']} {p['chosen']} " * 4} for p in pairs(8)])
     args = [
         "--target", str(target), "--sources", str(source), "--texts", str(texts), "--packing", packing, "--arms", "CLM",

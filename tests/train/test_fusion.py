@@ -12,12 +12,24 @@ import pytest
 from fusion_jax.align.distributions import RowRule
 from fusion_jax.data.batches import Example, Targets, buckets_of, collate
 from fusion_jax.errors import InputError
-from fusion_jax.models.config import DecoderConfig
+from fusion_jax.models.compute import Compute
+from fusion_jax.models.families import config_from_hf
 from fusion_jax.models.folder import Model, logits
 from fusion_jax.models.parameters import init_params
-from fusion_jax.train.fusion import FusionRow, FusionRows, Opinion, Opinions, fuse, fused_examples, fusion_rows, packed
-from fusion_jax.train.objectives import FusionSettings, fusion_objective
-from fusion_jax.train.step import Compute, score
+from fusion_jax.teachers.settings import FusionSettings
+from fusion_jax.teachers.targets import (
+    FusionRow,
+    FusionRows,
+    Opinion,
+    Opinions,
+    fuse,
+    fused_examples,
+    fusion_rows,
+    packed,
+)
+from fusion_jax.train import objectives
+from fusion_jax.train.objective import Progress
+from fusion_jax.train.scores import score
 
 V, M, K = 40, 7, 3
 
@@ -144,7 +156,7 @@ def test_examples_are_kept_and_made_once(tmp_path):
     kept = fused_examples(tmp_path / "e", rows, settings, mask="labels")
     for example, expected in zip(kept, fuse(list(rows), settings, mask="labels"), strict=True):
         assert example == expected
-        np.testing.assert_array_equal(example.chosen, expected.chosen)
+        np.testing.assert_array_equal(example.groups, expected.groups)
         for ours, theirs in zip(example.targets, expected.targets, strict=True):
             np.testing.assert_array_equal(ours, theirs)
     parts = {p.name: p.read_bytes() for p in (tmp_path / "e").glob("part-*")}
@@ -183,10 +195,10 @@ def test_settings_that_do_not_go_together(settings, field):
 
 @pytest.fixture(scope="module")
 def model():
-    config = DecoderConfig(
-        model_type="llama", vocab_size=V, hidden_size=32, intermediate_size=64, num_layers=2, num_heads=2,
-        num_kv_heads=2, head_dim=16, max_positions=64, tied_head=False,
-    )  # fmt: skip
+    config = config_from_hf({
+        "model_type": "llama", "vocab_size": V, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
+        "num_attention_heads": 2, "max_position_embeddings": 64,
+    })  # fmt: skip
     return Model(config, init_params(config, jax.random.key(0)))
 
 
@@ -201,9 +213,9 @@ def test_the_step_s_loss_is_the_dense_one(model, mask, kind, tail):
         row(rng, opinion(rng, 1.0, m=5), opinion(rng, 2.0, m=5), m=5, scored=[0, 0, 0, 1, 1]),
     ]
     examples = fuse(rows, settings, mask=mask)
-    objective = fusion_objective(settings, 10)
+    objective = objectives.fusion(settings)
     batch = jax.tree.map(jnp.asarray, collate(examples, buckets_of(examples)))
-    found = objective(score(model.params, model.config, batch, Compute()), jnp.asarray(3))[0]
+    found = objective.loss(score(model.params, model.config, batch, Compute()), Progress(jnp.asarray(3), 10))[0]
     language, fused = [], []
     for text, example in zip(rows, examples, strict=True):
         z = np.asarray(logits(model, text.ids[None]), np.float64)[0]
@@ -231,11 +243,11 @@ def test_what_only_fills_the_batch_counts_for_nothing(model):
     settings = FusionSettings()
     (example,) = fuse([row(rng, opinion(rng, 2.0))], settings, mask="all")
     filler = dataclasses.replace(example, rows=((5,) * 8,), weight=0.0)
-    objective = fusion_objective(settings, 1)
+    objective = objectives.fusion(settings)
 
     def loss(examples):
         batch = jax.tree.map(jnp.asarray, collate(examples, buckets_of(examples)))
-        return objective(score(model.params, model.config, batch, Compute()), jnp.asarray(0))[0].total
+        return objective.loss(score(model.params, model.config, batch, Compute()), Progress(jnp.asarray(0), 1))[0].total
 
     np.testing.assert_allclose(loss([example]), loss([example, filler]), rtol=1e-6)
 
@@ -253,7 +265,9 @@ def test_the_soft_schedule_weighs_each_example_by_its_own_scores(model):
 
     def loss(examples, settings):
         batch = jax.tree.map(jnp.asarray, collate(examples, buckets_of(examples)))
-        found = fusion_objective(settings, 1)(score(model.params, model.config, batch, Compute()), jnp.asarray(0))[0]
+        found = objectives.fusion(settings).loss(
+            score(model.params, model.config, batch, Compute()), Progress(jnp.asarray(0), 1)
+        )[0]
         return found.total / found.weight
 
     alone = [loss([e], FusionSettings(weight=1 - float(e.targets.share))) for e in examples]
@@ -264,7 +278,7 @@ def test_targets_stand_behind_a_shared_prompt():
     """Only the tokens behind the prompt reach the head; their targets move with them."""
     targets = Targets(np.arange(12).reshape(6, 2), np.asarray([[0.0, 0.0]] * 3 + [[0.5, 0.5]] * 3), np.float32(0))
     chosen = np.asarray([0, 0, 0, 0, 1, 1, 1], bool)
-    example = Example(((1, 2, 3, 4, 5, 6, 7),), (4,), chosen=chosen, targets=targets)
+    example = Example(((1, 2, 3, 4, 5, 6, 7),), (4,), groups=chosen, targets=targets)
     batch = collate([example], buckets_of([example]))
     assert batch.prompt_lengths.tolist() == [3]
     assert batch.tokens[0, 0, :3].tolist() == [4, 5, 6] and batch.labels[0, 0, :3].tolist() == [5, 6, 7]

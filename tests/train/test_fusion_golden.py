@@ -9,9 +9,11 @@ import pytest
 
 from fusion_jax.data.batches import Buckets, collate
 from fusion_jax.ops.linear_logprobs import linear_logprobs
-from fusion_jax.train.fusion import FusionRow, Opinion, fuse
-from fusion_jax.train.objectives import FusionSettings, fusion_objective
-from fusion_jax.train.step import Scores
+from fusion_jax.teachers.settings import FusionSettings
+from fusion_jax.teachers.targets import FusionRow, Opinion, fuse
+from fusion_jax.train import objectives
+from fusion_jax.train.objective import Progress
+from fusion_jax.train.scores import Scores
 from tests.losses.test_fusion_golden import COLUMNS, GOLDEN, LOSS, labels_and_mask, padded
 
 
@@ -55,8 +57,8 @@ def test_the_training_path_gives_the_official_loss(index):
     scores = Scores(
         kept, mask, kept.sum(-1), mask.sum(-1), data.reference, data.weights, data.targets, logprobs[..., 1:]
     )  # fmt: skip
-    objective = fusion_objective(settings, s.get("max_steps", 1))
-    loss, metrics = objective(scores, jnp.asarray(s.get("step", 0)))
+    objective = objectives.fusion(settings)
+    loss, metrics = objective.loss(scores, Progress(jnp.asarray(s.get("step", 0)), s.get("max_steps", 1)))
     np.testing.assert_allclose(loss.total / loss.weight, case["loss"], rtol=LOSS[s["loss_type"]])
     if settings.schedule != "soft":
         assert float(metrics["lambda"].total) == pytest.approx(

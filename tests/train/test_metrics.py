@@ -2,33 +2,34 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fusion_jax.data.batches import Example, buckets_of, extents
+from fusion_jax.data.batches import Data, Example, buckets_of
 from fusion_jax.losses import Count, Mean, divide
+from fusion_jax.models.compute import Compute
 from fusion_jax.models.parameters import init_params
+from fusion_jax.runs.opening import open_run
+from fusion_jax.train import objectives
 from fusion_jax.train.batching import step_batch
-from fusion_jax.train.objectives import PairSettings, WrpoSettings, pair_objective, sft_objective, wrpo_objective
-from fusion_jax.train.optimise import TrainSettings, optimise
-from fusion_jax.train.run_folder import open_run
+from fusion_jax.train.objectives import PairSettings, WrpoSettings
+from fusion_jax.train.optimise import optimise
+from fusion_jax.train.settings import TrainSettings
 from fusion_jax.train.state import OptimizerSettings, init_state, make_optimizer
-from fusion_jax.train.step import Compute, make_train_step
-from tests.small import small_model
+from fusion_jax.train.step import make_train_step
+from tests.small import changed, small_model
 from tests.train.test_shared_prompt import PLAIN
 
 pytestmark = pytest.mark.usefixtures("quick_compiler")
 
-CONFIG = dataclasses.replace(PLAIN, num_layers=1)
+CONFIG = changed(PLAIN, stack={"layers": 1})
 FAST = (("xla_backend_optimization_level", 0), ("xla_llvm_disable_expensive_passes", True))  # to compile, not to run
 OBJECTIVES = {
-    "sft": (1, sft_objective()),
-    "dpo": (2, pair_objective(PairSettings(beta=1.0))),
-    "wrpo": (3, wrpo_objective(WrpoSettings(beta=1.0), 4)),
+    "sft": (1, objectives.sft()),
+    "dpo": (2, objectives.pair(PairSettings(beta=1.0))),
+    "wrpo": (3, objectives.wrpo(WrpoSettings(beta=1.0))),
 }
 
 
@@ -51,13 +52,13 @@ def test_micro_batches_change_no_metric(name):
     groups, objective = OBJECTIVES[name]
     many = uneven(groups)
     optimizer = make_optimizer(OptimizerSettings(learning_rate=0.1, warmup_ratio=0.0), 4)
-    step = make_train_step(CONFIG, objective, optimizer, Compute(options=FAST))
+    step = make_train_step(CONFIG, objective, optimizer, Compute(options=FAST), total=4)
     found = {}
     several = (2, 4) if name == "sft" else (4,)
     for micro in (1, *several):
         state = init_state(init_params(CONFIG, jax.random.key(0)), optimizer, None)
         indices = np.arange(8).reshape(micro, -1)
-        batch = jax.tree.map(jnp.asarray, step_batch(many, indices, buckets_of(many), extents(many), None))
+        batch = jax.tree.map(jnp.asarray, step_batch(Data(many), indices, buckets_of(many), None))
         _, metrics = step(state, batch)
         found[micro] = {key: float(value) for key, value in metrics.items() if key != "bad"}
     for micro in several:
@@ -71,7 +72,7 @@ def test_the_evaluation_counts_all_held_out_tokens(tmp_path):
     """Five examples in batches of two, the last one filled."""
     settings = TrainSettings(batch_size=4, micro_batches=2, log_every=1, remat="none")
     run, held = open_run(tmp_path / "run", {}, resume=False), uneven(1)[:5]
-    optimise(small_model(num_layers=1), uneven(1)[:4], sft_objective(), settings, run, validation=held)
+    optimise(small_model(num_hidden_layers=1), Data(uneven(1)[:4]), objectives.sft(), settings, run, held=Data(held))
     lines = (tmp_path / "run/metrics.jsonl").read_text().splitlines()
     assert f'"eval_tokens": {float(sum(e.scored[0] for e in held))}' in lines[-1]
 

@@ -14,21 +14,24 @@ import orbax.checkpoint as ocp
 import pytest
 from rich.console import Console
 
-from fusion_jax import hosts
-from fusion_jax.data.batches import Example
-from fusion_jax.data.jsonl import read_jsonl
+from fusion_jax.data.batches import Data, Example
 from fusion_jax.errors import InputError
-from fusion_jax.models.config import DecoderConfig
+from fusion_jax.hosts.join import HostSettings, connect
+from fusion_jax.hosts.signals import PREEMPTED
+from fusion_jax.jsonl import read_jsonl
+from fusion_jax.models.families import config_from_hf
 from fusion_jax.models.folder import Model
 from fusion_jax.models.parameters import init_params
-from fusion_jax.train import optimise, run_folder
-from fusion_jax.train.objectives import sft_objective
-from fusion_jax.train.run_folder import RunFolder
+from fusion_jax.store import run_folder
+from fusion_jax.store.run_folder import RunFolder
+from fusion_jax.train import objectives, optimise
+from fusion_jax.train.settings import TrainSettings, compute_for
+from fusion_jax.train.state import OptimizerSettings
 
 pytestmark = pytest.mark.usefixtures("quick_compiler")
 
-SETTINGS = optimise.TrainSettings(
-    optimizer=optimise.OptimizerSettings(learning_rate=1e-2), batch_size=2, micro_batches=1, log_every=1,
+SETTINGS = TrainSettings(
+    optimizer=OptimizerSettings(learning_rate=1e-2), batch_size=2, micro_batches=1, log_every=1,
     eval_every=2, checkpoint_every=2,
 )  # fmt: skip
 EXAMPLES = [Example(((1, 2 + i, 3 + i, 4 + 2 * i),), (1,), i) for i in range(10)]
@@ -38,11 +41,14 @@ LAST = 3  # of the steps from 0
 def train(folder: Path) -> Any:
     """Four steps on one host, or the rest of them."""
     folder.mkdir(exist_ok=True)
-    config = DecoderConfig("llama", 24, 8, 8, 1, 1, 1, 8, 16)
+    config = config_from_hf({
+        "model_type": "llama", "vocab_size": 24, "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1,
+        "num_attention_heads": 1, "max_position_embeddings": 16,
+    })  # fmt: skip
     model = Model(config, init_params(config, jax.random.key(0)), None)
     run = RunFolder(folder, Console(quiet=True))
     return jax.device_get(
-        optimise.optimise(model, EXAMPLES[:8], sft_objective(), SETTINGS, run, validation=EXAMPLES[8:]).params
+        optimise.optimise(model, Data(EXAMPLES[:8]), objectives.sft(), SETTINGS, run, held=Data(EXAMPLES[8:])).params
     )
 
 
@@ -67,7 +73,7 @@ def whole(tmp_path_factory) -> tuple[Path, Any]:
 def sigterm() -> Iterator[None]:
     """As a program has it that trains: SIGTERM ends it where no loop takes note of it."""
     before = signal.getsignal(signal.SIGTERM)
-    hosts.connect(hosts.HostSettings())
+    connect(HostSettings())
     yield
     signal.signal(signal.SIGTERM, before)
 
@@ -110,7 +116,7 @@ def test_sigterm_while_the_last_checkpoint_is_written(monkeypatch, tmp_path, who
     monkeypatch.setattr(manager, "wait_until_finished", waiting)
     with pytest.raises(SystemExit) as ended:
         train(tmp_path)
-    assert ended.value.code == hosts.PREEMPTED and written[-1] == [str(LAST + 1)]
+    assert ended.value.code == PREEMPTED and written[-1] == [str(LAST + 1)]
     goes_on(monkeypatch, tmp_path, whole)
 
 
@@ -118,7 +124,7 @@ def test_sigterm_during_the_last_evaluation_is_not_forgotten(monkeypatch, tmp_pa
     when_logging(monkeypatch, (LAST, True), tell)
     with pytest.raises(SystemExit) as ended:
         train(tmp_path)
-    assert ended.value.code == hosts.PREEMPTED
+    assert ended.value.code == PREEMPTED
     assert saved(tmp_path) == [str(LAST + 1)] and logged(tmp_path) == logged(whole[0])
     goes_on(monkeypatch, tmp_path, whole)
 
@@ -129,7 +135,7 @@ def test_sigterm_before_an_evaluation_saves_and_leaves_it_for_later(monkeypatch,
     when_logging(monkeypatch, (step, False), tell)
     with pytest.raises(SystemExit) as ended:
         train(tmp_path)
-    assert ended.value.code == hosts.PREEMPTED
+    assert ended.value.code == PREEMPTED
     assert saved(tmp_path) == [str(step + 1)] and logged(tmp_path)[-1] == (step, False)
     goes_on(monkeypatch, tmp_path, whole)
 
@@ -167,4 +173,4 @@ def test_an_evaluation_that_is_there_is_not_made_again(monkeypatch, tmp_path, wh
 
 def test_a_kernel_that_the_devices_lack_is_refused() -> None:
     with pytest.raises(InputError, match=r"attention.*devices here are cpu"):
-        optimise.compute_for(optimise.TrainSettings(attention="splash"))
+        compute_for(TrainSettings(attention="splash"))

@@ -18,16 +18,19 @@ from fusion_jax.data.batches import Example, buckets_of, collate
 from fusion_jax.data.packing import collate_packed, pack
 from fusion_jax.errors import InputError
 from fusion_jax.losses.reductions import divide
+from fusion_jax.models.compute import Compute
 from fusion_jax.models.parameters import init_params
-from fusion_jax.train.objectives import PairSettings, WrpoSettings, pair_objective, wrpo_objective
-from fusion_jax.train.step import Compute, score
+from fusion_jax.train import objectives
+from fusion_jax.train.objective import Progress
+from fusion_jax.train.objectives import PairSettings, WrpoSettings
+from fusion_jax.train.scores import score
 from tests.train.test_shared_prompt import PLAIN, WINDOWED, examples
 
 pytestmark = pytest.mark.usefixtures("quick_compiler")
 
 OBJECTIVES = {
-    "wrpo": wrpo_objective(WrpoSettings(beta=1.0, dynamic=False), 4),
-    "dpo with sft": pair_objective(PairSettings(beta=1.0, sft_weight=0.5)),
+    "wrpo": objectives.wrpo(WrpoSettings(beta=1.0, dynamic=False)),
+    "dpo with sft": objectives.pair(PairSettings(beta=1.0, sft_weight=0.5)),
 }
 
 
@@ -44,7 +47,7 @@ def uneven(groups: int) -> list[Example]:
 
 def found(config, objective, batch):
     def loss(params):
-        total, metrics = objective(score(params, config, batch, Compute()), jnp.zeros((), jnp.int32))
+        total, metrics = objective.loss(score(params, config, batch, Compute()), Progress(jnp.zeros((), jnp.int32), 4))
         return total.total, (total, metrics)
 
     step = jax.jit(jax.value_and_grad(loss, has_aux=True))

@@ -10,20 +10,25 @@ import numpy as np
 import pytest
 
 from fusion_jax.data.batches import Example, buckets_of, collate
-from fusion_jax.models.config import RopeConfig
+from fusion_jax.models.compute import Compute
+from fusion_jax.models.config import Positions
 from fusion_jax.models.decoder import forward
 from fusion_jax.models.folder import Model, logits
 from fusion_jax.models.parameters import init_params
+from fusion_jax.ops.rotary import Rope
 from fusion_jax.sampling.ids import How, prefill
 from fusion_jax.sampling.samplers import GREEDY
-from fusion_jax.train.objectives import WrpoSettings, wrpo_objective
-from fusion_jax.train.step import Compute, score
+from fusion_jax.train import objectives
+from fusion_jax.train.objective import Progress
+from fusion_jax.train.objectives import WrpoSettings
+from fusion_jax.train.scores import score
+from tests.small import changed
 from tests.train.sharded_step import CONFIG
 
 pytestmark = pytest.mark.usefixtures("quick_compiler")
 
-WINDOWED = dataclasses.replace(CONFIG, initializer_range=0.4, windows=(9, 0))
-PLAIN = dataclasses.replace(CONFIG, model_type="llama", windows=(), post_norms=False, num_kv_heads=2)
+WINDOWED = changed(CONFIG, stack={"windows": (9, 0)}, initializer_range=0.4)
+PLAIN = changed(CONFIG, attention={"kv_heads": 2}, stack={"windows": (), "residual": "pre"}, model_type="llama")
 
 
 def examples(prompts: tuple[int, ...]) -> list[Example]:
@@ -37,10 +42,12 @@ def examples(prompts: tuple[int, ...]) -> list[Example]:
 
 
 def loss_and_gradient(config, batch, shared):
-    objective = wrpo_objective(WrpoSettings(beta=1.0, dynamic=False), 4)
+    objective = objectives.wrpo(WrpoSettings(beta=1.0, dynamic=False))
 
     def loss(params):
-        return objective(score(params, config, batch, Compute(shared_prompt=shared)), jnp.zeros((), jnp.int32))[0].total
+        return objective.loss(
+            score(params, config, batch, Compute(shared_prompt=shared)), Progress(jnp.zeros((), jnp.int32), 4)
+        )[0].total
 
     return jax.jit(jax.value_and_grad(loss))(init_params(config, jax.random.key(0)))
 
@@ -72,7 +79,7 @@ def _by_whole_rows(config, many):
             scored[b, g, max(example.starts[g], 1) - 1 : len(row) - 1] = True
     batch = collate(many, buckets_of(many))._replace(
         prompts=np.zeros((len(many), 0), np.int32), prompt_lengths=np.zeros(len(many), np.int32), tokens=tokens,
-        labels=labels, positions=np.broadcast_to(np.arange(width), tokens.shape), scored=scored,
+        labels=labels, positions=np.broadcast_to(np.arange(width), tokens.shape), groups=scored.astype(np.uint8),
     )  # fmt: skip
     return loss_and_gradient(config, batch, True)
 
@@ -80,7 +87,7 @@ def _by_whole_rows(config, many):
 @pytest.mark.parametrize("kernel", ["xla", "splash-interpreted"])
 def test_a_window_wider_than_prompt_and_answer_cuts_nothing(kernel):
     """Mistral's window between a prompt with its answer and the row of all answers, by answers in rows of their own."""
-    config = dataclasses.replace(PLAIN, model_type="mistral", windows=(90, 90), initializer_range=0.4)
+    config = changed(PLAIN, stack={"windows": (90, 90)}, model_type="mistral", initializer_range=0.4)
     many = [dataclasses.replace(e, rows=tuple((*row, *range(1, 30)) for row in e.rows)) for e in examples((20, 9))]
     batch = collate(many, buckets_of(many))
     prompt, rest = batch.prompts.shape[1], batch.tokens.shape[2]
@@ -88,7 +95,7 @@ def test_a_window_wider_than_prompt_and_answer_cuts_nothing(kernel):
     params = init_params(config, jax.random.key(0))
     found = jax.jit(lambda params: score(params, config, batch, Compute(kernel=kernel)).sequence)(params)
     flat = [Example((row,), (start,), e.index) for e in many for row, start in zip(e.rows, e.starts)]
-    unlimited, alone = dataclasses.replace(config, windows=()), collate(flat, buckets_of(flat))
+    unlimited, alone = changed(config, stack={"windows": ()}), collate(flat, buckets_of(flat))
     wanted = jax.jit(lambda params: score(params, unlimited, alone, Compute()).sequence)(params)
     np.testing.assert_allclose(found, wanted.reshape(found.shape), rtol=2e-6)
 
@@ -96,8 +103,8 @@ def test_a_window_wider_than_prompt_and_answer_cuts_nothing(kernel):
 @pytest.mark.slow
 def test_padding_beyond_the_positions_of_a_model_turns_nothing():
     """`dynamic` rotary scaling goes by the longest row; a row that fills all positions is padded to more of them."""
-    rope = RopeConfig(kind="dynamic", factor=4.0)
-    config = dataclasses.replace(PLAIN, rope=rope, max_positions=50, initializer_range=0.4)
+    rope = Rope(kind="dynamic", factor=4.0)
+    config = dataclasses.replace(PLAIN, positions=Positions(50, (rope,)), initializer_range=0.4)
     row = tuple(np.random.default_rng(0).integers(1, 256, 51).tolist())
     params, batch = init_params(config, jax.random.key(0)), collate(one := [Example((row,), (9,))], buckets_of(one))
     assert batch.prompts.shape[1] + batch.tokens.shape[2] > 50

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from fusion_jax.data.documents import encode_documents, text_documents
-from fusion_jax.data.teachers import TeacherStore, write_store
 from fusion_jax.errors import InputError
+from fusion_jax.models.compute import Compute
 from fusion_jax.models.folder import load, logits
-from fusion_jax.train.step import Compute
-from fusion_jax.train.teachers import store_identity, teacher_rows
+from fusion_jax.teachers.reading import store_identity, teacher_rows
+from fusion_jax.teachers.store import TeacherStore, write_store
 from fusion_jax.zoo import model_path
 
 TEXTS = ["Reverse a b c d e", "What is 12 + 3?\nThe answer is 15.", "a", "Name the second letter of k l a b c"]

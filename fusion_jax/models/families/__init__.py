@@ -1,37 +1,59 @@
-"""One file a family: how a Hugging Face config.json and its tensor names map to the shared decoder.
+"""One file a family: how a Hugging Face config.json and the tensors of its files map to the parts of a model.
 
-A new family is a module with `from_hf` (of `Fields`), `to_hf` and `tensor_names`, listed in `FAMILIES` under its
-model_type.
+A family is a module of this folder, named as its model_type. It has
+  from_hf(fields) -> ModelConfig, from the typed fields of a config.json (`fusion_jax.fields.Fields`);
+  to_hf(config) -> dict, the config.json of a model that never had one;
+  tensors(config) -> list[HfTensor], every weight of the files and the parameter it is or holds;
+  IGNORED, patterns of tensors beside the weights that such checkpoints may hold, besides the usual buffers.
+Nothing else has to be changed for it.
 """
 
 from __future__ import annotations
 
+import importlib
 import math
 import os
+import pkgutil
 from collections.abc import Mapping
-from types import ModuleType
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 
 from fusion_jax.errors import InputError, quoted
 from fusion_jax.fields import Fields
-from fusion_jax.models.config import DecoderConfig
-from fusion_jax.models.families import gemma2, llama, mistral, qwen2
-from fusion_jax.models.families.common import HfTensor
+from fusion_jax.models.config import ModelConfig
+from fusion_jax.models.families.tensors import HfTensor
 from fusion_jax.models.parameters import ParamSpec, parameter_specs
 
 LARGEST = 10 * 10**12  # bytes
+_SHARED = ("common", "rotary", "tensors")
 
-FAMILIES: dict[str, ModuleType] = {"llama": llama, "mistral": mistral, "qwen2": qwen2, "gemma2": gemma2}
+
+class Family(Protocol):
+    """What a family's module has."""
+
+    IGNORED: tuple[str, ...]
+
+    def from_hf(self, fields: Fields, /) -> ModelConfig: ...
+
+    def to_hf(self, config: ModelConfig, /) -> dict[str, Any]: ...
+
+    def tensors(self, config: ModelConfig, /) -> list[HfTensor]: ...
 
 
-def family_of(model_type: str) -> ModuleType:
-    """The module of a model_type; InputError names the known ones."""
+FAMILIES: dict[str, Family] = {
+    module.name: importlib.import_module(f"{__name__}.{module.name}")
+    for module in pkgutil.iter_modules(__path__)
+    if module.name not in _SHARED
+}
+
+
+def family_of(model_type: str) -> Family:
+    """The family of a model_type; InputError names the known ones."""
     return _family(Fields({"model_type": model_type}))
 
 
-def _family(values: Fields) -> ModuleType:
+def _family(values: Fields) -> Family:
     name = values.text("model_type", "")
     if name not in FAMILIES:
         problem = f"model_type {quoted(name)} is not supported"
@@ -39,8 +61,8 @@ def _family(values: Fields) -> ModuleType:
     return FAMILIES[name]
 
 
-def config_from_hf(values: Mapping[str, Any], file: str | os.PathLike[str] | None = None) -> DecoderConfig:
-    """config.json to the decoder's configuration. `auto_map` and code beside it are not looked at.
+def config_from_hf(values: Mapping[str, Any], file: str | os.PathLike[str] | None = None) -> ModelConfig:
+    """config.json to the model's parts. `auto_map` and code beside it are not looked at.
 
     Args:
       file: where the values stand, for messages.
@@ -50,7 +72,7 @@ def config_from_hf(values: Mapping[str, Any], file: str | os.PathLike[str] | Non
         together, or more than `LARGEST` bytes of weights in float32; names the field.
     """
     fields = Fields(values, file)
-    config: DecoderConfig = _family(fields).from_hf(fields)
+    config = _family(fields).from_hf(fields)
     specs = jax.tree.leaves(parameter_specs(config), is_leaf=lambda spec: isinstance(spec, ParamSpec))
     size = 4 * sum(math.prod(spec.shape) for spec in specs)
     if size > LARGEST:
@@ -59,11 +81,11 @@ def config_from_hf(values: Mapping[str, Any], file: str | os.PathLike[str] | Non
     return config
 
 
-def config_to_hf(config: DecoderConfig) -> dict[str, Any]:
-    """The decoder's configuration as a config.json."""
+def config_to_hf(config: ModelConfig) -> dict[str, Any]:
+    """The model's parts as a config.json."""
     return family_of(config.model_type).to_hf(config)
 
 
-def tensor_names(config: DecoderConfig) -> list[HfTensor]:
-    """Every tensor of the Hugging Face files and the parameter it belongs to."""
-    return family_of(config.model_type).tensor_names(config)
+def tensors_of(config: ModelConfig) -> list[HfTensor]:
+    """Every weight of the Hugging Face files and the parameter it is or holds."""
+    return family_of(config.model_type).tensors(config)

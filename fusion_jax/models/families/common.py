@@ -1,30 +1,22 @@
-"""What the Llama-like families share: config fields, rotary settings, tensor names."""
+"""What the Llama-like families share: fields of config.json and the parts they describe."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from fusion_jax.errors import quoted
 from fusion_jax.fields import Fields
-from fusion_jax.models.config import DecoderConfig, RopeConfig
+from fusion_jax.models.config import Activation, Attention, Head, Mlp, ModelConfig, Norm, Positions, Stack
+from fusion_jax.models.families.rotary import POSITIONS, rope_fields, rope_from_hf
+from fusion_jax.ops.rotary import Rope
 
 # What is beyond any model: a file that gives more is broken.
-WIDTH, LAYERS, VOCABULARY, LABELS, POSITIONS = 2**20, 1000, 2**24, 2**20, 2**31 - 1
-ACTIVATIONS: dict[str, Any] = {"silu": "silu", "gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh"}
-ROPE_KINDS = ("default", "linear", "dynamic", "llama3", "yarn")
+WIDTH, LAYERS, VOCABULARY, LABELS = 2**20, 1000, 2**24, 2**20
+ACTIVATIONS: dict[str, Activation] = {"silu": "silu", "gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh"}
 TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id", "decoder_start_token_id")
-
-
-@dataclass(frozen=True)
-class HfTensor:
-    """One tensor of the files: its name, the parameter it fills, which layer of it, and whether it lies transposed."""
-
-    name: str
-    path: tuple[str, ...]
-    layer: int | None = None
-    transpose: bool = False
+SLIDING, FULL = "sliding_attention", "full_attention"
 
 
 @dataclass(frozen=True)
@@ -44,95 +36,46 @@ def default_of(fields: Fields, name: str, absent: Any) -> Any:
     return None if name in fields.values else absent
 
 
-def rope_from_hf(fields: Fields, max_positions: int) -> RopeConfig:
-    """Rotary settings from `rope_parameters` (transformers 5) or `rope_theta` and `rope_scaling` (before).
+def llama_like_from_hf(fields: Fields, defaults: Defaults, ropes: Sequence[Rope] = ()) -> ModelConfig:
+    """The model that the fields give which every Llama-like config.json has: one stack of plain layers, without biases.
 
-    Where a file has both forms, `rope_scaling` and `rope_theta` give what they hold, as in transformers.
+    Args:
+      ropes: the rotary settings; empty: the one that the file gives.
     """
-    name = "rope_scaling" if fields.object("rope_scaling", None) else "rope_parameters"
-    scaling = fields.object(name, None) or Fields({}, fields.file)
-    theta = scaling.number("rope_theta", None, above=1, high=1e15)
-    kind: Any = scaling.text("rope_type", None) or scaling.text("type", "default")
-    if kind not in ROPE_KINDS:
-        problem = f"rotary scaling {quoted(kind)} is not supported"
-        raise fields.wrong(name, problem, f"Known: {', '.join(ROPE_KINDS)}")
-    layered = next((key for key, value in scaling.values.items() if isinstance(value, dict)), None)
-    if layered is not None:
-        raise scaling.wrong(layered, "a rotary embedding for each kind of layer is not supported")
-    for one in (scaling, fields):
-        if one.number("partial_rotary_factor", 1.0) != 1.0:
-            raise one.wrong("partial_rotary_factor", "a partial rotary embedding is not supported")
-    unknown = [key for key in ("mscale", "mscale_all_dim") if scaling.number(key, 0.0)]
-    unknown += [] if scaling.flag("truncate", True) else ["truncate"]
-    if unknown:
-        raise scaling.wrong(unknown[0], "this form of yarn is not supported")
-    original = scaling.integer("original_max_position_embeddings", None, low=1, high=POSITIONS)
-    scaled = kind in ("llama3", "yarn")
-    low = scaling.number("low_freq_factor", 1.0, above=0, high=1e6)
-    high = scaling.number("high_freq_factor", 4.0, above=0, high=1e6)
-    if kind == "llama3" and high <= low:
-        raise scaling.wrong("high_freq_factor", f"is {high:g}, not above low_freq_factor, {low:g}")
-    return RopeConfig(
-        theta=theta if theta is not None else fields.number("rope_theta", 10_000.0, above=1, high=1e15),
-        kind=kind,
-        factor=_rope_factor(scaling, kind, original, max_positions),
-        original_max_positions=original or (max_positions if scaled else 0),
-        low_freq_factor=low,
-        high_freq_factor=high,
-        beta_fast=scaling.number("beta_fast", 32.0, above=0, high=1e6),
-        beta_slow=scaling.number("beta_slow", 1.0, above=0, high=1e6),
-        attention_factor=scaling.number("attention_factor", None, above=0, high=1e6),
+    width = fields.integer("hidden_size", low=1, high=WIDTH)
+    attention = _attention(fields, defaults, width)
+    activation = fields.text(defaults.activation_field, defaults.activation)
+    if activation not in ACTIVATIONS:
+        problem = f"activation {quoted(activation)} is not supported"
+        raise fields.wrong(defaults.activation_field, problem, f"Known: {', '.join(ACTIVATIONS)}")
+    most = max_positions_of(fields, defaults)
+    ropes = tuple(ropes) or (rope_from_hf(fields, most),)
+    if any(rope.kind == "dynamic" for rope in ropes) and attention.head_dim < 4:
+        raise fields.wrong("head_dim", f"is {attention.head_dim}; dynamic rotary scaling needs 4 or more")
+    vocabulary = fields.integer("vocab_size", low=1, high=VOCABULARY)
+    check_token_ids(fields, vocabulary)
+    norm = Norm(eps=fields.number("rms_norm_eps", 1e-6, low=0, high=1))
+    mlp = Mlp(fields.integer("intermediate_size", low=1, high=4 * WIDTH), ACTIVATIONS[activation])
+    layers = fields.integer("num_hidden_layers", low=1, high=LAYERS)
+    return ModelConfig(
+        model_type=fields.text("model_type"),
+        vocab_size=vocabulary,
+        width=width,
+        positions=Positions(most, ropes),
+        decoder=(Stack(layers, attention, mlp, norm),),
+        final_norm=norm,
+        head=Head(fields.flag("tie_word_embeddings", defaults.tied), labels=_labels(fields)),
+        initializer_range=fields.number("initializer_range", 0.02, low=0, high=100),
     )
 
 
-def _rope_factor(scaling: Fields, kind: str, original: int | None, max_positions: int) -> float:
-    if kind == "default":
-        return 1.0
-    ratio = max_positions / original if kind == "yarn" and original else None
-    factor: float | None = scaling.number("factor", ratio, above=0, high=1e6)
-    if factor is None:
-        raise scaling.wrong("factor", f"is missing, which {kind} needs")
-    return factor
+def max_positions_of(fields: Fields, defaults: Defaults) -> int:
+    """`max_position_embeddings`."""
+    most: int = fields.integer("max_position_embeddings", defaults.max_positions, low=1, high=POSITIONS)
+    return most
 
 
-def with_both_forms(values: Mapping[str, Any]) -> dict[str, Any]:
-    """A config.json of any family whose rotary settings stand in the forms of transformers 4 and 5, if they stand in
-    one of them: a version that does not know the other one would take its defaults without a word."""
-    scaling, rope = values.get("rope_scaling") or {}, values.get("rope_parameters")
-    if not isinstance(scaling, dict) or (rope is not None and not isinstance(rope, dict)):
-        return dict(values)
-    if scaling or not rope:  # as transformers 5 reads a file that has both
-        if "rope_theta" not in values or not scaling:  # unscaled, the old form says it all
-            return dict(values)
-        kind = scaling.get("rope_type", scaling.get("type", "default"))
-        new = {"rope_theta": values["rope_theta"], **scaling, "rope_type": kind}
-        return {**values, "rope_parameters": {key: value for key, value in new.items() if key != "type"}}
-    if "rope_theta" not in rope or any(isinstance(value, dict) for value in rope.values()):
-        return dict(values)
-    top = {key: rope[key] for key in ("rope_theta", "partial_rotary_factor") if key in rope}
-    old = {key: value for key, value in rope.items() if key not in top}
-    plain = old.keys() <= {"rope_type", "type"} and "default" in old.values()
-    return {**values, **top, "rope_scaling": None if plain or not old else old}
-
-
-def rope_to_hf(rope: RopeConfig) -> dict[str, Any]:
-    """`rope_parameters` of transformers 5."""
-    out: dict[str, Any] = {"rope_theta": rope.theta, "rope_type": rope.kind}
-    if rope.kind != "default":
-        out["factor"] = rope.factor
-    if rope.original_max_positions:
-        out["original_max_position_embeddings"] = rope.original_max_positions
-    if rope.kind == "llama3":
-        out |= {"low_freq_factor": rope.low_freq_factor, "high_freq_factor": rope.high_freq_factor}
-    if rope.kind == "yarn":
-        out |= {"beta_fast": rope.beta_fast, "beta_slow": rope.beta_slow}
-        out |= {} if rope.attention_factor is None else {"attention_factor": rope.attention_factor}
-    return out
-
-
-def common_from_hf(fields: Fields, defaults: Defaults) -> dict[str, Any]:
-    """The fields of `DecoderConfig` that every Llama-like config.json gives in the same way."""
-    width = fields.integer("hidden_size", low=1, high=WIDTH)
+def _attention(fields: Fields, defaults: Defaults, width: int) -> Attention:
     heads = fields.integer("num_attention_heads", low=1, high=WIDTH)
     absent = default_of(fields, "num_key_value_heads", defaults.kv_heads)
     kv_heads = fields.integer("num_key_value_heads", absent, low=1)
@@ -145,33 +88,13 @@ def common_from_hf(fields: Fields, defaults: Defaults) -> dict[str, Any]:
     head_dim = width // heads if head_dim is None else head_dim
     if head_dim % 2:
         raise fields.wrong("head_dim", f"is {head_dim}; a rotary embedding needs an even number")
-    activation = fields.text(defaults.activation_field, defaults.activation)
-    if activation not in ACTIVATIONS:
-        problem = f"activation {quoted(activation)} is not supported"
-        raise fields.wrong(defaults.activation_field, problem, f"Known: {', '.join(ACTIVATIONS)}")
-    max_positions = fields.integer("max_position_embeddings", defaults.max_positions, low=1, high=POSITIONS)
-    rope = rope_from_hf(fields, max_positions)
-    if rope.kind == "dynamic" and head_dim < 4:
-        raise fields.wrong("head_dim", f"is {head_dim}; dynamic rotary scaling needs 4 or more")
-    vocabulary = fields.integer("vocab_size", low=1, high=VOCABULARY)
-    check_token_ids(fields, vocabulary)
-    return {
-        "model_type": fields.text("model_type"),
-        "vocab_size": vocabulary,
-        "hidden_size": width,
-        "intermediate_size": fields.integer("intermediate_size", low=1, high=4 * WIDTH),
-        "num_layers": fields.integer("num_hidden_layers", low=1, high=LAYERS),
-        "num_heads": heads,
-        "num_kv_heads": kv_heads,
-        "head_dim": head_dim,
-        "max_positions": max_positions,
-        "norm_eps": fields.number("rms_norm_eps", 1e-6, low=0, high=1),
-        "rope": rope,
-        "tied_head": fields.flag("tie_word_embeddings", defaults.tied),
-        "activation": ACTIVATIONS[activation],
-        "num_labels": _labels(fields),
-        "initializer_range": fields.number("initializer_range", 0.02, low=0, high=100),
-    }
+    return Attention(heads, kv_heads, head_dim)
+
+
+def soft_cap_of(fields: Fields, name: str, absent: float | None) -> float | None:
+    """A soft cap; null is none."""
+    cap: float | None = fields.number(name, default_of(fields, name, absent), above=0, high=1e9)
+    return cap
 
 
 def check_token_ids(fields: Fields, vocabulary: int, *, ends: bool = False) -> None:
@@ -215,7 +138,7 @@ def layer_kinds(fields: Fields, layers: int) -> list[str] | None:
     if len(kinds) != layers:
         raise fields.wrong("layer_types", f"lists {len(kinds)} layers, num_hidden_layers is {layers}")
     for kind in kinds:
-        if kind not in ("full_attention", "sliding_attention"):
+        if kind not in (FULL, SLIDING):
             cure = "Known: full_attention, sliding_attention"
             raise fields.wrong("layer_types", f"attention {quoted(kind)} is not supported", cure)
     return kinds
@@ -227,57 +150,60 @@ def window_of(fields: Fields) -> int:
     return window or 0
 
 
-def common_to_hf(config: DecoderConfig, architecture: str) -> dict[str, Any]:
+def windows_of(kinds: Sequence[str], window: int) -> tuple[int, ...]:
+    """The window of each layer by its kind of attention; empty where nothing is limited."""
+    windows = tuple(window if kind == SLIDING else 0 for kind in kinds)
+    return windows if any(windows) else ()
+
+
+def upper_windows_of(fields: Fields, layers: int) -> tuple[int, ...]:
+    """Qwen's windows: of the layers that `layer_types` names, or in older files of those from `max_window_layers` on;
+    none unless `use_sliding_window`."""
+    window = window_of(fields) if fields.flag("use_sliding_window", False) else 0
+    first = fields.integer("max_window_layers", 28)
+    kinds = layer_kinds(fields, layers) or [SLIDING if i >= first else FULL for i in range(layers)]
+    return windows_of(kinds, window)
+
+
+def kinds_to_hf(stack: Stack) -> dict[str, Any]:
+    """`layer_types` and `sliding_window` of a stack."""
+    windows = stack.windows or (0,) * stack.layers
+    return {"sliding_window": max(windows) or None, "layer_types": [SLIDING if w else FULL for w in windows]}
+
+
+def llama_like_to_hf(config: ModelConfig, architecture: str) -> dict[str, Any]:
     """A config.json in the forms of transformers 4 and 5; `architecture` without its task, e.g. "Llama"."""
-    c = config
-    activation = {ours: theirs for theirs, ours in ACTIVATIONS.items()}[c.activation]
-    scaled = c.rope.kind != "default"
+    (stack,), attention = config.decoder, config.decoder[0].attention
+    activation = {ours: theirs for theirs, ours in ACTIVATIONS.items()}[stack.mlp.activation]
     out: dict[str, Any] = {
-        "architectures": [architecture + ("ForSequenceClassification" if c.num_labels else "ForCausalLM")],
-        "model_type": c.model_type,
-        "vocab_size": c.vocab_size,
-        "hidden_size": c.hidden_size,
-        "intermediate_size": c.intermediate_size,
-        "num_hidden_layers": c.num_layers,
-        "num_attention_heads": c.num_heads,
-        "num_key_value_heads": c.num_kv_heads,
-        "head_dim": c.head_dim,
-        "max_position_embeddings": c.max_positions,
-        "rms_norm_eps": c.norm_eps,
-        "rope_parameters": rope_to_hf(c.rope),
-        "rope_theta": c.rope.theta,
-        "rope_scaling": {k: v for k, v in rope_to_hf(c.rope).items() if k != "rope_theta"} if scaled else None,
-        "tie_word_embeddings": c.tied_head,
+        "architectures": [architecture + ("ForSequenceClassification" if config.head.labels else "ForCausalLM")],
+        "model_type": config.model_type,
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.width,
+        "intermediate_size": stack.mlp.width,
+        "num_hidden_layers": stack.layers,
+        "num_attention_heads": attention.heads,
+        "num_key_value_heads": attention.kv_heads,
+        "head_dim": attention.head_dim,
+        "max_position_embeddings": config.max_positions,
+        "rms_norm_eps": stack.norm.eps,
+        **rope_fields(config.positions.ropes[0]),
+        "tie_word_embeddings": config.head.tied,
         "hidden_act": activation,
-        "initializer_range": c.initializer_range,
+        "initializer_range": config.initializer_range,
     }
-    if c.num_labels:
-        out["id2label"] = {str(i): f"LABEL_{i}" for i in range(c.num_labels)}
+    if config.head.labels:
+        out["id2label"] = {str(i): f"LABEL_{i}" for i in range(config.head.labels)}
     return out
 
 
-NORMS = {"attention_norm": "input_layernorm", "mlp_norm": "post_attention_layernorm"}
-LINEARS = {
-    "q": "self_attn.q_proj", "k": "self_attn.k_proj", "v": "self_attn.v_proj", "o": "self_attn.o_proj",
-    "gate": "mlp.gate_proj", "up": "mlp.up_proj", "down": "mlp.down_proj",
-}  # fmt: skip
+def score_scalar_of(fields: Fields, default: float) -> float:
+    """The scale of attention scores that `query_pre_attn_scalar` gives."""
+    scalar: float = fields.number("query_pre_attn_scalar", default, above=0, high=1e9)
+    return scalar**-0.5
 
 
-def llama_like_names(config: DecoderConfig, norms: Mapping[str, str] | None = None) -> list[HfTensor]:
-    """Tensor names of a Llama-like family; `norms` maps our norms of a layer to the family's names."""
-    c, out = config, [HfTensor("model.embed_tokens.weight", ("embed", "embedding"))]
-    for i in range(c.num_layers):
-        prefix = f"model.layers.{i}"
-        for ours, theirs in (norms or NORMS).items():
-            out.append(HfTensor(f"{prefix}.{theirs}.weight", ("layers", ours, "scale"), i))
-        for ours, theirs in LINEARS.items():
-            out.append(HfTensor(f"{prefix}.{theirs}.weight", ("layers", ours, "kernel"), i, True))
-            biased = c.qkv_bias if ours in "qkv" else c.out_bias if ours == "o" else c.mlp_bias
-            if biased:
-                out.append(HfTensor(f"{prefix}.{theirs}.bias", ("layers", ours, "bias"), i))
-    out.append(HfTensor("model.norm.weight", ("final_norm", "scale")))
-    if c.num_labels:
-        out.append(HfTensor("score.weight", ("score", "kernel")))
-    elif not c.tied_head:
-        out.append(HfTensor("lm_head.weight", ("head", "kernel")))
-    return out
+def score_scalar_to_hf(attention: Attention) -> float | int:
+    """`query_pre_attn_scalar`: an integer where the value is one up to rounding (config files give integers)."""
+    value = attention.head_dim if attention.scale is None else attention.scale**-2
+    return round(value) if abs(value - round(value)) < 1e-6 * value else value

@@ -2,24 +2,35 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from fusion_jax.fields import Fields
-from fusion_jax.models.config import DecoderConfig
-from fusion_jax.models.families.common import Defaults, common_from_hf, common_to_hf, llama_like_names, window_of
-
-tensor_names = llama_like_names
-
+from fusion_jax.models.config import ModelConfig
+from fusion_jax.models.families.common import (
+    SLIDING,
+    Defaults,
+    llama_like_from_hf,
+    llama_like_to_hf,
+    window_of,
+    windows_of,
+)
+from fusion_jax.models.families.tensors import llama_like_tensors
 
 DEFAULTS = Defaults(max_positions=32 * 4096, kv_heads=8)
+IGNORED: tuple[str, ...] = ()
+
+tensors = llama_like_tensors
 
 
-def from_hf(fields: Fields) -> DecoderConfig:
-    """config.json to `DecoderConfig`."""
-    common, window = common_from_hf(fields, DEFAULTS), window_of(fields)
-    return DecoderConfig(**common, windows=(window,) * common["num_layers"] if window else ())
+def from_hf(fields: Fields) -> ModelConfig:
+    """config.json to the model's parts."""
+    model = llama_like_from_hf(fields, DEFAULTS)
+    windows = windows_of([SLIDING] * model.layers, window_of(fields))
+    return replace(model, decoder=(replace(model.decoder[0], windows=windows),))
 
 
-def to_hf(config: DecoderConfig) -> dict[str, Any]:
-    """`DecoderConfig` to config.json."""
-    return common_to_hf(config, "Mistral") | {"sliding_window": config.windows[0] if config.windows else None}
+def to_hf(config: ModelConfig) -> dict[str, Any]:
+    """The parts to config.json."""
+    windows = config.decoder[0].windows
+    return llama_like_to_hf(config, "Mistral") | {"sliding_window": windows[0] if windows else None}

@@ -2,43 +2,35 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from fusion_jax.fields import Fields
-from fusion_jax.models.config import DecoderConfig
+from fusion_jax.models.config import ModelConfig
 from fusion_jax.models.families.common import (
     Defaults,
-    common_from_hf,
-    common_to_hf,
-    layer_kinds,
-    llama_like_names,
-    window_of,
+    kinds_to_hf,
+    llama_like_from_hf,
+    llama_like_to_hf,
+    upper_windows_of,
 )
-
-tensor_names = llama_like_names
-
+from fusion_jax.models.families.tensors import llama_like_tensors
 
 DEFAULTS = Defaults(max_positions=32768, kv_heads=32)
+IGNORED: tuple[str, ...] = ()
+
+tensors = llama_like_tensors
 
 
-def from_hf(fields: Fields) -> DecoderConfig:
-    """config.json to `DecoderConfig`; windows from `layer_types`, or from `max_window_layers` in older files."""
-    common = common_from_hf(fields, DEFAULTS)
-    layers = common["num_layers"]
-    window = window_of(fields) if fields.flag("use_sliding_window", False) else 0
-    first = fields.integer("max_window_layers", 28)
-    kinds = layer_kinds(fields, layers) or [
-        "sliding_attention" if i >= first else "full_attention" for i in range(layers)
-    ]
-    windows = tuple(window if kind == "sliding_attention" else 0 for kind in kinds)
-    return DecoderConfig(**common, qkv_bias=True, windows=windows if any(windows) else ())
+def from_hf(fields: Fields) -> ModelConfig:
+    """config.json to the model's parts."""
+    model = llama_like_from_hf(fields, DEFAULTS)
+    attention = replace(model.decoder[0].attention, biases="qkv")
+    windows = upper_windows_of(fields, model.layers)
+    return replace(model, decoder=(replace(model.decoder[0], attention=attention, windows=windows),))
 
 
-def to_hf(config: DecoderConfig) -> dict[str, Any]:
-    """`DecoderConfig` to config.json."""
-    windows = config.windows or (0,) * config.num_layers
-    return common_to_hf(config, "Qwen2") | {
-        "use_sliding_window": any(windows),
-        "sliding_window": max(windows) or None,
-        "layer_types": ["sliding_attention" if w else "full_attention" for w in windows],
-    }
+def to_hf(config: ModelConfig) -> dict[str, Any]:
+    """The parts to config.json."""
+    stack = config.decoder[0]
+    return llama_like_to_hf(config, "Qwen2") | {"use_sliding_window": any(stack.windows)} | kinds_to_hf(stack)

@@ -1,0 +1,94 @@
+"""The model folders that a merge reads, opened and compared."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fusion_jax.display import brief
+from fusion_jax.errors import InputError, quoted
+from fusion_jax.fields import Fields
+from fusion_jax.merge.names import ends_of
+from fusion_jax.merge.recipes.checkpoints import Checkpoint
+from fusion_jax.merge.recipes.recipe import Recipe
+from fusion_jax.models.buffers import is_buffer
+from fusion_jax.models.families import FAMILIES
+from fusion_jax.models.head import EMBEDDING, HEAD, with_head
+from fusion_jax.models.json_files import read_config
+from fusion_jax.models.safetensors_io import TensorEntry, open_folder
+
+# What may not differ between models, also where the shapes of their tensors agree.
+SAME = ("model_type", "num_attention_heads", "num_key_value_heads", "head_dim", "hidden_act")
+
+
+@dataclass(frozen=True)
+class Input:
+    """An opened folder: config.json as read, where each weight and each buffer lies.
+
+    tied: whether the head is the embedding; None where config.json does not say.
+    """
+
+    folder: Path
+    config: Mapping[str, Any]
+    entries: Mapping[str, TensorEntry]
+    buffers: Mapping[str, TensorEntry] = field(default_factory=dict)
+    tied: bool | None = None
+
+    def __repr__(self) -> str:
+        return brief(self)
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        """What planning asks for."""
+        return Checkpoint({name: e.shape for name, e in self.entries.items()}, self.tied)
+
+    @property
+    def resolved(self) -> dict[str, Any]:
+        """What may not differ between models; a number of heads or a width that config.json leaves out follows."""
+        found = {name: self.config.get(name) for name in SAME}
+        heads, width = found["num_attention_heads"], self.config.get("hidden_size")
+        if found["num_key_value_heads"] is None:
+            found["num_key_value_heads"] = heads
+        if found["head_dim"] is None and isinstance(heads, int) and heads > 0 and isinstance(width, int):
+            found["head_dim"] = width // heads
+        return found
+
+
+def open_inputs(recipe: Recipe, locate: Callable[[str], Path]) -> dict[str, Input]:
+    """The folders of a recipe by the names it uses; no weight is read.
+
+    Raises:
+      InputError: a folder that is missing or broken, or of another architecture than the base (else the first model).
+    """
+    found: dict[str, Input] = {}
+    for model in recipe.inputs:
+        found[model] = open_input(locate(model))
+    first = recipe.base or recipe.models[0]
+    for other in found.values():
+        for name in SAME:
+            ours, theirs = found[first].resolved[name], other.resolved[name]
+            if ours != theirs:
+                problem = f"is {quoted(theirs)}, but {quoted(ours)} in {first}"
+                cure = "Merge models of one architecture; fuse others with experiments/fusechat.py first"
+                raise InputError(problem, file=other.folder / "config.json", field=name, cure=cure)
+    return found
+
+
+def open_input(folder: Path) -> Input:
+    """One folder, of any decoder family; no weight is read but a head that may equal its embedding.
+
+    Raises:
+      InputError: a file that is missing or broken, a weight of a dtype that is not read; names file and tensor.
+    """
+    config, entries = read_config(folder), open_folder(folder)
+    buffers = {name: entry for name, entry in entries.items() if is_buffer(name, entry)}
+    weights = {name: entry for name, entry in entries.items() if name not in buffers}
+    for name, entry in weights.items():
+        entry.check_weight(name)
+    tied: bool | None = Fields(config, folder / "config.json").flag("tie_word_embeddings", None)
+    ends = ends_of(weights)
+    if tied and (ends.embedding or config.get("model_type") in FAMILIES):
+        weights, tied = with_head(weights, tied, embedding=ends.embedding or EMBEDDING, head=ends.head or HEAD)
+    return Input(folder, config, weights, buffers, tied)

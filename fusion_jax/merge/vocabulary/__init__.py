@@ -1,0 +1,1 @@
+"""Vocabularies of merged models: which tokens the output has, their rows in each model, its tokenizer files."""

@@ -1,0 +1,130 @@
+"""One layer: attention and feed-forward around the residual stream, as its `Stack` says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from fusion_jax.models.attention import Context, CrossAttention, Encoded, KeysValues, Projections, self_attention
+from fusion_jax.models.config import ModelConfig, Stack
+from fusion_jax.models.layers import NormLayer, feed_forward
+from fusion_jax.models.parameters import layer_specs
+from fusion_jax.ops.kernels import Kernel, Visible
+from fusion_jax.ops.remat import BLOCK_INPUT, RESIDUAL, named
+from fusion_jax.ops.rotary import rotary_tables
+from fusion_jax.sharding import constrain
+
+Array = jax.Array
+
+
+class LayerInputs(NamedTuple):
+    """What differs from layer to layer: int[L] for a stack, one number inside a layer.
+
+    window: one of the stack's `windows`. rope: which rotary tables; None: all layers have the same.
+    """
+
+    window: Any
+    rope: Any = None
+
+
+class Rows(NamedTuple):
+    """What all layers of a stack read alike.
+
+    tables: cos and sin [B,T,h/2], with a leading axis where layers choose. places: positions and lengths of each
+    context, whose kept arrays come layer by layer.
+    """
+
+    tables: tuple[Array, Array]
+    visible: Visible
+    places: tuple[tuple[Array, Array], ...] = ()
+    encoded: Encoded | None = None
+
+
+def layer_inputs(stack: Stack) -> LayerInputs:
+    """Those of a stack's layers as the configuration has them, int[L]."""
+    windows = jnp.asarray(stack.windows or (0,) * stack.layers, jnp.int32)
+    return LayerInputs(windows, jnp.asarray(stack.ropes, jnp.int32) if stack.ropes else None)
+
+
+def tables_of(config: ModelConfig, stack: Stack, positions: Array) -> tuple[Array, Array]:
+    """cos and sin float32[B,T,h/2] of tokens at positions int[B,T]; [ropes,B,T,h/2] where the layers choose."""
+    made = [
+        rotary_tables(positions, rope, stack.attention.head_dim, config.max_positions)
+        for rope in (config.positions.ropes if stack.ropes else config.positions.ropes[:1])
+    ]
+    if not stack.ropes:
+        return made[0]
+    cos, sin = (jnp.stack(one) for one in zip(*made, strict=True))
+    return cos, sin
+
+
+class Block(nn.Module):
+    """A layer of a stack. keep: also return what attention keeps of the row's tokens for decoding."""
+
+    config: ModelConfig
+    stack: Stack
+    mesh: Mesh | None
+    dtype: Any
+    kernel: Kernel = "xla"
+    keep: bool = False
+
+    @nn.compact
+    def __call__(
+        self, x: Array, layer: LayerInputs, kept: tuple[Any, ...], rows: Rows
+    ) -> tuple[Array, KeysValues | None]:
+        stack, specs = self.stack, layer_specs(self.config, self.stack)
+        visible = rows.visible.of_layer(layer.window, stack.windows, stack.causal)
+        cos, sin = rows.tables
+        tables = (cos, sin) if layer.rope is None else (cos[layer.rope], sin[layer.rope])
+        context = tuple(Context(one, *where) for one, where in zip(kept, rows.places, strict=True))
+        found = []
+
+        def attention(y: Array) -> Array:
+            with jax.named_scope("attention"):
+                parts = Projections(stack.attention, specs, self.dtype)
+                y, new = self_attention(parts, y, tables, visible, context, self.kernel, self.mesh)
+            found.append(new)
+            return y
+
+        def cross(y: Array) -> Array:
+            assert rows.encoded is not None
+            part = CrossAttention(stack.attention, specs["cross"], self.dtype, self.mesh, name="cross")
+            return part(y, rows.encoded, visible)
+
+        def mlp(y: Array) -> Array:
+            with jax.named_scope("feed_forward"):
+                return feed_forward(stack.mlp, specs, y, self.dtype, self.mesh)
+
+        x = named(x, BLOCK_INPUT)
+        if stack.residual == "parallel":
+            y = self._norm("attention_norm", x)
+            x = x + attention(y) + mlp(y)
+        else:
+            x = named(self._added("attention", x, attention), RESIDUAL)
+            x = self._added("cross", x, cross) if stack.cross else x
+            x = self._added("mlp", x, mlp)
+        x = constrain(x, self.mesh, ("batch", "tokens", None))
+        return x, found[0] if self.keep else None
+
+    @nn.nowrap
+    def _norm(self, name: str, x: Array) -> Array:
+        specs = layer_specs(self.config, self.stack)[name]
+        with jax.named_scope("norm"):
+            return NormLayer(specs, self.stack.norm, self.dtype, name=name)(x)
+
+    @nn.nowrap
+    def _added(self, name: str, x: Array, part: Callable[[Array], Array]) -> Array:
+        """The residual stream with one part added, the norms where the stack has them."""
+        match self.stack.residual:
+            case "post":
+                return self._norm(f"{name}_norm", x + part(x))
+            case "sandwich":
+                y = part(self._norm(f"{name}_norm", x))
+                return x + self._norm(f"{name}_post_norm", y)
+            case _:
+                return x + part(self._norm(f"{name}_norm", x))

@@ -1,0 +1,56 @@
+"""A teacher that reads texts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from fusion_jax.models.config import ModelConfig
+from fusion_jax.models.parameters import abstract_params
+from fusion_jax.ops.kernels import Kernel
+from fusion_jax.plan.flops import forward_flops, kernel_computed
+from fusion_jax.plan.programs.program import SMALLER, Place, Situation, check_rows
+from fusion_jax.plan.programs.shapes import array, lowered, tpu_compute
+from fusion_jax.teachers.reading import make_topk_step
+
+
+@dataclass(frozen=True)
+class TeacherStep:
+    """The k most probable entries of every token of `rows` texts."""
+
+    rows: int
+    tokens: int
+    k: int = 10
+    attention: Kernel = "splash"
+    needs_model: ClassVar[bool] = True
+
+    def check(self, ways: int) -> None:
+        check_rows(self.rows, ways)
+
+    def lower(self, config: ModelConfig, mesh: Mesh) -> jax.stages.Lowered:
+        compute = tpu_compute(mesh, "bfloat16", kernel=self.attention)
+        step = make_topk_step(config, compute, self.k, config.vocab_size)
+        tokens = array(mesh, (), (self.rows, self.tokens), jnp.int32)
+        return lowered(step, abstract_params(config, jnp.bfloat16, mesh), tokens, tokens)
+
+    def flops(self, config: ModelConfig) -> float:
+        return forward_flops(config, 0, self.tokens, 1, False) * self.rows
+
+    def tokens_computed(self) -> int:
+        return self.rows * self.tokens
+
+    def kernel_share(self, config: ModelConfig) -> float:
+        return kernel_computed(config, self.tokens, None)
+
+    def weights_beside(self, weights: int, place: Place) -> int:
+        return 0
+
+    def advice(self, now: Situation) -> str:
+        return ""
+
+    def smaller(self, now: Situation) -> str:
+        return SMALLER

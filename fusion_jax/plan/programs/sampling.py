@@ -1,0 +1,144 @@
+"""Generation: prompts read, and a batch of samples grown."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from fusion_jax.models.attention import cache_specs
+from fusion_jax.models.config import ModelConfig, Stack
+from fusion_jax.models.decode import DecodeParams, LayerCache
+from fusion_jax.models.parameters import abstract_params, layer_specs
+from fusion_jax.plan.flops import body_parameters, forward_flops, head_parameters, query_flops
+from fusion_jax.plan.programs.program import BYTES, SMALLER, Place, Situation, Start
+from fusion_jax.plan.programs.shapes import spread
+from fusion_jax.sampling import ids
+from fusion_jax.sampling.samplers import Sampler
+
+_GIB = 2**30
+
+
+def _held(kept: str, weights: int, place: Place) -> int:
+    """The layers stacked, to read prompts, and taken apart, to decode, and the weights that the run had before."""
+    return 2 * weights // place.mesh[2] + BYTES[kept] * weights // place.chips
+
+
+@dataclass(frozen=True)
+class Prefill:
+    """Keys and values of `rows` prompts of `prompt` tokens, as generation reads them; kept: dtype of the weights that
+    the run holds on its training mesh besides, "" for none."""
+
+    rows: int
+    prompt: int
+    kept: Literal["", Start] = ""
+    needs_model: ClassVar[bool] = True
+
+    def check(self, ways: int) -> None:
+        """Any number of rows: `sampling.ids` fills them up."""
+
+    def lower(self, config: ModelConfig, mesh: Mesh) -> jax.stages.Lowered:
+        how = ids.How(config, Sampler(), 1, jnp.dtype(jnp.bfloat16), mesh, "splash")
+        tokens = spread(mesh, ("batch", "tokens"), (self.rows, self.prompt), jnp.int32)
+        lengths = spread(mesh, ("batch",), (self.rows,), jnp.int32)
+        return ids.prefill(how).lower(abstract_params(config, jnp.bfloat16, mesh), tokens, lengths)
+
+    def flops(self, config: ModelConfig) -> float:
+        return forward_flops(config, self.prompt, 0, 1, True) * self.rows
+
+    def tokens_computed(self) -> int:
+        return self.rows * self.prompt
+
+    def kernel_share(self, config: ModelConfig) -> float:
+        return 1.0
+
+    def weights_beside(self, weights: int, place: Place) -> int:
+        return _held(self.kept, weights, place)
+
+    def advice(self, now: Situation) -> str:
+        return ""
+
+    def smaller(self, now: Situation) -> str:
+        return SMALLER
+
+
+@dataclass(frozen=True)
+class Decode:
+    """`capacity` more tokens of `samples` continuations of each of `rows` prompts: the loop that grows all rows;
+    kept: see `Prefill`."""
+
+    rows: int
+    prompt: int
+    capacity: int
+    samples: int = 1
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    kept: Literal["", Start] = ""
+    needs_model: ClassVar[bool] = True
+
+    def check(self, ways: int) -> None:
+        """Any number of rows: `sampling.ids` fills them up."""
+
+    def lower(self, config: ModelConfig, mesh: Mesh) -> jax.stages.Lowered:
+        dtype, rows = jnp.dtype(jnp.bfloat16), self.rows * self.samples
+        how = ids.How(config, Sampler(self.temperature, self.top_p, self.top_k), self.samples, dtype, mesh)
+        params = abstract_params(config, dtype, mesh)
+        layers = tuple(
+            jax.tree.map(lambda s: spread(mesh, s.axes, s.shape, dtype), layer_specs(config, stack))
+            for stack in config.decoder
+            for _ in range(stack.layers)
+        )
+        ready = DecodeParams(layers, {name: value for name, value in params.items() if name not in config.stacks})
+        fixed = ids.Fixed(
+            spread(mesh, ("batch",), (self.rows,), jnp.int32), spread(mesh, ("batch", None), (rows, 2), jnp.uint32),
+            spread(mesh, (None,), (4,), jnp.int32),
+        )  # fmt: skip
+        last = spread(mesh, ("batch", None), (self.rows, config.width), dtype)
+        state = jax.eval_shape(ids.start_rows(how, self.capacity), ready, fixed, last)
+
+        def placed(x: Any) -> Any:
+            return spread(mesh, ("batch", *(None,) * (x.ndim - 1)) if x.ndim else (), x.shape, x.dtype)
+
+        def kept(stack: Stack, rows: int, tokens: int) -> Any:
+            specs = cache_specs(stack.attention)
+            return jax.tree.map(lambda one: spread(mesh, one.all_axes, one.shape(rows, tokens), dtype), specs)
+
+        every = [stack for stack in config.decoder for _ in range(stack.layers)]
+        caches = tuple(LayerCache(kept(stack, rows, self.capacity), kept(stack, rows, 1)) for stack in every)
+        state = jax.tree.map(placed, state._replace(caches=()))._replace(caches=caches)
+        prompts = tuple(kept(stack, self.rows, self.prompt) for stack in every)
+        limit = spread(mesh, (), (), jnp.int32)
+        return ids.continue_rows(how, self.capacity).lower(ready, prompts, fixed, state, limit)
+
+    def flops(self, config: ModelConfig) -> float:
+        parameters = body_parameters(config) + head_parameters(config)
+        a_token = 2.0 * parameters + query_flops(config, self.prompt + self.capacity // 2)
+        return self.rows * self.samples * self.capacity * a_token
+
+    def tokens_computed(self) -> int:
+        return self.rows * self.samples * self.capacity
+
+    def kernel_share(self, config: ModelConfig) -> float:
+        return 1.0
+
+    def weights_beside(self, weights: int, place: Place) -> int:
+        return _held(self.kept, weights, place)
+
+    def advice(self, now: Situation) -> str:
+        if now.place.mesh[1] != 1:
+            heads = math.gcd(now.heads, now.place.chips)
+            split = f": split the model by heads (mesh-fsdp 1, mesh-tensor {heads})" if heads > 1 else ""
+            return f". Every token gathers the weights{split}"
+        if now.bound == "the link to the host":
+            return ""
+        if now.bound == "communication":
+            return f". {now.room / _GIB:.1f} GiB are free: try more rows at once, or a smaller slice"
+        return ". Try a larger batch: weights are read once for all rows" if now.room > _GIB else "."
+
+    def smaller(self, now: Situation) -> str:
+        return SMALLER

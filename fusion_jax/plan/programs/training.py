@@ -1,0 +1,168 @@
+"""An optimizer step, and the scoring of its reference."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from fusion_jax.losses.schedules import learning_rate
+from fusion_jax.models.config import ModelConfig
+from fusion_jax.models.parameters import abstract_params
+from fusion_jax.ops.kernels import Kernel
+from fusion_jax.ops.remat import Remat
+from fusion_jax.plan.flops import forward_flops, kernel_computed, row_tokens
+from fusion_jax.plan.programs.program import BYTES, SMALLER, Dtype, Place, Situation, Start, check_rows
+from fusion_jax.plan.programs.shapes import batch, lowered, targets, tpu_compute
+from fusion_jax.teachers.settings import FusionSettings
+from fusion_jax.train import objectives
+from fusion_jax.train.objective import Objective
+from fusion_jax.train.objectives import PairSettings, WrpoSettings
+from fusion_jax.train.state import OptimizerSettings, init_state, make_optimizer, state_shardings
+from fusion_jax.train.step import make_score_step, make_train_step
+
+ObjectiveName = Literal["sft", "dpo", "wrpo", "fusion"]
+OBJECTIVES: dict[ObjectiveName, Objective] = {
+    "sft": objectives.sft(),
+    "dpo": objectives.pair(PairSettings()),
+    "wrpo": objectives.wrpo(WrpoSettings()),
+    "fusion": objectives.fusion(FusionSettings()),
+}  # settings of a loss do not change what is planned
+_STEPS = 1000  # of the schedules; any number compiles to the same program
+_GIB = 2**30
+
+
+@dataclass(frozen=True)
+class TrainStep:
+    """One optimizer step. examples: of a micro-batch, over all chips; prompt: tokens that an example's rows share;
+    tokens: of each row behind them; k: entries of a fusion target; reference: "none" for losses that read none; dtype:
+    of the computation; start: dtype of the weights that training starts from, which the run keeps."""
+
+    objective: ObjectiveName
+    examples: int
+    tokens: int
+    prompt: int = 0
+    micro_batches: int = 1
+    reference: Literal["none", "stored", "in-step"] = "none"
+    remat: Remat = "full"
+    shared_prompt: bool = True
+    k: int = 10
+    attention: Kernel = "splash"
+    dtype: Dtype = "bfloat16"
+    start: Start = "bfloat16"
+    needs_model: ClassVar[bool] = True
+
+    @property
+    def groups(self) -> int:
+        """Rows of an example."""
+        return len(OBJECTIVES[self.objective].slots)
+
+    def check(self, ways: int) -> None:
+        check_rows(self.examples, ways)
+
+    def lower(self, config: ModelConfig, mesh: Mesh) -> jax.stages.Lowered:
+        objective = OBJECTIVES[self.objective]
+        compute = tpu_compute(
+            mesh, self.dtype, kernel=self.attention, remat=self.remat, shared_prompt=self.shared_prompt
+        )
+        settings = OptimizerSettings()
+        optimizer = make_optimizer(settings, _STEPS)
+        rate = learning_rate(
+            settings.learning_rate, num_steps=_STEPS, warmup_ratio=settings.warmup_ratio, schedule=settings.schedule
+        )
+        params = abstract_params(config, jnp.float32, mesh)
+        state = jax.eval_shape(lambda params: init_state(params, optimizer), params)
+        placed = state_shardings(state, jax.tree.map(lambda p: p.sharding, params), mesh)
+        state = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, placed)
+        rows = batch(mesh, (self.micro_batches,), self.examples, self.groups, self.prompt, self.tokens)
+        if objective.targets:
+            rows = rows._replace(targets=targets(mesh, (self.micro_batches, self.examples), self.tokens, self.k))
+        reference = abstract_params(config, jnp.dtype(self.start), mesh) if self.reference == "in-step" else None
+        step = make_train_step(config, objective, optimizer, compute, total=_STEPS, rate=rate)
+        return lowered(step, state, rows, reference)
+
+    def flops(self, config: ModelConfig) -> float:
+        forward = forward_flops(config, self.prompt, self.tokens, self.groups, self.shared_prompt)
+        return forward * (3 + (self.reference == "in-step")) * self.examples * self.micro_batches
+
+    def tokens_computed(self) -> int:
+        a_row = row_tokens(self.prompt, self.tokens, self.groups, self.shared_prompt)
+        return a_row * self.examples * self.micro_batches
+
+    def kernel_share(self, config: ModelConfig) -> float:
+        rows = self.groups if self.shared_prompt else 1
+        branches = (self.prompt, rows) if self.prompt else None
+        return kernel_computed(config, self.prompt + rows * self.tokens, branches)
+
+    def weights_beside(self, weights: int, place: Place) -> int:
+        """The weights that training starts from; as a reference inside the step they are the program's own."""
+        _, fsdp, tensor = place.mesh
+        return 0 if self.reference == "in-step" else BYTES[self.start] * weights // (fsdp * tensor)
+
+    def advice(self, now: Situation) -> str:
+        if now.bound in ("the link to the host", "communication"):
+            return ""
+        if self.micro_batches > 1 and now.room > now.temporaries:
+            return f". {now.room / _GIB:.1f} GiB are free: try half the micro-batches"
+        if self.remat == "full" and now.room > 4 * _GIB:
+            return f'. {now.room / _GIB:.1f} GiB are free: try remat "dots", which computes less again'
+        if not self.prompt and self.groups > 1:
+            return ". Prompts that rows share are computed once: say their length (--plan-prompt N)"
+        return ""
+
+    def smaller(self, now: Situation) -> str:
+        each = self.examples // max(now.place.chips // max(now.place.mesh[2], 1), 1)
+        if not now.state_fits:
+            return "The state alone is too large: take a larger slice"
+        if self.remat != "full":
+            return 'Try remat "full"'
+        if each > 1:
+            return "Try more micro-batches, so that fewer examples are on a chip at once"
+        return SMALLER
+
+
+@dataclass(frozen=True)
+class ScoreStep:
+    """Reference log-probs of a micro-batch of examples of `groups` rows; start: dtype of the weights."""
+
+    examples: int
+    tokens: int
+    groups: int
+    prompt: int = 0
+    shared_prompt: bool = True
+    attention: Kernel = "splash"
+    dtype: Dtype = "bfloat16"
+    start: Start = "bfloat16"
+    needs_model: ClassVar[bool] = True
+
+    def check(self, ways: int) -> None:
+        check_rows(self.examples, ways)
+
+    def lower(self, config: ModelConfig, mesh: Mesh) -> jax.stages.Lowered:
+        rows = batch(mesh, (), self.examples, self.groups, self.prompt, self.tokens)
+        compute = tpu_compute(mesh, self.dtype, kernel=self.attention, shared_prompt=self.shared_prompt)
+        params = abstract_params(config, jnp.dtype(self.start), mesh)
+        return lowered(make_score_step(config, compute), params, rows)
+
+    def flops(self, config: ModelConfig) -> float:
+        return forward_flops(config, self.prompt, self.tokens, self.groups, self.shared_prompt) * self.examples
+
+    def tokens_computed(self) -> int:
+        return row_tokens(self.prompt, self.tokens, self.groups, self.shared_prompt) * self.examples
+
+    def kernel_share(self, config: ModelConfig) -> float:
+        rows = self.groups if self.shared_prompt else 1
+        branches = (self.prompt, rows) if self.prompt else None
+        return kernel_computed(config, self.prompt + rows * self.tokens, branches)
+
+    def weights_beside(self, weights: int, place: Place) -> int:
+        return 0
+
+    def advice(self, now: Situation) -> str:
+        return ""
+
+    def smaller(self, now: Situation) -> str:
+        return SMALLER

@@ -1,0 +1,1 @@
+"""The desk of an experiment: run folder, stages, judging, report, figures."""

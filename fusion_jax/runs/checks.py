@@ -1,0 +1,81 @@
+"""Settings that a run would refuse hours later, refused before it starts."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+from fusion_jax.errors import InputError
+from fusion_jax.models.folder import check_folder
+from fusion_jax.options import ModelKind, Option, options_of, suggestion
+from fusion_jax.zoo import model_path
+
+
+def check_options(settings: Any) -> None:
+    """Look at every model that an option names, and at every name that has to be one of a few.
+
+    Raises:
+      InputError: a folder that `load` would refuse, a model of another kind than the option's, an unknown name.
+    """
+    for option in options_of(settings):
+        values = option.default if option.is_list else (option.default,)
+        for value in values:
+            if option.choices and value not in option.choices and value is not None:
+                raise option.error(f"'{value}' is not one of its choices", suggestion(str(value), option.choices))
+            if value and (kind := model_kind(option)):
+                check_models(option.flag, value, labels=kind.labels)
+
+
+def model_kind(option: Option) -> ModelKind | None:
+    """What model an option names; None for an option that names none."""
+    return next((mark for mark in option.marks if isinstance(mark, ModelKind)), None)
+
+
+def check_models(option: str, *models: str, labels: int = 0) -> None:
+    """Refuse folders that `load` would refuse later, and models of another kind.
+
+    Args:
+      option: the setting that names them.
+      labels: scores of the head: 1 is a reward model, 0 a language model.
+    """
+    for model in models:
+        try:
+            found = check_folder(model_path(model, option)).head.labels
+        except InputError as error:
+            raise InputError(error.problem, file=error.file, field=error.field or option, cure=error.cure) from None
+        if found != labels:
+            wanted = "a reward model has one" if labels else "a language model has none"
+            raise InputError(f"has {found} scores, {wanted}", file=model, field=option, cure="Give another folder")
+
+
+def model_name(model: str) -> str:
+    """What a model is called in records, files and tables: its folder's name."""
+    return Path(model.removeprefix("zoo:")).name
+
+
+def check_names(models: Sequence[str], reserved: Sequence[str] = ()) -> None:
+    """Refuse models that would be called the same.
+
+    Raises:
+      InputError: names the second of them.
+    """
+    names = [*reserved, *map(model_name, models)]
+    for i, name in enumerate(names):
+        if name in names[:i]:
+            raise InputError(f"two models are called '{name}'", field="sources", cure="Rename one of the folders")
+
+
+def check_arms(arms: Sequence[str], known: Collection[str]) -> None:
+    """Refuse an experiment without arms, and arms that are unknown or stand twice.
+
+    Raises:
+      InputError: names the first of them.
+    """
+    if not arms:
+        raise InputError("there is none", field="arms", cure=f"Known: {', '.join(known)}")
+    for i, arm in enumerate(arms):
+        if arm not in known:
+            raise InputError(f"'{arm}' is no arm", field="arms", cure=f"Known: {', '.join(known)}")
+        if arm in arms[:i]:
+            raise InputError(f"'{arm}' stands twice", field="arms", cure="Leave one out")

@@ -1,0 +1,262 @@
+"""The desk of an experiment: what a method's page asks for, done once, counted and reported.
+
+A desk holds a run's folder and what the run has found so far: counts of what was used and dropped, and how the models
+answered. Every stage goes through it, so that a page reads as the method's algorithm.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from fusion_jax.data.batches import Data
+from fusion_jax.data.examples import TextSettings, make_examples
+from fusion_jax.data.records import OnBad, Row, parse_rows
+from fusion_jax.files import write_json
+from fusion_jax.hosts.agree import on_first
+from fusion_jax.jsonl import Record
+from fusion_jax.markdown import markdown_table, save_figure
+from fusion_jax.models.folder import Model, load, save
+from fusion_jax.rewards import select
+from fusion_jax.rewards.reward_model import score_responses
+from fusion_jax.rewards.verifiers import verifier
+from fusion_jax.runs.counts import check_enough, counts_table
+from fusion_jax.runs.judging import accuracy_table, judged, paired_table
+from fusion_jax.runs.plots import Curves, accuracy_figure, curves, training_figure
+from fusion_jax.runs.provenance import Ran, answers_sentence, write_report
+from fusion_jax.runs.seeds import Measures
+from fusion_jax.runs.trained import trained
+from fusion_jax.sampling.generate import SampleSettings
+from fusion_jax.sampling.responses import sample_responses
+from fusion_jax.store.run_folder import RESULTS, RunFolder
+from fusion_jax.train.objective import Objective
+from fusion_jax.train.optimise import optimise
+from fusion_jax.train.settings import TrainSettings, compute_for
+from fusion_jax.zoo import model_path
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A training stage. name: its folder in the run. option: of its settings, for messages. settings, text: how it
+    trains and reads its records. leaf, of: see `RunFolder.made_once`."""
+
+    name: str
+    option: str
+    settings: TrainSettings
+    text: TextSettings
+    leaf: bool = False
+    of: Sequence[str] | None = None
+
+
+@dataclass(frozen=True)
+class Desk:
+    """A run of one seed. counts: stage -> what it used and dropped; accuracy: rows of `evals.accuracy.by_skill`.
+
+    whole: the desk of all seeds, where this is one of several.
+    """
+
+    run: RunFolder
+    title: str
+    ran: Ran
+    whole: Desk | None = None
+    counts: dict[str, Counter[str]] = field(default_factory=dict)
+    accuracy: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def seed(self) -> int:
+        settings = self.ran.settings
+        return int(settings.seed if hasattr(settings, "seed") else settings.train.seed)
+
+    @property
+    def base(self) -> Desk:
+        """The desk of what all seeds share."""
+        return self.whole or self
+
+    def count(self, stage: str, *counts: Mapping[str, int]) -> None:
+        """Add to what a stage used and dropped."""
+        for one in counts:
+            self.counts.setdefault(stage, Counter()).update(one)
+
+    def counter(self, stage: str, **counts: int) -> Counter[str]:
+        """What a stage used and dropped, to be added to."""
+        self.count(stage, counts)
+        return self.counts[stage]
+
+    def rows(
+        self, stage: str, records: Sequence[Record], kind: str, *, file: str | None, on_bad: OnBad = "error"
+    ) -> list[Row]:
+        """Records of one kind ("quad", "pair", "sft") as rows; what is dropped is counted.
+
+        Raises:
+          InputError: a malformed record, where `on_bad` is "error".
+        """
+        rows, drops = parse_rows(records, kind, file=file, on_bad=on_bad)
+        self.counts[stage] = drops + Counter({"used": len(rows)})
+        return rows
+
+    def note_shared(self, test: Sequence[Record], learnt: Iterable[str]) -> None:
+        """Say how many test prompts are trained on as well: the accuracy on them is not that on unseen prompts."""
+        shared = len({prompt["prompt"] for prompt in test} & set(learnt))
+        if shared:
+            self.count("test prompts", {"also trained on": shared})
+            self.run.log(f"note: {shared} of {len(test)} test prompts are trained on, too: they are not unseen")
+
+    def records(
+        self, name: str, make: Callable[[], Iterable[Record]], *, of: Sequence[str] | None = None
+    ) -> list[Record]:
+        """A file of records, made once; `of` as in `RunFolder.made_once`."""
+        return self.run.stage(name, make, of=of)
+
+    def check_enough(self, examples: int, settings: TrainSettings, option: str, counts: bool = True) -> None:
+        """Refuse fewer examples than a batch, with what was dropped before."""
+        check_enough(self.run, self.counts if counts else {}, examples, settings, option)
+
+    def load(self, name: str, settings: TrainSettings) -> Model:
+        """A model on the mesh of a stage."""
+        return load(model_path(name), mesh=compute_for(settings).mesh)
+
+    def sampled(self, model: Model, name: str, prompts: Sequence[Record], how: SampleSettings) -> list[Record]:
+        """Responses of one model, with progress on the screen."""
+        with self.run.console.status(f"  sampling {name}") as status:
+            return sample_responses(
+                model, name, prompts, how, seed=self.seed,
+                progress=lambda done: status.update(f"  sampling {name}: {done} of {len(prompts)} prompts"),
+            )  # fmt: skip
+
+    def rewarded(
+        self, responses: Sequence[Record], reward_model: str, verifier_name: str, settings: TrainSettings
+    ) -> list[Record]:
+        """Responses with rewards by the reward model or, without one, by the verifier; ready rewards stay.
+
+        Args:
+          settings: whose mesh the reward model lies on.
+        """
+        if not reward_model:
+            return select.score_with(responses, verifier(verifier_name))
+        missing = [r for r in responses if r.get("reward") is None]
+        if not missing:
+            return list(responses)
+        fresh = iter(
+            score_responses(self.load(reward_model, settings), missing, mesh=compute_for(settings).mesh)
+        )
+        return [r if r.get("reward") is not None else next(fresh) for r in responses]
+
+    def data(self, stage: Stage, model: Model, rows: Sequence[Row], *, held: bool = False) -> Data:
+        """Rows as examples in the model's tokens, counted; held-out ones may be few.
+
+        Raises:
+          InputError: fewer examples than a batch.
+        """
+        examples, cut = make_examples(rows, model.tokenizer, stage.text) if rows else ([], Counter[str]())
+        if held:
+            self.count(stage.name, {"held out": len(examples)})
+            self.counts[f"{stage.name}, held out"] = cut
+        else:
+            self.counter(stage.name).update(cut)
+            self.counts[stage.name]["used"] = cut["documents"] or len(examples)
+            self.check_enough(len(examples), stage.settings, stage.option)
+        packed = stage.text.packing != "none"
+        return Data(examples, (lambda i: f"block {i}") if packed else (lambda i: rows[i].name))
+
+    def train(
+        self, stage: Stage, model: Model, objective: Objective, rows: Sequence[Row], held: Sequence[Row] = ()
+    ) -> Model:
+        """A model trained on rows in a folder of its own, or the finished one where it was trained already.
+
+        Args:
+          held: rows on which the objective is evaluated.
+        """
+        data, held_data = self.data(stage, model, rows), self.data(stage, model, held, held=True) if held else None
+        settings = dataclasses.replace(stage.settings, seed=self.seed)
+        return trained(
+            self.run.sub(stage.name), model, compute_for(settings).mesh,
+            lambda folder: optimise(model, data, objective, settings, folder, held=held_data),
+            leaf=stage.leaf, of=stage.of,
+        )  # fmt: skip
+
+    def tune(
+        self, stage: Stage, model: Model, objective: Objective, rows: Sequence[Row], held: Sequence[Row] = ()
+    ) -> Model:
+        """A model trained in the run's own folder, which is the run's result. As `train`."""
+        data, held_data = self.data(stage, model, rows), self.data(stage, model, held, held=True) if held else None
+        better = optimise(model, data, objective, stage.settings, self.run, held=held_data)
+        self.export(better)
+        return better
+
+    def curves(self, *names: str) -> Curves:
+        """Metrics that the run's own folder has logged."""
+        return curves(self.run.path, names)
+
+    def judge(
+        self,
+        name: str,
+        model: Model,
+        test: Sequence[Record],
+        *,
+        max_new_tokens: int,
+        verifier_name: str,
+        of: Sequence[str] | None = None,
+    ) -> None:
+        """Accuracy of a model's greedy answers on the test prompts, if there are any; `of` as in `made_once`."""
+        rows = judged(
+            self.run, name, model, test, of=of, max_new_tokens=max_new_tokens, verifier=verifier(verifier_name)
+        )
+        self.accuracy.extend(rows)
+
+    def export(self, model: Model, *, of: Sequence[str] | None = None) -> None:
+        """The run's result, a Hugging Face folder."""
+        self.run.made_once("model", lambda folder: save(model, folder), of=of)
+
+    def measures(self) -> Measures:
+        """The accuracy of every judged model."""
+        return {row["model"]: {"accuracy": row["accuracy"]} for row in self.accuracy if row["skill"] == "all"}
+
+    def report(
+        self, stages: Sequence[str], sources: Sequence[str], *, target: str, result: str, parts: Sequence[str] = ()
+    ) -> None:
+        """report.md: accuracy, curves, what the method adds, counts; the tables also on the screen.
+
+        Args:
+          stages: names of the training stages. sources: models that the target learned from. target: what it is called.
+          result: one sentence for a run in which nothing was judged. parts: of the method.
+        """
+        on_first(lambda: self._write_report(stages, sources, target, result, parts))
+
+    def report_tuning(self, name: str, result: str, final: Curves) -> None:
+        """report.md and results.json of a run that trains one model in its own folder.
+
+        Args:
+          name: of what was trained. result: one sentence. final: curves whose ends are the results.
+        """
+        on_first(lambda: self._write_tuning(name, result, final))
+
+    def _write_tuning(self, name: str, result: str, final: Curves) -> None:
+        ends = {metric: values[-1] for metric, (_, values) in final.items()}
+        write_json(self.run.file(RESULTS), {name: {metric: [value] for metric, value in ends.items()}}, sort=False)
+        picture = save_figure(training_figure({name: self.run.path}), self.run.file("training.png"))
+        lines = [{"what": f"final {metric}", "value": f"{value:.4f}"} for metric, value in ends.items()]
+        parts = [picture, markdown_table(lines), "## Records, drops and their reasons", counts_table(self.counts)]
+        write_report(self.run, self.title, result, self.ran, parts)
+        self.run.log(f"model: {self.run.file('model')}")
+
+    def _write_report(
+        self, stages: Sequence[str], sources: Sequence[str], target: str, result: str, parts: Sequence[str]
+    ) -> None:
+        run, shown = self.run, list[str]()
+        if self.accuracy:
+            table = markdown_table(accuracy_table(self.accuracy))
+            result = answers_sentence(self.accuracy, target, sources)
+            figure = save_figure(accuracy_figure(self.accuracy, sources), run.file("accuracy.png"))
+            shown += ["## Accuracy (greedy, 95 % Wilson intervals)", table, figure]
+            run.log(table)
+            own = [m for m in dict.fromkeys(r["model"] for r in reversed(self.accuracy)) if m not in sources]
+            shown += ["Paired on the same prompts (95 % interval):", paired_table(run, own)]
+        folders = {name: run.file(name) for name in stages if run.file(name).exists()}
+        shown += ["## Training", save_figure(training_figure(folders), run.file("training.png")), *parts]
+        shown += ["## Records, drops and their reasons", counts_table(self.counts)]
+        write_report(run, self.title, result, self.ran, shown)
+        run.log(result)
+        run.log(f"report: {run.file('report.md')}; model: {run.file('model')}")

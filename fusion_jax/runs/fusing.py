@@ -1,0 +1,192 @@
+"""The part of a run that has teachers: read the texts once, fuse what they say, train an arm on it, measure, report."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fusion_jax.data.batches import Data
+from fusion_jax.data.documents import Document
+from fusion_jax.errors import InputError
+from fusion_jax.evals.perplexity import surprise
+from fusion_jax.failures import doing
+from fusion_jax.hosts.agree import on_first
+from fusion_jax.jsonl import Record
+from fusion_jax.markdown import markdown_table, save_figure
+from fusion_jax.models.folder import Model, check_folder, load
+from fusion_jax.runs.desk import Desk
+from fusion_jax.runs.judging import judged
+from fusion_jax.runs.plots import training_figure
+from fusion_jax.runs.provenance import measures_sentence, write_report
+from fusion_jax.runs.seeds import Measures
+from fusion_jax.runs.trained import trained
+from fusion_jax.store.manifest import digest
+from fusion_jax.teachers.opinions import AlignSettings, Reading, own_opinions, read_documents, source_opinions
+from fusion_jax.teachers.settings import FusionSettings
+from fusion_jax.teachers.targets import Mask, fused_examples, fusion_rows, packed
+from fusion_jax.train import objectives
+from fusion_jax.train.optimise import optimise
+from fusion_jax.train.settings import TrainSettings, compute_for
+
+
+@dataclass(frozen=True)
+class Held:
+    """What models are measured on. documents: of each reader, for bits per byte; prompts: with answers; chat: whether
+    they go through the model's template."""
+
+    documents: Mapping[str, Sequence[Document]]
+    prompts: Sequence[Record]
+    new_tokens: int
+    chat: bool = True
+
+
+@dataclass(frozen=True)
+class Arm:
+    """How an arm is taught. sources: names of the teachers beside the pivot."""
+
+    sources: Sequence[str]
+    align: AlignSettings
+    fusion: FusionSettings
+
+
+@dataclass(frozen=True)
+class Fusing:
+    """Teachers at a desk.
+
+    folders: name -> folder of every model, the pivot first. limit: tokens that every model reads of a text. k: entries
+    kept of a distribution. batch: texts at once while teachers read. measures, coverage: what was found so far.
+    """
+
+    desk: Desk
+    folders: Mapping[str, Path]
+    train: TrainSettings
+    limit: int
+    k: int
+    batch: int
+    held: Held
+    measures: Measures = field(default_factory=dict)
+    coverage: list[dict[str, Any]] = field(default_factory=list)
+
+    def load(self, folder: Path) -> Model:
+        """A model on the mesh of training."""
+        return load(folder, mesh=compute_for(self.train).mesh)
+
+    def measure(self, name: str, model: Model, *, answers: str = "", reader: str = "") -> None:
+        """Bits per byte of the held-out documents and accuracy on the test prompts, where there are any.
+
+        Args:
+          answers: the file of its answers; reader: whose documents it reads; the pivot's when left out.
+        """
+        found: dict[str, float] = {}
+        documents = self.held.documents.get(reader or next(iter(self.folders)), ())
+        if documents:
+            compute = compute_for(self.train)
+            found["bits per byte"] = surprise(
+                model, documents, max_length=self.limit, compute=compute
+            ).bits_per_byte
+        how: dict[str, Any] = {"max_new_tokens": self.held.new_tokens, "chat": self.held.chat}
+        for row in judged(self.desk.run, answers or name, model, self.held.prompts, **how):
+            found["accuracy" if row["skill"] == "all" else row["skill"]] = row["accuracy"]
+        self.measures[name] = found
+
+    def read(self, name: str, documents: Sequence[Document]) -> Reading:
+        """Measure a model and have it read its documents; it is let go with the call."""
+        run, model = self.desk.run, self.load(self.folders[name])
+        self.measure(name, model, reader=name)
+        lap = run.clock(f"reading {name}")
+        with doing(f"reading {name}"):
+            found = read_documents(
+                run.sub("teachers").file(name), name, model, documents, k=self.k, max_length=self.limit,
+                compute=compute_for(self.train), batch_size=self.batch, progress=run.progress,
+            )  # fmt: skip
+        lap()
+        return found
+
+    def trained(
+        self,
+        name: str,
+        arm: Arm,
+        start: Model,
+        readings: Mapping[str, Reading],
+        *,
+        mask: Mask,
+        whole: bool,
+        packing: str = "none",
+    ) -> Model:
+        """An arm's model: its teachers aligned and fused, and the target trained on what they say.
+
+        Args:
+          start: the target. readings: of every model, the pivot first. mask: as in `teachers.targets.fuse`.
+          whole: as in `source_opinions`. packing: blocks of `limit` tokens with attention across texts ("official") or
+            not ("reset"), or a text a row ("none").
+        """
+        run, pivot = self.desk.run, next(iter(readings.values()))
+        opinions = [own_opinions(pivot, arm.fusion)]
+        for source in arm.sources:
+            folder = run.sub("aligned").file(source)
+            views, rules = source_opinions(
+                folder, pivot, readings[source], arm.align, arm.fusion, whole=whole, progress=run.progress
+            )
+            opinions.append(views)
+            self.coverage.append({"arm": name, "source": source, **rules})
+        rows, drops = fusion_rows(pivot.texts, opinions)
+        self.desk.count("records", {f"{name}: {what}": n for what, n in drops.items()})
+        if packing != "none":
+            rows = packed(rows, self.limit, reset=packing == "reset")
+        place = run.sub("arms").sub(name)
+        examples = fused_examples(place.file("examples"), rows, arm.fusion, mask=mask, reset=packing == "reset")
+        objective = objectives.fusion(arm.fusion)
+        fused = trained(
+            place, start, compute_for(self.train).mesh,
+            lambda folder: optimise(start, Data(examples), objective, self.train, folder),
+            of=[f"fused examples={digest(examples.made_of)}"],
+        )  # fmt: skip
+        self.measure(name, fused)
+        return fused
+
+    def report(self, *, before: str, plain: str) -> Measures:
+        """report.md of all arms, its results on the screen, and what was measured.
+
+        Args:
+          before: the target before training; plain: the arm without teachers.
+        """
+        on_first(lambda: self._write_report(measures_sentence(self.measures, list(self.measures)[-1], before, plain)))
+        return self.measures
+
+    def _write_report(self, result: str) -> None:
+        run, results = self.desk.run, "No held-out data and no test prompts: nothing is measured."
+        if any(self.measures.values()):
+            lines = [{"model": n, **{k: f"{v:.4f}" for k, v in m.items()}} for n, m in self.measures.items()]
+            results = markdown_table(lines)
+        reached = [{k: v if isinstance(v, str) else f"{v:.3f}" for k, v in line.items()} for line in self.coverage]
+        arms = {path.name: path for path in sorted(run.file("arms").iterdir())}
+        counts: Counter[str] = self.desk.counts.get("records", Counter())
+        parts = [
+            "## Held-out data", results,
+            "## Training", save_figure(training_figure(arms), run.file("training.png")),
+            "## What decided the rows of each source (shares of the target's tokens)", markdown_table(reached),
+            "## Records", markdown_table([{"what": k, "count": v} for k, v in counts.items()]),
+        ]  # fmt: skip
+        write_report(run, self.desk.title, result, self.desk.ran, parts)
+        run.log(results)
+        run.log(result)
+        run.log(f"report: {run.file('report.md')}")
+
+
+def reading_limit(folders: Mapping[str, Path], max_length: int, k: int) -> int:
+    """The tokens that every model reads of a text.
+
+    Raises:
+      InputError: k entries are more than the smallest vocabulary has.
+    """
+    configs = {name: check_folder(folder) for name, folder in folders.items()}
+    name, smallest = min(configs.items(), key=lambda item: item[1].vocab_size)
+    if k > smallest.vocab_size:
+        raise InputError(
+            f"{k} entries of a distribution are asked for, '{name}' has {smallest.vocab_size}", field="k",
+            cure="Lower it",
+        )  # fmt: skip
+    return min(max_length, *(config.max_positions for config in configs.values()))

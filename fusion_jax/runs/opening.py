@@ -1,0 +1,202 @@
+"""Opening the folder of a run.
+
+A finished run is never overwritten; an unfinished one goes on only with `resume`, and only with the settings it was
+started with; one that stopped before it made anything is started anew. One process at a time writes it. A run that is
+refused before it made anything leaves no folder behind.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fusion_jax.errors import InputError
+from fusion_jax.failures import NothingToDo
+from fusion_jax.files import write_json
+from fusion_jax.hosts.agree import agreed, first_host, on_first, seen
+from fusion_jax.json_files import RESTORE, read_json
+from fusion_jax.store import manifest
+from fusion_jax.store.lock import acquire, is_trace, sweep
+from fusion_jax.store.manifest import Manifests
+from fusion_jax.store.run_folder import CONFIG, FINAL, FINISHED, REPORT, RUN, RunFolder, kept_file, remove_unused
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+def open_run(out: str | os.PathLike[str], config: dict[str, Any], *, resume: bool) -> RunFolder:
+    """Make or reopen a run folder; use it in a `with` statement.
+
+    Args:
+      config: every setting, resolved; compared with the folder's own on resume, but for what says where it runs
+        (`out`, `resume`, hosts and mesh).
+      resume: go on with a run that is there; where there is none, start it.
+
+    Raises:
+      InputError: the folder holds a finished run and is not resumed, an unfinished one without `resume`, a run of other
+        settings, files that are no run or not as they were made; another process writes it; a host does not see it
+        or has other settings.
+      NothingToDo: after saying so: the run is finished, and `resume` has nothing to do.
+    """
+    from rich.console import Console
+
+    if "://" in os.fspath(out):
+        raise InputError(
+            "a run's files need a file system", file=out, field="--out",
+            cure="Give a folder that all hosts see (a bucket: mounted with gcsfuse --rename-dir-limit 100000)",
+        )  # fmt: skip
+    path, console = Path(out), Console(quiet=not first_host())
+    kept = _kept(config)
+    opened: list[RunFolder | None] = [None]
+    on_first(lambda: opened.append(_open(path, kept, console, resume=resume)))
+    if bool(agreed(np.asarray(first_host() and opened[-1] is None))):
+        _say_finished(path, console)
+        raise NothingToDo
+    run = opened[-1] or RunFolder(path, console)
+    seen(path / CONFIG, lambda file: file.exists() and read_json(file, cure=RESTORE) == kept)
+    return run
+
+
+def _open(path: Path, kept: dict[str, Any], console: Console, *, resume: bool) -> RunFolder | None:
+    """The first host's part of `open_run`; None: the run is finished, and nothing is to be done."""
+    if path.exists() and not path.is_dir():
+        raise InputError("is a file, not a folder", file=path, field="--out", cure="Choose another --out")
+    names = [p.name for p in path.iterdir() if not is_trace(p.name)] if path.exists() else []
+    if names and not (path / CONFIG).exists():
+        raise InputError("holds files but no run", file=path, field="--out", cure="Choose an empty or new folder")
+    if names and finished(path):
+        _check_same(path, kept, resume=resume)
+        check_finished(path)
+        return None
+    made = tuple(reversed([p for p in (path, *path.parents) if not p.exists()]))
+    path.mkdir(parents=True, exist_ok=True)
+    lock = acquire(path)  # before this nothing is ours to remove
+    try:
+        swept = sweep(path)
+        inputs = _inputs(kept)
+        if names and not _made_nothing(path, kept):
+            _check_same(path, kept, resume=resume)
+            _check_format(path)
+            Manifests(path).check_all()
+        write_json(path / CONFIG, kept)
+        (path / RUN).parent.mkdir(exist_ok=True)
+        write_json(path / RUN, {"format": manifest.FORMAT, "inputs": inputs})
+    except BaseException:
+        remove_unused(path, made)
+        lock.release()
+        raise
+    run = RunFolder(path, console, Manifests(path, inputs), lock, made)
+    if lock.note:
+        run.log(f"{path}: {lock.note}")
+    if swept:
+        run.log(f"removed what a killed process had left half-written: {', '.join(p.name for p in swept)}")
+    return run
+
+
+def finished(path: Path) -> bool:
+    """Whether a folder holds a run that came to its end, and what it ended with."""
+    if not (path / FINISHED).exists():
+        return False
+    checked = Manifests(path)
+    return all(checked.whole(name) for name in FINAL if checked.file(name).exists())
+
+
+def check_finished(path: Path, names: Iterable[str] = FINAL) -> None:
+    """Compare what a finished run ended with with its manifests, and the sizes of everything else that is there.
+
+    A run of an older version has none, and is taken as it is.
+
+    Raises:
+      InputError: names the first file that differs and what is to be deleted.
+    """
+    checked = Manifests(path)
+    checked.check_all()
+    for name in names:
+        if checked.file(name).exists() and checked.whole(name):
+            checked.compare(name)
+
+
+def _say_finished(path: Path, console: Console) -> None:
+    found = [f"{what}: {path / what}" for what in (REPORT, "model") if (path / what).exists()]
+    message = "; ".join([f"{path}: finished already, nothing to do", *found])
+    console.print(message, highlight=False, markup=False, emoji=False, soft_wrap=True)
+
+
+def _check_format(path: Path) -> None:
+    if not (path / RUN).exists():
+        raise InputError(
+            "was begun by an older version, and nothing says which of its files are whole", file=path,
+            cure="Start a new run in another folder",
+        )  # fmt: skip
+
+
+def _inputs(kept: dict[str, Any]) -> dict[str, str]:
+    """What everything in the folder depends on: the settings, and the files and models that they name."""
+    out = {"settings": manifest.digest({"": json.dumps(_comparable(kept), sort_keys=True)})}
+    for name, value in _texts(kept):
+        with suppress(OSError, ValueError):
+            found = manifest.signature(Path(value)) if value else None
+            if found:
+                out[f"{value} (--{name.replace('_', '-')})"] = found
+    return out
+
+
+def _texts(value: Any, name: str = "") -> Iterable[tuple[str, str]]:
+    """Every text of the settings, with its dotted name."""
+    if isinstance(value, str):
+        yield name, value
+    elif isinstance(value, dict):
+        for key, one in value.items():
+            yield from _texts(one, f"{name}.{key}" if name else str(key))
+    elif isinstance(value, list):
+        for one in value:
+            yield from _texts(one, name)
+
+
+def _comparable(config: Any) -> Any:
+    """Settings without those of the mesh, which only say where it runs."""
+    if not isinstance(config, dict):
+        return config
+    return {k: _comparable(v) for k, v in config.items() if k not in ("mesh_data", "mesh_fsdp", "mesh_tensor")}
+
+
+def _made_nothing(path: Path, kept: dict[str, Any]) -> bool:
+    """Whether a run of this experiment stopped before its first file, for instance at a wrong path in its settings."""
+    before = read_json(path / CONFIG, cure=RESTORE)
+    ours = isinstance(before, dict) and before.keys() == kept.keys()
+    return ours and not any(kept_file(file, path) for file in path.rglob("*"))
+
+
+def _kept(config: dict[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in config.items() if k not in ("out", "resume", "hosts")}
+
+
+def _check_same(path: Path, kept: dict[str, Any], *, resume: bool) -> None:
+    """Refuse a run that is not to be resumed, or of other settings."""
+    if not resume:
+        state = "a finished run" if (path / FINISHED).exists() else "an unfinished run"
+        cure = "Choose another --out" + ("" if (path / FINISHED).exists() else " or continue it with --resume")
+        raise InputError(f"holds {state}", file=path, field="--out", cure=cure)
+    check_settings(path, kept)
+
+
+def check_settings(path: Path, config: dict[str, Any]) -> None:
+    """Refuse a run that was started with other settings than `config`.
+
+    Raises:
+      InputError: names the first setting that differs.
+    """
+    before, kept = _comparable(read_json(path / CONFIG, cure=RESTORE)), _comparable(_kept(config))
+    changed = sorted(k for k in before.keys() | kept.keys() if before.get(k) != kept.get(k))
+    if changed:
+        name = changed[0]
+        raise InputError(
+            f"the run was started with {before.get(name)!r}, now it is {kept.get(name)!r}",
+            file=path / CONFIG, field=name, cure="Resume with the same settings or choose another --out",
+        )  # fmt: skip

@@ -1,0 +1,80 @@
+"""What every experiment begins with: the settings that all share, and its course from the command line to the end."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TypeVar
+
+from fusion_jax.hosts.join import HostSettings, connect
+from fusion_jax.options import Folder
+from fusion_jax.runs.checks import check_options
+from fusion_jax.runs.desk import Desk
+from fusion_jax.runs.opening import open_run
+from fusion_jax.runs.provenance import Ran
+from fusion_jax.runs.seeds import Measures, over_seeds
+from fusion_jax.settings import bounded, seeded, to_json
+from fusion_jax.store.run_folder import RunFolder
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """Where a run lies."""
+
+    out: Folder = "runs/run"
+    """Folder of the run, which is made; it holds all stages, report.md and the model."""
+    resume: bool = False
+    """Continue the run that --out holds, if there is one: the same command with --resume can always be repeated."""
+    hosts: HostSettings = HostSettings()
+
+
+@dataclass(frozen=True)
+class SeededSettings(RunSettings):
+    """Where a run lies, and its seeds."""
+
+    seed: int = 42
+    """Decides the zoo's problems, the samples, the split and the order of the examples."""
+    seeds: int = 1
+    """Whole runs, with seed, seed + 1, ...; report.md then has means with intervals."""
+
+    def __post_init__(self) -> None:
+        seeded(self, "seed")
+        bounded(self, "seeds", least=1)
+
+
+S = TypeVar("S", bound=RunSettings)
+
+
+def conduct(
+    script: str,
+    title: str,
+    settings: S,
+    presets: Mapping[str, S],
+    method: Callable[[S, Desk], Measures | None],
+    check: Callable[[S], None] = lambda settings: None,
+) -> None:
+    """Connect the hosts, check the settings, open the run folder, carry out the method for each seed, end the run.
+
+    Args:
+      script: the experiment's file. title: of its report.
+      method: (settings, desk) -> {model: {measure: value}}, for one seed; None where the method writes its results.
+      check: refuses settings that do not go together, before the folder is opened.
+    """
+    connect(settings.hosts)
+    check_options(settings)
+    check(settings)
+    ran = Ran(script, settings, presets)
+
+    with open_run(settings.out, to_json(settings), resume=settings.resume) as run:
+        if isinstance(settings, SeededSettings):
+            whole = Desk(run, title, ran)
+
+            def one(seed: int, folder: RunFolder) -> Measures:
+                own = dataclasses.replace(settings, seed=seed, seeds=1)
+                return method(own, Desk(folder, title, Ran(script, own, presets), whole)) or {}
+
+            over_seeds(run, title, ran, settings.seed, settings.seeds, one)
+        else:
+            method(settings, Desk(run, title, ran))
+        run.finish()

@@ -1,0 +1,32 @@
+"""A training stage of a run: made once, and read from its folder ever after."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+from jax.sharding import Mesh
+
+from fusion_jax.models.folder import Model, load, save
+from fusion_jax.store.run_folder import RunFolder
+
+
+def trained(
+    run: RunFolder,
+    like: Model,
+    mesh: Mesh | None,
+    train: Callable[[RunFolder], Model],
+    *,
+    of: Sequence[str] | None = None,
+    leaf: bool = False,
+) -> Model:
+    """A training stage: its finished model read from the folder, or trained and saved there in float32.
+
+    Args:
+      of, leaf: as in `RunFolder.made_once`.
+
+    Raises:
+      InputError: the finished model is not as it was written, or was made from something else.
+    """
+    run.made_once("model", lambda folder: save(train(run), folder, dtype="float32"), of=of, leaf=leaf)
+    return dataclasses.replace(load(run.file("model"), mesh=mesh), file_dtype=like.file_dtype)

@@ -1,0 +1,303 @@
+"""Work on a corpus in parts: each a safetensors file that is there whole or not at all, made by parallel processes.
+
+A folder holds identity.json, which says what its parts were made of, and part-00000.safetensors and so on. Work that
+was cut short goes on at its first missing part; what a part holds does not depend on the number of processes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import multiprocessing
+import os
+import signal
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+import xxhash
+
+from fusion_jax.errors import InputError
+from fusion_jax.files import replacing, write_json, writing
+from fusion_jax.hosts.agree import on_first, wait_for
+from fusion_jax.hosts.join import HostSettings, this_host
+from fusion_jax.json_files import RESTORE, read_json
+from fusion_jax.store.lock import held, sweep
+
+IDENTITY, CHECKSUM = "identity.json", "xxh3_128"
+DELETE = "Delete this part and run again: it goes on"
+Arrays = dict[str, np.ndarray]
+Row = TypeVar("Row")
+
+
+class Task(Protocol):
+    """What is done with records. It goes to each process once, so it may be large; records go part by part."""
+
+    def one(self, item: Any) -> Any:
+        """The result of one record; an `InputError` that it raises is told with the record's number."""
+
+    def pack(self, results: Sequence[Any]) -> Arrays:
+        """The arrays of a part: `lengths`, int32[records of the part], and whatever reads by it."""
+
+
+class Job(NamedTuple):
+    """A folder of parts: `made_of`, all of it JSON's plain values, is what the parts depend on besides the split."""
+
+    folder: Path
+    made_of: Mapping[str, object]
+    records: int
+    part_size: int
+
+    def path(self, number: int) -> Path:
+        """Part `number`, counted from 0."""
+        return self.folder / f"part-{number:05d}.safetensors"
+
+    def span(self, number: int) -> range:
+        """The records of a part."""
+        return range(number * self.part_size, min((number + 1) * self.part_size, self.records))
+
+
+def digest(arrays: Iterable[np.ndarray]) -> str:
+    """sha256 of arrays in their order: types, shapes and values; the same in every process."""
+    total = hashlib.sha256()
+    for array in arrays:
+        total.update(f"{array.dtype.str}{array.shape}".encode())
+        total.update(array.tobytes())
+    return total.hexdigest()
+
+
+def make_parts(
+    job: Job, task: Task, items: Callable[[range], list[Any]], workers: int, progress: Callable[[int], None]
+) -> None:
+    """Make the parts that are not there yet, in order; at most 2 * workers of them are under way at a time.
+
+    Hosts that share a mesh share out the parts, and return when all are there.
+
+    Processes are spawned, as JAX's threads forbid forking: a script that calls this needs `if __name__ == "__main__"`.
+    They end with their parent, however it ends; an interrupt lets them finish what they have begun.
+
+    Args:
+      items: the records of a range, in this process, one part at a time.
+      workers: number of processes; 0 works in this one.
+      progress: told how many records are in finished parts.
+
+    Raises:
+      InputError: the folder holds something else, a part is cut short, or the task's own: with the number of the
+        record in the corpus, that of the first part that has one, and without leaving anything of its part behind.
+    """
+    if workers < 0:
+        raise InputError(f"{workers} is no number of processes", field="workers", cure="Give 0 for this process alone")
+    if job.part_size < 1:
+        raise InputError(f"{job.part_size} records are no part", field="part_size", cure="Give at least 1")
+    with ExitStack() as stack:
+        on_first(lambda: _claim(job, stack))
+        _make_missing(job, task, items, workers, progress)
+
+
+def _make_missing(
+    job: Job, task: Task, items: Callable[[range], list[Any]], workers: int, progress: Callable[[int], None]
+) -> None:
+    host = this_host()
+    numbers = range(-(-job.records // job.part_size))
+    missing = [number for number in numbers if not job.path(number).exists()]
+    for number in sorted(set(numbers) - set(missing)):
+        _check_part(job, number)
+    done = job.records - sum(len(job.span(number)) for number in missing)
+    progress(done)
+    mine = [number for number in missing if number % host.count == host.index]
+    calls = ((job.path(number), job.span(number).start, items(job.span(number))) for number in mine)
+    if workers:
+        finished = _in_processes(task, calls, min(workers, max(1, len(mine))))
+    else:
+        finished = (_make(task, *call) for call in calls)
+    for count in finished:
+        done += count
+        progress(done)
+    others = {os.fspath(job.path(n)): n % host.count for n in missing if n % host.count != host.index}
+    wait_for(lambda: {part: owner for part, owner in others.items() if not os.path.exists(part)}, HostSettings())
+
+
+def _claim(job: Job, stack: ExitStack) -> None:
+    """Make the folder one of this job, or find that it is; held until the stack ends, unless all parts are there."""
+    path, known = job.folder / IDENTITY, {**job.made_of, "records": job.records, "part_size": job.part_size}
+    numbers = range(-(-job.records // job.part_size))
+    if not path.exists() or not all(job.path(number).exists() for number in numbers):
+        there = list(job.folder.iterdir()) if job.folder.exists() else []
+        # What a killed run had begun to write does not count.
+        if not path.exists() and any(not p.name.startswith(".") for p in there):
+            raise InputError("holds other files", file=job.folder, cure="Choose an empty or new folder")
+        job.folder.mkdir(parents=True, exist_ok=True)
+        stack.enter_context(held(job.folder))
+        sweep(job.folder)
+    if not path.exists():
+        write_json(path, known)
+    stored = read_json(path, cure=RESTORE)
+    for name in sorted({*known, *(stored if isinstance(stored, dict) else ())}):
+        if not isinstance(stored, dict) or name not in stored or name not in known or stored[name] != known[name]:
+            raise InputError(
+                f"the folder was made with another {name}", file=path, field=name,
+                cure="Go on with what it was made with, or choose a new folder",
+            )  # fmt: skip
+
+
+def _make(task: Task, path: Path, start: int, items: Sequence[Any]) -> int:
+    """Make one part, of the records from `start` on (counted from 0); the number of its records."""
+    results = []
+    for number, item in enumerate(items, start + 1):
+        try:
+            results.append(task.one(item))
+        except InputError as error:
+            raise InputError(
+                error.problem, file=error.file, record=number, field=error.field, cure=error.cure
+            ) from None
+    arrays = task.pack(results)
+    with writing("a part of the aligned records", path), replacing(path) as temporary:
+        safetensors.numpy.save_file(arrays, temporary, metadata={CHECKSUM: _checksum(arrays, start)})
+    return len(results)
+
+
+def _checksum(arrays: Arrays, start: int) -> str:
+    """xxh3_128 of arrays by name, and of the number of the record that they begin with."""
+    total = xxhash.xxh3_128(str(start).encode())
+    for name in sorted(arrays):
+        array = np.ascontiguousarray(arrays[name])
+        total.update(f"{name} {array.dtype.str}{array.shape}".encode())
+        total.update(array.reshape(-1).view(np.uint8).data)
+    return total.hexdigest()
+
+
+def _check_part(job: Job, number: int) -> None:
+    """Read a part that was there before and compare it with its checksum.
+
+    Raises:
+      InputError: as `open_part`; it was changed, or is another part.
+    """
+    path, span = job.path(number), job.span(number)
+    with open_part(path, len(span)) as part:
+        if part.checksum != _checksum(part.arrays(), span.start):
+            raise InputError("was changed after it was written (its hash differs)", file=path, cure=DELETE)
+
+
+_task: Task | None = None  # of a worker process
+
+
+def _start(task: Task) -> None:
+    """Begin a worker process: it keeps the task, leaves interrupts to its parent, and does not outlive it."""
+    global _task
+    _task = task
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+def _make_in_worker(path: Path, start: int, items: Sequence[Any]) -> int:
+    assert _task is not None
+    return _make(_task, path, start, items)
+
+
+def _in_processes(task: Task, calls: Iterator[tuple[Path, int, list[Any]]], workers: int) -> Iterator[int]:
+    """`_make` of each call, in worker processes; results, or the first error, in the order of the calls."""
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start, initargs=(task,))
+    running: deque[Future[int]] = deque()
+    try:
+        for call in calls:
+            if len(running) == 2 * workers:
+                yield running.popleft().result()
+            running.append(pool.submit(_make_in_worker, *call))
+        while running:
+            yield running.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+class Part:
+    """An open part."""
+
+    def __init__(self, file: Any) -> None:
+        self._file = file
+        self.lengths = self.whole("lengths")
+
+    @property
+    def checksum(self) -> str:
+        """What was written beside the arrays; empty where nothing was."""
+        return (self._file.metadata() or {}).get(CHECKSUM, "")
+
+    def arrays(self) -> Arrays:
+        """All arrays."""
+        return {name: self.whole(name) for name in self._file.keys()}  # noqa: SIM118
+
+    def whole(self, name: str) -> np.ndarray:
+        """All of an array."""
+        return self._file.get_tensor(name)
+
+    def some(self, name: str, lengths: np.ndarray, number: int) -> np.ndarray:
+        """The entries of record `number`, counted from 0, of an array that holds `lengths` entries of each record."""
+        start, found = int(lengths[:number].sum()), self._file.get_slice(name)
+        if not found.get_shape()[0]:  # which safetensors does not slice
+            return self.whole(name)
+        return found[start : start + int(lengths[number])]
+
+
+@contextmanager
+def open_part(path: Path, records: int) -> Iterator[Part]:
+    """A part of so many records.
+
+    Raises:
+      InputError: it is missing, cut short, or holds another number of records.
+    """
+    try:
+        with safetensors.safe_open(path, framework="numpy") as file:
+            part = Part(file)
+            if len(part.lengths) != records:
+                raise InputError(f"holds {len(part.lengths)} records instead of {records}", file=path, cure=DELETE)
+            yield part
+    except (safetensors.SafetensorError, OSError, KeyError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"cannot be read ({error})", file=path, cure=DELETE) from None
+
+
+class Stored(Sequence[Row], Generic[Row]):
+    """Finished parts as a sequence of records, each read from the disk when it is asked for.
+
+    read: record `number` of a part, counted from 0 within it.
+
+    Raises:
+      InputError: when a record is read whose part is gone or cut short.
+    """
+
+    def __init__(self, job: Job, read: Callable[[Part, int], Row]) -> None:
+        self._job, self._read = job, read
+
+    @property
+    def made_of(self) -> Mapping[str, object]:
+        """What the records were made of, as their folder says."""
+        return self._job.made_of
+
+    def __len__(self) -> int:
+        return self._job.records
+
+    def __getitem__(self, index):  # type: ignore[no-untyped-def]
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        if not -len(self) <= index < len(self):
+            raise IndexError(index)
+        number, within = divmod(index % len(self), self._job.part_size)
+        with open_part(self._job.path(number), len(self._job.span(number))) as part:
+            return self._read(part, within)
+
+    def __iter__(self) -> Iterator[Row]:
+        return (self[i] for i in range(len(self)))

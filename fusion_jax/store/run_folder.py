@@ -1,0 +1,248 @@
+"""A run is a folder: config.json, metrics.jsonl, checkpoints/, stage files, results.json, report.md, model/, log.txt,
+and manifests/, which say what of it is whole and what it was made from (see `store.manifest`). `runs.opening` opens it.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fusion_jax.errors import InputError
+from fusion_jax.failures import doing
+from fusion_jax.fields import Fields
+from fusion_jax.files import write_json
+from fusion_jax.hosts.agree import agreed, first_host, on_first, seen
+from fusion_jax.json_files import parse_json
+from fusion_jax.jsonl import read_jsonl, write_jsonl
+from fusion_jax.store import manifest
+from fusion_jax.store.lock import Lock, is_trace
+from fusion_jax.store.manifest import Manifests, State
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+CONFIG, METRICS, FINISHED = "config.json", "metrics.jsonl", "finished.json"
+LOG, REPORT = "log.txt", "report.md"
+TIMES = "times.jsonl"  # {"stage", "seconds"}: a line for each part of a stage, added up by the report
+RESULTS = "results.json"  # {model: {measure: [a value of each seed]}}
+FINAL = ("model", RESULTS)  # without which a finished run is not finished
+RUN = f"{manifest.FOLDER}/run.json"
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Where a run (or one training stage of it) keeps its files. Where several hosts run it, all of them see the
+    folder and read it; the first one writes, and its console alone speaks.
+
+    Used in a `with` statement, it lets the folder go at the end, and removes one that it made for nothing.
+
+    manifests: of the whole run, made when left out. lock: held by the first host until the end of the run.
+    made: the folders that opening the run has made, the outermost first.
+    """
+
+    path: Path
+    console: Console
+    manifests: Manifests = None  # type: ignore[assignment]
+    lock: Lock | None = field(default=None, repr=False, compare=False)
+    made: tuple[Path, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.manifests is None:
+            object.__setattr__(self, "manifests", Manifests(self.path))
+
+    def __enter__(self) -> RunFolder:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.lock is not None:
+            if error is not None:
+                remove_unused(self.path, self.made)
+            self.lock.release()
+
+    def file(self, name: str) -> Path:
+        return self.path / name
+
+    def sub(self, name: str) -> RunFolder:
+        """A stage's own folder inside the run."""
+        if first_host():
+            (self.path / name).mkdir(parents=True, exist_ok=True)
+        return RunFolder(self.path / name, self.console, self.manifests, self.lock)
+
+    def name(self, name: str) -> str:
+        """What a file or folder of this folder is called in the manifests of the run."""
+        return (self.path / name).relative_to(self.manifests.root).as_posix()
+
+    def log(self, message: str) -> None:
+        """One line on the screen and, with the time, in log.txt."""
+        if not first_host():
+            return
+        self.console.print(message, highlight=False, markup=False, emoji=False, soft_wrap=True)
+        with open(self.path / LOG, "a", encoding="utf-8") as out:
+            out.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {message}\n")
+
+    def progress(self, what: str, done: int, of: int) -> None:
+        """How far a long stage is: one line that overwrites itself on a terminal, the last one stays."""
+        if self.console.is_terminal or done == of:
+            end = "\n" if done == of else "\r"
+            self.console.print(f"  {what}: {done} of {of}", end=end, highlight=False, markup=False)
+
+    def clock(self, stage: str) -> Callable[[], None]:
+        """A function that, each time it is called, adds the time since the last call to what the stage took."""
+        last = time.monotonic()
+
+        def lap() -> None:
+            nonlocal last
+            now = time.monotonic()
+            if first_host():
+                with open(self.path / TIMES, "a", encoding="utf-8") as out:
+                    out.write(json.dumps({"stage": stage, "seconds": round(now - last, 3)}) + "\n")
+            last = now
+
+        return lap
+
+    def stage(
+        self,
+        name: str,
+        make: Callable[[], Iterable[dict[str, Any]]],
+        *,
+        of: Iterable[str] | None = None,
+        leaf: bool = False,
+    ) -> list[dict[str, Any]]:
+        """The records of a stage: read from its file when it is whole, else made and written.
+
+        Args:
+          of, leaf: see `made_once`.
+
+        Raises:
+          InputError: as `made_once`, and whatever `make` raises.
+        """
+        path, records = self.file(name), list[dict[str, Any]]()
+        started, lap = time.monotonic(), self.clock(name)
+
+        def write(file: Path) -> int:
+            with doing(f"making {name}"):
+                records.extend(make())
+                on_first(lambda: write_jsonl(file, records))
+            lap()
+            return len(records)
+
+        if self.made_once(name, write, of=of, leaf=leaf):
+            self.log(f"{name}: {len(records)} records, {time.monotonic() - started:.0f} s")
+            return records
+        found = read_jsonl(path)
+        self.log(f"{name}: {len(found)} records, read")
+        return found
+
+    def made_once(
+        self,
+        name: str,
+        make: Callable[[Path], int | None],
+        *,
+        of: Iterable[str] | None = None,
+        leaf: bool = False,
+    ) -> bool:
+        """Have a file or folder of the run made, unless it is there as it was made; whether it was made now.
+
+        Args:
+          make: writes it at the path that it is given, on all hosts in step; the number of records, if it holds such.
+          of: names in this folder of what it is made from, or "what=digest" for what is none of the run's files; None:
+            everything that the run has found or made so far, leaves left out.
+          leaf: nothing else is made from it.
+
+        Raises:
+          InputError: it was changed, cut short or made from something else; says what is to be deleted.
+        """
+        own = self.name(name)
+        sources = None if of is None else [one if "=" in one else self.name(one) for one in of]
+        states: list[State] = ["missing"]
+        on_first(lambda: states.append(self.manifests.state(own, sources)))
+        there = bool(agreed(np.asarray(states[-1] == "made")))
+        if there:
+            seen(self.file(name))
+        else:
+            on_first(lambda: self.manifests.begin(own))
+            records = make(self.file(name))
+            on_first(lambda: self.manifests.seal(own, of=sources, records=records))
+        if leaf:
+            self.manifests.leave(own)
+        return not there
+
+    def finish(self) -> None:
+        """Say that the run is at its end; its results and its model are then as they are."""
+
+        def write() -> None:
+            for name in FINAL:
+                if self.file(name).exists() and not self.manifests.known(name):
+                    self.manifests.seal(name)
+            write_json(self.file(FINISHED), {"finished": True, "format": manifest.FORMAT})
+            if self.lock is not None:
+                self.lock.release()
+
+        on_first(write)
+
+
+def remove_unused(path: Path, made: Iterable[Path]) -> None:
+    """Remove the folders that opening a run has made, if nothing was made in them."""
+    made = list(made)
+    if path in made and not any(kept_file(file, path) for file in path.rglob("*")):
+        shutil.rmtree(path, ignore_errors=True)
+    for folder in reversed(made):
+        with suppress(OSError):
+            folder.rmdir()
+
+
+def kept_file(file: Path, root: Path) -> bool:
+    """Whether a file is more than what a run writes before it makes something."""
+    if file.is_dir() and not file.is_symlink():
+        return False
+    begun = file.parent.name == manifest.FOLDER or manifest.FOLDER in file.relative_to(root).parts
+    return not (begun or is_trace(file.name) or file.name in (CONFIG, LOG, REPORT, TIMES))
+
+
+def append_metrics(run: RunFolder, record: dict[str, Any]) -> None:
+    """One line of metrics.jsonl."""
+    if not first_host():
+        return
+    with open(run.file(METRICS), "a", encoding="utf-8") as out:
+        out.write(json.dumps(record) + "\n")
+
+
+def truncate_metrics(run: RunFolder, step: int) -> None:
+    """Drop what was logged at or after `step` (a killed run logs past its last checkpoint) and any broken last line."""
+    if first_host() and run.file(METRICS).exists():
+        write_jsonl(run.file(METRICS), _logged_before(run, step))
+
+
+def evaluated(run: RunFolder, step: int) -> bool:
+    """Whether the evaluation after `step` is the last that metrics.jsonl holds; the same answer on all hosts."""
+    last = _logged_before(run, step + 1)[-1:] if first_host() else []
+    found = any(r["step"] == step and any(name.startswith("eval_") for name in r) for r in last)
+    return bool(agreed(np.asarray(found)))
+
+
+def _logged_before(run: RunFolder, step: int) -> list[dict[str, Any]]:
+    path, kept = run.file(METRICS), list[dict[str, Any]]()
+    lines = path.read_bytes().split(b"\n") if path.exists() else []
+    for number, line in enumerate(lines, 1):
+        try:
+            record = parse_json(line, file=path, record=number, cure="Remove the line")
+            before = Fields(record, path, number, cure="Remove the line").integer("step", low=0) < step
+        except InputError:
+            if number < len(lines):  # the last line may be cut short or empty
+                raise
+            break
+        if not before:
+            break
+        kept.append(record)
+    return kept

@@ -1,0 +1,292 @@
+"""From teachers and documents to opinions on the pivot's tokens: every stage a folder that is made once.
+
+Each model reads the documents once (a teacher store); then each source is aligned with the pivot (FuseLLM/FuseChat
+spec sections 2 to 6).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple, overload
+
+import numpy as np
+
+from fusion_jax.align.corpus import PairRecord, align_corpus, align_rows, whole_text
+from fusion_jax.align.rules import Duplicates, Fallback, RowRule, Rules
+from fusion_jax.align.sequences import Alignment, Variant
+from fusion_jax.align.views import Pieces, TokenizerView, view_of
+from fusion_jax.align.vocabulary import (
+    PairCounts,
+    VocabMap,
+    Weight,
+    cooccurrence_map,
+    count_pairs,
+    exact_map,
+    load_map,
+    mapping_statistics,
+    mined_map,
+)
+from fusion_jax.data.chat import turn_end
+from fusion_jax.data.documents import Document, TeacherRow, TeacherText, encode_documents, inside
+from fusion_jax.errors import InputError
+from fusion_jax.hosts.agree import agreed_exists, on_first
+from fusion_jax.hosts.join import this_host
+from fusion_jax.models.compute import Compute
+from fusion_jax.models.folder import Model
+from fusion_jax.settings import bounded
+from fusion_jax.teachers.reading import store_identity, teacher_rows
+from fusion_jax.teachers.settings import FusionSettings
+from fusion_jax.teachers.store import TeacherStore, write_store
+from fusion_jax.teachers.targets import Opinions, metrics_of, own_opinion, source_opinion
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class AlignSettings:
+    """How a source's rows come to the pivot's positions and ids (sections 4 to 6)."""
+
+    rules: Variant = "chat_v2"
+    """The published rule set, which also fixes the order of ties of the token alignment."""
+    tokens: Literal["dp", "byte_offsets"] = "dp"
+    """Token alignment: search the cheapest one (dp), or group tokens that end at the same character (byte_offsets)."""
+    vocabulary: Literal["exact", "mined", "cooccurrence", "statistics"] = "statistics"
+    """How the source's token ids are mapped onto the pivot's."""
+    ms_weight: Weight = "inverse"
+    """How the map of kind statistics weighs the pairs that were counted; code, as published, prefers the rarer pair."""
+    pieces: Pieces = "bytes"
+    """What tokens of two tokenizers are compared by: the bytes that they spell or, as published, their raw strings, in
+    which a newline, an accented or a Chinese letter of SentencePiece never equals that of byte-level BPE."""
+    special_pairs: bool = True
+    """Whether BOS, EOS and the tokens that end a turn are mapped onto each other."""
+    hard: bool = False
+    """The exact mode of chat_v2, which takes the exact map."""
+    one_to_many: bool = True
+    """Whether one pivot token can take its row from several source tokens."""
+    fallback: Fallback = "next"
+    """What a row without a match holds: the next token of the text, or the input's, as the published FuseLLM code."""
+    duplicates: Duplicates = "first"
+    """Entries that are mapped onto one id: the first is kept, or their probabilities are added (logsumexp)."""
+    workers: int = 0
+    """Processes that align, besides this one."""
+
+    def __post_init__(self) -> None:
+        bounded(self, "workers", least=0, most=1024)
+
+
+class Reading(NamedTuple):
+    """What one model made of the documents: as it reads them, its tokens, its stored rows."""
+
+    name: str
+    view: TokenizerView
+    turn_end: int | None
+    documents: Sequence[Document]
+    texts: Sequence[TeacherText]
+    rows: TeacherStore
+
+
+def read_documents(
+    folder: Path,
+    name: str,
+    model: Model,
+    documents: Sequence[Document],
+    *,
+    k: int,
+    max_length: int,
+    compute: Compute,
+    batch_size: int,
+    progress: Progress,
+) -> Reading:
+    """Run a model over its documents once, or read the store where it is there already."""
+    texts = encode_documents(model.tokenizer, documents, max_length=min(max_length, model.config.max_positions))
+    assert model.tokenizer is not None  # `encode_documents` has looked
+    identity = store_identity(model, documents, k)
+    rows = teacher_rows(model, texts, k, compute, batch_size=batch_size)
+    write_store(
+        folder, identity, rows, lambda done: progress(f"reading by {name}", done, len(documents)),
+        host=this_host(), together=True,
+    )  # fmt: skip
+    store = TeacherStore(folder, identity, texts)
+    return Reading(name, view_of(model.tokenizer), turn_end(model.tokenizer), documents, texts, store)
+
+
+def own_opinions(pivot: Reading, fusion: FusionSettings) -> Opinions:
+    """The pivot's on its own tokens."""
+    metrics = metrics_of(pivot.rows, pivot.documents, fusion)
+    made_of = f"own {pivot.rows.identity!r}"
+    return Opinions(metrics, lambda i: own_opinion(pivot.rows[i], float(metrics[i]), fusion), made_of)
+
+
+def source_opinions(
+    folder: Path,
+    pivot: Reading,
+    source: Reading,
+    settings: AlignSettings,
+    fusion: FusionSettings,
+    *,
+    whole: bool,
+    progress: Progress,
+) -> tuple[Opinions, dict[str, float]]:
+    """A source's opinions on the pivot's tokens, and the share that each rule decided of the pivot's tokens
+    whose next token is scored.
+
+    Args:
+      whole: both read the same text, which is aligned from end to end; else only the documents' contents are, each
+        with its counterpart, and the token before each.
+    """
+    if settings.rules == "chat_v1" and fusion.tail == "bucket":
+        raise InputError("needs probabilities, and chat_v1 scales logits", field="tail", cure='Set it to "none"')
+    records = _Records(pivot, source, whole)
+    if (
+        whole
+        and settings.tokens == "byte_offsets"
+        and any(p.text != s.text for p, s in zip(pivot.documents, source.documents, strict=True))
+    ):
+        raise InputError(
+            "counts characters of one text, and the template writes each model's own EOS", field="tokens",
+            cure='Set it to "dp", or the template to "own"',
+        )  # fmt: skip
+    variant = settings.rules if settings.tokens == "dp" else "byte_offsets"
+    name = f"{source.name} to {pivot.name}"
+    ranges = align_corpus(
+        folder / f"ranges-{variant}{_suffix(settings)}", records, pivot.view, source.view, variant=variant,
+        pieces=settings.pieces, workers=settings.workers,
+        progress=lambda done: progress(f"aligning {name}", done, len(records)),
+    )  # fmt: skip
+    rules = _rules(folder, pivot, source, settings, ranges)
+    raw = fusion.rounding != "none"  # bfloat16 rounds logits and log-probs differently
+    flags = (settings.hard, settings.one_to_many, settings.special_pairs, raw)
+    marks = (settings.rules, settings.tokens, settings.vocabulary, settings.ms_weight, settings.fallback,
+             settings.duplicates, "".join(str(int(flag)) for flag in flags))  # fmt: skip
+    aligned = align_rows(
+        folder / ("-".join(("rows", *marks)) + _suffix(settings)), records, ranges, rules, raw=raw,
+        workers=settings.workers,
+        progress=lambda done: progress(f"moving rows of {name}", done, len(records)),
+    )  # fmt: skip
+    metrics = metrics_of(source.rows, source.documents, fusion)
+    opinions = Opinions(metrics, lambda i: source_opinion(aligned[i], float(metrics[i])), repr(aligned.made_of))
+    counts = np.zeros(len(RowRule))
+    for rows, text in zip(aligned, pivot.texts, strict=True):
+        counts += np.bincount(rows.rule[:-1][text.scored[1:]], minlength=len(RowRule))
+    return opinions, {rule.name.lower(): float(counts[rule] / max(counts.sum(), 1)) for rule in RowRule}
+
+
+def _suffix(settings: AlignSettings) -> str:
+    """What tells the files of other comparisons than the published one."""
+    return "" if settings.pieces == "raw" else f"-{settings.pieces}"
+
+
+class _Records(Sequence[PairRecord]):
+    """Every document as the pivot and the source read it, put together when asked for."""
+
+    def __init__(self, pivot: Reading, source: Reading, whole: bool) -> None:
+        if len(pivot.documents) != len(source.documents):
+            raise InputError(
+                f"{pivot.name} read {len(pivot.documents)}, {source.name} {len(source.documents)}", field="documents",
+                cure="Give both the same texts",
+            )  # fmt: skip
+        self._pivot, self._source, self._whole = pivot, source, whole
+
+    def __len__(self) -> int:
+        return len(self._pivot.documents)
+
+    @overload
+    def __getitem__(self, index: int) -> PairRecord: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[PairRecord]: ...
+    def __getitem__(self, index: int | slice) -> PairRecord | list[PairRecord]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        text, row = self._pivot.texts[index], self._source.rows[index]
+        if self._whole:
+            return whole_text(text.ids, text.offsets, row)
+        contents = (r.documents[index].contents for r in (self._pivot, self._source))
+        return by_contents(text, row, *contents, ends=(self._pivot.turn_end, self._source.turn_end))
+
+
+def by_contents(
+    text: TeacherText,
+    row: TeacherRow,
+    pivot_contents: Sequence[tuple[int, int]],
+    source_contents: Sequence[tuple[int, int]],
+    *,
+    ends: tuple[int | None, int | None] = (None, None),
+) -> PairRecord:
+    """A record whose segments are the contents that both texts hold, anchored at the token before each.
+
+    Where one tokenizer's first token of a content begins before it (a space of the template) and the other's does not,
+    the tokens before predict different things and are no anchor. Likewise the last tokens are left out unless what
+    ends a turn follows on both sides: a source whose template writes a space first predicts that.
+
+    ends: the tokens that end a turn, of the pivot and of the source.
+    """
+    segments, anchors = [], []
+    for ours, theirs in zip(pivot_contents, source_contents, strict=True):
+        (p, q), (s, t) = _tokens_of(text.offsets, ours), _tokens_of(row.offsets, theirs)
+        if p == q or s == t:
+            continue
+        follow = tuple(int(ids[n]) if n < len(ids) else None for ids, n in ((text.ids, q), (row.ids, t)))
+        less = follow != ends
+        if q - p > less and t - s > less:
+            segments.append((p, q - less, s, t - less, ours[0], theirs[0]))
+        if p and s and (text.offsets[p, 0] < ours[0]) == (row.offsets[s, 0] < theirs[0]):
+            anchors.append((p - 1, s - 1))
+    return PairRecord(
+        text.ids, text.offsets, row, np.asarray(segments, np.int32).reshape(-1, 6),
+        np.asarray(anchors, np.int32).reshape(-1, 2),
+    )  # fmt: skip
+
+
+def _tokens_of(offsets: np.ndarray, span: tuple[int, int]) -> tuple[int, int]:
+    """First token inside a span and the one behind the last."""
+    places = np.flatnonzero(inside(offsets, span))
+    return (int(places[0]), int(places[-1]) + 1) if len(places) else (0, 0)
+
+
+def _rules(
+    folder: Path, pivot: Reading, source: Reading, settings: AlignSettings, ranges: Sequence[Alignment]
+) -> Rules:
+    """The rules with the vocabulary map, which is kept in the folder."""
+    marks = (settings.vocabulary, settings.ms_weight, settings.rules, settings.tokens)
+    file = folder / ("-".join(("map", *marks)) + _suffix(settings) + ".json")
+    counts, there = None, agreed_exists(file)
+    if settings.rules == "chat_v1" or (settings.vocabulary == "statistics" and not there):
+        triples = ((p.ids, s.ids, r) for p, s, r in zip(pivot.texts, source.texts, ranges, strict=True))
+        counts = count_pairs(triples, pivot.view, source.view)
+    if not there:
+        on_first(lambda: _make_map(pivot, source, settings, counts).save(file))
+    known = load_map(file, pivot.view, source.view)
+    return Rules(
+        pivot.view, source.view, known, settings.rules, hard=settings.hard, one_to_many=settings.one_to_many,
+        counts=counts if settings.rules == "chat_v1" else None, fallback=settings.fallback,
+        duplicates=settings.duplicates, pieces=settings.pieces,
+        pairs=tuple(_special_pairs(pivot, source)) if settings.special_pairs else (),
+    )  # fmt: skip
+
+
+def _make_map(pivot: Reading, source: Reading, settings: AlignSettings, counts: PairCounts | None) -> VocabMap:
+    match settings.vocabulary:
+        case "exact":
+            return exact_map(pivot.view, source.view, settings.pieces)
+        case "mined":
+            return mined_map(pivot.view, source.view, settings.pieces)
+        case "cooccurrence":
+            return cooccurrence_map(
+                pivot.view, source.view, [t.ids for t in pivot.texts], [t.ids for t in source.texts],
+                pieces=settings.pieces,
+            )  # fmt: skip
+        case "statistics":
+            assert counts is not None
+            variant: Literal["chat_v1", "chat_v2"] = "chat_v1" if settings.rules == "chat_v1" else "chat_v2"
+            return mapping_statistics(counts, pivot.view, source.view, variant, settings.ms_weight, settings.pieces)
+    raise InputError(f"'{settings.vocabulary}' is unknown", field="vocabulary", cure="See --help for the choices")
+
+
+def _special_pairs(pivot: Reading, source: Reading) -> Iterator[tuple[int, int]]:
+    """BOS, EOS and, where answers are read, what ends a turn; there the last stands above the others."""
+    ours, theirs = ((r.view.bos, r.view.eos, r.turn_end) for r in (pivot, source))
+    kinds = 2 if any(d.eos for d in pivot.documents) else 3
+    pairs = zip(theirs[:kinds], ours[:kinds], strict=True)
+    return ((t, p) for t, p in pairs if t is not None and p is not None)

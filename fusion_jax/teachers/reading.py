@@ -1,0 +1,101 @@
+"""A teacher read once: texts to rows of its k most probable entries, by the same sharded forward as training."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fusion_jax.align.views import view_of
+from fusion_jax.data.batches import bucket_list
+from fusion_jax.data.documents import Document, TeacherRow, TeacherText, documents_fingerprint
+from fusion_jax.models.compute import Compute
+from fusion_jax.models.config import ModelConfig
+from fusion_jax.models.decoder import Params, forward, head_kernel, padded_positions
+from fusion_jax.models.folder import Model
+from fusion_jax.models.identity import fingerprint
+from fusion_jax.ops.linear_topk import TopK, linear_topk
+from fusion_jax.sharding import constrain, data_ways, named, padded_rows, placed, tensor_shards
+from fusion_jax.teachers.store import StoreIdentity
+
+Array = jax.Array
+
+
+def store_identity(model: Model, documents: Sequence[Document], k: int) -> StoreIdentity:
+    """What a store of this teacher on these documents is known by: weights and architecture, all of the tokenizer."""
+    assert model.tokenizer is not None  # `encode_documents` has looked
+    whole = hashlib.sha256(f"{fingerprint(model.params)}{model.config!r}".encode()).hexdigest()
+    read = f"{model.tokenizer.eos_token_id} {model.tokenizer.backend_tokenizer.to_str()}"
+    tokenizer = hashlib.sha256(read.encode()).hexdigest()
+    return StoreIdentity(whole, tokenizer, documents_fingerprint(documents), k, len(documents))
+
+
+def make_topk_step(
+    config: ModelConfig, compute: Compute, k: int, vocab_limit: int
+) -> Callable[[Params, Array, Array], tuple[TopK, Array]]:
+    """Jitted (params, tokens int[B,T], labels int[B,T]) -> (the k entries that may follow, log-probs of the labels)."""
+
+    def step(params: Params, tokens: Array, labels: Array) -> tuple[TopK, Array]:
+        tokens = constrain(tokens, compute.mesh, ("batch", None))
+        hidden = forward(
+            params, config, tokens, positions=padded_positions(tokens, config), mesh=compute.mesh,
+            dtype=compute.dtype, kernel=compute.kernel,
+        )  # fmt: skip
+        kernel = head_kernel(params, config).astype(hidden.dtype)
+        cap, shards = config.head.soft_cap, tensor_shards(compute.mesh)
+        top = linear_topk(
+            hidden, kernel, k, soft_cap=cap, vocab_shards=shards, row_shards=data_ways(compute.mesh),
+            elements=compute.logits, vocab_limit=vocab_limit,
+        )  # fmt: skip
+        logits = jnp.einsum("btd,btd->bt", hidden, kernel[labels], preferred_element_type=top.logsumexp.dtype)
+        logits = logits if cap is None else cap * jnp.tanh(logits / cap)
+        return top, logits - top.logsumexp
+
+    whole = None if compute.mesh is None else named(compute.mesh, ())  # every host reads every row
+    return compute.jit(step, out_shardings=whole)
+
+
+def teacher_rows(
+    model: Model, texts: Sequence[TeacherText], k: int, compute: Compute, *, batch_size: int
+) -> Callable[[range], list[TeacherRow]]:
+    """The rows of a range of texts, scored in batches of similar length: what `write_store` asks for.
+
+    A batch is as many texts as the devices divide, `batch_size` at least; the last one is filled up.
+    Entries beyond the tokenizer (of a head padded to a round size) do not exist.
+    """
+    assert model.tokenizer is not None  # `encode_documents` has looked
+    step = make_topk_step(model.config, compute, k, min(view_of(model.tokenizer).size, model.config.vocab_size))
+    buckets = bucket_list(max((len(t.ids) for t in texts), default=1))
+    batch_size = padded_rows(batch_size, data_ways(compute.mesh))
+
+    def rows_of(wanted: range) -> list[TeacherRow]:
+        order = sorted(wanted, key=lambda i: len(texts[i].ids))
+        found: dict[int, TeacherRow] = {}
+        for start in range(0, len(order), batch_size):
+            chosen = order[start : start + batch_size]
+            width = next(b for b in buckets if b >= len(texts[chosen[-1]].ids))
+            tokens, labels = np.zeros((2, batch_size, width), np.int32)
+            for b, i in enumerate(chosen):
+                ids = texts[i].ids
+                tokens[b, : len(ids)], labels[b, : len(ids) - 1] = ids, ids[1:]
+            rows = (placed(x, compute.mesh, ("batch", None)) for x in (tokens, labels))
+            top, logprobs = jax.device_get(step(model.params, *rows))
+            found |= {i: _row(texts[i], b, top, logprobs) for b, i in enumerate(chosen)}
+        return [found[i] for i in wanted]
+
+    return rows_of
+
+
+def _row(text: TeacherText, b: int, top: TopK, logprobs: np.ndarray) -> TeacherRow:
+    length = len(text.ids)
+    entries = np.asarray(top.logprobs[b, :length], np.float32)
+    scored = text.scored[1:]
+    nll = -float(np.asarray(logprobs[b, : length - 1], np.float64)[scored].sum())
+    return TeacherRow(
+        ids=text.ids, offsets=text.offsets, topk_ids=np.asarray(top.ids[b, :length]),
+        topk_logprobs=entries.astype(np.float16), logsumexp=np.asarray(top.logsumexp[b, :length], np.float32),
+        tail=np.clip(1.0 - np.exp(entries).sum(-1), 0.0, 1.0), metric=np.asarray([nll, scored.sum()], np.float32),
+    )  # fmt: skip

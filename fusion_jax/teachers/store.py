@@ -1,0 +1,278 @@
+"""Teachers' distributions as data: the k most probable entries of every position, kept once, read many times.
+
+A store is a folder: store.json, which says what it is of, and array_record parts of safetensors records, each part
+written whole. A store that was cut short goes on at its missing parts (FuseLLM/FuseChat spec section 2.3). Several
+hosts write one store in a folder that all of them see.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from fusion_jax.data.documents import TeacherRow, TeacherText
+from fusion_jax.errors import InputError
+from fusion_jax.files import replacing, write_json, writing
+from fusion_jax.hosts.agree import agreed, wait_for
+from fusion_jax.hosts.join import Host, HostSettings
+from fusion_jax.json_files import RESTORE, read_json
+from fusion_jax.store.lock import LOCK, held, is_trace, sweep
+
+DTYPES = {
+    "ids": np.int32, "offsets": np.int32, "topk_ids": np.int32, "topk_logprobs": np.float16, "logsumexp": np.float32,
+    "tail": np.float32, "metric": np.float32,
+}  # fmt: skip
+
+STORE = "store.json"
+DELETE_PART = "Delete the part and run the same command again: it goes on"
+
+
+@dataclass(frozen=True)
+class StoreIdentity:
+    """What a store is of: model, tokenizer, documents: sha256 of their content; k entries a position.
+
+    part_size: records of a part, the unit that is lost by a kill and that hosts share out.
+    """
+
+    model: str
+    tokenizer: str
+    documents: str
+    k: int
+    records: int
+    part_size: int = 1024
+
+    @property
+    def parts(self) -> int:
+        """How many parts hold the records."""
+        return -(-self.records // self.part_size)
+
+
+def _part(folder: Path, number: int) -> Path:
+    return folder / f"part-{number:05d}.array_record"
+
+
+def write_store(
+    folder: str | os.PathLike[str],
+    identity: StoreIdentity,
+    rows_of: Callable[[range], Sequence[TeacherRow]],
+    progress: Callable[[int], None] = lambda done: None,
+    *,
+    host: Host = Host(),
+    settings: HostSettings = HostSettings(),
+    together: bool = False,
+) -> int:
+    """Write the parts that are not there yet; with several hosts, return when all parts are there.
+
+    Args:
+      rows_of: the rows of a range of records; asked for one part at a time, in order.
+      host: this host, which writes every `host.count`-th part; the first one also writes store.json.
+      settings: how long a host waits for the others.
+      together: `rows_of` computes over all hosts: each is asked for every part, the first one writes.
+
+    Returns:
+      How many parts were there before.
+
+    Raises:
+      InputError: the folder holds a store of something else, a row is not as `TeacherRow` says, or nothing comes from
+        another host any more.
+    """
+    path, parts = Path(folder), [_part(Path(folder), number) for number in range(identity.parts)]
+    complete = (path / STORE).exists() and all(part.exists() for part in parts)
+    if bool(agreed(np.asarray(complete))) if together else complete:  # nothing is written, so nothing is held
+        _check_identity(path, identity)
+        progress(identity.records)
+        return len(parts)
+    with ExitStack() as stack:
+        writes = host.first or not together
+        _begin(path, identity, host, settings, stack if writes else None)
+        if writes:
+            sweep(path, lambda name: _is_own(name, host, together))
+        return _write_missing(path, identity, rows_of, progress, host=host, settings=settings, together=together)
+
+
+def _is_own(name: str, host: Host, together: bool) -> bool:
+    """Whether a temporary file of a killed process is this host's to remove: others may be writing theirs."""
+    number = re.match(r"\.part-(\d+)", name)
+    owner = int(number[1]) % host.count if number and not together else 0
+    return owner == host.index
+
+
+def _write_missing(
+    path: Path,
+    identity: StoreIdentity,
+    rows_of: Callable[[range], Sequence[TeacherRow]],
+    progress: Callable[[int], None],
+    *,
+    host: Host,
+    settings: HostSettings,
+    together: bool,
+) -> int:
+    there = np.asarray([_part(path, number).exists() for number in range(identity.parts)], bool)
+    there = agreed(there) if together else there
+    for number in range(identity.parts):
+        start = number * identity.part_size
+        wanted = range(start, min(start + identity.part_size, identity.records))
+        if (together or number % host.count == host.index) and not there[number]:
+            rows = rows_of(wanted)
+            if len(rows) != len(wanted):
+                raise ValueError(f"{len(wanted)} rows were asked for, {len(rows)} came")
+            if host.first or not together:
+                _write_part(_part(path, number), rows, start, identity.k)
+        progress(wanted.stop)
+
+    def missing() -> dict[str, int]:
+        owed = {_part(path, i): 0 if together else i % host.count for i in range(identity.parts)}
+        return {os.fspath(part): owner for part, owner in owed.items() if not part.exists()}
+
+    wait_for(missing, settings)
+    return int(there.sum())
+
+
+def _begin(
+    path: Path, identity: StoreIdentity, host: Host, settings: HostSettings, stack: ExitStack | None
+) -> None:
+    """Have store.json there and checked, and the folder held by this host until the stack ends, if it writes."""
+    file = path / STORE
+    names = {name for name in os.listdir(path) if not is_trace(name)} if path.exists() else set()
+    if names and file.name not in names:
+        raise InputError("holds files but no teacher store", file=path, cure="Choose an empty or new folder")
+    if stack is not None and host.first:
+        path.mkdir(parents=True, exist_ok=True)
+        stack.enter_context(held(path))
+        if not names:
+            if host.count == 1:  # others may have begun with parts
+                stack.push(lambda kind, error, trace: _remove_unused(path) if error is not None else None)
+            write_json(file, asdict(identity))
+    wait_for(lambda: {} if file.exists() else {os.fspath(file): 0}, settings)
+    _check_identity(path, identity)
+    if stack is not None and not host.first:  # hosts that are not connected have a lock each
+        stack.enter_context(held(path, name=f"{LOCK}-{host.index}"))
+
+
+def _remove_unused(path: Path) -> None:
+    """Remove a store that was begun and holds nothing, with its folder, which is held."""
+    if not any(path.glob("part-*")):
+        (path / STORE).unlink(missing_ok=True)
+        (path / LOCK).unlink(missing_ok=True)
+        with suppress(OSError):
+            path.rmdir()
+
+
+def _write_part(path: Path, rows: Sequence[TeacherRow], start: int, k: int) -> None:
+    from array_record.python.array_record_module import ArrayRecordWriter
+
+    with writing("a part of a teacher store", path), replacing(path) as temporary:
+        writer = ArrayRecordWriter(os.fspath(temporary), "group_size:1")
+        try:
+            for number, row in enumerate(rows, start + 1):
+                _check_row(row, k, path, number)
+                arrays = {name: np.ascontiguousarray(x, DTYPES[name]) for name, x in row._asdict().items()}
+                writer.write(safetensors.numpy.save(arrays))
+        finally:
+            writer.close()
+
+
+def _check_row(row: TeacherRow, k: int, path: Path, number: int) -> None:
+    tokens = len(row.ids)
+    shapes = {
+        "ids": (tokens,), "offsets": (tokens, 2), "topk_ids": (tokens, k), "topk_logprobs": (tokens, k),
+        "logsumexp": (tokens,), "tail": (tokens,), "metric": (2,),
+    }  # fmt: skip
+    for name, shape in shapes.items():
+        value = np.asarray(getattr(row, name))
+        if value.shape != shape:
+            raise InputError(f"has shape {value.shape} instead of {shape}", file=path, record=number, field=name)
+        if value.dtype.kind == "f" and not np.isfinite(value).all():
+            raise InputError(
+                "is not finite", file=path, record=number, field=name, cure="Check the teacher's weights and the text"
+            )
+
+
+def _check_identity(path: Path, identity: StoreIdentity) -> None:
+    stored = read_json(path / STORE, cure=RESTORE)
+    for name, value in asdict(identity).items():
+        if not isinstance(stored, dict) or stored.get(name) != value:
+            before = stored.get(name) if isinstance(stored, dict) else None
+            told = f" ({before}, now {value})" if isinstance(value, int) else ""
+            other, cure = f"another {name}", "Read it with what it was written with, or write a new store"
+            if name == "documents":
+                other, cure = "other documents", f"{cure}; windows of texts depend on --max-length and on tokenizers"
+            raise InputError(
+                f"the store was written with {other}{told}", file=path / STORE, field=name, cure=cure
+            )
+
+
+class TeacherStore(Sequence[TeacherRow]):
+    """A finished store, read row by row.
+
+    Args:
+      texts: what the rows are of, where it is at hand: each row's tokens are compared as it is read.
+
+    Raises:
+      InputError: no store, a store of something else than `identity`, a part that is missing or cut short; when it is
+        read, a row that is damaged or of another text.
+    """
+
+    def __init__(
+        self, folder: str | os.PathLike[str], identity: StoreIdentity, texts: Sequence[TeacherText] | None = None
+    ) -> None:
+        from array_record.python.array_record_data_source import ArrayRecordDataSource
+
+        self._path, self._size, self.identity = Path(folder), identity.records, identity
+        self._texts = texts
+        if not (self._path / STORE).exists():
+            raise InputError("holds no teacher store", file=folder, cure="Write it with experiments/cache_teacher.py")
+        _check_identity(self._path, identity)
+        parts = [_part(self._path, i) for i in range(identity.parts)]
+        for part in parts:
+            if not part.exists():
+                raise InputError("is missing", file=part, cure="Run experiments/cache_teacher.py again: it goes on")
+        for part in parts:  # one by one, so that an error knows its part
+            try:
+                len(ArrayRecordDataSource([os.fspath(part)]))
+            except (RuntimeError, ValueError, OSError) as error:
+                raise InputError(
+                    f"is damaged ({' '.join(str(error).split())[:120]})", file=part, cure=DELETE_PART
+                ) from None
+        self._source = ArrayRecordDataSource([os.fspath(p) for p in parts])
+        if len(self._source) != identity.records:
+            raise InputError(
+                f"holds {len(self._source)} records instead of {identity.records}", file=folder,
+                cure="Delete the parts and write them again",
+            )  # fmt: skip
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __getitem__(self, index):  # type: ignore[no-untyped-def]
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        if not -len(self) <= index < len(self):
+            raise IndexError(index)
+        index %= len(self)
+        try:
+            arrays = safetensors.numpy.load(self._source[index])
+            row = TeacherRow(**{name: arrays[name] for name in TeacherRow._fields})
+        except (safetensors.SafetensorError, KeyError, RuntimeError, ValueError) as error:
+            if "open files" in str(error):
+                raise InputError("too many open files", file=self._path, cure="Raise the limit (ulimit -n)") from None
+            raise self._broken(index, f"cannot be read ({error})") from None
+        ids = row.ids if self._texts is None else self._texts[index].ids
+        if not np.array_equal(row.ids, ids) or row.topk_ids.shape != (len(ids), self.identity.k):
+            raise self._broken(index, "is of another text or store")
+        return row
+
+    def _broken(self, index: int, problem: str) -> InputError:
+        number, record = divmod(index, self.identity.part_size)
+        return InputError(problem, file=_part(self._path, number), record=record + 1, cure=DELETE_PART)
+
+    def __iter__(self) -> Iterator[TeacherRow]:
+        return (self[i] for i in range(len(self)))

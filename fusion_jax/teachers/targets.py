@@ -1,0 +1,365 @@
+"""What several teachers say of a text, in the pivot's tokens, fused into the targets that the target model learns.
+
+FuseLLM and FuseChat, sections 2.1 (packing), 8 and 9 of their specification: pure functions from rows to examples.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fusion_jax.align.distributions import AlignedRows, RowRule
+from fusion_jax.data.batches import Example, Targets, bucket_list
+from fusion_jax.data.documents import Document, TeacherRow, TeacherText, scored_bytes
+from fusion_jax.data.lazy import Lazy
+from fusion_jax.display import brief
+from fusion_jax.errors import InputError
+from fusion_jax.losses.fusion import Target, filled, fused_targets, rewards, soft_weights, teacher_target
+from fusion_jax.store.parts import Arrays, Job, Part, Stored, digest, make_parts
+from fusion_jax.teachers.settings import FusionSettings
+
+Array = jax.Array
+Mask = Literal["all", "labels"]
+ROWS_AT_ONCE = 64
+PART_SIZE = 4 * ROWS_AT_ONCE
+
+
+class Opinion(NamedTuple):
+    """One teacher on one text of m pivot tokens: its entries in pivot ids, and how well it knows the text.
+
+    ids int32[m,k], logprobs float32[m,k], counts int32[m], rule uint8[m] of `RowRule`.
+    metric: float, mean of -log p over its own scored tokens, or bits per byte; nan where nothing is scored.
+    """
+
+    ids: np.ndarray
+    logprobs: np.ndarray
+    counts: np.ndarray
+    rule: np.ndarray
+    metric: float
+
+
+class _Views(NamedTuple):
+    """One teacher on several texts: `Opinion` with a leading axis of texts; metric float32[B]."""
+
+    ids: Array | np.ndarray
+    logprobs: Array | np.ndarray
+    counts: Array | np.ndarray
+    rule: Array | np.ndarray
+    metric: Array | np.ndarray
+
+
+class FusionRow(NamedTuple):
+    """A text in m pivot tokens, which of them are scored, the pivot's own opinion first and the sources' behind it.
+
+    segments: int32[m], which document each token is of (1 unless rows were packed).
+    """
+
+    ids: np.ndarray
+    scored: np.ndarray
+    opinions: tuple[Opinion, ...]
+    segments: np.ndarray
+
+    def __repr__(self) -> str:
+        return brief(self)
+
+
+def own_opinion(row: TeacherRow, metric: float, settings: FusionSettings) -> Opinion:
+    """The pivot on its own tokens; where rounding is asked for, its raw logits, which round differently."""
+    m, k = row.topk_ids.shape
+    logprobs = row.topk_logprobs.astype(np.float32)
+    if settings.rounding != "none":
+        logprobs += row.logsumexp[:, None]
+    counts, rule = np.full(m, k, np.int32), np.zeros(m, np.uint8)
+    return Opinion(row.topk_ids, logprobs, counts, rule, metric)
+
+
+def source_opinion(aligned: AlignedRows, metric: float) -> Opinion:
+    """A source whose rows were aligned."""
+    ids, logits, counts, rule = aligned
+    return Opinion(ids, logits.astype(np.float32), counts, rule, metric)
+
+
+def _metric(row: TeacherRow, document: Document, settings: FusionSettings) -> float:
+    nats, tokens = (float(x) for x in row.metric)
+    if settings.metric == "ce":
+        return nats / tokens if tokens else float("nan")
+    size = scored_bytes(document, row.offsets)
+    return nats / np.log(2) / size if size and tokens else float("nan")
+
+
+class Opinions(Lazy[Opinion]):
+    """One teacher on every text, made when asked for; metrics float64[n], which are known beforehand.
+
+    made_of: what the opinions are of (their store's or folder's identity), so that work with them can be told apart.
+    """
+
+    def __init__(self, metrics: np.ndarray, make: Callable[[int], Opinion], made_of: str) -> None:
+        super().__init__(len(metrics), make)
+        self.metrics, self.made_of = metrics, made_of
+
+
+class FusionRows(Lazy[FusionRow]):
+    """Rows made when asked for; sizes int64[n], their tokens, and metrics float64[n, teachers] are known beforehand.
+
+    made_of: of which texts and opinions.
+    """
+
+    def __init__(self, sizes: np.ndarray, metrics: np.ndarray, make: Callable[[int], FusionRow], made_of: str) -> None:
+        super().__init__(len(sizes), make)
+        self.sizes, self.metrics, self.made_of = sizes, metrics, made_of
+
+
+def metrics_of(rows: Sequence[TeacherRow], documents: Sequence[Document], settings: FusionSettings) -> np.ndarray:
+    """float64[n], how well a teacher knows each text."""
+    return np.asarray([_metric(r, d, settings) for r, d in zip(rows, documents, strict=True)], np.float64)
+
+
+def fusion_rows(texts: Sequence[TeacherText], opinions: Sequence[Opinions]) -> tuple[FusionRows, Counter[str]]:
+    """Rows of the texts whose every metric is finite, and how many were left out (section 15: filter always).
+
+    Args:
+      opinions: of each teacher, the pivot first, one a text.
+    """
+    metrics = np.stack([o.metrics for o in opinions], 1)
+    kept = np.flatnonzero(np.isfinite(metrics).all(1))
+    if not len(kept):
+        raise InputError("no text is left that every teacher has scored", field="texts", cure="Give more texts")
+
+    def row(index: int) -> FusionRow:
+        text = texts[int(kept[index])]
+        views = tuple(o[int(kept[index])] for o in opinions)
+        return FusionRow(text.ids, text.scored, views, np.ones(len(text.ids), np.int32))
+
+    sizes = np.asarray([len(texts[i].ids) for i in kept.tolist()], np.int64)
+    dropped = len(metrics) - len(kept)
+    why = Counter({"a teacher scored no token of it, or not finitely": dropped} if dropped else {})
+    made_of = digest([kept, *(x for text in texts for x in (text.ids, text.scored))])
+    return FusionRows(sizes, metrics[kept], row, " ".join([made_of, *(o.made_of for o in opinions)])), why
+
+
+def packed(rows: FusionRows, block: int, *, reset: bool) -> FusionRows:
+    """Rows end to end, cut every `block` tokens, the last short block kept; a block's metric is the mean over its
+    tokens (section 2.1, stage 5).
+
+    reset: documents do not see each other, so nothing predicts the first token of one; else the document before does.
+    """
+    ends = np.cumsum(rows.sizes)
+    starts = np.arange(0, ends[-1], block)
+
+    def one(number: int) -> FusionRow:
+        start, stop = int(starts[number]), min(int(starts[number]) + block, int(ends[-1]))
+        first, last = np.searchsorted(ends, [start, stop - 1], "right").tolist()
+        some = rows[first : last + 1]
+        part = slice(start - int(ends[first] - rows.sizes[first]), stop - int(ends[first] - rows.sizes[first]))
+        ids, scored = (np.concatenate([getattr(r, name) for r in some])[part] for name in ("ids", "scored"))
+        segments = np.repeat(np.arange(1, len(some) + 1, dtype=np.int32), rows.sizes[first : last + 1])[part]
+        opinions = tuple(_joined([r.opinions[n] for r in some], part) for n in range(rows.metrics.shape[1]))
+        if not reset:
+            scored = scored | (np.diff(segments, prepend=1) > 0)
+        scored[0] = False
+        return FusionRow(ids, scored, opinions, segments)
+
+    bounds = np.append(starts, ends[-1])
+    owner = np.minimum(np.searchsorted(ends, bounds, "right"), len(ends) - 1)
+    before = np.cumsum(rows.metrics * rows.sizes[:, None], 0) - rows.metrics * rows.sizes[:, None]
+    sums = before[owner] + rows.metrics[owner] * (bounds - (ends - rows.sizes)[owner])[:, None]
+    sizes = np.diff(bounds)
+    made_of = f"{rows.made_of} packed {block} {reset}"
+    return FusionRows(sizes, np.diff(sums, axis=0) / sizes[:, None], one, made_of)
+
+
+def _joined(views: Sequence[Opinion], part: slice) -> Opinion:
+    """A slice of opinions on texts that follow each other; the metric is the mean of the texts' at its tokens."""
+    width = max(v.ids.shape[1] for v in views)
+    ids, logprobs = (np.concatenate([_widened(x, width) for x in xs])[part] for xs in zip(*(v[:2] for v in views)))
+    counts, rule = (np.concatenate([getattr(v, name) for v in views])[part] for name in ("counts", "rule"))
+    metric = np.repeat([v.metric for v in views], [len(v.counts) for v in views])[part]
+    return Opinion(ids, logprobs, counts, rule, float(metric.mean()))
+
+
+def _widened(entries: np.ndarray, width: int) -> np.ndarray:
+    return np.pad(entries, ((0, 0), (0, width - entries.shape[1])))
+
+
+def fused_examples(
+    folder: str | os.PathLike[str],
+    rows: FusionRows,
+    settings: FusionSettings,
+    *,
+    mask: Mask,
+    reset: bool = False,
+    progress: Callable[[int], None] = lambda done: None,
+) -> Stored[Example]:
+    """Training examples with one fused target a token, kept in a folder and read from there when asked for.
+
+    Args: as in `fuse`.
+
+    Raises:
+      InputError: settings that do not go together, no teacher, a folder of something else.
+    """
+    _check(settings, rows.metrics.shape[1])
+    made_of = {
+        "format": 1, **asdict(settings), "mask": mask, "reset": reset, "inputs": digest([rows.sizes, rows.metrics]),
+        "rows": rows.made_of,
+    }  # fmt: skip
+    job = Job(Path(folder), made_of, len(rows), PART_SIZE)
+
+    def items(wanted: range) -> list[Example]:
+        fused = fuse(rows[wanted.start : wanted.stop], settings, mask=mask, reset=reset)
+        return [replace(e, index=i) for e, i in zip(fused, wanted, strict=True)]
+
+    make_parts(job, _Kept(), items, 0, progress)
+    return Stored(job, _read_example)
+
+
+class _Kept:
+    """Examples as they are."""
+
+    def one(self, item: Example) -> Example:
+        return item
+
+    def pack(self, results: Sequence[Example]) -> Arrays:
+        targets = [e.targets for e in results if e.targets is not None]
+        shapes = np.asarray([t.ids.shape for t in targets], np.int64)
+        groups = [e.groups for e in results if e.groups is not None]
+        return {
+            "lengths": np.asarray([len(e.rows[0]) for e in results], np.int32), "shapes": shapes,
+            "index": np.asarray([e.index for e in results], np.int64),
+            "starts": np.asarray([e.starts[0] for e in results], np.int32),
+            "share": np.asarray([t.share for t in targets], np.float32),
+            "tokens": np.concatenate([np.asarray(e.rows[0], np.int32) for e in results]),
+            "segments": np.concatenate([np.asarray(e.segments, np.int32) for e in results]),
+            "segmented": np.asarray([len(e.segments) for e in results], np.int32),
+            "chosen": np.concatenate(groups), "ids": np.concatenate([t.ids.ravel() for t in targets]),
+            "probs": np.concatenate([t.probs.ravel() for t in targets]),
+        }  # fmt: skip
+
+
+def _read_example(part: Part, number: int) -> Example:
+    shapes = part.whole("shapes")
+    tokens, chosen = (part.some(name, part.lengths, number) for name in ("tokens", "chosen"))
+    segments = part.some("segments", part.whole("segmented"), number)
+    ids, probs = (part.some(name, shapes.prod(1), number).reshape(shapes[number]) for name in ("ids", "probs"))
+    return Example(
+        (tuple(tokens.tolist()),), (int(part.whole("starts")[number]),), int(part.whole("index")[number]),
+        tuple(segments.tolist()), groups=chosen.astype(np.uint8),
+        targets=Targets(ids, probs, part.whole("share")[number]),
+    )  # fmt: skip
+
+
+def fuse(rows: Sequence[FusionRow], settings: FusionSettings, *, mask: Mask, reset: bool = False) -> list[Example]:
+    """Training examples with one fused target a token.
+
+    Args:
+      mask: which tokens are compared with the teachers: "all", the last of the row included (FuseLLM), or those whose
+        next token is scored (FuseChat).
+      reset: attention and positions start anew with each document of a packed row.
+
+    Raises:
+      InputError: settings that do not go together, no teacher.
+    """
+    _check(settings, len(rows[0].opinions))
+    buckets = bucket_list(max(len(r.ids) for r in rows))
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i].ids))
+    out: dict[int, Example] = {}
+    with jax.default_device(jax.local_devices(backend="cpu")[0]):
+        for start in range(0, len(order), ROWS_AT_ONCE):
+            chosen = order[start : start + ROWS_AT_ONCE]
+            width = next(b for b in buckets if b >= len(rows[chosen[-1]].ids))
+            target, share = _fused(*_stacked([rows[i] for i in chosen], width, reset), s=settings)
+            ids, probs, shares = (np.asarray(x) for x in (*target, share))
+            for n, i in enumerate(chosen):
+                out[i] = _example(rows[i], i, ids[n], probs[n], float(shares[n]), mask, reset)
+    return [out[i] for i in range(len(rows))]
+
+
+def _check(s: FusionSettings, teachers: int) -> None:
+    if teachers - (not s.pivot) < 1:
+        raise InputError("there is no teacher", field="pivot", cure="Give a source, or take the pivot as a teacher")
+    if s.tail == "bucket" and (s.temperature != 1.0 or s.rounding != "none"):
+        raise InputError(
+            "keeps probabilities as they are",
+            field="tail",
+            cure="Set temperature 1 and no rounding",
+        )
+    if s.choice == "token" and s.function != "mince":
+        raise InputError("goes with mince only", field="choice", cure='Set it to "sample"')
+    if s.schedule == "soft" and s.choice == "token":
+        raise InputError("takes its weight from a sample's scores", field="schedule", cure='Set choice to "sample"')
+
+
+def _example(
+    row: FusionRow, index: int, ids: np.ndarray, probs: np.ndarray, share: float, mask: str, reset: bool
+) -> Example:
+    m = len(row.ids)
+    tokens, chosen, last = row.ids.tolist(), row.scored, m - 1
+    segments = tuple(row.segments.tolist()) if reset else ()
+    if mask == "all":  # a token behind the row, never scored, so that the row's last token is compared too
+        tokens, chosen, last = [*tokens, 0], np.append(chosen, False), m
+        segments = (*segments, segments[-1]) if reset else ()
+    kept = np.ones(last, bool) if mask == "all" else chosen[1:]
+    targets = Targets(ids[:last], np.where(kept[:, None], probs[:last], 0.0).astype(np.float32), np.float32(share))
+    start = int(np.argmax(chosen)) if chosen.any() else len(tokens)
+    return Example((tuple(tokens),), (start,), index, segments, groups=chosen.astype(np.uint8), targets=targets)
+
+
+def _stacked(rows: Sequence[FusionRow], width: int, reset: bool) -> tuple[list[_Views], np.ndarray]:
+    """Each teacher on `ROWS_AT_ONCE` padded texts, and the tokens that follow, int32[B,T]: -1 where none does."""
+    teachers = []
+    for number in range(len(rows[0].opinions)):
+        views = [r.opinions[number] for r in rows]
+        k = max(v.ids.shape[1] for v in views)
+        ids, logprobs = np.zeros((ROWS_AT_ONCE, width, k), np.int32), np.zeros((ROWS_AT_ONCE, width, k), np.float32)
+        counts, rule = np.zeros((ROWS_AT_ONCE, width), np.int32), np.full((ROWS_AT_ONCE, width), int(RowRule.EMPTY))
+        metric = np.zeros(ROWS_AT_ONCE, np.float32)
+        for b, view in enumerate(views):
+            m, entries = view.ids.shape
+            ids[b, :m, :entries], logprobs[b, :m, :entries] = view.ids, view.logprobs
+            counts[b, :m], rule[b, :m], metric[b] = view.counts, view.rule, view.metric
+        teachers.append(_Views(ids, logprobs, counts, rule, metric))
+    labels = np.full((ROWS_AT_ONCE, width), -1, np.int32)
+    for b, row in enumerate(rows):
+        same = row.segments[1:] == row.segments[:-1]
+        labels[b, : len(row.ids) - 1] = np.where(same, row.ids[1:], -1) if reset else row.ids[1:]
+    return teachers, labels
+
+
+@functools.partial(jax.jit, static_argnames="s")
+def _fused(teachers: list[_Views], labels: Array, s: FusionSettings) -> tuple[Target, Array]:
+    """One target a token, and the fusion weight of each sample under the soft schedule."""
+    own, *sources = (_target(t, s) for t in teachers)
+    targets = [own, *(filled(t, own) for t in sources)]
+    if not s.pivot:
+        targets, teachers = targets[1:], teachers[1:]
+    scores = rewards(jnp.stack([t.metric for t in teachers]), rounding=s.rounding)
+    share = soft_weights(scores, s.function, rounding=s.rounding)[1]
+    if s.choice == "token":
+        beliefs = jnp.stack([_belief(*pair, labels) for pair in zip(targets, teachers, strict=True)])
+        scores = jnp.where(labels < 0, scores[..., None], beliefs)  # where no token follows, the text decides
+    official = s.rounding != "none" and not s.pivot and len(targets) == 2
+    ties: Literal["first", "last"] = "last" if official else "first"
+    return fused_targets(targets, scores, function=s.function, rounding=s.rounding, ties=ties), share
+
+
+def _target(views: _Views, s: FusionSettings) -> Target:
+    ids, logprobs, counts = (jnp.asarray(x) for x in views[:3])
+    if s.tail == "none":
+        return teacher_target(ids, logprobs, counts, temperature=s.temperature, rounding=s.rounding)
+    exists = jnp.arange(ids.shape[-1]) < counts[..., None]
+    certain = (views.rule == RowRule.FALLBACK)[..., None]
+    return Target(ids, jnp.where(exists, jnp.where(certain, 1.0, jnp.exp(logprobs)), 0.0))
+
+
+def _belief(target: Target, views: _Views, labels: Array) -> Array:
+    """float[B,T], what a teacher gives the token that follows; -1 where it has no row of its own."""
+    found = jnp.where(target.ids == labels[..., None], target.probs, 0.0).sum(-1)
+    return jnp.where(views.rule < int(RowRule.FALLBACK), found, -1.0)

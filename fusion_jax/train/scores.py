@@ -1,0 +1,117 @@
+"""The forward pass of training: a micro-batch to the log-probabilities that an objective is made of.
+
+The prompt of an example is computed once for all its rows. No array of shape [B, T, V] exists: `ops.linear_logprobs`
+walks the vocabulary in chunks, for the rows behind the prompt only.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from fusion_jax.data.batches import Targets, TokenBatch
+from fusion_jax.models.compute import Compute
+from fusion_jax.models.config import ModelConfig
+from fusion_jax.models.decoder import Params, forward, head_kernel
+from fusion_jax.ops.linear_logprobs import linear_logprobs
+from fusion_jax.sharding import constrain, data_ways, tensor_shards
+
+Array = jax.Array
+
+
+class Scores(NamedTuple):
+    """What an objective sees of a micro-batch.
+
+    logprobs, mask: float[B,G,T] of the tokens behind the prompt ([R,G,T] of packed rows), zero where not scored;
+    sequence: float[B,G] their sums; lengths: float[B,G] how many; reference: float[B,G] sums under the reference;
+    weights: float[B], 0 for an example that only fills the batch. groups, branch: the batch's, see `data.batches`.
+    targets: the batch's, with target_logprobs float[B,G,T,K] of their ids.
+    """
+
+    logprobs: Array
+    mask: Array
+    sequence: Array
+    lengths: Array
+    reference: Array
+    weights: Array
+    targets: Targets | None = None
+    target_logprobs: Array | None = None
+    groups: Array | None = None
+    branch: Array | None = None
+
+
+def score(params: Params, config: ModelConfig, batch: TokenBatch, compute: Compute) -> Scores:
+    """Log-probabilities of the scored tokens of every row of a micro-batch."""
+    hidden, targets = _hidden(params, config, batch, compute), batch.targets
+    labels = batch.labels
+    if targets is not None:
+        labels = jnp.concatenate([labels[..., None], targets.ids], -1)
+    logprobs, _ = linear_logprobs(
+        hidden, head_kernel(params, config), labels,
+        soft_cap=config.head.soft_cap, vocab_shards=tensor_shards(compute.mesh), row_shards=data_ways(compute.mesh),
+        elements=compute.logits,
+    )  # fmt: skip
+    of_targets = logprobs[..., 1:] if targets is not None else None
+    logprobs = jnp.where(batch.scored, logprobs[..., 0] if targets is not None else logprobs, 0.0)
+    mask = batch.scored.astype(logprobs.dtype)
+    return Scores(
+        logprobs=logprobs,
+        mask=mask * _token_weights(batch),
+        sequence=_example_sums(logprobs, batch),
+        lengths=_example_sums(mask, batch),
+        reference=batch.reference,
+        weights=batch.weights,
+        targets=targets,
+        target_logprobs=of_targets,
+        groups=batch.groups,
+        branch=batch.branch,
+    )
+
+
+def _segments(batch: TokenBatch) -> Array:
+    """float[R,G,T,M], 1 where a token of a packed row belongs to a segment."""
+    assert batch.slots is not None and batch.segment_ids is not None
+    return jax.nn.one_hot(batch.segment_ids - 1, batch.slots.shape[1])
+
+
+def _example_sums(values: Array, batch: TokenBatch) -> Array:
+    """Sums [B,G] over the tokens of every example's rows, of values [R,G,T]."""
+    if batch.slots is None:
+        return values.sum(-1)
+    sums = jnp.einsum("rgt,rgtm->rmg", values, _segments(batch).astype(values.dtype), precision="highest")
+    empty = jnp.zeros((batch.weights.shape[0] + 1, values.shape[1]), values.dtype)
+    return empty.at[batch.slots].add(sums)[:-1]  # slot -1, of no example, is the last
+
+
+def _token_weights(batch: TokenBatch) -> Array:
+    """Weights of the tokens' examples, [R,G,T] or what broadcasts to it."""
+    if batch.slots is None:
+        return batch.weights[:, None, None]
+    return jnp.einsum("rgtm,rm->rgt", _segments(batch), jnp.where(batch.slots < 0, 0, batch.weights[batch.slots]))
+
+
+def _hidden(params: Params, config: ModelConfig, batch: TokenBatch, compute: Compute) -> Array:
+    """Hidden states [B,G,T,D] of the rows behind their prompts; [R,G,T,D] of packed rows."""
+    examples, groups, width = batch.tokens.shape
+    size = batch.prompts.shape[1]
+    prompts, lengths = batch.prompts, batch.prompt_lengths
+    if size and not compute.shared_prompt:
+        prompts, lengths = jnp.repeat(prompts, groups, 0), jnp.repeat(lengths, groups)
+    rows = examples if size and compute.shared_prompt else examples * groups
+
+    def whole(prompt: Array, rest: Array) -> Array:
+        rest = rest.reshape(rows, -1)
+        joined = jnp.concatenate([prompt, rest], 1) if size else rest
+        return constrain(joined, compute.mesh, ("batch", None))
+
+    places = jnp.broadcast_to(jnp.arange(size, dtype=jnp.int32), prompts.shape)
+    positions = jnp.minimum(whole(places, batch.positions), config.max_positions - 1)  # beyond them is padding
+    hidden = forward(
+        params, config, whole(prompts, batch.tokens), positions=positions,
+        segment_ids=None if batch.segment_ids is None else batch.segment_ids.reshape(rows, -1),
+        branches=(size, examples * groups // rows) if size else None, prompt_lengths=lengths if size else None,
+        mesh=compute.mesh, dtype=compute.dtype, remat=compute.remat, kernel=compute.kernel,
+    )  # fmt: skip
+    return hidden[:, size:].reshape(examples, groups, width, -1)

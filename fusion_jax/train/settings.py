@@ -1,0 +1,129 @@
+"""How a stage trains, and on what: settings, and the mesh, dtype and kernels that they mean on these devices."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from fusion_jax.data.order import num_steps
+from fusion_jax.errors import InputError
+from fusion_jax.models.compute import Compute
+from fusion_jax.ops.linear_logprobs import CHUNK_ELEMENTS, CHUNK_ELEMENTS_ACCELERATOR
+from fusion_jax.ops.remat import Remat
+from fusion_jax.settings import bounded, seeded
+from fusion_jax.sharding import data_ways, make_mesh
+from fusion_jax.slices import compiler_options, compute_dtype
+from fusion_jax.train.state import OptimizerSettings
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """How a stage trains."""
+
+    optimizer: OptimizerSettings = OptimizerSettings()
+    epochs: float = 1.0
+    """How often the data is gone through; may be a fraction."""
+    batch_size: int = 128
+    """Examples of an optimizer step, over all devices and micro-batches."""
+    micro_batches: int = 8
+    """Parts in which a batch is computed, one after the other: more take less memory."""
+    seed: int = 42
+    """Decides the order of the examples."""
+    bucket_window: int = 8
+    """Batches among which examples are sorted by length, so that little of a batch is padding; 1: none."""
+    log_every: int = 5
+    """Steps from one line of metrics.jsonl to the next."""
+    eval_every: int = 500
+    """Steps from one evaluation on held-out examples to the next."""
+    checkpoint_every: int = 500
+    """Steps from one saved state to the next: what a kill loses at most."""
+    reference: Literal["stored", "in-step"] = "stored"
+    """Log-probs of the frozen reference: computed once and stored, or with a second copy of the weights."""
+    shared_prompt: bool = True
+    """Whether the responses of a preference example share the computation of their prompt."""
+    pack_tokens: int = 0
+    """Tokens of a row into which preference examples of uneven lengths are packed; 0: each response is a row."""
+    remat: Remat = "full"
+    """What the backward pass keeps of a layer: everything (none); the residual stream (full), also the attention's
+    outputs (attention) and inputs (qkv); the stream and the feed-forward's two factors (gated); the results of all wide
+    matmuls (dots); the stream alone, in the host's memory (offload)."""
+    attention: Literal["auto", "xla", "splash"] = "auto"
+    """Attention kernel; auto is splash on TPU, but for windows that cut a shared prompt, and xla elsewhere."""
+    compute_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Numbers to compute in; auto is bfloat16 where the device multiplies it natively, else float32."""
+    mesh_data: int = 1
+    """Device groups that each hold all weights; -1: the devices that are left."""
+    mesh_fsdp: int = -1
+    """Devices over which weights and batches are split; -1: the devices that are left."""
+    mesh_tensor: int = 1
+    """Devices over which heads and feed-forward columns are split; -1: the devices that are left."""
+
+    def __post_init__(self) -> None:
+        bounded(self, "batch_size", "micro_batches", "bucket_window", least=1)
+        bounded(self, "log_every", "eval_every", "checkpoint_every", least=1)
+        bounded(self, "epochs", above=0, most=1e6)
+        bounded(self, "mesh_data", "mesh_fsdp", "mesh_tensor", least=-1)
+        seeded(self, "seed")
+        bounded(self, "pack_tokens", least=0)
+        if self.batch_size % self.micro_batches:
+            raise InputError(
+                f"batch size {self.batch_size} is not a multiple of {self.micro_batches} micro-batches",
+                field="batch_size", cure="Change one of the two",
+            )  # fmt: skip
+
+
+def compute_for(
+    settings: TrainSettings, devices: Sequence[jax.Device] | None = None, *, option: str = "--train"
+) -> Compute:
+    """`compute_to_read` for a stage that trains.
+
+    Raises:
+      InputError: the mesh or the micro-batches do not fit the devices; names the setting behind `option`.
+    """
+    compute = compute_to_read(settings, devices, option=option)
+    rows, ways = settings.batch_size // settings.micro_batches, data_ways(compute.mesh)
+    if rows % ways:
+        raise InputError(
+            f"a micro-batch of {rows} examples does not divide over {ways} devices", field=f"{option}.batch-size",
+            cure=f"Change {option}.batch-size or {option}.micro-batches, or give {option}.mesh-tensor some devices",
+        )  # fmt: skip
+    return compute
+
+
+def compute_to_read(
+    settings: TrainSettings, devices: Sequence[jax.Device] | None = None, *, option: str = "--train"
+) -> Compute:
+    """Mesh, dtype, kernels: bfloat16 where the device multiplies it natively, float32 on a CPU; splash attention on
+    TPU; no mesh on one device. Batches that are only read may have any size: they are filled up.
+
+    Args:
+      devices: what to compute on; None: all, those of other hosts included.
+      option: of the settings, for messages.
+
+    Raises:
+      InputError: the mesh does not fit the devices, the kernel is not for them.
+    """
+    dtype = compute_dtype() if settings.compute_dtype == "auto" else settings.compute_dtype
+    mesh: Mesh | None = None
+    devices = jax.devices() if devices is None else devices
+    if len(devices) > 1:
+        mesh = make_mesh(settings.mesh_data, settings.mesh_fsdp, settings.mesh_tensor, devices=devices)
+    platform, kernel = devices[0].platform, settings.attention
+    if kernel == "splash" and platform != "tpu":
+        problem = f"is a kernel for TPU, the devices here are {platform}"
+        raise InputError(problem, field=f"{option}.attention", cure="Set it to auto or xla")
+    if kernel == "auto":
+        kernel = "splash" if platform == "tpu" else "xla"
+    logits = CHUNK_ELEMENTS if platform == "cpu" else CHUNK_ELEMENTS_ACCELERATOR
+    options = tuple(compiler_options(devices[0].device_kind).items())
+    return Compute(mesh, jnp.dtype(dtype), settings.remat, settings.shared_prompt, kernel, logits, options)
+
+
+def step_count(examples: int, settings: TrainSettings) -> int:
+    """Optimizer steps of a run: the N of the learning-rate and fusion-coefficient schedules."""
+    return num_steps(examples, settings.batch_size, settings.epochs)
