@@ -1,7 +1,7 @@
 """Shared by all tests: golden files, float64 where a test asks for it, quiet offline libraries, one compilation cache.
 
 Most of the time goes into compiling the same programs in one process after another: all of them share what they
-compiled. Give JAX_COMPILATION_CACHE_DIR to share it with the next run, too.
+compiled. JAX_COMPILATION_CACHE_DIR names a folder that keeps it for the next run, too.
 """
 
 from __future__ import annotations
@@ -18,15 +18,32 @@ from typing import Any
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="fusion-jax-compiled-")
-    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
 import jax
 import pytest
 
 GOLDEN = Path(__file__).parent / "golden"
+LONGEST = ("fuzz", "multihost", "resume", "notebooks")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first, so that none is left for one process at the end."""
+    items.sort(key=lambda item: item.path.parent.name not in LONGEST)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """With -n a file stays in one process, which makes what its tests share once."""
+    if config.getoption("dist") != "load":
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    config.option.loadscopereorder = False
+    return LoadFileScheduling(config, log)
 
 
 def golden_cases(name: str, kind: str) -> list[dict[str, Any]]:

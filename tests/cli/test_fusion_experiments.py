@@ -44,6 +44,7 @@ def test_published_presets_compare_raw_strings_and_the_default_bytes():
             assert preset.align.ms_weight == ("code" if published else "inverse")
 
 
+@pytest.mark.slow
 def test_fusellm_from_texts_to_folders_and_on_from_where_it_was_cut(tmp_path, texts):
     """Every arm trained on the same texts; resumed with one arm's model gone, the same weights come again."""
     out = tmp_path / "run"
@@ -69,7 +70,7 @@ def test_fusellm_from_texts_to_folders_and_on_from_where_it_was_cut(tmp_path, te
     assert all(np.array_equal(again[k], v) for k, v in weights["FuseLLM"].items())
 
 
-@pytest.mark.parametrize("template", ["own", "pivot"])
+@pytest.mark.parametrize("template", ["own", pytest.param("pivot", marks=pytest.mark.slow)])
 def test_fusechat_leaves_a_target_a_source(tmp_path, chats, template):
     out = tmp_path / "run"
     attempt(fusechat, [

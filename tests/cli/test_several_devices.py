@@ -37,7 +37,10 @@ def folder(tmp_path_factory) -> Path:
     return path
 
 
-@pytest.mark.parametrize("out, devices, more", [("eight", 8, []), ("in-step", 1, ["--train.reference", "in-step"])])
+@pytest.mark.parametrize(
+    "out, devices, more",
+    [pytest.param("eight", 8, [], marks=pytest.mark.slow), ("in-step", 1, ["--train.reference", "in-step"])],
+)
 def test_same_metrics(folder, out, devices, more):
     done = train(folder, out, devices, *more)
     assert done.returncode == 0, done.stderr

@@ -123,6 +123,7 @@ def same_as_one(folder: Path, out: str) -> None:
     assert report(folder / out) == report(folder / "one")
 
 
+@pytest.mark.slow
 def test_two_hosts_train_as_one_and_the_first_one_writes(folder):
     """Orbax alone writes on both: each host what its devices hold of the state."""
     first, second = ended(start(folder, "two", 2), 0)

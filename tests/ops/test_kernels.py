@@ -32,6 +32,7 @@ def on_meshes() -> dict[str, float]:
     return json.loads(done.stdout)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", cases_on_meshes(), ids=" | ".join)
 def test_values_and_gradients_on_a_mesh(case, on_meshes):
     assert on_meshes[" | ".join(case)] < TOLERANCE

@@ -41,8 +41,9 @@ def kept():
 
 
 @pytest.mark.parametrize(("remat", "kernel"), [
-    *((remat, "xla") for remat in get_args(Remat) if remat != "none"),
-    *((remat, "splash-interpreted") for remat in ("attention", "qkv", "dots")),
+    ("full", "xla"), ("dots", "splash-interpreted"),
+    *(pytest.param(remat, "xla", marks=pytest.mark.slow) for remat in get_args(Remat) if remat not in ("none", "full")),
+    *(pytest.param(remat, "splash-interpreted", marks=pytest.mark.slow) for remat in ("attention", "qkv")),
 ])  # fmt: skip
 def test_same_gradient(remat, kernel, kept):
     for ours, theirs in zip(jax.tree.leaves(gradient(remat, kernel)), jax.tree.leaves(kept), strict=True):

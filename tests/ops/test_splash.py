@@ -74,6 +74,7 @@ def test_continuations_of_one_prompt(size, count, rest):
     )
 
 
+@pytest.mark.slow
 def test_a_training_step_on_a_mesh_of_eight_devices():
     """Rows over data and fsdp, heads over tensor; the prompts shared; the residual stream offloaded."""
     root = Path(__file__).parents[2]

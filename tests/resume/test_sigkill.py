@@ -19,14 +19,14 @@ from tests.small import command, fails, pairs, run, small_folder, write
 pytestmark = pytest.mark.usefixtures("quick_compiler")
 
 KILLS = 3
-STEPS = 150
+STEPS = 75
 
 
 def options(tmp_path: Path, out: str) -> list[str]:
     return [
         "--model", str(tmp_path / "model"), "--data", str(tmp_path / "pairs.jsonl"), "--out", str(tmp_path / out),
         "--train.checkpoint-every", "7", "--train.batch-size", "8", "--train.micro-batches", "2",
-        "--train.epochs", "10", "--train.eval-every", "40",
+        "--train.epochs", "5", "--train.eval-every", "20",
     ]  # fmt: skip
 
 

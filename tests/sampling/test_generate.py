@@ -80,6 +80,7 @@ def test_caches_that_grow_change_nothing(model, monkeypatch):
     assert only_ids(sample(model, prompts()[:2], new=40)) == only_ids(expected)
 
 
+@pytest.mark.slow
 def test_sampled_tokens_follow_the_softmax(model):
     """4,000 pairs of tokens: the second follows the distribution behind the first; chi-square below 99.9 %."""
     count, prompt, sampler = 4000, prompts()[1], Sampler(0.7, 0.9, 8)
@@ -177,6 +178,7 @@ def test_text_in_text_out():
     assert SampleSettings().sampler == Sampler(0.8, 0.95, 0)
 
 
+@pytest.mark.slow
 def test_every_mesh_gives_what_one_device_gives():
     root = Path(__file__).parents[2]
     env = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "PYTHONPATH": str(root)}

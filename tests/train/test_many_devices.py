@@ -14,6 +14,7 @@ import pytest
 pytestmark = pytest.mark.usefixtures("quick_compiler")
 
 
+@pytest.mark.slow
 def test_batches_smaller_than_the_devices():
     """On 16 virtual devices, with the splash kernel, as on one with plain attention."""
     script = Path(__file__).with_name("many_devices.py")

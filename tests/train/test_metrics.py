@@ -47,7 +47,7 @@ def uneven(groups: int) -> list[Example]:
     return out
 
 
-@pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.parametrize("name", ["sft", *(pytest.param(name, marks=pytest.mark.slow) for name in ("dpo", "wrpo"))])
 def test_micro_batches_change_no_metric(name):
     groups, objective = OBJECTIVES[name]
     many = uneven(groups)

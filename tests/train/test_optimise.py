@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import orbax.checkpoint as ocp
 import pytest
 from rich.console import Console
 
@@ -23,7 +24,7 @@ from fusion_jax.models.folder import Model
 from fusion_jax.models.parameters import init_params
 from fusion_jax.store import run_folder
 from fusion_jax.store.run_folder import RunFolder
-from fusion_jax.train import checkpoints, objectives, optimise
+from fusion_jax.train import objectives, optimise
 from fusion_jax.train.settings import TrainSettings, compute_for
 from fusion_jax.train.state import OptimizerSettings
 
@@ -102,7 +103,7 @@ def goes_on(monkeypatch: pytest.MonkeyPatch, folder: Path, whole: tuple[Path, An
 
 def test_sigterm_while_the_last_checkpoint_is_written(monkeypatch, tmp_path, whole):
     """Twice even; it ends the program when all is written."""
-    manager, written = checkpoints.ocp.CheckpointManager, []
+    manager, written = ocp.CheckpointManager, []
     wait = manager.wait_until_finished
 
     def waiting(self: Any) -> None:

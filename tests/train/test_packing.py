@@ -55,7 +55,9 @@ def found(config, objective, batch):
     return divide(total), {name: divide(mean) for name, mean in metrics.items()}, gradient
 
 
-@pytest.mark.parametrize("config", [WINDOWED, PLAIN], ids=["windows and caps", "plain"])
+@pytest.mark.parametrize(
+    "config", [WINDOWED, pytest.param(PLAIN, marks=pytest.mark.slow)], ids=["windows and caps", "plain"]
+)
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_same_loss_metrics_and_gradient(name, config):
     many = uneven(3 if name == "wrpo" else 2)

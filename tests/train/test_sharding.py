@@ -13,6 +13,7 @@ import pytest
 pytestmark = pytest.mark.usefixtures("quick_compiler")
 
 
+@pytest.mark.slow
 def test_every_mesh_gives_what_one_device_gives():
     root = Path(__file__).parents[2]
     env = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "PYTHONPATH": str(root)}

@@ -52,7 +52,9 @@ def loss_and_gradient(config, batch, shared):
     return jax.jit(jax.value_and_grad(loss))(init_params(config, jax.random.key(0)))
 
 
-@pytest.mark.parametrize("config", [WINDOWED, PLAIN], ids=["windows and caps", "plain"])
+@pytest.mark.parametrize(
+    "config", [WINDOWED, pytest.param(PLAIN, marks=pytest.mark.slow)], ids=["windows and caps", "plain"]
+)
 def test_same_loss_and_gradient(config):
     """Prompts of unequal length, one of a single token, against prompts for each row and against whole rows."""
     many = examples((30, 17, 1, 6))
@@ -98,6 +100,7 @@ def test_a_window_wider_than_prompt_and_answer_cuts_nothing(kernel):
     np.testing.assert_allclose(found, wanted.reshape(found.shape), rtol=2e-6)
 
 
+@pytest.mark.slow
 def test_padding_beyond_the_positions_of_a_model_turns_nothing():
     """`dynamic` rotary scaling goes by the longest row; a row that fills all positions is padded to more of them."""
     rope = Rope(kind="dynamic", factor=4.0)

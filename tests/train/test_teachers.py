@@ -17,7 +17,7 @@ from fusion_jax.zoo import model_path
 TEXTS = ["Reverse a b c d e", "What is 12 + 3?\nThe answer is 15.", "a", "Name the second letter of k l a b c"]
 
 
-@pytest.mark.parametrize("name", ["qwen-source", "gemma-source"])
+@pytest.mark.parametrize("name", ["qwen-source", pytest.param("gemma-source", marks=pytest.mark.slow)])
 def test_rows_are_the_dense_distributions(tmp_path, name):
     """Top entries, normaliser, tail and metric of every position, in batches of unequal length."""
     model = load(model_path(f"zoo:{name}"), dtype="float32")
