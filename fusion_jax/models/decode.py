@@ -20,7 +20,7 @@ from fusion_jax.models.attention import cache_specs
 from fusion_jax.models.blocks import Block, LayerInputs, Rows, tables_of
 from fusion_jax.models.config import ModelConfig, Stack
 from fusion_jax.models.decoder import Params, head_kernel, soft_capped, stacks_of
-from fusion_jax.models.layers import NormLayer
+from fusion_jax.models.layers import NormLayer, embedded
 from fusion_jax.models.parameters import parameter_specs
 from fusion_jax.ops.kernels import Visible
 from fusion_jax.sharding import constrain
@@ -114,9 +114,7 @@ def decode_step(
     rows, (entries, size) = token.shape[0], _entries_and_tokens(prompts[0])
     starts = jnp.repeat(lengths, rows // entries)[:, None]
     positions = starts + step
-    x = params.rest["embed"]["embedding"][token[:, None]].astype(dtype)
-    if config.embed.scale != 1.0:
-        x *= jnp.asarray(config.embed.scale, dtype)
+    x = embedded(params.rest["embed"]["embedding"][token[:, None]].astype(dtype), config.embed)
     places = (
         (jnp.broadcast_to(jnp.arange(size), (entries, size)), lengths),
         (starts + jnp.arange(_entries_and_tokens(caches[0].kept)[1]), jnp.full(rows, step)),

@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 from fusion_jax.models.attention import Context, Encoded
 from fusion_jax.models.blocks import Block, LayerInputs, Rows, layer_inputs, tables_of
 from fusion_jax.models.config import ModelConfig, Stack
-from fusion_jax.models.layers import NormLayer, Table
+from fusion_jax.models.layers import NormLayer, Table, embedded
 from fusion_jax.models.parameters import parameter_specs
 from fusion_jax.ops.kernels import Kernel, Visible
 from fusion_jax.ops.remat import Remat, remat_policy
@@ -49,9 +49,7 @@ class Body(nn.Module):
     ) -> tuple[Array, tuple[Any, ...]]:
         config, specs = self.config, parameter_specs(self.config)
         with jax.named_scope("embed"):
-            x = Table(specs["embed"], name="embed")().astype(self.dtype)[tokens]
-            if config.embed.scale != 1.0:
-                x *= jnp.asarray(config.embed.scale, self.dtype)
+            x = embedded(Table(specs["embed"], name="embed")().astype(self.dtype)[tokens], config.embed)
             x = constrain(x, self.mesh, ("batch", "tokens", None))
         places = tuple((one.positions, one.lengths) for one in context)
         kept = []

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from fusion_jax.models.config import Activation, Mlp, Norm
+from fusion_jax.models.config import Activation, Embed, Mlp, Norm
 from fusion_jax.models.parameters import Specs
 from fusion_jax.ops.remat import GATED, named
 from fusion_jax.sharding import constrain
@@ -73,6 +73,11 @@ class Table(nn.Module):
     @nn.compact
     def __call__(self) -> Array:
         return self.param("embedding", self.specs["embedding"].init, self.specs["embedding"].shape)
+
+
+def embedded(rows: Array, embed: Embed) -> Array:
+    """Rows of the table as the first layer reads them."""
+    return rows if embed.scale == 1.0 else rows * jnp.asarray(embed.scale, rows.dtype)
 
 
 def feed_forward(mlp: Mlp, specs: Specs, x: Array, dtype: Any, mesh: Mesh | None) -> Array:

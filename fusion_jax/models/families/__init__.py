@@ -26,7 +26,7 @@ from fusion_jax.models.families.tensors import HfTensor
 from fusion_jax.models.parameters import ParamSpec, parameter_specs
 
 LARGEST = 10 * 10**12  # bytes
-_SHARED = ("common", "rotary", "tensors")
+_SHARED = ("common", "gemma", "rotary", "tensors")
 
 
 class Family(Protocol):

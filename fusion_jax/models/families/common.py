@@ -91,12 +91,6 @@ def _attention(fields: Fields, defaults: Defaults, width: int) -> Attention:
     return Attention(heads, kv_heads, head_dim)
 
 
-def soft_cap_of(fields: Fields, name: str, absent: float | None) -> float | None:
-    """A soft cap; null is none."""
-    cap: float | None = fields.number(name, default_of(fields, name, absent), above=0, high=1e9)
-    return cap
-
-
 def check_token_ids(fields: Fields, vocabulary: int, *, ends: bool = False) -> None:
     """Ids of tokens are whole numbers, a list of them for the end of text, or null.
 
@@ -195,15 +189,3 @@ def llama_like_to_hf(config: ModelConfig, architecture: str) -> dict[str, Any]:
     if config.head.labels:
         out["id2label"] = {str(i): f"LABEL_{i}" for i in range(config.head.labels)}
     return out
-
-
-def score_scalar_of(fields: Fields, default: float) -> float:
-    """The scale of attention scores that `query_pre_attn_scalar` gives."""
-    scalar: float = fields.number("query_pre_attn_scalar", default, above=0, high=1e9)
-    return scalar**-0.5
-
-
-def score_scalar_to_hf(attention: Attention) -> float | int:
-    """`query_pre_attn_scalar`: an integer where the value is one up to rounding (config files give integers)."""
-    value = attention.head_dim if attention.scale is None else attention.scale**-2
-    return round(value) if abs(value - round(value)) < 1e-6 * value else value
