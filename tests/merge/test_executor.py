@@ -90,6 +90,7 @@ def test_slices_stack_layers(models):
     assert json.loads((models / "out/config.json").read_text())["num_hidden_layers"] == 5 == LAYERS + 2
 
 
+@pytest.mark.slow
 def test_eight_devices_give_what_one_gives(models):
     """Methods of each kind; split tensors of all of them are in test_task_vectors."""
     chosen = ["ties", "della", "sce", "karcher", "varm"]

@@ -102,6 +102,7 @@ def run_mergekit(folder: Path) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*RECIPES, "stacked", "stacked-base"])
 def test_equal_to_mergekit(merged, name, tmp_path):
     given = yaml.safe_load((merged / f"{name}.yml").read_text())
@@ -123,6 +124,7 @@ def test_every_method_of_both_is_compared():
 SAME_BITS = ("slerp", "task_arithmetic", "dare_linear", "dare_ties", "della", "della_linear", "sce-all", "passthrough")
 
 
+@pytest.mark.slow
 def test_bfloat16_arithmetic_is_bit_for_bit(tmp_path):
     make_models(tmp_path / "models", 3, BF16)
     for name in SAME_BITS:

@@ -25,6 +25,7 @@ CASES = [
     *golden.cases("breadcrumbs", "breadcrumbs_ties"),
     *golden.cases("dare_linear", "ties", "sce", impl="fuseai"),
 ]
+OTHER_SCE = [c["id"] for c in CASES if c["method"] == "sce"][1:]  # compiles for seconds
 DELLA = golden.cases("della", "della_linear")
 VARIANTS = ["fuseai", "paper", "mergekit"]
 DRAWS = 10_000
@@ -47,7 +48,9 @@ def arguments(case: dict[str, Any], tensor: str) -> dict[str, Any]:
     return {METHODS[case["method"]].argument(name): value for name, value in given.items()}
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda c: c["id"])
+@pytest.mark.parametrize(
+    "case", [pytest.param(c, marks=pytest.mark.slow) if c["id"] in OTHER_SCE else c for c in CASES], ids=lambda c: c["id"]
+)
 def test_golden(case):
     """Also where the file calls a tensor fragile: ties go by lowest index here, as they do there."""
     assert not case.get("errors")
@@ -236,6 +239,7 @@ def test_bad_parameters_are_named(name, given, field):
     assert caught.value.field == field and caught.value.cure
 
 
+@pytest.mark.slow
 def test_sharded_tensors_merge_as_whole_ones():
     root = Path(__file__).parents[2]
     done = subprocess.run(

@@ -176,6 +176,7 @@ def test_a_disk_without_locks_is_written_to(models, monkeypatch):
     assert merge(ties(models), models / "out").folder == models / "out"
 
 
+@pytest.mark.slow
 def test_sigkill_and_the_same_command(tmp_path):
     make_models(tmp_path, 3, BF16)
     recipe = tmp_path / "recipe.yml"
