@@ -51,6 +51,7 @@ def run(
       beside: a dataclass of options that are no settings; then `main` takes the settings, these options as given, and
         the preset's name.
     """
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # its hints are for those who call it themselves
     given: Given[S] | None = None
     with ending_together(), readable_streams():
         try:
