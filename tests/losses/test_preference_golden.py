@@ -21,7 +21,7 @@ from tests.conftest import golden_cases
 # The golden file states: float64 rtol 1e-8 with atol 1e-9 (its outputs are rounded to 10 digits), float32 2e-5 / 3e-6.
 TOLERANCE = {"float64": {"rtol": 1e-8, "atol": 1e-9}, "float32": {"rtol": 2e-5, "atol": 2e-5}}
 GRADIENT = {"float64": {"rtol": 1e-8, "atol": 1e-9}, "float32": {"rtol": 2e-5, "atol": 3e-6}}
-DTYPES = ["float64", "float32"]
+DTYPES = ["float64", pytest.param("float32", marks=pytest.mark.slow)]
 
 
 @pytest.fixture(params=DTYPES)

@@ -98,7 +98,7 @@ def random_arguments(name: str, count: int) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", FAMILY)
-@pytest.mark.parametrize("math_dtype", ["float32", "float16"])
+@pytest.mark.parametrize("math_dtype", ["float32", pytest.param("float16", marks=pytest.mark.slow)])
 def test_density_1_is_no_sparsifier(name, math_dtype):
     models, base = drawn()
     given = {"weight": [0.5, 0.2, 0.9], "math_dtype": math_dtype, "normalize": True, **random_arguments(name, 3)}
@@ -128,6 +128,7 @@ def test_one_model_of_weight_1_is_that_model(name, shape):
         np.testing.assert_allclose(tensor, models[0], atol=3e-7)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*FAMILY, *VARIANTS])
 def test_the_order_of_models_changes_rounding_only(name):
     models, base = drawn((4, 40, 30))
