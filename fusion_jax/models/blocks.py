@@ -92,7 +92,8 @@ class Block(nn.Module):
             return y
 
         def cross(y: Array) -> Array:
-            assert rows.encoded is not None
+            if rows.encoded is None:
+                raise ValueError("layers with cross-attention need an encoder's output")
             part = CrossAttention(stack.attention, specs["cross"], self.dtype, self.mesh, name="cross")
             return part(y, rows.encoded, visible)
 

@@ -174,6 +174,12 @@ def test_an_encoder_and_attention_to_it(x64):
         np.testing.assert_allclose(hidden[row], written_out(params, config, tokens[1 - row], memory), atol=1e-5)
 
 
+def test_cross_attention_without_an_encoder_is_refused(x64):
+    config = model_of(dataclasses.replace(STACK, cross=True))
+    with pytest.raises(ValueError, match="need an encoder's output"):
+        forward(drawn(config), config, jnp.asarray(rows()), dtype=jnp.float64)
+
+
 def test_what_differs_by_layer_compiles_nothing_anew(x64):
     config = model_of(STACKS["windows and bases by layer"])
     params, tokens = drawn(config), jnp.asarray(rows())
