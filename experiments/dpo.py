@@ -119,6 +119,7 @@ def own_pairs(s: Settings, desk: Desk, model: Model) -> list[Record]:
     samples = desk.sampled(model, "own", prompts, SampleSettings(max_new_tokens=28, batch_size=64))
     best = select.best_and_worst(select.score_with(samples, verifier("graded")), desk.counter("own samples"))
     desk.check_enough(len(best), s.train, "--train")
+    del desk.counts["own samples"]  # the report of a run that is resumed would not have them
     return [
         {"prompt_id": p, "prompt": a["prompt"], "chosen": a["response"], "rejected": b["response"]}
         for p, (a, b) in best.items()

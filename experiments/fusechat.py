@@ -186,8 +186,8 @@ def fuse(s: Settings, desk: Desk) -> Measures:
     taught = [name for name in arms if name.startswith("with-")]
     for method in s.merges if len(taught) > 1 else ():
         merged(s, desk, method, taught, folders[model_name(s.pivot)])
-        model = fusing.load(desk.run.file(f"merged/{method}"))
-        fusing.measure(f"merged by {method}", model, answers=f"merged-{method}")
+        found = desk.run.file(f"merged/{method}")
+        fusing.measure(f"merged by {method}", fusing.load(found), answers=f"merged-{method}")
     return fusing.report(before=model_name(s.pivot), plain="SFT")
 
 

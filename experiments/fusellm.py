@@ -33,7 +33,7 @@ from fusion_jax.data.records import parse_prompts
 from fusion_jax.data.windows import split_windows
 from fusion_jax.errors import InputError
 from fusion_jax.jsonl import Record
-from fusion_jax.models.folder import load, tokenizer_of
+from fusion_jax.models.folder import load, save, tokenizer_of
 from fusion_jax.options import File, Folder, ModelPath, Models
 from fusion_jax.plan.command import run as run_experiment
 from fusion_jax.plan.runs import Ask, Planned, teacher, training
@@ -43,7 +43,6 @@ from fusion_jax.runs.desk import Desk
 from fusion_jax.runs.fusing import Arm, Fusing, Held, reading_limit
 from fusion_jax.runs.page import SeededSettings, conduct
 from fusion_jax.runs.seeds import Measures
-from fusion_jax.runs.trained import trained
 from fusion_jax.settings import bounded
 from fusion_jax.teachers.opinions import AlignSettings, Reading
 from fusion_jax.teachers.settings import FusionSettings
@@ -228,23 +227,29 @@ def practice(s: Settings, path: str) -> int:
 
 def base_models(s: Settings, desk: Desk) -> dict[str, Path]:
     """Folders of target and sources; the zoo's, which know only chats, first practise plain texts of their skills."""
-    out, run = {}, desk.base.run.sub("base")
-    mesh = compute_for(s.practise).mesh
+    out = {}
     for path in (s.target, *s.sources):
-        name, folder = model_name(path), model_path(path)
-        if count := practice(s, path):
-            learned = dict(next(spec.shares for spec in SPECS if spec.name == name))
-            shares = {skill: count * n // sum(learned.values()) for skill, n in learned.items()}
-            texts = documents(shares, split="train", seed=desk.base.seed + 1, repeat=True)
-            model = load(folder, mesh=mesh)
-            limit = min(s.max_length, model.config.max_positions)
-            encoded = encode_documents(model.tokenizer, text_documents(texts), max_length=limit)
-            trained(run.sub(name), model, mesh, lambda f, m=model, e=plain_examples(encoded): optimise(  # type: ignore[misc]
-                m, Data(e), objectives.sft(), s.practise, f
-            ), of=[])  # fmt: skip
-            folder = run.sub(name).file("model")
-        out[name] = folder
+        name = model_name(path)
+        out[name] = practised(s, desk.base, path) if practice(s, path) else model_path(path)
     return out
+
+
+def practised(s: Settings, desk: Desk, path: str) -> Path:
+    """The folder of a zoo model that has read plain texts, made once for all seeds."""
+    run = desk.run.sub("base").sub(model_name(path))
+
+    def train(folder: Path) -> None:
+        learned = dict(next(spec.shares for spec in SPECS if spec.name == model_name(path)))
+        shares = {skill: practice(s, path) * n // sum(learned.values()) for skill, n in learned.items()}
+        texts = documents(shares, split="train", seed=desk.seed + 1, repeat=True)
+        model = load(model_path(path), mesh=compute_for(s.practise).mesh)
+        limit = min(s.max_length, model.config.max_positions)
+        encoded = encode_documents(model.tokenizer, text_documents(texts), max_length=limit)
+        reader = optimise(model, Data(plain_examples(encoded)), objectives.sft(), s.practise, run)
+        save(reader, folder, dtype="float32")
+
+    run.made_once("model", train, of=[])
+    return run.file("model")
 
 
 def texts_of(s: Settings) -> tuple[list[str], list[str], list[Record]]:

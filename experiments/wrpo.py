@@ -148,11 +148,11 @@ PRESETS = {
 
 
 def main(s: Settings) -> None:
-    conduct(__file__, "WRPO", s, PRESETS, fuse, check)
+    conduct(__file__, "WRPO", s, PRESETS, fuse, check, unread=unread)
 
 
 def fuse(s: Settings, desk: Desk) -> Measures:
-    """The pipeline of the paper (section 3 of the specification), stages 1 to 10."""
+    """The pipeline of the paper; the stages stand at the top of this file."""
     own_data = bool(s.prompts or s.responses or s.quadruples)
     test = held_out_prompts(s.test_prompts, own_data=own_data, per_skill=s.test_per_skill, seed=s.seed)
     if not test:
@@ -166,8 +166,8 @@ def fuse(s: Settings, desk: Desk) -> Measures:
         shared = [prompt["prompt"] for prompt in prompts]
     check_room(s, [] if s.quadruples else prompts, test)
     desk.note_shared(test, shared)
-    target = desk.load(s.target, s.preference)
-    desk.judge("Target", target, test, **judging(s))
+    start, prefix = desk.load(s.target, s.preference), ""
+    desk.judge("Target", start, test, **judging(s))
 
     if not s.quadruples:
         scored = source_responses(s, desk, prompts, test, given)
@@ -180,10 +180,9 @@ def fuse(s: Settings, desk: Desk) -> Measures:
         )  # fmt: skip
         if first and not sft_records:
             desk.check_enough(0, s.sft, "--sft")
-    start, prefix = target, ""
     if sft_records:
         rows = desk.rows("sft", sft_records, "sft", file=s.sft_data or "sft.jsonl", on_bad=s.on_bad)
-        start, prefix = desk.train(Stage("sft", "--sft", s.sft, s.text), target, objectives.sft(), rows), "SFT-"
+        start, prefix = desk.train(Stage("sft", "--sft", s.sft, s.text), start, objectives.sft(), rows), "SFT-"
         desk.judge("SFT", start, test, **judging(s))
 
     if not s.quadruples:
@@ -308,6 +307,11 @@ def wins(best: dict[str, Record]) -> list[str]:
 def judging(s: Settings) -> dict[str, Any]:
     """How test answers are judged."""
     return {"max_new_tokens": s.eval_new_tokens, "verifier_name": s.accuracy}
+
+
+def unread(s: Settings) -> tuple[str, ...]:
+    """Options of models that this run does not load: ready responses may be of sources that are nowhere."""
+    return ("sources",) if s.responses or s.quadruples else ()
 
 
 def check(s: Settings) -> None:

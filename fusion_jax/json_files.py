@@ -11,6 +11,7 @@ import codecs
 import json
 import math
 import os
+import re
 from collections import Counter
 from typing import Any
 
@@ -81,7 +82,8 @@ def parse_json(
         raise wrong(f"is nested more than {DEEPEST} deep") from None
     except ValueError as error:
         valid = "JSON" if record is None else "valid JSON"
-        raise wrong(f"is not {valid} ({one_line(str(error), 200)})") from None
+        why = str(error) if record is None else re.sub(r": line 1 column (\d+).*", r" at column \1", str(error))
+        raise wrong(f"is not {valid} ({one_line(why, 200)})") from None
     if text.count("[") + text.count("{") > DEEPEST and _too_deep(value):
         raise wrong(f"is nested more than {DEEPEST} deep")
     if not isinstance(value, kind):

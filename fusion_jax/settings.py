@@ -104,7 +104,7 @@ def bounded(
         inside = real and above < value < below and (least is None or value >= least) and value <= most
         if not inside or (isinstance(value, int) and value > LARGEST):
             lower = f"more than {above:g}" if least is None else f"{least:g} or more"
-            upper = f" and at most {most:g}" if most < math.inf else f" and less than {below:g}"
+            upper = f" and at most {most:.10g}" if most < math.inf else f" and less than {below:g}"
             upper = "" if below == most == math.inf else upper
             raise InputError(f"{value} is out of range", field=name, cure=f"Give {lower}{upper}")
 

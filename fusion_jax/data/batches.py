@@ -32,7 +32,9 @@ class TokenBatch(NamedTuple):
     prompts: int32[B,P], of which `prompt_lengths` int32[B] exist (P is 0 where nothing is shared).
     tokens, labels: int32[B,G,T], the rest of each row and the token that follows each; positions: int32[B,G,T].
     segment_ids: int32[B,G,T], the document of each token of packed rows, 0 for padding; None: one document a row.
-  XX    example_ids: int32[B]; reference: float32[B,G]; weights: float32[B], 0 for an example that only fills the batch.
+    groups: uint8[B,G,T], 0 for a label that is not scored, else the number of its group of tokens (`Example.groups`).
+    example_ids: int32[B]; reference: float32[B,G]; weights: float32[B], 0 for an example that only fills the batch.
+    branch: int32[B], see `Example.branch`.
     targets: what each of `tokens` should predict, ids and probs [B,1,T,K]; None: there are no teachers.
     slots: int32[R,M] where rows hold several examples (`data.packing`): the place among B of segment m + 1 of a row, -1
       for none. The arrays of tokens then have R rows instead of B; None: R is B, an example has rows of its own.

@@ -1,7 +1,7 @@
 """The tokenizer of a model folder: read from whatever files it has, written so that transformers 4 and 5 read it.
 
 tokenizer.json is the whole tokenizer where it is there. A folder with a SentencePiece BPE model or tiktoken ranks alone
-is read by `align.raw_tokenizers`. Code from a folder (`auto_map`) is never run.
+is read by `data.raw_tokenizers`. Code from a folder (`auto_map`) is never run.
 """
 
 from __future__ import annotations

@@ -12,8 +12,11 @@ from fusion_jax.options import ModelKind, Option, options_of, suggestion
 from fusion_jax.zoo import model_path
 
 
-def check_options(settings: Any) -> None:
+def check_options(settings: Any, unread: Collection[str] = ()) -> None:
     """Look at every model that an option names, and at every name that has to be one of a few.
+
+    Args:
+      unread: fields of models that this run does not load.
 
     Raises:
       InputError: a folder that `load` would refuse, a model of another kind than the option's, an unknown name.
@@ -23,7 +26,7 @@ def check_options(settings: Any) -> None:
         for value in values:
             if option.choices and value not in option.choices and value is not None:
                 raise option.error(f"'{value}' is not one of its choices", suggestion(str(value), option.choices))
-            if value and (kind := model_kind(option)):
+            if value and option.path[0] not in unread and (kind := model_kind(option)):
                 check_models(option.flag, value, labels=kind.labels)
 
 

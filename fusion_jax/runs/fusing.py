@@ -168,7 +168,7 @@ class Fusing:
             "## Held-out data", results,
             "## Training", save_figure(training_figure(arms), run.file("training.png")),
             "## What decided the rows of each source (shares of the target's tokens)", markdown_table(reached),
-            "## Records", markdown_table([{"what": k, "count": v} for k, v in counts.items()]),
+            "## Records", markdown_table([{"what": k, "count": v} for k, v in counts.items() if v]),
         ]  # fmt: skip
         write_report(run, self.desk.title, result, self.desk.ran, parts)
         run.log(results)

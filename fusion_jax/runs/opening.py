@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fusion_jax.errors import InputError
+from fusion_jax.errors import InputError, quoted
 from fusion_jax.failures import NothingToDo
 from fusion_jax.files import write_json
 from fusion_jax.hosts.agree import agreed, first_host, on_first, seen
@@ -192,11 +192,21 @@ def check_settings(path: Path, config: dict[str, Any]) -> None:
     Raises:
       InputError: names the first setting that differs.
     """
-    before, kept = _comparable(read_json(path / CONFIG, cure=RESTORE)), _comparable(_kept(config))
+    before, kept = (_flat(_comparable(x)) for x in (read_json(path / CONFIG, cure=RESTORE), _kept(config)))
     changed = sorted(k for k in before.keys() | kept.keys() if before.get(k) != kept.get(k))
     if changed:
         name = changed[0]
         raise InputError(
-            f"the run was started with {before.get(name)!r}, now it is {kept.get(name)!r}",
+            f"the run was started with {quoted(before.get(name))}, now it is {quoted(kept.get(name))}",
             file=path / CONFIG, field=name, cure="Resume with the same settings or choose another --out",
         )  # fmt: skip
+
+
+def _flat(values: Any, name: str = "") -> dict[str, Any]:
+    """Settings by their dotted names."""
+    if not isinstance(values, dict):
+        return {name: values}
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        found |= _flat(value, f"{name}.{key}" if name else str(key))
+    return found

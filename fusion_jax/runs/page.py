@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -34,7 +34,7 @@ class SeededSettings(RunSettings):
     """Where a run lies, and its seeds."""
 
     seed: int = 42
-    """Decides the zoo's problems, the samples, the split and the order of the examples."""
+    """Decides the zoo's problems and every random choice of the run."""
     seeds: int = 1
     """Whole runs, with seed, seed + 1, ...; report.md then has means with intervals."""
 
@@ -53,16 +53,19 @@ def conduct(
     presets: Mapping[str, S],
     method: Callable[[S, Desk], Measures | None],
     check: Callable[[S], None] = lambda settings: None,
+    *,
+    unread: Callable[[S], Collection[str]] = lambda settings: (),
 ) -> None:
     """Connect the hosts, check the settings, open the run folder, carry out the method for each seed, end the run.
 
     Args:
       script: the experiment's file. title: of its report.
       method: (settings, desk) -> {model: {measure: value}}, for one seed; None where the method writes its results.
+      unread: the fields of models that a run with these settings does not load.
       check: refuses settings that do not go together, before the folder is opened.
     """
     connect(settings.hosts)
-    check_options(settings)
+    check_options(settings, unread(settings))
     check(settings)
     ran = Ran(script, settings, presets)
 

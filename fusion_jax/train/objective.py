@@ -1,4 +1,4 @@
-"""What a method trains on and minimises, as one record: the step, the plan, the batches and data inspection read it."""
+"""What a method trains on and minimises, as one record that the training step, the desk and the plan read."""
 
 from __future__ import annotations
 

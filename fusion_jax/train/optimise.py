@@ -62,7 +62,7 @@ def optimise(
 
     Raises:
       NonFiniteLoss: a step was not finite; names the records, after saving the last good state.
-      SystemExit: with `hosts.PREEMPTED`, SIGTERM came to any host; the state is saved.
+      SystemExit: with `hosts.signals.PREEMPTED`, SIGTERM came to any host; the state is saved.
     """
     total, compute = step_count(len(data), settings), compute_for(settings)
     model = dataclasses.replace(model, params=place_params(model.params, model.config, compute.mesh))
@@ -71,12 +71,15 @@ def optimise(
     _check_examples(run, data, model.config.max_positions, settings.pack_tokens)
     in_step = objective.reference and settings.reference == "in-step"
     if objective.reference:
-        batch_size = settings.batch_size // settings.micro_batches
-        stored = {"batch_size": batch_size, "buckets": buckets, "scores": objective.scores}
-        if not in_step:
-            data = with_reference(run.sub("reference").path, model, data, compute, **stored)
-        if held:
-            held = with_reference(run.sub("reference_validation").path, model, held, compute, **stored)
+        size = settings.batch_size // settings.micro_batches
+
+        def referenced(name: str, some: Data) -> Data:
+            return with_reference(
+                run.sub(name).path, model, some, compute, batch_size=size, buckets=buckets, scores=objective.scores
+            )
+
+        data = data if in_step else referenced("reference", data)
+        held = referenced("reference_validation", held) if held else None
     optimizer = make_optimizer(settings.optimizer, total)
     rate = learning_rate(
         settings.optimizer.learning_rate, num_steps=total,

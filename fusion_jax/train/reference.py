@@ -77,12 +77,19 @@ def _stored(file: Path, stored: dict[str, Any], shape: tuple[int, int]) -> np.nd
 
 
 def with_reference(
-    folder: Path, model: Model, data: Data, compute: Compute, **how: Any
+    folder: Path,
+    model: Model,
+    data: Data,
+    compute: Compute,
+    *,
+    batch_size: int,
+    buckets: Buckets,
+    scores: Callable[..., Scores] = score,
 ) -> Data:
     """The examples with their reference log-probs, read from `folder` or computed and stored there.
 
     Args:
-      how: of `sequence_logprobs`.
+      scores: the forward pass, that of the objective.
 
     Raises:
       InputError: the stored values belong to another model or other examples, were changed, or are not finite.
@@ -100,7 +107,9 @@ def with_reference(
                 )  # fmt: skip
         values = _stored(values_file, stored, (len(examples), len(examples[0].rows)))
     else:
-        values = sequence_logprobs(model.params, model.config, examples, compute, **how)
+        values = sequence_logprobs(
+            model.params, model.config, examples, compute, batch_size=batch_size, buckets=buckets, scores=scores
+        )
         wrong = np.flatnonzero(~np.isfinite(values).all(1))
         if wrong.size:
             raise InputError(

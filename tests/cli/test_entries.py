@@ -174,6 +174,14 @@ def test_quadruples_without_a_source_are_dropped_by_sft(tmp_path, model):
     assert f"run: steps 1 to 1, last loss {loss:.4f}" in (tmp_path / "run/log.txt").read_text()
 
 
+def test_sources_of_ready_responses_may_be_names_alone(tmp_path, capsys):
+    """Their models are not loaded; without the responses they would be."""
+    records = [{"prompt": "p", "source_model": "far", "response": "r", "reward": 1.0, "answer": "r"}]
+    args = ["--sources", "nowhere/far", "--out", str(tmp_path / "run")]
+    fails(wrpo, args, capsys, "field '--sources'")
+    fails(wrpo, [*args, "--responses", str(write(tmp_path / "r.jsonl", records))], capsys, "do not fill one batch")
+
+
 def test_rows_are_named_by_the_stages_that_ran(tmp_path, monkeypatch, model):
     """Ready quadruples without SFT data: no SFT row, DPO and WRPO instead of SFT-DPO and SFT-WRPO."""
     test = [{"prompt": "What is 1 + 1?", "answer": "2", "skill": "add"}]

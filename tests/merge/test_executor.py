@@ -126,6 +126,16 @@ def test_nan_is_told_with_its_tensor_and_nothing_is_left(models):
     assert not (models / "out").exists() and not (models / ".out.unfinished").exists()
 
 
+def test_a_norm_beyond_float32_stops_no_merge(models):
+    """The square of a finite weight may be none; the merged weight is what counts."""
+    name, large = "model.layers.1.mlp.up_proj.weight", tensors(2)
+    large[name][3, 4] = 1e20
+    write_model(models / "large", large)
+    parts = [{"model": str(models / m), "parameters": {"weight": 0.5}} for m in ("m1", "large")]
+    merge({"merge_method": "linear", "models": parts, "dtype": "float32"}, models / "out")
+    assert read_model(models / "out")[name][3, 4] == np.float32(5e19)
+
+
 @pytest.mark.parametrize("granularity", ["avg_param", "avg_item", "avg_model"])
 def test_nan_under_varm_is_told_like_any_other(models, granularity):
     bad = tensors(2)

@@ -5,14 +5,15 @@ So a file of a killed merge is known to be finished where all of its records are
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
 from fusion_jax.errors import InputError
+from fusion_jax.files import replacing
 from fusion_jax.json_files import parse_json
-from fusion_jax.jsonl import line_of, write_jsonl
 from fusion_jax.merge.executor.tensors import Record
 from fusion_jax.models.safetensors_io import Shard, read_header
 
@@ -43,12 +44,18 @@ def merged_in(shard: Shard) -> list[str]:
 def append_records(folder: Path, records: Iterable[Record]) -> None:
     """Add to the log."""
     with open(folder / RECORDS, "a", encoding="utf-8") as log:
-        log.writelines(map(line_of, records))
+        log.writelines(map(_line, records))
 
 
 def write_records(folder: Path, records: Iterable[Record]) -> None:
     """The whole log anew."""
-    write_jsonl(folder / RECORDS, records, sync=False)
+    with replacing(folder / RECORDS, sync=False) as temporary, open(temporary, "w", encoding="utf-8") as log:
+        log.writelines(map(_line, records))
+
+
+def _line(record: Record) -> str:
+    """A record's line; the norm of a finite tensor may be beyond float32, and is then written as Infinity."""
+    return json.dumps(record) + "\n"
 
 
 def _read(log: Path) -> Mapping[str, Record]:
