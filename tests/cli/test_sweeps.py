@@ -131,7 +131,8 @@ def test_cells_by_name_several_files_and_a_model_that_no_run_has(tmp_path, capsy
     fails(sweeps, [str(second), *args], capsys, "holds the sweep 'first'", "Choose an empty or new folder")
     fails(sweeps, [str(second), "--out", str(tmp_path)], capsys, f"{tmp_path}", "holds files but no sweep")
     sweep_file(tmp_path, "cells: {a/b: {kind: squared, step.rate: 0.3}, c: {}}", "first.yaml")
-    fails(sweeps, [str(first), *args], capsys, "a_b/seed-5/config.json", "the run was started with {'rate': 0.1}")
+    told = "field 'step.rate': the run was started with 0.1, now it is 0.3"
+    fails(sweeps, [str(first), *args], capsys, "a_b/seed-5/config.json", told)
 
 
 def wait_for(path: Path) -> str:
