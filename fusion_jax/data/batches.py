@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -151,6 +151,13 @@ class Data:
 
     def __len__(self) -> int:
         return len(self.examples)
+
+    def referenced(self, values: np.ndarray) -> Data:
+        """The examples with reference log-probs float[n,G]; their extents, which these do not change, are kept."""
+        pairs = zip(self.examples, values, strict=True)
+        new = replace(self, examples=[replace(e, reference=tuple(map(float, v))) for e, v in pairs])
+        vars(new)["extents"] = self.extents
+        return new
 
 
 def buckets_for(needs: np.ndarray) -> Buckets:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from fusion_jax.arguments import listed
-from fusion_jax.data.batches import buckets_of
+from fusion_jax.data.batches import Data, buckets_for
 from fusion_jax.data.documents import Document, all_scored_bytes, encode_documents, plain_examples
 from fusion_jax.errors import InputError
 from fusion_jax.models.compute import Compute
@@ -34,9 +34,9 @@ def surprise(
         raise InputError("there is none", field="documents", cure="Give held-out texts")
     texts = encode_documents(model.tokenizer, documents, max_length=min(max_length, model.config.max_positions))
     size = all_scored_bytes(documents, (t.offsets for t in texts))
-    examples = plain_examples(texts)
+    data = Data(plain_examples(texts))
     logprobs = sequence_logprobs(
-        model.params, model.config, examples, compute, batch_size=batch_size, buckets=buckets_of(examples)
+        model.params, model.config, data, compute, batch_size=batch_size, buckets=buckets_for(data.extents)
     )
     nats = -float(logprobs.sum(dtype="float64"))
     return Surprise(nats / math.log(2) / size, nats / sum(int(t.scored.sum()) for t in texts))

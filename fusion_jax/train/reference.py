@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from fusion_jax.data.batches import Buckets, Data, Example, collate, extents
+from fusion_jax.data.batches import Buckets, Data, Example, collate
 from fusion_jax.errors import InputError
 from fusion_jax.files import regular_file, replacing, write_json, writing
 from fusion_jax.hosts.agree import agreed_exists, on_first
@@ -42,16 +41,17 @@ def examples_fingerprint(examples: Sequence[Example]) -> str:
 def sequence_logprobs(
     params: Params,
     config: ModelConfig,
-    examples: Sequence[Example],
+    data: Data,
     compute: Compute,
     *,
     batch_size: int,
     buckets: Buckets,
     scores: Callable[..., Scores] = score,
 ) -> np.ndarray:
-    """float32[n, G]: sequence log-probs of every row, in the order of `examples`; rows of similar length together."""
+    """float32[n, G]: sequence log-probs of every row, in the order of the examples; rows of similar length together."""
     step = make_score_step(config, compute, scores)
-    batch_size, needs = padded_rows(batch_size, data_ways(compute.mesh)), extents(examples)
+    batch_size, needs = padded_rows(batch_size, data_ways(compute.mesh)), data.extents
+    examples = data.examples
     mine = local_rows(batch_size, compute.mesh)
     order = np.argsort([max(len(r) for r in e.rows) for e in examples], kind="stable")
     out = np.zeros((len(examples), len(examples[0].rows)), np.float32)
@@ -108,7 +108,7 @@ def with_reference(
         values = _stored(values_file, stored, (len(examples), len(examples[0].rows)))
     else:
         values = sequence_logprobs(
-            model.params, model.config, examples, compute, batch_size=batch_size, buckets=buckets, scores=scores
+            model.params, model.config, data, compute, batch_size=batch_size, buckets=buckets, scores=scores
         )
         wrong = np.flatnonzero(~np.isfinite(values).all(1))
         if wrong.size:
@@ -125,5 +125,4 @@ def with_reference(
                 write_json(identity_file, identity | content_of(values_file)._asdict())
 
         on_first(store)
-    referenced = [dataclasses.replace(e, reference=tuple(map(float, v))) for e, v in zip(examples, values, strict=True)]
-    return Data(referenced, data.name)
+    return data.referenced(values)

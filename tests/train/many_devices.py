@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import jax
 import numpy as np
 
-from fusion_jax.data.batches import buckets_of
+from fusion_jax.data.batches import Data, buckets_of
 from fusion_jax.data.documents import encode_documents, plain_examples, text_documents
 from fusion_jax.models.compute import Compute
 from fusion_jax.models.parameters import place_params
@@ -40,7 +40,7 @@ def found(sizes: tuple[int, int, int] | None) -> dict[str, list[float]]:
     return {
         "teacher": np.concatenate([r.logsumexp for r in rows]).tolist(),
         "reference": sequence_logprobs(
-            model.params, model.config, examples, compute, batch_size=3, buckets=buckets_of(examples)
+            model.params, model.config, Data(examples), compute, batch_size=3, buckets=buckets_of(examples)
         ).ravel().tolist(),
         "reward": [r["reward"] for r in score_responses(judge, answers, batch_size=3, mesh=mesh)],
         "answers": [
