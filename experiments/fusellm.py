@@ -169,7 +169,7 @@ def fuse(s: Settings, desk: Desk) -> Measures:
     texts, held_out, test = texts_of(s)
     windows, counts = windows_of(folders, texts, min(s.window or limit - 1, limit - 1))
     held, _ = windows_of(folders, held_out, limit - 1)
-    desk.count("records", counts)
+    desk.counter("records").update(counts)
     if s.packing == "none":
         desk.check_enough(len(windows), s.train, "--train")
     if limit < s.max_length:

@@ -228,7 +228,8 @@ def preferences(
     s: Settings, desk: Desk, start: Model, scored: Sequence[Record], prompts: Sequence[Record]
 ) -> list[Record]:
     """Stages 7 to 9: the best and the worst response to each prompt, beside the one that a source wrote."""
-    drops = desk.counter("preference prompts", prompts=len(prompts))
+    drops = desk.counter("preference prompts")
+    drops["prompts"] += len(prompts)
     asked = {prompt["prompt_id"] for prompt in prompts}
     from_sources = [r for r in scored if r["prompt_id"] in asked]
     if s.pairs == "sources":

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -75,15 +75,9 @@ class Desk:
         """The desk of what all seeds share."""
         return self.whole or self
 
-    def count(self, stage: str, *counts: Mapping[str, int]) -> None:
-        """Add to what a stage used and dropped."""
-        for one in counts:
-            self.counts.setdefault(stage, Counter()).update(one)
-
-    def counter(self, stage: str, **counts: int) -> Counter[str]:
+    def counter(self, stage: str) -> Counter[str]:
         """What a stage used and dropped, to be added to."""
-        self.count(stage, counts)
-        return self.counts[stage]
+        return self.counts.setdefault(stage, Counter())
 
     def rows(
         self, stage: str, records: Sequence[Record], kind: str, *, file: str | None, on_bad: OnBad = "error"
@@ -101,7 +95,7 @@ class Desk:
         """Say how many test prompts are trained on as well: the accuracy on them is not that on unseen prompts."""
         shared = len({prompt["prompt"] for prompt in test} & set(learnt))
         if shared:
-            self.count("test prompts", {"also trained on": shared})
+            self.counter("test prompts")["also trained on"] += shared
             self.run.log(f"note: {shared} of {len(test)} test prompts are trained on, too: they are not unseen")
 
     def records(
@@ -152,7 +146,7 @@ class Desk:
         """
         examples, cut = make_examples(rows, model.tokenizer, stage.text) if rows else ([], Counter[str]())
         if held:
-            self.count(stage.name, {"held out": len(examples)})
+            self.counter(stage.name)["held out"] += len(examples)
             self.counts[f"{stage.name}, held out"] = cut
         else:
             self.counter(stage.name).update(cut)

@@ -133,7 +133,7 @@ class Fusing:
             opinions.append(views)
             self.coverage.append({"arm": name, "source": source, **rules})
         rows, drops = fusion_rows(pivot.texts, opinions)
-        self.desk.count("records", {f"{name}: {what}": n for what, n in drops.items()})
+        self.desk.counter("records").update({f"{name}: {what}": n for what, n in drops.items()})
         if packing != "none":
             rows = packed(rows, self.limit, reset=packing == "reset")
         place = run.sub("arms").sub(name)

@@ -10,9 +10,20 @@ from typing import Any
 
 from fusion_jax.fields import Fields
 from fusion_jax.models.config import Embed, ModelConfig
-from fusion_jax.models.families.common import default_of, kinds_to_hf, llama_like_to_hf, window_of, windows_of
+from fusion_jax.models.families.common import (
+    Defaults,
+    default_of,
+    kinds_to_hf,
+    llama_like_to_hf,
+    window_of,
+    windows_of,
+)
 from fusion_jax.models.families.tensors import HfTensor, llama_like_tensors
 
+DEFAULTS = Defaults(
+    max_positions=8192, kv_heads=4, head_dim=256, tied=True, activation_field="hidden_activation",
+    activation="gelu_pytorch_tanh",
+)  # fmt: skip
 NORMS = {
     "attention_norm": "input_layernorm",
     "attention_post_norm": "post_attention_layernorm",

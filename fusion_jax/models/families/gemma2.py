@@ -6,13 +6,9 @@ from typing import Any
 
 from fusion_jax.fields import Fields
 from fusion_jax.models.config import ModelConfig
-from fusion_jax.models.families.common import FULL, SLIDING, Defaults, layer_kinds, llama_like_from_hf
-from fusion_jax.models.families.gemma import gemma_from_hf, gemma_tensors, gemma_to_hf
+from fusion_jax.models.families.common import FULL, SLIDING, layer_kinds, llama_like_from_hf
+from fusion_jax.models.families.gemma import DEFAULTS, gemma_from_hf, gemma_tensors, gemma_to_hf
 
-DEFAULTS = Defaults(
-    max_positions=8192, kv_heads=4, head_dim=256, tied=True, activation_field="hidden_activation",
-    activation="gelu_pytorch_tanh",
-)  # fmt: skip
 IGNORED: tuple[str, ...] = ()
 
 tensors = gemma_tensors

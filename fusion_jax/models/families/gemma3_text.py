@@ -8,10 +8,10 @@ from typing import Any
 
 from fusion_jax.fields import Fields
 from fusion_jax.models.config import ModelConfig
+from fusion_jax.models.families import gemma
 from fusion_jax.models.families.common import (
     FULL,
     SLIDING,
-    Defaults,
     layer_kinds,
     llama_like_from_hf,
     max_positions_of,
@@ -19,10 +19,7 @@ from fusion_jax.models.families.common import (
 from fusion_jax.models.families.gemma import gemma_from_hf, gemma_tensors, gemma_to_hf
 from fusion_jax.models.families.rotary import layered_rope_fields, layered_ropes_from_hf
 
-DEFAULTS = Defaults(
-    max_positions=131072, kv_heads=4, head_dim=256, tied=True, activation_field="hidden_activation",
-    activation="gelu_pytorch_tanh",
-)  # fmt: skip
+DEFAULTS = replace(gemma.DEFAULTS, max_positions=131072)
 IGNORED: tuple[str, ...] = ()
 
 tensors = gemma_tensors
