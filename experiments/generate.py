@@ -24,7 +24,7 @@ from fusion_jax.errors import InputError
 from fusion_jax.jsonl import write_jsonl
 from fusion_jax.options import File, FreeTexts, ModelPath
 from fusion_jax.plan.command import run as run_experiment
-from fusion_jax.plan.runs import Ask, Planned, generation
+from fusion_jax.plan.parts import Part, Sampling
 from fusion_jax.sampling.generate import SampleSettings, load_to_sample
 from fusion_jax.sampling.responses import sample_responses
 from fusion_jax.settings import seeded
@@ -93,10 +93,10 @@ def sampling(s: Settings) -> SampleSettings:
     return SampleSettings(s.temperature, s.top_p, s.top_k, s.num_samples, s.max_new_tokens, s.batch_size, s.mesh_tensor)
 
 
-def plans(s: Settings, ask: Ask) -> list[Planned]:
-    """What `--plan` compiles."""
-    return generation("generation", s.model, sampling(s), ask, option="--model", settings="--mesh-tensor")
+def parts(s: Settings) -> list[Part]:
+    """What the program computes."""
+    return [Sampling("generation", s.model, sampling(s), "--mesh-tensor", "--model")]
 
 
 if __name__ == "__main__":
-    run_experiment(Settings, main, plans, description=__doc__)
+    run_experiment(Settings, main, parts, description=__doc__)
