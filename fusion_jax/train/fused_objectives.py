@@ -54,8 +54,10 @@ class InfifpoSettings:
 
 
 def infifpo(settings: InfifpoSettings) -> Objective:
-    """A loss on pairs or quadruples, whose reference is fused from `Scores.values`, the sources' log-probs float[B,G,N],
-    each divided by the tokens of its scorer where `length_norm` is set."""
+    """A loss on pairs or quadruples, whose reference is fused from `Scores.values`.
+
+    These are the sources' log-probs, float[B,G,N], each divided by its scorer's tokens where `length_norm` is set.
+    """
     s = settings
 
     def loss(scores: Scores, progress: Progress) -> tuple[Mean, Metrics]:
