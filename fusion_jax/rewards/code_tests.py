@@ -87,4 +87,4 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 def all_pass(responses: Sequence[str], tests: Sequence[str], limits: CodeLimits) -> list[bool]:
     """`passes` of each response with the tests of its prompt, several side by side."""
     with ThreadPoolExecutor(limits.at_once) as pool:
-        return list(pool.map(lambda pair: passes(*pair, limits), zip(responses, tests, strict=True)))
+        return list(pool.map(lambda one: passes(one[0], one[1], limits), zip(responses, tests, strict=True)))
