@@ -110,11 +110,12 @@ class Desk:
 
     def load(self, name: str, settings: TrainSettings) -> Model:
         """A model on the mesh of a stage."""
-        return load(model_path(name), mesh=compute_for(settings).mesh)
+        with self.run.phase("loading"):
+            return load(model_path(name), mesh=compute_for(settings).mesh)
 
     def sampled(self, model: Model, name: str, prompts: Sequence[Record], how: SampleSettings) -> list[Record]:
         """Responses of one model, with progress on the screen."""
-        with self.run.console.status(f"  sampling {name}") as status:
+        with self.run.console.status(f"  sampling {name}") as status, self.run.phase("sampling"):
             return sample_responses(
                 model, name, prompts, how, seed=self.seed,
                 progress=lambda done: status.update(f"  sampling {name}: {done} of {len(prompts)} prompts"),
@@ -129,13 +130,14 @@ class Desk:
           settings: whose mesh the reward model lies on.
         """
         if not reward_model:
-            return select.score_with(responses, verifier(verifier_name))
+            with self.run.phase("scoring"):
+                return select.score_with(responses, verifier(verifier_name))
         missing = [r for r in responses if r.get("reward") is None]
         if not missing:
             return list(responses)
-        fresh = iter(
-            score_responses(self.load(reward_model, settings), missing, mesh=compute_for(settings).mesh)
-        )
+        judge = self.load(reward_model, settings)
+        with self.run.phase("scoring"):
+            fresh = iter(score_responses(judge, missing, mesh=compute_for(settings).mesh))
         return [r if r.get("reward") is not None else next(fresh) for r in responses]
 
     def data(self, stage: Stage, model: Model, rows: Sequence[Row], *, held: bool = False) -> Data:
@@ -202,7 +204,8 @@ class Desk:
 
     def export(self, model: Model, *, of: Sequence[str] | None = None) -> None:
         """The run's result, a Hugging Face folder."""
-        self.run.made_once("model", lambda folder: save(model, folder), of=of)
+        with self.run.phase("saving"):
+            self.run.made_once("model", lambda folder: save(model, folder), of=of)
 
     def measures(self) -> Measures:
         """The accuracy of every judged model."""

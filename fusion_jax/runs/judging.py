@@ -23,8 +23,12 @@ def judged(
     """
     if not test:
         return []
-    answers = run.stage(f"answers/{name}.jsonl", lambda: evaluate(name, model, test, **how)[1], of=of, leaf=True)
-    return by_skill(name, answers)
+
+    def answered() -> list[Record]:
+        with run.phase("judging"):
+            return evaluate(name, model, test, **how)[1]
+
+    return by_skill(name, run.stage(f"answers/{name}.jsonl", answered, of=of, leaf=True))
 
 
 def accuracy_table(rows: Sequence[dict[str, Any]]) -> list[dict[str, str]]:
