@@ -10,11 +10,8 @@ reads ("prompt", "source_model", "sample", "response", and what the prompts brin
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from rich.console import Console
 
