@@ -16,6 +16,7 @@ from fusion_jax.fields import Fields
 from fusion_jax.json_files import parse_json
 from fusion_jax.markdown import markdown_table
 from fusion_jax.options import Option
+from fusion_jax.paths import files_below, opened, stamp, write_text
 from fusion_jax.store.run_folder import REPORT, TIMES, RunFolder
 from fusion_jax.versions import ROOT, commit, devices, versions
 
@@ -39,7 +40,7 @@ def write_report(run: RunFolder, title: str, result: str, ran: Ran | None, parts
     """
     told = [] if ran is None else [what_was_run(run, ran)]
     text = "\n\n".join([f"# {title}", f"**{result}**" if result else "", *told, *parts])
-    run.file(REPORT).write_text(text.replace("\n\n\n\n", "\n\n") + "\n", encoding="utf-8")
+    write_text(run.file(REPORT), text.replace("\n\n\n\n", "\n\n") + "\n")
 
 
 def what_was_run(run: RunFolder, ran: Ran) -> str:
@@ -94,9 +95,13 @@ def _facts(ran: Ran, preset: str) -> dict[str, str]:
 def times(run: RunFolder) -> dict[str, float]:
     """Seconds of each stage, added up over all starts; stages in the order in which they began."""
     spent: dict[str, float] = {}
-    for path in sorted(run.path.rglob(TIMES), key=lambda p: (len(p.parts), p.stat().st_mtime_ns)):
+    run.appending.flush()
+    every = [file for file in files_below(run.path) if file.name == TIMES]
+    for path in sorted(every, key=lambda file: (len(file.parts), stamp(file)[-1])):
         inside = path.parent.relative_to(run.path).as_posix()
-        for line in path.read_bytes().split(b"\n"):
+        with opened(path) as source:
+            lines = source.read().split(b"\n")
+        for line in lines:
             with suppress(InputError):  # a line that a kill cut short
                 record = Fields(parse_json(line), path)
                 name, seconds = record.text("stage"), record.number("seconds", low=0)
