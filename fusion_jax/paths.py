@@ -17,6 +17,7 @@ import shutil
 import tempfile
 import weakref
 from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
@@ -36,10 +37,17 @@ def is_remote(path: Location) -> bool:
 
 
 def as_path(path: Location) -> Path:
-    """The path as an object. On a bucket it is an `epath.Path`, which has the methods that the module's text names."""
+    """The path as an object. On a bucket it is an `epath.Path`, which has the methods that the module's text names.
+
+    Raises:
+      InputError: it is one of a bucket and names none, or the package for buckets is not installed.
+    """
     if not is_remote(path):
         return Path(path)
+    if not _split(path)[0]:
+        raise InputError("names no bucket", file=path, cure="Give gs://BUCKET/FOLDER")
     os.environ.setdefault("EPATH_USE_TF", "false")  # else it imports TensorFlow where that is installed
+    _files()  # before `epath` makes the same client with other settings
     from etils import epath
 
     found: Path = epath.Path(os.fspath(path).rstrip("/"))
@@ -117,8 +125,6 @@ def check_bucket(path: Location, field: str | None = None) -> None:
     if not is_remote(path):
         return
     bucket, key = _split(path)
-    if not bucket:
-        raise InputError("names no bucket", file=path, field=field, cure="Give gs://BUCKET/FOLDER")
     try:
         with told(path):
             _files().call("GET", "b/{}/o", bucket, prefix=key or None, maxResults=1)
@@ -169,7 +175,7 @@ def sizes_below(path: Path) -> dict[str, int]:
     if not found:
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), os.fspath(path))
     own = os.fspath(path).removeprefix(REMOTE)
-    return {n[len(own) + 1 :]: int(one["size"]) for n, one in found.items() if not n.endswith("/")}
+    return {n[len(own) + 1 :]: int(one["size"]) for n, one in found.items() if one["type"] == "file"}
 
 
 def files_below(folder: Path) -> list[Path]:
@@ -298,8 +304,9 @@ def write_text(path: Path, text: str) -> None:
 def remove(path: Path) -> None:
     """Remove a file, or a folder with all that is in it, if it is there."""
     if is_remote(path):
-        with told(path), suppress(FileNotFoundError):
-            _files().rm([os.fspath(path / name if name else path) for name in sizes_below(path)])
+        with told(path), suppress(FileNotFoundError), ThreadPoolExecutor(8) as pool:
+            names = [os.fspath(path / name if name else path) for name in sizes_below(path)]
+            list(pool.map(_files().rm_file, names))  # its `rm` takes brackets in a name for a pattern
     elif path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:

@@ -66,6 +66,8 @@ def check_directory(path: Path, field: str | None = None) -> None:
         cure = "Give a Hugging Face folder or zoo:NAME"
     try:
         listed(path)
+    except InputError:
+        raise
     except FileNotFoundError:
         check_bucket(path, field)
         raise InputError("there is no such folder", file=path, field=field, cure=cure) from None

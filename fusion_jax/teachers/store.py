@@ -24,7 +24,7 @@ from fusion_jax.files import replacing, write_json, writing
 from fusion_jax.hosts.agree import agreed, wait_for
 from fusion_jax.hosts.join import Host, HostSettings
 from fusion_jax.json_files import RESTORE, read_json
-from fusion_jax.paths import Fetched, as_path, check_bucket, listed
+from fusion_jax.paths import Fetched, as_path, check_bucket, listed, remove
 from fusion_jax.store.lock import LOCK, held, is_trace, sweep
 
 DTYPES = {
@@ -166,8 +166,8 @@ def _begin(path: Path, identity: StoreIdentity, host: Host, settings: HostSettin
 def _remove_unused(path: Path) -> None:
     """Remove a store that was begun and holds nothing, with its folder, which is held."""
     if not any(name.startswith("part-") for name in listed(path)):
-        (path / STORE).unlink(missing_ok=True)
-        (path / LOCK).unlink(missing_ok=True)
+        remove(path / STORE)
+        remove(path / LOCK)
         with suppress(OSError):
             path.rmdir()
 

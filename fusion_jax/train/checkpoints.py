@@ -62,7 +62,7 @@ class Checkpoints:
     def _forget(self) -> None:
         for old in self._manifests.names():
             if old.startswith(f"{self._name}/"):
-                self._manifests.file(old).unlink(missing_ok=True)
+                remove(self._manifests.file(old))
 
     def settle(self) -> None:
         """Begin to write the manifest of a checkpoint that is whole by now; does not wait."""
