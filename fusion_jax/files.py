@@ -8,7 +8,6 @@ import os
 import re
 import shutil
 import stat
-import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -30,9 +29,9 @@ def replacing(path: str | os.PathLike[str], *, sync: bool = True) -> Iterator[Pa
     """
     target = as_path(path)
     if paths.is_remote(target):
-        with tempfile.TemporaryDirectory(prefix=paths.TEMPORARY) as place:
-            yield Path(place, target.name)
-            paths.upload(Path(place, target.name), target)
+        with paths.temporary_folder() as place:
+            yield place / target.name
+            paths.upload(place / target.name, target)
         return
     temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")  # several hosts may share the folder
     try:

@@ -10,13 +10,15 @@ object is there whole or not at all. Listings are not cached, so that a host see
 from __future__ import annotations
 
 import errno
+import fcntl
 import io
 import logging
 import os
 import shutil
 import tempfile
+import time
 import weakref
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import cache
@@ -27,7 +29,6 @@ from typing import IO, Any
 from fusion_jax.errors import DiskError, InputError, first_line
 
 REMOTE = "gs://"
-TEMPORARY = "fusion_jax-"  # begins the names of local folders with copies, in TMPDIR
 Location = str | os.PathLike[str]
 
 
@@ -71,7 +72,7 @@ def _files() -> Any:
         import fsspec
         import gcsfs  # noqa: F401
     except ImportError:
-        cure = "Install it with: pip install 'fusion_jax[gs]'"
+        cure = "Install it with: pip install gcsfs"
         raise InputError("a gs:// path needs the package gcsfs, which is not installed", cure=cure) from None
     logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # what fails is raised, too
     for name in ("gcs", "gs"):
@@ -133,6 +134,50 @@ def check_bucket(path: Location, field: str | None = None) -> None:
         raise InputError(f"there is no bucket '{bucket}'", file=path, field=field, cure=cure) from None
     except InputError as error:
         raise type(error)(error.problem, file=path, field=field, cure=error.cure) from None
+
+
+# Folders for copies on the local disk
+
+TEMPORARY = "fusion_jax-copy-"  # begins their names, in TMPDIR
+HELD = ".held"  # a file in each, which its process has locked
+
+
+def _new_folder() -> tuple[Path, Callable[[], None]]:
+    """A new local folder, and what removes it. Those of processes that were killed are removed before."""
+    for other in Path(tempfile.gettempdir()).glob(f"{TEMPORARY}*"):
+        _remove_unheld(other)
+    place = Path(tempfile.mkdtemp(prefix=TEMPORARY))
+    handle = os.open(place / HELD, os.O_RDWR | os.O_CREAT)
+    with suppress(OSError):  # a file system without locks
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+    def end() -> None:
+        shutil.rmtree(place, ignore_errors=True)
+        os.close(handle)
+
+    return place, end
+
+
+def _remove_unheld(place: Path) -> None:
+    with suppress(OSError):  # of another user, gone meanwhile, held, or without a lock, as a new one is for a moment
+        handle = os.open(place / HELD, os.O_RDWR)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if time.time() - os.fstat(handle).st_mtime > 60:
+                shutil.rmtree(place, ignore_errors=True)
+        finally:
+            os.close(handle)
+
+
+@contextmanager
+def temporary_folder() -> Iterator[Path]:
+    """A local folder, removed at the end of the block."""
+    place, end = _new_folder()
+    try:
+        (place / "files").mkdir()
+        yield place / "files"
+    finally:
+        end()
 
 
 # Reading
@@ -238,9 +283,9 @@ class Fetched:
         self.original = self.path = path
         self._end: Any = None
         if is_remote(path):
-            place = tempfile.mkdtemp(prefix=TEMPORARY)
-            self._end = weakref.finalize(self, shutil.rmtree, place, ignore_errors=True)
-            self.path = Path(place, path.name)
+            place, end = _new_folder()
+            self._end = weakref.finalize(self, end)
+            self.path = place / path.name
             wanted = None if names is None else set(names)
             every = sizes_below(path)
             self._copy({name: size for name, size in every.items() if not name or wanted is None or name in wanted})
@@ -320,9 +365,9 @@ def staged(folder: Path) -> Iterator[Path]:
     if not is_remote(folder):
         yield folder
         return
-    with tempfile.TemporaryDirectory(prefix=TEMPORARY) as place:
-        yield Path(place)
-        for file in sorted(files_below(Path(place))):
+    with temporary_folder() as place:
+        yield place
+        for file in sorted(files_below(place)):
             upload(file, folder / file.relative_to(place).as_posix())
 
 

@@ -23,7 +23,7 @@ from fusion_jax.files import replacing, write_json
 from fusion_jax.json_files import read_json
 from fusion_jax.jsonl import read_jsonl, write_jsonl
 from fusion_jax.merge.executor.merging import merge
-from fusion_jax.models.folder import check_folder, load, save
+from fusion_jax.models.folder import Model, check_folder, load, save
 from fusion_jax.models.safetensors_io import open_folder
 from fusion_jax.store import lease
 from fusion_jax.store.appending import Appending
@@ -58,6 +58,11 @@ def bucket(server: dict[str, str], request: pytest.FixtureRequest) -> Path:
 def folder(request: pytest.FixtureRequest, tmp_path: Path, bucket: Path) -> Path:
     """The same test on a disk and on a bucket."""
     return tmp_path / "folder" if request.param == "local" else bucket
+
+
+@pytest.fixture(scope="module")
+def model(quick_compiler: None) -> Model:
+    return small_model(vocab_size=400)
 
 
 def test_paths_offer_the_same_on_both(folder):
@@ -246,8 +251,7 @@ def test_manifests(folder):
     assert not (folder / "part" / "b").exists()
 
 
-def test_a_model_folder(bucket, tmp_path):
-    model = small_model(vocab_size=400)
+def test_a_model_folder(bucket, tmp_path, model):
     save(model, tmp_path / "model", shard_bytes=50_000)
     save(model, bucket / "model", shard_bytes=50_000)
     local, remote = load(tmp_path / "model"), load(bucket / "model")
@@ -273,8 +277,7 @@ def test_a_model_folder(bucket, tmp_path):
     )
 
 
-def test_a_model_that_could_not_be_written_is_none(bucket):
-    model = small_model()
+def test_a_model_that_could_not_be_written_is_none(bucket, model):
     broken = dataclasses.replace(model, tokenizer=type("Broken", (), {"save_pretrained": lambda self, folder: 1 / 0})())
     with pytest.raises(ZeroDivisionError):
         save(broken, bucket / "model")
@@ -333,14 +336,12 @@ def test_parts(bucket):
         make_parts(job._replace(made_of={"of": "letters"}), _Lengths(), list, 0, lambda done: None)
 
 
-def test_a_merge_from_a_bucket_to_a_bucket(bucket, tmp_path):
+def test_a_merge_from_a_bucket_to_a_bucket(bucket, tmp_path, model):
     for seed, name in enumerate("ab"):
-        model = small_model(vocab_size=400)
-        model = dataclasses.replace(
-            model, params={**model.params, "embed": {"embedding": model.params["embed"]["embedding"] + seed}}
-        )
-        save(model, tmp_path / name)
-        save(model, bucket / name)
+        embedding = {"embedding": model.params["embed"]["embedding"] + seed}
+        other = dataclasses.replace(model, params={**model.params, "embed": embedding})
+        save(other, tmp_path / name)
+        save(other, bucket / name)
 
     def recipe(root: Path) -> dict:
         return {"merge_method": "linear", "dtype": "float32", "tokenizer_source": "union",
@@ -400,14 +401,14 @@ def test_a_missing_bucket_or_object_is_told_in_one_line(server):
     assert "names no bucket" in _error(lambda: load("gs://"))
 
 
-def test_a_lost_permission_is_told_in_one_line(server):
+def test_a_lost_permission_is_told_in_one_line(server, model):
     for work in (
         lambda: load("gs://forbidden/model"),
         lambda: read_jsonl("gs://forbidden/a.jsonl"),
         lambda: acquire(paths.as_path("gs://readonly/run")),
         lambda: write_jsonl("gs://readonly/a.jsonl", []),
         lambda: write_json("gs://readonly/a.json", {}),
-        lambda: save(small_model(), "gs://readonly/model"),
+        lambda: save(model, "gs://readonly/model"),
     ):
         told = _error(work)
         assert "no permission. Give this machine's account rights on the bucket" in told and "gs://" in told
@@ -417,7 +418,7 @@ def test_without_the_package_the_cure_is_to_install_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "gcsfs", None)
     paths._files.cache_clear()
     assert _error(lambda: load("gs://runs/model")) == (
-        "a gs:// path needs the package gcsfs, which is not installed. Install it with: pip install 'fusion_jax[gs]'."
+        "a gs:// path needs the package gcsfs, which is not installed. Install it with: pip install gcsfs."
     )
     paths._files.cache_clear()
 
