@@ -15,11 +15,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from fusion_jax import InputError, paths
 from fusion_jax.data.documents import TeacherRow
 from fusion_jax.data.loaders import load_records, write_array_record
-from fusion_jax.files import replacing, write_json
+from fusion_jax.files import DiskError, replacing, write_json
 from fusion_jax.json_files import read_json
 from fusion_jax.jsonl import read_jsonl, write_jsonl
 from fusion_jax.merge.executor.merging import merge
@@ -30,7 +31,10 @@ from fusion_jax.store.appending import Appending
 from fusion_jax.store.lock import LOCK, acquire, held
 from fusion_jax.store.manifest import Manifests, signature
 from fusion_jax.store.parts import Job, Stored, make_parts
+from fusion_jax.store.run_folder import RunFolder
 from fusion_jax.teachers.store import StoreIdentity, TeacherStore, write_store
+from fusion_jax.train.checkpoints import Checkpoints, finishing, save_state
+from fusion_jax.train.state import OptimizerSettings, init_state, make_optimizer
 from tests.gcs import emulator
 from tests.small import ROOT, pairs, small_model
 
@@ -437,20 +441,28 @@ def _run(*arguments: str, environment: dict[str, str]) -> subprocess.Popen[str]:
     )  # fmt: skip
 
 
+def test_a_checkpoint_without_permission_is_told_in_one_line(server, model):
+    checkpoints = Checkpoints(RunFolder(paths.as_path("gs://readonly/run"), Console(quiet=True)))
+    state = init_state(model.params, make_optimizer(OptimizerSettings(), 10), None)
+    told = "gs://readonly/run/checkpoints: a checkpoint cannot be written: no permission"
+    with pytest.raises(DiskError, match=told), finishing(checkpoints):
+        save_state(checkpoints, state._replace(step=state.step + 1))
+
+
 @pytest.mark.slow
 def test_a_run_that_was_killed_ends_as_a_local_one(bucket, server, tmp_path):
     train = ["experiments/sft.py", "--train.epochs", "1", "--train.checkpoint-every", "4"]
-    local = _run(*train, "--out", str(tmp_path / "run"), environment={})
     first = _run(*train, "--out", str(bucket), environment=server)
-    assert local.communicate()[0] and local.returncode == 0
-    while first.poll() is None and not (bucket / "checkpoints" / "8" / "commit_success.txt").exists():
-        time.sleep(0.2)
+    while first.poll() is None and not any(f.name == "commit_success.txt" for f in paths.files_below(bucket)):
+        time.sleep(0.1)
     assert first.poll() is None, first.communicate()[0]
     first.kill()
     first.communicate()
     again = _run(*train, "--out", str(bucket), "--resume", environment=server)
     told = again.communicate()[0]
     assert again.returncode == 0, told
+    local = _run(*train, "--out", str(tmp_path / "run"), environment={})
+    assert local.communicate()[0] and local.returncode == 0
     for name in ("metrics.jsonl", "results.json", "model/model.safetensors", "config.json", "model/tokenizer.json"):
         with paths.opened(bucket / name) as mine, open(tmp_path / "run" / name, "rb") as theirs:
             assert mine.read() == theirs.read(), name
