@@ -12,17 +12,12 @@ one-to-many .37, fallback .13 of the pivot's tokens, words at the start of a lin
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-
 from fusion_jax.align.coverage import (
-    RULE_NAMES,
     AlignedText,
     Coverage,
     Images,
@@ -34,6 +29,7 @@ from fusion_jax.align.coverage import (
 )
 from fusion_jax.align.rules import Rules
 from fusion_jax.align.sequences import Variant
+from fusion_jax.align.tables import as_json, coverage_sentence, group_rows, image_rows, section
 from fusion_jax.align.views import Pieces, TokenizerView, view_of
 from fusion_jax.align.vocabulary import Weight, count_pairs, exact_map, mapping_statistics, mined_map
 from fusion_jax.data.loaders import load_records, load_texts
@@ -171,67 +167,6 @@ def measure(s: Settings, pivot: Side, source: Side, groups: Groups) -> tuple[Cov
     }  # fmt: skip
 
 
-def group_rows(found: Coverage) -> list[dict[str, Any]]:
-    return [
-        {
-            "texts": g.group, "pivot tokens": g.pivot_tokens, "source tokens": g.source_tokens,
-            **{name: f"{g.rules[name]:.3f}" for name in RULE_NAMES}, "unmapped": f"{g.unmapped:.3f}",
-            "other text": f"{g.altered:.3f}",
-        }
-        for g in found.groups
-    ]  # fmt: skip
-
-
-def worst_rows(found: Coverage) -> list[dict[str, Any]]:
-    return [
-        {
-            "pivot token": _shown(w.piece), "falls back": w.fallbacks, "of": w.occurrences,
-            "the source had": " ".join(map(_shown, w.example)) or "nothing", "in": w.group,
-        }
-        for w in found.worst
-    ]  # fmt: skip
-
-
-def _shown(piece: str) -> str:
-    """A piece as code in a table's cell: a bar or a back-tick would end it."""
-    return "`" + repr(piece)[1:-1].replace("`", "'").replace("|", "\u00a6") + "`"
-
-
-def image_rows(images: Mapping[str, Images]) -> list[dict[str, Any]]:
-    return [
-        {
-            "map": kind, "pieces without image": f"{i.unmapped_types:.4f}",
-            "pieces to other text": f"{i.altered_types:.4f}", "tokens without image": f"{i.unmapped:.4f}",
-            "tokens to other text": f"{i.altered:.4f}",
-        }
-        for kind, i in images.items()
-    ]  # fmt: skip
-
-
-def altered_rows(images: Mapping[str, Images]) -> list[dict[str, Any]]:
-    return [
-        {"map": kind, "source token": _shown(e.piece), "its image": _shown(e.image_piece), "occurs": e.occurrences,
-         "ids": f"{e.id} to {e.image}"}
-        for kind, i in images.items() for e in i.examples
-    ]  # fmt: skip
-
-
-def section(title: str, found: Coverage, images: Mapping[str, Images], picture: str) -> str:
-    """A direction's part of the report."""
-    parts = [
-        f"## {title}", markdown_table(group_rows(found)), picture,
-        "What becomes of the source's pieces under each map, as shares of its vocabulary and of its tokens in these "
-        "texts:", markdown_table(image_rows(images)),
-    ]  # fmt: skip
-    if astray := altered_rows(images):
-        parts += ["Tokens whose image is another text, the most frequent ones:", markdown_table(astray)]
-    return "\n\n".join([
-        *parts,
-        "Tokens that fall back most; what the source had is one example of what the cheapest path paired them with:",
-        markdown_table(worst_rows(found)),
-    ])  # fmt: skip
-
-
 ABOUT = """Shares of the pivot's tokens by what they get: the source's row of the same token (exact), of one that ends
 alike (suffix), of one of several tokens (one-to-many), only the next token of the text, which the row is to predict
 (fallback), nothing (empty). Unmapped: share of the source's tokens without an image under the map; other text: of those
@@ -268,30 +203,9 @@ def report(s: Settings, run: RunFolder, pivot: Side, source: Side, groups: Group
         run.console.print(f"{title}\n{tables}\n", soft_wrap=True, markup=False, highlight=False)
     how = f"Rules {s.variant}, map {s.map}, alignment {s.align}, pieces compared as {s.pieces}."
     ran = Ran(__file__, s, {"tiny": Settings()})
-    write_report(run, "Coverage of a pair of tokenizers", result_of(values[0]), ran, [ABOUT, how, *parts])
+    write_report(run, "Coverage of a pair of tokenizers", coverage_sentence(values[0]), ran, [ABOUT, how, *parts])
     write_json(run.file("report.json"), {"settings": to_json(s), "directions": values})
     run.log(f"report: {run.file('report.md')}")
-
-
-def result_of(direction: dict[str, Any]) -> str:
-    """How much of the pivot gets a row of the source, in one sentence."""
-    group = direction["groups"][-1]
-    shares = group["rules"]
-    return (
-        f"{100 * group['taken']:.1f} % of the tokens of {direction['pivot']} get a row of {direction['source']} "
-        f"({100 * shares['exact']:.1f} % of the same token); {100 * shares['fallback']:.1f} % fall back to the next "
-        "token."
-    )
-
-
-def as_json(found: Coverage, images: Mapping[str, Images]) -> dict[str, Any]:
-    return {
-        **found._asdict(), "groups": [{**g._asdict(), "taken": g.taken} for g in found.groups],
-        "worst": [w._asdict() for w in found.worst],
-        "images": {
-            kind: {**i._asdict(), "examples": [e._asdict() for e in i.examples]} for kind, i in images.items()
-        },
-    }  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -29,20 +29,15 @@ write stores of their own, under teachers/. To read this one in Python:
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import ClassVar, Literal
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import jax
 import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 
-from fusion_jax.data.documents import TeacherRow, all_scored_bytes, encode_documents, text_documents
+from fusion_jax.data.documents import all_scored_bytes, encode_documents, text_documents
 from fusion_jax.data.loaders import load_texts
 from fusion_jax.data.windows import split_windows
 from fusion_jax.errors import InputError
@@ -51,10 +46,10 @@ from fusion_jax.markdown import markdown_table
 from fusion_jax.models.folder import load, tokenizer_of
 from fusion_jax.options import File, Folder, ModelPath, Models
 from fusion_jax.plan.command import run as run_experiment
-from fusion_jax.plan.runs import Ask, Planned, teacher
+from fusion_jax.plan.parts import Part, Teaching
 from fusion_jax.settings import bounded
 from fusion_jax.teachers.reading import store_identity, teacher_rows
-from fusion_jax.teachers.store import StoreIdentity, TeacherStore, write_store
+from fusion_jax.teachers.store import StoreIdentity, TeacherStore, verified, write_store
 from fusion_jax.train.settings import TrainSettings, compute_to_read
 from fusion_jax.zoo import model_path
 
@@ -148,32 +143,10 @@ def main(s: Settings) -> None:
     console.print(table, soft_wrap=True, highlight=False, markup=False)
 
 
-def verified(store: TeacherStore, rows: Callable[[range], Sequence[TeacherRow]], count: int) -> float:
-    """Score rows spread over the store again; the largest difference of a log-prob or normaliser.
-
-    Raises:
-      InputError: it is greater than what float16 rounding explains.
-    """
-    worst = 0.0
-    for index in np.unique(np.linspace(0, len(store) - 1, min(count, len(store))).astype(int)).tolist():
-        kept: TeacherRow = store[index]
-        (again,) = rows(range(index, index + 1))
-        worst = max(
-            worst, float(np.abs(kept.logsumexp - again.logsumexp).max()),
-            float(np.abs(kept.topk_logprobs.astype(np.float32) - again.topk_logprobs.astype(np.float32)).max()),
-        )  # fmt: skip
-        if worst > 0.05:
-            raise InputError(
-                f"scored again, the row differs by {worst:.3f}", record=index + 1, field="--out",
-                cure="Delete the store and write it again",
-            )  # fmt: skip
-    return worst
-
-
-def plans(s: Settings, ask: Ask) -> list[Planned]:
-    """What `--plan` compiles."""
-    return teacher("teacher", s.model, s.batch_size, s.max_length, s.k, ask)
+def parts(s: Settings) -> list[Part]:
+    """What the program computes."""
+    return [Teaching("teacher", s.model, None, s.batch_size, s.max_length, s.k, named="--model")]
 
 
 if __name__ == "__main__":
-    run_experiment(Settings, main, plans, description=__doc__)
+    run_experiment(Settings, main, parts, description=__doc__)

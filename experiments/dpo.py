@@ -11,26 +11,21 @@ Result: metrics.jsonl, report.md with loss, rewards, margins and accuracies, mod
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
-from pathlib import Path
 from typing import ClassVar
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from fusion_jax.data.examples import TextSettings
 from fusion_jax.data.loaders import load_records
-from fusion_jax.data.order import split_indices
+from fusion_jax.data.order import split
 from fusion_jax.data.records import OnBad
 from fusion_jax.data.tokenise import TokeniseSettings
 from fusion_jax.jsonl import Record
 from fusion_jax.models.folder import Model
 from fusion_jax.options import File, Folder, ModelPath
 from fusion_jax.plan.command import run as run_experiment
-from fusion_jax.plan.runs import Ask, Planned, training
+from fusion_jax.plan.parts import Part, Training
 from fusion_jax.rewards import select
 from fusion_jax.rewards.verifiers import verifier
-from fusion_jax.runs import fits
 from fusion_jax.runs.desk import Desk, Stage
 from fusion_jax.runs.page import RunSettings, conduct
 from fusion_jax.runs.provenance import loss_sentence
@@ -40,7 +35,6 @@ from fusion_jax.train import objectives
 from fusion_jax.train.objectives import PairSettings
 from fusion_jax.train.settings import TrainSettings
 from fusion_jax.train.state import OptimizerSettings
-from fusion_jax.zoo import model_path
 from fusion_jax.zoo.tasks import SKILLS, mixture
 
 
@@ -86,18 +80,15 @@ PRESETS = {
 
 
 def main(s: Settings) -> None:
-    conduct(__file__, s.loss.loss, s, PRESETS, tune)
+    conduct(__file__, s.loss.loss, s, PRESETS, tune, parts)
 
 
 def tune(s: Settings, desk: Desk) -> None:
     """Pairs, training on them, model and report."""
-    folder = model_path(s.model, "--model")
-    fits.check_training(s.train, "--train", folder)
-    fits.check_length(folder, s.text.tokens.max_length, "--text.tokens.max-length")
     model = desk.load(s.model, s.train)
     records = load_records(s.data) if s.data else desk.records("pairs.jsonl", lambda: own_pairs(s, desk, model))
     rows = desk.rows("pairs", records, "pair", file=s.data or None, on_bad=s.on_bad)
-    held, train = ([rows[i] for i in part] for part in split_indices(len(rows), s.held_out, s.train.seed))
+    held, train = split(rows, s.held_out, s.train.seed)
     desk.tune(Stage("pairs", "--train", s.train, s.text), model, objectives.pair(s.loss), train, held)
     report(s, desk)
 
@@ -126,11 +117,11 @@ def own_pairs(s: Settings, desk: Desk, model: Model) -> list[Record]:
     ]
 
 
-def plans(s: Settings, ask: Ask) -> list[Planned]:
-    """What `--plan` compiles."""
-    length, reference = s.text.tokens.max_length, objectives.pair(s.loss).reference
-    return training(s.loss.loss, s.model, "dpo", s.train, length, ask, option="--model", reference=reference)
+def parts(s: Settings) -> list[Part]:
+    """What the run computes."""
+    length = s.text.tokens.max_length
+    return [Training(s.loss.loss, s.model, objectives.pair(s.loss), s.train, length, named="--model")]
 
 
 if __name__ == "__main__":
-    run_experiment(Settings, main, plans, presets=PRESETS, description=__doc__)
+    run_experiment(Settings, main, parts, presets=PRESETS, description=__doc__)

@@ -19,20 +19,17 @@ map, rows), arms/ARM, targets/ARM, merged/METHOD (with its own report), report.m
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
 import numpy as np
 
 from fusion_jax.data.documents import Document, chat_documents, token_counts
 from fusion_jax.data.loaders import load_records
-from fusion_jax.data.records import OnBad, Row, parse_prompts, parse_rows
+from fusion_jax.data.records import OnBad, Row, parse_rows
 from fusion_jax.errors import InputError
 from fusion_jax.hosts.agree import on_first
 from fusion_jax.jsonl import Record
@@ -42,14 +39,15 @@ from fusion_jax.merge.methods.arithmetic import MathDtype
 from fusion_jax.merge.recipes.published import published_recipe
 from fusion_jax.merge.recipes.reading import read_recipe
 from fusion_jax.models.folder import Model, save, tokenizer_of
-from fusion_jax.options import File, Folder, ModelPath, Models
+from fusion_jax.options import File, Folder, ModelPath
+from fusion_jax.plan import fits
 from fusion_jax.plan.command import run as run_experiment
-from fusion_jax.plan.runs import Ask, Planned, merging, teacher, training
-from fusion_jax.runs import fits
+from fusion_jax.plan.parts import Merging, Part
 from fusion_jax.runs.checks import check_arms, check_names, model_name
 from fusion_jax.runs.desk import Desk
-from fusion_jax.runs.fusing import Arm, Fusing, Held, reading_limit
-from fusion_jax.runs.page import SeededSettings, conduct
+from fusion_jax.runs.fusing import Arm, Fusing, FusingSettings, Held, fusing_parts, reading_limit
+from fusion_jax.runs.page import conduct
+from fusion_jax.runs.prompts import eval_set
 from fusion_jax.runs.seeds import Measures
 from fusion_jax.settings import bounded
 from fusion_jax.teachers.opinions import AlignSettings
@@ -66,7 +64,7 @@ ArmName = Literal["SFT", "pairwise", "KD", "Multi"]
 
 
 @dataclass(frozen=True)
-class Settings(SeededSettings):
+class Settings(FusingSettings):
     """Chat models and chats."""
 
     basic: ClassVar = (
@@ -78,14 +76,10 @@ class Settings(SeededSettings):
     out: Folder = "runs/fusechat"
     pivot: ModelPath = "zoo:target"
     """Model to improve: a Hugging Face folder, or zoo:NAME."""
-    sources: Models = ("zoo:llama-source", "zoo:qwen-source", "zoo:gemma-source")
-    """Models to learn from: folders, or zoo:NAME."""
     chats: File = ""
     """Conversations, messages, or prompts with responses; without, problems of the zoo's skills with right answers."""
     held_out_chats: File = ""
     """Chats on whose answers bits per byte are measured."""
-    test_prompts: File = ""
-    """Prompts with "answer", on which every model is judged."""
     on_bad: OnBad = "error"
     """What a broken record does: stop the run, or be left out and counted."""
     template: Literal["own", "pivot"] = "own"
@@ -105,24 +99,10 @@ class Settings(SeededSettings):
     """Numbers in which merges compute; bfloat16 is what published checkpoints were merged in."""
     chats_per_skill: int = 60
     """The zoo's problems of each skill to train on."""
-    test_per_skill: int = 60
-    """The zoo's problems of each skill to be judged on."""
-    eval_new_tokens: int = 28
-    """Longest test answer, in tokens."""
-    max_length: int = 2048
-    """Chats that need more tokens in some tokenizer are left out and counted."""
-    k: int = 10
-    """Entries that are kept of every teacher's distribution."""
-    teacher_batch: int = 8
-    """Chats at once while teachers read."""
-    align: AlignSettings = AlignSettings()
-    fusion: FusionSettings = FusionSettings()
-    train: TrainSettings = TrainSettings()
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        bounded(self, "chats_per_skill", "test_per_skill", "k", "teacher_batch", "eval_new_tokens", least=1)
-        bounded(self, "max_length", least=2)
+        bounded(self, "chats_per_skill", least=1)
         bounded(self, "topk", "density", above=0.0, most=1)
         bounded(self, "weight", least=0.0)
 
@@ -150,7 +130,7 @@ PRESETS = {
 
 
 def main(s: Settings) -> None:
-    conduct(__file__, "FuseChat", s, PRESETS, fuse, check)
+    conduct(__file__, "FuseChat", s, PRESETS, fuse, parts, check=check)
 
 
 def check(s: Settings) -> None:
@@ -158,7 +138,6 @@ def check(s: Settings) -> None:
     check_names((s.pivot, *s.sources), tuple(arms_of(s)))
     for method in s.merges:
         read_recipe(recipe_of(s, method, [Path("a"), Path("b")], Path("pivot")), METHODS)  # its numbers are in range
-    fits.check_training(s.train, "--train", *map(model_path, (s.pivot, *s.sources)))
 
 
 def fuse(s: Settings, desk: Desk) -> Measures:
@@ -168,15 +147,14 @@ def fuse(s: Settings, desk: Desk) -> Measures:
     readers = {name: tokenizer_of(folder) for name, folder in folders.items()}
     counts = desk.counter("records")
     documents = as_read(s, readers, chats_of(s, counts), limit, counts)
-    held, test = held_out(s, readers, limit, counts)
+    held = Held(held_out(s, readers, limit, counts), eval_set(s, own_data=bool(s.chats)))
     desk.check_enough(len(documents[model_name(s.pivot)]), s.train, "--train")
     if limit < s.max_length:
         desk.run.log(f"chats have {limit} tokens at most instead of {s.max_length}: a model reads no more")
     for folder in folders.values():
-        fits.check_prompts(folder, test, s.eval_new_tokens, "--eval-new-tokens")
+        fits.check_prompts(folder, held.tests.prompts, s.eval_new_tokens, "--eval-new-tokens")
 
-    train = replace(s.train, seed=s.seed)
-    fusing = Fusing(desk, folders, train, limit, s.k, s.teacher_batch, Held(held, test, s.eval_new_tokens))
+    fusing = Fusing(desk, s, folders, limit, held)
     readings = {name: fusing.read(name, documents[name]) for name in folders}
     pivot = fusing.load(folders[model_name(s.pivot)])
     arms = arms_of(s)
@@ -199,9 +177,9 @@ def exported(desk: Desk, arm: str, model: Model) -> None:
 def merged(s: Settings, desk: Desk, method: str, arms: Sequence[str], pivot: Path) -> None:
     """The pairwise targets merged by one method."""
     run, names = desk.run, [f"targets/{arm}" for arm in arms]
-    recipe, lap = recipe_of(s, method, [run.file(name) for name in names], pivot), run.clock(f"merging by {method}")
-    run.made_once(f"merged/{method}", lambda folder: on_first(lambda: merge(recipe, folder)), of=names)
-    lap()
+    recipe = recipe_of(s, method, [run.file(name) for name in names], pivot)
+    with run.timed(f"merging by {method}"):
+        run.made_once(f"merged/{method}", lambda folder: on_first(lambda: merge(recipe, folder)), of=names)
 
 
 def recipe_of(s: Settings, method: str, targets: Sequence[Path], pivot: Path) -> dict[str, Any]:
@@ -266,18 +244,17 @@ def chats_of(s: Settings, counts: Counter[str]) -> list[Row]:
 
 def held_out(
     s: Settings, readers: Mapping[str, PreTrainedTokenizerBase], limit: int, counts: Counter[str]
-) -> tuple[dict[str, list[Document]], list[Record]]:
-    """Held-out chats as each model reads them, and test prompts, where there are any."""
-    if not s.chats:
+) -> dict[str, list[Document]]:
+    """Held-out chats as each model reads them, where there are any."""
+    if s.chats:
+        rows = parse_rows(load_records(s.held_out_chats), "sft", file=s.held_out_chats)[0] if s.held_out_chats else []
+    else:
         test = mixture(dict.fromkeys(SKILLS, s.test_per_skill), split="test", seed=s.seed)
         rows = parse_rows(answered(test), "sft")[0]
-    else:
-        rows = parse_rows(load_records(s.held_out_chats), "sft", file=s.held_out_chats)[0] if s.held_out_chats else []
-        test = parse_prompts(load_records(s.test_prompts), file=s.test_prompts) if s.test_prompts else []
     dropped = Counter[str]()
     documents = as_read(replace(s, template="own"), readers, rows, limit, dropped) if rows else {}
     counts.update({f"held out: {what}": n for what, n in dropped.items()})
-    return documents, test
+    return documents
 
 
 def answered(problems: Sequence[Record]) -> list[Record]:
@@ -289,17 +266,11 @@ def answered(problems: Sequence[Record]) -> list[Record]:
     ]
 
 
-def plans(s: Settings, ask: Ask) -> list[Planned]:
-    """What `--plan` compiles: the pivot as a teacher (sources: experiments/cache_teacher.py --plan), a pairwise target,
-    and the merge."""
-    return [
-        *teacher(
-            "reading the pivot", s.pivot, s.teacher_batch, s.max_length, s.k, ask, option="--pivot", train=s.train
-        ),
-        *training("pairwise fusion", s.pivot, "fusion", s.train, s.max_length, ask, option="--pivot", k=s.k),
-        *(one for name in s.merges for one in merging(name, len(s.sources), s.pivot, ask)),
-    ]
+def parts(s: Settings) -> list[Part]:
+    """What the run computes."""
+    merges = (Merging(name, len(s.sources), s.pivot) for name in s.merges)
+    return [*fusing_parts(s, "pairwise fusion", s.pivot, "--pivot"), *merges]
 
 
 if __name__ == "__main__":
-    run_experiment(Settings, main, plans, presets=PRESETS, description=__doc__)
+    run_experiment(Settings, main, parts, presets=PRESETS, description=__doc__)

@@ -17,31 +17,28 @@ teachers/MODEL (top-k stores), aligned/SOURCE (token ranges, vocabulary map, row
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
 from fusion_jax.data.batches import Data
 from fusion_jax.data.documents import Document, all_scored_bytes, encode_documents, plain_examples, text_documents
-from fusion_jax.data.loaders import load_records, load_texts
-from fusion_jax.data.records import parse_prompts
+from fusion_jax.data.loaders import load_texts
 from fusion_jax.data.windows import split_windows
 from fusion_jax.errors import InputError
-from fusion_jax.jsonl import Record
 from fusion_jax.models.folder import load, save, tokenizer_of
-from fusion_jax.options import File, Folder, ModelPath, Models
+from fusion_jax.options import File, Folder, ModelPath
+from fusion_jax.plan import fits
 from fusion_jax.plan.command import run as run_experiment
-from fusion_jax.plan.runs import Ask, Planned, teacher, training
-from fusion_jax.runs import fits
+from fusion_jax.plan.parts import Part
 from fusion_jax.runs.checks import check_arms, check_names, model_name
 from fusion_jax.runs.desk import Desk
-from fusion_jax.runs.fusing import Arm, Fusing, Held, reading_limit
-from fusion_jax.runs.page import SeededSettings, conduct
+from fusion_jax.runs.fusing import Arm, Fusing, FusingSettings, Held, fusing_parts, reading_limit
+from fusion_jax.runs.judging import EvalSet
+from fusion_jax.runs.page import conduct
+from fusion_jax.runs.prompts import eval_set
 from fusion_jax.runs.seeds import Measures
 from fusion_jax.settings import bounded
 from fusion_jax.teachers.opinions import AlignSettings, Reading
@@ -52,7 +49,7 @@ from fusion_jax.train.settings import TrainSettings, compute_for
 from fusion_jax.train.state import OptimizerSettings
 from fusion_jax.zoo import model_path
 from fusion_jax.zoo.specs import SPECS
-from fusion_jax.zoo.tasks import SKILLS, documents, mixture
+from fusion_jax.zoo.tasks import SKILLS, documents
 
 ArmName = Literal[
     "CLM", "KD", "FuseLLM", "EM", "MinED", "MS", "MinCE", "AvgCE", "per-token", "bits-per-byte", "tail-bucket",
@@ -61,8 +58,8 @@ ArmName = Literal[
 
 
 @dataclass(frozen=True)
-class Settings(SeededSettings):
-    """Base models and texts."""
+class Settings(FusingSettings):
+    """Base models and texts. Test prompts are asked as plain text."""
 
     basic: ClassVar = (
         "target", "sources", "texts", "held_out_texts", "test_prompts", "arms", "out", "resume", "seed", "seeds",
@@ -73,14 +70,10 @@ class Settings(SeededSettings):
     out: Folder = "runs/fusellm"
     target: ModelPath = "zoo:target"
     """Model to improve: a Hugging Face folder, or zoo:NAME."""
-    sources: Models = ("zoo:llama-source", "zoo:qwen-source", "zoo:gemma-source")
-    """Models to learn from: folders, or zoo:NAME."""
     texts: File = ""
     """JSON lines with "text", or plain lines; without, problems of the zoo's skills with their answers."""
     held_out_texts: File = ""
     """Texts on which bits per byte are measured."""
-    test_prompts: File = ""
-    """Prompts with "answer", asked as plain text."""
     arms: tuple[ArmName, ...] = ("CLM", "FuseLLM")
     """What is trained, the last one becomes model/: no teacher (CLM), the source that knows the texts best alone (KD),
     FuseLLM as `align` and `fusion` say, or FuseLLM with one thing changed."""
@@ -88,32 +81,19 @@ class Settings(SeededSettings):
     """Problems that a zoo source, which knows only chats, first reads as plain text; 0: models as they are."""
     target_practice: int = 0
     """The same for the zoo's target."""
-    eval_new_tokens: int = 28
-    """Longest test answer, in tokens."""
     texts_per_skill: int = 120
     """The zoo's problems of each skill to train on."""
-    test_per_skill: int = 60
-    """The zoo's problems of each skill to be judged on."""
-    max_length: int = 2048
-    """Tokens of a text that models read; longer texts are cut."""
     window: int = 0
     """Tokens at which texts are cut; 0: max_length but one."""
-    k: int = 10
-    """Entries that are kept of every teacher's distribution."""
     packing: Literal["none", "official", "reset"] = "none"
     """A text a row (none), or blocks of max_length tokens with attention across texts (official) or not (reset)."""
-    teacher_batch: int = 8
-    """Texts at once while teachers read."""
     align: AlignSettings = AlignSettings(vocabulary="mined")
-    fusion: FusionSettings = FusionSettings()
-    train: TrainSettings = TrainSettings()
     practise: TrainSettings = TrainSettings()
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        bounded(self, "texts_per_skill", "test_per_skill", "k", "teacher_batch", "eval_new_tokens", least=1)
+        bounded(self, "texts_per_skill", least=1)
         bounded(self, "practice", "target_practice", "window", least=0)
-        bounded(self, "max_length", least=2)
 
 
 TINY = TrainSettings(
@@ -146,7 +126,7 @@ PRESETS = {
 
 
 def main(s: Settings) -> None:
-    conduct(__file__, "FuseLLM", s, PRESETS, fuse, check)
+    conduct(__file__, "FuseLLM", s, PRESETS, fuse, parts, check=check)
 
 
 def check(s: Settings) -> None:
@@ -155,18 +135,18 @@ def check(s: Settings) -> None:
     if not s.sources:
         raise InputError("there is none", field="sources", cure="Give at least one model")
     models = (s.target, *s.sources)
-    fits.check_training(s.train, "--train", *map(model_path, models))
     if practising := [model_path(m) for m in models if practice(s, m)]:
         fits.check_training(s.practise, "--practise", *practising)
     for folder in map(model_path, models):
-        fits.check_prompts(folder, test_prompts(s), s.eval_new_tokens, "--eval-new-tokens", chat=False)
+        fits.check_prompts(folder, tests_of(s).prompts, s.eval_new_tokens, "--eval-new-tokens", chat=False)
 
 
 def fuse(s: Settings, desk: Desk) -> Measures:
     """The stages of the paper (section 2.1 of the specification)."""
     folders = base_models(s, desk)
     limit = reading_limit(folders, s.max_length, s.k)
-    texts, held_out, test = texts_of(s)
+    tests = tests_of(s)
+    texts, held_out = texts_of(s, tests)
     windows, counts = windows_of(folders, texts, min(s.window or limit - 1, limit - 1))
     held, _ = windows_of(folders, held_out, limit - 1)
     desk.counter("records").update(counts)
@@ -175,9 +155,7 @@ def fuse(s: Settings, desk: Desk) -> Measures:
     if limit < s.max_length:
         desk.run.log(f"texts have {limit} tokens at most instead of {s.max_length}: a model reads no more")
 
-    measured_on = Held(dict.fromkeys(folders, held), test, s.eval_new_tokens, chat=False)
-    train = replace(s.train, seed=s.seed)
-    fusing = Fusing(desk, folders, train, limit, s.k, s.teacher_batch, measured_on)
+    fusing = Fusing(desk, s, folders, limit, Held(dict.fromkeys(folders, held), tests))
     readings = {name: fusing.read(name, windows) for name in folders}
     target = fusing.load(folders[model_name(s.target)])
     _, *sources = readings.values()
@@ -252,21 +230,17 @@ def practised(s: Settings, desk: Desk, path: str) -> Path:
     return run.file("model")
 
 
-def texts_of(s: Settings) -> tuple[list[str], list[str], list[Record]]:
-    """Texts to train on, held-out texts, test prompts: the user's, or the zoo's."""
-    if s.texts:
-        held_out = load_texts(s.held_out_texts) if s.held_out_texts else []
-        return load_texts(s.texts), held_out, test_prompts(s)
-    texts = documents(dict.fromkeys(SKILLS, s.texts_per_skill), split="train", seed=s.seed + 1000)
-    test = test_prompts(s)
-    return texts, [f"{r['prompt']}\n{r['answer']}" for r in test], test
-
-
-def test_prompts(s: Settings) -> list[Record]:
+def tests_of(s: Settings) -> EvalSet:
     """The user's prompts with answers, if there are any, or beside the zoo's texts the zoo's."""
+    return eval_set(s, own_data=bool(s.texts), chat=False)
+
+
+def texts_of(s: Settings, tests: EvalSet) -> tuple[list[str], list[str]]:
+    """Texts to train on and held-out texts: the user's, or the zoo's."""
     if s.texts:
-        return parse_prompts(load_records(s.test_prompts), file=s.test_prompts) if s.test_prompts else []
-    return mixture(dict.fromkeys(SKILLS, s.test_per_skill), split="test", seed=s.seed)
+        return load_texts(s.texts), load_texts(s.held_out_texts) if s.held_out_texts else []
+    texts = documents(dict.fromkeys(SKILLS, s.texts_per_skill), split="train", seed=s.seed + 1000)
+    return texts, [f"{r['prompt']}\n{r['answer']}" for r in tests.prompts]
 
 
 def windows_of(folders: dict[str, Path], texts: Sequence[str], limit: int) -> tuple[list[Document], Counter[str]]:
@@ -284,15 +258,10 @@ def mean_surprise(reading: Reading) -> float:
     return float(sum(row.metric[0] for row in reading.rows)) / size
 
 
-def plans(s: Settings, ask: Ask) -> list[Planned]:
-    """What `--plan` compiles: the target as a teacher (sources: experiments/cache_teacher.py --plan), and fusion."""
-    return [
-        *teacher(
-            "reading the target", s.target, s.teacher_batch, s.max_length, s.k, ask, option="--target", train=s.train
-        ),
-        *training("fusion", s.target, "fusion", s.train, s.max_length, ask, k=s.k, packing=s.packing),
-    ]
+def parts(s: Settings) -> list[Part]:
+    """What the run computes."""
+    return fusing_parts(s, "fusion", s.target, "--target", s.packing)
 
 
 if __name__ == "__main__":
-    run_experiment(Settings, main, plans, presets=PRESETS, description=__doc__)
+    run_experiment(Settings, main, parts, presets=PRESETS, description=__doc__)

@@ -10,11 +10,8 @@ reads ("prompt", "source_model", "sample", "response", and what the prompts brin
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from rich.console import Console
 
@@ -25,7 +22,7 @@ from fusion_jax.jsonl import write_jsonl
 from fusion_jax.options import File, FreeTexts, ModelPath
 from fusion_jax.paths import as_path, is_remote
 from fusion_jax.plan.command import run as run_experiment
-from fusion_jax.plan.runs import Ask, Planned, generation
+from fusion_jax.plan.parts import Part, Sampling
 from fusion_jax.sampling.generate import SampleSettings, load_to_sample
 from fusion_jax.sampling.responses import sample_responses
 from fusion_jax.settings import seeded
@@ -95,10 +92,10 @@ def sampling(s: Settings) -> SampleSettings:
     return SampleSettings(s.temperature, s.top_p, s.top_k, s.num_samples, s.max_new_tokens, s.batch_size, s.mesh_tensor)
 
 
-def plans(s: Settings, ask: Ask) -> list[Planned]:
-    """What `--plan` compiles."""
-    return generation("generation", s.model, sampling(s), ask, option="--model", settings="--mesh-tensor")
+def parts(s: Settings) -> list[Part]:
+    """What the program computes."""
+    return [Sampling("generation", s.model, sampling(s), "--mesh-tensor", "--model")]
 
 
 if __name__ == "__main__":
-    run_experiment(Settings, main, plans, description=__doc__)
+    run_experiment(Settings, main, parts, description=__doc__)

@@ -23,12 +23,8 @@ what was read) and merge.json; the disk has all of it before it gets its name.
 
 from __future__ import annotations
 
-import sys
 import time
 from dataclasses import dataclass
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import jax
 from rich.console import Console
@@ -45,7 +41,7 @@ from fusion_jax.merge.recipes.reading import read_recipe
 from fusion_jax.merge.recipes.resolve import idle_filters
 from fusion_jax.options import File, Folder, Positional
 from fusion_jax.plan.command import run as run_experiment
-from fusion_jax.plan.runs import Ask, Planned, merging
+from fusion_jax.plan.parts import Merging, Part
 from fusion_jax.settings import bounded
 from fusion_jax.sharding import make_mesh
 
@@ -110,14 +106,14 @@ def show_plan(prepared: Prepared, console: Console) -> None:
         console.print(markdown_table(table))
 
 
-def plans(s: Settings, ask: Ask) -> list[Planned]:
-    """What `--plan` compiles."""
+def parts(s: Settings) -> list[Part]:
+    """What the program computes."""
     if not s.recipe:
         raise InputError("is missing", field="recipe", cure="Give a YAML file")
     recipe = read_recipe(s.recipe, METHODS)
     sources = recipe.slices[0].sources
-    return merging(recipe.method, len(sources), recipe.base or sources[0].model, ask)
+    return [Merging(recipe.method, len(sources), recipe.base or sources[0].model)]
 
 
 if __name__ == "__main__":
-    run_experiment(Settings, main, plans, description=__doc__)
+    run_experiment(Settings, main, parts, description=__doc__)

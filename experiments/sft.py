@@ -9,12 +9,8 @@ Hardware: `tiny` 2 CPU cores. Result: metrics.jsonl, report.md with the loss, mo
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
-from pathlib import Path
 from typing import ClassVar
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from fusion_jax.data.examples import TextSettings
 from fusion_jax.data.loaders import load_records
@@ -23,15 +19,13 @@ from fusion_jax.data.tokenise import TokeniseSettings
 from fusion_jax.jsonl import Record
 from fusion_jax.options import File, Folder, ModelPath
 from fusion_jax.plan.command import run as run_experiment
-from fusion_jax.plan.runs import Ask, Planned, training
-from fusion_jax.runs import fits
+from fusion_jax.plan.parts import Part, Training
 from fusion_jax.runs.desk import Desk, Stage
 from fusion_jax.runs.page import RunSettings, conduct
 from fusion_jax.runs.provenance import loss_sentence
 from fusion_jax.train import objectives
 from fusion_jax.train.settings import TrainSettings
 from fusion_jax.train.state import OptimizerSettings
-from fusion_jax.zoo import model_path
 from fusion_jax.zoo.tasks import SKILLS, mixture
 
 
@@ -71,14 +65,11 @@ PRESETS = {
 
 
 def main(s: Settings) -> None:
-    conduct(__file__, "SFT", s, PRESETS, tune)
+    conduct(__file__, "SFT", s, PRESETS, tune, parts)
 
 
 def tune(s: Settings, desk: Desk) -> None:
     """Fine-tune, save, report."""
-    folder = model_path(s.model, "--model")
-    fits.check_training(s.train, "--train", folder)
-    fits.check_length(folder, s.text.tokens.max_length, "--text.tokens.max-length")
     model = desk.load(s.model, s.train)
     records = load_records(s.data) if s.data else problems(s)
     rows = desk.rows("records", records, "sft", file=s.data or None, on_bad=s.on_bad)
@@ -93,11 +84,11 @@ def problems(s: Settings) -> list[Record]:
     return [{"prompt": r["prompt"], "response": r["answer"], "prompt_id": r["prompt_id"]} for r in drawn]
 
 
-def plans(s: Settings, ask: Ask) -> list[Planned]:
-    """What `--plan` compiles."""
+def parts(s: Settings) -> list[Part]:
+    """What the run computes."""
     length, packing = s.text.tokens.max_length, s.text.packing
-    return training("SFT", s.model, "sft", s.train, length, ask, option="--model", packing=packing)
+    return [Training("SFT", s.model, objectives.sft(), s.train, length, named="--model", packing=packing)]
 
 
 if __name__ == "__main__":
-    run_experiment(Settings, main, plans, presets=PRESETS, description=__doc__)
+    run_experiment(Settings, main, parts, presets=PRESETS, description=__doc__)

@@ -11,14 +11,10 @@ with --resume goes on.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-
 
 from fusion_jax.data.loaders import load_records
 from fusion_jax.data.records import parse_prompts
@@ -33,7 +29,7 @@ from fusion_jax.merge.methods import METHODS
 from fusion_jax.merge.recipes.places import nearest
 from fusion_jax.merge.recipes.published import published_recipe
 from fusion_jax.options import File, Files, Folder, OneOf
-from fusion_jax.runs.judging import judged
+from fusion_jax.runs.judging import EvalSet, judged
 from fusion_jax.runs.opening import check_finished, open_run
 from fusion_jax.runs.provenance import Ran, write_report
 from fusion_jax.sampling.generate import load_to_sample
@@ -126,12 +122,12 @@ def opened(path: Path) -> tuple[int, Path, list[Path]]:
 
 def measured(s: Settings, place: RunFolder, seed: int, pivot: Path, targets: list[Path]) -> dict[str, dict[str, Any]]:
     """Every merge of one run's targets: label -> method, models, value, accuracy."""
-    test = prompts(s, seed)
+    tests = EvalSet(prompts(s, seed), s.eval_new_tokens)
     out: dict[str, dict[str, Any]] = {}
 
     def judge(label: str, folder: Path, *of: str, **line: Any) -> None:
         model = load_to_sample(folder)
-        rows = judged(place, label.replace(" ", "-"), model, test, of=of, max_new_tokens=s.eval_new_tokens)
+        rows = judged(place, label.replace(" ", "-"), model, tests, of=of)
         out[label] = {"merge": label, **line, "accuracy": next(r["accuracy"] for r in rows if r["skill"] == "all")}
 
     for target in targets:

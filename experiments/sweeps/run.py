@@ -39,8 +39,6 @@ from pathlib import Path
 from queue import Queue
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-
 from experiments.sweeps.files import Cell, Sweep, read_sweep
 from experiments.sweeps.report import write_report
 from fusion_jax.errors import InputError

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
@@ -12,6 +12,8 @@ from fusion_jax.errors import InputError, quoted
 
 if TYPE_CHECKING:
     import grain
+
+T = TypeVar("T")
 
 
 def num_steps(examples: int, batch_size: int, epochs: float) -> int:
@@ -94,6 +96,12 @@ def split_indices(count: int, share: float, seed: int) -> tuple[np.ndarray, np.n
     order = np.random.default_rng(seed).permutation(count)
     size = round(count * share)
     return np.sort(order[:size]), np.sort(order[size:])
+
+
+def split(items: Sequence[T], share: float, seed: int) -> tuple[list[T], list[T]]:
+    """A share of the items drawn by the seed, and the others, both in their order; see `split_indices`."""
+    first, second = split_indices(len(items), share, seed)
+    return [items[i] for i in first], [items[i] for i in second]
 
 
 def _check_seed(seed: int) -> None:

@@ -9,6 +9,7 @@ from typing import Annotated, Any, ClassVar, TypeVar
 from fusion_jax.errors import InputError
 from fusion_jax.options import Called
 from fusion_jax.plan.compile import check_compiler
+from fusion_jax.plan.parts import Part, plan_of
 from fusion_jax.plan.report import LEGEND, page, plan_all
 from fusion_jax.plan.runs import Ask, Planned
 from fusion_jax.settings import bounded
@@ -42,13 +43,13 @@ class PlanOptions:
 def run(
     settings: type[S],
     main: Callable[[S], None],
-    plans: Callable[[S, Ask], Sequence[Planned]],
+    parts: Callable[[S], Sequence[Part]],
     *,
     presets: Mapping[str, S] | None = None,
     description: str | None,
     args: Sequence[str] | None = None,
 ) -> None:
-    """`settings.run` with `--plan`: then `plans` says which programs the run has, and no other thing is done."""
+    """`settings.run` with `--plan`: then the programs of the run's parts are planned, and no other thing is done."""
 
     def chosen(values: S, options: PlanOptions, preset: str) -> None:
         if not options.plan and options != PlanOptions():
@@ -58,7 +59,7 @@ def run(
             return
         ask = Ask(slice_of(options.plan).name, options.plan_rows, options.plan_prompt, options.plan_full, preset)
         check_compiler()
-        show(plans(values, ask), ask)
+        show(plan_of(parts(values), ask), ask)
 
     run_experiment(
         settings, chosen, presets=presets, description=description, args=args, beside=PlanOptions()

@@ -30,6 +30,7 @@ from fusion_jax.sampling.generate import SampleSettings
 from fusion_jax.sampling.ids import capacities_of, decoding_ways, kept_width, read_together, read_width
 from fusion_jax.sharding import mesh_sizes, padded_rows
 from fusion_jax.slices import slice_of
+from fusion_jax.train.objective import Objective
 from fusion_jax.train.settings import TrainSettings
 from fusion_jax.zoo import model_path
 
@@ -75,14 +76,13 @@ def model_values(name: str, ask: Ask, option: str) -> tuple[dict[str, Any], str]
 def training(
     title: str,
     model: str,
-    objective: ObjectiveName,
+    objective: Objective,
     train: TrainSettings,
     max_length: int,
     ask: Ask,
     *,
     option: str = "--target",
     settings: str = "--train",
-    reference: bool = False,
     k: int = 10,
     packing: Literal["none", "official", "reset"] = "none",
     start: Start = "bfloat16",
@@ -100,7 +100,7 @@ def training(
     values, name = model_values(model, ask, option)
     config, mesh = config_from_hf(values), _train_mesh(ask, train)
     check_heads(config, mesh[2], math.prod(mesh), f"{settings}.mesh-tensor", model=name)
-    if OBJECTIVES[objective].targets:
+    if objective.targets:
         max_length = min(max_length, config.max_positions)
     elif max_length - 1 > config.max_positions:
         raise InputError(
@@ -109,20 +109,20 @@ def training(
         )  # fmt: skip
     micro, notes = _micro_batches(train, mesh, settings)
     examples, prompt, tokens = train.batch_size // micro, *_lengths(max_length, 0 if train.pack_tokens else ask.prompt)
-    notes = (f"model: {name}", _widths(prompt, tokens, objective), *notes, *_PACKED.get(packing, ()))
+    notes = (f"model: {name}", _widths(prompt, tokens, len(objective.slots)), *notes, *_PACKED.get(packing, ()))
     if train.pack_tokens:
         notes += (f"planned with a row a response: rows of {train.pack_tokens} tokens hold several, fewer in all",)
-    kind: Literal["none", "stored", "in-step"] = train.reference if reference else "none"
+    kind: Literal["none", "stored", "in-step"] = train.reference if objective.reference else "none"
     attention: Kernel = "splash" if train.attention == "auto" else train.attention
     dtype: Dtype = "bfloat16" if train.compute_dtype == "auto" else train.compute_dtype
     shared = train.shared_prompt and prompt > 0
     step = TrainStep(
-        objective, examples, tokens, prompt, micro, kind, train.remat, shared, k, attention, dtype, start
+        planned_as(objective), examples, tokens, prompt, micro, kind, train.remat, shared, k, attention, dtype, start
     )  # fmt: skip
     steps = num_steps(ask.rows, train.batch_size, train.epochs) if ask.rows else 0
     out = [Planned(title, Request(ask.slice, values, step, mesh), steps, notes)]
     if kind == "stored":
-        score = ScoreStep(examples, tokens, rows_of(objective), prompt, shared, attention, dtype, start)
+        score = ScoreStep(examples, tokens, len(objective.slots), prompt, shared, attention, dtype, start)
         out.append(Planned(
             f"{title}: reference log-probs, once", Request(ask.slice, values, score, mesh),
             math.ceil(ask.rows / examples), notes,
@@ -166,16 +166,24 @@ def _lengths(max_length: int, prompt: int) -> tuple[int, int]:
     return bucket_list(prompt)[-1] if prompt else 0, bucket_list(max_length - 1 - prompt)[-1]
 
 
-def rows_of(objective: ObjectiveName) -> int:
-    """Rows of an example."""
-    return len(OBJECTIVES[objective].slots)
+def planned_as(objective: Objective) -> ObjectiveName:
+    """The known objective of as many rows by which another is planned: what a loss computes from their log-probs is
+    little beside the model.
+
+    Raises:
+      InputError: none has as many rows.
+    """
+    for name, known in OBJECTIVES.items():
+        if (len(known.slots), known.targets) == (len(objective.slots), objective.targets):
+            return name
+    raise InputError(f"{len(objective.slots)} rows an example are not planned", field=objective.name)
 
 
-def _widths(prompt: int, tokens: int, objective: ObjectiveName) -> str:
-    rows = f"{rows_of(objective)} rows of {tokens}" if rows_of(objective) > 1 else f"a row of {tokens}"
+def _widths(prompt: int, tokens: int, count: int) -> str:
+    rows = f"{count} rows of {tokens}" if count > 1 else f"a row of {tokens}"
     if prompt:
         return f"every example: a prompt of {prompt} tokens and {rows}"
-    shared = "; no prompt shared (--plan-prompt N)" if rows_of(objective) > 1 else ""
+    shared = "; no prompt shared (--plan-prompt N)" if count > 1 else ""
     return f"every example: {rows} tokens, the settings' longest{shared}: an upper bound"
 
 

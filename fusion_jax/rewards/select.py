@@ -68,6 +68,11 @@ def _usable(responses: Sequence[Record], drops: Counter[str]) -> list[Record]:
     return kept
 
 
+def source_names(responses: Sequence[Record]) -> list[str]:
+    """The sources that wrote them, in the order of first appearance."""
+    return list(dict.fromkeys(r["source_model"] for r in responses))
+
+
 def best_of(
     responses: Sequence[Record], sources: Sequence[str], drops: Counter[str], *, rank: int = 1
 ) -> dict[str, Record]:

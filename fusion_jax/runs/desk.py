@@ -20,11 +20,8 @@ from fusion_jax.hosts.agree import on_first
 from fusion_jax.jsonl import Record
 from fusion_jax.markdown import markdown_table, save_figure
 from fusion_jax.models.folder import Model, load, save
-from fusion_jax.rewards import select
-from fusion_jax.rewards.reward_model import score_responses
-from fusion_jax.rewards.verifiers import verifier
 from fusion_jax.runs.counts import check_enough, counts_table
-from fusion_jax.runs.judging import accuracy_table, judged, paired_table
+from fusion_jax.runs.judging import EvalSet, accuracy_table, judged, paired_table
 from fusion_jax.runs.plots import Curves, accuracy_figure, curves, training_figure
 from fusion_jax.runs.provenance import Ran, answers_sentence, write_report
 from fusion_jax.runs.seeds import Measures
@@ -91,13 +88,6 @@ class Desk:
         self.counts[stage] = drops + Counter({"used": len(rows)})
         return rows
 
-    def note_shared(self, test: Sequence[Record], learnt: Iterable[str]) -> None:
-        """Say how many test prompts are trained on as well: the accuracy on them is not that on unseen prompts."""
-        shared = len({prompt["prompt"] for prompt in test} & set(learnt))
-        if shared:
-            self.counter("test prompts")["also trained on"] += shared
-            self.run.log(f"note: {shared} of {len(test)} test prompts are trained on, too: they are not unseen")
-
     def records(
         self, name: str, make: Callable[[], Iterable[Record]], *, of: Sequence[str] | None = None
     ) -> list[Record]:
@@ -110,33 +100,32 @@ class Desk:
 
     def load(self, name: str, settings: TrainSettings) -> Model:
         """A model on the mesh of a stage."""
-        return load(model_path(name), mesh=compute_for(settings).mesh)
+        with self.run.phase("loading"):
+            return load(model_path(name), mesh=compute_for(settings).mesh)
+
+    def target(self, name: str, settings: TrainSettings, tests: EvalSet, *, learnt: Sequence[str]) -> Model:
+        """The model to improve on the mesh of a stage, judged before it learns from the prompts `learnt`."""
+        if not tests.prompts:
+            self.run.log("no --test-prompts: accuracies are not measured")
+        self.note_shared(tests.prompts, learnt)
+        model = self.load(name, settings)
+        self.judge("Target", model, tests)
+        return model
+
+    def note_shared(self, test: Sequence[Record], learnt: Iterable[str]) -> None:
+        """Say how many test prompts are trained on as well: the accuracy on them is not that on unseen prompts."""
+        shared = len({prompt["prompt"] for prompt in test} & set(learnt))
+        if shared:
+            self.counter("test prompts")["also trained on"] += shared
+            self.run.log(f"note: {shared} of {len(test)} test prompts are trained on, too: they are not unseen")
 
     def sampled(self, model: Model, name: str, prompts: Sequence[Record], how: SampleSettings) -> list[Record]:
         """Responses of one model, with progress on the screen."""
-        with self.run.console.status(f"  sampling {name}") as status:
+        with self.run.console.status(f"  sampling {name}") as status, self.run.phase("sampling"):
             return sample_responses(
                 model, name, prompts, how, seed=self.seed,
                 progress=lambda done: status.update(f"  sampling {name}: {done} of {len(prompts)} prompts"),
             )  # fmt: skip
-
-    def rewarded(
-        self, responses: Sequence[Record], reward_model: str, verifier_name: str, settings: TrainSettings
-    ) -> list[Record]:
-        """Responses with rewards by the reward model or, without one, by the verifier; ready rewards stay.
-
-        Args:
-          settings: whose mesh the reward model lies on.
-        """
-        if not reward_model:
-            return select.score_with(responses, verifier(verifier_name))
-        missing = [r for r in responses if r.get("reward") is None]
-        if not missing:
-            return list(responses)
-        fresh = iter(
-            score_responses(self.load(reward_model, settings), missing, mesh=compute_for(settings).mesh)
-        )
-        return [r if r.get("reward") is not None else next(fresh) for r in responses]
 
     def data(self, stage: Stage, model: Model, rows: Sequence[Row], *, held: bool = False) -> Data:
         """Rows as examples in the model's tokens, counted; held-out ones may be few.
@@ -184,25 +173,14 @@ class Desk:
         """Metrics that the run's own folder has logged."""
         return curves(self.run.path, names)
 
-    def judge(
-        self,
-        name: str,
-        model: Model,
-        test: Sequence[Record],
-        *,
-        max_new_tokens: int,
-        verifier_name: str,
-        of: Sequence[str] | None = None,
-    ) -> None:
+    def judge(self, name: str, model: Model, tests: EvalSet, *, of: Sequence[str] | None = None) -> None:
         """Accuracy of a model's greedy answers on the test prompts, if there are any; `of` as in `made_once`."""
-        rows = judged(
-            self.run, name, model, test, of=of, max_new_tokens=max_new_tokens, verifier=verifier(verifier_name)
-        )
-        self.accuracy.extend(rows)
+        self.accuracy.extend(judged(self.run, name, model, tests, of=of))
 
     def export(self, model: Model, *, of: Sequence[str] | None = None) -> None:
         """The run's result, a Hugging Face folder."""
-        self.run.made_once("model", lambda folder: save(model, folder), of=of)
+        with self.run.phase("saving"):
+            self.run.made_once("model", lambda folder: save(model, folder), of=of)
 
     def measures(self) -> Measures:
         """The accuracy of every judged model."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +14,18 @@ from fusion_jax.errors import InputError
 from fusion_jax.evals.perplexity import surprise
 from fusion_jax.failures import doing
 from fusion_jax.hosts.agree import on_first
-from fusion_jax.jsonl import Record
 from fusion_jax.markdown import markdown_table, save_figure
 from fusion_jax.models.folder import Model, check_folder, load
+from fusion_jax.options import Models
+from fusion_jax.plan.parts import Packing, Part, Teaching, Training
 from fusion_jax.runs.desk import Desk
-from fusion_jax.runs.judging import judged
+from fusion_jax.runs.judging import EvalSet, judged
+from fusion_jax.runs.page import JudgedSettings
 from fusion_jax.runs.plots import training_figure
 from fusion_jax.runs.provenance import measures_sentence, write_report
 from fusion_jax.runs.seeds import Measures
 from fusion_jax.runs.trained import trained
+from fusion_jax.settings import bounded
 from fusion_jax.store.manifest import digest
 from fusion_jax.teachers.opinions import AlignSettings, Reading, own_opinions, read_documents, source_opinions
 from fusion_jax.teachers.settings import FusionSettings
@@ -33,14 +36,33 @@ from fusion_jax.train.settings import TrainSettings, compute_for
 
 
 @dataclass(frozen=True)
+class FusingSettings(JudgedSettings):
+    """Teachers, what is kept of their distributions, how these are aligned and fused, and how the target trains."""
+
+    sources: Models = ("zoo:llama-source", "zoo:qwen-source", "zoo:gemma-source")
+    """Models to learn from: folders, or zoo:NAME."""
+    max_length: int = 2048
+    """Tokens that models read; longer texts are cut, longer chats left out and counted."""
+    k: int = 10
+    """Entries that are kept of every teacher's distribution."""
+    teacher_batch: int = 8
+    """Texts at once while teachers read."""
+    align: AlignSettings = AlignSettings()
+    fusion: FusionSettings = FusionSettings()
+    train: TrainSettings = TrainSettings()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        bounded(self, "k", "teacher_batch", least=1)
+        bounded(self, "max_length", least=2)
+
+
+@dataclass(frozen=True)
 class Held:
-    """What models are measured on. documents: of each reader, for bits per byte; prompts: with answers; chat: whether
-    they go through the model's template."""
+    """What models are measured on. documents: of each reader, for bits per byte; tests: for accuracy."""
 
     documents: Mapping[str, Sequence[Document]]
-    prompts: Sequence[Record]
-    new_tokens: int
-    chat: bool = True
+    tests: EvalSet
 
 
 @dataclass(frozen=True)
@@ -56,23 +78,27 @@ class Arm:
 class Fusing:
     """Teachers at a desk.
 
-    folders: name -> folder of every model, the pivot first. limit: tokens that every model reads of a text. k: entries
-    kept of a distribution. batch: texts at once while teachers read. measures, coverage: what was found so far.
+    folders: name -> folder of every model, the pivot first. limit: tokens that every model reads of a text. measures,
+    coverage: what was found so far.
     """
 
     desk: Desk
+    settings: FusingSettings
     folders: Mapping[str, Path]
-    train: TrainSettings
     limit: int
-    k: int
-    batch: int
     held: Held
     measures: Measures = field(default_factory=dict)
     coverage: list[dict[str, Any]] = field(default_factory=list)
 
+    @property
+    def train(self) -> TrainSettings:
+        """How arms train."""
+        return replace(self.settings.train, seed=self.desk.seed)
+
     def load(self, folder: Path) -> Model:
         """A model on the mesh of training."""
-        return load(folder, mesh=compute_for(self.train).mesh)
+        with self.desk.run.phase("loading"):
+            return load(folder, mesh=compute_for(self.train).mesh)
 
     def measure(self, name: str, model: Model, *, answers: str = "", reader: str = "") -> None:
         """Bits per byte of the held-out documents and accuracy on the test prompts, where there are any.
@@ -84,11 +110,10 @@ class Fusing:
         documents = self.held.documents.get(reader or next(iter(self.folders)), ())
         if documents:
             compute = compute_for(self.train)
-            found["bits per byte"] = surprise(
-                model, documents, max_length=self.limit, compute=compute
-            ).bits_per_byte
-        how: dict[str, Any] = {"max_new_tokens": self.held.new_tokens, "chat": self.held.chat}
-        for row in judged(self.desk.run, answers or name, model, self.held.prompts, **how):
+            with self.desk.run.phase("judging"):
+                read = surprise(model, documents, max_length=self.limit, compute=compute)
+            found["bits per byte"] = read.bits_per_byte
+        for row in judged(self.desk.run, answers or name, model, self.held.tests):
             found["accuracy" if row["skill"] == "all" else row["skill"]] = row["accuracy"]
         self.measures[name] = found
 
@@ -96,14 +121,11 @@ class Fusing:
         """Measure a model and have it read its documents; it is let go with the call."""
         run, model = self.desk.run, self.load(self.folders[name])
         self.measure(name, model, reader=name)
-        lap = run.clock(f"reading {name}")
-        with doing(f"reading {name}"):
-            found = read_documents(
-                run.sub("teachers").file(name), name, model, documents, k=self.k, max_length=self.limit,
-                compute=compute_for(self.train), batch_size=self.batch, progress=run.progress,
+        with doing(f"reading {name}"), run.timed(f"reading {name}"):
+            return read_documents(
+                run.sub("teachers").file(name), name, model, documents, k=self.settings.k, max_length=self.limit,
+                compute=compute_for(self.train), batch_size=self.settings.teacher_batch, progress=run.progress,
             )  # fmt: skip
-        lap()
-        return found
 
     def trained(
         self,
@@ -127,9 +149,10 @@ class Fusing:
         opinions = [own_opinions(pivot, arm.fusion)]
         for source in arm.sources:
             folder = run.sub("aligned").file(source)
-            views, rules = source_opinions(
-                folder, pivot, readings[source], arm.align, arm.fusion, whole=whole, progress=run.progress
-            )
+            with run.timed(f"aligning {source}"):
+                views, rules = source_opinions(
+                    folder, pivot, readings[source], arm.align, arm.fusion, whole=whole, progress=run.progress
+                )
             opinions.append(views)
             self.coverage.append({"arm": name, "source": source, **rules})
         rows, drops = fusion_rows(pivot.texts, opinions)
@@ -190,3 +213,21 @@ def reading_limit(folders: Mapping[str, Path], max_length: int, k: int) -> int:
             cure="Lower it",
         )  # fmt: skip
     return min(max_length, *(config.max_positions for config in configs.values()))
+
+
+def fusing_parts(s: FusingSettings, title: str, target: str, named: str, packing: Packing = "none") -> list[Part]:
+    """What a fusion of distributions computes; of the models that read, the target is planned (sources:
+    experiments/cache_teacher.py --plan).
+
+    Args:
+      title: of the training; named: the option that names the target.
+    """
+    models = [(named, target), *(("--sources", source) for source in s.sources)]
+    reads = [
+        Teaching(f"reading {model}", model, s.train, s.teacher_batch, s.max_length, s.k, named=option, planned=not i)
+        for i, (option, model) in enumerate(models)
+    ]
+    objective = objectives.fusion(s.fusion)
+    return [
+        *reads, Training(title, target, objective, s.train, s.max_length, named=named, k=s.k, packing=packing)
+    ]  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from fusion_jax.evals.accuracy import by_skill, evaluate
@@ -10,21 +11,40 @@ from fusion_jax.intervals import paired_difference
 from fusion_jax.jsonl import Record, read_jsonl
 from fusion_jax.markdown import markdown_table
 from fusion_jax.models.folder import Model
+from fusion_jax.rewards.verifiers import VerifierName, verifier
 from fusion_jax.store.run_folder import RunFolder
 
 
+@dataclass(frozen=True)
+class EvalSet:
+    """Held-out prompts with answers. new_tokens: of the longest answer; verifier: what says that one is right; chat:
+    whether prompts go through the model's template."""
+
+    prompts: Sequence[Record]
+    new_tokens: int
+    verifier: VerifierName = "answer"
+    chat: bool = True
+
+
 def judged(
-    run: RunFolder, name: str, model: Model, test: Sequence[Record], *, of: Sequence[str] | None = None, **how: Any
+    run: RunFolder, name: str, model: Model, tests: EvalSet, *, of: Sequence[str] | None = None
 ) -> list[dict[str, Any]]:
     """Accuracy of a model's greedy answers on the test prompts, if there are any.
 
     Args:
-      of: what the model was made from, as in `RunFolder.made_once`; how: goes to `evaluate`.
+      of: what the model was made from, as in `RunFolder.made_once`.
     """
-    if not test:
+    if not tests.prompts:
         return []
-    answers = run.stage(f"answers/{name}.jsonl", lambda: evaluate(name, model, test, **how)[1], of=of, leaf=True)
-    return by_skill(name, answers)
+
+    def graded() -> list[Record]:
+        with run.phase("judging"):
+            return evaluate(
+                name, model, tests.prompts, max_new_tokens=tests.new_tokens, verifier=verifier(tests.verifier),
+                chat=tests.chat,
+            )[1]  # fmt: skip
+
+    return by_skill(name, run.stage(f"answers/{name}.jsonl", graded, of=of, leaf=True))
 
 
 def accuracy_table(rows: Sequence[dict[str, Any]]) -> list[dict[str, str]]:

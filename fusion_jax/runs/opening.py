@@ -30,13 +30,15 @@ from fusion_jax.store.run_folder import CONFIG, FINAL, FINISHED, REPORT, RUN, Ru
 if TYPE_CHECKING:
     from rich.console import Console
 
+ELSEWHERE = ("out", "resume", "hosts", "track")  # where a run lies, is computed and is shown is no setting of it
+
 
 def open_run(out: str | os.PathLike[str], config: dict[str, Any], *, resume: bool) -> RunFolder:
     """Make or reopen a run folder; use it in a `with` statement.
 
     Args:
       config: every setting, resolved; compared with the folder's own on resume, but for what says where it runs
-        (`out`, `resume`, hosts and mesh).
+        and is shown (`out`, `resume`, hosts, mesh, `track`).
       resume: go on with a run that is there; where there is none, start it.
 
     Raises:
@@ -174,7 +176,7 @@ def _made_nothing(path: Path, kept: dict[str, Any]) -> bool:
 
 
 def _kept(config: dict[str, Any]) -> dict[str, Any]:
-    return {k: v for k, v in config.items() if k not in ("out", "resume", "hosts")}
+    return {k: v for k, v in config.items() if k not in ELSEWHERE}
 
 
 def _check_same(path: Path, kept: dict[str, Any], *, resume: bool) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
 from fusion_jax.hosts.join import HostSettings, connect
-from fusion_jax.options import Folder
+from fusion_jax.options import File, Folder
+from fusion_jax.plan.parts import Part, check_all
+from fusion_jax.rewards.verifiers import VerifierName
 from fusion_jax.runs.checks import check_options
 from fusion_jax.runs.desk import Desk
 from fusion_jax.runs.opening import open_run
@@ -16,6 +18,7 @@ from fusion_jax.runs.provenance import Ran
 from fusion_jax.runs.seeds import Measures, over_seeds
 from fusion_jax.settings import bounded, seeded, to_json
 from fusion_jax.store.run_folder import RunFolder
+from fusion_jax.store.trackers import TrackerName, check_installed, tracking
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,8 @@ class RunSettings:
     resume: bool = False
     """Continue the run that --out holds, if there is one: the same command with --resume can always be repeated."""
     hosts: HostSettings = HostSettings()
+    track: TrackerName = "none"
+    """Where metrics are shown besides metrics.jsonl, if it is installed: TensorBoard or Weights & Biases."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +48,25 @@ class SeededSettings(RunSettings):
         bounded(self, "seeds", least=1)
 
 
+@dataclass(frozen=True)
+class JudgedSettings(SeededSettings):
+    """Where a run lies, its seeds, and the test prompts on which every model is judged."""
+
+    test_prompts: File = ""
+    """Held-out prompts with "answer", on which every model is judged."""
+    test_per_skill: int = 60
+    """The zoo's problems of each skill to be judged on."""
+    accuracy: VerifierName = "answer"
+    """What judges test answers."""
+    eval_new_tokens: int = 28
+    """Longest test answer, in tokens."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        bounded(self, "test_per_skill", least=0)
+        bounded(self, "eval_new_tokens", least=1)
+
+
 S = TypeVar("S", bound=RunSettings)
 
 
@@ -52,8 +76,9 @@ def conduct(
     settings: S,
     presets: Mapping[str, S],
     method: Callable[[S, Desk], Measures | None],
-    check: Callable[[S], None] = lambda settings: None,
+    parts: Callable[[S], Sequence[Part]],
     *,
+    check: Callable[[S], None] = lambda settings: None,
     unread: Callable[[S], Collection[str]] = lambda settings: (),
 ) -> None:
     """Connect the hosts, check the settings, open the run folder, carry out the method for each seed, end the run.
@@ -61,15 +86,22 @@ def conduct(
     Args:
       script: the experiment's file. title: of its report.
       method: (settings, desk) -> {model: {measure: value}}, for one seed; None where the method writes its results.
+      parts: what the run computes, which has to fit the devices and the models.
+      check: refuses settings that do not go together. Both are looked at before the folder is opened.
       unread: the fields of models that a run with these settings does not load.
-      check: refuses settings that do not go together, before the folder is opened.
     """
     connect(settings.hosts)
     check_options(settings, unread(settings))
     check(settings)
-    ran = Ran(script, settings, presets)
+    check_all(parts(settings))
+    check_installed(settings.track)
+    ran, config = Ran(script, settings, presets), to_json(settings)
 
-    with open_run(settings.out, to_json(settings), resume=settings.resume) as run:
+    with (
+        open_run(settings.out, config, resume=settings.resume) as opened,
+        tracking(settings.track, opened.path, config) as tracker,
+    ):
+        run = dataclasses.replace(opened, tracker=tracker)
         if isinstance(settings, SeededSettings):
             whole = Desk(run, title, ran)
 

@@ -282,3 +282,25 @@ class TeacherStore(Sequence[TeacherRow]):
 
     def __iter__(self) -> Iterator[TeacherRow]:
         return (self[i] for i in range(len(self)))
+
+
+def verified(store: TeacherStore, rows: Callable[[range], Sequence[TeacherRow]], count: int) -> float:
+    """Score rows spread over the store again; the largest difference of a log-prob or normaliser.
+
+    Raises:
+      InputError: it is greater than what float16 rounding explains.
+    """
+    worst = 0.0
+    for index in np.unique(np.linspace(0, len(store) - 1, min(count, len(store))).astype(int)).tolist():
+        kept: TeacherRow = store[index]
+        (again,) = rows(range(index, index + 1))
+        worst = max(
+            worst, float(np.abs(kept.logsumexp - again.logsumexp).max()),
+            float(np.abs(kept.topk_logprobs.astype(np.float32) - again.topk_logprobs.astype(np.float32)).max()),
+        )  # fmt: skip
+        if worst > 0.05:
+            raise InputError(
+                f"scored again, the row differs by {worst:.3f}", record=index + 1, field="--out",
+                cure="Delete the store and write it again",
+            )  # fmt: skip
+    return worst

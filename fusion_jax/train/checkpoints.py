@@ -40,7 +40,7 @@ class Checkpoints:
         place = self.path if is_remote(self.path) else self.path.absolute()
         self.manager = ocp.CheckpointManager(place, options=options)
         self._manifests, self._name = run.manifests, run.name(FOLDER)
-        self._settle_run = run.settle
+        self._secure = run.secure
         self._pending: int | None = None
         self._sealing: threading.Thread | None = None
 
@@ -52,7 +52,7 @@ class Checkpoints:
     def start(self, step: int, state: TrainState) -> None:
         """Begin to write a checkpoint; manifests of the ones that it replaces go first, whose files Orbax removes."""
         self.finish()
-        on_first(self._settle_run)  # what was logged before a checkpoint is read with it
+        on_first(self._secure)  # what was logged before a checkpoint is read with it
         on_first(self._forget)
         import orbax.checkpoint as ocp
 

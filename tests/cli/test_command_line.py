@@ -185,7 +185,7 @@ def test_every_option_of_every_experiment_has_a_sentence():
 
 def shown(module: Any, argument: str, capsys: Any, monkeypatch: Any) -> str:
     monkeypatch.setenv("COLUMNS", "100")
-    beside = PlanOptions() if hasattr(module, "plans") else None
+    beside = PlanOptions() if hasattr(module, "parts") else None
     with pytest.raises(SystemExit) as stopped:
         read(presets_of(module), [argument], description=module.__doc__, beside=beside)
     assert stopped.value.code == 0

@@ -11,6 +11,7 @@ import pytest
 from experiments import dpo, fusechat, fusellm, generate, merge, sft, wrpo
 from fusion_jax.errors import InputError
 from fusion_jax.plan import command, compile
+from fusion_jax.plan.parts import plan_of
 from fusion_jax.plan.programs import Decode, MergeTensor, Prefill, ScoreStep, TeacherStep, TrainStep
 from fusion_jax.plan.runs import Ask
 from fusion_jax.sharding import make_mesh
@@ -23,7 +24,7 @@ def programs(planned):
 
 
 def test_wrpo_plans_its_stages_with_the_public_model_of_its_preset():
-    planned = wrpo.plans(wrpo.PRESETS["llama3-8b"], LLAMA)
+    planned = plan_of(wrpo.parts(wrpo.PRESETS["llama3-8b"]), LLAMA)
     step, score, tune, prefill, decode = programs(planned)
     assert step == TrainStep("wrpo", 16, 2048, 0, 8, "stored", "full", shared_prompt=False, start="float32")
     assert score == ScoreStep(16, 2048, 3, 0, shared_prompt=False, start="float32")
@@ -32,26 +33,27 @@ def test_wrpo_plans_its_stages_with_the_public_model_of_its_preset():
     assert (decode.rows, decode.samples, decode.capacity, decode.kept) == (32, 5, 4096, "float32")
     assert planned[-1].request.mesh == (2, 1, 8)
     ready = dataclasses.replace(wrpo.PRESETS["llama3-8b"], quadruples="quads.jsonl")
-    assert [p.start for p in programs(wrpo.plans(ready, LLAMA))] == ["bfloat16", "bfloat16"]
+    assert [p.start for p in programs(plan_of(wrpo.parts(ready), LLAMA))] == ["bfloat16", "bfloat16"]
     assert planned[0].times == (667 - 20) // 128 and planned[1].times == 41  # two thirds of the prompts, 3 % held out
     assert planned[2].times == 333 // 128
     assert {p.request.model["hidden_size"] for p in planned} == {4096}
 
 
 def test_micro_batches_that_do_not_divide_are_replaced_and_told():
-    planned = wrpo.plans(wrpo.PRESETS["llama3-8b"], dataclasses.replace(LLAMA, slice="v5p-64"))[0]
+    planned = plan_of(wrpo.parts(wrpo.PRESETS["llama3-8b"]), dataclasses.replace(LLAMA, slice="v5p-64"))[0]
     assert (planned.request.program.examples, planned.request.program.micro_batches) == (32, 4)
     assert any("4 micro-batches" in note for note in planned.notes)
     with pytest.raises(InputError, match="does not divide over 256 chips"):
-        wrpo.plans(wrpo.PRESETS["llama3-8b"], dataclasses.replace(LLAMA, slice="v5e-256"))
+        plan_of(wrpo.parts(wrpo.PRESETS["llama3-8b"]), dataclasses.replace(LLAMA, slice="v5e-256"))
 
 
 def test_plans_follow_the_kernel_and_the_dtype_of_the_settings():
     settings = dpo.PRESETS["llama3-8b"]
     train = dataclasses.replace(settings.train, attention="xla", compute_dtype="float32")
-    step, score = programs(dpo.plans(dataclasses.replace(settings, train=train), LLAMA))
+    step, score = programs(plan_of(dpo.parts(dataclasses.replace(settings, train=train)), LLAMA))
     assert [(p.attention, p.dtype) for p in (step, score)] == [("xla", "float32")] * 2
-    assert [(p.attention, p.dtype) for p in programs(dpo.plans(settings, LLAMA))] == [("splash", "bfloat16")] * 2
+    planned = programs(plan_of(dpo.parts(settings), LLAMA))
+    assert [(p.attention, p.dtype) for p in planned] == [("splash", "bfloat16")] * 2
 
 
 @pytest.mark.parametrize(("packing", "note"), [("official", "packed blocks"), ("reset", "without the segment ids")])
@@ -59,8 +61,8 @@ def test_what_a_plan_does_not_follow_of_packing_is_said(packing, note):
     settings = sft.PRESETS["llama3-8b"]
     packed = dataclasses.replace(settings, text=dataclasses.replace(settings.text, packing=packing))
     alone = dataclasses.replace(settings, text=dataclasses.replace(settings.text, packing="none"))
-    assert sum(note in n for n in sft.plans(packed, LLAMA)[0].notes) == 1
-    assert not any(note in n for n in sft.plans(alone, LLAMA)[0].notes)
+    assert sum(note in n for n in plan_of(sft.parts(packed), LLAMA)[0].notes) == 1
+    assert not any(note in n for n in plan_of(sft.parts(alone), LLAMA)[0].notes)
 
 
 @pytest.mark.parametrize(("sizes", "mesh"), [
@@ -73,10 +75,10 @@ def test_the_mesh_is_that_of_a_run_or_refused_as_there(sizes, mesh):
     train = dataclasses.replace(settings.train, mesh_data=data, mesh_fsdp=fsdp, mesh_tensor=tensor)
     asked = dataclasses.replace(settings, train=train)
     if mesh:
-        assert {p.request.mesh for p in dpo.plans(asked, LLAMA)} == {mesh}
+        assert {p.request.mesh for p in plan_of(dpo.parts(asked), LLAMA)} == {mesh}
         return
     with pytest.raises(InputError) as planned:
-        dpo.plans(asked, LLAMA)
+        plan_of(dpo.parts(asked), LLAMA)
     with pytest.raises(InputError) as run:
         make_mesh(*sizes, devices=[object()] * 16)
     assert str(planned.value) == str(run.value)
@@ -85,36 +87,36 @@ def test_the_mesh_is_that_of_a_run_or_refused_as_there(sizes, mesh):
 def test_prompts_and_caches_have_the_sizes_that_sampling_gives_them():
     """1,030 tokens are read at 1,280 and kept at 2,048; a cache doubles from 128 until it holds 300."""
     settings = generate.Settings(model="llama3-8b", mesh_tensor=8, max_new_tokens=300, batch_size=6)
-    prefill, decode = programs(generate.plans(settings, Ask("v5e-16", prompt=1030)))
+    prefill, decode = programs(plan_of(generate.parts(settings), Ask("v5e-16", prompt=1030)))
     assert prefill == Prefill(2, 1280)
     assert (decode.prompt, decode.capacity) == (2048, 512)
     with pytest.raises(InputError, match="leave no room"):
-        generate.plans(dataclasses.replace(settings, max_new_tokens=8192), Ask("v5e-16"))
+        plan_of(generate.parts(dataclasses.replace(settings, max_new_tokens=8192)), Ask("v5e-16"))
 
 
 def test_a_prompt_of_known_length_is_shared():
-    planned = dpo.plans(dpo.PRESETS["llama3-8b"], dataclasses.replace(LLAMA, prompt=1000))[0]
+    planned = plan_of(dpo.parts(dpo.PRESETS["llama3-8b"]), dataclasses.replace(LLAMA, prompt=1000))[0]
     assert planned.request.program == TrainStep("dpo", 16, 1280, 1024, 8, "stored", "full")
     with pytest.raises(InputError, match="plan-prompt"):
-        dpo.plans(dpo.PRESETS["llama3-8b"], dataclasses.replace(LLAMA, prompt=2048))
+        plan_of(dpo.parts(dpo.PRESETS["llama3-8b"]), dataclasses.replace(LLAMA, prompt=2048))
 
 
 def test_fusion_teachers_merges_and_samples_are_planned(tmp_path):
-    found = fusechat.plans(fusechat.PRESETS["openchat-7b"], Ask("v6e-8", preset="openchat-7b"))
+    found = plan_of(fusechat.parts(fusechat.PRESETS["openchat-7b"]), Ask("v6e-8", preset="openchat-7b"))
     read, step, tensor = programs(found)
     assert read == TeacherStep(8, 2048, 10)
     assert (step.objective, step.k) == ("fusion", 10)
     assert tensor == MergeTensor("sce", 3, (32002, 4096))
-    assert [
-        p.objective for p in programs(fusellm.plans(fusellm.PRESETS["llama2-7b"], Ask("v6e-8", preset="llama2-7b")))[1:]
-    ] == ["fusion"]
+    found = plan_of(fusellm.parts(fusellm.PRESETS["llama2-7b"]), Ask("v6e-8", preset="llama2-7b"))
+    assert [p.objective for p in programs(found)[1:]] == ["fusion"]
     recipe = tmp_path / "recipe.yml"
     recipe.write_text(json.dumps({
         "merge_method": "ties", "base_model": "llama3-8b", "parameters": {"weight": 0.5},
         "models": [{"model": "one"}, {"model": "two"}],
     }))  # fmt: skip
-    assert programs(merge.plans(merge.Settings(str(recipe)), Ask("v5e-8"))) == [MergeTensor("ties", 2, (128256, 4096))]
-    found = generate.plans(generate.Settings(model="llama3-8b", mesh_tensor=8), Ask("v5e-8"))
+    found = plan_of(merge.parts(merge.Settings(str(recipe))), Ask("v5e-8"))
+    assert programs(found) == [MergeTensor("ties", 2, (128256, 4096))]
+    found = plan_of(generate.parts(generate.Settings(model="llama3-8b", mesh_tensor=8)), Ask("v5e-8"))
     assert [p.request.mesh for p in found] == [(1, 1, 8)] * 2
 
 
@@ -125,7 +127,7 @@ def test_fusion_teachers_merges_and_samples_are_planned(tmp_path):
 def test_bad_plans_end_with_one_line(args, message, capsys, monkeypatch):
     monkeypatch.setattr(command, "check_compiler", lambda: None)
     with pytest.raises(SystemExit) as end:
-        command.run(sft.Settings, sft.main, sft.plans, presets=sft.PRESETS, description="", args=args)
+        command.run(sft.Settings, sft.main, sft.parts, presets=sft.PRESETS, description="", args=args)
     assert end.value.code == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
@@ -135,13 +137,13 @@ def test_a_slice_that_is_none_is_told_before_a_missing_compiler(capsys, monkeypa
     monkeypatch.setattr(compile.importlib.util, "find_spec", lambda name: None)
     for place, said in (("v5e-17", "no slice is called"), ("v5e-16", "libtpu")):
         with pytest.raises(SystemExit):
-            command.run(sft.Settings, sft.main, sft.plans, description="", args=["--plan", place])
+            command.run(sft.Settings, sft.main, sft.parts, description="", args=["--plan", place])
         assert said in capsys.readouterr().err
 
 
 def test_a_run_without_plan_is_a_run(monkeypatch):
     seen = []
-    command.run(sft.Settings, seen.append, sft.plans, presets=sft.PRESETS, description="", args=["--out", "x"])
+    command.run(sft.Settings, seen.append, sft.parts, presets=sft.PRESETS, description="", args=["--out", "x"])
     assert seen == [dataclasses.replace(sft.PRESETS["tiny"], out="x")]
 
 
@@ -150,5 +152,5 @@ def test_help_tells_of_plan(name, capsys):
     module = importlib.import_module(f"experiments.{name}")
     with pytest.raises(SystemExit):
         presets = getattr(module, "PRESETS", None)
-        command.run(module.Settings, module.main, module.plans, presets=presets, description="", args=["--help"])
+        command.run(module.Settings, module.main, module.parts, presets=presets, description="", args=["--help"])
     assert "--plan SLICE" in capsys.readouterr().out

@@ -11,9 +11,10 @@ from experiments import dpo, fusechat, fusellm, sft, wrpo
 from experiments import generate as generate_script
 from fusion_jax.errors import InputError
 from fusion_jax.models.parameters import check_heads
+from fusion_jax.plan import fits
 from fusion_jax.plan.models import PUBLIC
+from fusion_jax.plan.parts import plan_of
 from fusion_jax.plan.runs import Ask
-from fusion_jax.runs import fits
 from fusion_jax.sampling.generate import SampleSettings
 from fusion_jax.sampling.ids import decoding_ways
 from fusion_jax.train.settings import TrainSettings
@@ -41,15 +42,15 @@ def test_heads_that_the_devices_do_not_divide(tensor, wanted):
 
 
 @pytest.mark.parametrize(("planned", "option"), [
-    (lambda ask, t: sft.plans(sft.Settings(model="qwen2.5-7b", train=t), ask), "--train.mesh-tensor"),
-    (lambda ask, t: dpo.plans(dpo.Settings(model="qwen2.5-7b", train=t), ask), "--train.mesh-tensor"),
-    (lambda ask, t: wrpo.plans(wrpo.Settings(target="qwen2.5-7b", preference=t), ask), "--preference.mesh-tensor"),
-    (lambda ask, t: wrpo.plans(wrpo.Settings(target="qwen2.5-7b", sft=t), ask), "--sft.mesh-tensor"),
-    (lambda ask, t: wrpo.plans(wrpo.Settings(target="qwen2.5-7b", sample=SampleSettings(mesh_tensor=8)), ask),
+    (lambda ask, t: plan_of(sft.parts(sft.Settings(model="qwen2.5-7b", train=t)), ask), "--train.mesh-tensor"),
+    (lambda ask, t: plan_of(dpo.parts(dpo.Settings(model="qwen2.5-7b", train=t)), ask), "--train.mesh-tensor"),
+    (lambda ask, t: plan_of(wrpo.parts(wrpo.Settings(target="qwen2.5-7b", preference=t)), ask), "--preference.mesh-tensor"),
+    (lambda ask, t: plan_of(wrpo.parts(wrpo.Settings(target="qwen2.5-7b", sft=t)), ask), "--sft.mesh-tensor"),
+    (lambda ask, t: plan_of(wrpo.parts(wrpo.Settings(target="qwen2.5-7b", sample=SampleSettings(mesh_tensor=8))), ask),
      "--sample.mesh-tensor"),
-    (lambda ask, t: fusellm.plans(fusellm.Settings(target="qwen2.5-7b", train=t), ask), "--train.mesh-tensor"),
-    (lambda ask, t: fusechat.plans(fusechat.Settings(pivot="qwen2.5-7b", train=t), ask), "--train.mesh-tensor"),
-    (lambda ask, t: generate_script.plans(generate_script.Settings(model="qwen2.5-7b", mesh_tensor=8), ask),
+    (lambda ask, t: plan_of(fusellm.parts(fusellm.Settings(target="qwen2.5-7b", train=t)), ask), "--train.mesh-tensor"),
+    (lambda ask, t: plan_of(fusechat.parts(fusechat.Settings(pivot="qwen2.5-7b", train=t)), ask), "--train.mesh-tensor"),
+    (lambda ask, t: plan_of(generate_script.parts(generate_script.Settings(model="qwen2.5-7b", mesh_tensor=8)), ask),
      "--mesh-tensor"),
 ])  # fmt: skip
 def test_a_plan_names_the_option_that_cuts_a_head(planned, option):
@@ -60,12 +61,12 @@ def test_a_plan_names_the_option_that_cuts_a_head(planned, option):
 
 def test_a_plan_reads_teachers_on_the_mesh_of_the_run():
     train = TrainSettings(mesh_tensor=4)
-    for plans, settings in (
-        (fusellm.plans, fusellm.Settings(target="qwen2.5-7b", train=train)),
-        (fusechat.plans, fusechat.Settings(pivot="qwen2.5-7b", train=train)),
+    for parts, settings in (
+        (fusellm.parts, fusellm.Settings(target="qwen2.5-7b", train=train)),
+        (fusechat.parts, fusechat.Settings(pivot="qwen2.5-7b", train=train)),
     ):
-        assert plans(settings, Ask("v5e-64"))[0].request.mesh == (1, 16, 4)
-        assert plans(settings, Ask("v5e-64"))[0].request.program.rows == 16
+        assert plan_of(parts(settings), Ask("v5e-64"))[0].request.mesh == (1, 16, 4)
+        assert plan_of(parts(settings), Ask("v5e-64"))[0].request.program.rows == 16
 
 
 def test_rows_as_long_as_the_positions_and_one_token_more_fit(folder):

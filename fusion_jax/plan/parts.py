@@ -1,0 +1,163 @@
+"""What a run computes, listed once by its experiment: looked through before the run starts, compiled by `--plan`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, Protocol
+
+from fusion_jax.plan import fits
+from fusion_jax.plan.programs import Start
+from fusion_jax.plan.runs import Ask, Planned, generation, merging, teacher, training
+from fusion_jax.sampling.generate import SampleSettings
+from fusion_jax.train.objective import Objective
+from fusion_jax.train.settings import TrainSettings
+from fusion_jax.zoo import model_path
+
+Packing = Literal["none", "official", "reset"]
+
+
+class Part(Protocol):
+    """A part of a run."""
+
+    def check(self) -> None:
+        """Refuse what would fail when the run comes to it.
+
+        Raises:
+          InputError: the mesh, the heads or the lengths do not fit; names the option.
+        """
+
+    def plan(self, ask: Ask) -> list[Planned]:
+        """Its programs on a slice; none for a part that other programs stand for."""
+
+
+@dataclass(frozen=True)
+class Training:
+    """A stage that trains. model: the folder, which the option `named` gives; option: of the stage's settings.
+
+    tokens: of the longest row. share: of the run's records that the stage reads. start: dtype of the weights that it
+    starts from, see `plan.runs.training`. k: entries of a target.
+    """
+
+    title: str
+    model: str
+    objective: Objective
+    settings: TrainSettings
+    tokens: int
+    option: str = "--train"
+    named: str = "--target"
+    share: float = 1.0
+    packing: Packing = "none"
+    start: Start = "bfloat16"
+    k: int = 10
+
+    def check(self) -> None:
+        folder = model_path(self.model, self.named)
+        fits.check_training(self.settings, self.option, folder)
+        if not self.objective.targets:  # texts with targets are cut to what every model reads
+            fits.check_length(folder, self.tokens, "--text.tokens.max-length")
+
+    def plan(self, ask: Ask) -> list[Planned]:
+        return training(
+            self.title, self.model, self.objective, self.settings, self.tokens, _share(ask, self.share),
+            option=self.named, settings=self.option, packing=self.packing, start=self.start, k=self.k,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Responses of a model to a share of the run's records. kept: see `plan.runs.generation`. planned: whether `--plan`
+    compiles it; a run has several alike."""
+
+    title: str
+    model: str
+    settings: SampleSettings
+    option: str = "--sample.mesh-tensor"
+    named: str = "--target"
+    share: float = 1.0
+    kept: Literal["", Start] = ""
+    planned: bool = True
+
+    def check(self) -> None:
+        fits.check_sampling(self.settings.mesh_tensor, self.option, model_path(self.model, self.named))
+
+    def plan(self, ask: Ask) -> list[Planned]:
+        if not self.planned:
+            return []
+        return generation(
+            self.title, self.model, self.settings, _share(ask, self.share), option=self.named, settings=self.option,
+            kept=self.kept,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Teaching:
+    """A teacher that reads `rows` texts of `tokens` tokens at once. settings: of the training stage whose mesh it lies
+    on, or None for all devices. planned: as in `Sampling`."""
+
+    title: str
+    model: str
+    settings: TrainSettings | None
+    rows: int
+    tokens: int
+    k: int
+    option: str = "--train"
+    named: str = "--target"
+    planned: bool = True
+
+    def check(self) -> None:
+        if self.settings is not None:
+            fits.check_training(self.settings, self.option, model_path(self.model, self.named))
+
+    def plan(self, ask: Ask) -> list[Planned]:
+        if not self.planned:
+            return []
+        return teacher(
+            self.title, self.model, self.rows, self.tokens, self.k, ask, option=self.named, train=self.settings
+        )
+
+
+@dataclass(frozen=True)
+class Rewarding:
+    """A reward model that scores responses on the mesh of a training stage."""
+
+    model: str
+    settings: TrainSettings
+    option: str = "--train"
+    named: str = "--reward-model"
+
+    def check(self) -> None:
+        fits.check_reading(self.settings, self.option, model_path(self.model, self.named))
+
+    def plan(self, ask: Ask) -> list[Planned]:
+        return []
+
+
+@dataclass(frozen=True)
+class Merging:
+    """A merge of models of one architecture."""
+
+    method: str
+    models: int
+    model: str
+
+    def check(self) -> None:
+        """The recipe is checked where it is read."""
+
+    def plan(self, ask: Ask) -> list[Planned]:
+        return merging(self.method, self.models, self.model, ask)
+
+
+def check_all(parts: Sequence[Part]) -> None:
+    """Refuse the first part that would fail when the run comes to it."""
+    for part in parts:
+        part.check()
+
+
+def plan_of(parts: Sequence[Part], ask: Ask) -> list[Planned]:
+    """The programs of all parts, in order."""
+    return [program for part in parts for program in part.plan(ask)]
+
+
+def _share(ask: Ask, share: float) -> Ask:
+    return replace(ask, rows=round(ask.rows * share))

@@ -1,0 +1,154 @@
+"""How a fusion through preferences begins: prompts, and the responses of every source with rewards."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from fusion_jax.data.loaders import load_records
+from fusion_jax.data.records import OnBad, check_answers, parse_prompts, parse_responses
+from fusion_jax.jsonl import Record
+from fusion_jax.models.folder import Model
+from fusion_jax.options import File, ModelPath, Models, RewardModel
+from fusion_jax.plan import fits
+from fusion_jax.plan.parts import Part, Rewarding, Sampling
+from fusion_jax.rewards import select
+from fusion_jax.rewards.reward_model import score_responses
+from fusion_jax.rewards.verifiers import VerifierName, verifier
+from fusion_jax.runs.checks import model_name
+from fusion_jax.runs.desk import Desk
+from fusion_jax.runs.judging import EvalSet
+from fusion_jax.runs.page import JudgedSettings
+from fusion_jax.sampling.generate import SampleSettings, load_to_sample
+from fusion_jax.settings import bounded
+from fusion_jax.train.settings import TrainSettings, compute_for
+from fusion_jax.zoo import model_path
+from fusion_jax.zoo.tasks import SKILLS, mixture
+
+
+@dataclass(frozen=True)
+class SourceSettings(JudgedSettings):
+    """A target, sources that it learns from, prompts, and how responses to them are sampled and rewarded."""
+
+    target: ModelPath = "zoo:target"
+    """Model to improve: a Hugging Face folder, or zoo:NAME."""
+    sources: Models = ("zoo:llama-source", "zoo:qwen-source", "zoo:gemma-source")
+    """Models to learn from: folders, or zoo:NAME."""
+    prompts: File = ""
+    """JSON lines with "prompt" and, for a verifier, "answer"; without, the zoo's problems."""
+    prompts_per_skill: int = 160
+    """The zoo's problems of each skill to train on."""
+    responses: File = ""
+    """Ready responses of the sources, instead of sampling them."""
+    on_bad: OnBad = "error"
+    """What a broken record does: stop the run, or be left out and counted."""
+    sample: SampleSettings = SampleSettings(max_new_tokens=28, batch_size=64)
+    verifier: VerifierName = "answer"
+    """What gives rewards, unless there is a reward model."""
+    reward_model: RewardModel = ""
+    """A model with one score that gives the rewards: a folder."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        bounded(self, "prompts_per_skill", least=1)
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Sources at a desk. train: of the stage on whose mesh the reward model lies."""
+
+    settings: SourceSettings
+    desk: Desk
+    tests: EvalSet
+    train: TrainSettings
+
+    @property
+    def names(self) -> list[str]:
+        """What the sources are called."""
+        return [model_name(source) for source in self.settings.sources]
+
+    def given(self) -> list[Record]:
+        """Ready responses, where the settings name a file of them."""
+        file = self.settings.responses
+        return parse_responses(load_records(file), file=file) if file else []
+
+    def prompts(self, given: Sequence[Record]) -> list[Record]:
+        """Prompts to train on, with what the records of each know: those of a file, of ready responses, or the zoo's.
+
+        Raises:
+          InputError: a record without the answer that the verifier needs.
+        """
+        s = self.settings
+        if not (s.prompts or given):
+            return mixture(dict.fromkeys(SKILLS, s.prompts_per_skill), split="train", seed=s.seed + 1000)
+        records = parse_prompts(load_records(s.prompts), file=s.prompts) if s.prompts else given
+        if not s.reward_model:
+            cure = "Add it, for the target's responses are verified against it, or give a --reward-model"
+            check_answers(records, file=s.prompts or s.responses, cure=cure)
+        known: dict[str, Record] = {}
+        for record in records:
+            kept = record if s.prompts else ("prompt_id", "prompt", "answer", "skill")
+            known.setdefault(record["prompt_id"], {}).update({k: record[k] for k in kept if record.get(k) is not None})
+        return list(known.values())
+
+    def responses(self, prompts: Sequence[Record], given: Sequence[Record]) -> list[Record]:
+        """Every source's responses with rewards, and the sources' accuracy."""
+        s, desk = self.settings, self.desk
+        if given:
+            carried = select.carry(prompts, given, desk.counter("source responses"), file=s.responses)
+            return desk.records("responses.jsonl", lambda: self.rewarded(carried))
+        return [r for name, folder in zip(self.names, s.sources, strict=True) for r in self._of(name, folder, prompts)]
+
+    def _of(self, name: str, source: str, prompts: Sequence[Record]) -> list[Record]:
+        sample = self.settings.sample
+        model = load_to_sample(model_path(source), sample.mesh_tensor, "--sample.mesh-tensor")
+        file = f"responses/{name}.jsonl"
+        found = self.desk.records(file, lambda: self.sampled(model, name, prompts), of=["prompts.jsonl"])
+        self.desk.judge(name, model, self.tests, of=[])
+        return found
+
+    def sampled(self, model: Model, name: str, prompts: Sequence[Record]) -> list[Record]:
+        """A model's responses with rewards."""
+        return self.rewarded(self.desk.sampled(model, name, prompts, self.settings.sample))
+
+    def rewarded(self, responses: Sequence[Record]) -> list[Record]:
+        """Responses with rewards: their own, else the reward model's or, without one, the verifier's."""
+        s = self.settings
+        if not s.reward_model:
+            with self.desk.run.phase("scoring"):
+                return select.score_with(responses, verifier(s.verifier))
+        missing = [r for r in responses if r.get("reward") is None]
+        if not missing:
+            return list(responses)
+        judge = self.desk.load(s.reward_model, self.train)
+        with self.desk.run.phase("scoring"):
+            fresh = iter(score_responses(judge, missing, mesh=compute_for(self.train).mesh))
+        return [r if r.get("reward") is not None else next(fresh) for r in responses]
+
+    def check_room(self, prompts: Sequence[Record], own: Sequence[Record]) -> None:
+        """Refuse prompts that leave one of the models no room for an answer.
+
+        Args:
+          prompts: that the sources are asked, unless their responses are there. own: that the target is asked.
+        """
+        s = self.settings
+        sources = () if s.responses or not prompts else s.sources
+        for model, asked in [(s.target, own), *((source, prompts) for source in sources)]:
+            folder = model_path(model)
+            fits.check_prompts(folder, asked, s.sample.max_new_tokens, "--sample.max-new-tokens")
+            fits.check_prompts(folder, self.tests.prompts, s.eval_new_tokens, "--eval-new-tokens")
+        if s.reward_model:
+            judge, answered = model_path(s.reward_model), prompts if sources else own
+            fits.check_judged(judge, answered, s.sample.max_new_tokens, "--sample.max-new-tokens")
+
+
+def source_parts(s: SourceSettings, train: TrainSettings, option: str) -> list[Part]:
+    """What the responses of the sources take: sampling, unless they are there, and the reward model.
+
+    Args:
+      train: the stage on whose mesh the reward model lies, and the option that sets it.
+    """
+    judge = [Rewarding(s.reward_model, train, option)] if s.reward_model else []
+    asked = () if s.responses else s.sources
+    samples = [Sampling(f"sampling {m}", m, s.sample, named="--sources", planned=False) for m in asked]
+    return [*judge, *samples]
