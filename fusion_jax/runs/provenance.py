@@ -12,6 +12,7 @@ from typing import Any
 from fusion_jax.command_line import as_arguments, options_given
 from fusion_jax.markdown import markdown_table
 from fusion_jax.options import Option
+from fusion_jax.paths import write_text
 from fusion_jax.runs.opening import ELSEWHERE
 from fusion_jax.store.run_folder import REPORT, RunFolder
 from fusion_jax.store.times import Spent, times
@@ -35,7 +36,7 @@ def write_report(run: RunFolder, title: str, result: str, ran: Ran | None, parts
     """
     told = [] if ran is None else [what_was_run(run, ran)]
     text = "\n\n".join([f"# {title}", f"**{result}**" if result else "", *told, *parts])
-    run.file(REPORT).write_text(text.replace("\n\n\n\n", "\n\n") + "\n", encoding="utf-8")
+    write_text(run.file(REPORT), text.replace("\n\n\n\n", "\n\n") + "\n")
 
 
 def what_was_run(run: RunFolder, ran: Ran) -> str:
@@ -59,6 +60,7 @@ def what_was_run(run: RunFolder, ran: Ran) -> str:
 def where_the_time_went(run: RunFolder) -> list[str]:
     """What each stage took, over all starts of the run, and what kinds of work that was."""
     run.settle()
+    run.appending.flush()
     spent, together = times(run.path), Spent()
     for one in spent.values():
         together.add(one.seconds, one.phases)

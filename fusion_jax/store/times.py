@@ -16,6 +16,7 @@ from typing import Any
 from fusion_jax.errors import InputError
 from fusion_jax.fields import Fields
 from fusion_jax.json_files import parse_json
+from fusion_jax.paths import files_below, opened, stamp
 
 TIMES = "times.jsonl"  # {"stage", "step"?, "seconds", "seconds/PHASE"...}: a line for each part of a stage
 PREFIX = "seconds/"
@@ -97,9 +98,12 @@ class Spent:
 def times(folder: Path) -> dict[str, Spent]:
     """What each stage of a run took, over all starts; stages in the order in which they began."""
     spent: dict[str, Spent] = {}
-    for path in sorted(folder.rglob(TIMES), key=lambda p: (len(p.parts), p.stat().st_mtime_ns)):
+    every = [file for file in files_below(folder) if file.name == TIMES]
+    for path in sorted(every, key=lambda file: (len(file.parts), stamp(file)[-1])):
         inside = path.parent.relative_to(folder).as_posix()
-        for line in path.read_bytes().split(b"\n"):
+        with opened(path) as source:
+            lines = source.read().split(b"\n")
+        for line in lines:
             with suppress(InputError):  # a line that a kill cut short
                 values = parse_json(line)
                 record = Fields(values, path)

@@ -17,6 +17,7 @@ from typing import Any, Literal, Protocol
 
 from fusion_jax.errors import InputError, first_line
 from fusion_jax.hosts.agree import on_first
+from fusion_jax.paths import is_remote
 
 TrackerName = Literal["none", "tensorboard", "wandb"]
 TRACKERS = ("tensorboard", "wandb")  # also the folder of each in the run's
@@ -85,7 +86,7 @@ class WandB:
             name=os.environ.get("WANDB_NAME", folder.parent.name),
             id=file.read_text(encoding="utf-8").strip(),
             resume="allow",
-            dir=folder.parent,
+            dir=None if is_remote(folder) else folder.parent,
             config=dict(config),
         )
 
@@ -132,6 +133,9 @@ def tracking(name: TrackerName, folder: Path, config: Mapping[str, Any]) -> Iter
 
 def _open(name: TrackerName, folder: Path, config: Mapping[str, Any]) -> Tracker:
     if name == "tensorboard":
+        if is_remote(folder):
+            cure = "Give --track wandb, or a local --out"
+            raise InputError("TensorBoard's files are written on a disk only", field="--track", cure=cure)
         return TensorBoard(folder)
     try:
         return WandB(folder, config)
