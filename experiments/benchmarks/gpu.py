@@ -141,9 +141,11 @@ def environment(temporary: Path, wheels: Path | None) -> dict[str, str]:
         sys.path.append(folders[-1])  # the report is made here
     path = os.pathsep.join([*folders, *filter(None, [os.environ.get("PYTHONPATH")])])
     defaults = {
-        "CUDA_VISIBLE_DEVICES": "0", "XLA_PYTHON_CLIENT_MEM_FRACTION": JAX_MEMORY, "HF_HUB_OFFLINE": "1",
-        "TOKENIZERS_PARALLELISM": "false", "TF_CPP_MIN_LOG_LEVEL": "2",
+        "CUDA_VISIBLE_DEVICES": "0", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false",
+        "TF_CPP_MIN_LOG_LEVEL": "2",
     }  # fmt: skip
+    if "XLA_PYTHON_CLIENT_MEM_FRACTION" not in os.environ:  # the older name; jax refuses both together
+        defaults["XLA_CLIENT_MEM_FRACTION"] = JAX_MEMORY
     return defaults | os.environ | {"PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
 
 
