@@ -36,11 +36,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from experiments.benchmarks import gpu_report, gpu_wheels
 
+ROOT = Path(__file__).resolve().parents[2]
 Row = dict[str, Any]
 HERE = "experiments.benchmarks"
 JAX_MEMORY = "0.9"  # of the GPU; every process has it to itself
@@ -64,7 +64,7 @@ PARTS = (
     Part("parity", "gpu_parity", ("llama", "qwen3", "gemma3"), 90),
     Part("ours-sft", "gpu_ours", ("sft",), 75),
     Part("ours-wrpo", "gpu_ours", ("wrpo",), 75),
-    Part("torch-steps", "gpu_torch", ("sft", "wrpo", "distillation", "scoring"), 120, cpu=True),
+    Part("torch-steps", "gpu_torch", ("sft", "wrpo", "distillation", "scoring"), 150, cpu=True),
     Part("attention", "gpu_attention", ("causal 2048 x 64", "causal 4096 x 128"), 60),
     Part("ours-decoding", "gpu_ours", ("decoding",), 75),
     Part("ours-scoring", "gpu_ours", ("scoring",), 60),
@@ -88,7 +88,7 @@ SMALL_DEFAULT = (
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parsed(arguments)
     if options.pack:
-        gpu_wheels.pack(options.pack, ROOT / "requirements.txt", installed=options.installed)
+        gpu_wheels.pack(options.pack, ROOT / "requirements.txt", python=options.python, installed=options.installed)
         return 0
     if options.child:
         module, *names = options.child
@@ -98,7 +98,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as temporary:
         env = environment(Path(temporary), options.wheels)
         if options.store:
-            return subprocess.run([*python(), "--child", "gpu_parity", "store"], env=env, cwd=ROOT, check=False).returncode
+            command = [*python(), "--child", "gpu_parity", "store"]
+            return subprocess.run(command, env=env | {"JAX_PLATFORMS": "cpu"}, cwd=ROOT, check=False).returncode
         parts = [p for p in (SMALL_PARTS if options.small else PARTS) if chosen(p.name, options.only)]
         rows = measured(parts, out, env, options.small, time.monotonic() + options.budget)
         text = gpu_report.page(rows)
@@ -118,6 +119,7 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--small", action="store_true", help="two layers and a few tokens, for a CPU too")
     parser.add_argument("--wheels", type=Path, help="install the wheels of this folder for the run, without a network")
     parser.add_argument("--pack", type=Path, help="fill this folder with the wheels that a machine with jax lacks")
+    parser.add_argument("--python", default="3.12", help="with --pack: the version of that machine's Python")
     parser.add_argument("--installed", type=Path, help="with --pack: `pip list --format=freeze` of that machine")
     parser.add_argument("--store", action="store_true", help="write tests/golden/gpu.json on this machine's CPU")
     parser.add_argument("--child", nargs="+", help=argparse.SUPPRESS)

@@ -46,9 +46,8 @@ def compared(rows: int, tokens: int, heads: tuple[int, int], size: int) -> Itera
     """A row for each kernel; one that cannot be had here is left out with what it said."""
     dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
     rng = np.random.default_rng(0)
-    q, k, v, toward = (
-        jnp.asarray(rng.standard_normal((rows, tokens, n, size), np.float32), dtype) for n in (heads[0], *heads[1:] * 2, heads[0])
-    )  # fmt: skip
+    counts = (heads[0], heads[1], heads[1], heads[0])
+    q, k, v, toward = (jnp.asarray(rng.standard_normal((rows, tokens, n, size), np.float32), dtype) for n in counts)
     wanted: tuple[Array, ...] = ()
     for name, kernel in KERNELS.items():
         forward = jax.jit(kernel)

@@ -45,8 +45,11 @@ def jobs(small: bool) -> dict[str, Callable[[], Iterator[Row]]]:
     if not small and jax.default_backend() not in ("gpu", "cuda"):
         raise RuntimeError(f"jax computes on {jax.default_backend()} here: install jax[cuda13], or give --small")
     shape = gpu_shape.SMALL if small else gpu_shape.FULL
-    steps = {name: partial(trained, name, shape) for name in OBJECTIVES}
-    return steps | {"scoring": partial(scored, shape), "decoding": partial(decoded, shape)}
+    return {
+        **{name: partial(trained, name, shape) for name in OBJECTIVES},
+        "scoring": partial(scored, shape),
+        "decoding": partial(decoded, shape),
+    }
 
 
 def work(job: str, shape: Shape) -> Row:
@@ -137,7 +140,13 @@ def scored(shape: Shape) -> Iterator[Row]:
 def decoded(shape: Shape) -> Iterator[Row]:
     """Whole calls of `generate_ids`, prompts included."""
     config = config_from_hf(shape.model)
-    params, ids = weights(config, compute_dtype()), gpu_shape.prompts(shape).tolist()
+    once = decoding(config, shape, weights(config, compute_dtype()))
+    yield gpu_shape.timed(once, shape.steps) | work("decoding", shape) | where()
+
+
+def decoding(config: ModelConfig, shape: Shape, params: Params) -> Callable[[], float]:
+    """A function that continues all prompts and gives the log-prob of the first continuation."""
+    ids = gpu_shape.prompts(shape).tolist()
 
     def once() -> float:
         rows = generate_ids(
@@ -146,7 +155,7 @@ def decoded(shape: Shape) -> Iterator[Row]:
         assert all(len(one.ids) == shape.new for row in rows for one in row)
         return rows[0][0].logprob
 
-    yield gpu_shape.timed(once, shape.steps) | work("decoding", shape) | where()
+    return once
 
 
 def where() -> Row:

@@ -97,7 +97,8 @@ def batch_of(name: str, config: ModelConfig) -> TokenBatch:
             chosen = np.argsort(rng.random((TOKENS - 1, VOCAB)), -1)[:, :ENTRIES].astype(np.int32)
             probs = rng.dirichlet(np.ones(ENTRIES), TOKENS - 1).astype(np.float32)
             targets = Targets(chosen, probs, np.float32(1.0))
-        examples.append(Example((tuple(map(int, ids[0, : TOKENS - index])),), (2,), index, targets=_cut(targets, index)))
+        row = tuple(map(int, ids[0, : TOKENS - index]))
+        examples.append(Example((row,), (2,), index, targets=_cut(targets, index)))
     return collate(examples, buckets_of(examples))
 
 

@@ -64,7 +64,7 @@ def prompts(shape: Shape) -> np.ndarray:
 
 
 def targets(shape: Shape) -> tuple[np.ndarray, np.ndarray]:
-    """A teacher's entries for each token of `texts`: ids int32 and probabilities float32, both [rows, tokens, ENTRIES]."""
+    """A teacher's entries for each token of `texts`: ids int32 and probabilities float32, [rows, tokens, ENTRIES]."""
     rng = np.random.default_rng(1)
     size = (shape.rows, shape.tokens)
     ids = (rng.integers(0, shape.model["vocab_size"], (*size, 1)) + 31 * np.arange(ENTRIES)) % shape.model["vocab_size"]

@@ -1,5 +1,5 @@
-"""The jobs of `gpu_ours` in plain PyTorch, as one would write them there: fused attention, `torch.compile` of each block
-and of the losses, fused AdamW over float32 weights; decoding with a static cache, compiled to a CUDA graph.
+"""The jobs of `gpu_ours` in plain PyTorch, as one would write them there: fused attention, `torch.compile` of each
+block and of the head, fused AdamW over float32 weights; decoding with a static cache, compiled to a CUDA graph.
 
 A response is a row with its prompt; the head sees the tokens that are scored alone.
 """
@@ -177,8 +177,11 @@ def jobs(small: bool) -> dict[str, Callable[[], Iterator[Row]]]:
     if not small and not torch.cuda.is_available():
         raise RuntimeError("PyTorch sees no GPU here")
     shape = gpu_shape.SMALL if small else gpu_shape.FULL
-    steps = {name: partial(trained, name, shape) for name in ("sft", "wrpo", "distillation")}
-    return steps | {"scoring": partial(scored, shape), "decoding": partial(decoded, shape)}
+    return {
+        **{name: partial(trained, name, shape) for name in ("sft", "wrpo", "distillation")},
+        "scoring": partial(scored, shape),
+        "decoding": partial(decoded, shape),
+    }
 
 
 def training(job: Job) -> Callable[[], float]:
@@ -220,25 +223,30 @@ def scored(shape: Shape) -> Iterator[Row]:
 def decoded(shape: Shape) -> Iterator[Row]:
     """Greedy: the prompts are read into the caches, then a token of each row at a time."""
     fresh()
-    job = Job("decoding", shape)
-    model = job.model.to(job.model.dtype).eval()
+    yield gpu_shape.timed(decoding(Job("decoding", shape)), shape.steps) | told("decoding", shape)
+
+
+def decoding(job: Job) -> Callable[[], float]:
+    """A function that continues all prompts and gives the log-prob of the first continuation."""
+    shape, model = job.shape, job.model.to(job.model.dtype).eval()
     for block in model.blocks:
         block.keep(shape.prompts, shape.prompt + shape.new, model.dtype, job.device)
     step = decoding_step(model)
     if job.gpu:
         step = torch.compile(step, mode="reduce-overhead", fullgraph=True)
     ids = job.placed(gpu_shape.prompts(shape)).long()
+    places = torch.arange(shape.prompt, shape.prompt + shape.new - 1, device=job.device)
 
     @torch.no_grad()
     def once() -> float:
         token, total = read(model, ids)
-        for place in range(shape.prompt, shape.prompt + shape.new - 1):
-            token, logprob = (x.clone() for x in step(token, torch.tensor([place], device=job.device)))
+        for place in places.split(1):
+            token, logprob = (x.clone() for x in step(token, place))
             total = total + logprob
         job.wait()
         return float(total[0])
 
-    yield gpu_shape.timed(once, shape.steps) | told("decoding", shape)
+    return once
 
 
 def decoding_step(model: Llama) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:

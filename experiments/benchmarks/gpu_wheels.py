@@ -1,6 +1,6 @@
 """Wheels for `gpu.py` on a machine that has jax and PyTorch and no network.
 
-`pack` asks pip what the project's pinned requirements need on Python 3.12, leaves out what jax and PyTorch bring and
+`pack` asks pip what the project's pinned requirements need there, leaves out what jax and PyTorch bring and
 what the benchmark does not touch, and downloads the rest. `install` puts them into a folder of their own.
 """
 
@@ -14,17 +14,18 @@ import sys
 import tempfile
 from pathlib import Path
 
-PYTHON = "3.12"
 PLATFORMS = ("2_28", "2_27", "2_24", "2_17", "2014", "2_12", "2010", "2_5", "1")  # manylinux, of x86-64
 MOST_MB = 60
 BROUGHT = frozenset((
     "jax", "jaxlib", "ml-dtypes", "numpy", "opt-einsum", "scipy",
-    "filelock", "fsspec", "jinja2", "markupsafe", "mpmath", "networkx", "setuptools", "sympy", "torch", "typing-extensions",
+    "filelock", "fsspec", "jinja2", "markupsafe", "mpmath", "networkx", "setuptools", "sympy", "torch",
+    "typing-extensions",
 ))  # fmt: skip
 """What jax and torch come with."""
 UNUSED = frozenset((
     "chex", "datasets", "tensorflow-datasets", "hf-xet", "uvloop", "treescope", "psutil",
-    "typer", "shellingham", "click", "annotated-doc", "annotated-types", "pydantic", "pydantic-core", "typing-inspection",
+    "typer", "shellingham", "click", "annotated-doc", "annotated-types", "pydantic", "pydantic-core",
+    "typing-inspection",
 ))  # fmt: skip
 """What no part of the benchmark imports, or only where it is installed."""
 PLOTS = frozenset((
@@ -44,17 +45,18 @@ def names_in(file: Path) -> set[str]:
     return {normal(re.split(r"[\s=<>~!\[;@]", line)[0]) for line in lines if line}
 
 
-def target_options() -> list[str]:
+def target_options(python: str) -> list[str]:
     """pip's options for the other machine, whatever this one is."""
     platforms = [f"--platform=manylinux{'' if p in ('2014', '2010', '1') else '_'}{p}_x86_64" for p in PLATFORMS]
-    return ["--only-binary=:all:", f"--python-version={PYTHON}", "--implementation=cp", *platforms]
+    return ["--only-binary=:all:", f"--python-version={python}", "--implementation=cp", *platforms]
 
 
-def pack(folder: Path, requirements: Path, *, installed: Path | None = None) -> None:
+def pack(folder: Path, requirements: Path, *, python: str = "3.12", installed: Path | None = None) -> None:
     """Fill a folder with wheels, and say how large they are.
 
     Args:
-      requirements: the project's pins. installed: what the machine has besides jax and torch, see `names_in`.
+      requirements: the project's pins. python: version of the machine's, which is an x86-64 Linux. installed: what it
+        has besides jax and torch, see `names_in`.
 
     Raises:
       SystemExit: pip failed, or the wheels are larger than they may be.
@@ -62,10 +64,10 @@ def pack(folder: Path, requirements: Path, *, installed: Path | None = None) -> 
     there = BROUGHT | UNUSED | (names_in(installed) if installed else set())
     if not names_in(requirements) - there:
         raise SystemExit(f"error: nothing of {requirements} is missing there")
-    wanted = [v for v in resolved(requirements, there) if normal(v.partition("==")[0]) not in there]
+    wanted = [v for v in resolved(requirements, there, python) if normal(v.partition("==")[0]) not in there]
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    pip("download", "--no-deps", f"--dest={folder}", *target_options(), *wanted)
+    pip("download", "--no-deps", f"--dest={folder}", *target_options(python), *wanted)
     size = total(folder)
     if size > MOST_MB * 1e6:
         for wheel in folder.glob("*.whl"):
@@ -79,7 +81,7 @@ def pack(folder: Path, requirements: Path, *, installed: Path | None = None) -> 
         raise SystemExit(f"error: larger than {MOST_MB} MB. Name what the machine has with --installed")
 
 
-def resolved(requirements: Path, there: frozenset[str] | set[str]) -> list[str]:
+def resolved(requirements: Path, there: frozenset[str] | set[str], python: str) -> list[str]:
     """name==version of the pinned requirements that are not there, and of all that these need."""
     with tempfile.TemporaryDirectory() as temporary:
         pins, report = Path(temporary) / "pins.txt", Path(temporary) / "report.json"
@@ -88,7 +90,7 @@ def resolved(requirements: Path, there: frozenset[str] | set[str]) -> list[str]:
         pins.write_text("\n".join(missing), encoding="utf-8")
         pip(
             "install", "--dry-run", "--ignore-installed", f"--report={report}", f"--target={temporary}/none",
-            *target_options(), f"--requirement={pins}",
+            *target_options(python), f"--requirement={pins}",
         )  # fmt: skip
         found = json.loads(report.read_text(encoding="utf-8"))["install"]
     return [f"{one['metadata']['name']}=={one['metadata']['version']}" for one in found]

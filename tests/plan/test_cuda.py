@@ -75,8 +75,12 @@ def test_programs_of_the_plan(case):
 
 
 LOSSES = [objectives.sft()]
-LOSSES += [objectives.pair(objectives.PairSettings(loss=one)) for one in ("dpo_norm", "ipo", "ipo_mean", "simpo", "hinge")]
-LOSSES += [objectives.wrpo(objectives.WrpoSettings(loss=one)) for one in ("wrpo", "wrpo_ipo", "wrpo_simpo", "two_positives")]
+LOSSES += [
+    objectives.pair(objectives.PairSettings(loss=one)) for one in ("dpo_norm", "ipo", "ipo_mean", "simpo", "hinge")
+]
+LOSSES += [
+    objectives.wrpo(objectives.WrpoSettings(loss=one)) for one in ("wrpo", "wrpo_ipo", "wrpo_simpo", "two_positives")
+]
 
 
 @pytest.mark.parametrize("objective", LOSSES, ids=lambda objective: objective.name)
@@ -112,5 +116,5 @@ def attention(kernel):
 def test_attention_of_each_kernel():
     """Splash attention is for TPU alone, which lowering notices: so would it notice anything else."""
     assert "module @jit_" in for_cuda(attention("xla"))
-    with pytest.raises(Exception, match="(?i)pallas|mosaic|tpu|cuda|platform"):
+    with pytest.raises(Exception, match=r"(?i)pallas|mosaic|tpu|cuda|platform"):
         for_cuda(attention("splash"))
