@@ -116,5 +116,5 @@ def attention(kernel):
 def test_attention_of_each_kernel():
     """Splash attention is for TPU alone, which lowering notices: so would it notice anything else."""
     assert "module @jit_" in for_cuda(attention("xla"))
-    with pytest.raises(Exception, match=r"(?i)pallas|mosaic|tpu|cuda|platform"):
+    with pytest.raises((ValueError, AssertionError)):  # the latter by jax 0.11, without a word
         for_cuda(attention("splash"))
