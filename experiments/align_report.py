@@ -12,14 +12,10 @@ one-to-many .37, fallback .13 of the pivot's tokens, words at the start of a lin
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
 
 from fusion_jax.align.coverage import (
     AlignedText,

@@ -29,12 +29,8 @@ write stores of their own, under teachers/. To read this one in Python:
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import ClassVar, Literal
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import jax
 import numpy as np

@@ -11,12 +11,8 @@ Result: metrics.jsonl, report.md with loss, rewards, margins and accuracies, mod
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
-from pathlib import Path
 from typing import ClassVar
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from fusion_jax.data.examples import TextSettings
 from fusion_jax.data.loaders import load_records

@@ -19,14 +19,11 @@ map, rows), arms/ARM, targets/ARM, merged/METHOD (with its own report), report.m
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 
@@ -180,9 +177,9 @@ def exported(desk: Desk, arm: str, model: Model) -> None:
 def merged(s: Settings, desk: Desk, method: str, arms: Sequence[str], pivot: Path) -> None:
     """The pairwise targets merged by one method."""
     run, names = desk.run, [f"targets/{arm}" for arm in arms]
-    recipe, lap = recipe_of(s, method, [run.file(name) for name in names], pivot), run.clock(f"merging by {method}")
-    run.made_once(f"merged/{method}", lambda folder: on_first(lambda: merge(recipe, folder)), of=names)
-    lap()
+    recipe = recipe_of(s, method, [run.file(name) for name in names], pivot)
+    with run.timed(f"merging by {method}"):
+        run.made_once(f"merged/{method}", lambda folder: on_first(lambda: merge(recipe, folder)), of=names)
 
 
 def recipe_of(s: Settings, method: str, targets: Sequence[Path], pivot: Path) -> dict[str, Any]:

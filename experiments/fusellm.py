@@ -17,14 +17,11 @@ teachers/MODEL (top-k stores), aligned/SOURCE (token ranges, vocabulary map, row
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from fusion_jax.data.batches import Data
 from fusion_jax.data.documents import Document, all_scored_bytes, encode_documents, plain_examples, text_documents

@@ -10,11 +10,8 @@ reads ("prompt", "source_model", "sample", "response", and what the prompts brin
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from rich.console import Console
 
@@ -23,6 +20,7 @@ from fusion_jax.data.records import parse_prompts
 from fusion_jax.errors import InputError
 from fusion_jax.jsonl import write_jsonl
 from fusion_jax.options import File, FreeTexts, ModelPath
+from fusion_jax.paths import as_path, is_remote
 from fusion_jax.plan.command import run as run_experiment
 from fusion_jax.plan.parts import Part, Sampling
 from fusion_jax.sampling.generate import SampleSettings, load_to_sample
@@ -73,9 +71,10 @@ def main(s: Settings) -> None:
         raise InputError("give either --prompt TEXT ... or --prompts FILE", field="--prompt")
     records = load_records(s.prompts) if s.prompts else [{"prompt": p} for p in s.prompt]
     prompts = parse_prompts(records, file=s.prompts or "--prompt")
-    if s.out and Path(s.out).exists():
+    out = as_path(s.out)
+    if s.out and out.exists():
         raise InputError("exists already", file=s.out, field="--out", cure="Choose another file")
-    if s.out and not Path(s.out).parent.is_dir():
+    if s.out and not is_remote(out) and not out.parent.is_dir():
         raise InputError("its folder is not there", file=s.out, field="--out", cure="Make the folder or choose another")
     name = s.name or Path(s.model.removeprefix("zoo:")).name
     model = load_to_sample(model_path(s.model, "--model"), s.mesh_tensor, "--mesh-tensor")

@@ -10,12 +10,8 @@ are no colours. The presets read text as those of experiments/wrpo.py do; what a
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
-from pathlib import Path
 from typing import ClassVar, Literal
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from rich.console import Console
 from rich.text import Text

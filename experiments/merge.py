@@ -23,12 +23,8 @@ what was read) and merge.json; the disk has all of it before it gets its name.
 
 from __future__ import annotations
 
-import sys
 import time
 from dataclasses import dataclass
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import jax
 from rich.console import Console

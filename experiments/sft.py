@@ -9,12 +9,8 @@ Hardware: `tiny` 2 CPU cores. Result: metrics.jsonl, report.md with the loss, mo
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
-from pathlib import Path
 from typing import ClassVar
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from fusion_jax.data.examples import TextSettings
 from fusion_jax.data.loaders import load_records

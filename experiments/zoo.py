@@ -12,12 +12,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import jax
 import numpy as np
@@ -31,6 +28,7 @@ from fusion_jax.files import write_json
 from fusion_jax.models.folder import Model, load, save
 from fusion_jax.models.parameters import init_params
 from fusion_jax.options import Folder
+from fusion_jax.paths import refuse_remote
 from fusion_jax.runs.opening import open_run
 from fusion_jax.settings import bounded, seeded, to_json
 from fusion_jax.settings import run as run_experiment
@@ -76,6 +74,7 @@ def main(s: Settings) -> None:
 
 def raise_all(s: Settings, run: RunFolder) -> None:
     """Raise, save and judge every model that is asked for."""
+    refuse_remote(s.out, "--out")
     out = Path(s.out)
     out.mkdir(parents=True, exist_ok=True)
     manifest_file = out / "manifest.json"

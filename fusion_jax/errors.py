@@ -49,6 +49,10 @@ class InputError(ValueError):
         return parts, (self.problem,)
 
 
+class DiskError(InputError):
+    """The disk or the bucket, not the input, is why something could not be done; mended, the same command goes on."""
+
+
 def one_line(text: str, longest: int = LONGEST) -> str:
     """A text as a message can hold it: control characters and lone surrogates escaped, its middle left out if long.
 

@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 from fusion_jax.errors import one_line
 from fusion_jax.files import FAULTS, reason
+from fusion_jax.paths import fault_of
 
 TRACEBACK = "FUSION_JAX_TRACEBACK"  # set to 1: every failure shows where it came from
 INTERRUPTED = 130  # exit code after Ctrl-C: 128 and the number of SIGINT
@@ -69,6 +70,9 @@ def failure_of(error: BaseException, options: Sequence[str] = ()) -> Failure | N
     notes = _notes(error)
     while_ = f" while {notes[0]}" if notes else ""
     chain = list(_chain(error))
+    remote = next(filter(None, map(fault_of, chain)), None)
+    if remote is not None:
+        return Failure(f"{one_line(str(error).split('?')[0])}: {remote[0]}{while_}. {remote[1]}.", 2)
     full = next((e for e in chain if _is_full(e)), None)
     if full is not None:
         place = _place(full) or next(filter(None, map(_place, chain)), "") or "the disk"

@@ -10,20 +10,29 @@ import shutil
 import stat
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from fusion_jax.errors import InputError
+from fusion_jax import paths
+from fusion_jax.errors import DiskError, InputError
+from fusion_jax.paths import as_path
 
 
 @contextmanager
 def replacing(path: str | os.PathLike[str], *, sync: bool = True) -> Iterator[Path]:
     """A temporary path beside `path`: what was written there is put in its place at the end, or removed on an error.
 
+    For one of a bucket the temporary file is on the local disk.
+
     sync: wait until the disk has it, so that a loss of power leaves it whole or not there, too.
     """
-    target = Path(path)
+    target = as_path(path)
+    if paths.is_remote(target):
+        with paths.temporary_folder() as place:
+            yield place / target.name
+            paths.upload(place / target.name, target)
+        return
     temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")  # several hosts may share the folder
     try:
         yield temporary
@@ -42,8 +51,21 @@ def replacing(path: str | os.PathLike[str], *, sync: bool = True) -> Iterator[Pa
 @contextmanager
 def replacing_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     """A new temporary folder beside `path`, which is put in its place at the end, or removed on an error. What is at
-    `path` is replaced."""
-    target = Path(path)
+    `path` is replaced.
+
+    On a bucket, where nothing is renamed, it is `path` itself, emptied: whoever writes there begins with what does not
+    count alone, and ends with the file by which a reader knows the folder.
+    """
+    target = as_path(path)
+    if paths.is_remote(target):
+        paths.remove(target)
+        try:
+            yield target
+        except BaseException:
+            with suppress(Exception):  # what stopped the writing may stop this, too
+                paths.remove(target)
+            raise
+        return
     temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
     try:
         temporary.mkdir(parents=True)
@@ -57,10 +79,6 @@ def replacing_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
         raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-
-
-class DiskError(InputError):
-    """The disk, not the input, is why something could not be written; the same command goes on when that is mended."""
 
 
 FAULTS = {  # errno -> what is wrong, what would mend it
@@ -120,10 +138,10 @@ def writing(what: str, path: str | os.PathLike[str]) -> Iterator[None]:
     except InputError:
         raise
     except Exception as error:
-        number = fault(error)
-        if number is None:
+        number, remote = fault(error), paths.fault_of(error)
+        if number is None and remote is None:
             raise
-        problem, cure = FAULTS[number]
+        problem, cure = FAULTS[number] if number is not None else remote or ("", "")
         raise DiskError(f"{what} cannot be written: {problem}", file=path, cure=cure) from error
 
 
@@ -143,7 +161,10 @@ def regular_file(path: str | os.PathLike[str], *, cure: str = "Give a file", mis
     Raises:
       InputError: there is no such file, it is something else, or the path cannot be one.
     """
-    file = Path(path)
+    file = as_path(path)
+    if paths.is_remote(file):
+        _check_object(file, cure, missing)
+        return file
     try:
         mode = file.stat().st_mode
     except FileNotFoundError:
@@ -159,6 +180,17 @@ def regular_file(path: str | os.PathLike[str], *, cure: str = "Give a file", mis
     if not os.access(file, os.R_OK):
         raise InputError("cannot be read (no permission)", file=path, cure="Change the file's rights")
     return file
+
+
+def _check_object(file: Path, cure: str, missing: str) -> None:
+    """`regular_file` of an object of a bucket."""
+    with paths.told(file):
+        there, folder = file.exists(), file.is_dir()
+    if not there:
+        paths.check_bucket(file)
+        raise InputError("there is no such file", file=file, cure=missing)
+    if folder:
+        raise InputError("is a folder, not a file", file=file, cure=cure)
 
 
 def reason(error: OSError) -> str:

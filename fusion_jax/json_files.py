@@ -17,6 +17,7 @@ from typing import Any
 
 from fusion_jax.errors import InputError, one_line, quoted
 from fusion_jax.files import regular_file
+from fusion_jax.paths import opened, size_of
 
 DEEPEST = 100  # containers within containers
 LARGEST = 1 << 30  # bytes of a file
@@ -47,10 +48,12 @@ def read_json(
       InputError: no such file, no regular file, or what the module's text lists; names the file.
     """
     file = regular_file(path, cure=cure, missing=missing)
-    size = file.stat().st_size
+    size = size_of(file)
     if size > largest:
         raise InputError(f"is too large for such a file ({size} bytes, {largest} at most)", file=path, cure=cure)
-    return parse_json(file.read_bytes(), kind, file=path, cure=cure, lone_surrogates=lone_surrogates)
+    with opened(file) as source:
+        raw = source.read()
+    return parse_json(raw, kind, file=path, cure=cure, lone_surrogates=lone_surrogates)
 
 
 def parse_json(

@@ -12,6 +12,7 @@ from typing import Any
 from fusion_jax import arguments
 from fusion_jax.files import regular_file, replacing
 from fusion_jax.json_files import parse_json
+from fusion_jax.paths import opened
 
 Record = dict[str, Any]
 _LINE = "Correct or remove the line; write one {...} a line"
@@ -38,7 +39,7 @@ def read_jsonl(path: str | os.PathLike[str]) -> Records:
     """
     records: list[Record] = []
     numbers: list[int] = []
-    with open(regular_file(path, cure="Give a .jsonl file"), "rb") as lines:
+    with opened(regular_file(path, cure="Give a .jsonl file")) as lines:
         for number, line in enumerate(lines, 1):
             if number == 1:
                 line = line.removeprefix(codecs.BOM_UTF8)

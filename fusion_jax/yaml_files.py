@@ -13,6 +13,7 @@ import yaml
 
 from fusion_jax.errors import InputError, one_line
 from fusion_jax.files import regular_file
+from fusion_jax.paths import size_of
 
 LARGEST = 1 << 19  # bytes of a file
 NODES = 100_000  # values, with aliases written out
@@ -31,7 +32,7 @@ def read_yaml(path: Path, kind: str, *, several: str | None = None) -> Any:
         YAML that makes Python objects, more than the module's bounds.
     """
     file = regular_file(path, missing=f"Check the {kind}'s path", cure=f"Give the YAML file of the {kind}")
-    if (size := file.stat().st_size) > LARGEST:
+    if (size := size_of(file)) > LARGEST:
         raise InputError(f"is too large for a {kind} ({size} bytes, {LARGEST} at most)", file=path, cure="Shorten it")
     try:
         text = file.read_bytes().decode("utf-8-sig")

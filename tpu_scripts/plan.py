@@ -12,12 +12,8 @@ compiles (minutes each). Experiments plan what they would run by --plan SLICE.
 from __future__ import annotations
 
 import itertools
-import sys
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Annotated, Literal
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from rich.console import Console
 

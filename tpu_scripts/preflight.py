@@ -16,7 +16,6 @@ import json
 import os
 import platform
 import statistics
-import sys
 import threading
 import time
 import uuid
@@ -25,8 +24,6 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import jax
 import numpy as np

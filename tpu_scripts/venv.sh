@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Makes .venv beside the sources: Python 3.11 or newer, requirements.txt, and jax's build for tpu, cuda12 or cuda13.
+# Makes .venv beside the sources: Python 3.11 or newer, requirements.txt, this repository in place, and jax's build for
+# tpu, cuda12 or cuda13.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -31,4 +32,4 @@ if [[ ! -x .venv/bin/python ]]; then
   fi
 fi
 # The pins of requirements.txt decide the versions.
-.venv/bin/python -m pip install -q -r requirements.txt "${packages[@]}"
+.venv/bin/python -m pip install -q -r requirements.txt -e . "${packages[@]}"

@@ -10,8 +10,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-
 LONG = 20.0  # seconds
 
 

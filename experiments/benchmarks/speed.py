@@ -20,8 +20,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-
 from experiments.benchmarks.contenders import CONTENDERS
 from fusion_jax.errors import InputError
 from fusion_jax.markdown import markdown_table

@@ -16,7 +16,6 @@ onto a small vocabulary. Result: tables, JSON in --out.
 from __future__ import annotations
 
 import json
-import sys
 import time
 import unicodedata
 from collections.abc import Iterator, Sequence
@@ -24,8 +23,6 @@ from dataclasses import dataclass
 from itertools import permutations
 from pathlib import Path
 from typing import Any
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import numpy as np
 

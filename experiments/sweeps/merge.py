@@ -11,14 +11,10 @@ with --resume goes on.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-
 
 from fusion_jax.data.loaders import load_records
 from fusion_jax.data.records import parse_prompts

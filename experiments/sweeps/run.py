@@ -39,8 +39,6 @@ from pathlib import Path
 from queue import Queue
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-
 from experiments.sweeps.files import Cell, Sweep, read_sweep
 from experiments.sweeps.report import write_report
 from fusion_jax.errors import InputError
@@ -49,6 +47,7 @@ from fusion_jax.hosts.signals import PREEMPTED
 from fusion_jax.json_files import RESTORE, read_json
 from fusion_jax.jsonl import Record
 from fusion_jax.options import Files, Folder, Positional
+from fusion_jax.paths import refuse_remote
 from fusion_jax.runs.opening import check_finished, check_settings, finished
 from fusion_jax.settings import bounded, seeded
 from fusion_jax.settings import run as run_experiment
@@ -122,6 +121,7 @@ def main(s: Settings) -> None:
     if not s.sweeps:
         cure = "Give a YAML file, such as experiments/sweeps/wrpo/alpha.yaml"
         raise InputError("is missing", field="sweeps", cure=cure)
+    refuse_remote(s.out, "--out")
     slots = device_slots(s, os.environ)
     sweeps = [read_sweep(Path(file)) for file in s.sweeps]
     places: dict[Path, list[Job]] = {}

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal, NamedTuple, get_args
 
 import numpy as np
@@ -20,6 +19,7 @@ from fusion_jax.align.sequences import Alignment, Variant, align, byte_offsets
 from fusion_jax.align.views import Pieces, TokenizerView, by_bytes, fingerprint
 from fusion_jax.data.documents import TeacherRow
 from fusion_jax.errors import InputError
+from fusion_jax.paths import as_path
 from fusion_jax.store.parts import Arrays, Job, Part, Stored, digest, make_parts
 
 Method = Literal["fusellm", "chat_v1", "chat_v2", "byte_offsets"]
@@ -93,7 +93,7 @@ def align_corpus(
         "stage": "ranges", "format": FORMAT, **_sides(pivot, source, bytewise), "variant": variant,
         "inputs": digest(a for i in range(len(records)) for t in items(range(i, i + 1)) for a in t),
     }  # fmt: skip
-    job = Job(Path(folder), made_of, len(records), part_size)
+    job = Job(as_path(folder), made_of, len(records), part_size)
     make_parts(job, _Ranges(pivot, source, variant, "bytes" if bytewise else "raw"), items, workers, progress)
     return Stored(job, _read_ranges)
 
@@ -138,7 +138,7 @@ def align_rows(
         "counts": None if counts is None else digest(counts),
         "inputs": digest(a for i in range(len(records)) for row in items(range(i, i + 1)) for a in row),
     }  # fmt: skip
-    job = Job(Path(folder), made_of, len(records), part_size)
+    job = Job(as_path(folder), made_of, len(records), part_size)
     make_parts(job, _Moves(rules, raw or rules.variant == "chat_v1"), items, workers, progress)
     return Stored(job, _read_rows)
 

@@ -18,6 +18,7 @@ from fusion_jax.errors import InputError, first_line, one_line, quoted
 from fusion_jax.files import regular_file, replacing
 from fusion_jax.json_files import parse_json, read_json
 from fusion_jax.jsonl import Record, Records, numbered, read_jsonl
+from fusion_jax.paths import Fetched, as_path, check_bucket, is_remote, opened
 
 PACKED = {
     **dict.fromkeys((".gz", ".tgz"), "Unpack it first with gunzip"),
@@ -40,8 +41,9 @@ def load_records(source: str, *, split: str = "train") -> list[Record]:
     if source.startswith("hf:"):
         name, _, named_split = source[3:].partition(":")
         return _from_hub(name, named_split or split)
-    path = Path(source)
-    if os.path.isdir(path):  # of an impossible path it is False, and the file's reader says why
+    path = as_path(source)
+    check_bucket(path)
+    if path.is_dir() if is_remote(path) else os.path.isdir(path):  # of an impossible path False; its reader says why
         return _from_datasets_folder(path, split)
     if path.suffix == ".array_record":
         return list(ArrayRecords(path))
@@ -67,7 +69,8 @@ def load_texts(source: str) -> list[str]:
 
 
 def _lines(source: str) -> list[str]:
-    raw = regular_file(source, cure="Give a text file").read_bytes()
+    with opened(regular_file(source, cure="Give a text file")) as file:
+        raw = file.read()
     try:
         whole = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -89,7 +92,7 @@ def _check_kind(path: Path) -> None:
 
 
 def _from_json(path: Path) -> list[Record]:
-    with open(regular_file(path, cure="Give a .json file"), "rb") as file:
+    with opened(regular_file(path, cure="Give a .json file")) as file:
         if file.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"{":
             return _from_lines_or_object(path)
     cure = "Correct it, or use JSON lines (.jsonl)"
@@ -132,7 +135,8 @@ def _from_datasets_folder(path: Path, split: str) -> list[Record]:
     import datasets
 
     try:
-        found = datasets.load_from_disk(str(path))
+        copy = Fetched(path)  # as long as its rows are read
+        found = datasets.load_from_disk(str(copy.path))
     except Exception as error:  # json, pyarrow, key and type errors: one for each kind of damage
         raise _broken_folder(path, error) from None
     if isinstance(found, datasets.DatasetDict):
@@ -195,7 +199,8 @@ class ArrayRecords(Sequence[Record]):
 
         self._path = regular_file(path, cure="Give an .array_record file")
         try:
-            self._source = ArrayRecordDataSource([os.fspath(path)])
+            self._copy = Fetched(self._path)
+            self._source = ArrayRecordDataSource([os.fspath(self._copy.path)])
         except (RuntimeError, ValueError) as error:
             raise self._broken(error) from None
 

@@ -36,6 +36,7 @@ from fusion_jax.models.safetensors_io import (
 )
 from fusion_jax.models.tokenizers import check_fits, load_tokenizer, read_settings, save_tokenizer, tokenizer_of
 from fusion_jax.models.weights import check_weights, planned_tensors, read_params
+from fusion_jax.paths import as_path, write_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -75,7 +76,7 @@ class Model:
 
 def check_folder(path: str | os.PathLike[str]) -> ModelConfig:
     """What `load` would refuse by config.json and the files' headers, at little cost; the config of a good folder."""
-    return _opened(Path(path))[1]
+    return _opened(as_path(path))[1]
 
 
 def _opened(folder: Path) -> tuple[dict[str, Any], ModelConfig, dict[str, TensorEntry], list[HfTensor]]:
@@ -110,7 +111,7 @@ def load(path: str | os.PathLike[str], *, dtype: Any = None, mesh: Mesh | None =
       InputError: a missing or broken file, an unknown architecture, a missing, extra or misshapen weight, a tokenizer
         with more entries than the embedding; names the file and the tensor.
     """
-    folder = Path(path)
+    folder = as_path(path)
     values, config, entries, tensors = _opened(folder)
     file_dtype = metadata_dtype({t.name: entries[t.name] for t in tensors})
     generation = read_generation(folder, config.vocab_size)
@@ -141,7 +142,7 @@ def save(
     Raises:
       InputError: the folder exists (without `overwrite`). Nothing is left behind when writing fails.
     """
-    folder, name = Path(path), dtype or model.file_dtype
+    folder, name = as_path(path), dtype or model.file_dtype
     if NAMES.get(jnp.dtype(name)) not in DTYPES:
         raise InputError(f"weights cannot be saved as {name}", field="dtype", cure="Use float32, bfloat16 or float16")
     on_first(lambda: _check_free(folder, overwrite))
@@ -170,12 +171,11 @@ def _write_settings(model: Model, folder: Path, dtype: str) -> None:
     if not values or config_from_hf(values) != model.config:
         values = {**{k: v for k, v in values.items() if k.endswith("_token_id")}, **config_to_hf(model.config)}
     values = with_both_forms(values) | {"dtype": dtype, "torch_dtype": dtype}  # the name before transformers 4.56
-    (folder / "config.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
     if model.generation:
-        text = json.dumps(model.generation, indent=2) + "\n"
-        (folder / "generation_config.json").write_text(text, encoding="utf-8")
+        write_text(folder / "generation_config.json", json.dumps(model.generation, indent=2) + "\n")
     if model.tokenizer is not None:
         save_tokenizer(model.tokenizer, folder, model.tokenizer_config)
+    write_text(folder / "config.json", json.dumps(values, indent=2) + "\n")  # last: on a bucket it makes the folder one
 
 
 def logits(model: Model, tokens: Array, lengths: Array | None = None) -> Array:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from fusion_jax.files import reason
 from fusion_jax.json_files import read_json
 from fusion_jax.models.families.common import check_token_ids
 from fusion_jax.models.safetensors_io import GGUF_CURE
+from fusion_jax.paths import check_bucket, exists, listed
 
 GENERATION = "generation_config.json"
 
@@ -24,7 +24,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     """
     check_directory(folder)
     file = folder / "config.json"
-    if not os.path.lexists(file):
+    if not exists(file):
         raise _no_config(folder)
     config: dict[str, Any] = read_json(file)
     if config.get("quantization_config") is not None:
@@ -43,7 +43,7 @@ def read_generation(folder: Path, vocabulary: int) -> dict[str, Any]:
       InputError: not a JSON object, or a field of another type or out of range; names the field.
     """
     file = folder / GENERATION
-    if not os.path.lexists(file):
+    if not exists(file):
         return {}
     fields = Fields(read_json(file), file)
     check_token_ids(fields, vocabulary, ends=True)
@@ -65,8 +65,11 @@ def check_directory(path: Path, field: str | None = None) -> None:
     if field is not None:
         cure = "Give a Hugging Face folder or zoo:NAME"
     try:
-        os.listdir(path)
+        listed(path)
+    except InputError:
+        raise
     except FileNotFoundError:
+        check_bucket(path, field)
         raise InputError("there is no such folder", file=path, field=field, cure=cure) from None
     except NotADirectoryError:
         if str(path).lower().endswith(".gguf"):
@@ -79,7 +82,7 @@ def check_directory(path: Path, field: str | None = None) -> None:
 
 
 def _no_config(folder: Path) -> InputError:
-    names = sorted(os.listdir(folder))
+    names = listed(folder)
     gguf = [name for name in names if name.lower().endswith(".gguf")]
     if gguf:
         return InputError(f"holds a GGUF file ({gguf[0]}), which is not read", file=folder, cure=GGUF_CURE)

@@ -7,10 +7,9 @@ header's rules are those of `safetensors_header`.
 from __future__ import annotations
 
 import json
-import os
 import struct
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from fusion_jax.errors import InputError, quoted
 from fusion_jax.files import regular_file, replacing
 from fusion_jax.json_files import CURE, read_json
 from fusion_jax.models.safetensors_header import BITS, LARGEST, parse_header
+from fusion_jax.paths import exists, is_remote, listed, read_range, size_of, write_text
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -55,12 +55,17 @@ class TensorEntry:
             raise InputError(f"has dtype {self.stored}", file=self.file, field=name, cure=cure)
 
     def read(self, index: tuple[slice, ...] = ()) -> np.ndarray:
-        """The tensor or a slice of it; only the pages of the slice are read."""
-        return np.array(self.mapped()[index])
+        """The tensor or a slice of it; only the slice's pages are read or, from a bucket, the rows that it is in."""
+        if not (is_remote(self.file) and index and 0 not in self.shape):
+            return np.array(self.mapped()[index])
+        first, last, _ = index[0].indices(self.shape[0])
+        row = self.nbytes // self.shape[0]
+        some = replace(self, start=self.start + first * row, shape=(last - first, *self.shape[1:]))
+        return np.array(some.mapped()[(slice(None), *index[1:])])
 
     def read_into(self, out: np.ndarray) -> None:
         """The whole tensor into an array of its shape, cast where the dtype is another; contiguous where it is not."""
-        if out.dtype != self.dtype:
+        if out.dtype != self.dtype or is_remote(self.file):
             out[...] = self.mapped()
             return
         with open(self.file, "rb", buffering=0) as source:
@@ -73,11 +78,16 @@ class TensorEntry:
                 rest = rest[count:]
 
     def mapped(self) -> np.ndarray:
-        """The tensor as the file's own pages, read-only."""
+        """The tensor as the file's own pages, read-only; fetched, where the file is on a bucket."""
         if 0 in self.shape:
             return np.zeros(self.shape, self.dtype)
         if not self.dtype.itemsize:
             raise InputError(f"numbers of dtype {self.stored} are not read", file=self.file)
+        if is_remote(self.file):
+            raw = read_range(self.file, self.start, self.start + self.nbytes)
+            if len(raw) != self.nbytes:
+                raise InputError("was cut short while it was read", file=self.file, cure="Copy the file again")
+            return np.frombuffer(raw, self.dtype).reshape(self.shape)
         return np.memmap(self.file, self.dtype, "r", offset=self.start, shape=self.shape)
 
 
@@ -87,14 +97,13 @@ def read_header(file: Path) -> dict[str, TensorEntry]:
     Raises:
       InputError: no regular file, a broken header, or a file that is cut short; names file and tensor.
     """
-    size = regular_file(file).stat().st_size
-    with open(file, "rb") as source:
-        prefix = source.read(8)
-        length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
-        if not 0 < length <= min(LARGEST, size - 8):
-            raise InputError("is not a whole safetensors file (its header does not fit)", file=file, cure=CURE)
-        raw = source.read(length)
+    size = size_of(regular_file(file))
+    prefix = read_range(file, 0, min(8, size))
+    length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
+    if not 0 < length <= min(LARGEST, size - 8):
+        raise InputError("is not a whole safetensors file (its header does not fit)", file=file, cure=CURE)
     first = 8 + length
+    raw = read_range(file, 8, first)
     return {
         name: TensorEntry(file, first + one.start, BITS[one.dtype][1], one.shape, one.dtype)
         for name, one in parse_header(raw, size - first, file).items()
@@ -112,8 +121,8 @@ def open_folder(folder: Path) -> dict[str, TensorEntry]:
         file does not hold; a tensor in two of the files.
     """
     single, index = folder / SINGLE, folder / INDEX
-    alone = os.path.lexists(single)
-    if not os.path.lexists(index):
+    alone = exists(single)
+    if not exists(index):
         if not alone:
             raise _no_weights(folder)
         return read_header(single)
@@ -166,7 +175,7 @@ def _indexed(folder: Path, weight_map: Mapping[str, str], files: Sequence[str]) 
 
 def _no_weights(folder: Path) -> InputError:
     """What a folder without safetensors holds instead, and what to do about it."""
-    names = sorted(path.name for path in folder.iterdir())
+    names = listed(folder)
     gguf = [name for name in names if name.lower().endswith(".gguf")]
     if gguf:
         return InputError(f"holds a GGUF file ({gguf[0]}), which is not read", file=folder, cure=GGUF_CURE)
@@ -240,7 +249,7 @@ def write_index(folder: Path, shards: Sequence[Shard]) -> None:
         total = sum(t.nbytes for shard in shards for t in shard.tensors)
         weight_map = {t.name: shard.file for shard in shards for t in shard.tensors}
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
-        (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+        write_text(folder / INDEX, json.dumps(index, indent=2) + "\n")
 
 
 def write_shard(folder: Path, shard: Shard, *, sync: bool = True) -> None:

@@ -23,6 +23,7 @@ from fusion_jax.files import regular_file, write_json
 from fusion_jax.json_files import read_json
 from fusion_jax.models.families.common import VOCABULARY
 from fusion_jax.models.json_files import check_directory
+from fusion_jax.paths import Fetched, as_path, exists, is_remote, staged, write_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -44,7 +45,7 @@ def tokenizer_of(path: str | os.PathLike[str], option: str | None = None) -> Pre
     Raises:
       InputError: no such folder, or `load_tokenizer` finds none; names the folder.
     """
-    check_directory(Path(path), option or "tokenizer")
+    check_directory(as_path(path), option or "tokenizer")
     tokenizer = load_tokenizer(path)
     if tokenizer is None:
         raise InputError("holds no tokenizer", file=path, field=option, cure="Add the folder's tokenizer.json")
@@ -57,7 +58,17 @@ def load_tokenizer(path: str | os.PathLike[str]) -> PreTrainedTokenizerBase | No
     Raises:
       InputError: a file of the tokenizer that is broken, names the folder and what is wrong.
     """
-    folder = Path(path)
+    folder = as_path(path)
+    if not is_remote(folder):
+        return _from_folder(folder)
+    with Fetched(folder, FILES) as here:
+        tokenizer = _from_folder(here)
+    if tokenizer is not None:
+        tokenizer.name_or_path = str(folder)
+    return tokenizer
+
+
+def _from_folder(folder: Path) -> PreTrainedTokenizerBase | None:
     there = [name for name in FILES if os.path.lexists(folder / name)]
     if not any(name in (*VOCABULARIES, CONFIG) for name in there):
         return None
@@ -162,9 +173,9 @@ def read_settings(folder: Path) -> dict[str, Any]:
       InputError: a field of another type; names file and field.
     """
     for name in (SPECIAL, ADDED):
-        if os.path.lexists(folder / name):
+        if exists(folder / name):
             _check_small(Fields(read_json(folder / name, cure=CURE), folder / name, cure=CURE), ids=name == ADDED)
-    if not os.path.lexists(folder / CONFIG):
+    if not exists(folder / CONFIG):
         return {}
     fields = Fields(read_json(folder / CONFIG, cure=CURE), folder / CONFIG, cure=CURE)
     for key in fields.values:
@@ -253,6 +264,11 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path, given: Mapp
       given: tokenizer_config.json of the folder that the tokenizer was read from: its class stays, and so do settings
         that transformers 5 leaves out. Empty where there is none.
     """
+    with staged(folder) as here:
+        _save(tokenizer, here, given)
+
+
+def _save(tokenizer: PreTrainedTokenizerBase, folder: Path, given: Mapping[str, Any]) -> None:
     tokenizer.save_pretrained(folder)
     written = read_json(folder / CONFIG)
     kept = {key: value for key, value in given.items() if key not in ("chat_template", "auto_map", *written)}
@@ -263,7 +279,7 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path, given: Mapp
         decoder = sorted(tokenizer.added_tokens_decoder.items())
         settings["added_tokens_decoder"] = {str(i): {f: getattr(t, f) for f in flags} for i, t in decoder}
     text = json.dumps(portable(settings), indent=2, sort_keys=True, ensure_ascii=False)
-    (folder / CONFIG).write_text(text + "\n", encoding="utf-8")
+    write_text(folder / CONFIG, text + "\n")
 
 
 def portable(settings: Mapping[str, Any]) -> dict[str, Any]:

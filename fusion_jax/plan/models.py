@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import Any
 
 from fusion_jax.errors import InputError
 from fusion_jax.models.json_files import read_config
+from fusion_jax.paths import as_path
 
 _LLAMA3 = {
     "model_type": "llama", "vocab_size": 128256, "hidden_size": 4096, "intermediate_size": 14336,
@@ -56,9 +56,9 @@ def config_named(name: str | os.PathLike[str], option: str | None = None) -> dic
     """
     if str(name) in PUBLIC:
         return PUBLIC[str(name)]
-    if not Path(name).is_dir():
+    if not as_path(name).is_dir():
         raise InputError(
             "is neither a folder nor a known model", file=name, field=option,
             cure=f"Give a folder with a config.json, or one of {', '.join(PUBLIC)}",
         )  # fmt: skip
-    return read_config(Path(name))
+    return read_config(as_path(name))

@@ -9,6 +9,7 @@ from fusion_jax.data.examples import NOTHING_LEFT, SAME_TOKENS, TEXT_LOST
 from fusion_jax.errors import InputError
 from fusion_jax.hosts.agree import first_host
 from fusion_jax.markdown import markdown_table
+from fusion_jax.paths import write_text
 from fusion_jax.store.run_folder import REPORT, RunFolder
 from fusion_jax.train.settings import TrainSettings
 
@@ -34,7 +35,7 @@ def check_enough(
     if examples >= settings.batch_size:
         return
     if counts and first_host():
-        run.file(REPORT).write_text(f"# Too few examples for {option}\n\n{counts_table(counts)}\n", encoding="utf-8")
+        write_text(run.file(REPORT), f"# Too few examples for {option}\n\n{counts_table(counts)}\n")
     listed = {stage: ", ".join(f"{what} {n}" for what, n in c.items() if n) for stage, c in counts.items()}
     before = "; ".join(f"{stage}: {what}" for stage, what in listed.items() if what)
     before = f" ({before})" if before else ""

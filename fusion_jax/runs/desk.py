@@ -100,7 +100,8 @@ class Desk:
 
     def load(self, name: str, settings: TrainSettings) -> Model:
         """A model on the mesh of a stage."""
-        return load(model_path(name), mesh=compute_for(settings).mesh)
+        with self.run.phase("loading"):
+            return load(model_path(name), mesh=compute_for(settings).mesh)
 
     def target(self, name: str, settings: TrainSettings, tests: EvalSet, *, learnt: Sequence[str]) -> Model:
         """The model to improve on the mesh of a stage, judged before it learns from the prompts `learnt`."""
@@ -120,7 +121,7 @@ class Desk:
 
     def sampled(self, model: Model, name: str, prompts: Sequence[Record], how: SampleSettings) -> list[Record]:
         """Responses of one model, with progress on the screen."""
-        with self.run.console.status(f"  sampling {name}") as status:
+        with self.run.console.status(f"  sampling {name}") as status, self.run.phase("sampling"):
             return sample_responses(
                 model, name, prompts, how, seed=self.seed,
                 progress=lambda done: status.update(f"  sampling {name}: {done} of {len(prompts)} prompts"),
@@ -178,7 +179,8 @@ class Desk:
 
     def export(self, model: Model, *, of: Sequence[str] | None = None) -> None:
         """The run's result, a Hugging Face folder."""
-        self.run.made_once("model", lambda folder: save(model, folder), of=of)
+        with self.run.phase("saving"):
+            self.run.made_once("model", lambda folder: save(model, folder), of=of)
 
     def measures(self) -> Measures:
         """The accuracy of every judged model."""

@@ -97,7 +97,8 @@ class Fusing:
 
     def load(self, folder: Path) -> Model:
         """A model on the mesh of training."""
-        return load(folder, mesh=compute_for(self.train).mesh)
+        with self.desk.run.phase("loading"):
+            return load(folder, mesh=compute_for(self.train).mesh)
 
     def measure(self, name: str, model: Model, *, answers: str = "", reader: str = "") -> None:
         """Bits per byte of the held-out documents and accuracy on the test prompts, where there are any.
@@ -109,7 +110,9 @@ class Fusing:
         documents = self.held.documents.get(reader or next(iter(self.folders)), ())
         if documents:
             compute = compute_for(self.train)
-            found["bits per byte"] = surprise(model, documents, max_length=self.limit, compute=compute).bits_per_byte
+            with self.desk.run.phase("judging"):
+                read = surprise(model, documents, max_length=self.limit, compute=compute)
+            found["bits per byte"] = read.bits_per_byte
         for row in judged(self.desk.run, answers or name, model, self.held.tests):
             found["accuracy" if row["skill"] == "all" else row["skill"]] = row["accuracy"]
         self.measures[name] = found
@@ -118,14 +121,11 @@ class Fusing:
         """Measure a model and have it read its documents; it is let go with the call."""
         run, model = self.desk.run, self.load(self.folders[name])
         self.measure(name, model, reader=name)
-        lap = run.clock(f"reading {name}")
-        with doing(f"reading {name}"):
-            found = read_documents(
+        with doing(f"reading {name}"), run.timed(f"reading {name}"):
+            return read_documents(
                 run.sub("teachers").file(name), name, model, documents, k=self.settings.k, max_length=self.limit,
                 compute=compute_for(self.train), batch_size=self.settings.teacher_batch, progress=run.progress,
             )  # fmt: skip
-        lap()
-        return found
 
     def trained(
         self,
@@ -149,9 +149,10 @@ class Fusing:
         opinions = [own_opinions(pivot, arm.fusion)]
         for source in arm.sources:
             folder = run.sub("aligned").file(source)
-            views, rules = source_opinions(
-                folder, pivot, readings[source], arm.align, arm.fusion, whole=whole, progress=run.progress
-            )
+            with run.timed(f"aligning {source}"):
+                views, rules = source_opinions(
+                    folder, pivot, readings[source], arm.align, arm.fusion, whole=whole, progress=run.progress
+                )
             opinions.append(views)
             self.coverage.append({"arm": name, "source": source, **rules})
         rows, drops = fusion_rows(pivot.texts, opinions)

@@ -38,10 +38,11 @@ def judged(
         return []
 
     def graded() -> list[Record]:
-        return evaluate(
-            name, model, tests.prompts, max_new_tokens=tests.new_tokens, verifier=verifier(tests.verifier),
-            chat=tests.chat,
-        )[1]  # fmt: skip
+        with run.phase("judging"):
+            return evaluate(
+                name, model, tests.prompts, max_new_tokens=tests.new_tokens, verifier=verifier(tests.verifier),
+                chat=tests.chat,
+            )[1]  # fmt: skip
 
     return by_skill(name, run.stage(f"answers/{name}.jsonl", graded, of=of, leaf=True))
 

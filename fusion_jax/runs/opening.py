@@ -21,6 +21,7 @@ from fusion_jax.failures import NothingToDo
 from fusion_jax.files import write_json
 from fusion_jax.hosts.agree import agreed, first_host, on_first, seen
 from fusion_jax.json_files import RESTORE, read_json
+from fusion_jax.paths import as_path, check_bucket, files_below, is_remote, listed
 from fusion_jax.store import manifest
 from fusion_jax.store.lock import acquire, is_trace, sweep
 from fusion_jax.store.manifest import Manifests
@@ -29,13 +30,15 @@ from fusion_jax.store.run_folder import CONFIG, FINAL, FINISHED, REPORT, RUN, Ru
 if TYPE_CHECKING:
     from rich.console import Console
 
+ELSEWHERE = ("out", "resume", "hosts", "track")  # where a run lies, is computed and is shown is no setting of it
+
 
 def open_run(out: str | os.PathLike[str], config: dict[str, Any], *, resume: bool) -> RunFolder:
     """Make or reopen a run folder; use it in a `with` statement.
 
     Args:
       config: every setting, resolved; compared with the folder's own on resume, but for what says where it runs
-        (`out`, `resume`, hosts and mesh).
+        and is shown (`out`, `resume`, hosts, mesh, `track`).
       resume: go on with a run that is there; where there is none, start it.
 
     Raises:
@@ -46,12 +49,9 @@ def open_run(out: str | os.PathLike[str], config: dict[str, Any], *, resume: boo
     """
     from rich.console import Console
 
-    if "://" in os.fspath(out):
-        raise InputError(
-            "a run's files need a file system", file=out, field="--out",
-            cure="Give a folder that all hosts see (a bucket: mounted with gcsfuse --rename-dir-limit 100000)",
-        )  # fmt: skip
-    path, console = Path(out), Console(quiet=not first_host())
+    path, console = as_path(out), Console(quiet=not first_host())
+    if "://" in os.fspath(out) and not is_remote(out):
+        raise InputError("is no place for a run", file=out, field="--out", cure="Give a folder, or gs://BUCKET/FOLDER")
     kept = _kept(config)
     opened: list[RunFolder | None] = [None]
     on_first(lambda: opened.append(_open(path, kept, console, resume=resume)))
@@ -65,16 +65,18 @@ def open_run(out: str | os.PathLike[str], config: dict[str, Any], *, resume: boo
 
 def _open(path: Path, kept: dict[str, Any], console: Console, *, resume: bool) -> RunFolder | None:
     """The first host's part of `open_run`; None: the run is finished, and nothing is to be done."""
+    check_bucket(path, "--out")
     if path.exists() and not path.is_dir():
         raise InputError("is a file, not a folder", file=path, field="--out", cure="Choose another --out")
-    names = [p.name for p in path.iterdir() if not is_trace(p.name)] if path.exists() else []
+    names = [name for name in listed(path) if not is_trace(name)] if path.exists() else []
     if names and not (path / CONFIG).exists():
         raise InputError("holds files but no run", file=path, field="--out", cure="Choose an empty or new folder")
     if names and finished(path):
         _check_same(path, kept, resume=resume)
         check_finished(path)
         return None
-    made = tuple(reversed([p for p in (path, *path.parents) if not p.exists()]))
+    above = () if is_remote(path) else path.parents  # a bucket has no folders to make
+    made = tuple(reversed([p for p in (path, *above) if not p.exists()]))
     path.mkdir(parents=True, exist_ok=True)
     lock = acquire(path)  # before this nothing is ours to remove
     try:
@@ -141,7 +143,7 @@ def _inputs(kept: dict[str, Any]) -> dict[str, str]:
     out = {"settings": manifest.digest({"": json.dumps(_comparable(kept), sort_keys=True)})}
     for name, value in _texts(kept):
         with suppress(OSError, ValueError):
-            found = manifest.signature(Path(value)) if value else None
+            found = manifest.signature(as_path(value)) if value else None
             if found:
                 out[f"{value} (--{name.replace('_', '-')})"] = found
     return out
@@ -170,11 +172,11 @@ def _made_nothing(path: Path, kept: dict[str, Any]) -> bool:
     """Whether a run of this experiment stopped before its first file, for instance at a wrong path in its settings."""
     before = read_json(path / CONFIG, cure=RESTORE)
     ours = isinstance(before, dict) and before.keys() == kept.keys()
-    return ours and not any(kept_file(file, path) for file in path.rglob("*"))
+    return ours and not any(kept_file(file, path) for file in files_below(path))
 
 
 def _kept(config: dict[str, Any]) -> dict[str, Any]:
-    return {k: v for k, v in config.items() if k not in ("out", "resume", "hosts")}
+    return {k: v for k, v in config.items() if k not in ELSEWHERE}
 
 
 def _check_same(path: Path, kept: dict[str, Any], *, resume: bool) -> None:

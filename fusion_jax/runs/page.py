@@ -18,6 +18,7 @@ from fusion_jax.runs.provenance import Ran
 from fusion_jax.runs.seeds import Measures, over_seeds
 from fusion_jax.settings import bounded, seeded, to_json
 from fusion_jax.store.run_folder import RunFolder
+from fusion_jax.store.trackers import TrackerName, check_installed, tracking
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,8 @@ class RunSettings:
     resume: bool = False
     """Continue the run that --out holds, if there is one: the same command with --resume can always be repeated."""
     hosts: HostSettings = HostSettings()
+    track: TrackerName = "none"
+    """Where metrics are shown besides metrics.jsonl, if it is installed: TensorBoard or Weights & Biases."""
 
 
 @dataclass(frozen=True)
@@ -91,9 +94,14 @@ def conduct(
     check_options(settings, unread(settings))
     check(settings)
     check_all(parts(settings))
-    ran = Ran(script, settings, presets)
+    check_installed(settings.track)
+    ran, config = Ran(script, settings, presets), to_json(settings)
 
-    with open_run(settings.out, to_json(settings), resume=settings.resume) as run:
+    with (
+        open_run(settings.out, config, resume=settings.resume) as opened,
+        tracking(settings.track, opened.path, config) as tracker,
+    ):
+        run = dataclasses.replace(opened, tracker=tracker)
         if isinstance(settings, SeededSettings):
             whole = Desk(run, title, ran)
 

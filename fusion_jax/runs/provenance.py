@@ -5,21 +5,18 @@ from __future__ import annotations
 import shlex
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fusion_jax.command_line import as_arguments, options_given
-from fusion_jax.errors import InputError
-from fusion_jax.fields import Fields
-from fusion_jax.json_files import parse_json
 from fusion_jax.markdown import markdown_table
 from fusion_jax.options import Option
-from fusion_jax.store.run_folder import REPORT, TIMES, RunFolder
+from fusion_jax.paths import write_text
+from fusion_jax.runs.opening import ELSEWHERE
+from fusion_jax.store.run_folder import REPORT, RunFolder
+from fusion_jax.store.times import Spent, times
 from fusion_jax.versions import ROOT, commit, devices, versions
-
-ELSEWHERE = ("out", "resume")  # where a run lies is no setting of it
 
 
 @dataclass(frozen=True)
@@ -39,7 +36,7 @@ def write_report(run: RunFolder, title: str, result: str, ran: Ran | None, parts
     """
     told = [] if ran is None else [what_was_run(run, ran)]
     text = "\n\n".join([f"# {title}", f"**{result}**" if result else "", *told, *parts])
-    run.file(REPORT).write_text(text.replace("\n\n\n\n", "\n\n") + "\n", encoding="utf-8")
+    write_text(run.file(REPORT), text.replace("\n\n\n\n", "\n\n") + "\n")
 
 
 def what_was_run(run: RunFolder, ran: Ran) -> str:
@@ -57,12 +54,21 @@ def what_was_run(run: RunFolder, ran: Ran) -> str:
     if changed:
         rows = [{"setting": o.name, "value": _shown(o.default), "in the preset": _shown(v)} for o, v in changed]
         parts += ["Settings that differ from the preset:", markdown_table(rows)]
-    spent = times(run)
-    if spent:
-        total = {"stage": "together", "seconds": f"{sum(spent.values()):.0f}"}
-        lines = [{"stage": stage, "seconds": f"{seconds:.0f}"} for stage, seconds in spent.items()]
-        parts += ["Time by stage, over all starts of the run:", markdown_table([*lines, total])]
-    return "\n\n".join(parts)
+    return "\n\n".join([*parts, *where_the_time_went(run)])
+
+
+def where_the_time_went(run: RunFolder) -> list[str]:
+    """What each stage took, over all starts of the run, and what kinds of work that was."""
+    run.settle()
+    run.appending.flush()
+    spent, together = times(run.path), Spent()
+    for one in spent.values():
+        together.add(one.seconds, one.phases)
+    lines = [
+        {"stage": stage, "seconds": f"{one.seconds:.0f}", "of which": one.told()}
+        for stage, one in [*spent.items(), ("together", together)]
+    ]
+    return ["### Where the time went", "Over all starts of the run.", markdown_table(lines)] if spent else []
 
 
 def nearest_preset(ran: Ran) -> tuple[tuple[str, Any], list[tuple[Option, Any]]]:
@@ -70,7 +76,7 @@ def nearest_preset(ran: Ran) -> tuple[tuple[str, Any], list[tuple[Option, Any]]]
 
     def differing(values: Any) -> list[tuple[Option, Any]]:
         found = options_given(ran.settings, values)
-        return [(o, v) for o, v in found if o.path[0] not in (*ELSEWHERE, "hosts")]
+        return [(o, v) for o, v in found if o.path[0] not in ELSEWHERE]
 
     every = [(preset, differing(preset[1])) for preset in ran.presets.items()]
     return min(every, key=lambda one: len(one[1]))
@@ -89,20 +95,6 @@ def _facts(ran: Ran, preset: str) -> dict[str, str]:
         "devices": devices(),
         "date": time.strftime("%Y-%m-%d %H:%M %Z"),
     }
-
-
-def times(run: RunFolder) -> dict[str, float]:
-    """Seconds of each stage, added up over all starts; stages in the order in which they began."""
-    spent: dict[str, float] = {}
-    for path in sorted(run.path.rglob(TIMES), key=lambda p: (len(p.parts), p.stat().st_mtime_ns)):
-        inside = path.parent.relative_to(run.path).as_posix()
-        for line in path.read_bytes().split(b"\n"):
-            with suppress(InputError):  # a line that a kill cut short
-                record = Fields(parse_json(line), path)
-                name, seconds = record.text("stage"), record.number("seconds", low=0)
-                stage = name if inside == "." else f"{inside}: {name}"
-                spent[stage] = spent.get(stage, 0.0) + seconds
-    return spent
 
 
 def _shown(value: Any) -> str:

@@ -115,12 +115,14 @@ class Sources:
         """Responses with rewards: their own, else the reward model's or, without one, the verifier's."""
         s = self.settings
         if not s.reward_model:
-            return select.score_with(responses, verifier(s.verifier))
+            with self.desk.run.phase("scoring"):
+                return select.score_with(responses, verifier(s.verifier))
         missing = [r for r in responses if r.get("reward") is None]
         if not missing:
             return list(responses)
         judge = self.desk.load(s.reward_model, self.train)
-        fresh = iter(score_responses(judge, missing, mesh=compute_for(self.train).mesh))
+        with self.desk.run.phase("scoring"):
+            fresh = iter(score_responses(judge, missing, mesh=compute_for(self.train).mesh))
         return [r if r.get("reward") is not None else next(fresh) for r in responses]
 
     def check_room(self, prompts: Sequence[Record], own: Sequence[Record]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from jax.sharding import Mesh
 
@@ -28,5 +29,12 @@ def trained(
     Raises:
       InputError: the finished model is not as it was written, or was made from something else.
     """
-    run.made_once("model", lambda folder: save(train(run), folder, dtype="float32"), of=of, leaf=leaf)
-    return dataclasses.replace(load(run.file("model"), mesh=mesh), file_dtype=like.file_dtype)
+
+    def make(folder: Path) -> None:
+        model = train(run)
+        with run.phase("saving"):
+            save(model, folder, dtype="float32")
+
+    run.made_once("model", make, of=of, leaf=leaf)
+    with run.phase("loading"):
+        return dataclasses.replace(load(run.file("model"), mesh=mesh), file_dtype=like.file_dtype)

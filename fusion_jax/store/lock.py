@@ -1,7 +1,8 @@
 """One process at a time writes a folder; what killed processes left half-written in it is swept away by the next one.
 
 The lock is `flock` on a file of the folder: the system lets it go when its process ends in any way. The file says who
-holds it. Reading takes no lock. Of several hosts at one run, the first one holds it for all.
+holds it. On a bucket it is an object that its holder renews (see `store.lease`), and nothing is half-written there.
+Reading takes no lock. Of several hosts at one run, the first one holds it for all.
 """
 
 from __future__ import annotations
@@ -20,6 +21,9 @@ from pathlib import Path
 from typing import Any
 
 from fusion_jax.errors import InputError
+from fusion_jax.paths import is_remote
+from fusion_jax.store import lease
+from fusion_jax.store.lease import Lease
 
 LOCK = ".lock"
 NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # some network disks have none
@@ -36,6 +40,9 @@ class Lock:
     def __init__(self, path: Path, handle: int, note: str = "") -> None:
         self.path, self.note = path, note
         self._handle: int | None = handle
+
+    def check(self) -> None:
+        """Nobody else can have taken it: the system keeps it (`Lease.check` says otherwise)."""
 
     def release(self, path: Path | None = None) -> None:
         """Let the folder go and remove the lock's file.
@@ -57,7 +64,7 @@ class Lock:
             os.close(self._handle)
 
 
-def acquire(folder: Path, *, out: str | os.PathLike[str] | None = None, name: str = LOCK) -> Lock:
+def acquire(folder: Path, *, out: str | os.PathLike[str] | None = None, name: str = LOCK) -> Lock | Lease:
     """The folder, which exists, as this process's own.
 
     Args:
@@ -68,6 +75,8 @@ def acquire(folder: Path, *, out: str | os.PathLike[str] | None = None, name: st
       InputError: another process holds it; says which.
     """
     path = folder / name
+    if is_remote(path):
+        return lease.acquire(path, _me(), _ended, lambda holder: _refused(out or folder, holder))
     while True:
         handle, note = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666), ""
         try:
@@ -94,7 +103,7 @@ def acquire(folder: Path, *, out: str | os.PathLike[str] | None = None, name: st
 
 
 @contextmanager
-def held(folder: Path, *, out: str | os.PathLike[str] | None = None, name: str = LOCK) -> Iterator[Lock]:
+def held(folder: Path, *, out: str | os.PathLike[str] | None = None, name: str = LOCK) -> Iterator[Lock | Lease]:
     """`acquire`, until the end of the block."""
     lock = acquire(folder, out=out, name=name)
     try:
@@ -126,7 +135,9 @@ def sweep(folder: Path, mine: Callable[[str], bool] = lambda name: True) -> list
     Args:
       mine: which names are this host's to remove, where several write into the folder.
     """
-    removed = []
+    removed: list[Path] = []
+    if is_remote(folder):  # an object is there whole or not at all
+        return removed
     for place, folders, files in os.walk(folder):
         for name in [*folders, *files]:
             if TEMPORARY.fullmatch(name) and mine(name):
@@ -146,7 +157,16 @@ def is_trace(name: str) -> bool:
 
 
 def _me() -> dict[str, Any]:
-    return {"host": socket.gethostname(), "pid": os.getpid(), "started": _started(os.getpid())}
+    names = {"host": socket.gethostname(), "pid": os.getpid(), "started": _started(os.getpid())}
+    return names | {"machine": _machine()}
+
+
+def _machine() -> str:
+    """What tells this start of a machine, and a container on it, from others; empty if unknown."""
+    with suppress(OSError):
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {os.stat('/proc/self/ns/pid').st_ino}"
+    return ""
 
 
 def _started(pid: int) -> str:
@@ -175,6 +195,12 @@ def _alive(holder: dict[str, Any]) -> bool:
     except (OSError, OverflowError):
         pass
     return holder.get("started") in ("", _started(pid))
+
+
+def _ended(holder: dict[str, Any]) -> bool:
+    """Whether a holder was a process of this machine that has ended."""
+    here = bool(holder.get("machine")) and holder.get("machine") == _machine()
+    return here and isinstance(holder.get("pid"), int) and not _alive(holder)
 
 
 def _same_file(handle: int, path: Path) -> bool:

@@ -14,8 +14,6 @@ Hashes are xxh3 (128 bits): they find damage and edits, and are no protection ag
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -25,11 +23,13 @@ import xxhash
 from fusion_jax.errors import InputError
 from fusion_jax.files import write_json
 from fusion_jax.json_files import read_json
+from fusion_jax.paths import exists, is_remote, listed, read_range, remove, size_of, sizes_below
 
 OF_A_MODEL = (".json", ".safetensors", ".model", ".tiktoken", ".jinja", ".txt")  # files that loading reads
 OF_A_DATA_SET = ("state.json", "dataset_info.json", "dataset_dict.json")
 FOLDER, FORMAT = "manifests", 1
 BLOCK = 1 << 18  # bytes that are read at a time: as many as stay in a processor's cache
+REMOTE_BLOCK = 1 << 26  # bytes that are fetched at a time from a bucket, in several requests
 END = 1 << 20  # bytes at either end of a large input file that it is known by
 State = Literal["missing", "begun", "made"]
 
@@ -45,6 +45,10 @@ def content_of(file: Path) -> Content:
     """Size and hash of a file, read once in blocks."""
     total, buffer = xxhash.xxh3_128(), memoryview(bytearray(BLOCK))
     size = 0
+    if is_remote(file):
+        for start in range(0, size := size_of(file), REMOTE_BLOCK):
+            total.update(read_range(file, start, min(start + REMOTE_BLOCK, size)))
+        return Content(size, total.hexdigest())
     with open(file, "rb", buffering=0) as source:
         while count := source.readinto(buffer):
             total.update(buffer[:count])
@@ -54,7 +58,7 @@ def content_of(file: Path) -> Content:
 
 def contents(path: Path) -> dict[str, Content]:
     """Of a file, under the name ""; of a folder, of all files below it."""
-    return {name: content_of(path / name if name else path) for name in _files(path)}
+    return {name: content_of(path / name if name else path) for name in sizes_below(path)}
 
 
 def digest(values: Mapping[str, object]) -> str:
@@ -69,22 +73,20 @@ def signature(path: Path) -> str | None:
     if path.is_file():
         return content_of(path).xxh3_128
     if (path / "config.json").is_file():  # notes and pictures beside a model change nothing
-        every = [name for name in os.listdir(path) if name.endswith(OF_A_MODEL) and (path / name).is_file()]
+        every = [name for name in listed(path) if name.endswith(OF_A_MODEL) and (path / name).is_file()]
     elif any((path / name).is_file() for name in OF_A_DATA_SET):
-        every = list(_files(path))
+        every = list(sizes_below(path))
     else:
         return None
     return digest({name: _ends(path / name) for name in every})
 
 
 def _ends(file: Path) -> str:
-    size = file.stat().st_size
+    size = size_of(file)
     if size <= 2 * END:
         return content_of(file).xxh3_128
-    with open(file, "rb") as source:
-        first = source.read(END)
-        source.seek(size - END)
-        return f"{size} {xxhash.xxh3_128_hexdigest(first + source.read(END))}"
+    ends = read_range(file, 0, END) + read_range(file, size - END, size)
+    return f"{size} {xxhash.xxh3_128_hexdigest(ends)}"
 
 
 class Manifest(NamedTuple):
@@ -128,7 +130,7 @@ class Manifests:
           InputError: it differs from its manifest, has none, or was made from something else.
         """
         manifest, begun = self._read(name)
-        if not os.path.lexists(self.root / name):
+        if not exists(self.root / name):
             return "missing"
         if manifest is None:
             if begun:
@@ -148,10 +150,7 @@ class Manifests:
         file, path = self.file(name), self.root / name
         file.parent.mkdir(parents=True, exist_ok=True)
         write_json(file, {"format": FORMAT, "made": False}, sync=False)
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
+        remove(path)
         path.parent.mkdir(parents=True, exist_ok=True)
 
     def seal(self, name: str, *, of: Iterable[str] | None = None, records: int | None = None) -> None:
@@ -180,7 +179,7 @@ class Manifests:
         """
         for name in self.names():
             manifest, _ = self._read(name)
-            if manifest is not None and os.path.lexists(self.root / name):
+            if manifest is not None and exists(self.root / name):
                 self._compare(name, manifest, content)
 
     def compare(self, name: str) -> None:
@@ -199,12 +198,13 @@ class Manifests:
 
     def whole(self, name: str) -> bool:
         """Whether a thing is there and has a manifest that says that it is whole."""
-        return self._read(name)[0] is not None and os.path.lexists(self.root / name)
+        return self._read(name)[0] is not None and exists(self.root / name)
 
     def names(self) -> list[str]:
         """Everything that has a manifest."""
         place = self.root / FOLDER
-        found = (path.relative_to(place).as_posix().removesuffix(".json") for path in place.rglob("*.json"))
+        every = sizes_below(place) if place.is_dir() else {}
+        found = (path.removesuffix(".json") for path in every if path.endswith(".json"))
         return sorted(name for name in found if name != "run")
 
     def _made_from(self, of: Iterable[str] | None) -> dict[str, str]:
@@ -237,14 +237,14 @@ class Manifests:
         if path.is_dir() == ("" in manifest.files):
             kinds = ("a folder", "the file") if path.is_dir() else ("a file", "the folder")
             raise self._wrong(name, "", f"is {kinds[0]}, not {kinds[1]} that was written")
-        there = set(_files(path))
-        for file in sorted(there | manifest.files.keys()):
+        there = sizes_below(path)
+        for file in sorted(there.keys() | manifest.files.keys()):
             place = path / file if file else path
             if file not in there:
                 raise self._wrong(name, file, "is missing")
             if file not in manifest.files:
                 raise self._wrong(name, file, "was not there when the folder was finished")
-            size, known = place.stat().st_size, manifest.files[file]
+            size, known = there[file], manifest.files[file]
             if size != known.bytes:
                 raise self._wrong(name, file, f"has {size} bytes, it was written with {known.bytes}")
             if content and content_of(place) != known:
@@ -273,7 +273,7 @@ class Manifests:
         manifests = {other: self._read(other)[0] for other in self.names() if other != name}
         while found := [o for o, m in manifests.items() if m and o not in reached and reached & m.made_from.keys()]:
             reached |= set(found)
-        return (o for o in manifests if o in reached and os.path.lexists(self.root / o))
+        return (o for o in manifests if o in reached and exists(self.root / o))
 
 
 def _shown(name: str, root: Path) -> str:
@@ -282,12 +282,3 @@ def _shown(name: str, root: Path) -> str:
     if last == "model" and (root / folder / "checkpoints").exists() and folder:
         return f"{folder}/"
     return f"{name}/" if (root / name).is_dir() else name
-
-
-def _files(path: Path) -> Iterator[str]:
-    if not path.is_dir():
-        yield ""
-        return
-    for place, _, names in os.walk(path):
-        for name in names:
-            yield Path(place, name).relative_to(path).as_posix()

@@ -14,7 +14,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
@@ -28,6 +28,7 @@ from fusion_jax.files import replacing, write_json, writing
 from fusion_jax.hosts.agree import on_first, wait_for
 from fusion_jax.hosts.join import HostSettings, this_host
 from fusion_jax.json_files import RESTORE, read_json
+from fusion_jax.paths import Fetched, is_remote, listed
 from fusion_jax.store.lock import held, sweep
 
 IDENTITY, CHECKSUM = "identity.json", "xxh3_128"
@@ -105,7 +106,7 @@ def _make_missing(
 ) -> None:
     host = this_host()
     numbers = range(-(-job.records // job.part_size))
-    missing = [number for number in numbers if not job.path(number).exists()]
+    missing = _missing(job)
     for number in sorted(set(numbers) - set(missing)):
         _check_part(job, number)
     done = job.records - sum(len(job.span(number)) for number in missing)
@@ -119,18 +120,27 @@ def _make_missing(
     for count in finished:
         done += count
         progress(done)
-    others = {os.fspath(job.path(n)): n % host.count for n in missing if n % host.count != host.index}
-    wait_for(lambda: {part: owner for part, owner in others.items() if not os.path.exists(part)}, HostSettings())
+    others = {n for n in missing if n % host.count != host.index}
+
+    def owed() -> dict[str, int]:
+        return {os.fspath(job.path(n)): n % host.count for n in _missing(job) if n in others} if others else {}
+
+    wait_for(owed, HostSettings())
+
+
+def _missing(job: Job) -> list[int]:
+    """The parts that are not there."""
+    names = set(listed(job.folder)) if job.folder.exists() else set()
+    return [n for n in range(-(-job.records // job.part_size)) if job.path(n).name not in names]
 
 
 def _claim(job: Job, stack: ExitStack) -> None:
     """Make the folder one of this job, or find that it is; held until the stack ends, unless all parts are there."""
     path, known = job.folder / IDENTITY, {**job.made_of, "records": job.records, "part_size": job.part_size}
-    numbers = range(-(-job.records // job.part_size))
-    if not path.exists() or not all(job.path(number).exists() for number in numbers):
-        there = list(job.folder.iterdir()) if job.folder.exists() else []
+    if not path.exists() or _missing(job):
+        there = listed(job.folder) if job.folder.exists() else []
         # What a killed run had begun to write does not count.
-        if not path.exists() and any(not p.name.startswith(".") for p in there):
+        if not path.exists() and any(not name.startswith(".") for name in there):
             raise InputError("holds other files", file=job.folder, cure="Choose an empty or new folder")
         job.folder.mkdir(parents=True, exist_ok=True)
         stack.enter_context(held(job.folder))
@@ -252,14 +262,17 @@ class Part:
 
 
 @contextmanager
-def open_part(path: Path, records: int) -> Iterator[Part]:
-    """A part of so many records.
+def open_part(path: Path, records: int, *, copy: Path | None = None) -> Iterator[Part]:
+    """A part of so many records; copy: on this machine, of one on a bucket, where there is one already.
 
     Raises:
       InputError: it is missing, cut short, or holds another number of records.
     """
     try:
-        with safetensors.safe_open(path, framework="numpy") as file:
+        with (
+            nullcontext(copy) if copy else Fetched(path) as here,
+            safetensors.safe_open(here, framework="numpy") as file,
+        ):
             part = Part(file)
             if len(part.lengths) != records:
                 raise InputError(f"holds {len(part.lengths)} records instead of {records}", file=path, cure=DELETE)
@@ -273,6 +286,8 @@ def open_part(path: Path, records: int) -> Iterator[Part]:
 class Stored(Sequence[Row], Generic[Row]):
     """Finished parts as a sequence of records, each read from the disk when it is asked for.
 
+    A part on a bucket is copied to the local disk when the first of its records is asked for, and kept by this.
+
     read: record `number` of a part, counted from 0 within it.
 
     Raises:
@@ -281,6 +296,7 @@ class Stored(Sequence[Row], Generic[Row]):
 
     def __init__(self, job: Job, read: Callable[[Part, int], Row]) -> None:
         self._job, self._read = job, read
+        self._copies: dict[int, Fetched] = {}
 
     @property
     def made_of(self) -> Mapping[str, object]:
@@ -296,7 +312,12 @@ class Stored(Sequence[Row], Generic[Row]):
         if not -len(self) <= index < len(self):
             raise IndexError(index)
         number, within = divmod(index % len(self), self._job.part_size)
-        with open_part(self._job.path(number), len(self._job.span(number))) as part:
+        file, copy = self._job.path(number), None
+        if is_remote(file):
+            if number not in self._copies:
+                self._copies[number] = Fetched(file)
+            copy = self._copies[number].path
+        with open_part(file, len(self._job.span(number)), copy=copy) as part:
             return self._read(part, within)
 
     def __iter__(self) -> Iterator[Row]:

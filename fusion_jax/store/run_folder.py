@@ -1,5 +1,6 @@
 """A run is a folder: config.json, metrics.jsonl, checkpoints/, stage files, results.json, report.md, model/, log.txt,
-and manifests/, which say what of it is whole and what it was made from (see `store.manifest`). `runs.opening` opens it.
+times.jsonl, and manifests/, which say what of it is whole and what it was made from (see `store.manifest`).
+`runs.opening` opens it.
 """
 
 from __future__ import annotations
@@ -7,32 +8,36 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterable
-from contextlib import suppress
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fusion_jax.errors import InputError
+from fusion_jax.errors import DiskError, InputError
 from fusion_jax.failures import doing
 from fusion_jax.fields import Fields
 from fusion_jax.files import write_json
 from fusion_jax.hosts.agree import agreed, first_host, on_first, seen
 from fusion_jax.json_files import parse_json
 from fusion_jax.jsonl import read_jsonl, write_jsonl
+from fusion_jax.paths import files_below, is_remote, opened, remove
 from fusion_jax.store import manifest
+from fusion_jax.store.appending import Appending
+from fusion_jax.store.lease import Lease
 from fusion_jax.store.lock import Lock, is_trace
 from fusion_jax.store.manifest import Manifests, State
+from fusion_jax.store.times import TIMES, Clock
+from fusion_jax.store.trackers import TRACKERS, Tracker
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 CONFIG, METRICS, FINISHED = "config.json", "metrics.jsonl", "finished.json"
 LOG, REPORT = "log.txt", "report.md"
-TIMES = "times.jsonl"  # {"stage", "seconds"}: a line for each part of a stage, added up by the report
 RESULTS = "results.json"  # {model: {measure: [a value of each seed]}}
 FINAL = ("model", RESULTS)  # without which a finished run is not finished
 RUN = f"{manifest.FOLDER}/run.json"
@@ -46,25 +51,35 @@ class RunFolder:
     Used in a `with` statement, it lets the folder go at the end, and removes one that it made for nothing.
 
     manifests: of the whole run, made when left out. lock: held by the first host until the end of the run.
-    made: the folders that opening the run has made, the outermost first.
+    appending: of the whole run, too.
+    made: the folders that opening the run has made, the outermost first. tracker: what shows the metrics besides.
+    clocks: of the stages that are under way, the innermost last; all folders of a run share them.
     """
 
     path: Path
     console: Console
     manifests: Manifests = None  # type: ignore[assignment]
-    lock: Lock | None = field(default=None, repr=False, compare=False)
+    lock: Lock | Lease | None = field(default=None, repr=False, compare=False)
     made: tuple[Path, ...] = ()
+    appending: Appending = field(default_factory=Appending, repr=False, compare=False)
+    tracker: Tracker | None = field(default=None, repr=False, compare=False)
+    clocks: list[Clock] = field(default_factory=list, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.manifests is None:
             object.__setattr__(self, "manifests", Manifests(self.path))
 
     def __enter__(self) -> RunFolder:
+        self.clocks.append(Clock("between the stages", self._write_times))
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if self.lock is not None and error is not None:
+            self.settle()
+        with suppress(Exception) if error is not None else nullcontext():  # the error that came first is told
+            self.appending.flush()
         if self.lock is not None:
             if error is not None:
                 remove_unused(self.path, self.made)
@@ -77,7 +92,7 @@ class RunFolder:
         """A stage's own folder inside the run."""
         if first_host():
             (self.path / name).mkdir(parents=True, exist_ok=True)
-        return RunFolder(self.path / name, self.console, self.manifests, self.lock)
+        return replace(self, path=self.path / name, made=())
 
     def name(self, name: str) -> str:
         """What a file or folder of this folder is called in the manifests of the run."""
@@ -88,8 +103,7 @@ class RunFolder:
         if not first_host():
             return
         self.console.print(message, highlight=False, markup=False, emoji=False, soft_wrap=True)
-        with open(self.path / LOG, "a", encoding="utf-8") as out:
-            out.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {message}\n")
+        self.appending.add(self.path / LOG, f"{time.strftime('%Y-%m-%d %H:%M:%S')} {message}\n")
 
     def progress(self, what: str, done: int, of: int) -> None:
         """How far a long stage is: one line that overwrites itself on a terminal, the last one stays."""
@@ -97,19 +111,51 @@ class RunFolder:
             end = "\n" if done == of else "\r"
             self.console.print(f"  {what}: {done} of {of}", end=end, highlight=False, markup=False)
 
-    def clock(self, stage: str) -> Callable[[], None]:
-        """A function that, each time it is called, adds the time since the last call to what the stage took."""
-        last = time.monotonic()
+    @contextmanager
+    def timed(self, stage: str) -> Iterator[Clock]:
+        """Count the time inside as that of a stage, in times.jsonl."""
+        clock = Clock(stage, self._write_times, self.clocks[-1] if self.clocks else None)
+        self.clocks.append(clock)
+        try:
+            yield clock
+        finally:
+            clock.lap()
+            self.clocks.pop()
 
-        def lap() -> None:
-            nonlocal last
-            now = time.monotonic()
-            if first_host():
-                with open(self.path / TIMES, "a", encoding="utf-8") as out:
-                    out.write(json.dumps({"stage": stage, "seconds": round(now - last, 3)}) + "\n")
-            last = now
+    def phase(self, name: str) -> AbstractContextManager[None]:
+        """Count the time inside as that of a phase of the stage that is under way."""
+        return self.clocks[-1].during(name) if self.clocks else nullcontext()
 
-        return lap
+    def settle(self) -> None:
+        """Write what the innermost stage has taken so far."""
+        if self.clocks:
+            self.clocks[-1].lap()
+
+    def _write_times(self, line: dict[str, Any]) -> None:
+        if not first_host():
+            return
+        with suppress(OSError, DiskError):  # no result hangs on it
+            self.appending.add(self.path / TIMES, json.dumps(line) + "\n")
+        if "step" in line:
+            self.track({name: value for name, value in line.items() if name not in ("stage", "seconds")})
+
+    def track(self, record: dict[str, Any]) -> None:
+        """Show a record of metrics, or of times, in the run's tracker too, if it has one."""
+        if self.tracker is not None and first_host():
+            values = {name: value for name, value in record.items() if name != "step"}
+            self.tracker.log(self.name("."), record["step"], values)
+
+    def secure(self) -> None:
+        """On the first host, before something of the run is written: the folder is still this process's, and the logs
+        are on the disk up to here.
+
+        Raises:
+          InputError: another process has taken the folder over, which only happens on a bucket.
+        """
+        if first_host():
+            if self.lock is not None:
+                self.lock.check()
+            self.appending.flush()
 
     def stage(
         self,
@@ -128,17 +174,18 @@ class RunFolder:
           InputError: as `made_once`, and whatever `make` raises.
         """
         path, records = self.file(name), list[dict[str, Any]]()
-        started, lap = time.monotonic(), self.clock(name)
+        told = ""
 
         def write(file: Path) -> int:
-            with doing(f"making {name}"):
+            nonlocal told
+            with doing(f"making {name}"), self.timed(name) as clock:
                 records.extend(make())
                 on_first(lambda: write_jsonl(file, records))
-            lap()
+                told = clock.told()
             return len(records)
 
         if self.made_once(name, write, of=of, leaf=leaf):
-            self.log(f"{name}: {len(records)} records, {time.monotonic() - started:.0f} s")
+            self.log(f"{name}: {len(records)} records, {told}")
             return records
         found = read_jsonl(path)
         self.log(f"{name}: {len(found)} records, read")
@@ -171,8 +218,10 @@ class RunFolder:
         if there:
             seen(self.file(name))
         else:
+            on_first(self.secure)
             on_first(lambda: self.manifests.begin(own))
             records = make(self.file(name))
+            on_first(self.secure)
             on_first(lambda: self.manifests.seal(own, of=sources, records=records))
         if leaf:
             self.manifests.leave(own)
@@ -185,6 +234,7 @@ class RunFolder:
             for name in FINAL:
                 if self.file(name).exists() and not self.manifests.known(name):
                     self.manifests.seal(name)
+            self.secure()
             write_json(self.file(FINISHED), {"finished": True, "format": manifest.FORMAT})
             if self.lock is not None:
                 self.lock.release()
@@ -195,7 +245,10 @@ class RunFolder:
 def remove_unused(path: Path, made: Iterable[Path]) -> None:
     """Remove the folders that opening a run has made, if nothing was made in them."""
     made = list(made)
-    if path in made and not any(kept_file(file, path) for file in path.rglob("*")):
+    if path in made and not any(kept_file(file, path) for file in files_below(path)):
+        if is_remote(path):
+            remove(path)
+            return
         shutil.rmtree(path, ignore_errors=True)
     for folder in reversed(made):
         with suppress(OSError):
@@ -203,25 +256,26 @@ def remove_unused(path: Path, made: Iterable[Path]) -> None:
 
 
 def kept_file(file: Path, root: Path) -> bool:
-    """Whether a file is more than what a run writes before it makes something."""
-    if file.is_dir() and not file.is_symlink():
-        return False
+    """Whether a file, none of the folders, is more than what a run writes before it makes something."""
     begun = file.parent.name == manifest.FOLDER or manifest.FOLDER in file.relative_to(root).parts
-    return not (begun or is_trace(file.name) or file.name in (CONFIG, LOG, REPORT, TIMES))
+    shown = file.relative_to(root).parts[0] in TRACKERS
+    return not (begun or shown or is_trace(file.name) or file.name in (CONFIG, LOG, REPORT, TIMES))
 
 
 def append_metrics(run: RunFolder, record: dict[str, Any]) -> None:
-    """One line of metrics.jsonl."""
-    if not first_host():
-        return
-    with open(run.file(METRICS), "a", encoding="utf-8") as out:
-        out.write(json.dumps(record) + "\n")
+    """One line of metrics.jsonl, shown in the tracker as well."""
+    if first_host():
+        run.appending.add(run.file(METRICS), json.dumps(record) + "\n")
+        run.track(record)
 
 
 def truncate_metrics(run: RunFolder, step: int) -> None:
     """Drop what was logged at or after `step` (a killed run logs past its last checkpoint) and any broken last line."""
+    run.appending.forget(run.file(METRICS))
     if first_host() and run.file(METRICS).exists():
         write_jsonl(run.file(METRICS), _logged_before(run, step))
+    if first_host() and run.tracker is not None:
+        run.tracker.start(run.name("."), step)
 
 
 def evaluated(run: RunFolder, step: int) -> bool:
@@ -233,7 +287,11 @@ def evaluated(run: RunFolder, step: int) -> bool:
 
 def _logged_before(run: RunFolder, step: int) -> list[dict[str, Any]]:
     path, kept = run.file(METRICS), list[dict[str, Any]]()
-    lines = path.read_bytes().split(b"\n") if path.exists() else []
+    run.appending.flush()
+    lines = list[bytes]()
+    if path.exists():
+        with opened(path) as source:
+            lines = source.read().split(b"\n")
     for number, line in enumerate(lines, 1):
         try:
             record = parse_json(line, file=path, record=number, cure="Remove the line")

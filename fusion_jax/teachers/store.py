@@ -2,7 +2,7 @@
 
 A store is a folder: store.json, which says what it is of, and array_record parts of safetensors records, each part
 written whole. A store that was cut short goes on at its missing parts (FuseLLM/FuseChat spec section 2.3). Several
-hosts write one store in a folder that all of them see.
+hosts write one store in a folder that all of them see. One on a bucket is read through a copy on the local disk.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from fusion_jax.files import replacing, write_json, writing
 from fusion_jax.hosts.agree import agreed, wait_for
 from fusion_jax.hosts.join import Host, HostSettings
 from fusion_jax.json_files import RESTORE, read_json
+from fusion_jax.paths import Fetched, as_path, check_bucket, listed, remove
 from fusion_jax.store.lock import LOCK, held, is_trace, sweep
 
 DTYPES = {
@@ -59,6 +60,12 @@ def _part(folder: Path, number: int) -> Path:
     return folder / f"part-{number:05d}.array_record"
 
 
+def _there(folder: Path, identity: StoreIdentity) -> np.ndarray:
+    """bool[parts]: which of the parts are there."""
+    names = set(listed(folder)) if folder.exists() else set()
+    return np.asarray([_part(folder, number).name in names for number in range(identity.parts)], bool)
+
+
 def write_store(
     folder: str | os.PathLike[str],
     identity: StoreIdentity,
@@ -84,12 +91,13 @@ def write_store(
       InputError: the folder holds a store of something else, a row is not as `TeacherRow` says, or nothing comes from
         another host any more.
     """
-    path, parts = Path(folder), [_part(Path(folder), number) for number in range(identity.parts)]
-    complete = (path / STORE).exists() and all(part.exists() for part in parts)
+    path = as_path(folder)
+    check_bucket(path, "--out")
+    complete = (path / STORE).exists() and bool(_there(path, identity).all())
     if bool(agreed(np.asarray(complete))) if together else complete:  # nothing is written, so nothing is held
         _check_identity(path, identity)
         progress(identity.records)
-        return len(parts)
+        return identity.parts
     with ExitStack() as stack:
         writes = host.first or not together
         _begin(path, identity, host, settings, stack if writes else None)
@@ -115,7 +123,7 @@ def _write_missing(
     settings: HostSettings,
     together: bool,
 ) -> int:
-    there = np.asarray([_part(path, number).exists() for number in range(identity.parts)], bool)
+    there = _there(path, identity)
     there = agreed(there) if together else there
     for number in range(identity.parts):
         start = number * identity.part_size
@@ -129,19 +137,17 @@ def _write_missing(
         progress(wanted.stop)
 
     def missing() -> dict[str, int]:
-        owed = {_part(path, i): 0 if together else i % host.count for i in range(identity.parts)}
-        return {os.fspath(part): owner for part, owner in owed.items() if not part.exists()}
+        owed = np.flatnonzero(~_there(path, identity)).tolist()
+        return {os.fspath(_part(path, i)): 0 if together else i % host.count for i in owed}
 
     wait_for(missing, settings)
     return int(there.sum())
 
 
-def _begin(
-    path: Path, identity: StoreIdentity, host: Host, settings: HostSettings, stack: ExitStack | None
-) -> None:
+def _begin(path: Path, identity: StoreIdentity, host: Host, settings: HostSettings, stack: ExitStack | None) -> None:
     """Have store.json there and checked, and the folder held by this host until the stack ends, if it writes."""
     file = path / STORE
-    names = {name for name in os.listdir(path) if not is_trace(name)} if path.exists() else set()
+    names = {name for name in listed(path) if not is_trace(name)} if path.exists() else set()
     if names and file.name not in names:
         raise InputError("holds files but no teacher store", file=path, cure="Choose an empty or new folder")
     if stack is not None and host.first:
@@ -159,9 +165,9 @@ def _begin(
 
 def _remove_unused(path: Path) -> None:
     """Remove a store that was begun and holds nothing, with its folder, which is held."""
-    if not any(path.glob("part-*")):
-        (path / STORE).unlink(missing_ok=True)
-        (path / LOCK).unlink(missing_ok=True)
+    if not any(name.startswith("part-") for name in listed(path)):
+        remove(path / STORE)
+        remove(path / LOCK)
         with suppress(OSError):
             path.rmdir()
 
@@ -205,9 +211,7 @@ def _check_identity(path: Path, identity: StoreIdentity) -> None:
             other, cure = f"another {name}", "Read it with what it was written with, or write a new store"
             if name == "documents":
                 other, cure = "other documents", f"{cure}; windows of texts depend on --max-length and on tokenizers"
-            raise InputError(
-                f"the store was written with {other}{told}", file=path / STORE, field=name, cure=cure
-            )
+            raise InputError(f"the store was written with {other}{told}", file=path / STORE, field=name, cure=cure)
 
 
 class TeacherStore(Sequence[TeacherRow]):
@@ -226,23 +230,25 @@ class TeacherStore(Sequence[TeacherRow]):
     ) -> None:
         from array_record.python.array_record_data_source import ArrayRecordDataSource
 
-        self._path, self._size, self.identity = Path(folder), identity.records, identity
+        self._path, self._size, self.identity = as_path(folder), identity.records, identity
         self._texts = texts
         if not (self._path / STORE).exists():
             raise InputError("holds no teacher store", file=folder, cure="Write it with experiments/cache_teacher.py")
         _check_identity(self._path, identity)
         parts = [_part(self._path, i) for i in range(identity.parts)]
-        for part in parts:
-            if not part.exists():
+        for part, there in zip(parts, _there(self._path, identity)):
+            if not there:
                 raise InputError("is missing", file=part, cure="Run experiments/cache_teacher.py again: it goes on")
-        for part in parts:  # one by one, so that an error knows its part
+        self._copy = Fetched(self._path, [part.name for part in parts])
+        files = [os.fspath(self._copy.path / part.name) for part in parts]
+        for part, file in zip(parts, files):  # one by one, so that an error knows its part
             try:
-                len(ArrayRecordDataSource([os.fspath(part)]))
+                len(ArrayRecordDataSource([file]))
             except (RuntimeError, ValueError, OSError) as error:
                 raise InputError(
                     f"is damaged ({' '.join(str(error).split())[:120]})", file=part, cure=DELETE_PART
                 ) from None
-        self._source = ArrayRecordDataSource([os.fspath(p) for p in parts])
+        self._source = ArrayRecordDataSource(files)
         if len(self._source) != identity.records:
             raise InputError(
                 f"holds {len(self._source)} records instead of {identity.records}", file=folder,

@@ -10,7 +10,6 @@ import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Literal, NamedTuple
 
 import jax
@@ -24,6 +23,7 @@ from fusion_jax.data.lazy import Lazy
 from fusion_jax.display import brief
 from fusion_jax.errors import InputError
 from fusion_jax.losses.fusion import Target, filled, fused_targets, rewards, soft_weights, teacher_target
+from fusion_jax.paths import as_path
 from fusion_jax.store.parts import Arrays, Job, Part, Stored, digest, make_parts
 from fusion_jax.teachers.settings import FusionSettings
 
@@ -211,7 +211,7 @@ def fused_examples(
         "format": 1, **asdict(settings), "mask": mask, "reset": reset, "inputs": digest([rows.sizes, rows.metrics]),
         "rows": rows.made_of,
     }  # fmt: skip
-    job = Job(Path(folder), made_of, len(rows), PART_SIZE)
+    job = Job(as_path(folder), made_of, len(rows), PART_SIZE)
 
     def items(wanted: range) -> list[Example]:
         fused = fuse(rows[wanted.start : wanted.stop], settings, mask=mask, reset=reset)

@@ -8,7 +8,6 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -16,6 +15,7 @@ import numpy as np
 from fusion_jax.errors import InputError, first_line
 from fusion_jax.files import fault, writing
 from fusion_jax.hosts.agree import agreed, first_host, on_first, seen
+from fusion_jax.paths import is_remote, remove
 from fusion_jax.store.manifest import Manifests
 from fusion_jax.store.run_folder import RunFolder
 from fusion_jax.train.state import TrainState
@@ -28,7 +28,7 @@ class Checkpoints:
 
     Writing goes on in the background, a kill leaves only whole checkpoints behind. One that is whole gets its manifest
     a little later, from a thread that reads it again: what was killed before that is taken as Orbax has written it.
-    Where several hosts write a checkpoint, it has none.
+    Where several hosts write a checkpoint, or one lies on a bucket, it has none.
     """
 
     def __init__(self, run: RunFolder, *, keep: int = 1) -> None:
@@ -37,8 +37,10 @@ class Checkpoints:
         import orbax.checkpoint as ocp
 
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, cleanup_tmp_directories=True)
-        self.manager = ocp.CheckpointManager(self.path.absolute(), options=options)
+        place = self.path if is_remote(self.path) else self.path.absolute()
+        self.manager = ocp.CheckpointManager(place, options=options)
         self._manifests, self._name = run.manifests, run.name(FOLDER)
+        self._secure = run.secure
         self._pending: int | None = None
         self._sealing: threading.Thread | None = None
 
@@ -50,6 +52,7 @@ class Checkpoints:
     def start(self, step: int, state: TrainState) -> None:
         """Begin to write a checkpoint; manifests of the ones that it replaces go first, whose files Orbax removes."""
         self.finish()
+        on_first(self._secure)  # what was logged before a checkpoint is read with it
         on_first(self._forget)
         import orbax.checkpoint as ocp
 
@@ -59,14 +62,14 @@ class Checkpoints:
     def _forget(self) -> None:
         for old in self._manifests.names():
             if old.startswith(f"{self._name}/"):
-                self._manifests.file(old).unlink(missing_ok=True)
+                remove(self._manifests.file(old))
 
     def settle(self) -> None:
         """Begin to write the manifest of a checkpoint that is whole by now; does not wait."""
         if self._pending is None or self.manager.is_saving_in_progress():
             return
         self.manager.check_for_errors()
-        if first_host() and jax.process_count() == 1:
+        if first_host() and jax.process_count() == 1 and not is_remote(self.path):
             name = f"{self._name}/{self._pending}"
             self._sealing = threading.Thread(target=_seal, args=(self._manifests, name), daemon=True)
             self._sealing.start()
@@ -156,7 +159,10 @@ def _writing(checkpoints: Checkpoints) -> Iterator[None]:
     except InputError:
         if jax.process_count() == 1:
             for begun in checkpoints.path.glob("*.orbax-checkpoint-tmp*"):
-                shutil.rmtree(begun, ignore_errors=True)
+                if is_remote(begun):
+                    remove(begun)
+                else:
+                    shutil.rmtree(begun, ignore_errors=True)
         raise
 
 
@@ -181,7 +187,7 @@ def restore_state(checkpoints: Checkpoints, like: TrainState) -> TrainState | No
     step = checkpoints.latest()
     if step is None:
         return None
-    seen(Path(checkpoints.manager.directory) / str(step))
+    seen(checkpoints.path / str(step))
     on_first(lambda: checkpoints.compare(step))
     try:
         abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +27,7 @@ from fusion_jax.models.decoder import Params
 from fusion_jax.models.folder import Model
 from fusion_jax.models.parameters import place_params
 from fusion_jax.store.run_folder import RunFolder, append_metrics, evaluated, truncate_metrics
+from fusion_jax.store.times import Clock
 from fusion_jax.train.batching import step_batch
 from fusion_jax.train.checkpoints import Checkpoints, finishing, restore_state, save_state
 from fusion_jax.train.evaluate import evaluator
@@ -74,9 +74,10 @@ def optimise(
         size = settings.batch_size // settings.micro_batches
 
         def referenced(name: str, some: Data) -> Data:
-            return with_reference(
-                run.sub(name).path, model, some, compute, batch_size=size, buckets=buckets, scores=objective.scores
-            )
+            with run.timed(name.replace("_", ", ")), run.phase("reference"):
+                return with_reference(
+                    run.sub(name).path, model, some, compute, batch_size=size, buckets=buckets, scores=objective.scores
+                )
 
         data = data if in_step else referenced("reference", data)
         held = referenced("reference_validation", held) if held else None
@@ -96,8 +97,10 @@ def optimise(
     checkpoints = Checkpoints(run)
     state = init_state(model.params, optimizer, compute.mesh)
     state = restore_state(checkpoints, state) or state
-    with doing(f"training {run.path.name}"), preemption() as told_to_stop, finishing(checkpoints):
-        state = _loop(state, work, settings, run, checkpoints, told_to_stop)
+    with doing(f"training {run.path.name}"), preemption() as told_to_stop, run.timed("training") as clock:
+        with finishing(checkpoints):
+            state = _loop(state, work, settings, run, checkpoints, told_to_stop, clock)
+        clock.took("checkpoint")
     return dataclasses.replace(model, params=state.params)
 
 
@@ -183,42 +186,51 @@ def _loop(
     run: RunFolder,
     checkpoints: Checkpoints,
     told_to_stop: Callable[[], bool | jax.Array],
+    clock: Clock,
 ) -> TrainState:
-    first, started, total, lap = int(state.step), time.monotonic(), work.total, run.clock("training")
+    """The steps that are left. On the clock, `data` is making the next batch while the devices work, `step` waiting for
+    them."""
+    first, total = int(state.step), work.total
     truncate_metrics(run, first)
     if first and _due(first, settings.eval_every, total) and not evaluated(run, first - 1):
         _log_evaluation(run, first - 1, work.evaluate(state))
+        clock.took("eval")
     upcoming = work.feed(first)
+    clock.took("data")
     with _progress(run) as progress:
         task = progress.add_task(run.path.name, total=total, completed=first, note="")
         for step in range(first, total):
             indices, batch = upcoming
             state, metrics = work.step(state, batch, work.reference)
             told = told_to_stop()
+            clock.took("step")
             upcoming = work.feed(step + 1)  # while the devices work
+            clock.took("data")
             checkpoints.settle()
             if bool(state.halted):
                 _stop(state, step, indices, np.asarray(metrics["bad"]), checkpoints, run, work.name)
+            clock.took("step")
             if step % settings.log_every == 0 or step == total - 1:
                 values = {k: float(v) for k, v in metrics.items() if k != "bad"}
                 append_metrics(run, {"step": step, **values})
+                clock.lap(step=step)
                 progress.update(task, note=f"loss {values['loss']:.4f}")
             done = step + 1
             evaluating = _due(done, settings.eval_every, total)
             stop = bool(told) or (evaluating and bool(told_to_stop()))  # an evaluation is long, so once more
             if _due(done, settings.checkpoint_every, total) or stop:
                 save_state(checkpoints, state)
-                lap()
+                clock.took("checkpoint")
             if stop:
                 run.log(f"{run.path.name}: told to stop, saved after step {done}; --resume goes on")
                 raise SystemExit(PREEMPTED)
             if evaluating:  # after saving: what kills the run meanwhile costs no step
                 _log_evaluation(run, step, work.evaluate(state))
+                clock.took("eval")
             progress.update(task, completed=done)
     if first < total:
-        lap()
-        seconds = time.monotonic() - started
-        run.log(f"{run.path.name}: steps {first + 1} to {total}, last loss {values['loss']:.4f}, {seconds:.0f} s")
+        told_loss = f"last loss {values['loss']:.4f}"
+        run.log(f"{run.path.name}: steps {first + 1} to {total}, {told_loss}, {clock.told()}")
     return state
 
 

@@ -19,6 +19,7 @@ from fusion_jax.models.config import ModelConfig
 from fusion_jax.models.decoder import Params
 from fusion_jax.models.folder import Model
 from fusion_jax.models.identity import fingerprint
+from fusion_jax.paths import opened
 from fusion_jax.sharding import data_ways, local_rows, padded_rows
 from fusion_jax.store.manifest import Content, content_of
 from fusion_jax.train.scores import Scores, score
@@ -70,7 +71,8 @@ def _stored(file: Path, stored: dict[str, Any], shape: tuple[int, int]) -> np.nd
     known = Content(stored.get("bytes", 0), stored.get("xxh3_128", ""))
     if content_of(regular_file(file, missing=cure)) != known:
         raise InputError("is not as it was written (its size or hash differs)", file=file, cure=cure)
-    values = np.load(file, allow_pickle=False)
+    with opened(file) as source:
+        values = np.load(source, allow_pickle=False)
     if values.shape != shape or values.dtype != np.float32:
         raise InputError(f"holds {values.dtype}{list(values.shape)}, not float32{list(shape)}", file=file, cure=cure)
     return values

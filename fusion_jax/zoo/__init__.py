@@ -9,6 +9,7 @@ import os
 from pathlib import Path
 
 from fusion_jax.errors import InputError
+from fusion_jax.paths import as_path
 
 MODELS = Path(__file__).parent / "models"
 
@@ -17,7 +18,7 @@ def model_path(name: str | os.PathLike[str], option: str | None = None) -> Path:
     """The folder of a model, given for `option`: `zoo:NAME` is a shipped one, anything else is a path."""
     text = os.fspath(name)
     if not text.startswith("zoo:"):
-        return Path(text)
+        return as_path(text)
     folder = MODELS / text.removeprefix("zoo:")
     if not folder.is_dir():
         known = sorted(p.name for p in MODELS.iterdir() if p.is_dir()) if MODELS.is_dir() else []

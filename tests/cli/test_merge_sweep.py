@@ -47,7 +47,12 @@ def test_every_value_is_merged_measured_and_reported(run, tmp_path):
     made = (place / "merged/karcher-of-2/merge.json").stat().st_mtime_ns
     attempt(sweep, [*args, "--resume", "True"])
     assert (place / "merged/karcher-of-2/merge.json").stat().st_mtime_ns == made
-    assert (tmp_path / "out/report.md").read_text() == report
+    assert untimed((tmp_path / "out/report.md").read_text()) == untimed(report)
+
+
+def untimed(report: str) -> list[str]:
+    """Without the two lines of time that grow with every start, and do where nothing is made."""
+    return [line for line in report.splitlines() if not line.startswith(("| between the stages |", "| together |"))]
 
 
 @pytest.mark.parametrize("gone", ["targets", "finished.json"])

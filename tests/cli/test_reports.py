@@ -25,12 +25,12 @@ from fusion_jax.runs.provenance import (
     loss_sentence,
     measures_sentence,
     nearest_preset,
-    times,
     what_was_run,
     write_report,
 )
 from fusion_jax.settings import parse, to_json
 from fusion_jax.store.run_folder import RunFolder
+from fusion_jax.store.times import times
 from fusion_jax.train.evaluate import half_widths
 from fusion_jax.versions import commit
 from tests.small import attempt, pairs, small_folder, write
@@ -68,7 +68,8 @@ def test_a_report_says_what_computed_it_and_how_long_over_all_starts(tmp_path):
     run = run_at(tmp_path / "run")
     for _ in range(2):
         write_jsonl(run.sub("sft").file("times.jsonl"), [{"stage": "training", "seconds": 5.0}, {"stage": "training", "seconds": 7.25}])
-        run.clock("prompts.jsonl")()
+        with run.timed("prompts.jsonl"):
+            pass
     settings = wrpo.PRESETS["tiny"]
     write_report(run, "WRPO", "It works.", Ran(wrpo.__file__, settings, wrpo.PRESETS), ["## Numbers"])
     text = run.file("report.md").read_text()
@@ -78,7 +79,7 @@ def test_a_report_says_what_computed_it_and_how_long_over_all_starts(tmp_path):
     assert "| seed | 42 |" in text and re.search(r"\| devices \| \d+ x \w+ \(cpu\) \|", text)
     assert re.search(r"\| date \| 20\d\d-\d\d-\d\d \d\d:\d\d", text)
     assert "| sft: training | 12 |" in text and "| together | 12 |" in text and text.rstrip().endswith("## Numbers")
-    assert list(times(run)) == ["prompts.jsonl", "sft: training"]
+    assert list(times(run.path)) == ["prompts.jsonl", "sft: training"]
 
 
 def test_the_commit_is_that_of_this_clone_only(tmp_path):

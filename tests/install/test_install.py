@@ -52,7 +52,9 @@ def test_ranges_admit_the_pins_and_other_versions():
 
 def test_no_page_asks_for_one_python():
     files = [f for page in PAGES for f in ([ROOT / page] if (ROOT / page).is_file() else (ROOT / page).rglob("*"))]
-    named = [f for f in files if f.suffix in ("", ".md", ".txt", ".ipynb") and f.is_file() and "python3.11" in f.read_text()]
+    named = [
+        f for f in files if f.suffix in ("", ".md", ".txt", ".ipynb") and f.is_file() and "python3.11" in f.read_text()
+    ]
     assert named == []
     assert PROJECT["requires-python"] == ">=3.11"
 
@@ -60,7 +62,9 @@ def test_no_page_asks_for_one_python():
 def test_the_commands_say_at_once_that_a_python_is_too_old(tmp_path):
     """Both of them, with a stand-in for an old python3 that runs nothing else."""
     old = tmp_path / "python3"
-    old.write_text(f'#!/bin/sh\n[ "$1" = -c ] || exit 9\nexec {sys.executable} -c "import sys; sys.version_info = (3, 10, 13); $2"\n')
+    old.write_text(
+        f'#!/bin/sh\n[ "$1" = -c ] || exit 9\nexec {sys.executable} -c "import sys; sys.version_info = (3, 10, 13); $2"\n'
+    )
     old.chmod(0o755)
     first, second = [command for command in commands() if "-m venv" in command]
     for command in (first, second):
@@ -73,7 +77,9 @@ def test_the_commands_say_at_once_that_a_python_is_too_old(tmp_path):
 def test_the_package_says_that_a_python_is_too_old():
     code = "import sys; sys.version_info = (3, 10, 13); import fusion_jax"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.stderr.splitlines()[-1].startswith("ImportError: fusion_jax needs Python 3.11 or newer; this is Python ")
+    assert done.stderr.splitlines()[-1].startswith(
+        "ImportError: fusion_jax needs Python 3.11 or newer; this is Python "
+    )
 
 
 def test_the_check_of_ci_is_the_command_of_the_readme():
@@ -82,18 +88,28 @@ def test_the_check_of_ci_is_the_command_of_the_readme():
 
 
 @pytest.fixture(scope="module")
-def unpacked(tmp_path_factory):
-    """The wheel that pip would make of this tree, unpacked."""
-    source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
+def source(tmp_path_factory):
+    """What of this tree a package is built from."""
+    source = tmp_path_factory.mktemp("source")
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
     shutil.copytree(ROOT / "fusion_jax", source / "fusion_jax", ignore=shutil.ignore_patterns("__pycache__"))
-    code = f"from setuptools import build_meta; build_meta.build_wheel({str(out)!r})"
+    return source
+
+
+def built(source: Path, how: str, out: Path) -> Path:
+    """The wheel that pip would make, for `how` "wheel" or "editable", unpacked."""
+    code = f"from setuptools import build_meta; build_meta.build_{how}({str(out)!r})"
     subprocess.run([sys.executable, "-c", code], cwd=source, check=True, capture_output=True)
     [wheel] = out.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(out / "site")
     return out / "site"
+
+
+@pytest.fixture(scope="module")
+def unpacked(source, tmp_path_factory):
+    return built(source, "wheel", tmp_path_factory.mktemp("wheel"))
 
 
 def test_the_wheel_holds_every_file_of_the_package(unpacked):
@@ -113,3 +129,19 @@ def test_the_wheel_works_away_from_the_repository(unpacked, tmp_path):
     assert package.startswith(str(unpacked)) and folder.startswith(str(unpacked)) and there
     metadata = next(unpacked.glob("*.dist-info/METADATA")).read_text()
     assert "Requires-Python: >=3.11" in metadata and "Requires-Dist: jax>=" in metadata
+
+
+def test_an_editable_install_is_a_plain_entry_of_the_path(source, tmp_path):
+    """No import hook: experiments are importable as well, and PYTHONPATH, which comes first, chooses another clone."""
+    site = built(source, "editable", tmp_path)
+    [entry] = [file for file in site.iterdir() if not file.name.endswith(".dist-info")]
+    assert entry.suffix == ".pth" and entry.read_text().split() == [str(source)]
+
+
+def test_programs_leave_the_path_to_the_installation():
+    changed = "sys.path." + "insert"
+    folders = ("experiments", "fusion_jax", "tests", "tpu_scripts", "docs")
+    files = [
+        f for folder in folders for ending in ("py", "ipynb", "md", "sh") for f in (ROOT / folder).rglob(f"*.{ending}")
+    ]
+    assert len(files) > 100 and [f for f in files if changed in f.read_text()] == []

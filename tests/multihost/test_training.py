@@ -192,7 +192,7 @@ def test_one_process_is_preempted_too(folder):
 
 
 def test_hosts_that_do_not_fit_are_refused(folder, capsys):
-    """Without a coordinator there is no mesh; a bucket is no folder."""
+    """Without a coordinator there is no mesh; not every address is a place for a run."""
     fails(dpo, arguments(folder, "refused", "--hosts.count", "2", "--hosts.index", "1"), capsys, "coordinator")
-    fails(dpo, arguments(folder, "refused", "--out", "gs://bucket/run"), capsys, "need a file system", "gcsfuse")
+    fails(dpo, arguments(folder, "refused", "--out", "s3://bucket/run"), capsys, "is no place for a run", "gs://BUCKET")
     assert not (folder / "refused").exists()

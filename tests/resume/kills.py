@@ -1,7 +1,7 @@
 """Kill five experiments at seeded random moments, resume them, and compare the end with a run that nobody disturbed.
 
-    python tests/resume/kills.py --out /tmp/kills                  # 25 kills, a table; exit code 1 if any end differs
-    python tests/resume/kills.py --out /tmp/kills --only dpo merge --kills 2 --seed 1
+    python -m tests.resume.kills --out /tmp/kills                  # 25 kills, a table; exit code 1 if any end differs
+    python -m tests.resume.kills --out /tmp/kills --only dpo merge --kills 2 --seed 1
 
 Each kill is a SIGKILL: when files have changed a random number of times, at the first temporary file (something is being
 saved), or at a manifest that says that a stage has begun, each with a short random delay. What is compared byte for byte: records, metrics, results,
@@ -15,7 +15,6 @@ import json
 import os
 import random
 import signal
-import sys
 import tempfile
 import time
 import traceback
@@ -23,7 +22,6 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 os.environ |= {
     "JAX_PLATFORMS": "cpu", "HF_HUB_OFFLINE": "1", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     "JAX_COMPILATION_CACHE_DIR": os.path.join(tempfile.gettempdir(), "fusion_jax-kills-programs"),  # over all runs

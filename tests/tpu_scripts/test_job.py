@@ -14,7 +14,6 @@ from pathlib import Path
 import pytest
 
 from tests.multihost.test_teacher_store import free_address
-from tests.small import ROOT
 from tests.tpu_scripts.stand_in import INTERPRETER, SCRIPTS, TRICKY, Bench, bench, calls, program
 
 FIRST_ENDS = (
@@ -75,7 +74,6 @@ def test_restarts_are_counted(host, code):
 
 MESH = """
 import signal
-sys.path.insert(0, {root!r})
 from fusion_jax.hosts import agree, join, signals
 call = len(open(sys.argv[0] + '.jsonl').readlines())
 signals.GRACE_SECONDS = 1
@@ -97,7 +95,7 @@ def test_a_mesh_comes_together_again(tmp_path):
     address = free_address()
     with bench(tmp_path / "0") as first, bench(tmp_path / "1") as second:
         for index, host in enumerate((first, second)):
-            program(host.bin, "train", MESH.format(root=str(ROOT), told=index == 1, address=address, index=index))
+            program(host.bin, "train", MESH.format(told=index == 1, address=address, index=index))
             assert job(host, "start 5 -- train").returncode == 0
         assert [host.wait() for host in (first, second)] == ["ended with code 0"] * 2
         for host, codes in ((first, (75, 134, 0)), (second, (75, 75, 0))):
@@ -249,7 +247,7 @@ def test_the_driver_decides_the_cuda_build(machine, driver, option, build):
     assert done.returncode == 0, done.stderr
     environment, install, check = calls(machine.bin, "python3.11")
     assert environment == ["-m", "venv", ".venv"]
-    assert install == ["-m", "pip", "install", "-q", "-r", "requirements.txt", f"jax[{build}]"]
+    assert install == ["-m", "pip", "install", "-q", "-r", "requirements.txt", "-e", ".", f"jax[{build}]"]
     assert check[0] == "-c" and 'jax.devices("gpu")' in check[1]
 
 

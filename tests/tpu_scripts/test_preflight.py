@@ -84,7 +84,10 @@ def test_hosts_that_differ_are_named(tmp_path):
     package.mkdir(parents=True)
     (package / "METADATA").write_text("Metadata-Version: 2.1\nName: libtpu\nVersion: 9.9\n")
     options = [*coordinator(), "--path", "share", "--devices", "2"]
-    two = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "PYTHONPATH": str(package.parent)}
+    two = {
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+        "PYTHONPATH": f"{package.parent}{os.pathsep}{folders[1]}",
+    }
     hosts = [
         start(ROOT, *options, *of_two(0), cwd=folders[0]),
         start(folders[1], *options, *of_two(1), cwd=folders[1], **two),

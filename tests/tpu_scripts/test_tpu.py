@@ -172,7 +172,7 @@ def test_setup_brings_the_last_commit_and_takes_away_what_was_deleted(slice16, t
     assert (sources / "new.py").exists() and not (sources / "an old file.py").exists()
     assert (sources / "runs").is_dir() and not (slice16.home / "fusion_jax.tar.gz").exists()
     assert calls(slice16.bin, "python3.11")[0] == ["-m", "venv", ".venv"]
-    install = ["-m", "pip", "install", "-q", "-r", "requirements.txt", "jax[tpu]", "etils[epath-gcs]"]
+    install = ["-m", "pip", "install", "-q", "-r", "requirements.txt", "-e", ".", "jax[tpu]", "etils[epath-gcs]"]
     assert calls(slice16.bin, "python3.11")[1:] == [install, install]
 
 

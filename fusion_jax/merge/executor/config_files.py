@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from fusion_jax.errors import InputError
 from fusion_jax.files import write_json
@@ -13,13 +12,21 @@ from fusion_jax.merge.executor.prepare import Prepared
 from fusion_jax.merge.vocabulary.tokens import pivot_model
 from fusion_jax.models.families.rotary import with_both_forms
 from fusion_jax.models.json_files import GENERATION, read_generation
+from fusion_jax.paths import write_bytes
 
 LAYER_COUNTS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 LAYER_LISTS = ("layer_types",)
 LARGEST_ID = 2**31  # the vocabulary is the output's, which other models' ids need not be of
 
 
-def write_config(prepared: Prepared, out: Path) -> None:
+class ConfigFiles(NamedTuple):
+    """config.json and, where the base has one, generation_config.json; a file of the base is copied as it is."""
+
+    config: dict[str, Any]
+    generation: dict[str, Any] | Path | None
+
+
+def merged_config(prepared: Prepared) -> ConfigFiles:
     """The number of layers and of tokens, a tied head and the dtype are the output's; all else is the base's.
 
     With another model's vocabulary ids of tokens are that model's, in both files.
@@ -39,13 +46,21 @@ def write_config(prepared: Prepared, out: Path) -> None:
     config["tie_word_embeddings"] = plan.tied
     config["dtype"] = prepared.dtype(max(plan.tensors, key=prepared.held)).name
     config["torch_dtype"] = config["dtype"]  # transformers before 4.56 reads this name alone
-    write_json(out / "config.json", with_both_forms(config))
-    generation = read_generation(first.folder, LARGEST_ID)
+    config = with_both_forms(config)
+    generation = read_generation(first.files, LARGEST_ID)
     if generation and pivot is not first:
-        ids = {**pivot.config, **read_generation(pivot.folder, LARGEST_ID)}
-        write_json(out / GENERATION, _with_ids(generation, ids))
-    elif generation:
-        shutil.copyfile(first.folder / GENERATION, out / GENERATION)
+        ids = {**pivot.config, **read_generation(pivot.files, LARGEST_ID)}
+        return ConfigFiles(config, _with_ids(generation, ids))
+    return ConfigFiles(config, first.files / GENERATION if generation else None)
+
+
+def write_config(files: ConfigFiles, out: Path) -> None:
+    """Write the two files; config.json last, as on a bucket it is what makes a folder a model."""
+    if isinstance(files.generation, Path):
+        write_bytes(out / GENERATION, files.generation.read_bytes())
+    elif files.generation is not None:
+        write_json(out / GENERATION, files.generation)
+    write_json(out / "config.json", files.config)
 
 
 def _with_ids(values: Mapping[str, Any], pivot: Mapping[str, Any]) -> dict[str, Any]:

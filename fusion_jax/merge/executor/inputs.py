@@ -18,16 +18,19 @@ from fusion_jax.models.families import FAMILIES
 from fusion_jax.models.head import EMBEDDING, HEAD, with_head
 from fusion_jax.models.json_files import read_config
 from fusion_jax.models.safetensors_io import TensorEntry, open_folder
+from fusion_jax.paths import Fetched, is_remote, listed
 
 # What may not differ between models, also where the shapes of their tensors agree.
 SAME = ("model_type", "num_attention_heads", "num_key_value_heads", "head_dim", "hidden_act")
+SMALL = (".json", ".jinja", ".txt", ".model")  # files of a folder that are not weights
 
 
 @dataclass(frozen=True)
 class Input:
     """An opened folder: config.json as read, where each weight and each buffer lies.
 
-    tied: whether the head is the embedding; None where config.json does not say.
+    tied: whether the head is the embedding; None where config.json does not say. copy: of what is no weight, on this
+    machine, where the folder is on a bucket.
     """
 
     folder: Path
@@ -35,9 +38,15 @@ class Input:
     entries: Mapping[str, TensorEntry]
     buffers: Mapping[str, TensorEntry] = field(default_factory=dict)
     tied: bool | None = None
+    copy: Fetched | None = None
 
     def __repr__(self) -> str:
         return brief(self)
+
+    @property
+    def files(self) -> Path:
+        """The folder, or a local one with a copy of its files but for the weights."""
+        return self.folder if self.copy is None else self.copy.path
 
     @property
     def checkpoint(self) -> Checkpoint:
@@ -91,4 +100,5 @@ def open_input(folder: Path) -> Input:
     ends = ends_of(weights)
     if tied and (ends.embedding or config.get("model_type") in FAMILIES):
         weights, tied = with_head(weights, tied, embedding=ends.embedding or EMBEDDING, head=ends.head or HEAD)
-    return Input(folder, config, weights, buffers, tied)
+    small = [name for name in listed(folder) if name.endswith(SMALL)] if is_remote(folder) else []
+    return Input(folder, config, weights, buffers, tied, Fetched(folder, small) if small else None)

@@ -22,7 +22,7 @@ from jax.sharding import Mesh
 
 from fusion_jax.display import brief
 from fusion_jax.files import DiskError, write_json
-from fusion_jax.merge.executor.config_files import write_config
+from fusion_jax.merge.executor.config_files import merged_config, write_config
 from fusion_jax.merge.executor.prepare import Prepared, prepare
 from fusion_jax.merge.executor.records import append_records, merged_in, resume, write_records
 from fusion_jax.merge.executor.report import write_report
@@ -32,6 +32,7 @@ from fusion_jax.merge.executor.unfinished import unfinished
 from fusion_jax.merge.vocabulary.tokenizer_files import write_tokenizer
 from fusion_jax.merge.vocabulary.tokens import Vocabulary
 from fusion_jax.models.safetensors_io import PlannedTensor, Shard, plan_shards, write_index, write_shard
+from fusion_jax.paths import as_path, is_remote, staged, stamp
 from fusion_jax.zoo import model_path
 
 PROVENANCE = "merge.json"
@@ -74,11 +75,11 @@ def merge(
         of the disk, what can go on.
     """
     prepared = source if isinstance(source, Prepared) else prepare(source, locate)
-    shards = _planned_files(prepared, shard_bytes)
+    shards, configs = _planned_files(prepared, shard_bytes), merged_config(prepared)
     with unfinished(out, _identity(prepared, shard_bytes)) as folder:
-        write_config(prepared, folder)
-        folders = {model: one.folder for model, one in prepared.inputs.items()}
-        write_tokenizer(prepared.recipe, folders, prepared.vocabulary or Vocabulary({}), folder)
+        folders = {model: one.files for model, one in prepared.inputs.items()}
+        with staged(folder) as here:
+            write_tokenizer(prepared.recipe, folders, prepared.vocabulary or Vocabulary({}), here)
         missing, records = resume(folder, shards)
         _check_room(folder, missing)
         prepared = weighed(prepared)
@@ -94,7 +95,8 @@ def merge(
         write_records(folder, ordered)
         write_json(folder / PROVENANCE, _provenance(prepared, ordered), sync=False)
         write_report(prepared, ordered, folder)
-    return MergeSummary(Path(out), ordered, prepared)
+        write_config(configs, folder)
+    return MergeSummary(as_path(out), ordered, prepared)
 
 
 class _Arrivals:
@@ -143,7 +145,7 @@ def _identity(prepared: Prepared, shard_bytes: int) -> dict[str, Any]:
     """What an unfinished output belongs to: the recipe, the input files by size and time, which rows tokens have in
     them, the size of output files."""
     files = sorted({e.file for one in prepared.inputs.values() for e in one.entries.values()})
-    stats = [(os.fspath(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
+    stats = [stamp(file) for file in files]
     tensors = [(t.name, t.shape, sorted(t.parameters.items())) for t in prepared.plan.tensors]
     made_of = hashlib.sha256(repr((prepared.recipe, stats, tensors, shard_bytes)).encode())
     for rows in (prepared.rows.own, prepared.rows.default, prepared.rows.filler) if prepared.rows else ():
@@ -152,6 +154,8 @@ def _identity(prepared: Prepared, shard_bytes: int) -> dict[str, Any]:
 
 
 def _check_room(folder: Path, missing: Iterable[Shard]) -> None:
+    if is_remote(folder):
+        return
     needed, free = sum(t.nbytes for s in missing for t in s.tensors), shutil.disk_usage(folder).free
     if needed > free:
         problem = f"the disk is full: {needed / 1e9:.2f} GB are needed, {free / 1e9:.2f} GB are free"

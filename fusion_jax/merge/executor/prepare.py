@@ -112,9 +112,9 @@ class _Tokens(NamedTuple):
 def _tokens(recipe: Recipe, inputs: Mapping[str, Input]) -> _Tokens:
     """Clashes are looked for where all models have a tokenizer."""
     refuse = recipe.vocabulary.source == "refuse"
-    if refuse and not all((one.folder / "tokenizer.json").exists() for one in inputs.values()):
+    if refuse and not all((one.files / "tokenizer.json").exists() for one in inputs.values()):
         return _Tokens()
-    found = {model: read_vocabulary(one.folder, _vocabulary_size(one)) for model, one in inputs.items()}
+    found = {model: read_vocabulary(one.files, _vocabulary_size(one)) for model, one in inputs.items()}
     if refuse:
         return _Tokens(clashes=tuple(clashes(recipe, found)))
     output = output_vocabulary(recipe, found)

