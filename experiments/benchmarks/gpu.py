@@ -2,7 +2,7 @@
 
     python experiments/benchmarks/gpu.py                                    # where the requirements are installed
     python experiments/benchmarks/gpu.py --pack build/wheels                # here, with a package index
-    python experiments/benchmarks/gpu.py --wheels build/wheels              # there, with jax, torch and no network
+    PYTHONPATH=. python experiments/benchmarks/gpu.py --wheels build/wheels     # there, with jax, torch and no network
     python experiments/benchmarks/gpu.py --small                            # two layers, for a CPU: tries this program
 
 Parts, each in a process of its own with a time limit of its own:
@@ -15,7 +15,7 @@ Parts, each in a process of its own with a time limit of its own:
   default     `python experiments/wrpo.py` from start to end
 
 Results go to --out: results.jsonl as they come, report.md, and the output of each part. Nothing is fetched, and the
-installed jax is never touched: --wheels installs into a folder of its own. Needs no package to start.
+installed jax is never touched: --wheels installs into a folder of its own. Nothing else has to be there to start.
 """
 
 from __future__ import annotations
@@ -35,8 +35,6 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from experiments.benchmarks import gpu_report, gpu_wheels
 
@@ -140,7 +138,6 @@ def environment(temporary: Path, wheels: Path | None) -> dict[str, str]:
     folders = [str(ROOT)]
     if wheels is not None:
         folders.append(str(gpu_wheels.install(wheels, temporary / "site")))
-        sys.path.append(folders[-1])  # the report is made here
     path = os.pathsep.join([*folders, *filter(None, [os.environ.get("PYTHONPATH")])])
     defaults = {
         "CUDA_VISIBLE_DEVICES": "0", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false",

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from fusion_jax.markdown import markdown_table
+
 Row = dict[str, Any]
 PEAKS = {"NVIDIA H200": 989e12, "NVIDIA H100 80GB HBM3": 989e12, "NVIDIA A100": 312e12}
 """Dense bfloat16 FLOP/s by the vendor's datasheets, of the devices whose names begin so."""
@@ -28,8 +30,6 @@ def page(rows: Sequence[Row]) -> str:
         ("Not measured", "", wrong(rows)),
     ):
         if table:
-            from fusion_jax.markdown import markdown_table
-
             sections += [f"## {title}", *([about] if about else []), markdown_table(table)]
     return "\n\n".join(sections) + "\n"
 
