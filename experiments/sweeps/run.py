@@ -186,8 +186,9 @@ def device_slots(s: Settings, environ: Mapping[str, str]) -> list[dict[str, str]
       InputError: CUDA_VISIBLE_DEVICES or TPU_VISIBLE_CHIPS is set and lists too few.
     """
     if not s.devices_each:
-        name = "XLA_PYTHON_CLIENT_MEM_FRACTION"  # of a GPU that they share
-        return [{} if s.at_once == 1 or name in environ else {name: f"{0.9 / s.at_once:.2f}"}] * s.at_once
+        name, older = "XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION"  # jax refuses both together
+        said = name in environ or older in environ
+        return [{} if s.at_once == 1 or said else {name: f"{0.9 / s.at_once:.2f}"}] * s.at_once
     slots: list[dict[str, str]] = [{} for _ in range(s.at_once)]
     for name in ("CUDA_VISIBLE_DEVICES", "TPU_VISIBLE_CHIPS"):
         wanted = s.at_once * s.devices_each

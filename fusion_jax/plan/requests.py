@@ -51,7 +51,7 @@ def lower(request: Request, devices: list[Any]) -> tuple[jax.stages.Lowered, lis
     if config is not None:
         check_heads(config, tensor_shards(mesh), mesh.size, "mesh-tensor")
         request.program.check(data_ways(mesh))
-    return request.program.lower(config, mesh), list(mesh.devices.flat)
+    return request.program.trace(config, mesh).lower(), list(mesh.devices.flat)
 
 
 def to_json(request: Request) -> dict[str, Any]:

@@ -217,8 +217,10 @@ def test_devices_of_each_run():
     assert [(s["CUDA_VISIBLE_DEVICES"], s["TPU_VISIBLE_CHIPS"]) for s in slots] == [("4,5", "0,1"), ("6,7", "2,3")]
     with pytest.raises(InputError, match="CUDA_VISIBLE_DEVICES lists 3 devices for 4"):
         sweeps.device_slots(four, {"CUDA_VISIBLE_DEVICES": "0,1,2"})
-    share = {"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.45"}
+    share = {"XLA_CLIENT_MEM_FRACTION": "0.45"}
     assert sweeps.device_slots(sweeps.Settings(at_once=2), {}) == [share, share]
+    for name in ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION"):  # the user's own share stands
+        assert sweeps.device_slots(sweeps.Settings(at_once=2), {name: "0.3"}) == [{}, {}]
     assert sweeps.device_slots(sweeps.Settings(), {}) == [{}]
     with pytest.raises(InputError, match=r"3 is out of range\. Give 0 or one of 1, 2, 4, 8"):
         sweeps.Settings(devices_each=3)

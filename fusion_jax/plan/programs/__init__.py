@@ -1,4 +1,4 @@
-"""The programs of a run: each a class that can lower itself, count its FLOPs and give advice."""
+"""The programs of a run: each a class that can trace itself, count its FLOPs and give advice."""
 
 from fusion_jax.plan.programs.merging import MergeTensor
 from fusion_jax.plan.programs.program import Dtype, Place, Program, Situation, Start

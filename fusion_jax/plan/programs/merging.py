@@ -27,7 +27,7 @@ class MergeTensor:
     def check(self, ways: int) -> None:
         """A tensor that does not divide lies whole on each chip."""
 
-    def lower(self, config: None, mesh: Mesh) -> jax.stages.Lowered:
+    def trace(self, config: None, mesh: Mesh) -> jax.stages.Traced:
         method = METHODS[self.method]
         values = {one.name: _TYPICAL.get(one.name, one.default) for one in method.parameters}
         parameters = {
@@ -44,7 +44,7 @@ class MergeTensor:
             return jax.ShapeDtypeStruct((*leading, *self.shape), jnp.bfloat16, sharding=NamedSharding(mesh, spec))
 
         base = None if method.base == "none" else array(())
-        return jax.jit(kernel, out_shardings=array(()).sharding).lower(array((self.models,)), base)
+        return jax.jit(kernel, out_shardings=array(()).sharding).trace(array((self.models,)), base)
 
     def flops(self, config: None) -> float:
         """0: there are no matmuls worth counting."""

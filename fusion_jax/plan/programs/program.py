@@ -38,7 +38,7 @@ class Situation(NamedTuple):
 
 
 class Program(Protocol):
-    """A program of a run, as plain values. Lowering, FLOPs and tokens are those of one call over all chips."""
+    """A program of a run, as plain values. What is traced, FLOPs and tokens are those of one call over all chips."""
 
     needs_model: ClassVar[bool]
     """Whether it computes with a model; without, `config` is None in all below."""
@@ -50,8 +50,9 @@ class Program(Protocol):
           InputError: the rows do not divide over them.
         """
 
-    def lower(self, config: Any, mesh: Mesh) -> jax.stages.Lowered:
-        """By the function that the run itself calls, with shapes and shardings in the place of arrays."""
+    def trace(self, config: Any, mesh: Mesh) -> jax.stages.Traced:
+        """The function that the run itself calls, with shapes and shardings in the place of arrays; lowered for the
+        mesh's devices or, by `lower(lowering_platforms=("cuda",))`, for those of another kind."""
 
     def flops(self, config: Any) -> float:
         """Useful FLOPs: what the mathematics needs, whatever is recomputed."""

@@ -14,7 +14,7 @@ from fusion_jax.models.parameters import abstract_params
 from fusion_jax.ops.kernels import Kernel
 from fusion_jax.plan.flops import forward_flops, kernel_computed
 from fusion_jax.plan.programs.program import SMALLER, Place, Situation, check_rows
-from fusion_jax.plan.programs.shapes import array, lowered, tpu_compute
+from fusion_jax.plan.programs.shapes import array, tpu_compute, traced
 from fusion_jax.teachers.reading import make_topk_step
 
 
@@ -31,11 +31,11 @@ class TeacherStep:
     def check(self, ways: int) -> None:
         check_rows(self.rows, ways)
 
-    def lower(self, config: ModelConfig, mesh: Mesh) -> jax.stages.Lowered:
+    def trace(self, config: ModelConfig, mesh: Mesh) -> jax.stages.Traced:
         compute = tpu_compute(mesh, "bfloat16", kernel=self.attention)
         step = make_topk_step(config, compute, self.k, config.vocab_size)
         tokens = array(mesh, (), (self.rows, self.tokens), jnp.int32)
-        return lowered(step, abstract_params(config, jnp.bfloat16, mesh), tokens, tokens)
+        return traced(step, abstract_params(config, jnp.bfloat16, mesh), tokens, tokens)
 
     def flops(self, config: ModelConfig) -> float:
         return forward_flops(config, 0, self.tokens, 1, False) * self.rows

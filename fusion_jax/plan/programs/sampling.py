@@ -14,6 +14,7 @@ from fusion_jax.models.attention import cache_specs
 from fusion_jax.models.config import ModelConfig, Stack
 from fusion_jax.models.decode import DecodeParams, LayerCache
 from fusion_jax.models.parameters import abstract_params, layer_specs
+from fusion_jax.ops.kernels import Kernel
 from fusion_jax.plan.flops import body_parameters, forward_flops, head_parameters, query_flops
 from fusion_jax.plan.programs.program import BYTES, SMALLER, Place, Situation, Start
 from fusion_jax.plan.programs.shapes import spread
@@ -36,16 +37,17 @@ class Prefill:
     rows: int
     prompt: int
     kept: Literal["", Start] = ""
+    attention: Kernel = "splash"
     needs_model: ClassVar[bool] = True
 
     def check(self, ways: int) -> None:
         """Any number of rows: `sampling.ids` fills them up."""
 
-    def lower(self, config: ModelConfig, mesh: Mesh) -> jax.stages.Lowered:
-        how = ids.How(config, Sampler(), 1, jnp.dtype(jnp.bfloat16), mesh, "splash")
+    def trace(self, config: ModelConfig, mesh: Mesh) -> jax.stages.Traced:
+        how = ids.How(config, Sampler(), 1, jnp.dtype(jnp.bfloat16), mesh, self.attention)
         tokens = spread(mesh, ("batch", "tokens"), (self.rows, self.prompt), jnp.int32)
         lengths = spread(mesh, ("batch",), (self.rows,), jnp.int32)
-        return ids.prefill(how).lower(abstract_params(config, jnp.bfloat16, mesh), tokens, lengths)
+        return ids.prefill(how).trace(abstract_params(config, jnp.bfloat16, mesh), tokens, lengths)
 
     def flops(self, config: ModelConfig) -> float:
         return forward_flops(config, self.prompt, 0, 1, True) * self.rows
@@ -84,7 +86,7 @@ class Decode:
     def check(self, ways: int) -> None:
         """Any number of rows: `sampling.ids` fills them up."""
 
-    def lower(self, config: ModelConfig, mesh: Mesh) -> jax.stages.Lowered:
+    def trace(self, config: ModelConfig, mesh: Mesh) -> jax.stages.Traced:
         dtype, rows = jnp.dtype(jnp.bfloat16), self.rows * self.samples
         how = ids.How(config, Sampler(self.temperature, self.top_p, self.top_k), self.samples, dtype, mesh)
         params = abstract_params(config, dtype, mesh)
@@ -113,7 +115,7 @@ class Decode:
         state = jax.tree.map(placed, state._replace(caches=()))._replace(caches=caches)
         prompts = tuple(kept(stack, self.rows, self.prompt) for stack in every)
         limit = spread(mesh, (), (), jnp.int32)
-        return ids.continue_rows(how, self.capacity).lower(ready, prompts, fixed, state, limit)
+        return ids.continue_rows(how, self.capacity).trace(ready, prompts, fixed, state, limit)
 
     def flops(self, config: ModelConfig) -> float:
         parameters = body_parameters(config) + head_parameters(config)

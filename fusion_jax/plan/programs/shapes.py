@@ -1,4 +1,4 @@
-"""Arrays of a program as shapes with shardings, and its lowering."""
+"""Arrays of a program as shapes with shardings, and its trace."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ def tpu_compute(mesh: Mesh, dtype: str, **how: Any) -> Compute:
     return Compute(mesh, jnp.dtype(dtype), logits=CHUNK_ELEMENTS_ACCELERATOR, **how)
 
 
-def lowered(step: Callable[..., Any], *arguments: Any) -> jax.stages.Lowered:
-    """A jitted function, lowered for these arguments."""
-    found: jax.stages.Lowered = step.lower(*arguments)  # type: ignore[attr-defined]
+def traced(step: Callable[..., Any], *arguments: Any) -> jax.stages.Traced:
+    """A jitted function, traced with these arguments."""
+    found: jax.stages.Traced = step.trace(*arguments)  # type: ignore[attr-defined]
     return found
 
 

@@ -16,7 +16,7 @@ from fusion_jax.ops.kernels import Kernel
 from fusion_jax.ops.remat import Remat
 from fusion_jax.plan.flops import forward_flops, kernel_computed, row_tokens
 from fusion_jax.plan.programs.program import BYTES, SMALLER, Dtype, Place, Situation, Start, check_rows
-from fusion_jax.plan.programs.shapes import batch, lowered, targets, tpu_compute
+from fusion_jax.plan.programs.shapes import batch, targets, tpu_compute, traced
 from fusion_jax.teachers.settings import FusionSettings
 from fusion_jax.train import objectives
 from fusion_jax.train.objective import Objective
@@ -63,7 +63,7 @@ class TrainStep:
     def check(self, ways: int) -> None:
         check_rows(self.examples, ways)
 
-    def lower(self, config: ModelConfig, mesh: Mesh) -> jax.stages.Lowered:
+    def trace(self, config: ModelConfig, mesh: Mesh) -> jax.stages.Traced:
         objective = OBJECTIVES[self.objective]
         compute = tpu_compute(
             mesh, self.dtype, kernel=self.attention, remat=self.remat, shared_prompt=self.shared_prompt
@@ -82,7 +82,7 @@ class TrainStep:
             rows = rows._replace(targets=targets(mesh, (self.micro_batches, self.examples), self.tokens, self.k))
         reference = abstract_params(config, jnp.dtype(self.start), mesh) if self.reference == "in-step" else None
         step = make_train_step(config, objective, optimizer, compute, total=_STEPS, rate=rate)
-        return lowered(step, state, rows, reference)
+        return traced(step, state, rows, reference)
 
     def flops(self, config: ModelConfig) -> float:
         forward = forward_flops(config, self.prompt, self.tokens, self.groups, self.shared_prompt)
@@ -141,11 +141,11 @@ class ScoreStep:
     def check(self, ways: int) -> None:
         check_rows(self.examples, ways)
 
-    def lower(self, config: ModelConfig, mesh: Mesh) -> jax.stages.Lowered:
+    def trace(self, config: ModelConfig, mesh: Mesh) -> jax.stages.Traced:
         rows = batch(mesh, (), self.examples, self.groups, self.prompt, self.tokens)
         compute = tpu_compute(mesh, self.dtype, kernel=self.attention, shared_prompt=self.shared_prompt)
         params = abstract_params(config, jnp.dtype(self.start), mesh)
-        return lowered(make_score_step(config, compute), params, rows)
+        return traced(make_score_step(config, compute), params, rows)
 
     def flops(self, config: ModelConfig) -> float:
         return forward_flops(config, self.prompt, self.tokens, self.groups, self.shared_prompt) * self.examples
