@@ -185,7 +185,7 @@ def orpo(policy: Pair, *, lengths: Pair, beta: float) -> tuple[Array, Metrics]:
 
     >>> policy, lengths = (Pair(*(jnp.asarray([x]) for x in values)) for values in ((-2.0, -6.0), (2.0, 3.0)))
     >>> print(f"{orpo(policy, lengths=lengths, beta=0.5)[0][0]:.4f}")
-    0.1190
+    0.1191
     """
     _check_sides(policy=policy, lengths=lengths)
     chosen, rejected = _per_token(policy, lengths)
