@@ -36,6 +36,7 @@ class TokenBatch(NamedTuple):
     example_ids: int32[B]; reference: float32[B,G]; weights: float32[B], 0 for an example that only fills the batch.
     branch: int32[B], see `Example.branch`.
     targets: what each of `tokens` should predict, ids and probs [B,1,T,K]; None: there are no teachers.
+    values: float32[B,G,N], see `Example.values`; None: the examples have none.
     slots: int32[R,M] where rows hold several examples (`data.packing`): the place among B of segment m + 1 of a row, -1
       for none. The arrays of tokens then have R rows instead of B; None: R is B, an example has rows of its own.
     """
@@ -52,6 +53,7 @@ class TokenBatch(NamedTuple):
     weights: Array
     branch: Array
     targets: Targets | None = None
+    values: Array | None = None
     slots: Array | None = None
 
     @property
@@ -76,6 +78,7 @@ class Example:
     groups: uint8[len(row)] of an example with one row: 0 for a token that is not scored, else a number that tells the
       objective which of its sums the token belongs to; None: all tokens from the start on are scored, in group 1.
     branch: tells the objective what kind of row this is, where a method mixes several in a batch.
+    values: numbers of each row that the objective knows the meaning of, [G][N]: weights, what other models make of it.
     targets: of an example with one row, what its tokens but the last should predict; ids and probs [len(row) - 1, K].
     """
 
@@ -86,6 +89,7 @@ class Example:
     reference: tuple[float, ...] = ()
     weight: float = 1.0
     branch: int = 0
+    values: tuple[tuple[float, ...], ...] = ()
     groups: np.ndarray | None = field(default=None, compare=False)
     targets: Targets | None = field(default=None, compare=False)
 
@@ -159,6 +163,14 @@ class Data:
         vars(new)["extents"] = self.extents
         return new
 
+    def valued(self, values: np.ndarray) -> Data:
+        """The examples with `Example.values` float[n,G,N]."""
+        rows = np.asarray(values, np.float64).tolist()
+        examples = [replace(e, values=tuple(map(tuple, v))) for e, v in zip(self.examples, rows, strict=True)]
+        new = replace(self, examples=examples)
+        vars(new)["extents"] = self.extents
+        return new
+
 
 def buckets_for(needs: np.ndarray) -> Buckets:
     """Buckets that hold all examples of these extents."""
@@ -208,8 +220,13 @@ def collate(examples: Sequence[Example], buckets: Buckets, extent: np.ndarray | 
         reference=np.asarray([e.reference or (0.0,) * groups for e in examples], np.float32),
         weights=np.asarray([e.weight for e in examples], np.float32),
         branch=np.asarray([e.branch for e in examples], np.int32),
-        targets=_padded_targets(examples, lengths, width, entries),
+        targets=_padded_targets(examples, lengths, width, entries), values=stacked_values(examples),
     )  # fmt: skip
+
+
+def stacked_values(examples: Sequence[Example]) -> np.ndarray | None:
+    """float32[B,G,N], the values of all examples, or None where they have none."""
+    return np.asarray([e.values for e in examples], np.float32) if examples[0].values else None
 
 
 def _padded_targets(examples: Sequence[Example], shared: np.ndarray, width: int, most: int) -> Targets | None:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fusion_jax.data.batches import Example, TokenBatch
+from fusion_jax.data.batches import Example, TokenBatch, stacked_values
 from fusion_jax.errors import InputError
 
 
@@ -91,5 +91,5 @@ def collate_packed(examples: Sequence[Example], packed: Packed, *, rows: int, se
         example_ids=np.asarray([e.index for e in examples], np.int32),
         reference=np.asarray([e.reference or (0.0,) * shape[1] for e in examples], np.float32),
         weights=np.asarray([e.weight for e in examples], np.float32),
-        branch=np.asarray([e.branch for e in examples], np.int32), slots=slots,
+        branch=np.asarray([e.branch for e in examples], np.int32), values=stacked_values(examples), slots=slots,
     )  # fmt: skip

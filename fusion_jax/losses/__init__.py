@@ -1,13 +1,16 @@
 """Losses: pure functions of log-probabilities, with their metrics. Sums and weights travel together."""
 
 from fusion_jax.losses import fusion
+from fusion_jax.losses.fuserl import leave_one_out, over_sources, weighted_sft
 from fusion_jax.losses.fusion import Target, fused_targets, sparse_kl
+from fusion_jax.losses.infifpo import fused_reference
 from fusion_jax.losses.preference import (
     Pair,
     Quad,
     dpo,
     hinge,
     ipo,
+    orpo,
     simpo,
     two_positives,
     wrpo,
@@ -16,9 +19,10 @@ from fusion_jax.losses.preference import (
 )
 from fusion_jax.losses.reductions import Count, Mean, divide, weighted
 from fusion_jax.losses.schedules import alpha_at, learning_rate
-from fusion_jax.losses.sft import sft
+from fusion_jax.losses.sft import by_group, sft
 
 __all__ = [
-    "Count", "Mean", "Pair", "Quad", "Target", "alpha_at", "divide", "dpo", "fused_targets", "fusion", "hinge", "ipo",
-    "learning_rate", "sft", "simpo", "sparse_kl", "two_positives", "weighted", "wrpo", "wrpo_ipo", "wrpo_simpo",
+    "Count", "Mean", "Pair", "Quad", "Target", "alpha_at", "by_group", "divide", "dpo", "fused_reference",
+    "fused_targets", "fusion", "hinge", "ipo", "learning_rate", "leave_one_out", "orpo", "over_sources", "sft", "simpo",
+    "sparse_kl", "two_positives", "weighted", "weighted_sft", "wrpo", "wrpo_ipo", "wrpo_simpo",
 ]  # fmt: skip

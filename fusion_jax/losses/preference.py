@@ -177,6 +177,31 @@ def simpo(
     return loss, _pair_metrics(beta * chosen, beta * rejected, policy)
 
 
+def orpo(policy: Pair, *, lengths: Pair, beta: float) -> tuple[Array, Metrics]:
+    """-beta log sigma(log odds(chosen) - log odds(rejected)), odds of p = exp(m), m the per-token mean log-prob.
+
+    The part of ORPO (arXiv 2403.07691, Eq. 6 and 7) beside the cross-entropy of the chosen response, which is added to
+    it; no reference.
+
+    >>> policy, lengths = (Pair(*(jnp.asarray([x]) for x in values)) for values in ((-2.0, -6.0), (2.0, 3.0)))
+    >>> print(f"{orpo(policy, lengths=lengths, beta=0.5)[0][0]:.4f}")
+    0.1191
+    """
+    _check_sides(policy=policy, lengths=lengths)
+    chosen, rejected = _per_token(policy, lengths)
+    odds = (chosen - rejected) - (_log1mexp(chosen) - _log1mexp(rejected))
+    return _log_sigmoid_loss(odds, 0.0) * beta, _pair_metrics(beta * chosen, beta * rejected, policy)
+
+
+def _log1mexp(x: Array) -> Array:
+    """log(1 - exp(x)) of x < 0, exact on both sides of -log 2; a certain response (x = 0) counts as almost certain."""
+    x = jnp.minimum(x, -jnp.finfo(x.dtype).eps)
+    small = x > -0.6931471805599453
+    return jnp.where(
+        small, jnp.log(-jnp.expm1(jnp.where(small, x, -1.0))), jnp.log1p(-jnp.exp(jnp.where(small, -1.0, x)))
+    )
+
+
 def _mix(values: tuple[Array, ...], alpha: Array | float) -> Array:
     return alpha * values[0] + (1.0 - alpha) * values[1]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import jax
+import jax.numpy as jnp
 
 from fusion_jax.losses.reductions import Count, Mean, weighted
 
@@ -26,3 +27,25 @@ def sft(logprobs: Array, mask: Array) -> tuple[Mean, dict[str, Mean | Count]]:
     """
     loss = weighted(-logprobs, mask)
     return loss, {"tokens": Count(loss.weight)}
+
+
+def by_group(logprobs: Array, groups: Array, sizes: Array, scales: tuple[float, ...]) -> Mean:
+    """sum_g s_g (mean of -log pi over the tokens of group g in the whole optimizer step), g from 1.
+
+    Each group has a mean of its own, so that many tokens of one do not drown the few of another. As a (sum, weight):
+    micro-batches add their shares of every group's mean, and their shares of the step's tokens.
+
+    Args:
+      logprobs: float[..., S]; groups: int[..., S], 0 where a token is not scored. sizes: float[len(scales)], tokens of
+        each group in the step; one without tokens counts nothing.
+
+    >>> logprobs, groups = jnp.asarray([-1.0, -2.0, -4.0]), jnp.asarray([1, 2, 2])
+    >>> print(*by_group(logprobs, groups, jnp.asarray([1.0, 2.0]), (1.0, 0.5)))
+    2.5 1.0
+    """
+    total, weight = jnp.zeros((), logprobs.dtype), jnp.zeros((), logprobs.dtype)
+    for g, scale in enumerate(scales, 1):
+        here = groups == g
+        total += scale * jnp.where(here, -logprobs, 0.0).sum() / jnp.maximum(sizes[g - 1], 1)
+        weight += here.sum() / jnp.maximum(sizes.sum(), 1)
+    return Mean(total, weight)

@@ -55,7 +55,7 @@ def score_with(responses: Sequence[Record], verifier: Callable[[str, str], float
     return out
 
 
-def _usable(responses: Sequence[Record], drops: Counter[str]) -> list[Record]:
+def usable(responses: Sequence[Record], drops: Counter[str]) -> list[Record]:
     """Responses with text and a finite score; the others are counted."""
     kept = []
     for record in responses:
@@ -87,7 +87,7 @@ def best_of(
         return (-record["reward"], place.get(record["source_model"], len(place)), record["sample"])
 
     out = {}
-    for prompt, records in by_prompt(_usable(responses, drops)).items():
+    for prompt, records in by_prompt(usable(responses, drops)).items():
         ranked: dict[str, Record] = {}
         for record in sorted(records, key=key):
             ranked.setdefault(record["response"], record)
@@ -109,7 +109,7 @@ def best_and_worst(
     """
     out = {}
     for prompt, all_records in by_prompt(responses).items():
-        records = sorted(_usable(all_records, drops), key=lambda r: r["sample"])
+        records = sorted(usable(all_records, drops), key=lambda r: r["sample"])
         if not any(r["response"].strip() for r in all_records):
             drops["prompt: all responses blank"] += 1
             continue

@@ -20,10 +20,14 @@ Metrics = dict[str, Mean | Count]
 
 
 class Progress(NamedTuple):
-    """How far a run is. step: optimizer steps that are done, a scalar array; total: those of the whole run."""
+    """How far a run is. step: optimizer steps that are done, a scalar array; total: those of the whole run.
+
+    tokens: float[groups], the tokens of each group in the whole optimizer step (`Objective.groups`).
+    """
 
     step: Array
     total: int
+    tokens: Array | None = None
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,7 @@ class Objective:
       divides them at the end of the optimizer step.
     reference: whether the loss reads `Scores.reference`, log-probs under the model that training starts from.
     targets: whether the loss reads teachers' distributions, `Scores.targets`.
+    groups: how many groups of tokens the loss takes means of its own of; it finds their sizes in `Progress.tokens`.
     scores: the forward pass; a method with another one (an encoder, a retriever, frozen teachers) brings its own.
     """
 
@@ -44,4 +49,5 @@ class Objective:
     loss: Callable[[Scores, Progress], tuple[Mean, Metrics]]
     reference: bool = False
     targets: bool = False
+    groups: int = 0
     scores: Callable[[Params, ModelConfig, TokenBatch, Compute], Scores] = score

@@ -24,16 +24,17 @@ Array = jax.Array
 class PairSettings:
     """A pairwise loss."""
 
-    loss: Literal["dpo", "dpo_norm", "ipo", "ipo_mean", "simpo", "hinge", "simpo_hinge"] = "dpo"
+    loss: Literal["dpo", "dpo_norm", "ipo", "ipo_mean", "simpo", "hinge", "simpo_hinge", "orpo"] = "dpo"
     """The loss of a (chosen, rejected) pair."""
     beta: float = 0.01
-    """How strongly the model is held to its reference; tau of ipo, the scale of simpo."""
+    """How strongly the model is held to its reference; tau of ipo, the scale of simpo, lambda of orpo."""
     gamma: float = 1.0
     """SimPO's target margin."""
     label_smoothing: float = 0.0
     """Share of the pairs that are assumed to be labelled the wrong way round."""
     sft_weight: float = 0.0
-    """Weight of the token-mean cross-entropy of the chosen responses of a step's micro-batches, added to the loss."""
+    """Weight of the token-mean cross-entropy of the chosen responses of a step's micro-batches, added to the loss; that
+    of orpo is 1."""
 
     def __post_init__(self) -> None:
         bounded(self, "beta", above=0)
@@ -65,7 +66,7 @@ class WrpoSettings:
         bounded(self, "label_smoothing", least=0, most=0.5)
 
 
-WITHOUT_REFERENCE = ("simpo", "simpo_hinge", "wrpo_simpo")
+WITHOUT_REFERENCE = ("simpo", "simpo_hinge", "wrpo_simpo", "orpo")
 
 
 def _unknown(loss: str) -> InputError:
@@ -114,7 +115,8 @@ def _soft_loss(s: FusionSettings, scores: Scores, target: Target, mask: Array) -
     return weighted(complement(share, s.rounding) * language + share * fused, scores.weights)
 
 
-def _means(metrics: dict[str, Array], weights: Array) -> Metrics:
+def means_of(metrics: dict[str, Array], weights: Array) -> Metrics:
+    """Values of examples, float[B] each, as (sum, weight)."""
     return {name: weighted(value, weights) for name, value in metrics.items()}
 
 
@@ -125,6 +127,7 @@ def _columns(values: Array, count: int) -> tuple[Array, ...]:
 def pair(settings: PairSettings) -> Objective:
     """A loss on (chosen, rejected) rows."""
     s = settings
+    sft_weight = 1.0 if s.loss == "orpo" else s.sft_weight
 
     def loss_of(policy: Pair, reference: Pair, lengths: Pair) -> tuple[Array, dict[str, Array]]:
         match s.loss:
@@ -138,6 +141,8 @@ def pair(settings: PairSettings) -> Objective:
                 return losses.ipo(policy, reference, tau=s.beta, lengths=lengths)
             case "hinge":
                 return losses.hinge(policy, reference, beta=s.beta)
+            case "orpo":
+                return losses.orpo(policy, lengths=lengths, beta=s.beta)
             case "simpo" | "simpo_hinge":
                 form = "sigmoid" if s.loss == "simpo" else "hinge"
                 return losses.simpo(
@@ -152,11 +157,11 @@ def pair(settings: PairSettings) -> Objective:
         )
         per_example, metrics = loss_of(policy, reference, lengths)
         metrics |= {"length/chosen": lengths.chosen, "length/rejected": lengths.rejected}
-        mean, means = weighted(per_example, scores.weights), _means(metrics, scores.weights)
-        if s.sft_weight:
+        mean, means = weighted(per_example, scores.weights), means_of(metrics, scores.weights)
+        if sft_weight:
             nll, _ = losses.sft(scores.logprobs[:, 0], scores.mask[:, 0])
             # The token mean is of the micro-batch, as in the official trainer, and counts once for each example.
-            mean = Mean(mean.total + s.sft_weight * losses.divide(nll) * mean.weight, mean.weight)
+            mean = Mean(mean.total + sft_weight * losses.divide(nll) * mean.weight, mean.weight)
             means["nll"] = nll
         return mean, means
 
@@ -194,7 +199,7 @@ def wrpo(settings: WrpoSettings) -> Objective:
         for slot in Quad._fields:
             metrics[f"length/{slot}"] = getattr(lengths, slot)
         metrics["loss_at_fixed_alpha"] = jax.lax.stop_gradient(fixed)
-        means = _means(metrics, scores.weights)
+        means = means_of(metrics, scores.weights)
         for name in ("source_chosen", "source_accuracies"):
             means[f"rewards/{name}"] = weighted(metrics[f"rewards/{name}"], scores.weights * has_source)
         means["cur_alpha"] = Mean(now * jnp.ones(()), jnp.ones(()))

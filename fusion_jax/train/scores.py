@@ -26,7 +26,8 @@ class Scores(NamedTuple):
 
     logprobs, mask: float[B,G,T] of the tokens behind the prompt ([R,G,T] of packed rows), zero where not scored;
     sequence: float[B,G] their sums; lengths: float[B,G] how many; reference: float[B,G] sums under the reference;
-    weights: float[B], 0 for an example that only fills the batch. groups, branch: the batch's, see `data.batches`.
+    weights: float[B], 0 for an example that only fills the batch. groups, branch, values: the batch's, see
+    `data.batches`.
     targets: the batch's, with target_logprobs float[B,G,T,K] of their ids.
     """
 
@@ -40,6 +41,7 @@ class Scores(NamedTuple):
     target_logprobs: Array | None = None
     groups: Array | None = None
     branch: Array | None = None
+    values: Array | None = None
 
 
 def score(params: Params, config: ModelConfig, batch: TokenBatch, compute: Compute) -> Scores:
@@ -67,7 +69,14 @@ def score(params: Params, config: ModelConfig, batch: TokenBatch, compute: Compu
         target_logprobs=of_targets,
         groups=batch.groups,
         branch=batch.branch,
+        values=batch.values,
     )
+
+
+def group_tokens(batch: TokenBatch, groups: int) -> Array:
+    """float[groups], how many tokens of each group the examples of a micro-batch have (`Example.groups`, from 1)."""
+    each = batch.groups[..., None] == jnp.arange(1, groups + 1)
+    return (each * _token_weights(batch)[..., None]).sum((0, 1, 2))
 
 
 def _segments(batch: TokenBatch) -> Array:

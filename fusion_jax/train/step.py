@@ -21,7 +21,7 @@ from fusion_jax.models.compute import Compute
 from fusion_jax.models.config import ModelConfig
 from fusion_jax.sharding import constrain, data_ways, local_rows, named
 from fusion_jax.train.objective import Metrics, Objective, Progress
-from fusion_jax.train.scores import Scores, score
+from fusion_jax.train.scores import Scores, group_tokens, score
 from fusion_jax.train.state import Params, TrainState
 
 Array = jax.Array
@@ -51,8 +51,10 @@ def make_eval_step(
     """Jitted objective without gradient: (params, micro-batch, step) -> sums with weights, `loss` among them."""
 
     def evaluate(params: Params, batch: TokenBatch, step: Array) -> Metrics:
-        scores = objective.scores(params, config, _place(batch, compute.mesh), compute)
-        loss, metrics = objective.loss(scores, Progress(step, total))
+        batch = _place(batch, compute.mesh)
+        scores = objective.scores(params, config, batch, compute)
+        tokens = group_tokens(batch, objective.groups) if objective.groups else None
+        loss, metrics = objective.loss(scores, Progress(step, total, tokens))
         return {"loss": loss, **metrics}
 
     return compute.jit(evaluate)
@@ -80,29 +82,32 @@ def make_train_step(
     """
 
     def micro(
-        params: Params, batch: TokenBatch, step: Array, reference: Params | None
+        params: Params, batch: TokenBatch, progress: Progress, reference: Params | None
     ) -> tuple[Array, tuple[Metrics, Array]]:
         scores = objective.scores(params, config, batch, compute)
         if reference is not None:
             frozen = objective.scores(lax.stop_gradient(reference), config, batch, compute).sequence
             scores = scores._replace(reference=lax.stop_gradient(frozen))
         with jax.named_scope("loss"):
-            loss, metrics = objective.loss(scores, Progress(step, total))
+            loss, metrics = objective.loss(scores, progress)
         bad = constrain(~jnp.isfinite(scores.sequence).all(-1), compute.mesh, (None,))  # every host reads it
         return loss.total, ({"loss": loss, **metrics}, bad)
 
     def train_step(
         state: TrainState, batches: TokenBatch, reference: Params | None = None
     ) -> tuple[TrainState, dict[str, Array]]:
-        gradient = jax.grad(micro, has_aux=True)
+        gradient, tokens = jax.grad(micro, has_aux=True), None
+        if objective.groups:
+            tokens = jax.vmap(lambda batch: group_tokens(batch, objective.groups))(batches).sum(0)
+        progress = Progress(state.step, total, tokens)
 
         def body(grads: Params, batch: TokenBatch) -> tuple[Params, tuple[Metrics, Array]]:
-            new, aux = gradient(state.params, _place(batch, compute.mesh), state.step, reference)
+            new, aux = gradient(state.params, _place(batch, compute.mesh), progress, reference)
             return jax.tree.map(jnp.add, grads, new), aux
 
         if batches.tokens.shape[0] == 1:
             grads, aux = gradient(
-                state.params, _place(jax.tree.map(lambda x: x[0], batches), compute.mesh), state.step, reference
+                state.params, _place(jax.tree.map(lambda x: x[0], batches), compute.mesh), progress, reference
             )
             means, bad = jax.tree.map(lambda x: x[None], aux)
         else:

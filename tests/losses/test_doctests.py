@@ -13,7 +13,7 @@ from fusion_jax import align, losses
 MODULES = [
     importlib.import_module(f"fusion_jax.{name}")
     for name in (
-        "losses.preference", "losses.fusion", "losses.reductions", "losses.schedules", "losses.sft", "align.sequences",
+        "losses.preference", "losses.infifpo", "losses.fuserl", "losses.fusion", "losses.reductions", "losses.schedules", "losses.sft", "align.sequences",
     )
 ]  # fmt: skip
 EXAMPLES = {

@@ -210,7 +210,17 @@ def test_the_published_rule_under_its_name():
 
 
 @pytest.mark.parametrize(
-    "text", ["answer is " * 10**6, "\\boxed{" * 10**6, "the answer is " + "(" * 900 + "1", "1," * 10**6, "2^" * 10**5, "####" * 10**6, "\n" * 10**6, " \n#" * 10**5]
+    "text",
+    [
+        "answer is " * 10**6,
+        "\\boxed{" * 10**6,
+        "the answer is " + "(" * 900 + "1",
+        "1," * 10**6,
+        "2^" * 10**5,
+        "####" * 10**6,
+        "\n" * 10**6,
+        " \n#" * 10**5,
+    ],
 )
 def test_long_and_nested_texts_take_no_time(text):
     began = time.process_time()
