@@ -30,6 +30,13 @@ GOLDEN = Path(__file__).parent / "golden"
 LONGEST = ("fuzz", "multihost", "resume", "notebooks")
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Daily work (-m "not slow") compiles with few optimisations; the whole suite does where `quick_compiler` is used."""
+    if config.getoption("markexpr") == "not slow":
+        os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+        jax.config.update("jax_disable_most_optimizations", True)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest files first, so that none is left for one process at the end."""
     items.sort(key=lambda item: item.path.parent.name not in LONGEST)
@@ -59,8 +66,12 @@ def quick_compiler() -> Iterator[None]:
     """Programs of this process and of those that it starts are compiled with few optimisations.
 
     For modules that compare runs of this package with each other, or look at what a run says, writes and refuses: there
-    the compiler would take far longer than the programs. Not for comparisons with numbers of other implementations.
+    the compiler would take far longer than the programs. Not for comparisons with numbers of other implementations:
+    where a module has some, they stand before the first test that uses this fixture, which holds from there on.
     """
+    if os.environ.get("JAX_DISABLE_MOST_OPTIMIZATIONS") == "1":
+        yield
+        return
     jax.clear_caches()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")

@@ -17,6 +17,8 @@ from fusion_jax.zoo.tasks import corpus
 from fusion_jax.zoo.tokenizers import train_tokenizer
 from tests.small import small_model
 
+pytestmark = pytest.mark.usefixtures("quick_compiler")
+
 
 @pytest.fixture
 def folders(tmp_path) -> tuple[Path, Path]:

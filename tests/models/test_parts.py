@@ -18,6 +18,8 @@ from fusion_jax.models.parameters import init_params
 from fusion_jax.ops.rotary import Rope
 from fusion_jax.sampling.ids import generate_ids
 
+pytestmark = pytest.mark.usefixtures("quick_compiler")
+
 WIDTH, VOCABULARY = 24, 50
 ATTENTION = Attention(heads=4, kv_heads=2, head_dim=6)
 STACK = Stack(3, ATTENTION, Mlp(20))
