@@ -26,19 +26,29 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
 import jax
 import pytest
 
+from tests import daily
+
 GOLDEN = Path(__file__).parent / "golden"
 LONGEST = ("fuzz", "multihost", "resume", "notebooks")
 
 
+def is_daily(config: pytest.Config) -> bool:
+    """Whether these are the tests of daily work."""
+    return config.getoption("markexpr") == "not slow"
+
+
 def pytest_configure(config: pytest.Config) -> None:
-    """Daily work (-m "not slow") compiles with few optimisations; the whole suite does where `quick_compiler` is used."""
-    if config.getoption("markexpr") == "not slow":
+    """Daily work (-m "not slow") compiles with few optimisations, which the whole suite does where `quick_compiler` is
+    used, and looks for damaged input only shortly."""
+    if is_daily(config):
+        os.environ.setdefault("FUSION_JAX_FUZZ_SECONDS", "1")
         os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
         jax.config.update("jax_disable_most_optimizations", True)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest files first, so that none is left for one process at the end."""
+    """The longest files first, so that none is left for one process at the end; what daily work leaves out."""
+    daily.mark(items)
     items.sort(key=lambda item: item.path.parent.name not in LONGEST)
 
 

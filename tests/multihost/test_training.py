@@ -19,7 +19,7 @@ from experiments import dpo
 from fusion_jax.hosts.signals import LOST, PREEMPTED
 from fusion_jax.jsonl import read_jsonl
 from tests.multihost.test_teacher_store import free_address
-from tests.small import ROOT, command, even_pairs, fails, small_folder, write
+from tests.small import ROOT, attempt, command, even_pairs, fails, small_folder, write
 
 pytestmark = pytest.mark.usefixtures("quick_compiler")
 
@@ -44,7 +44,7 @@ def folder(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("training")
     small_folder(path / "model", num_key_value_heads=2)
     write(path / "pairs.jsonl", even_pairs(56))
-    ended(start(path, "one", 1), 0)
+    attempt(dpo, arguments(path, "one"))
     assert read_jsonl(path / "one/metrics.jsonl")[-1]["step"] == STEPS - 1
     return path
 
@@ -174,7 +174,8 @@ def test_a_lost_host_stops_the_others_and_any_number_of_hosts_goes_on(folder):
     assert any(f"steps {saved + 1} to {STEPS}" in first for saved in range(7, STEPS, 7))
     mesh = ["--train.mesh-tensor", "2", "--resume", "True"]
     on_eight = start(folder, "lost_on_eight", 1, *mesh, devices=8)
-    ended([*start(folder, "lost_on_one", 1, "--resume", "True"), *on_eight], 0)
+    attempt(dpo, arguments(folder, "lost_on_one", "--resume", "True"))
+    ended(on_eight, 0)
     assert json.loads((folder / "lost_on_eight/config.json").read_text())["train"]["mesh_tensor"] == 2
     for out in ("lost", "lost_on_one", "lost_on_eight"):
         same_as_one(folder, out)
@@ -185,7 +186,7 @@ def test_one_process_is_preempted_too(folder):
     reached(folder, "alone", 3, [host])
     host.send_signal(signal.SIGTERM)
     ended([host], PREEMPTED)
-    ended(start(folder, "alone", 1, "--resume", "True"), 0)
+    attempt(dpo, arguments(folder, "alone", "--resume", "True"))
     assert read_jsonl(folder / "alone/metrics.jsonl") == read_jsonl(folder / "one/metrics.jsonl")
     expected, actual = weights(folder, "one"), weights(folder, "alone")
     assert all(expected[name].tobytes() == actual[name].tobytes() for name in expected)

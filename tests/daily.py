@@ -1,0 +1,88 @@
+"""What daily work (-m "not slow") leaves out, beside the tests that carry the mark themselves.
+
+Every one is among the dearest, by CPU seconds, and repeats for another case what a cheaper test holds. A test that is
+renamed has to be renamed here: a name that a collected file does not have stops the collection.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+
+# Of these the cases that are named are kept.
+KEPT: dict[str, tuple[str, ...]] = {
+    "cli/test_fusion_experiments.py::test_fusechat_leaves_a_target_a_source": ("own",),
+    "losses/test_fusion_golden.py::test_loss_and_gradient": ("0", "1", "6", "33", "43", "44"),
+    "merge/test_averaging.py::test_golden": (
+        "mergekit000-linear-float32", "mergekit033-model_stock-float32", "mergekit041-nearswap-float32",
+        "mergekit042-arcee_fusion-float32", "mergekit043-passthrough-float32", "mergekit044-ram-float32",
+        "mergekit045-ramplus_tl-float32",
+    ),
+    "merge/test_estimate.py::test_every_method_has_a_dry_run": (
+        "linear-parameters0", "slerp-parameters7", "ties-parameters12", "sce-parameters19", "varm-parameters23",
+    ),
+    "merge/test_spherical.py::test_identical_models_give_that_model": ("float32",),
+    "merge/test_task_vectors.py::test_density_1_is_no_sparsifier": ("float32-ties", "float32-della"),
+    "merge/test_task_vectors.py::test_golden": (
+        "mergekit017", "mergekit018", "mergekit021", "mergekit024", "mergekit026", "mergekit027", "mergekit028",
+        "mergekit029", "mergekit031", "mergekit032", "mergekit035", "fuseai007", "fuseai008", "fuseai009",
+    ),
+    "models/test_folders.py::test_a_stored_head_that_differs_is_kept": ("llama-mha",),
+    "ops/test_attention.py::test_segments_windows_and_caps": ("None-0-1", "None-0-7", "2.0-5-7", "2.0-5-100"),
+    "ops/test_attention.py::test_keys_shared_by_rows": ("6",),
+    "ops/test_linear_logprobs.py::test_several_entries_a_position": ("4-1", "20-2"),
+    "ops/test_linear_logprobs.py::test_values_and_gradients_equal_plain_softmax": (
+        "None-1-1-1", "None-1-1000-11", "None-1-16-97", "4.0-1-1-11", "None-2-16-64", "4.0-2-16-97", "4.0-2-1000-97",
+    ),
+    "ops/test_remat.py::test_same_gradient": ("full-xla",),
+    "ops/test_splash.py::test_segments_windows_and_caps": ("40-windows1-2.0",),
+    "ops/test_splash.py::test_continuations_of_one_prompt": ("70-2-50",),
+    "parity/test_generation.py::test_greedy_equals_transformers_and_the_uncached_model": ("gemma2",),
+    "parity/test_logits.py::test_logits_files_and_cache": ("llama-gqa-tied", "mistral-window", "qwen2-windows", "gemma2"),
+    "plan/test_compile.py::test_other_programs_are_planned": ("program1-v5e-4-mesh1",),
+    "train/test_fits.py::test_a_target_whose_positions_are_the_length_of_the_texts_is_trained": ("official",),
+    "train/test_fusion_golden.py::test_the_training_path_gives_the_official_loss": ("0", "1", "6", "33", "43", "44"),
+    "train/test_packing.py::test_same_loss_metrics_and_gradient": ("dpo with sft-windows and caps",),
+    "train/test_shared_prompt.py::test_a_window_wider_than_prompt_and_answer_cuts_nothing": ("xla",),
+    "zoo/test_models.py::test_accuracy_is_what_the_manifest_says": ("target",),
+    "zoo/test_models.py::test_transformers_loads_the_folder_and_agrees": ("gemma-source",),
+}  # fmt: skip
+
+LEFT_OUT = (
+    "cli/test_bad_input.py::test_weights_that_are_not_finite",
+    "cli/test_entries.py::test_a_store_is_told_about_and_another_one_s_part_is_refused",
+    "cli/test_entries.py::test_quadruples_without_a_source_are_dropped_by_sft",
+    "cli/test_merge_sweep.py::test_every_value_is_merged_measured_and_reported",
+    "cli/test_several_devices.py::test_same_metrics",
+    "cli/test_sweeps.py::test_runs_end_with_the_sweep_or_are_not_started_twice",
+    "merge/test_estimate.py::test_the_peak_is_what_a_merge_takes",
+    "merge/test_spherical.py::test_the_order_of_models_changes_only_rounding",
+    "multihost/test_teacher_store.py::test_a_mesh_over_two_hosts",
+    "multihost/test_training.py::test_one_process_is_preempted_too",
+    "plan/test_compile.py::test_a_token_takes_no_less_than_reading_weights_and_cache_once",
+    "sampling/test_generate.py::test_edges",
+    "sampling/test_generate.py::test_half_precision",
+    "train/test_optimise.py::test_sigterm_while_the_last_checkpoint_is_written",
+    "train/test_packing.py::test_packed_training_on_eight_devices_gives_the_metrics_of_plain_rows_on_one",
+)
+
+
+def mark(items: Sequence[pytest.Item]) -> None:
+    """Mark as slow what the tables leave out."""
+    names = {f"tests/{name}" for name in (*KEPT, *LEFT_OUT)}
+    kept = {f"tests/{name}[{case}]" for name, cases in KEPT.items() for case in cases}
+    found = {item.nodeid for item in items} | {item.nodeid.partition("[")[0] for item in items}
+    whole = {path for path in {name.partition("::")[0] for name in names} if path in _arguments(items)}
+    missing = [name for name in sorted(names | kept) if name.partition("::")[0] in whole and name not in found]
+    if missing:
+        raise pytest.UsageError(f"tests/daily.py names tests that there are not: {', '.join(missing)}")
+    for item in items:
+        if item.nodeid.partition("[")[0] in names and item.nodeid not in kept:
+            item.add_marker(pytest.mark.slow)
+
+
+def _arguments(items: Sequence[pytest.Item]) -> set[str]:
+    """The collected files, where whole files were asked for, not single tests of them."""
+    asked = " ".join(items[0].config.args) if items else "::"
+    return set() if "::" in asked else {item.nodeid.partition("::")[0] for item in items}
