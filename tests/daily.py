@@ -13,7 +13,7 @@ import pytest
 # Of these the cases that are named are kept.
 KEPT: dict[str, tuple[str, ...]] = {
     "cli/test_fusion_experiments.py::test_fusechat_leaves_a_target_a_source": ("own",),
-    "losses/test_fusion_golden.py::test_loss_and_gradient": ("0", "1", "6", "33", "43", "44"),
+    "losses/test_fusion_golden.py::test_loss_and_gradient": ("0", "33", "43"),
     "merge/test_averaging.py::test_golden": (
         "mergekit000-linear-float32", "mergekit033-model_stock-float32", "mergekit041-nearswap-float32",
         "mergekit042-arcee_fusion-float32", "mergekit043-passthrough-float32", "mergekit044-ram-float32",
@@ -28,9 +28,16 @@ KEPT: dict[str, tuple[str, ...]] = {
         "mergekit017", "mergekit018", "mergekit021", "mergekit024", "mergekit026", "mergekit027", "mergekit028",
         "mergekit029", "mergekit031", "mergekit032", "mergekit035", "fuseai007", "fuseai008", "fuseai009",
     ),
+    "models/test_parts.py::test_a_stack_of_every_kind": ("sandwich", "windows and bases by layer"),
     "models/test_folders.py::test_a_stored_head_that_differs_is_kept": ("llama-mha",),
-    "ops/test_attention.py::test_segments_windows_and_caps": ("None-0-1", "None-0-7", "2.0-5-7", "2.0-5-100"),
+    "ops/test_attention.py::test_segments_windows_and_caps": ("None-0-7", "2.0-5-100"),
     "ops/test_attention.py::test_keys_shared_by_rows": ("6",),
+    "ops/test_kernels.py::test_values_and_gradients": (
+        "splash-interpreted-one text-by layer-GQA", "splash-interpreted-packed-by layer-12 over 4",
+        "splash-interpreted-shared prompt-between branch and row-12 over 4",
+        "splash-interpreted-prompt of its own-between prompt and branch-MHA", "xla-one text-by layer-MQA",
+        "xla-packed-by layer-MHA", "xla-shared prompt-by layer-MQA", "xla-prompt of its own-by layer-MHA",
+    ),
     "ops/test_linear_logprobs.py::test_several_entries_a_position": ("4-1", "20-2"),
     "ops/test_linear_logprobs.py::test_values_and_gradients_equal_plain_softmax": (
         "None-1-1-1", "None-1-1000-11", "None-1-16-97", "4.0-1-1-11", "None-2-16-64", "4.0-2-16-97", "4.0-2-1000-97",
@@ -41,8 +48,8 @@ KEPT: dict[str, tuple[str, ...]] = {
     "parity/test_generation.py::test_greedy_equals_transformers_and_the_uncached_model": ("gemma2",),
     "parity/test_logits.py::test_logits_files_and_cache": ("llama-gqa-tied", "mistral-window", "qwen2-windows", "gemma2"),
     "plan/test_compile.py::test_other_programs_are_planned": ("program1-v5e-4-mesh1",),
-    "train/test_fits.py::test_a_target_whose_positions_are_the_length_of_the_texts_is_trained": ("official",),
-    "train/test_fusion_golden.py::test_the_training_path_gives_the_official_loss": ("0", "1", "6", "33", "43", "44"),
+    "train/test_fusion.py::test_the_step_s_loss_is_the_dense_one": ("ce-none-labels", "kl-bucket-all"),
+    "train/test_fusion_golden.py::test_the_training_path_gives_the_official_loss": ("0", "33", "43"),
     "train/test_packing.py::test_same_loss_metrics_and_gradient": ("dpo with sft-windows and caps",),
     "train/test_shared_prompt.py::test_a_window_wider_than_prompt_and_answer_cuts_nothing": ("xla",),
     "zoo/test_models.py::test_accuracy_is_what_the_manifest_says": ("target",),
@@ -63,6 +70,7 @@ LEFT_OUT = (
     "plan/test_compile.py::test_a_token_takes_no_less_than_reading_weights_and_cache_once",
     "sampling/test_generate.py::test_edges",
     "sampling/test_generate.py::test_half_precision",
+    "train/test_fits.py::test_a_target_whose_positions_are_the_length_of_the_texts_is_trained",
     "train/test_optimise.py::test_sigterm_while_the_last_checkpoint_is_written",
     "train/test_packing.py::test_packed_training_on_eight_devices_gives_the_metrics_of_plain_rows_on_one",
 )

@@ -38,12 +38,17 @@ sys.addaudithook(hook)
 """
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
-    """The model, pairs of one length, so that little is compiled, and the run of one process."""
-    path = tmp_path_factory.mktemp("training")
+def prepared(path: Path) -> Path:
+    """A folder with the model, and pairs of one length, so that little is compiled."""
     small_folder(path / "model", num_key_value_heads=2)
     write(path / "pairs.jsonl", even_pairs(56))
+    return path
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """`prepared`, and the run of one process."""
+    path = prepared(tmp_path_factory.mktemp("training"))
     attempt(dpo, arguments(path, "one"))
     assert read_jsonl(path / "one/metrics.jsonl")[-1]["step"] == STEPS - 1
     return path
@@ -192,8 +197,9 @@ def test_one_process_is_preempted_too(folder):
     assert all(expected[name].tobytes() == actual[name].tobytes() for name in expected)
 
 
-def test_hosts_that_do_not_fit_are_refused(folder, capsys):
+def test_hosts_that_do_not_fit_are_refused(tmp_path, capsys):
     """Without a coordinator there is no mesh; a bucket is no folder."""
-    fails(dpo, arguments(folder, "refused", "--hosts.count", "2", "--hosts.index", "1"), capsys, "coordinator")
-    fails(dpo, arguments(folder, "refused", "--out", "gs://bucket/run"), capsys, "need a file system", "gcsfuse")
-    assert not (folder / "refused").exists()
+    prepared(tmp_path)
+    fails(dpo, arguments(tmp_path, "refused", "--hosts.count", "2", "--hosts.index", "1"), capsys, "coordinator")
+    fails(dpo, arguments(tmp_path, "refused", "--out", "gs://bucket/run"), capsys, "need a file system", "gcsfuse")
+    assert not (tmp_path / "refused").exists()
