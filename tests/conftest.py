@@ -1,7 +1,8 @@
 """Shared by all tests: golden files, float64 where a test asks for it, quiet offline libraries, one compilation cache.
 
 Most of the time goes into compiling the same programs in one process after another: all of them share what they
-compiled. JAX_COMPILATION_CACHE_DIR names a folder that keeps it for the next run, too.
+compiled. JAX_COMPILATION_CACHE_DIR names a folder that keeps it for the next run, too; daily work (-m "not slow") keeps
+it in pytest's own cache.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ import pytest
 from tests import daily
 
 GOLDEN = Path(__file__).parent / "golden"
+MOST_PROGRAMS = 2**30  # bytes that daily work keeps
 LONGEST = ("fuzz", "multihost", "resume", "notebooks")
 
 
@@ -39,11 +41,25 @@ def is_daily(config: pytest.Config) -> bool:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Daily work (-m "not slow") compiles with few optimisations, which the whole suite does where `quick_compiler` is
-    used, and looks for damaged input only shortly."""
-    if is_daily(config):
-        os.environ.setdefault("FUSION_JAX_FUZZ_SECONDS", "1")
-        os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
-        jax.config.update("jax_disable_most_optimizations", True)
+    used, keeps its programs for the next time, and looks for damaged input only shortly."""
+    if not is_daily(config):
+        return
+    os.environ.setdefault("FUSION_JAX_FUZZ_SECONDS", "1")
+    os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+    jax.config.update("jax_disable_most_optimizations", True)
+    if Path(os.environ["JAX_COMPILATION_CACHE_DIR"]).name.startswith("fusion-jax-compiled-"):  # not one that was given
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = kept_programs(config)
+        jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
+
+
+def kept_programs(config: pytest.Config) -> str:
+    """The folder of compiled programs in pytest's cache, emptied where it has become too large."""
+    folder = config.cache.mkdir("compiled-programs")
+    first = not hasattr(config, "workerinput")
+    if first and sum(file.stat().st_size for file in folder.iterdir()) > MOST_PROGRAMS:
+        shutil.rmtree(folder)
+        folder.mkdir()
+    return str(folder)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
