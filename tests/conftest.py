@@ -1,7 +1,8 @@
 """Shared by all tests: golden files, float64 where a test asks for it, quiet offline libraries, one compilation cache.
 
 Most of the time goes into compiling the same programs in one process after another: all of them share what they
-compiled. JAX_COMPILATION_CACHE_DIR names a folder that keeps it for the next run, too.
+compiled. JAX_COMPILATION_CACHE_DIR names a folder that keeps it for the next run, too; daily work (-m "not slow") keeps
+it in pytest's own cache.
 """
 
 from __future__ import annotations
@@ -28,12 +29,44 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
 import jax
 import pytest
 
+from tests import daily
+
 GOLDEN = Path(__file__).parent / "golden"
+MOST_PROGRAMS = 2**30  # bytes that daily work keeps
 LONGEST = ("fuzz", "multihost", "resume", "notebooks")
 
 
+def is_daily(config: pytest.Config) -> bool:
+    """Whether these are the tests of daily work."""
+    return config.getoption("markexpr") == "not slow"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Daily work (-m "not slow") compiles with few optimisations, which the whole suite does where `quick_compiler` is
+    used, keeps its programs for the next time, and looks for damaged input only shortly."""
+    if not is_daily(config):
+        return
+    os.environ.setdefault("FUSION_JAX_FUZZ_SECONDS", "1")
+    os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+    jax.config.update("jax_disable_most_optimizations", True)
+    if Path(os.environ["JAX_COMPILATION_CACHE_DIR"]).name.startswith("fusion-jax-compiled-"):  # not one that was given
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = kept_programs(config)
+        jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
+
+
+def kept_programs(config: pytest.Config) -> str:
+    """The folder of compiled programs in pytest's cache, emptied where it has become too large."""
+    folder = config.cache.mkdir("compiled-programs")
+    first = not hasattr(config, "workerinput")
+    if first and sum(file.stat().st_size for file in folder.iterdir()) > MOST_PROGRAMS:
+        shutil.rmtree(folder)
+        folder.mkdir()
+    return str(folder)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest files first, so that none is left for one process at the end."""
+    """The longest files first, so that none is left for one process at the end; what daily work leaves out."""
+    daily.mark(items)
     items.sort(key=lambda item: item.path.parent.name not in LONGEST)
 
 
@@ -61,8 +94,12 @@ def quick_compiler() -> Iterator[None]:
     """Programs of this process and of those that it starts are compiled with few optimisations.
 
     For modules that compare runs of this package with each other, or look at what a run says, writes and refuses: there
-    the compiler would take far longer than the programs. Not for comparisons with numbers of other implementations.
+    the compiler would take far longer than the programs. Not for comparisons with numbers of other implementations:
+    where a module has some, they stand before the first test that uses this fixture, which holds from there on.
     """
+    if os.environ.get("JAX_DISABLE_MOST_OPTIMIZATIONS") == "1":
+        yield
+        return
     jax.clear_caches()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")

@@ -27,11 +27,17 @@ def train(tmp_path: Path, out: str, devices: int, *more: str) -> subprocess.Comp
     return subprocess.run(command("dpo", *options), env=env, capture_output=True, text=True, check=False)
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
-    path = tmp_path_factory.mktemp("devices")
+def prepared(path: Path) -> Path:
+    """A folder with a model and pairs."""
     small_folder(path / "model", num_key_value_heads=2)
     write(path / "pairs.jsonl", even_pairs(44))
+    return path
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """`prepared`, and the run on one device."""
+    path = prepared(tmp_path_factory.mktemp("devices"))
     done = train(path, "one", 1)
     assert done.returncode == 0, done.stderr
     return path
@@ -50,6 +56,6 @@ def test_same_metrics(folder, out, devices, more):
         np.testing.assert_allclose([a[k] for k in b], list(b.values()), rtol=2e-3, atol=2e-5)
 
 
-def test_a_micro_batch_that_does_not_divide_is_refused(folder):
-    done = train(folder, "odd", 8, "--train.micro-batches", "4")
+def test_a_micro_batch_that_does_not_divide_is_refused(tmp_path):
+    done = train(prepared(tmp_path), "odd", 8, "--train.micro-batches", "4")
     assert done.returncode == 2 and "a micro-batch of 2 examples does not divide over 4 devices" in done.stderr

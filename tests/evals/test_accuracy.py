@@ -12,6 +12,8 @@ from fusion_jax.evals.accuracy import by_skill, evaluate
 from fusion_jax.intervals import mean_interval, paired_difference, student95, wilson
 from tests.small import small_model
 
+pytestmark = pytest.mark.usefixtures("quick_compiler")
+
 
 def test_wilson_values():
     assert wilson(8, 10) == pytest.approx((0.4901625, 0.9433178), abs=1e-6)

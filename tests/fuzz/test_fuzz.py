@@ -1,6 +1,6 @@
 """Damaged input of every kind: refused in one line or read; never a traceback, a hang or memory without bound.
 
-20 s for each kind; FUSION_JAX_FUZZ_SECONDS=60 (or any other number) searches longer. A failure names the seed of its case.
+20 s for each kind, 1 s in daily work; FUSION_JAX_FUZZ_SECONDS=60 (or any other number) searches longer. A failure names the seed of its case.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 import yaml
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
@@ -26,8 +25,6 @@ from fusion_jax.models.folder import check_folder, load, save
 from fusion_jax.models.safetensors_io import read_header
 from tests.fuzz.mutate import damaged, hold, text_of, torn
 from tests.small import small_model
-
-pytestmark = pytest.mark.slow
 
 
 def said(role: str, content: str) -> dict[str, str]:

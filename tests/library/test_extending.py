@@ -19,6 +19,8 @@ from fusion_jax.models import families
 from fusion_jax.train.objective import Progress
 from tests.small import ROOT, small_folder
 
+pytestmark = pytest.mark.usefixtures("quick_compiler")
+
 
 def example(name: str) -> str:
     """The code behind a marker of the page."""

@@ -71,12 +71,18 @@ def fused(batch: dict[str, Any], s: dict[str, Any]) -> tuple[Target, jax.Array]:
     return fusion.fused_targets(targets, scores, function=s["fusion"], rounding=OFFICIAL, ties=ties), scores
 
 
+@jax.jit
+def logprobs_of(logits: jax.Array, entries: jax.Array) -> jax.Array:
+    """float32[...,K] of logits [...,V] as hidden states under an identity head."""
+    return linear_logprobs(logits, jnp.eye(logits.shape[-1]), entries, chunk=5)[0]
+
+
 def loss_of(batch: dict[str, Any], s: dict[str, Any], logits: jax.Array) -> jax.Array:
     target, scores = fused(batch, s)
     labels, mask = labels_and_mask(batch)
     next_labels = np.concatenate([labels[:, 1:], np.full((len(labels), 1), -100)], 1)
     entries = jnp.concatenate([target.ids, jnp.asarray(np.maximum(next_labels, 0))[..., None]], -1)
-    logprobs, _ = linear_logprobs(logits, jnp.eye(logits.shape[-1]), entries, chunk=5)
+    logprobs = logprobs_of(logits, entries)
     language, _ = sft(logprobs[..., -1], jnp.asarray(next_labels != -100, jnp.float32))
     rows = fusion.divergence(logprobs[..., :-1], target, jnp.asarray(mask), kind=s["loss_type"], rounding=OFFICIAL)
     if s.get("schedule") == "soft":

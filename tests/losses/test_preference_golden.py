@@ -21,6 +21,7 @@ from tests.conftest import golden_cases
 # The golden file states: float64 rtol 1e-8 with atol 1e-9 (its outputs are rounded to 10 digits), float32 2e-5 / 3e-6.
 TOLERANCE = {"float64": {"rtol": 1e-8, "atol": 1e-9}, "float32": {"rtol": 2e-5, "atol": 2e-5}}
 GRADIENT = {"float64": {"rtol": 1e-8, "atol": 1e-9}, "float32": {"rtol": 2e-5, "atol": 3e-6}}
+MOST_ROWS, MOST_TOKENS = 12, 15  # of the logits of a case
 DTYPES = ["float64", pytest.param("float32", marks=pytest.mark.slow)]
 
 
@@ -34,14 +35,26 @@ def close(actual: Any, expected: Any, tolerance: dict[str, float]) -> None:
     np.testing.assert_allclose(np.asarray(actual, np.float64), np.asarray(expected, np.float64), **tolerance)
 
 
-def score_logits(logits: jax.Array, labels: np.ndarray) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """[R,T,V] logits as hidden states under an identity head: (token log-probs, sums, counts)."""
+@jax.jit
+def _score_logits(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     mask = labels[:, 1:] != -100
     logprobs, _ = linear_logprobs(
         logits[:, :-1], jnp.eye(logits.shape[-1], dtype=logits.dtype), jnp.where(mask, labels[:, 1:], 0), chunk=5
     )
     logprobs = jnp.where(mask, logprobs, 0.0)
     return logprobs, logprobs.sum(-1), mask.sum(-1).astype(logits.dtype)
+
+
+def score_logits(logits: jax.Array, labels: np.ndarray) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """[R,T,V] logits as hidden states under an identity head: (token log-probs, sums, counts).
+
+    Padded to the most rows and tokens of any case, so that cases of one vocabulary are one compiled program.
+    """
+    rows, tokens = labels.shape
+    more = ((0, MOST_ROWS - rows), (0, MOST_TOKENS - tokens))
+    labels = np.pad(labels, more, constant_values=-100)
+    logprobs, sums, counts = _score_logits(jnp.pad(logits, (*more, (0, 0))), labels)
+    return logprobs[:rows, : tokens - 1], sums[:rows], counts[:rows]
 
 
 def scores_from(case: dict[str, Any], logits: jax.Array, labels: np.ndarray, groups: int, reference: Any) -> Scores:

@@ -40,6 +40,7 @@ def test_golden(case: dict[str, Any]) -> None:
         assert_equal(got, case, name, tolerance=1e-6)
 
 
+@pytest.mark.usefixtures("quick_compiler")
 @pytest.mark.parametrize("math_dtype", DTYPES)
 @pytest.mark.parametrize("name", NAMES)
 def test_identical_models_give_that_model(name: str, math_dtype: MathDtype) -> None:

@@ -17,36 +17,6 @@ MIB = 2**20
 
 
 @pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("models")
-    make_models(folder, 3)
-    return folder
-
-
-@pytest.mark.parametrize(("method", "parameters"), [*((m, {}) for m in METHODS), *VARM])
-def test_every_method_has_a_dry_run(models: Path, method: str, parameters: dict[str, Any]) -> None:
-    """Bytes are those of the files; the peak holds the largest tensor of every input and of the output."""
-    recipe = recipe_of(method, models, **parameters)
-    found = estimate(prepare(recipe))
-    inputs = len(recipe["models"]) + ("base_model" in recipe)
-    size, largest = sum(v.nbytes for v in tensors(0).values()), max(v.nbytes for v in tensors(0).values())
-    passes = 2 if parameters and parameters["granularity"] != "avg_item" else 1
-    assert float(found["GB read"]) * 1e9 == pytest.approx(passes * inputs * size, rel=0.01)
-    assert float(found["GB written"]) * 1e9 == pytest.approx(size, rel=0.01)
-    assert inputs + 1 <= float(found["peak GB"]) * 1e9 / largest * 1.01 < 8 * (inputs + 1)
-    assert found["tensors"] == len(tensors(0)) and float(found["s of arithmetic"]) > 0
-    assert not {p.name for p in models.iterdir()} - {"base", "m1", "m2", "m3"}
-
-
-def test_rules_of_each_tensor(models: Path) -> None:
-    table = rules(prepare(recipe_of("ties", models, density=[0.2, 0.8])))
-    assert [row["tensor"] for row in table] == list(tensors(0)) and {row["models"] for row in table} == {3}
-    density = {row["tensor"]: row["parameters"].split("density=")[1].split("]")[0] for row in table}
-    assert density["model.embed_tokens.weight"] == "[0.2 0.2 0.2"
-    assert density["model.layers.1.mlp.up_proj.weight"] == "[0.5 0.5 0.5"
-
-
-@pytest.fixture(scope="module")
 def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Four models with one tensor of 36 MiB: more than malloc keeps once it is freed."""
     folder = tmp_path_factory.mktemp("large")
@@ -73,3 +43,34 @@ def test_the_peak_is_what_a_merge_takes(large: Path, tmp_path: Path, method: str
 def _memory(what: str) -> int:
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(what))
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models")
+    make_models(folder, 3)
+    return folder
+
+
+@pytest.mark.usefixtures("quick_compiler")
+@pytest.mark.parametrize(("method", "parameters"), [*((m, {}) for m in METHODS), *VARM])
+def test_every_method_has_a_dry_run(models: Path, method: str, parameters: dict[str, Any]) -> None:
+    """Bytes are those of the files; the peak holds the largest tensor of every input and of the output."""
+    recipe = recipe_of(method, models, **parameters)
+    found = estimate(prepare(recipe))
+    inputs = len(recipe["models"]) + ("base_model" in recipe)
+    size, largest = sum(v.nbytes for v in tensors(0).values()), max(v.nbytes for v in tensors(0).values())
+    passes = 2 if parameters and parameters["granularity"] != "avg_item" else 1
+    assert float(found["GB read"]) * 1e9 == pytest.approx(passes * inputs * size, rel=0.01)
+    assert float(found["GB written"]) * 1e9 == pytest.approx(size, rel=0.01)
+    assert inputs + 1 <= float(found["peak GB"]) * 1e9 / largest * 1.01 < 8 * (inputs + 1)
+    assert found["tensors"] == len(tensors(0)) and float(found["s of arithmetic"]) > 0
+    assert not {p.name for p in models.iterdir()} - {"base", "m1", "m2", "m3"}
+
+
+def test_rules_of_each_tensor(models: Path) -> None:
+    table = rules(prepare(recipe_of("ties", models, density=[0.2, 0.8])))
+    assert [row["tensor"] for row in table] == list(tensors(0)) and {row["models"] for row in table} == {3}
+    density = {row["tensor"]: row["parameters"].split("density=")[1].split("]")[0] for row in table}
+    assert density["model.embed_tokens.weight"] == "[0.2 0.2 0.2"
+    assert density["model.layers.1.mlp.up_proj.weight"] == "[0.5 0.5 0.5"

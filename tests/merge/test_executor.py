@@ -17,6 +17,8 @@ from fusion_jax.merge import merge, methods, prepare
 from fusion_jax.merge.executor import merging
 from tests.merge.folders import CONFIG, INNER, LAYERS, make_models, read_model, tensors, ties, write_model
 
+pytestmark = pytest.mark.usefixtures("quick_compiler")
+
 ROOT = Path(__file__).parents[2]
 
 

@@ -17,6 +17,8 @@ from fusion_jax.merge import merge, prepare
 from fusion_jax.models.safetensors_io import open_folder
 from tests.merge.folders import VOCAB, WIDTH, make_models, read_model, tensors, ties, write_model
 
+pytestmark = pytest.mark.usefixtures("quick_compiler")
+
 EMBEDDING = "model.embed_tokens.weight"
 
 

@@ -9,6 +9,8 @@ import pytest
 
 from fusion_jax.merge.methods.select import kth_smallest, largest, smallest
 
+pytestmark = pytest.mark.usefixtures("quick_compiler")
+
 EDGES = [-np.inf, -1.5, -1e-45, -0.0, 0.0, 1e-45, 1e-38, 1.0, np.finfo(np.float32).max, np.inf]
 
 

@@ -82,6 +82,7 @@ def test_the_angle_is_reported() -> None:
     assert spherical.nuslerp(np.stack([a, b]), weight=[1, 1]).report["angle"] == pytest.approx(np.pi / 3)
 
 
+@pytest.mark.usefixtures("quick_compiler")
 @pytest.mark.parametrize("math_dtype", ["float32", "bfloat16", "float16"])
 def test_identical_models_give_that_model(math_dtype: MathDtype) -> None:
     _, base = stack(1)

@@ -97,6 +97,7 @@ def random_arguments(name: str, count: int) -> dict[str, Any]:
     return {"keys": keys(count)} if METHODS[name].random else {}
 
 
+@pytest.mark.usefixtures("quick_compiler")
 @pytest.mark.parametrize("name", FAMILY)
 @pytest.mark.parametrize("math_dtype", ["float32", pytest.param("float16", marks=pytest.mark.slow)])
 def test_density_1_is_no_sparsifier(name, math_dtype):
@@ -115,6 +116,7 @@ def test_density_1_is_no_sparsifier(name, math_dtype):
     assert float(mixed.report["kept"][0]) == float(mixed.report["kept"][2]) == 1
 
 
+@pytest.mark.usefixtures("quick_compiler")
 @pytest.mark.parametrize("name", [*FAMILY, *VARIANTS])
 @pytest.mark.parametrize("shape", [(1, 12, 9), (1,)])
 def test_one_model_of_weight_1_is_that_model(name, shape):
@@ -128,6 +130,7 @@ def test_one_model_of_weight_1_is_that_model(name, shape):
         np.testing.assert_allclose(tensor, models[0], atol=3e-7)
 
 
+@pytest.mark.usefixtures("quick_compiler")
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [*FAMILY, *VARIANTS])
 def test_the_order_of_models_changes_rounding_only(name):
@@ -240,6 +243,7 @@ def test_bad_parameters_are_named(name, given, field):
     assert caught.value.field == field and caught.value.cure
 
 
+@pytest.mark.usefixtures("quick_compiler")
 @pytest.mark.slow
 def test_sharded_tensors_merge_as_whole_ones():
     root = Path(__file__).parents[2]

@@ -12,6 +12,8 @@ from fusion_jax import InputError
 from fusion_jax.merge import merge, merge_trees
 from tests.merge.folders import make_models, read_model, recipe_of, tensors
 
+pytestmark = pytest.mark.usefixtures("quick_compiler")
+
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:

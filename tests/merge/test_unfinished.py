@@ -23,6 +23,8 @@ from fusion_jax.merge.executor import merging
 from fusion_jax.models.safetensors_io import write_shard
 from tests.merge.folders import BF16, VOCAB, make_models, read_model, ties
 
+pytestmark = pytest.mark.usefixtures("quick_compiler")
+
 ROOT = Path(__file__).parents[2]
 
 

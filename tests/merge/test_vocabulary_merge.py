@@ -17,17 +17,20 @@ from fusion_jax.zoo.tasks import corpus
 from fusion_jax.zoo.tokenizers import train_tokenizer
 from tests.small import small_model
 
+pytestmark = pytest.mark.usefixtures("quick_compiler")
 
-@pytest.fixture
-def folders(tmp_path) -> tuple[Path, Path]:
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory) -> tuple[Path, Path]:
     """Two models of one shape but for their tokenizers of 340 and 300 tokens."""
+    place = tmp_path_factory.mktemp("vocabularies")
     one = small_model()
     tokenizer = train_tokenizer("byte_bpe", "headers", 300, corpus(5, 20))
     config = replace(one.config, vocab_size=len(tokenizer))
     other = replace(one, config=config, tokenizer=tokenizer, params=init_params(config, jax.random.key(1)))
-    fj.save(one, tmp_path / "one")
-    fj.save(other, tmp_path / "other")
-    return tmp_path / "one", tmp_path / "other"
+    fj.save(one, place / "one")
+    fj.save(other, place / "other")
+    return place / "one", place / "other"
 
 
 def recipe(folders: tuple[Path, Path], **changes: Any) -> dict[str, Any]:

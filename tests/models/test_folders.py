@@ -19,6 +19,8 @@ from fusion_jax import InputError
 from fusion_jax.models.folder import check_folder, load, logits, save
 from tests.parity.checkpoints import write_checkpoint
 
+pytestmark = pytest.mark.usefixtures("quick_compiler")
+
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 IDS = np.arange(12)[None] + 3
 

@@ -10,13 +10,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from fusion_jax.models import decoder
 from fusion_jax.models.attention import Context
 from fusion_jax.models.blocks import LayerInputs, layer_inputs
 from fusion_jax.models.config import Attention, Mlp, ModelConfig, Norm, Positions, Stack
-from fusion_jax.models.decoder import encode, forward
+from fusion_jax.models.decoder import encode
 from fusion_jax.models.parameters import init_params
 from fusion_jax.ops.rotary import Rope
 from fusion_jax.sampling.ids import generate_ids
+
+pytestmark = pytest.mark.usefixtures("quick_compiler")
+
+forward = jax.jit(decoder.forward, static_argnums=1, static_argnames=("dtype", "keep"))
 
 WIDTH, VOCABULARY = 24, 50
 ATTENTION = Attention(heads=4, kv_heads=2, head_dim=6)

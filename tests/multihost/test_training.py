@@ -19,7 +19,7 @@ from experiments import dpo
 from fusion_jax.hosts.signals import LOST, PREEMPTED
 from fusion_jax.jsonl import read_jsonl
 from tests.multihost.test_teacher_store import free_address
-from tests.small import ROOT, command, even_pairs, fails, small_folder, write
+from tests.small import ROOT, attempt, command, even_pairs, fails, small_folder, write
 
 pytestmark = pytest.mark.usefixtures("quick_compiler")
 
@@ -38,13 +38,18 @@ sys.addaudithook(hook)
 """
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
-    """The model, pairs of one length, so that little is compiled, and the run of one process."""
-    path = tmp_path_factory.mktemp("training")
+def prepared(path: Path) -> Path:
+    """A folder with the model, and pairs of one length, so that little is compiled."""
     small_folder(path / "model", num_key_value_heads=2)
     write(path / "pairs.jsonl", even_pairs(56))
-    ended(start(path, "one", 1), 0)
+    return path
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """`prepared`, and the run of one process."""
+    path = prepared(tmp_path_factory.mktemp("training"))
+    attempt(dpo, arguments(path, "one"))
     assert read_jsonl(path / "one/metrics.jsonl")[-1]["step"] == STEPS - 1
     return path
 
@@ -174,7 +179,8 @@ def test_a_lost_host_stops_the_others_and_any_number_of_hosts_goes_on(folder):
     assert any(f"steps {saved + 1} to {STEPS}" in first for saved in range(7, STEPS, 7))
     mesh = ["--train.mesh-tensor", "2", "--resume", "True"]
     on_eight = start(folder, "lost_on_eight", 1, *mesh, devices=8)
-    ended([*start(folder, "lost_on_one", 1, "--resume", "True"), *on_eight], 0)
+    attempt(dpo, arguments(folder, "lost_on_one", "--resume", "True"))
+    ended(on_eight, 0)
     assert json.loads((folder / "lost_on_eight/config.json").read_text())["train"]["mesh_tensor"] == 2
     for out in ("lost", "lost_on_one", "lost_on_eight"):
         same_as_one(folder, out)
@@ -185,14 +191,15 @@ def test_one_process_is_preempted_too(folder):
     reached(folder, "alone", 3, [host])
     host.send_signal(signal.SIGTERM)
     ended([host], PREEMPTED)
-    ended(start(folder, "alone", 1, "--resume", "True"), 0)
+    attempt(dpo, arguments(folder, "alone", "--resume", "True"))
     assert read_jsonl(folder / "alone/metrics.jsonl") == read_jsonl(folder / "one/metrics.jsonl")
     expected, actual = weights(folder, "one"), weights(folder, "alone")
     assert all(expected[name].tobytes() == actual[name].tobytes() for name in expected)
 
 
-def test_hosts_that_do_not_fit_are_refused(folder, capsys):
-    """Without a coordinator there is no mesh; not every address is a place for a run."""
-    fails(dpo, arguments(folder, "refused", "--hosts.count", "2", "--hosts.index", "1"), capsys, "coordinator")
-    fails(dpo, arguments(folder, "refused", "--out", "s3://bucket/run"), capsys, "is no place for a run", "gs://BUCKET")
-    assert not (folder / "refused").exists()
+def test_hosts_that_do_not_fit_are_refused(tmp_path, capsys):
+    """Without a coordinator there is no mesh; a bucket is no folder."""
+    prepared(tmp_path)
+    fails(dpo, arguments(tmp_path, "refused", "--hosts.count", "2", "--hosts.index", "1"), capsys, "coordinator")
+    fails(dpo, arguments(tmp_path, "refused", "--out", "s3://bucket/run"), capsys, "is no place for a run", "gs://BUCKET")
+    assert not (tmp_path / "refused").exists()

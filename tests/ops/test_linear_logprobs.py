@@ -9,6 +9,8 @@ import pytest
 
 from fusion_jax.ops.linear_logprobs import FEW, linear_logprobs
 
+pytestmark = pytest.mark.usefixtures("quick_compiler")
+
 
 def plain(hidden, kernel, labels, soft_cap):
     logits = jnp.einsum("...d,vd->...v", hidden, kernel)
@@ -37,7 +39,7 @@ def test_values_and_gradients_equal_plain_softmax(x64, vocab, chunk, shards, sof
             logprobs, logsumexp = fn(hidden, kernel)
             return (weights[0] * logprobs + weights[1] * logsumexp).sum(), (logprobs, logsumexp)
 
-        return jax.value_and_grad(scalar, (0, 1), has_aux=True)(hidden, kernel)
+        return jax.jit(jax.value_and_grad(scalar, (0, 1), has_aux=True))(hidden, kernel)
 
     expected = total(lambda h, k: plain(h, k, labels, soft_cap))
     actual = total(lambda h, k: linear_logprobs(h, k, labels, soft_cap=soft_cap, vocab_shards=shards, chunk=chunk))
@@ -94,7 +96,7 @@ def test_several_entries_a_position(shards, entries):
             lse = linear_logprobs(hidden, kernel, ids[..., 0], soft_cap=3.0)[1]
             return (jnp.stack(columns, -1) * weights).sum() + (lse**2).sum()
 
-        (a, da), (b, db) = (jax.value_and_grad(f, (0, 1))(hidden, kernel) for f in (together, apart))
+        (a, da), (b, db) = (jax.jit(jax.value_and_grad(f, (0, 1)))(hidden, kernel) for f in (together, apart))
         np.testing.assert_allclose(a, b, rtol=1e-12)
         for x, y in zip(da, db, strict=True):
             np.testing.assert_allclose(x, y, atol=1e-12)

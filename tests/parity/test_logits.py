@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -59,14 +60,15 @@ def test_logits_files_and_cache(name, tmp_path):
 
 def _cached_equals_uncached(model, rows):
     """The first 20 tokens as shared context of two continuations a row, then one token on top of both."""
-    whole = forward(model.params, model.config, jnp.asarray(rows))
+    compiled = jax.jit(forward, static_argnums=1, static_argnames="keep")
+    whole = compiled(model.params, model.config, jnp.asarray(rows))
     prompt = jnp.asarray(rows[:, :20])
-    _, kept = forward(model.params, model.config, prompt, keep=True)
+    _, kept = compiled(model.params, model.config, prompt, keep=True)
     places = jnp.broadcast_to(jnp.arange(20), (3, 20))
     part = Context(kept, places, jnp.full(3, 20))
     rest = jnp.repeat(jnp.asarray(rows[:, 20:]), 2, 0)
     positions = jnp.broadcast_to(jnp.arange(20, 40), rest.shape)
-    continued = forward(model.params, model.config, rest, positions=positions, context=(part,))
+    continued = compiled(model.params, model.config, rest, positions=positions, context=(part,))
     scale = np.abs(whole).max()
     np.testing.assert_allclose(continued[::2], whole[:, 20:], atol=TOLERANCE * scale)
     np.testing.assert_allclose(continued[1::2], whole[:, 20:], atol=TOLERANCE * scale)

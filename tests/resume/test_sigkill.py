@@ -12,21 +12,21 @@ from pathlib import Path
 import pytest
 from safetensors.numpy import load_file
 
-from experiments import dpo
+from experiments import dpo, fusechat
 from fusion_jax.jsonl import read_jsonl
-from tests.small import command, fails, pairs, run, small_folder, write
+from tests.conftest import is_daily
+from tests.small import attempt, command, fails, pairs, run, small_folder, write
 
 pytestmark = pytest.mark.usefixtures("quick_compiler")
 
-KILLS = 3
-STEPS = 75
+STEPS_AN_EPOCH = 15
 
 
-def options(tmp_path: Path, out: str) -> list[str]:
+def options(tmp_path: Path, out: str, epochs: int) -> list[str]:
     return [
         "--model", str(tmp_path / "model"), "--data", str(tmp_path / "pairs.jsonl"), "--out", str(tmp_path / out),
         "--train.checkpoint-every", "7", "--train.batch-size", "8", "--train.micro-batches", "2",
-        "--train.epochs", "5", "--train.eval-every", "20",
+        "--train.epochs", str(epochs), "--train.eval-every", "20",
     ]  # fmt: skip
 
 
@@ -35,39 +35,40 @@ def lines(folder: Path) -> int:
     return file.read_bytes().count(b"\n") if file.exists() else 0
 
 
-def test_killed_runs_end_like_undisturbed_ones(tmp_path, capsys):
+def test_killed_runs_end_like_undisturbed_ones(tmp_path, capsys, request):
+    """Three kills in five epochs; in daily work one in two."""
+    kills, epochs = (1, 2) if is_daily(request.config) else (3, 5)
+    steps, resume = STEPS_AN_EPOCH * epochs, list[str]()
     small_folder(tmp_path / "model")
     write(tmp_path / "pairs.jsonl", pairs(135))
-    whole = run("dpo", *options(tmp_path, "whole"))
-    assert whole.returncode == 0, whole.stderr
+    attempt(dpo, options(tmp_path, "whole", epochs))
 
-    rng, kills, resume = random.Random(0), 0, []
+    rng = random.Random(0)
     env = os.environ | {"JAX_PLATFORMS": "cpu"}
-    while kills < KILLS:
+    for _ in range(kills):
         process = subprocess.Popen(
-            command("dpo", *options(tmp_path, "killed"), *resume),
+            command("dpo", *options(tmp_path, "killed", epochs), *resume),
             env=env,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
         )
-        before, wanted = lines(tmp_path / "killed"), rng.randint(1, STEPS // (KILLS + 1))
+        before, wanted = lines(tmp_path / "killed"), rng.randint(1, steps // (kills + 1))
         while process.poll() is None and lines(tmp_path / "killed") < before + wanted:
             time.sleep(0.002)
         time.sleep(rng.random() * 0.05)
         process.send_signal(signal.SIGKILL)
         _, errors = process.communicate()
         assert process.returncode == -signal.SIGKILL, errors.decode()[-2000:]
-        kills, resume = kills + 1, ["--resume", "True"]
-    last = run("dpo", *options(tmp_path, "killed"), "--resume", "True")
-    assert last.returncode == 0, last.stderr
+        resume = ["--resume", "True"]
+    attempt(dpo, [*options(tmp_path, "killed", epochs), "--resume", "True"])
 
-    assert lines(tmp_path / "whole") >= STEPS
+    assert lines(tmp_path / "whole") >= steps
     assert read_jsonl(tmp_path / "killed/metrics.jsonl") == read_jsonl(tmp_path / "whole/metrics.jsonl")
     expected, actual = (load_file(tmp_path / d / "model/model.safetensors") for d in ("whole", "killed"))
     assert expected.keys() == actual.keys()
     assert all(expected[k].tobytes() == actual[k].tobytes() for k in expected)
 
-    fails(dpo, options(tmp_path, "killed"), capsys, "holds a finished run")
+    fails(dpo, options(tmp_path, "killed", epochs), capsys, "holds a finished run")
 
 
 @pytest.mark.slow
@@ -81,8 +82,7 @@ def test_a_fusion_killed_while_reading_and_while_training(tmp_path):
             "--arms", "pairwise", "--train.batch-size", "8", "--train.epochs", "4", "--train.checkpoint-every", "5",
         ]  # fmt: skip
 
-    whole = run("fusechat", *arguments("whole"))
-    assert whole.returncode == 0, whole.stderr
+    attempt(fusechat, arguments("whole"))
     arm, folder = "arms/with-gemma-source", tmp_path / "killed"
     moments = [lambda: (folder / "teachers/gemma-source/store.json").exists(), lambda: lines(folder / arm) >= 12]
     for number, moment in enumerate(moments):

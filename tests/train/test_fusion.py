@@ -31,6 +31,8 @@ from fusion_jax.train import objectives
 from fusion_jax.train.objective import Progress
 from fusion_jax.train.scores import score
 
+pytestmark = pytest.mark.usefixtures("quick_compiler")
+
 V, M, K = 40, 7, 3
 
 

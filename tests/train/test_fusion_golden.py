@@ -8,13 +8,12 @@ import numpy as np
 import pytest
 
 from fusion_jax.data.batches import Buckets, collate
-from fusion_jax.ops.linear_logprobs import linear_logprobs
 from fusion_jax.teachers.settings import FusionSettings
 from fusion_jax.teachers.targets import FusionRow, Opinion, fuse
 from fusion_jax.train import objectives
 from fusion_jax.train.objective import Progress
 from fusion_jax.train.scores import Scores
-from tests.losses.test_fusion_golden import COLUMNS, GOLDEN, LOSS, labels_and_mask, padded
+from tests.losses.test_fusion_golden import COLUMNS, GOLDEN, LOSS, labels_and_mask, logprobs_of, padded
 
 
 def rows_of(batch, names):
@@ -51,7 +50,7 @@ def test_the_training_path_gives_the_official_loss(index):
     places = jnp.minimum(data.prompt_lengths[:, None] + jnp.arange(width), logits.shape[1] - 1)
     hidden = jnp.take_along_axis(logits, places[..., None], 1)[:, None]
     entries = jnp.concatenate([data.labels[..., None], data.targets.ids], -1)
-    logprobs, _ = linear_logprobs(hidden, jnp.eye(logits.shape[-1]), entries, chunk=5)
+    logprobs = logprobs_of(hidden, entries)
     mask = data.scored.astype(jnp.float32)
     kept = jnp.where(data.scored, logprobs[..., 0], 0.0)
     scores = Scores(

@@ -14,6 +14,8 @@ from fusion_jax.teachers.reading import store_identity, teacher_rows
 from fusion_jax.teachers.store import TeacherStore, write_store
 from fusion_jax.zoo import model_path
 
+pytestmark = pytest.mark.usefixtures("quick_compiler")
+
 TEXTS = ["Reverse a b c d e", "What is 12 + 3?\nThe answer is 15.", "a", "Name the second letter of k l a b c"]
 
 
