@@ -10,9 +10,11 @@ Result: a table of the accuracy of Target, sources, SFT, SFT-DPO and SFT-WRPO (w
 the run folder every stage's JSON-lines file, report.md with plots, and model/, a Hugging Face folder. Published
 (AlpacaEval-2 length-controlled win rate): Target 26.0, SFT 27.2, SFT-DPO 50.7, SFT-WRPO 55.9.
 
-Stages (each is a file of the run folder; a file that is there is read, not made again):
-  prompts.jsonl, responses/SOURCE.jsonl, best_source.jsonl, sft.jsonl, sft/, target_responses.jsonl,
-  quadruples.jsonl, dpo/, wrpo/, answers/MODEL.jsonl, report.md, model/
+Stages (each is a file of the run folder; a file that is there is read, not made again; a training goes on from its
+last checkpoint):
+  1 prompts.jsonl  2, 3 responses/SOURCE.jsonl with rewards  4 best_source.jsonl  5 sft.jsonl  6 sft/
+  7, 8 target_responses.jsonl with rewards  9 quadruples.jsonl  10 dpo/  11 wrpo/  then answers/MODEL.jsonl, report.md,
+  model/
 """
 
 from __future__ import annotations
@@ -54,7 +56,7 @@ from fusion_jax.train.state import OptimizerSettings
 
 @dataclass(frozen=True)
 class Settings(SourceSettings):
-    """Where to enter: `responses` skips the sampling of the sources, `quadruples` everything before the last stage."""
+    """A run can begin later: `responses` skips the sampling of the sources, `quadruples` all before the last stage."""
 
     basic: ClassVar = (
         "target", "sources", "prompts", "test_prompts", "responses", "quadruples", "sft_data", "out", "resume", "seed",
@@ -129,7 +131,7 @@ def fuse(s: Settings, desk: Desk) -> Measures:
     prompts = desk.records("prompts.jsonl", lambda: enough(s, desk, sources.prompts(given)))
     first, second = split(prompts, s.sft_share, s.seed)
     sources.check_room(prompts, second if s.pairs == "target" else ())
-    target = desk.target(s.target, s.preference, tests, learnt=[prompt["prompt"] for prompt in prompts])
+    target = desk.target(s.target, s.preference, tests, prompts=[prompt["prompt"] for prompt in prompts])
 
     scored = sources.responses(prompts, given)
     best = select.best_of(scored, select.source_names(scored), desk.counter("source responses"))
@@ -155,7 +157,7 @@ def fuse_ready(s: Settings, desk: Desk) -> Measures:
     if s.sft_data:
         parse_rows(taught, "sft", file=s.sft_data, on_bad=s.on_bad)
     Sources(s, desk, tests, s.preference).check_room((), ())
-    target = desk.target(s.target, s.preference, tests, learnt=[row.messages[-1]["content"] for row in quads])
+    target = desk.target(s.target, s.preference, tests, prompts=[row.messages[-1]["content"] for row in quads])
     start = tuned(s, desk, target, taught, s.sft_data, tests)
     preferred(s, desk, start, quads, tests, after="SFT-" if taught else "")
     return reported(s, desk)
@@ -192,8 +194,8 @@ def preferences(
     if s.pairs == "target":
         compared = desk.records("target_responses.jsonl", lambda: sources.sampled(start, "target", prompts))
     pairs = select.best_and_worst(compared, drops, tolerance=s.tolerance)
-    learnt = select.best_of(from_sources, select.source_names(scored), Counter(), rank=s.source_rank)
-    quads = desk.records("quadruples.jsonl", lambda: select.quadruples(learnt, pairs))
+    best = select.best_of(from_sources, select.source_names(scored), Counter(), rank=s.source_rank)
+    quads = desk.records("quadruples.jsonl", lambda: select.quadruples(best, pairs))
     drops += select.notes(quads) + Counter({"quadruples kept": len(quads)})
     desk.check_enough(trained_on(s, len(quads)), s.preference, "--preference")
     return desk.rows("quadruples", quads, "quad", file="quadruples.jsonl", on_bad=s.on_bad)
@@ -237,13 +239,13 @@ def wins(best: Mapping[str, Record]) -> list[str]:
 
 
 def parts(s: Settings) -> list[Part]:
-    """What the run computes; of the models that sample, the target is planned, and of the preference stages, WRPO."""
+    """What the run computes. A plan covers SFT, sampling the target and WRPO; neither DPO nor the sources' sampling."""
     first = 0.0 if s.quadruples else s.sft_share
-    start: Start = "float32" if first or s.sft_data else "bfloat16"
-    length, learnt = s.text.tokens.max_length, (1 - first) * (1 - s.held_out)
+    start: Start = "float32" if first or s.sft_data else "bfloat16"  # of weights behind a training, of a folder's
+    length, share = s.text.tokens.max_length, (1 - first) * (1 - s.held_out)
     wrpo = objectives.wrpo(s.wrpo)
     out: list[Part] = [
-        Training(s.wrpo.loss, s.target, wrpo, s.preference, length, "--preference", share=learnt, start=start)
+        Training(s.wrpo.loss, s.target, wrpo, s.preference, length, "--preference", share=share, start=start)
     ]
     if first or s.sft_data:
         out.append(Training(
@@ -257,7 +259,7 @@ def parts(s: Settings) -> list[Part]:
 
 
 def unread(s: Settings) -> tuple[str, ...]:
-    """Options of models that this run does not load: ready responses may be of sources that are nowhere."""
+    """Options of models that this run does not load: with ready responses the sources' folders need not exist."""
     return ("sources",) if s.responses or s.quadruples else ()
 
 

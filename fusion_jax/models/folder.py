@@ -94,7 +94,7 @@ def _opened(folder: Path) -> tuple[dict[str, Any], ModelConfig, dict[str, Tensor
     if tied != config.head.tied and not config.head.labels:
         values = values | {"tie_word_embeddings": tied}
         config = config_from_hf(values, file)
-    tensors = family.tensors(config)
+    tensors = tensors_of(config)
     lost = {head: ", or set tie_word_embeddings to true in config.json if the embedding is the head"}
     check_weights(folder, config, entries, tensors, family.IGNORED, lost if embedding in entries else {})
     return values, config, entries, tensors

@@ -1,4 +1,4 @@
-"""The desk of an experiment: what a method's page asks for, done once, counted and reported.
+"""The desk of an experiment: the services of a run (load, sample, train, judge, export, report), each done once.
 
 A desk holds a run's folder and what the run has found so far: counts of what was used and dropped, and how the models
 answered. Every stage goes through it, so that a page reads as the method's algorithm.
@@ -103,11 +103,11 @@ class Desk:
         with self.run.phase("loading"):
             return load(model_path(name), mesh=compute_for(settings).mesh)
 
-    def target(self, name: str, settings: TrainSettings, tests: EvalSet, *, learnt: Sequence[str]) -> Model:
-        """The model to improve on the mesh of a stage, judged before it learns from the prompts `learnt`."""
+    def target(self, name: str, settings: TrainSettings, tests: EvalSet, *, prompts: Sequence[str]) -> Model:
+        """The model to improve on the mesh of a stage, judged before it learns from these prompts."""
         if not tests.prompts:
             self.run.log("no --test-prompts: accuracies are not measured")
-        self.note_shared(tests.prompts, learnt)
+        self.note_shared(tests.prompts, prompts)
         model = self.load(name, settings)
         self.judge("Target", model, tests)
         return model

@@ -155,11 +155,14 @@ def _named(word: str, name: str) -> str:
 
 
 def loss_sentence(losses: Mapping[str, tuple[Sequence[int], Sequence[float]]], records: int) -> str:
-    """How far the loss fell over training."""
+    """How far the loss fell over training: means of the first and of the last tenth of what was logged."""
     if "loss" not in losses:
         return ""
     steps, values = losses["loss"]
+    tenth = -(-len(values) // 10)
+    first, last = sum(values[:tenth]) / tenth, sum(values[-tenth:]) / tenth
     if len(values) == 1:
         return f"The loss of the only step on {records} records is {values[0]:.4f}."
-    moved = f"{'fell' if values[-1] < values[0] else 'went'} from {values[0]:.4f} to {values[-1]:.4f}"
-    return f"The loss {moved} in {steps[-1] + 1} steps on {records} records."
+    moved = f"{'fell' if last < first else 'went'} from {first:.4f} to {last:.4f}"
+    ends = f" (means of {tenth} logged steps at each end)" if tenth > 1 else ""
+    return f"The loss {moved} in {steps[-1] + 1} steps on {records} records{ends}."

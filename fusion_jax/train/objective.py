@@ -35,7 +35,8 @@ class Objective:
     """Rows, reference and loss of a method.
 
     name: what reports and plans call it.
-    slots: what the rows of an example are, in their order, for instance ("chosen", "rejected").
+    slots: what the rows of an example are, in their order, for instance ("chosen", "rejected"). A row is one sequence
+      of tokens, G of them an example; records of the kind that a stage reads have as many responses.
     loss: (scores, progress) -> (loss, metrics), all as (sum, weight) or as counts, which micro-batches add; one place
       divides them at the end of the optimizer step.
     reference: whether the loss reads `Scores.reference`, log-probs under the model that training starts from.

@@ -33,8 +33,8 @@ class PairSettings:
     label_smoothing: float = 0.0
     """Share of the pairs that are assumed to be labelled the wrong way round."""
     sft_weight: float = 0.0
-    """Weight of the token-mean cross-entropy of the chosen responses of a step's micro-batches, added to the loss; that
-    of orpo is 1."""
+    """Adds so many times the cross-entropy of the chosen responses, its mean taken over the tokens of each micro-batch;
+    orpo always adds it once."""
 
     def __post_init__(self) -> None:
         bounded(self, "beta", above=0)

@@ -33,7 +33,7 @@ class TrainSettings:
     micro_batches: int = 8
     """Parts in which a batch is computed, one after the other: more take less memory."""
     seed: int = 42
-    """Decides the order of the examples."""
+    """Decides the order of the examples, and which of the zoo's problems a run without data takes."""
     bucket_window: int = 8
     """Batches among which examples are sorted by length, so that little of a batch is padding; 1: none."""
     log_every: int = 5

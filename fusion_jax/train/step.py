@@ -1,6 +1,7 @@
 """One optimizer step: score the rows, ask the objective, add up (sum, weight) over micro-batches, update.
 
-The same function runs on one device, on a mesh, and ahead of time for a pod.
+The same function runs on one device, on a mesh, and ahead of time for a pod. It is one program over the whole batch,
+whose examples lie over the devices: the compiler adds sums and gradients over them.
 """
 
 from __future__ import annotations
@@ -72,7 +73,8 @@ def make_train_step(
     """The jitted step (state, batches, reference_params=None) -> (state, metrics); the state is donated.
 
     Args:
-      batches: a `TokenBatch` with a leading axis A of micro-batches; gradients are those of the whole step's mean.
+      batches: a `TokenBatch` with a leading axis A of micro-batches; gradients are those of the sum
+        over the whole step, divided once by its weight, which depends on no parameter.
       reference_params: given, reference log-probs are computed in the step instead of read from the batch.
       total: optimizer steps of the whole run.
       rate: the learning-rate schedule, reported as `lr`.

@@ -14,10 +14,11 @@ import importlib
 import math
 import os
 import pkgutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import jax
+import numpy as np
 
 from fusion_jax.errors import InputError, quoted
 from fusion_jax.fields import Fields
@@ -87,5 +88,45 @@ def config_to_hf(config: ModelConfig) -> dict[str, Any]:
 
 
 def tensors_of(config: ModelConfig) -> list[HfTensor]:
-    """Every weight of the Hugging Face files and the parameter it is or holds."""
-    return family_of(config.model_type).tensors(config)
+    """Every weight of the Hugging Face files and the parameter it is or holds.
+
+    Raises:
+      InputError: the family's list leaves a parameter out, names one twice, or gives one tensor to two of them.
+    """
+    tensors = family_of(config.model_type).tensors(config)
+    check_tensors(config, tensors)
+    return tensors
+
+
+def check_tensors(config: ModelConfig, tensors: Sequence[HfTensor]) -> None:
+    """Every parameter is one tensor of the files, or one part of such; see `tensors_of`."""
+    wholes: dict[str, HfTensor] = {}
+    found: dict[tuple[str, ...], set[tuple[int, ...]]] = {}
+    for tensor in tensors:
+        first = wholes.setdefault(tensor.name, tensor)
+        if first is not tensor and (tensor.shape is None or first.shape is None):
+            raise _unmapped(config, f"is two parameters, {_name(first)} and {_name(tensor)}", tensor.name)
+        if tensor.index in found.setdefault(tensor.path, set()):
+            raise _unmapped(config, "has two tensors", _name(tensor))
+        found[tensor.path].add(tensor.index)
+    leaves = jax.tree_util.tree_leaves_with_path(
+        parameter_specs(config), is_leaf=lambda spec: isinstance(spec, ParamSpec)
+    )
+    for keys, spec in leaves:
+        path = tuple(key.key for key in keys)
+        have = found.pop(path, set())
+        leading = spec.shape[: len(next(iter(have), ()))]
+        missing = [i for i in np.ndindex(*leading) if i not in have]
+        if missing or len(have) != math.prod(leading):
+            raise _unmapped(config, "has no tensor", _name(HfTensor("", path, missing[0] if missing else ())))
+    if found:
+        raise _unmapped(config, "is no parameter of this model", ".".join(next(iter(found))))
+
+
+def _name(tensor: HfTensor) -> str:
+    return ".".join((*tensor.path, *map(str, tensor.index)))
+
+
+def _unmapped(config: ModelConfig, problem: str, field: str) -> InputError:
+    cure = "Give every parameter one tensor in the family's tensors(config)"
+    return InputError(problem, file=f"family {config.model_type}", field=field, cure=cure)
