@@ -28,7 +28,9 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the peak is asked of Linux")
-@pytest.mark.parametrize("method", ["ties", *(pytest.param(m, marks=pytest.mark.slow) for m in ("linear", "slerp", "sce", "varm"))])
+@pytest.mark.parametrize(
+    "method", ["ties", *(pytest.param(m, marks=pytest.mark.slow) for m in ("linear", "slerp", "sce", "varm"))]
+)
 def test_the_peak_is_what_a_merge_takes(large: Path, tmp_path: Path, method: str) -> None:
     """The compiler's figure is an upper one: buffers do not all live at once."""
     prepared = prepare(recipe_of(method, large))

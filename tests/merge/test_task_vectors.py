@@ -49,7 +49,9 @@ def arguments(case: dict[str, Any], tensor: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    "case", [pytest.param(c, marks=pytest.mark.slow) if c["id"] in OTHER_SCE else c for c in CASES], ids=lambda c: c["id"]
+    "case",
+    [pytest.param(c, marks=pytest.mark.slow) if c["id"] in OTHER_SCE else c for c in CASES],
+    ids=lambda c: c["id"],
 )
 def test_golden(case):
     """Also where the file calls a tensor fragile: ties go by lowest index here, as they do there."""

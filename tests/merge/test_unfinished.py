@@ -207,9 +207,7 @@ def test_a_disk_that_fills_up_loses_no_finished_file(models, monkeypatch):
     error = OSError(errno.ENOSPC, "No space left on device")
     with monkeypatch.context() as patch:
         patch.setattr(merging, "write_shard", interrupted_after(5, error))
-        with pytest.raises(
-            InputError, match=r"'--out': the disk is full. Free space.*run the same again; .* \d"
-        ):
+        with pytest.raises(InputError, match=r"'--out': the disk is full. Free space.*run the same again; .* \d"):
             merge(ties(models), models / "out", shard_bytes=4000)
     finished = written(models / ".out.unfinished")
     monkeypatch.setattr(merging.shutil, "disk_usage", lambda path: type("U", (), {"free": 10}))

@@ -44,7 +44,10 @@ def test_sizes_that_differ_are_refused(folders, tmp_path):
     assert not (tmp_path / "out").exists() and not (tmp_path / ".out.unfinished").exists()
 
 
-@pytest.mark.parametrize(("source", "pad"), [("union", None), *(pytest.param(s, n, marks=pytest.mark.slow) for s, n in (("union", 64), ("other", None)))])
+@pytest.mark.parametrize(
+    ("source", "pad"),
+    [("union", None), *(pytest.param(s, n, marks=pytest.mark.slow) for s, n in (("union", 64), ("other", None)))],
+)
 def test_rows_are_those_of_the_tokens(folders, tmp_path, source, pad):
     tokenizer = {"source": str(folders[1]) if source == "other" else source}
     if pad:
