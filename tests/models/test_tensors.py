@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -108,7 +109,14 @@ def test_shapes_of_fused_tensors_are_checked(folders):
 def test_parts_that_do_not_cover_their_tensor(folders, monkeypatch):
     """A mistake of the family, not of the files."""
     model = load(folders / "fused")
-    monkeypatch.setattr(FAMILIES["toy"], "tensors", lambda config: [t for t in fused(config) if t.path[1] != "k"])
+
+    def apart(tensor: HfTensor) -> HfTensor:
+        """The keys as tensors of their own, missing in the fused one."""
+        if tensor.path[1] != "k":
+            return tensor
+        return replace(tensor, name=f"k.{tensor.path[-1]}.{tensor.index}", shape=None, view=None, part=())
+
+    monkeypatch.setattr(FAMILIES["toy"], "tensors", lambda config: [apart(t) for t in fused(config)])
     with pytest.raises(ValueError, match=r"query_key_value.weight have 4608 numbers, the tensor 6912"):
         save(model, folders / "broken")
     assert not (folders / "broken").exists()

@@ -157,8 +157,8 @@ def test_each_line_of_metrics_has_its_time_and_the_report_a_table(data, tmp_path
     report = (out / "report.md").read_text()
     what = report[report.index("## What was run") :].split("\n## ")[0]
     assert re.search(r"### Where the time went\n\n.*\n\n\| stage \| seconds \| of which \|", what)
-    assert re.search(r"\| training \| \d+ \| step \d+ s", what) and re.search(r"\| together \| \d+ \|", what)
-    assert re.search(r"steps 1 to 8, last loss \d\.\d+, \d+ s \(step \d+ s", (out / "log.txt").read_text())
+    assert re.search(r"\| training \| \d+ \| [^|]*step \d+ s", what) and re.search(r"\| together \| \d+ \|", what)
+    assert re.search(r"steps 1 to 8, last loss \d\.\d+, \d+ s \([^)]*step \d+ s", (out / "log.txt").read_text())
 
 
 def test_a_clock_counts_every_second_once(monkeypatch):
