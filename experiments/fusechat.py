@@ -249,8 +249,9 @@ def held_out(
     if s.chats:
         rows = parse_rows(load_records(s.held_out_chats), "sft", file=s.held_out_chats)[0] if s.held_out_chats else []
     else:
-        test = mixture(dict.fromkeys(SKILLS, s.test_per_skill), split="test", seed=s.seed)
-        rows = parse_rows(answered(test), "sft")[0]
+        per_skill = dict.fromkeys(SKILLS if s.test_per_skill else (), s.test_per_skill)
+        test = mixture(per_skill, split="test", seed=s.seed)
+        rows = parse_rows(answered(test), "sft")[0] if test else []
     dropped = Counter[str]()
     documents = as_read(replace(s, template="own"), readers, rows, limit, dropped) if rows else {}
     counts.update({f"held out: {what}": n for what, n in dropped.items()})

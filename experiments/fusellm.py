@@ -49,7 +49,7 @@ from fusion_jax.train.settings import TrainSettings, compute_for
 from fusion_jax.train.state import OptimizerSettings
 from fusion_jax.zoo import model_path
 from fusion_jax.zoo.specs import SPECS
-from fusion_jax.zoo.tasks import SKILLS, documents
+from fusion_jax.zoo.tasks import SKILLS, documents, mixture
 
 ArmName = Literal[
     "CLM", "KD", "FuseLLM", "EM", "MinED", "MS", "MinCE", "AvgCE", "per-token", "bits-per-byte", "tail-bucket",
@@ -146,7 +146,7 @@ def fuse(s: Settings, desk: Desk) -> Measures:
     folders = base_models(s, desk)
     limit = reading_limit(folders, s.max_length, s.k)
     tests = tests_of(s)
-    texts, held_out = texts_of(s, tests)
+    texts, held_out = texts_of(s)
     windows, counts = windows_of(folders, texts, min(s.window or limit - 1, limit - 1))
     held, _ = windows_of(folders, held_out, limit - 1)
     desk.counter("records").update(counts)
@@ -235,12 +235,13 @@ def tests_of(s: Settings) -> EvalSet:
     return eval_set(s, own_data=bool(s.texts), chat=False)
 
 
-def texts_of(s: Settings, tests: EvalSet) -> tuple[list[str], list[str]]:
+def texts_of(s: Settings) -> tuple[list[str], list[str]]:
     """Texts to train on and held-out texts: the user's, or the zoo's."""
     if s.texts:
         return load_texts(s.texts), load_texts(s.held_out_texts) if s.held_out_texts else []
     texts = documents(dict.fromkeys(SKILLS, s.texts_per_skill), split="train", seed=s.seed + 1000)
-    return texts, [f"{r['prompt']}\n{r['answer']}" for r in tests.prompts]
+    held_out = mixture(dict.fromkeys(SKILLS, s.test_per_skill), split="test", seed=s.seed) if s.test_per_skill else []
+    return texts, [f"{r['prompt']}\n{r['answer']}" for r in held_out]
 
 
 def windows_of(folders: dict[str, Path], texts: Sequence[str], limit: int) -> tuple[list[Document], Counter[str]]:

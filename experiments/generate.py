@@ -20,7 +20,7 @@ from fusion_jax.data.records import parse_prompts
 from fusion_jax.errors import InputError
 from fusion_jax.jsonl import write_jsonl
 from fusion_jax.options import File, FreeTexts, ModelPath
-from fusion_jax.paths import as_path, is_remote
+from fusion_jax.paths import as_path, check_bucket, is_remote
 from fusion_jax.plan.command import run as run_experiment
 from fusion_jax.plan.parts import Part, Sampling
 from fusion_jax.sampling.generate import SampleSettings, load_to_sample
@@ -72,6 +72,7 @@ def main(s: Settings) -> None:
     records = load_records(s.prompts) if s.prompts else [{"prompt": p} for p in s.prompt]
     prompts = parse_prompts(records, file=s.prompts or "--prompt")
     out = as_path(s.out)
+    check_bucket(s.out, "--out")
     if s.out and out.exists():
         raise InputError("exists already", file=s.out, field="--out", cure="Choose another file")
     if s.out and not is_remote(out) and not out.parent.is_dir():

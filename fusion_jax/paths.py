@@ -90,7 +90,8 @@ def fault_of(error: BaseException) -> tuple[str, str] | None:
     """Why a bucket did not do what it was asked for, and what would help; None for an error of another kind."""
     text = str(error)
     kind = type(error).__name__
-    if text.startswith("Forbidden") or "PERMISSION_DENIED" in text or "HTTP response code: 403" in text:
+    refused = "PERMISSION_DENIED" in text and "os_error_code" not in text and "/dev/" not in text
+    if text.startswith("Forbidden") or refused or "HTTP response code: 403" in text:
         return "no permission", "Give this machine's account rights on the bucket (Storage Object User)"
     if kind in ("GoogleAuthError", "DefaultCredentialsError", "RefreshError") or (
         kind == "HttpError" and getattr(error, "code", None) == 401

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -59,14 +58,17 @@ def pack(folder: Path, requirements: Path, *, python: str = "3.12", installed: P
         has besides jax and torch, see `names_in`.
 
     Raises:
-      SystemExit: pip failed, or the wheels are larger than they may be.
+      SystemExit: the folder holds other things, pip failed, or the wheels are larger than they may be.
     """
     there = BROUGHT | UNUSED | (names_in(installed) if installed else set())
     if not names_in(requirements) - there:
         raise SystemExit(f"error: nothing of {requirements} is missing there")
     wanted = [v for v in resolved(requirements, there, python) if normal(v.partition("==")[0]) not in there]
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+    if folder.exists() and any(path.suffix != ".whl" for path in folder.iterdir()):
+        raise SystemExit(f"error: {folder} holds more than wheels. Give a new folder.")
+    folder.mkdir(parents=True, exist_ok=True)
+    for wheel in folder.glob("*.whl"):
+        wheel.unlink()
     pip("download", "--no-deps", f"--dest={folder}", *target_options(python), *wanted)
     size = total(folder)
     if size > MOST_MB * 1e6:

@@ -11,6 +11,7 @@ import contextlib
 import json
 import os
 import re
+import secrets
 import signal
 import subprocess
 import sys
@@ -21,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fusion_jax.errors import InputError
-from fusion_jax.rewards.code_worker import COMPLETED, NO_NETWORK
+from fusion_jax.rewards.code_worker import NO_NETWORK
 from fusion_jax.settings import bounded
 
 _FENCE = re.compile(r"```(?:python|py)?[ \t]*\n(.*?)```", re.DOTALL | re.IGNORECASE)
@@ -55,8 +56,10 @@ def passes(response: str, tests: str, limits: CodeLimits) -> bool:
     Raises:
       InputError: this system gives no process a network of its own.
     """
+    completed = 64 + secrets.randbelow(64)  # a program that ends the process itself does not know it
     request = {
-        "code": f"{code_of(response)}\n\n{tests}\n", "seconds": limits.seconds, "memory": limits.memory_mib * _MIB
+        "code": f"{code_of(response)}\n\n{tests}\n", "seconds": limits.seconds, "memory": limits.memory_mib * _MIB,
+        "completed": completed,
     }  # fmt: skip
     worker = Path(__file__).with_name("code_worker.py")
     with tempfile.TemporaryDirectory() as empty:
@@ -74,7 +77,7 @@ def passes(response: str, tests: str, limits: CodeLimits) -> bool:
             "this system does not let a process shut off its network", field="code_tests",
             cure="Run as root or allow user namespaces, or leave code tests off",
         )  # fmt: skip
-    return process.returncode == COMPLETED
+    return process.returncode == completed
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

@@ -4,8 +4,8 @@ Reads a line of JSON with "code" and the limits from standard input. Before the 
 (a network namespace of its own), no file that it could write (a limit of 0 bytes), bounded processor time, memory,
 processes and open files, and an empty directory as working directory. It imports nothing of this package.
 
-Exit status: 10 the code ran to its end; 3 the network could not be shut off, and nothing was run; any other one: the
-code raised, ended the process or was ended.
+Exit status: the number that the request names, the code ran to its end; 3 the network could not be shut off, and
+nothing was run; any other one: the code raised, ended the process or was ended.
 
 Only `fusion_jax.rewards.code_tests` starts it.
 """
@@ -20,7 +20,7 @@ import resource
 import sys
 from typing import Any
 
-COMPLETED, NO_NETWORK = 10, 3
+NO_NETWORK = 3
 CLONE_NEWUSER, CLONE_NEWNET = 0x10000000, 0x40000000
 PR_SET_NO_NEW_PRIVS = 38
 
@@ -77,7 +77,7 @@ def main() -> int:
         exec(program, {"__name__": "code"})
     except SystemExit:
         return 1
-    return COMPLETED
+    return int(request["completed"])
 
 
 if __name__ == "__main__":

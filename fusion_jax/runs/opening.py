@@ -10,13 +10,12 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fusion_jax.errors import InputError, quoted
+from fusion_jax.errors import DiskError, InputError, quoted
 from fusion_jax.failures import NothingToDo
 from fusion_jax.files import write_json
 from fusion_jax.hosts.agree import agreed, first_host, on_first, seen
@@ -142,10 +141,14 @@ def _inputs(kept: dict[str, Any]) -> dict[str, str]:
     """What everything in the folder depends on: the settings, and the files and models that they name."""
     out = {"settings": manifest.digest({"": json.dumps(_comparable(kept), sort_keys=True)})}
     for name, value in _texts(kept):
-        with suppress(OSError, ValueError):
+        try:
             found = manifest.signature(as_path(value)) if value else None
-            if found:
-                out[f"{value} (--{name.replace('_', '-')})"] = found
+        except DiskError:  # a bucket that does not answer now: without this input every later start would be refused
+            raise
+        except (OSError, ValueError):
+            continue
+        if found:
+            out[f"{value} (--{name.replace('_', '-')})"] = found
     return out
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from fusion_jax.errors import InputError
-from fusion_jax.paths import generation_of, opened, remove_if, write_if
+from fusion_jax.paths import check_bucket, generation_of, opened, remove_if, write_if
 
 BEAT, LEASE = 10.0, 60.0
 
@@ -47,6 +47,11 @@ class Lease:
                     return
                 new = found[0]
             self._generation = new
+
+    @property
+    def lost(self) -> bool:
+        """Whether another process is known to have taken the folder over."""
+        return self._lost
 
     def check(self) -> None:
         """Raises InputError where another process has taken the folder over."""
@@ -83,6 +88,8 @@ def acquire(path: Path, me: dict[str, Any], ended: Any, refused: Any) -> Lease:
         found = _read(path)
         replaced = 0
         if found is None:
+            check_bucket(path)
+            time.sleep(0.2)
             continue
         generation, holder = found
         if holder.get("id") == me["id"]:

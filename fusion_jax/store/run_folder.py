@@ -76,6 +76,9 @@ class RunFolder:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if isinstance(self.lock, Lease) and self.lock.lost:  # what lies there is another process's
+            self.lock.release()
+            return
         if self.lock is not None and error is not None:
             self.settle()
         with suppress(Exception) if error is not None else nullcontext():  # the error that came first is told

@@ -34,7 +34,7 @@ def test_code_is_the_longest_fenced_block_or_all():
 @pytest.mark.parametrize(("response", "right"), [
     (RIGHT, True), (RIGHT.replace("+", "-"), False), ("def add(a, b:", False), ("", False),
     ("import math, re, collections\n" + code_of(RIGHT), True), ("print('x' * 10_000_000)\n" + code_of(RIGHT), True),
-    ("raise SystemExit(0)", False), ("import os\nos._exit(0)", False),
+    ("raise SystemExit(0)", False), ("import os\nos._exit(0)", False), ("import os\nos._exit(10)", False),
     (code_of(RIGHT) + "\nif __name__ == '__main__':\n    add(input(), 1)", True),
 ])  # fmt: skip
 def test_a_response_passes_where_its_tests_do(response, right):
