@@ -47,7 +47,7 @@ from fusion_jax.runs.checks import check_arms, check_names, model_name
 from fusion_jax.runs.desk import Desk
 from fusion_jax.runs.fusing import Arm, Fusing, FusingSettings, Held, fusing_parts, reading_limit
 from fusion_jax.runs.page import conduct
-from fusion_jax.runs.prompts import eval_set
+from fusion_jax.runs.prompts import eval_set, held_out_problems
 from fusion_jax.runs.seeds import Measures
 from fusion_jax.settings import bounded
 from fusion_jax.teachers.opinions import AlignSettings
@@ -249,8 +249,7 @@ def held_out(
     if s.chats:
         rows = parse_rows(load_records(s.held_out_chats), "sft", file=s.held_out_chats)[0] if s.held_out_chats else []
     else:
-        per_skill = dict.fromkeys(SKILLS if s.test_per_skill else (), s.test_per_skill)
-        test = mixture(per_skill, split="test", seed=s.seed)
+        test = held_out_problems(s)
         rows = parse_rows(answered(test), "sft")[0] if test else []
     dropped = Counter[str]()
     documents = as_read(replace(s, template="own"), readers, rows, limit, dropped) if rows else {}

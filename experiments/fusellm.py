@@ -38,7 +38,7 @@ from fusion_jax.runs.desk import Desk
 from fusion_jax.runs.fusing import Arm, Fusing, FusingSettings, Held, fusing_parts, reading_limit
 from fusion_jax.runs.judging import EvalSet
 from fusion_jax.runs.page import conduct
-from fusion_jax.runs.prompts import eval_set
+from fusion_jax.runs.prompts import eval_set, held_out_problems
 from fusion_jax.runs.seeds import Measures
 from fusion_jax.settings import bounded
 from fusion_jax.teachers.opinions import AlignSettings, Reading
@@ -49,7 +49,7 @@ from fusion_jax.train.settings import TrainSettings, compute_for
 from fusion_jax.train.state import OptimizerSettings
 from fusion_jax.zoo import model_path
 from fusion_jax.zoo.specs import SPECS
-from fusion_jax.zoo.tasks import SKILLS, documents, mixture
+from fusion_jax.zoo.tasks import SKILLS, documents
 
 ArmName = Literal[
     "CLM", "KD", "FuseLLM", "EM", "MinED", "MS", "MinCE", "AvgCE", "per-token", "bits-per-byte", "tail-bucket",
@@ -240,8 +240,7 @@ def texts_of(s: Settings) -> tuple[list[str], list[str]]:
     if s.texts:
         return load_texts(s.texts), load_texts(s.held_out_texts) if s.held_out_texts else []
     texts = documents(dict.fromkeys(SKILLS, s.texts_per_skill), split="train", seed=s.seed + 1000)
-    held_out = mixture(dict.fromkeys(SKILLS, s.test_per_skill), split="test", seed=s.seed) if s.test_per_skill else []
-    return texts, [f"{r['prompt']}\n{r['answer']}" for r in held_out]
+    return texts, [f"{r['prompt']}\n{r['answer']}" for r in held_out_problems(s)]
 
 
 def windows_of(folders: dict[str, Path], texts: Sequence[str], limit: int) -> tuple[list[Document], Counter[str]]:

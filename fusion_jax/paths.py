@@ -224,11 +224,12 @@ def sizes_below(path: Path) -> dict[str, int]:
     return {n[len(own) + 1 :]: int(one["size"]) for n, one in found.items() if one["type"] == "file"}
 
 
-def files_below(folder: Path) -> list[Path]:
+def files_below(folder: Path) -> Iterator[Path]:
     """Every file below a folder, in some order, links to folders among them; none where there is no such folder."""
     if not is_remote(folder):
-        return [file for file in folder.rglob("*") if file.is_symlink() or not file.is_dir()]
-    return [folder / name for name in sizes_below(folder) if name] if folder.is_dir() else []
+        yield from (file for file in folder.rglob("*") if file.is_symlink() or not file.is_dir())
+    elif folder.is_dir():
+        yield from (folder / name for name in sizes_below(folder) if name)
 
 
 def size_of(file: Path) -> int:

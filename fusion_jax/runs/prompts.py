@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fusion_jax.data.loaders import load_records
 from fusion_jax.data.records import check_answers, parse_prompts
+from fusion_jax.jsonl import Record
 from fusion_jax.runs.judging import EvalSet
 from fusion_jax.runs.page import JudgedSettings
 from fusion_jax.zoo.tasks import SKILLS, mixture
@@ -19,6 +20,11 @@ def eval_set(s: JudgedSettings, *, own_data: bool, chat: bool = True) -> EvalSet
         prompts = parse_prompts(load_records(s.test_prompts), file=s.test_prompts)
         check_answers(prompts, file=s.test_prompts, cure='Add "answer" to the test prompts')
     else:
-        per_skill = 0 if own_data else s.test_per_skill
-        prompts = mixture(dict.fromkeys(SKILLS, per_skill), split="test", seed=s.seed) if per_skill else []
+        prompts = [] if own_data else held_out_problems(s)
     return EvalSet(prompts, s.eval_new_tokens, s.accuracy, chat)
+
+
+def held_out_problems(s: JudgedSettings) -> list[Record]:
+    """The zoo's problems of the test side, as many of each skill as the settings say."""
+    skills = SKILLS if s.test_per_skill else ()
+    return mixture(dict.fromkeys(skills, s.test_per_skill), split="test", seed=s.seed)
