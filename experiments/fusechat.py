@@ -47,7 +47,7 @@ from fusion_jax.runs.checks import check_arms, check_names, model_name
 from fusion_jax.runs.desk import Desk
 from fusion_jax.runs.fusing import Arm, Fusing, FusingSettings, Held, fusing_parts, reading_limit
 from fusion_jax.runs.page import conduct
-from fusion_jax.runs.prompts import eval_set, held_out_problems
+from fusion_jax.runs.prompts import eval_set, held_out_skills
 from fusion_jax.runs.seeds import Measures
 from fusion_jax.settings import bounded
 from fusion_jax.teachers.opinions import AlignSettings
@@ -147,7 +147,7 @@ def fuse(s: Settings, desk: Desk) -> Measures:
     readers = {name: tokenizer_of(folder) for name, folder in folders.items()}
     counts = desk.counter("records")
     documents = as_read(s, readers, chats_of(s, counts), limit, counts)
-    held = Held(held_out(s, readers, limit, counts), eval_set(s, own_data=bool(s.chats)))
+    held = Held(held_out(s, readers, limit, counts), eval_set(s, [] if s.chats else held_out_skills(s)))
     desk.check_enough(len(documents[model_name(s.pivot)]), s.train, "--train")
     if limit < s.max_length:
         desk.run.log(f"chats have {limit} tokens at most instead of {s.max_length}: a model reads no more")
@@ -249,7 +249,7 @@ def held_out(
     if s.chats:
         rows = parse_rows(load_records(s.held_out_chats), "sft", file=s.held_out_chats)[0] if s.held_out_chats else []
     else:
-        test = held_out_problems(s)
+        test = held_out_skills(s)
         rows = parse_rows(answered(test), "sft")[0] if test else []
     dropped = Counter[str]()
     documents = as_read(replace(s, template="own"), readers, rows, limit, dropped) if rows else {}

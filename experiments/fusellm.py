@@ -38,7 +38,7 @@ from fusion_jax.runs.desk import Desk
 from fusion_jax.runs.fusing import Arm, Fusing, FusingSettings, Held, fusing_parts, reading_limit
 from fusion_jax.runs.judging import EvalSet
 from fusion_jax.runs.page import conduct
-from fusion_jax.runs.prompts import eval_set, held_out_problems
+from fusion_jax.runs.prompts import eval_set, held_out_skills
 from fusion_jax.runs.seeds import Measures
 from fusion_jax.settings import bounded
 from fusion_jax.teachers.opinions import AlignSettings, Reading
@@ -48,7 +48,7 @@ from fusion_jax.train.optimise import optimise
 from fusion_jax.train.settings import TrainSettings, compute_for
 from fusion_jax.train.state import OptimizerSettings
 from fusion_jax.zoo import model_path
-from fusion_jax.zoo.specs import SPECS
+from fusion_jax.zoo.specs import SKILL_LESSONS
 from fusion_jax.zoo.tasks import SKILLS, documents
 
 ArmName = Literal[
@@ -217,7 +217,7 @@ def practised(s: Settings, desk: Desk, path: str) -> Path:
     run = desk.run.sub("base").sub(model_name(path))
 
     def train(folder: Path) -> None:
-        learned = dict(next(spec.shares for spec in SPECS if spec.name == model_name(path)))
+        learned = SKILL_LESSONS[model_name(path)].shares
         shares = {skill: practice(s, path) * n // sum(learned.values()) for skill, n in learned.items()}
         texts = documents(shares, split="train", seed=desk.seed + 1, repeat=True)
         model = load(model_path(path), mesh=compute_for(s.practise).mesh)
@@ -232,7 +232,7 @@ def practised(s: Settings, desk: Desk, path: str) -> Path:
 
 def tests_of(s: Settings) -> EvalSet:
     """The user's prompts with answers, if there are any, or beside the zoo's texts the zoo's."""
-    return eval_set(s, own_data=bool(s.texts), chat=False)
+    return eval_set(s, [] if s.texts else held_out_skills(s), chat=False)
 
 
 def texts_of(s: Settings) -> tuple[list[str], list[str]]:
@@ -240,7 +240,7 @@ def texts_of(s: Settings) -> tuple[list[str], list[str]]:
     if s.texts:
         return load_texts(s.texts), load_texts(s.held_out_texts) if s.held_out_texts else []
     texts = documents(dict.fromkeys(SKILLS, s.texts_per_skill), split="train", seed=s.seed + 1000)
-    return texts, [f"{r['prompt']}\n{r['answer']}" for r in held_out_problems(s)]
+    return texts, [f"{r['prompt']}\n{r['answer']}" for r in held_out_skills(s)]
 
 
 def windows_of(folders: dict[str, Path], texts: Sequence[str], limit: int) -> tuple[list[Document], Counter[str]]:

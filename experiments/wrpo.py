@@ -23,7 +23,7 @@ import dataclasses
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, NamedTuple
 
 from fusion_jax.data.examples import TextSettings
 from fusion_jax.data.loaders import load_records
@@ -41,11 +41,11 @@ from fusion_jax.plan.programs import Start
 from fusion_jax.rewards import select
 from fusion_jax.runs.checks import check_names, model_name
 from fusion_jax.runs.desk import Desk, Stage
+from fusion_jax.runs.forecast import forecast
 from fusion_jax.runs.judging import EvalSet
 from fusion_jax.runs.page import conduct
-from fusion_jax.runs.prompts import eval_set
 from fusion_jax.runs.seeds import Measures
-from fusion_jax.runs.sources import Sources, SourceSettings, source_parts
+from fusion_jax.runs.sources import Sources, SourceSettings, eval_set_of, source_parts
 from fusion_jax.sampling.generate import SampleSettings
 from fusion_jax.settings import bounded
 from fusion_jax.train import objectives
@@ -82,6 +82,8 @@ class Settings(SourceSettings):
     """Best and worst response whose rewards are closer than this are a tie, which is dropped."""
     baseline: bool = True
     """Whether DPO is trained beside WRPO, to compare."""
+    continued: bool = True
+    """Whether SFT is continued on the sources' responses of the quadruples, to compare."""
     text: TextSettings = TextSettings()
     sft: TrainSettings = TrainSettings()
     preference: TrainSettings = TrainSettings()
@@ -96,15 +98,25 @@ class Settings(SourceSettings):
 
 
 TINY_TRAINING = TrainSettings(
-    batch_size=16, micro_batches=1, log_every=1, eval_every=10, checkpoint_every=50, remat="dots", mesh_fsdp=-1
+    batch_size=64, micro_batches=1, log_every=1, eval_every=20, checkpoint_every=50, remat="dots", mesh_fsdp=-1
 )
 PRESETS = {
     "tiny": Settings(
-        text=TextSettings(tokens=TokeniseSettings(max_length=128, max_prompt_length=96, eos="if_missing")),
-        sft=dataclasses.replace(TINY_TRAINING, epochs=3.0, optimizer=OptimizerSettings(learning_rate=1e-4)),
-        preference=dataclasses.replace(TINY_TRAINING, epochs=3.0, optimizer=OptimizerSettings(learning_rate=6e-5)),
-        wrpo=WrpoSettings(beta=0.1, alpha=0.3),
-        dpo=PairSettings(beta=0.1),
+        target="zoo:plants-target",
+        sources=("zoo:plants-llama", "zoo:plants-qwen", "zoo:plants-gemma"),
+        problems="plants",
+        prompts_per_skill=5400,
+        test_per_skill=400,
+        verifier="fields",
+        accuracy="fields",
+        sft_share=400 / 5400,
+        held_out=0.03,
+        text=TextSettings(tokens=TokeniseSettings(max_length=64, max_prompt_length=32, eos="if_missing")),
+        sample=SampleSettings(max_new_tokens=28, batch_size=256),
+        sft=dataclasses.replace(TINY_TRAINING, epochs=8.0, optimizer=OptimizerSettings(learning_rate=1e-3)),
+        preference=dataclasses.replace(TINY_TRAINING, epochs=1.0, optimizer=OptimizerSettings(learning_rate=6e-4)),
+        wrpo=WrpoSettings(beta=1.0, alpha=0.6, dynamic=False),
+        dpo=PairSettings(beta=1.0),
     ),
     "llama3-8b": Settings(
         text=TextSettings(tokens=TokeniseSettings(truncation="official")),
@@ -119,13 +131,20 @@ PRESETS = {
 }
 
 
+class Quads(NamedTuple):
+    """Quadruples as records, which may have rewards, and as rows."""
+
+    records: Sequence[Record]
+    rows: Sequence[Row]
+
+
 def main(s: Settings) -> None:
     conduct(__file__, "WRPO", s, PRESETS, fuse_ready if s.quadruples else fuse, parts, check=check, unread=unread)
 
 
 def fuse(s: Settings, desk: Desk) -> Measures:
     """The pipeline of the paper; the stages stand at the top of this file."""
-    tests = eval_set(s, own_data=bool(s.prompts or s.responses))
+    tests = eval_set_of(s, own_data=bool(s.prompts or s.responses))
     sources = Sources(s, desk, tests, s.preference)
     given = sources.given()
     prompts = desk.records("prompts.jsonl", lambda: enough(s, desk, sources.prompts(given)))
@@ -134,7 +153,7 @@ def fuse(s: Settings, desk: Desk) -> Measures:
     target = desk.target(s.target, s.preference, tests, prompts=[prompt["prompt"] for prompt in prompts])
 
     scored = sources.responses(prompts, given)
-    best = select.best_of(scored, select.source_names(scored), desk.counter("source responses"))
+    best = select.best_of(scored, desk.counter("source responses"), seed=s.seed)
     desk.records("best_source.jsonl", best.values)
     taught = desk.records(
         "sft.jsonl", lambda: [best[p["prompt_id"]] for p in first if p["prompt_id"] in best],
@@ -144,23 +163,23 @@ def fuse(s: Settings, desk: Desk) -> Measures:
         desk.check_enough(0, s.sft, "--sft")
     start = tuned(s, desk, target, taught, "sft.jsonl", tests)
     quads = preferences(s, sources, start, scored, second)
-    preferred(s, desk, start, quads, tests, after="SFT-" if taught else "")
-    return reported(s, desk, wins(best))
+    expected = preferred(s, desk, start, quads, tests, after="SFT-" if taught else "")
+    return reported(s, desk, [*expected, *wins(best)])
 
 
 def fuse_ready(s: Settings, desk: Desk) -> Measures:
     """What is left of the pipeline where the quadruples are given: SFT on the user's records, if any, and WRPO."""
-    tests = eval_set(s, own_data=True)
-    quads = desk.rows("quadruples", load_records(s.quadruples), "quad", file=s.quadruples, on_bad=s.on_bad)
-    desk.check_enough(trained_on(s, len(quads)), s.preference, "--preference")
+    tests = eval_set_of(s, own_data=True)
+    records = load_records(s.quadruples)
+    quads = Quads(records, desk.rows("quadruples", records, "quad", file=s.quadruples, on_bad=s.on_bad))
+    desk.check_enough(trained_on(s, len(quads.rows)), s.preference, "--preference")
     taught = load_records(s.sft_data) if s.sft_data else []
     if s.sft_data:
         parse_rows(taught, "sft", file=s.sft_data, on_bad=s.on_bad)
     Sources(s, desk, tests, s.preference).check_room((), ())
-    target = desk.target(s.target, s.preference, tests, prompts=[row.messages[-1]["content"] for row in quads])
+    target = desk.target(s.target, s.preference, tests, prompts=[row.messages[-1]["content"] for row in quads.rows])
     start = tuned(s, desk, target, taught, s.sft_data, tests)
-    preferred(s, desk, start, quads, tests, after="SFT-" if taught else "")
-    return reported(s, desk)
+    return reported(s, desk, preferred(s, desk, start, quads, tests, after="SFT-" if taught else ""))
 
 
 def enough(s: Settings, desk: Desk, prompts: list[Record]) -> list[Record]:
@@ -184,7 +203,7 @@ def tuned(s: Settings, desk: Desk, target: Model, taught: Sequence[Record], file
 
 def preferences(
     s: Settings, sources: Sources, start: Model, scored: Sequence[Record], prompts: Sequence[Record]
-) -> list[Row]:
+) -> Quads:
     """Stages 7 to 9: the best and the worst response to each prompt, beside the one that a source wrote."""
     desk = sources.desk
     drops = desk.counter("preference prompts")
@@ -194,24 +213,36 @@ def preferences(
     if s.pairs == "target":
         compared = desk.records("target_responses.jsonl", lambda: sources.sampled(start, "target", prompts))
     pairs = select.best_and_worst(compared, drops, tolerance=s.tolerance)
-    best = select.best_of(from_sources, select.source_names(scored), Counter(), rank=s.source_rank)
+    best = select.best_of(from_sources, Counter(), rank=s.source_rank, seed=s.seed)
     quads = desk.records("quadruples.jsonl", lambda: select.quadruples(best, pairs))
     drops += select.notes(quads) + Counter({"quadruples kept": len(quads)})
     desk.check_enough(trained_on(s, len(quads)), s.preference, "--preference")
-    return desk.rows("quadruples", quads, "quad", file="quadruples.jsonl", on_bad=s.on_bad)
+    return Quads(quads, desk.rows("quadruples", quads, "quad", file="quadruples.jsonl", on_bad=s.on_bad))
 
 
-def preferred(s: Settings, desk: Desk, start: Model, quads: Sequence[Row], tests: EvalSet, *, after: str) -> None:
-    """Stages 10 and 11: WRPO and, to compare, DPO on the target's own two responses."""
-    held, train = split(quads, s.held_out, s.seed)
+def preferred(s: Settings, desk: Desk, start: Model, quads: Quads, tests: EvalSet, *, after: str) -> list[str]:
+    """Stages 10 and 11: WRPO and, to compare, SFT on the sources' responses and DPO on the target's own two.
+
+    Returns what could be expected of it, for the report.
+    """
+    held, train = split(quads.rows, s.held_out, s.seed)
     text = dataclasses.replace(s.text, packing="none")  # packing is for SFT alone
+    stage = Stage("wrpo", "--preference", s.preference, text)
+    expected = forecast(desk, stage, start, train, quads.records, s.wrpo)
+    if s.continued:
+        longer = dataclasses.replace(s.sft, epochs=s.preference.epochs)
+        more = desk.train(
+            Stage("continued", "--sft", longer, text, leaf=True), start, objectives.sft(), of_sources(train)
+        )
+        desk.judge(f"{after}SFT", more, tests, of=["continued/model"])
     if s.baseline:
-        stage = Stage("dpo", "--preference", s.preference, text, leaf=True)
-        baseline = desk.train(stage, start, objectives.pair(s.dpo), on_policy(train), on_policy(held))
+        alone = dataclasses.replace(stage, name="dpo", leaf=True)
+        baseline = desk.train(alone, start, objectives.pair(s.dpo), on_policy(train), on_policy(held))
         desk.judge(f"{after}DPO", baseline, tests, of=["dpo/model"])
-    fused = desk.train(Stage("wrpo", "--preference", s.preference, text), start, objectives.wrpo(s.wrpo), train, held)
+    fused = desk.train(stage, start, objectives.wrpo(s.wrpo), train, held)
     desk.judge(f"{after}WRPO", fused, tests)
     desk.export(fused, of=["wrpo/model"])
+    return expected
 
 
 def reported(s: Settings, desk: Desk, parts: Sequence[str] = ()) -> Measures:
@@ -225,6 +256,11 @@ def reported(s: Settings, desk: Desk, parts: Sequence[str] = ()) -> Measures:
 def trained_on(s: Settings, quads: int) -> int:
     """How many of the quadruples are not held out."""
     return quads - round(quads * s.held_out)
+
+
+def of_sources(quads: Sequence[Row]) -> list[Row]:
+    """The sources' responses, where there are any."""
+    return [Row(q.name, q.messages, q.responses[:1]) for q in quads if q.responses[0] is not None]
 
 
 def on_policy(quads: Sequence[Row]) -> list[Row]:
@@ -277,7 +313,7 @@ def check(s: Settings) -> None:
         problem = "belongs to --quadruples; else SFT learns the best source responses"
         raise InputError(problem, field="--sft-data", cure="Leave it out, or train on it first with experiments/sft.py")
     if not (s.quadruples or s.responses):
-        check_names(s.sources, ("Target", "SFT", "DPO", "WRPO", "SFT-DPO", "SFT-WRPO"))
+        check_names(s.sources, ("Target", "SFT", "DPO", "WRPO", "SFT-SFT", "SFT-DPO", "SFT-WRPO"))
 
 
 if __name__ == "__main__":

@@ -10,6 +10,8 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import xxhash
+
 from fusion_jax import arguments
 from fusion_jax.errors import InputError, quoted
 from fusion_jax.jsonl import Record, Records, numbered
@@ -73,23 +75,26 @@ def source_names(responses: Sequence[Record]) -> list[str]:
     return list(dict.fromkeys(r["source_model"] for r in responses))
 
 
-def best_of(
-    responses: Sequence[Record], sources: Sequence[str], drops: Counter[str], *, rank: int = 1
-) -> dict[str, Record]:
-    """The highest-scoring response of each prompt; ties go to the earlier source, then the earlier sample.
+def best_of(responses: Sequence[Record], drops: Counter[str], *, rank: int = 1, seed: int = 0) -> dict[str, Record]:
+    """The highest-scoring response of each prompt.
+
+    Ties go to the source whose responses to the prompt have the highest mean reward, then to a source at random by
+    (seed, prompt, source), then to its earlier sample: the order in which the sources are listed favours none.
 
     Args:
       rank: 2 is the next best response of another text, and so on; prompts with fewer texts are counted in `drops`.
     """
-    place = {name: i for i, name in enumerate(sources)}
-
-    def key(record: Record) -> tuple[float, int, int]:
-        return (-record["reward"], place.get(record["source_model"], len(place)), record["sample"])
-
     out = {}
     for prompt, records in by_prompt(usable(responses, drops)).items():
+        of_source: dict[str, list[float]] = defaultdict(list)
+        for record in records:
+            of_source[record["source_model"]].append(record["reward"])
+        ties = {
+            name: (-math.fsum(rewards) / len(rewards), xxhash.xxh3_64_intdigest(f"{seed}/{prompt}/{name}".encode()))
+            for name, rewards in of_source.items()
+        }
         ranked: dict[str, Record] = {}
-        for record in sorted(records, key=key):
+        for record in sorted(records, key=lambda r: (-r["reward"], ties[r["source_model"]], r["sample"])):
             ranked.setdefault(record["response"], record)
         if len(ranked) < rank:
             drops[f"prompt: fewer than {rank} source responses"] += 1

@@ -74,6 +74,31 @@ def graded(response: str, answer: str) -> float:
     return round(0.9 * difflib.SequenceMatcher(None, stated, expected, autojunk=False).ratio(), 6)
 
 
+_FIELD = re.compile(r"\s*([^:,;]+?)\s*:\s*([^,;]+?)\s*(?:[,;]|$)")
+_CLAUSES = re.compile(r"[,;.!?\n]+")
+
+
+def fields(response: str, answer: str) -> float:
+    """Share of the fields "name: value, name: value" of the answer that the response states.
+
+    A response states a field in the first of its clauses (ended by , ; . ! ? or a line) that has the field's name as
+    whole words: the value is right if that clause begins or ends with it, up to case and white space.
+
+    >>> fields("The leaf is round, its color is red", "color: red, leaf: round")
+    1.0
+    >>> fields("leaf: thin; color: blue", "color: blue, leaf: round")
+    0.5
+    """
+    wanted = [(normalise(name), normalise(value)) for name, value in _FIELD.findall(answer)]
+    clauses = [normalise(clause) for clause in _CLAUSES.split(response)]
+    right = 0
+    for name, value in wanted:
+        word = re.compile(rf"(?<!\w){re.escape(name)}(?!\w)")
+        clause = next((clause for clause in clauses if word.search(clause)), "")
+        right += re.search(rf"^{re.escape(value)}(?!\w)|(?<!\w){re.escape(value)}$", clause) is not None
+    return right / max(len(wanted), 1)
+
+
 VERIFIERS: dict[str, Verifier] = {
     "gsm8k": gsm8k,
     "gsm8k_format": gsm8k_format,
@@ -82,6 +107,7 @@ VERIFIERS: dict[str, Verifier] = {
     "contains": contains,
     "answer": answer,
     "graded": graded,
+    "fields": fields,
 }
 VerifierName = Annotated[str, OneOf(tuple(VERIFIERS))]
 

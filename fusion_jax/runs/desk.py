@@ -21,7 +21,7 @@ from fusion_jax.jsonl import Record
 from fusion_jax.markdown import markdown_table, save_figure
 from fusion_jax.models.folder import Model, load, save
 from fusion_jax.runs.counts import check_enough, counts_table
-from fusion_jax.runs.judging import EvalSet, accuracy_table, judged, paired_table
+from fusion_jax.runs.judging import MEASURES, EvalSet, accuracy_table, judged, paired_table
 from fusion_jax.runs.plots import Curves, accuracy_figure, curves, training_figure
 from fusion_jax.runs.provenance import Ran, answers_sentence, write_report
 from fusion_jax.runs.seeds import Measures
@@ -183,8 +183,9 @@ class Desk:
             self.run.made_once("model", lambda folder: save(model, folder), of=of)
 
     def measures(self) -> Measures:
-        """The accuracy of every judged model."""
-        return {row["model"]: {"accuracy": row["accuracy"]} for row in self.accuracy if row["skill"] == "all"}
+        """What was measured of every judged model."""
+        rows = [row for row in self.accuracy if row["skill"] == "all"]
+        return {row["model"]: {name: row[name] for name in MEASURES if name in row} for row in rows}
 
     def report(
         self, stages: Sequence[str], sources: Sequence[str], *, target: str, result: str, parts: Sequence[str] = ()
@@ -222,10 +223,10 @@ class Desk:
             table = markdown_table(accuracy_table(self.accuracy))
             result = answers_sentence(self.accuracy, target, sources)
             figure = save_figure(accuracy_figure(self.accuracy, sources), run.file("accuracy.png"))
-            shown += ["## Accuracy (greedy, 95 % Wilson intervals)", table, figure]
+            shown += ["## Accuracy of greedy answers, with 95 % Wilson intervals, and other measures", table, figure]
             run.log(table)
-            own = [m for m in dict.fromkeys(r["model"] for r in reversed(self.accuracy)) if m not in sources]
-            shown += ["Paired on the same prompts (95 % interval):", paired_table(run, own)]
+            own = [m for m in dict.fromkeys(r["model"] for r in self.accuracy) if m not in sources]
+            shown += ["Differences on the same prompts (mean, 95 % interval):", paired_table(run, own)]
         folders = {name: run.file(name) for name in stages if run.file(name).exists()}
         shown += ["## Training", save_figure(training_figure(folders), run.file("training.png")), *parts]
         shown += ["## Records, drops and their reasons", counts_table(self.counts)]

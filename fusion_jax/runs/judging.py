@@ -2,34 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from fusion_jax.evals.accuracy import by_skill, evaluate
-from fusion_jax.intervals import paired_difference
+from fusion_jax.evals.sampled import mean_rewards, right_probabilities
+from fusion_jax.intervals import mean_interval, paired_difference
 from fusion_jax.jsonl import Record, read_jsonl
 from fusion_jax.markdown import markdown_table
 from fusion_jax.models.folder import Model
 from fusion_jax.rewards.verifiers import VerifierName, verifier
+from fusion_jax.sampling.generate import SampleSettings
 from fusion_jax.store.run_folder import RunFolder
+from fusion_jax.train.settings import TrainSettings, compute_to_read
+
+MEASURES = {"accuracy": "right", "mean reward": "reward", "P(right)": "right_probability"}
+"""What a model is measured by, and the field of an answer that has it: whether the greedy answer is right, the mean
+reward of sampled ones, and the probability of the right wordings."""
 
 
 @dataclass(frozen=True)
 class EvalSet:
-    """Held-out prompts with answers. new_tokens: of the longest answer; verifier: what says that one is right; chat:
-    whether prompts go through the model's template."""
+    """Held-out prompts with answers. new_tokens: of the longest answer; verifier: what rewards one, 1 is right; chat:
+    whether prompts go through the model's template; samples: answers that are sampled to each prompt, beside the
+    greedy one, with `seed`."""
 
     prompts: Sequence[Record]
     new_tokens: int
     verifier: VerifierName = "answer"
     chat: bool = True
+    samples: int = 0
+    seed: int = 0
 
 
 def judged(
     run: RunFolder, name: str, model: Model, tests: EvalSet, *, of: Sequence[str] | None = None
 ) -> list[dict[str, Any]]:
-    """Accuracy of a model's greedy answers on the test prompts, if there are any.
+    """Rows of `by_skill` on the test prompts, if there are any; that of all skills has the means of `MEASURES`, too.
 
     Args:
       of: what the model was made from, as in `RunFolder.made_once`.
@@ -37,18 +49,41 @@ def judged(
     if not tests.prompts:
         return []
 
-    def graded() -> list[Record]:
+    def answered() -> list[Record]:
         with run.phase("judging"):
-            return evaluate(
-                name, model, tests.prompts, max_new_tokens=tests.new_tokens, verifier=verifier(tests.verifier),
-                chat=tests.chat,
-            )[1]  # fmt: skip
+            return answers(name, model, tests)
 
-    return by_skill(name, run.stage(f"answers/{name}.jsonl", graded, of=of, leaf=True))
+    records = run.stage(f"answers/{name}.jsonl", answered, of=of, leaf=True)
+    return [row | (means(records) if row["skill"] == "all" else {}) for row in by_skill(name, records)]
+
+
+def answers(name: str, model: Model, tests: EvalSet) -> list[Record]:
+    """The greedy answer to each prompt, with the fields of `MEASURES` that can be had."""
+    reward = verifier(tests.verifier)
+    records = evaluate(
+        name, model, tests.prompts, max_new_tokens=tests.new_tokens, verifier=reward, chat=tests.chat
+    )[1]  # fmt: skip
+    extra: dict[str, Sequence[float | None]] = {}
+    if tests.samples and tests.chat:
+        how = SampleSettings(num_samples=tests.samples, max_new_tokens=tests.new_tokens, batch_size=64)
+        extra["reward"] = mean_rewards(model, tests.prompts, reward, how, seed=tests.seed)
+        compute = compute_to_read(TrainSettings(), option="--eval")
+        extra["right_probability"] = right_probabilities(model, tests.prompts, compute)
+    fields = [{k: v for k, v in zip(extra, values) if v is not None} for values in zip(*extra.values())]
+    return [record | more for record, more in zip(records, fields)] if extra else records
+
+
+def means(records: Sequence[Record]) -> dict[str, float]:
+    """The mean of each of `MEASURES` that every record has."""
+    return {
+        measure: float(np.mean([r[field] for r in records]))
+        for measure, field in MEASURES.items()
+        if all(r.get(field) is not None for r in records)
+    }
 
 
 def accuracy_table(rows: Sequence[dict[str, Any]]) -> list[dict[str, str]]:
-    """One line a model, one column a skill, with the interval on the total."""
+    """One line a model, one column a skill, with the interval on the total, then the other measures."""
     out = []
     for model in dict.fromkeys(r["model"] for r in rows):
         line = {"model": model}
@@ -56,13 +91,35 @@ def accuracy_table(rows: Sequence[dict[str, Any]]) -> list[dict[str, str]]:
             line[r["skill"]] = f"{r['accuracy']:.3f}" + (
                 f" [{r['low']:.3f}, {r['high']:.3f}]" if r["skill"] == "all" else ""
             )
+            line |= {measure: f"{r[measure]:.3f}" for measure in MEASURES if measure != "accuracy" and measure in r}
         out.append(line)
     return out
 
 
 def paired_table(run: RunFolder, models: Sequence[str]) -> str:
-    """The first of the judged models against each of the others on the same prompts."""
-    right = {name: [r["right"] for r in read_jsonl(run.file(f"answers/{name}.jsonl"))] for name in models}
-    first, *others = models
-    differences = {f"{first} - {name}": paired_difference(right[first], right[name]) for name in others}
-    return markdown_table([{"comparison": k, "difference": f"{d:+.3f} ± {h:.3f}"} for k, (d, h) in differences.items()])
+    """Each of the judged models against the one before it, and the last against every other, on the same prompts.
+
+    Args:
+      models: in the order in which they were made.
+    """
+    found = {name: read_jsonl(run.file(f"answers/{name}.jsonl")) for name in models}
+    pairs = [*zip(models[1:], models), *((models[-1], other) for other in models[-3::-1])]
+    return markdown_table([
+        {"comparison": f"{one} - {other}", **differences(found[one], found[other])}
+        for one, other in dict.fromkeys(pairs)
+    ])  # fmt: skip
+
+
+def differences(one: Sequence[Mapping[str, Any]], other: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """Mean difference and 95 % interval of each measure that both have, on the same prompts."""
+    shown = {}
+    for measure, field in MEASURES.items():
+        if any(record.get(field) is None for records in (one, other) for record in records):
+            continue
+        first, second = ([float(record[field]) for record in records] for records in (one, other))
+        if measure == "accuracy":  # few answers, or none, may differ
+            mean, half = paired_difference(first, second)
+        else:
+            mean, half = mean_interval([a - b for a, b in zip(first, second, strict=True)])
+        shown[measure] = f"{mean:+.3f} ± {half:.3f}"
+    return shown

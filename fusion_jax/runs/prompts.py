@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from fusion_jax.data.loaders import load_records
 from fusion_jax.data.records import check_answers, parse_prompts
 from fusion_jax.jsonl import Record
 from fusion_jax.runs.judging import EvalSet
 from fusion_jax.runs.page import JudgedSettings
-from fusion_jax.zoo.tasks import SKILLS, mixture
+from fusion_jax.zoo.problems import problems
 
 
-def eval_set(s: JudgedSettings, *, own_data: bool, chat: bool = True) -> EvalSet:
-    """Test prompts with answers: the user's; none beside own data without them; otherwise the zoo's problems.
+def eval_set(s: JudgedSettings, held_out: Sequence[Record], *, chat: bool = True) -> EvalSet:
+    """Test prompts with answers: the user's or, without, problems that are held out.
 
     Raises:
       InputError: a prompt without an answer.
     """
+    prompts = held_out
     if s.test_prompts:
         prompts = parse_prompts(load_records(s.test_prompts), file=s.test_prompts)
         check_answers(prompts, file=s.test_prompts, cure='Add "answer" to the test prompts')
-    else:
-        prompts = [] if own_data else held_out_problems(s)
     return EvalSet(prompts, s.eval_new_tokens, s.accuracy, chat)
 
 
-def held_out_problems(s: JudgedSettings) -> list[Record]:
+def held_out_skills(s: JudgedSettings) -> list[Record]:
     """The zoo's problems of the test side, as many of each skill as the settings say."""
-    skills = SKILLS if s.test_per_skill else ()
-    return mixture(dict.fromkeys(skills, s.test_per_skill), split="test", seed=s.seed)
+    return problems("skills", s.test_per_skill, split="test", seed=s.seed) if s.test_per_skill else []

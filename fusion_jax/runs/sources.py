@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from fusion_jax.data.loaders import load_records
 from fusion_jax.data.records import OnBad, check_answers, parse_prompts, parse_responses
@@ -19,11 +21,12 @@ from fusion_jax.runs.checks import model_name
 from fusion_jax.runs.desk import Desk
 from fusion_jax.runs.judging import EvalSet
 from fusion_jax.runs.page import JudgedSettings
+from fusion_jax.runs.prompts import eval_set
 from fusion_jax.sampling.generate import SampleSettings, load_to_sample
 from fusion_jax.settings import bounded
 from fusion_jax.train.settings import TrainSettings, compute_for
 from fusion_jax.zoo import model_path
-from fusion_jax.zoo.tasks import SKILLS, mixture
+from fusion_jax.zoo.problems import Problems, problems
 
 
 @dataclass(frozen=True)
@@ -36,8 +39,14 @@ class SourceSettings(JudgedSettings):
     """Models to learn from: folders, or zoo:NAME."""
     prompts: File = ""
     """JSON lines with "prompt" and, for a verifier, "answer"; without, the zoo's problems."""
+    problems: Problems = "skills"
+    """The zoo's problems, which stand in for data that are not given: skills, or facts about plants."""
     prompts_per_skill: int = 160
     """The zoo's problems of each skill to train on."""
+    judged_on: Literal["test", "validation"] = "test"
+    """Which of the zoo's held-out problems: validation is for choosing settings, test for the result (plants only)."""
+    eval_samples: int = 2
+    """Test answers sampled to each prompt, for their mean reward; 0: the greedy one only."""
     responses: File = ""
     """Ready responses of the sources, instead of sampling them."""
     on_bad: OnBad = "error"
@@ -51,6 +60,14 @@ class SourceSettings(JudgedSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         bounded(self, "prompts_per_skill", least=1)
+        bounded(self, "eval_samples", least=0)
+
+
+def eval_set_of(s: SourceSettings, *, own_data: bool) -> EvalSet:
+    """Test prompts with answers: the user's; none beside own data without them; otherwise the zoo's problems."""
+    wanted = s.test_per_skill and not (own_data or s.test_prompts)
+    held_out = problems(s.problems, s.test_per_skill, split=s.judged_on, seed=s.seed) if wanted else []
+    return dataclasses.replace(eval_set(s, held_out), samples=s.eval_samples, seed=s.seed)
 
 
 @dataclass(frozen=True)
@@ -80,7 +97,7 @@ class Sources:
         """
         s = self.settings
         if not (s.prompts or given):
-            return mixture(dict.fromkeys(SKILLS, s.prompts_per_skill), split="train", seed=s.seed + 1000)
+            return problems(s.problems, s.prompts_per_skill, split="train", seed=s.seed + 1000)
         records = parse_prompts(load_records(s.prompts), file=s.prompts) if s.prompts else given
         if not s.reward_model:
             cure = "Add it, for the target's responses are verified against it, or give a --reward-model"

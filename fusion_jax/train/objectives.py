@@ -58,11 +58,16 @@ class WrpoSettings:
     """Target margin of wrpo_simpo."""
     label_smoothing: float = 0.0
     """Share of the preferences that are assumed to be labelled the wrong way round."""
+    sft_weight: float = 0.0
+    """Adds so many times the cross-entropy of a preferred response, its mean taken over the tokens of each
+    micro-batch."""
+    sft_on: Literal["target", "source"] = "target"
+    """Of whose preferred response: the target's own, as DPO has it, or the source's."""
 
     def __post_init__(self) -> None:
         bounded(self, "beta", above=0)
         bounded(self, "alpha", least=0, most=1)
-        bounded(self, "gamma", least=0)
+        bounded(self, "gamma", "sft_weight", least=0)
         bounded(self, "label_smoothing", least=0, most=0.5)
 
 
@@ -124,6 +129,15 @@ def _columns(values: Array, count: int) -> tuple[Array, ...]:
     return tuple(values[:, g] for g in range(count))
 
 
+def with_sft(mean: Mean, scores: Scores, slot: int, weight: float) -> tuple[Mean, Mean]:
+    """A preference loss plus `weight` times the cross-entropy of one of the responses, and that cross-entropy.
+
+    Its token mean is of the micro-batch, as in the official trainer, and counts once for each example.
+    """
+    nll, _ = losses.sft(scores.logprobs[:, slot], scores.mask[:, slot])
+    return Mean(mean.total + weight * losses.divide(nll) * mean.weight, mean.weight), nll
+
+
 def pair(settings: PairSettings) -> Objective:
     """A loss on (chosen, rejected) rows."""
     s = settings
@@ -159,10 +173,7 @@ def pair(settings: PairSettings) -> Objective:
         metrics |= {"length/chosen": lengths.chosen, "length/rejected": lengths.rejected}
         mean, means = weighted(per_example, scores.weights), means_of(metrics, scores.weights)
         if sft_weight:
-            nll, _ = losses.sft(scores.logprobs[:, 0], scores.mask[:, 0])
-            # The token mean is of the micro-batch, as in the official trainer, and counts once for each example.
-            mean = Mean(mean.total + sft_weight * losses.divide(nll) * mean.weight, mean.weight)
-            means["nll"] = nll
+            mean, means["nll"] = with_sft(mean, scores, 0, sft_weight)
         return mean, means
 
     return Objective(s.loss, Pair._fields, loss, reference=s.loss not in WITHOUT_REFERENCE)
@@ -203,6 +214,10 @@ def wrpo(settings: WrpoSettings) -> Objective:
         for name in ("source_chosen", "source_accuracies"):
             means[f"rewards/{name}"] = weighted(metrics[f"rewards/{name}"], scores.weights * has_source)
         means["cur_alpha"] = Mean(now * jnp.ones(()), jnp.ones(()))
-        return weighted(per_example, scores.weights), means
+        mean = weighted(per_example, scores.weights)
+        if s.sft_weight:
+            taught = Quad._fields.index(f"{s.sft_on}_chosen")
+            mean, means["nll"] = with_sft(mean, scores, taught, s.sft_weight)
+        return mean, means
 
     return Objective(s.loss, Quad._fields, loss, reference=s.loss not in WITHOUT_REFERENCE)

@@ -57,7 +57,7 @@ def test_scores_that_are_not_finite_are_counted_drops(folder):
     scored = score_responses(broken, RECORDS[:2])
     assert [r["reward"] for r in scored] == [None, None]
     drops = Counter[str]()
-    assert select.best_of(scored, ["a"], drops) == {} and drops == {"reward not finite": 2}
+    assert select.best_of(scored, drops) == {} and drops == {"reward not finite": 2}
 
 
 def test_bad_reward_models(folder, tmp_path):

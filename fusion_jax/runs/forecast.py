@@ -1,0 +1,123 @@
+"""Before a training on quadruples: whether the source's responses can teach more than the target's own.
+
+WRPO differs from DPO by the source's response alone. It can gain where that response is better than the target's best
+one, and where the two pull the weights in different directions. Three numbers tell, before any training: how often the
+source's reward is above the target's, the log-probabilities of the three responses under the model that training starts
+from, and the cosine of the two methods' gradients.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from fusion_jax.data.batches import Data, buckets_for
+from fusion_jax.data.examples import make_examples
+from fusion_jax.data.records import Row
+from fusion_jax.jsonl import Record
+from fusion_jax.losses import Quad
+from fusion_jax.markdown import markdown_table
+from fusion_jax.models.folder import Model
+from fusion_jax.runs.desk import Desk, Stage
+from fusion_jax.train import objectives
+from fusion_jax.train.alike import gradient_cosine
+from fusion_jax.train.objectives import WrpoSettings
+from fusion_jax.train.reference import sequence_logprobs
+from fusion_jax.train.settings import compute_for
+
+MOST = 256  # quadruples whose log-probs and gradients are looked at
+LEAST_NET, MOST_BELOW, LEAST_GAIN = 0.6, 0.05, 0.2
+
+
+@dataclass(frozen=True)
+class Standing:
+    """How the source's responses stand to the target's own best ones, by reward: shares of the quadruples, and means.
+
+    rewards: of source, target and rejected response.
+    """
+
+    above: float
+    below: float
+    rewards: tuple[float, float, float]
+
+    @property
+    def promising(self) -> bool:
+        """Whether WRPO can be expected to gain over DPO, by what was measured on miniatures."""
+        source, target, _ = self.rewards
+        return self.above - self.below >= LEAST_NET and self.below <= MOST_BELOW and source - target >= LEAST_GAIN
+
+
+def standing(quads: Sequence[Record]) -> Standing | None:
+    """Of the quadruples whose three rewards are all known; None where none is."""
+    rewards = [q["rewards"] for q in quads if len(q.get("rewards") or ()) == 3 and None not in q["rewards"]]
+    if not rewards:
+        return None
+    values = np.asarray(rewards, float)
+    above, below = (values[:, 0] > values[:, 1]).mean(), (values[:, 0] < values[:, 1]).mean()
+    source, target, rejected = values.mean(0).tolist()
+    return Standing(float(above), float(below), (source, target, rejected))
+
+
+def forecast(
+    desk: Desk, stage: Stage, start: Model, rows: Sequence[Row], quads: Sequence[Record], settings: WrpoSettings
+) -> list[str]:
+    """What foretells the result, told on the screen and as parts of the report; computed once, in forecast.jsonl.
+
+    Args:
+      start: the model that training starts from. rows: of the quadruples `quads`, which may have "rewards".
+    """
+    found = standing(quads)
+    [measured] = desk.records("forecast.jsonl", lambda: [_measured(stage, start, rows[:MOST], settings)])
+    lines = [] if found is None else _told(found)
+    logprobs = ", ".join(f"{slot.replace('_', ' ')} {measured['logprobs'][slot]:.2f}" for slot in Quad._fields)
+    lines.append({"before training": "mean log-probability of the responses", "value": logprobs})
+    lines.append({"before training": "cosine of the gradients of DPO and WRPO", "value": f"{measured['cosine']:.3f}"})
+    verdict = _verdict(found)
+    for line in lines:
+        desk.run.log(f"{line['before training']}: {line['value']}")
+    desk.run.log(verdict)
+    return ["## Before training", markdown_table(lines), verdict]
+
+
+def _told(found: Standing) -> list[dict[str, str]]:
+    source, target, rejected = found.rewards
+    return [
+        {
+            "before training": "quadruples whose source response is rewarded above, below the target's best",
+            "value": f"{found.above:.3f}, {found.below:.3f}",
+        },
+        {
+            "before training": "mean reward of the responses",
+            "value": f"source chosen {source:.3f}, target chosen {target:.3f}, rejected {rejected:.3f}",
+        },
+    ]
+
+
+def _verdict(found: Standing | None) -> str:
+    if found is None:
+        return "The quadruples have no rewards: whether the sources know more than the target cannot be told."
+    if found.promising:
+        return "The sources' responses are well above the target's own: WRPO can be expected to gain over DPO."
+    return (
+        f"Expect no gain of WRPO over DPO: it takes a share above minus below of at least {LEAST_NET}, a share below "
+        f"of at most {MOST_BELOW} and a mean reward {LEAST_GAIN} higher. Better sources, more samples of them or a "
+        "shorter SFT help."
+    )
+
+
+def _measured(stage: Stage, start: Model, rows: Sequence[Row], settings: WrpoSettings) -> Record:
+    examples, _ = make_examples(rows, start.tokenizer, stage.text)
+    data, compute = Data(examples, lambda i: rows[i].name), compute_for(stage.settings, option=stage.option)
+    size = stage.settings.batch_size // stage.settings.micro_batches
+    values = sequence_logprobs(
+        start.params, start.config, data, compute, batch_size=size, buckets=buckets_for(data.extents)
+    )
+    there = np.asarray([[start < len(row) for row, start in zip(e.rows, e.starts)] for e in examples])
+    means = [float(values[:, g][there[:, g]].mean()) if there[:, g].any() else 0.0 for g in range(len(Quad._fields))]
+    fixed = dataclasses.replace(settings, dynamic=False)
+    both = tuple(objectives.wrpo(dataclasses.replace(fixed, alpha=alpha)) for alpha in (0.0, fixed.alpha))
+    cosine = gradient_cosine(start, data, (both[0], both[1]), compute, batch_size=size)
+    return {"logprobs": dict(zip(Quad._fields, means)), "cosine": cosine}
