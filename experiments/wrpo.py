@@ -82,8 +82,8 @@ class Settings(SourceSettings):
     """Best and worst response whose rewards are closer than this are a tie, which is dropped."""
     baseline: bool = True
     """Whether DPO is trained beside WRPO, to compare."""
-    continued: bool = True
-    """Whether SFT is continued on the sources' responses of the quadruples, to compare."""
+    continued: bool = False
+    """Whether SFT is continued on the sources' responses of the quadruples, for as many steps, to compare."""
     text: TextSettings = TextSettings()
     sft: TrainSettings = TrainSettings()
     preference: TrainSettings = TrainSettings()
@@ -111,6 +111,7 @@ PRESETS = {
         accuracy="fields",
         sft_share=400 / 5400,
         held_out=0.03,
+        continued=True,
         text=TextSettings(tokens=TokeniseSettings(max_length=64, max_prompt_length=32, eos="if_missing")),
         sample=SampleSettings(max_new_tokens=28, batch_size=256),
         sft=dataclasses.replace(TINY_TRAINING, epochs=8.0, optimizer=OptimizerSettings(learning_rate=1e-3)),
@@ -230,11 +231,10 @@ def preferred(s: Settings, desk: Desk, start: Model, quads: Quads, tests: EvalSe
     stage = Stage("wrpo", "--preference", s.preference, text)
     expected = forecast(desk, stage, start, train, quads.records, s.wrpo)
     if s.continued:
-        longer = dataclasses.replace(s.sft, epochs=s.preference.epochs)
-        more = desk.train(
-            Stage("continued", "--sft", longer, text, leaf=True), start, objectives.sft(), of_sources(train)
-        )
-        desk.judge(f"{after}SFT", more, tests, of=["continued/model"])
+        longer = dataclasses.replace(s.preference, optimizer=s.sft.optimizer)
+        more = Stage("continued", "--preference", longer, text, leaf=True)
+        taught = desk.train(more, start, objectives.sft(), of_sources(train))
+        desk.judge(f"{after}SFT", taught, tests, of=["continued/model"])
     if s.baseline:
         alone = dataclasses.replace(stage, name="dpo", leaf=True)
         baseline = desk.train(alone, start, objectives.pair(s.dpo), on_policy(train), on_policy(held))

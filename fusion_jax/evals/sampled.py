@@ -48,7 +48,7 @@ def right_probabilities(
     if not rows:
         return [None] * len(prompts)
     most = model.config.max_positions
-    text = TextSettings(tokens=TokeniseSettings(max_length=most, max_prompt_length=most, eos="if_missing"))
+    text = TextSettings(tokens=TokeniseSettings(max_length=most, max_prompt_length=most - 1, eos="if_missing"))
     examples, _ = make_examples(rows, model.tokenizer, text)
     data = Data(examples, lambda i: rows[i].name)
     params, buckets = place_params(model.params, model.config, compute.mesh), buckets_for(data.extents)

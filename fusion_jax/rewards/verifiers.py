@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Annotated
 
 from fusion_jax.errors import InputError
@@ -82,21 +82,27 @@ def fields(response: str, answer: str) -> float:
     """Share of the fields "name: value, name: value" of the answer that the response states.
 
     A response states a field in the first of its clauses (ended by , ; . ! ? or a line) that has the field's name as
-    whole words: the value is right if that clause begins or ends with it, up to case and white space.
+    whole words: what follows the name there has to end with the value or, where nothing follows, what stands before it,
+    up to case and white space.
 
     >>> fields("The leaf is round, its color is red", "color: red, leaf: round")
     1.0
-    >>> fields("leaf: thin; color: blue", "color: blue, leaf: round")
+    >>> fields("a blue color; leaf: thin", "color: blue, leaf: round")
     0.5
     """
     wanted = [(normalise(name), normalise(value)) for name, value in _FIELD.findall(answer)]
     clauses = [normalise(clause) for clause in _CLAUSES.split(response)]
-    right = 0
-    for name, value in wanted:
-        word = re.compile(rf"(?<!\w){re.escape(name)}(?!\w)")
-        clause = next((clause for clause in clauses if word.search(clause)), "")
-        right += re.search(rf"^{re.escape(value)}(?!\w)|(?<!\w){re.escape(value)}$", clause) is not None
-    return right / max(len(wanted), 1)
+    return sum(_stated(name, clauses).endswith(f" {value}") for name, value in wanted) / max(len(wanted), 1)
+
+
+def _stated(name: str, clauses: Sequence[str]) -> str:
+    """What the first clause with a field's name says of it, behind a blank."""
+    for clause in clauses:
+        found = re.split(rf"(?<!\w){re.escape(name)}(?!\w)", clause, maxsplit=1)
+        if len(found) == 2:
+            before, after = (" " + normalise(part) for part in found)
+            return after if after.strip() else before
+    return ""
 
 
 VERIFIERS: dict[str, Verifier] = {

@@ -9,8 +9,10 @@ from, and the cosine of the two methods' gradients.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -52,13 +54,21 @@ class Standing:
 
 def standing(quads: Sequence[Record]) -> Standing | None:
     """Of the quadruples whose three rewards are all known; None where none is."""
-    rewards = [q["rewards"] for q in quads if len(q.get("rewards") or ()) == 3 and None not in q["rewards"]]
+    rewards = [q["rewards"] for q in quads if _numbers(q.get("rewards"))]
     if not rewards:
         return None
     values = np.asarray(rewards, float)
     above, below = (values[:, 0] > values[:, 1]).mean(), (values[:, 0] < values[:, 1]).mean()
     source, target, rejected = values.mean(0).tolist()
     return Standing(float(above), float(below), (source, target, rejected))
+
+
+def _numbers(rewards: Any) -> bool:
+    return (
+        isinstance(rewards, list)
+        and len(rewards) == len(Quad._fields)
+        and all(isinstance(x, int | float) and math.isfinite(x) for x in rewards)
+    )
 
 
 def forecast(

@@ -15,6 +15,7 @@ from fusion_jax.jsonl import Record, read_jsonl
 from fusion_jax.markdown import markdown_table
 from fusion_jax.models.folder import Model
 from fusion_jax.rewards.verifiers import VerifierName, verifier
+from fusion_jax.runs.seeds import pairs_of
 from fusion_jax.sampling.generate import SampleSettings
 from fusion_jax.store.run_folder import RunFolder
 from fusion_jax.train.settings import TrainSettings, compute_to_read
@@ -103,10 +104,9 @@ def paired_table(run: RunFolder, models: Sequence[str]) -> str:
       models: in the order in which they were made.
     """
     found = {name: read_jsonl(run.file(f"answers/{name}.jsonl")) for name in models}
-    pairs = [*zip(models[1:], models), *((models[-1], other) for other in models[-3::-1])]
     return markdown_table([
         {"comparison": f"{one} - {other}", **differences(found[one], found[other])}
-        for one, other in dict.fromkeys(pairs)
+        for one, other in pairs_of(models)
     ])  # fmt: skip
 
 

@@ -9,11 +9,15 @@ from fusion_jax.files import write_json
 from fusion_jax.hosts.agree import on_first
 from fusion_jax.intervals import mean_interval
 from fusion_jax.markdown import markdown_table
+from fusion_jax.runs.checks import model_name
 from fusion_jax.runs.provenance import Ran, write_report
 from fusion_jax.store.run_folder import RESULTS, RunFolder
 
 Measures = dict[str, dict[str, float]]
 """{model: {measure: value}}."""
+Values = Mapping[str, Mapping[str, Sequence[float]]]
+"""{model: {measure: one value a seed}}."""
+MOST_TELLING = "mean reward"
 
 
 def over_seeds(
@@ -46,9 +50,7 @@ def over_seeds(
         _report_seeds(run, title, ran, count, seen)
 
 
-def _report_seeds(
-    run: RunFolder, title: str, ran: Ran | None, count: int, seen: Mapping[str, Mapping[str, Sequence[float]]]
-) -> None:
+def _report_seeds(run: RunFolder, title: str, ran: Ran | None, count: int, seen: Values) -> None:
     table = []
     for name, measures in seen.items():
         line = {"model": name}
@@ -56,13 +58,46 @@ def _report_seeds(
             mean, half = mean_interval(values)
             line |= {measure: f"{mean:.4f} ± {half:.4f}", f"{measure}, each": " ".join(f"{v:.3f}" for v in values)}
         table.append(line)
-    result = ""
-    if table:
-        name, measures = list(seen.items())[-1]
-        told = [f"{measure} {table[-1][measure]}" for measure in list(measures)[:1]]
-        first = next(iter(seen))
-        told += [f"{first}'s is {table[0][m]}" for m in list(seen[first])[:1] if first != name]
-        result = f"Over {count} seeds {name} has {'; '.join(told)}."
+    learnt_from = {model_name(source) for source in getattr(ran.settings if ran else None, "sources", ())}
+    own = [name for name in seen if name not in learnt_from]
     parts = ["Mean and 95 % Student interval.", markdown_table(table)]
+    gains = [gain for gain in seed_differences(seen, own) if len(gain) > 1]
+    if gains:
+        parts += ["Differences on the same seeds, mean and 95 % Student interval.", markdown_table(gains)]
+    result = _sentence(seen, own, count)
     on_first(lambda: write_report(run, f"{title} over {count} seeds", result, ran, parts))
-    run.log(markdown_table(table))
+    run.log("\n\n".join(parts[1::2]))
+
+
+def pairs_of(models: Sequence[str]) -> list[tuple[str, str]]:
+    """Each model with the one before it, then the last with every other, from the nearest to the first."""
+    return list(dict.fromkeys([*zip(models[1:], models), *((models[-1], other) for other in models[-3::-1])]))
+
+
+def seed_differences(seen: Values, models: Sequence[str]) -> list[dict[str, str]]:
+    """A line for each of `pairs_of`: the mean difference and its interval of every measure that both have."""
+    lines = []
+    for one, other in pairs_of(models):
+        line = {"comparison": f"{one} - {other}"}
+        for measure in [m for m in seen[one] if m in seen[other]]:
+            mean, half = mean_interval([a - b for a, b in zip(seen[one][measure], seen[other][measure], strict=True)])
+            line[measure] = f"{mean:+.4f} ± {half:.4f}"
+        lines.append(line)
+    return lines
+
+
+def _sentence(seen: Values, models: Sequence[str], count: int) -> str:
+    """The last model by its most telling measure, against the one before it and the first."""
+    if not models:
+        return ""
+    last = models[-1]
+    measure = MOST_TELLING if MOST_TELLING in seen[last] else next(iter(seen[last]), "")
+    if not measure:
+        return ""
+    mean, half = mean_interval(seen[last][measure])
+    told = [f"Over {count} seeds {last} has {measure} {mean:.4f} ± {half:.4f}"]
+    lines = {line["comparison"]: line for line in seed_differences(seen, models)}
+    for other in dict.fromkeys([*models[-2:-1], models[0]]):
+        if measure in lines.get(f"{last} - {other}", {}):
+            told.append(f"{lines[f'{last} - {other}'][measure]} against {other}")
+    return "; ".join(told) + "."
