@@ -17,9 +17,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from fusion_jax.errors import one_line
+from fusion_jax.errors import causes, one_line
 from fusion_jax.files import FAULTS, reason
-from fusion_jax.paths import fault_of
+from fusion_jax.paths import bucket_fault
 
 TRACEBACK = "FUSION_JAX_TRACEBACK"  # set to 1: every failure shows where it came from
 INTERRUPTED = 130  # exit code after Ctrl-C: 128 and the number of SIGINT
@@ -69,10 +69,10 @@ def failure_of(error: BaseException, options: Sequence[str] = ()) -> Failure | N
     """
     notes = _notes(error)
     while_ = f" while {notes[0]}" if notes else ""
-    chain = list(_chain(error))
-    remote = next(filter(None, map(fault_of, chain)), None)
+    chain = list(causes(error))
+    remote = bucket_fault(error)
     if remote is not None:
-        return Failure(f"{one_line(str(error).split('?')[0])}: {remote[0]}{while_}. {remote[1]}.", 2)
+        return Failure(f"{one_line(str(error).split('?')[0])}: {remote.problem}{while_}. {remote.cure}.", 2)
     full = next((e for e in chain if _is_full(e)), None)
     if full is not None:
         place = _place(full) or next(filter(None, map(_place, chain)), "") or "the disk"
@@ -98,20 +98,7 @@ def failure_of(error: BaseException, options: Sequence[str] = ()) -> Failure | N
 
 
 def _notes(error: BaseException) -> list[str]:
-    return [note for e in _chain(error) for note in getattr(e, "__notes__", ()) if note]
-
-
-def _chain(error: BaseException) -> Iterator[BaseException]:
-    """The error, what it was made of and what it was raised from."""
-    waiting, seen = [error], set[int]()
-    while waiting:
-        one = waiting.pop(0)
-        if id(one) in seen:
-            continue
-        seen.add(id(one))
-        yield one
-        waiting += one.exceptions if isinstance(one, BaseExceptionGroup) else ()
-        waiting += [e for e in (one.__cause__, None if one.__suppress_context__ else one.__context__) if e is not None]
+    return [note for e in causes(error) for note in getattr(e, "__notes__", ()) if note]
 
 
 def _is_full(error: BaseException) -> bool:

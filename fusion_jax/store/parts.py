@@ -23,12 +23,13 @@ import safetensors
 import safetensors.numpy
 import xxhash
 
+from fusion_jax.copies import Fetched
 from fusion_jax.errors import InputError
 from fusion_jax.files import replacing, write_json, writing
 from fusion_jax.hosts.agree import on_first, wait_for
 from fusion_jax.hosts.join import HostSettings, this_host
 from fusion_jax.json_files import RESTORE, read_json
-from fusion_jax.paths import Fetched, is_remote, listed
+from fusion_jax.paths import is_remote, listed
 from fusion_jax.store.lock import held, sweep
 
 IDENTITY, CHECKSUM = "identity.json", "xxh3_128"

@@ -16,7 +16,7 @@ from typing import Any
 from fusion_jax.errors import InputError
 from fusion_jax.fields import Fields
 from fusion_jax.json_files import parse_json
-from fusion_jax.paths import files_below, opened, stamp
+from fusion_jax.paths import files_below, read_bytes, stamp
 
 TIMES = "times.jsonl"  # {"stage", "step"?, "seconds", "seconds/PHASE"...}: a line for each part of a stage
 PREFIX = "seconds/"
@@ -101,9 +101,7 @@ def times(folder: Path) -> dict[str, Spent]:
     every = [file for file in files_below(folder) if file.name == TIMES]
     for path in sorted(every, key=lambda file: (len(file.parts), stamp(file)[-1])):
         inside = path.parent.relative_to(folder).as_posix()
-        with opened(path) as source:
-            lines = source.read().split(b"\n")
-        for line in lines:
+        for line in read_bytes(path).split(b"\n"):
             with suppress(InputError):  # a line that a kill cut short
                 values = parse_json(line)
                 record = Fields(values, path)

@@ -18,13 +18,14 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from fusion_jax.copies import Fetched
 from fusion_jax.data.documents import TeacherRow, TeacherText
 from fusion_jax.errors import InputError
 from fusion_jax.files import replacing, write_json, writing
 from fusion_jax.hosts.agree import agreed, wait_for
 from fusion_jax.hosts.join import Host, HostSettings
 from fusion_jax.json_files import RESTORE, read_json
-from fusion_jax.paths import Fetched, as_path, check_bucket, listed, remove
+from fusion_jax.paths import as_path, check_bucket, listed, remove
 from fusion_jax.store.lock import LOCK, held, is_trace, sweep
 
 DTYPES = {

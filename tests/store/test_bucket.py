@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from fusion_jax import InputError, paths
+from fusion_jax import InputError, copies, paths
 from fusion_jax.data.documents import TeacherRow
 from fusion_jax.data.loaders import load_records, write_array_record
 from fusion_jax.files import DiskError, replacing, write_json
@@ -90,9 +90,9 @@ def test_paths_offer_the_same_on_both(folder):
         paths.sizes_below(folder / "none")
     with pytest.raises(NotADirectoryError):
         paths.listed(folder / "d")
-    with paths.Fetched(folder) as here:
+    with copies.Fetched(folder) as here:
         assert (here / "b" / "c.txt").read_text(encoding="utf-8") == "hé\n"
-    with paths.staged(folder / "new") as here:
+    with copies.staged(folder / "new") as here:
         here.mkdir(exist_ok=True)
         (here / "x").write_text("1")
     assert paths.listed(folder / "new") == ["x"]
@@ -104,12 +104,12 @@ def test_paths_offer_the_same_on_both(folder):
 
 def test_a_copy_goes_with_its_object_and_errors_name_the_original(bucket):
     paths.write_text(bucket / "a.json", "{")
-    copy = paths.Fetched(bucket)
+    copy = copies.Fetched(bucket)
     place = copy.path
     assert (place / "a.json").exists()
     del copy
     assert not place.exists()
-    with pytest.raises(InputError, match=str(bucket / "a.json")), paths.Fetched(bucket) as here:
+    with pytest.raises(InputError, match=str(bucket / "a.json")), copies.Fetched(bucket) as here:
         read_json(here / "a.json")
 
 

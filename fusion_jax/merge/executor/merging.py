@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jax.sharding import Mesh
 
+from fusion_jax.copies import staged
 from fusion_jax.display import brief
 from fusion_jax.files import DiskError, write_json
 from fusion_jax.merge.executor.config_files import merged_config, write_config
@@ -32,7 +33,7 @@ from fusion_jax.merge.executor.unfinished import unfinished
 from fusion_jax.merge.vocabulary.tokenizer_files import write_tokenizer
 from fusion_jax.merge.vocabulary.tokens import Vocabulary
 from fusion_jax.models.safetensors_io import PlannedTensor, Shard, plan_shards, write_index, write_shard
-from fusion_jax.paths import as_path, is_remote, staged, stamp
+from fusion_jax.paths import as_path, is_remote, stamp
 from fusion_jax.zoo import model_path
 
 PROVENANCE = "merge.json"
