@@ -17,10 +17,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from fusion_jax.errors import causes, one_line
+from fusion_jax.errors import causes, first_line, one_line
 from fusion_jax.files import FAULTS, reason
 from fusion_jax.paths import bucket_fault
 
+KEPT = "its traceback is in "  # begins the note of an error whose traceback a log holds
 TRACEBACK = "FUSION_JAX_TRACEBACK"  # set to 1: every failure shows where it came from
 INTERRUPTED = 130  # exit code after Ctrl-C: 128 and the number of SIGINT
 
@@ -98,7 +99,8 @@ def failure_of(error: BaseException, options: Sequence[str] = ()) -> Failure | N
 
 
 def _notes(error: BaseException) -> list[str]:
-    return [note for e in causes(error) for note in getattr(e, "__notes__", ()) if note]
+    every = [note for e in causes(error) for note in getattr(e, "__notes__", ()) if note]
+    return [note for note in every if not note.startswith(KEPT)]
 
 
 def _is_full(error: BaseException) -> bool:
@@ -159,23 +161,34 @@ def _place(error: BaseException) -> str:
     return one_line(str(path.with_name(temporary[1]) if temporary else path))
 
 
+def for_log(error: BaseException, failure: Failure | None = None) -> str:
+    """An error's line and traceback, as a log holds them.
+
+    Args:
+      failure: how the error is told; None: as `failure_of` tells it without a program's options.
+    """
+    failure = failure or failure_of(error)
+    line = first_line(error) if failure is None else failure.line
+    return f"{time.strftime('%Y-%m-%d %H:%M:%S')} error: {line}\n{''.join(traceback.format_exception(error))}"
+
+
 def tell(failure: Failure, error: BaseException, out: str = "") -> None:
     """The line on the screen; the traceback in log.txt of the run folder, if there is one, or on the screen if asked
     for.
 
     Args:
-      out: the run's folder.
+      out: the run's folder, on a disk; what happened in an open run is in its log already.
     """
-    trace = "".join(traceback.format_exception(error))
-    log = Path(out) / "log.txt" if out else None
-    kept = ""
+    notes = [note for e in causes(error) for note in getattr(e, "__notes__", ())]
+    place = next((note.removeprefix(KEPT) for note in notes if note.startswith(KEPT)), "")
     with contextlib.suppress(OSError, ValueError, UnicodeError):
-        if log is not None and log.parent.is_dir():
-            with open(log, "a", encoding="utf-8", errors="backslashreplace") as file:
-                file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} error: {failure.line}\n{trace}")
-            kept = f" (where it came from: {log})"
+        if not place and out and os.path.isdir(out):
+            with open(log := os.path.join(out, "log.txt"), "a", encoding="utf-8", errors="backslashreplace") as file:
+                file.write(for_log(error, failure))
+            place = log
+    kept = f" (where it came from: {place})" if place else ""
     if os.environ.get(TRACEBACK):
-        print(trace, file=sys.stderr, end="")
+        print("".join(traceback.format_exception(error)), file=sys.stderr, end="")
     elif not kept:
         kept = f" ({TRACEBACK}=1 shows where it came from)"
     with contextlib.suppress(OSError, ValueError):

@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 
 from fusion_jax.errors import InputError
 from fusion_jax.files import write_json
-from fusion_jax.hosts.agree import on_first
 from fusion_jax.intervals import mean_interval
 from fusion_jax.markdown import markdown_table
 from fusion_jax.runs.provenance import Ran, write_report
@@ -41,7 +40,7 @@ def over_seeds(
             for measure, value in measured.items():
                 seen.setdefault(name, {}).setdefault(measure, []).append(value)
         run.manifests.leave(f"seed-{seed}")
-    on_first(lambda: write_json(run.file(RESULTS), seen, sort=False))
+    run.on_first(lambda: write_json(run.file(RESULTS), seen, sort=False))
     if count > 1:
         _report_seeds(run, title, ran, count, seen)
 
@@ -64,5 +63,5 @@ def _report_seeds(
         told += [f"{first}'s is {table[0][m]}" for m in list(seen[first])[:1] if first != name]
         result = f"Over {count} seeds {name} has {'; '.join(told)}."
     parts = ["Mean and 95 % Student interval.", markdown_table(table)]
-    on_first(lambda: write_report(run, f"{title} over {count} seeds", result, ran, parts))
+    run.on_first(lambda: write_report(run, f"{title} over {count} seeds", result, ran, parts))
     run.log(markdown_table(table))
