@@ -13,6 +13,7 @@ import errno
 import io
 import logging
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -69,7 +70,8 @@ def _files() -> Any:
     except ImportError:
         cure = "Install it with: pip install gcsfs"
         raise InputError("a gs:// path needs the package gcsfs, which is not installed", cure=cure) from None
-    logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # what fails is raised, too
+    for name in ("gcsfs", "fsspec.prefetcher"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # what fails is raised, too
     for name in ("gcs", "gs"):
         fsspec.config.conf.setdefault(name, {}).setdefault("use_listings_cache", False)
     return fsspec.filesystem("gcs", finalize_on_close=True)
@@ -93,6 +95,9 @@ def bucket_fault(error: BaseException) -> BucketFault | None:
     return next(filter(None, map(_fault_of_one, causes(error))), None)
 
 
+_REFUSED = re.compile(r"http_response_code='(?!404|410)(\d+)'|^(UNAVAILABLE|DEADLINE_EXCEEDED)")  # by TensorStore
+
+
 def _fault_of_one(error: BaseException) -> BucketFault | None:
     text = str(error)
     kind = type(error).__name__
@@ -108,6 +113,8 @@ def _fault_of_one(error: BaseException) -> BucketFault | None:
     if kind.startswith("Client") and "aiohttp" in (type(error).__module__ or ""):
         problem = f"the bucket's server cannot be reached ({first_line(error)})"
         return BucketFault(problem, "Check the network, then run it again")
+    if REMOTE in text and (found := _REFUSED.search(text)):
+        return BucketFault(f"the bucket's server refused ({found[1] or found[2]})", "Run the same command again")
     return None
 
 

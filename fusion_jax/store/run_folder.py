@@ -270,10 +270,12 @@ class RunFolder:
 def remove_unused(path: Path, made: Iterable[Path]) -> None:
     """Remove the folders that opening a run has made, if nothing was made in them."""
     made = list(made)
-    if path in made and not any(kept_file(file, path) for file in files_below(path)):
-        if is_remote(path):
+    unused = path in made and not any(kept_file(file, path) for file in files_below(path))
+    if is_remote(path):  # where folders are what their files have in common
+        if unused:
             remove(path)
-            return
+        return
+    if unused:
         shutil.rmtree(path, ignore_errors=True)
     for folder in reversed(made):
         with suppress(OSError):

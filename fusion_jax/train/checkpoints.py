@@ -200,5 +200,6 @@ def restore_state(checkpoints: Checkpoints, like: TrainState) -> TrainState | No
     except (ValueError, KeyError, FileNotFoundError) as error:
         raise InputError(
             f"checkpoint {step} cannot be restored ({first_line(error)})",
-            file=str(checkpoints.manager.directory), cure="Resume with the model and settings it was written with",
+            file=str(checkpoints.manager.directory),
+            cure="Resume with the model and settings it was written with, or delete it: the stage then begins anew",
         ) from None  # fmt: skip
