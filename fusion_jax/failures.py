@@ -89,8 +89,8 @@ def failure_of(error: BaseException, options: Sequence[str] = ()) -> Failure | N
         return _of_disk(errno.EROFS, place, while_)
     if isinstance(error, UnicodeError):
         problem = f"a text cannot be written or read as {getattr(error, 'encoding', None) or 'UTF-8'}"
-        told = f" ({one_line(str(error), 120)})"
-        return Failure(f"{problem}{while_}{told}. Use UTF-8: files, and PYTHONIOENCODING=utf-8 for the terminal.", 2)
+        why = f" ({one_line(str(error), 120)})"
+        return Failure(f"{problem}{while_}{why}. Use UTF-8: files, and PYTHONIOENCODING=utf-8 for the terminal.", 2)
     if isinstance(error, RecursionError):
         return Failure(f"something is nested too deeply to be read{while_}. Look for what is nested in the input.", 1)
     if isinstance(error, ValueError) and "embedded null" in str(error):
@@ -129,8 +129,8 @@ def _less(options: Sequence[str]) -> str:
         last = name.replace("-", "_").rpartition(".")[2]
         if last in LESS_MEMORY:
             cures.setdefault(LESS_MEMORY[last], []).append(f"--{name}")
-    told = "; ".join(f"{cure} {', '.join(names)}" for cure, names in cures.items())
-    return f"To use less: {told}." if told else "Use fewer or smaller models and batches, or more memory."
+    changes = "; ".join(f"{cure} {', '.join(names)}" for cure, names in cures.items())
+    return f"To use less: {changes}." if changes else "Use fewer or smaller models and batches, or more memory."
 
 
 def _of_system(error: OSError, while_: str) -> Failure:
@@ -139,8 +139,8 @@ def _of_system(error: OSError, while_: str) -> Failure:
     if error.errno in FAULTS:
         return _of_disk(error.errno, _place(error), while_)
     place = _place(error)
-    told = f"{place}: {reason(error)}" if place else reason(error)
-    return Failure(f"{told}{while_}. Put this right, then start again.", 2)
+    problem = f"{place}: {reason(error)}" if place else reason(error)
+    return Failure(f"{problem}{while_}. Put this right, then start again.", 2)
 
 
 def _of_disk(number: int, place: str, while_: str) -> Failure:

@@ -222,11 +222,11 @@ def _check_identity(path: Path, identity: StoreIdentity) -> None:
     for name, value in asdict(identity).items():
         if not isinstance(stored, dict) or stored.get(name) != value:
             before = stored.get(name) if isinstance(stored, dict) else None
-            told = f" ({before}, now {value})" if isinstance(value, int) else ""
+            both = f" ({before}, now {value})" if isinstance(value, int) else ""
             other, cure = f"another {name}", "Read it with what it was written with, or write a new store"
             if name == "documents":
                 other, cure = "other documents", f"{cure}; windows of texts depend on --max-length and on tokenizers"
-            raise InputError(f"the store was written with {other}{told}", file=path / STORE, field=name, cure=cure)
+            raise InputError(f"the store was written with {other}{both}", file=path / STORE, field=name, cure=cure)
 
 
 class TeacherStore(Sequence[TeacherRow]):

@@ -29,15 +29,21 @@ class Checkpoints:
     Writing goes on in the background, a kill leaves only whole checkpoints behind. One that is whole gets its manifest
     a little later, from a thread that reads it again: what was killed before that is taken as Orbax has written it.
     Where several hosts write a checkpoint, or one lies on a bucket, it has none.
+
+    Raises:
+      InputError: the folder's path holds a bracket.
     """
 
     def __init__(self, run: RunFolder, *, keep: int = 1) -> None:
         logging.getLogger("absl").setLevel(logging.CRITICAL)  # what fails is raised, too
         self.path = run.file(FOLDER)
+        place = self.path if is_remote(self.path) else self.path.absolute()
+        if "[" in str(place):  # what was written would not be found again
+            problem, cure = "holds a bracket, which Orbax takes for a pattern", "Rename it, or choose another --out"
+            raise InputError(problem, file=place, field="--out", cure=cure)
         import orbax.checkpoint as ocp
 
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, cleanup_tmp_directories=True)
-        place = self.path if is_remote(self.path) else self.path.absolute()
         self.manager = ocp.CheckpointManager(place, options=options)
         self._manifests, self._name = run.manifests, run.name(FOLDER)
         self._on_first = run.on_first

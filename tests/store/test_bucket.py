@@ -10,7 +10,9 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from rich.console import Console
@@ -30,8 +32,9 @@ from fusion_jax.store.manifest import Manifests, signature
 from fusion_jax.store.parts import Job, Stored, make_parts
 from fusion_jax.store.run_folder import RunFolder
 from fusion_jax.teachers.store import StoreIdentity, TeacherStore, write_store
-from fusion_jax.train.checkpoints import Checkpoints, finishing, save_state
-from fusion_jax.train.state import OptimizerSettings, init_state, make_optimizer
+from fusion_jax.train.checkpoints import Checkpoints, finishing, restore_state, save_state
+from fusion_jax.train.state import OptimizerSettings, TrainState, init_state, make_optimizer
+from tests import gcs
 from tests.small import ROOT, pairs, small_model
 
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
@@ -79,6 +82,23 @@ def test_paths_offer_the_same_on_both(folder):
     paths.remove(folder / "none")
     paths.remove(folder)
     assert not folder.exists()
+
+
+def test_names_cost_no_look_at_the_files(tmp_path, monkeypatch):
+    manifests = Manifests(tmp_path)
+    for name in ("a", "b"):
+        paths.write_text(tmp_path / name, name)
+        manifests.file(name).parent.mkdir(exist_ok=True)
+        manifests.seal(name, of=())
+    looked: list[str] = []
+    stat = Path.stat
+
+    def noted(self: Path, **options: Any) -> Any:
+        looked.append(self.name)
+        return stat(self, **options)
+
+    monkeypatch.setattr(Path, "stat", noted)
+    assert manifests.names() == ["a", "b"] and not {"a.json", "b.json"} & set(looked)
 
 
 def test_a_copy_goes_with_its_object_and_errors_name_the_original(bucket):
@@ -270,6 +290,10 @@ def test_a_merge_from_a_bucket_to_a_bucket(bucket, tmp_path, model):
     with pytest.raises(Killed):
         merge(recipe(bucket), bucket / "out", shard_bytes=20_000, progress=kill)
     assert "config.json" not in paths.listed(bucket / "out")
+    finished = {f"{n}.jsonl" for n in paths.listed(bucket / "out") if n.startswith("model-")}
+    assert (
+        finished == set(paths.listed(bucket / "out" / "records")) and paths.size_of(bucket / "out/tensors.jsonl") == 0
+    )
     begun = {name: paths.stamp(bucket / "out" / name) for name in paths.listed(bucket / "out") if "safetensors" in name}
     assert begun
     summary = merge(recipe(bucket), bucket / "out", shard_bytes=20_000)
@@ -354,6 +378,27 @@ def test_a_checkpoint_without_permission_is_told_in_one_line(server, model):
     told = "gs://readonly/run/checkpoints: a checkpoint cannot be written: no permission"
     with pytest.raises(DiskError, match=told), finishing(checkpoints):
         save_state(checkpoints, state._replace(step=state.step + 1))
+
+
+@pytest.mark.parametrize("status, problem", [
+    (403, "no permission. Give this machine's account rights"), (400, r"the bucket's server refused \(.*400\). Run the"),
+])  # fmt: skip
+@pytest.mark.parametrize("file", ["default/_METADATA", "default/manifest.ocdbt", "default/d/"])
+def test_a_checkpoint_that_the_bucket_does_not_give_is_not_called_damaged(server, monkeypatch, file, status, problem):
+    folder = paths.as_path(f"gs://runs/{status}-{file.rpartition('/')[2]}")
+    like = TrainState(jnp.asarray(3), jnp.asarray(False), {"w": jnp.ones(5)}, {"m": jnp.ones(5)})
+    with finishing(checkpoints := Checkpoints(RunFolder(folder, Console(quiet=True)))):
+        save_state(checkpoints, like)
+    checkpoints = Checkpoints(RunFolder(folder, Console(quiet=True)))
+    monkeypatch.setattr(gcs, "refusal", lambda command, bucket, name: status if file in name else None)
+    wanted = f"{folder / 'checkpoints'}: checkpoint 3 cannot be read: {problem}"
+    assert re.search(wanted, _error(lambda: restore_state(checkpoints, like)))
+
+
+def test_a_folder_that_orbax_would_not_find_again_gets_no_checkpoints(bucket, tmp_path):
+    for folder in (bucket, tmp_path):
+        with pytest.raises(InputError, match=r"holds a bracket.*Rename it"):
+            Checkpoints(RunFolder(folder / "run[1]", Console(quiet=True)))
 
 
 @pytest.mark.slow

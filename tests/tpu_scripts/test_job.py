@@ -304,7 +304,7 @@ def test_an_image_with_an_older_python_gets_one_from_uv(machine):
     assert asked[0] == "-c"
     assert uv[:5] == ["-m", "pip", "install", "-q", "--user"] and uv[5].startswith("uv==")
     assert environment == ["-m", "uv", "venv", "-q", "--python", "3.11", "--seed", ".venv"]
-    assert install[-2:] == ["jax[tpu]", "etils[epath-gcs]"]
+    assert install[-3:] == ["-e", ".[gs]", "jax[tpu]"]
 
 
 def test_an_unknown_build_of_jax_is_refused(machine):
