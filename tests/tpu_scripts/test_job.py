@@ -247,7 +247,7 @@ def test_the_driver_decides_the_cuda_build(machine, driver, option, build):
     assert done.returncode == 0, done.stderr
     environment, install, check = calls(machine.bin, "python3.11")
     assert environment == ["-m", "venv", ".venv"]
-    assert install == ["-m", "pip", "install", "-q", "-r", "requirements.txt", "-e", ".", f"jax[{build}]"]
+    assert install == ["-m", "pip", "install", "-q", "-r", "requirements.txt", "-e", ".[gs]", f"jax[{build}]"]
     assert check[0] == "-c" and 'jax.devices("gpu")' in check[1]
 
 
