@@ -99,14 +99,14 @@ def test_a_killed_process_of_this_machine_blocks_nobody(bucket, server):
 
 
 def test_the_thread_that_keeps_a_lock_keeps_nothing_alive(bucket, quick):
-    held_, threads = acquire(bucket), threading.active_count()
+    held_ = acquire(bucket)
     gone, thread = weakref.ref(held_), held_._thread
     assert thread.daemon
     del held_
     gc.collect()
     assert gone() is None
     thread.join(5)
-    assert not thread.is_alive() and threading.active_count() < threads
+    assert not thread.is_alive()
     acquire(bucket).release()  # it stands still from then on
 
 
@@ -160,7 +160,7 @@ def test_a_run_that_lost_its_folder_writes_nothing_more(bucket, stopped, monkeyp
     monkeypatch.setattr(appending, "EVERY", 0.0)
 
     def logging(run: RunFolder) -> None:
-        while True:  # until the thread that writes has seen it
+        for _ in range(500):  # until the thread that writes has seen it
             run.log("still here")
             time.sleep(0.02)
 
@@ -342,15 +342,15 @@ def test_logs_are_written_at_intervals_and_not_by_the_one_who_logs(bucket, monke
     monkeypatch.setattr(appending, "write_bytes", slow)
     monkeypatch.setattr(appending, "EVERY", 0.5)
     logs = Appending()
-    took = []
+    took, began = [], time.monotonic()
     for number in range(100):
         for name in ("log.txt", "metrics.jsonl"):
             started = time.monotonic()
             logs.add(bucket / name, f"line {number}\n")
             took.append(time.monotonic() - started)
         time.sleep(0.01)
-    assert sorted(took)[-5] < 0.1 and 2 <= len(wrote) <= 8
-    assert threading.current_thread().name not in dict((who, name) for name, who in wrote)
+    assert sorted(took)[-5] < 0.1 and 2 <= len(wrote) <= 2 * (1 + (time.monotonic() - began) / 0.5)
+    assert threading.current_thread().name not in {thread for _, thread in wrote}
     logs.flush()
     for name in ("log.txt", "metrics.jsonl"):
         assert paths.read_bytes(bucket / name) == b"".join(b"line %d\n" % number for number in range(100))
