@@ -27,6 +27,7 @@ from fusion_jax.jsonl import read_jsonl, write_jsonl
 from fusion_jax.paths import files_below, is_remote, read_bytes, remove
 from fusion_jax.store import manifest
 from fusion_jax.store.appending import Appending
+from fusion_jax.store.lease import FolderLost
 from fusion_jax.store.lock import Held, is_trace
 from fusion_jax.store.manifest import Manifests, State
 from fusion_jax.store.times import TIMES, Clock
@@ -150,7 +151,7 @@ class RunFolder:
     def _write_times(self, line: dict[str, Any]) -> None:
         if not first_host():
             return
-        with suppress(OSError, DiskError):  # no result hangs on it
+        with suppress(OSError, DiskError, FolderLost):  # no result hangs on it, and an error may be on its way
             self.appending.add(self.path / TIMES, json.dumps(line) + "\n")
         if "step" in line:
             self.track({name: value for name, value in line.items() if name not in ("stage", "seconds")})
