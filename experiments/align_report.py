@@ -196,6 +196,7 @@ def report(s: Settings, run: RunFolder, pivot: Side, source: Side, groups: Group
         found, images = measure(s, ours, theirs, groups)
         bars = {g.group: g.rules for g in found.groups}
         figure = shares_figure(bars, xlabel=f"share of pivot tokens, {title}", grey=("fallback", "empty"))
+        run.secure()
         picture = save_figure(figure, run.file("coverage_reversed.png" if number else "coverage.png"))
         parts.append(section(title, found, images, picture))
         values.append({"pivot": ours.name, "source": theirs.name, **as_json(found, images)})

@@ -16,9 +16,11 @@ selection decides the coefficients; `sce_variant: mergekit` moves the selected o
 
 Hardware: the memory of a few copies of the largest tensor of all models; with several devices each tensor is split over
 them. Time: what reading and writing take, and for methods that select (ties, sce, della, breadcrumbs) some 0.1 to 0.5 s
-a model and 16 million numbers on 2 CPU cores. Killed, the same command goes on in .NAME.unfinished beside --out.
+a model and 16 million numbers on 2 CPU cores. Killed, the same command goes on in .NAME.unfinished beside --out or, on
+a bucket, in --out itself, which is no model until its config.json is there.
 Result: a Hugging Face folder with report.md, tensors.jsonl (every number of the report, resolved parameters, hashes of
-what was read) and merge.json; the disk has all of it before it gets its name.
+what was read) and merge.json. All of it is written before it gets its name, but nothing waits for the disk: after a
+loss of power, merge anew.
 """
 
 from __future__ import annotations

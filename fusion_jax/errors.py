@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -51,6 +52,19 @@ class InputError(ValueError):
 
 class DiskError(InputError):
     """The disk or the bucket, not the input, is why something could not be done; mended, the same command goes on."""
+
+
+def causes(error: BaseException) -> Iterator[BaseException]:
+    """The error, what it was made of and what it was raised from, each once."""
+    waiting, seen = [error], set[int]()
+    while waiting:
+        one = waiting.pop(0)
+        if id(one) in seen:
+            continue
+        seen.add(id(one))
+        yield one
+        waiting += one.exceptions if isinstance(one, BaseExceptionGroup) else ()
+        waiting += [e for e in (one.__cause__, None if one.__suppress_context__ else one.__context__) if e is not None]
 
 
 def one_line(text: str, longest: int = LONGEST) -> str:

@@ -17,10 +17,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from fusion_jax.errors import one_line
+from fusion_jax.errors import causes, first_line, one_line
 from fusion_jax.files import FAULTS, reason
-from fusion_jax.paths import fault_of
+from fusion_jax.paths import bucket_fault
 
+KEPT = "its traceback is in "  # begins the note of an error whose traceback a log holds
 TRACEBACK = "FUSION_JAX_TRACEBACK"  # set to 1: every failure shows where it came from
 INTERRUPTED = 130  # exit code after Ctrl-C: 128 and the number of SIGINT
 
@@ -69,10 +70,10 @@ def failure_of(error: BaseException, options: Sequence[str] = ()) -> Failure | N
     """
     notes = _notes(error)
     while_ = f" while {notes[0]}" if notes else ""
-    chain = list(_chain(error))
-    remote = next(filter(None, map(fault_of, chain)), None)
+    chain = list(causes(error))
+    remote = bucket_fault(error)
     if remote is not None:
-        return Failure(f"{one_line(str(error).split('?')[0])}: {remote[0]}{while_}. {remote[1]}.", 2)
+        return Failure(f"{one_line(str(error).split('?')[0])}: {remote.problem}{while_}. {remote.cure}.", 2)
     full = next((e for e in chain if _is_full(e)), None)
     if full is not None:
         place = _place(full) or next(filter(None, map(_place, chain)), "") or "the disk"
@@ -88,8 +89,8 @@ def failure_of(error: BaseException, options: Sequence[str] = ()) -> Failure | N
         return _of_disk(errno.EROFS, place, while_)
     if isinstance(error, UnicodeError):
         problem = f"a text cannot be written or read as {getattr(error, 'encoding', None) or 'UTF-8'}"
-        told = f" ({one_line(str(error), 120)})"
-        return Failure(f"{problem}{while_}{told}. Use UTF-8: files, and PYTHONIOENCODING=utf-8 for the terminal.", 2)
+        why = f" ({one_line(str(error), 120)})"
+        return Failure(f"{problem}{while_}{why}. Use UTF-8: files, and PYTHONIOENCODING=utf-8 for the terminal.", 2)
     if isinstance(error, RecursionError):
         return Failure(f"something is nested too deeply to be read{while_}. Look for what is nested in the input.", 1)
     if isinstance(error, ValueError) and "embedded null" in str(error):
@@ -98,20 +99,8 @@ def failure_of(error: BaseException, options: Sequence[str] = ()) -> Failure | N
 
 
 def _notes(error: BaseException) -> list[str]:
-    return [note for e in _chain(error) for note in getattr(e, "__notes__", ()) if note]
-
-
-def _chain(error: BaseException) -> Iterator[BaseException]:
-    """The error, what it was made of and what it was raised from."""
-    waiting, seen = [error], set[int]()
-    while waiting:
-        one = waiting.pop(0)
-        if id(one) in seen:
-            continue
-        seen.add(id(one))
-        yield one
-        waiting += one.exceptions if isinstance(one, BaseExceptionGroup) else ()
-        waiting += [e for e in (one.__cause__, None if one.__suppress_context__ else one.__context__) if e is not None]
+    every = [note for e in causes(error) for note in getattr(e, "__notes__", ()) if note]
+    return [note for note in every if not note.startswith(KEPT)]
 
 
 def _is_full(error: BaseException) -> bool:
@@ -140,8 +129,8 @@ def _less(options: Sequence[str]) -> str:
         last = name.replace("-", "_").rpartition(".")[2]
         if last in LESS_MEMORY:
             cures.setdefault(LESS_MEMORY[last], []).append(f"--{name}")
-    told = "; ".join(f"{cure} {', '.join(names)}" for cure, names in cures.items())
-    return f"To use less: {told}." if told else "Use fewer or smaller models and batches, or more memory."
+    changes = "; ".join(f"{cure} {', '.join(names)}" for cure, names in cures.items())
+    return f"To use less: {changes}." if changes else "Use fewer or smaller models and batches, or more memory."
 
 
 def _of_system(error: OSError, while_: str) -> Failure:
@@ -150,8 +139,8 @@ def _of_system(error: OSError, while_: str) -> Failure:
     if error.errno in FAULTS:
         return _of_disk(error.errno, _place(error), while_)
     place = _place(error)
-    told = f"{place}: {reason(error)}" if place else reason(error)
-    return Failure(f"{told}{while_}. Put this right, then start again.", 2)
+    problem = f"{place}: {reason(error)}" if place else reason(error)
+    return Failure(f"{problem}{while_}. Put this right, then start again.", 2)
 
 
 def _of_disk(number: int, place: str, while_: str) -> Failure:
@@ -172,23 +161,34 @@ def _place(error: BaseException) -> str:
     return one_line(str(path.with_name(temporary[1]) if temporary else path))
 
 
+def for_log(error: BaseException, failure: Failure | None = None) -> str:
+    """An error's line and traceback, as a log holds them.
+
+    Args:
+      failure: how the error is told; None: as `failure_of` tells it without a program's options.
+    """
+    failure = failure or failure_of(error)
+    line = first_line(error) if failure is None else failure.line
+    return f"{time.strftime('%Y-%m-%d %H:%M:%S')} error: {line}\n{''.join(traceback.format_exception(error))}"
+
+
 def tell(failure: Failure, error: BaseException, out: str = "") -> None:
     """The line on the screen; the traceback in log.txt of the run folder, if there is one, or on the screen if asked
     for.
 
     Args:
-      out: the run's folder.
+      out: the run's folder, on a disk; what happened in an open run is in its log already.
     """
-    trace = "".join(traceback.format_exception(error))
-    log = Path(out) / "log.txt" if out else None
-    kept = ""
+    notes = [note for e in causes(error) for note in getattr(e, "__notes__", ())]
+    place = next((note.removeprefix(KEPT) for note in notes if note.startswith(KEPT)), "")
     with contextlib.suppress(OSError, ValueError, UnicodeError):
-        if log is not None and log.parent.is_dir():
-            with open(log, "a", encoding="utf-8", errors="backslashreplace") as file:
-                file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} error: {failure.line}\n{trace}")
-            kept = f" (where it came from: {log})"
+        if not place and out and os.path.isdir(out):
+            with open(log := os.path.join(out, "log.txt"), "a", encoding="utf-8", errors="backslashreplace") as file:
+                file.write(for_log(error, failure))
+            place = log
+    kept = f" (where it came from: {place})" if place else ""
     if os.environ.get(TRACEBACK):
-        print(trace, file=sys.stderr, end="")
+        print("".join(traceback.format_exception(error)), file=sys.stderr, end="")
     elif not kept:
         kept = f" ({TRACEBACK}=1 shows where it came from)"
     with contextlib.suppress(OSError, ValueError):

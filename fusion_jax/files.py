@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from fusion_jax import paths
+from fusion_jax.copies import temporary_folder
 from fusion_jax.errors import DiskError, InputError
 from fusion_jax.paths import as_path
 
@@ -29,7 +30,7 @@ def replacing(path: str | os.PathLike[str], *, sync: bool = True) -> Iterator[Pa
     """
     target = as_path(path)
     if paths.is_remote(target):
-        with paths.temporary_folder() as place:
+        with temporary_folder() as place:
             yield place / target.name
             paths.upload(place / target.name, target)
         return
@@ -134,14 +135,15 @@ def writing(what: str, path: str | os.PathLike[str]) -> Iterator[None]:
       DiskError: the disk is full, read-only, not ours, or broken.
     """
     try:
-        yield
+        with paths.bucket_faults(path, doing=f"{what} cannot be written"):
+            yield
     except InputError:
         raise
     except Exception as error:
-        number, remote = fault(error), paths.fault_of(error)
-        if number is None and remote is None:
+        number = fault(error)
+        if number is None:
             raise
-        problem, cure = FAULTS[number] if number is not None else remote or ("", "")
+        problem, cure = FAULTS[number]
         raise DiskError(f"{what} cannot be written: {problem}", file=path, cure=cure) from error
 
 
@@ -184,7 +186,7 @@ def regular_file(path: str | os.PathLike[str], *, cure: str = "Give a file", mis
 
 def _check_object(file: Path, cure: str, missing: str) -> None:
     """`regular_file` of an object of a bucket."""
-    with paths.told(file):
+    with paths.bucket_faults(file):
         there, folder = file.exists(), file.is_dir()
     if not there:
         paths.check_bucket(file)

@@ -17,7 +17,7 @@ from typing import Any
 
 from fusion_jax.errors import InputError, one_line, quoted
 from fusion_jax.files import regular_file
-from fusion_jax.paths import opened, size_of
+from fusion_jax.paths import read_bytes, size_of
 
 DEEPEST = 100  # containers within containers
 LARGEST = 1 << 30  # bytes of a file
@@ -51,9 +51,7 @@ def read_json(
     size = size_of(file)
     if size > largest:
         raise InputError(f"is too large for such a file ({size} bytes, {largest} at most)", file=path, cure=cure)
-    with opened(file) as source:
-        raw = source.read()
-    return parse_json(raw, kind, file=path, cure=cure, lone_surrogates=lone_surrogates)
+    return parse_json(read_bytes(file), kind, file=path, cure=cure, lone_surrogates=lone_surrogates)
 
 
 def parse_json(

@@ -10,23 +10,19 @@ object is there whole or not at all. Listings are not cached, so that a host see
 from __future__ import annotations
 
 import errno
-import fcntl
 import io
 import logging
 import os
+import re
 import shutil
-import tempfile
-import time
-import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
-from types import TracebackType
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
-from fusion_jax.errors import DiskError, InputError, first_line
+from fusion_jax.errors import DiskError, InputError, causes, first_line
 
 REMOTE = "gs://"
 Location = str | os.PathLike[str]
@@ -74,7 +70,8 @@ def _files() -> Any:
     except ImportError:
         cure = "Install it with: pip install gcsfs"
         raise InputError("a gs:// path needs the package gcsfs, which is not installed", cure=cure) from None
-    logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # what fails is raised, too
+    for name in ("gcsfs", "fsspec.prefetcher"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # what fails is raised, too
     for name in ("gcs", "gs"):
         fsspec.config.conf.setdefault(name, {}).setdefault("use_listings_cache", False)
     return fsspec.filesystem("gcs", finalize_on_close=True)
@@ -86,36 +83,58 @@ def _split(path: Location) -> tuple[str, str]:
     return bucket, key
 
 
-def fault_of(error: BaseException) -> tuple[str, str] | None:
-    """Why a bucket did not do what it was asked for, and what would help; None for an error of another kind."""
+class BucketFault(NamedTuple):
+    """Why a bucket did not do what it was asked for, and what would help."""
+
+    problem: str
+    cure: str
+
+
+def bucket_fault(error: BaseException) -> BucketFault | None:
+    """The fault of a bucket that an error, or one that led to it, tells of; None: it is another."""
+    return next(filter(None, map(_fault_of_one, causes(error))), None)
+
+
+_REFUSED = re.compile(r"http_response_code='(?!404|410)(\d+)'|^(UNAVAILABLE|DEADLINE_EXCEEDED)")  # by TensorStore
+
+
+def _fault_of_one(error: BaseException) -> BucketFault | None:
     text = str(error)
     kind = type(error).__name__
     refused = "PERMISSION_DENIED" in text and "os_error_code" not in text and "/dev/" not in text
     if text.startswith("Forbidden") or refused or "HTTP response code: 403" in text:
-        return "no permission", "Give this machine's account rights on the bucket (Storage Object User)"
+        return BucketFault("no permission", "Give this machine's account rights on the bucket (Storage Object User)")
     if kind in ("GoogleAuthError", "DefaultCredentialsError", "RefreshError") or (
         kind == "HttpError" and getattr(error, "code", None) == 401
     ):
-        return "not signed in to Google Cloud", "Run: gcloud auth application-default login"
+        return BucketFault("not signed in to Google Cloud", "Run: gcloud auth application-default login")
     if kind == "HttpError":
-        return f"the bucket's server refused ({first_line(error)})", "Run the same command again"
+        return BucketFault(f"the bucket's server refused ({first_line(error)})", "Run the same command again")
     if kind.startswith("Client") and "aiohttp" in (type(error).__module__ or ""):
-        return f"the bucket's server cannot be reached ({first_line(error)})", "Check the network, then run it again"
+        problem = f"the bucket's server cannot be reached ({first_line(error)})"
+        return BucketFault(problem, "Check the network, then run it again")
+    if REMOTE in text and (found := _REFUSED.search(text)):
+        return BucketFault(f"the bucket's server refused ({found[1] or found[2]})", "Run the same command again")
     return None
 
 
 @contextmanager
-def told(path: Location) -> Iterator[None]:
-    """Around a request: a fault of the bucket becomes a `DiskError`, one line that names the path."""
+def bucket_faults(path: Location, *, doing: str = "", field: str | None = None) -> Iterator[None]:
+    """Around requests: a fault of the bucket becomes a `DiskError`, one line that names the path.
+
+    Args:
+      doing: begins the line, for instance "a checkpoint cannot be written". field: the option of the path.
+    """
     try:
         yield
     except InputError:
         raise
     except Exception as error:
-        found = fault_of(error)
-        if found is None:
+        fault = bucket_fault(error)
+        if fault is None:
             raise
-        raise DiskError(found[0], file=path, cure=found[1]) from None
+        problem = f"{doing}: {fault.problem}" if doing else fault.problem
+        raise DiskError(problem, file=path, field=field, cure=fault.cure) from error
 
 
 def check_bucket(path: Location, field: str | None = None) -> None:
@@ -128,57 +147,11 @@ def check_bucket(path: Location, field: str | None = None) -> None:
         return
     bucket, key = _split(path)
     try:
-        with told(path):
+        with bucket_faults(path, field=field):
             _files().call("GET", "b/{}/o", bucket, prefix=key or None, maxResults=1)
     except FileNotFoundError:
         cure = f"Check the name, or make it: gcloud storage buckets create {REMOTE}{bucket}"
         raise InputError(f"there is no bucket '{bucket}'", file=path, field=field, cure=cure) from None
-    except InputError as error:
-        raise type(error)(error.problem, file=path, field=field, cure=error.cure) from None
-
-
-# Folders for copies on the local disk
-
-TEMPORARY = "fusion_jax-copy-"  # begins their names, in TMPDIR
-HELD = ".held"  # a file in each, which its process has locked
-
-
-def _new_folder() -> tuple[Path, Callable[[], None]]:
-    """A new local folder, and what removes it. Those of processes that were killed are removed before."""
-    for other in Path(tempfile.gettempdir()).glob(f"{TEMPORARY}*"):
-        _remove_unheld(other)
-    place = Path(tempfile.mkdtemp(prefix=TEMPORARY))
-    handle = os.open(place / HELD, os.O_RDWR | os.O_CREAT)
-    with suppress(OSError):  # a file system without locks
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-
-    def end() -> None:
-        shutil.rmtree(place, ignore_errors=True)
-        os.close(handle)
-
-    return place, end
-
-
-def _remove_unheld(place: Path) -> None:
-    with suppress(OSError):  # of another user, gone meanwhile, held, or without a lock, as a new one is for a moment
-        handle = os.open(place / HELD, os.O_RDWR)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if time.time() - os.fstat(handle).st_mtime > 60:
-                shutil.rmtree(place, ignore_errors=True)
-        finally:
-            os.close(handle)
-
-
-@contextmanager
-def temporary_folder() -> Iterator[Path]:
-    """A local folder, removed at the end of the block."""
-    place, end = _new_folder()
-    try:
-        (place / "files").mkdir()
-        yield place / "files"
-    finally:
-        end()
 
 
 # Reading
@@ -197,7 +170,7 @@ def listed(folder: Path) -> list[str]:
     """
     if not is_remote(folder):
         return sorted(os.listdir(folder))
-    with told(folder):
+    with bucket_faults(folder):
         entries = _files().ls(os.fspath(folder), detail=True)
     own = os.fspath(folder).removeprefix(REMOTE)
     if [entry["name"] for entry in entries] == [own] and entries[0]["type"] == "file":
@@ -205,18 +178,26 @@ def listed(folder: Path) -> list[str]:
     return sorted(name.rpartition("/")[2] for entry in entries if (name := entry["name"].rstrip("/")) != own)
 
 
-def sizes_below(path: Path) -> dict[str, int]:
-    """Bytes of every file below a folder, by its path from there; of a file, under the name "".
+def names_below(path: Path) -> list[str]:
+    """The path of every file below a folder, from there, in some order; of a file, the name "".
 
     Raises:
       FileNotFoundError: there is neither.
     """
+    if is_remote(path):
+        return list(sizes_below(path))
+    if not path.is_dir():
+        path.stat()
+        return [""]
+    return [Path(place, name).relative_to(path).as_posix() for place, _, names in os.walk(path) for name in names]
+
+
+def sizes_below(path: Path) -> dict[str, int]:
+    """Bytes of each of `names_below`; 0 of a link that leads nowhere. On a bucket the listing holds them."""
     if not is_remote(path):
-        if not path.is_dir():
-            return {"": path.stat().st_size}
-        every = [Path(place, name) for place, _, names in os.walk(path) for name in names]
-        return {f.relative_to(path).as_posix(): f.stat().st_size if f.exists() else 0 for f in every}
-    with told(path):
+        files = {name: path / name for name in names_below(path)}
+        return {name: file.stat().st_size if file.exists() else 0 for name, file in files.items()}
+    with bucket_faults(path):
         found = _files().find(os.fspath(path), detail=True)
     if not found:
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), os.fspath(path))
@@ -229,14 +210,14 @@ def files_below(folder: Path) -> Iterator[Path]:
     if not is_remote(folder):
         yield from (file for file in folder.rglob("*") if file.is_symlink() or not file.is_dir())
     elif folder.is_dir():
-        yield from (folder / name for name in sizes_below(folder) if name)
+        yield from (folder / name for name in names_below(folder) if name)
 
 
 def size_of(file: Path) -> int:
     """Bytes of a file."""
     if not is_remote(file):
         return file.stat().st_size
-    with told(file):
+    with bucket_faults(file):
         return int(_files().info(os.fspath(file))["size"])
 
 
@@ -245,7 +226,7 @@ def stamp(file: Path) -> tuple[str, int, int]:
     if not is_remote(file):
         found = file.stat()
         return os.fspath(file.resolve()), found.st_size, found.st_mtime_ns
-    with told(file):
+    with bucket_faults(file):
         info = _files().info(os.fspath(file))
     return os.fspath(file), int(info["size"]), int(info["mtime"].timestamp() * 1e9)
 
@@ -258,71 +239,32 @@ def read_range(file: Path, start: int, end: int) -> bytes:
             return source.read(end - start)
     if end <= start:
         return b""
-    with told(file):
+    with bucket_faults(file):
         return bytes(_files().cat_file(os.fspath(file), start=start, end=end))
+
+
+def read_bytes(file: Path) -> bytes:
+    """All of a file."""
+    if not is_remote(file):
+        return file.read_bytes()
+    with bucket_faults(file):
+        return bytes(_files().cat_file(os.fspath(file)))
 
 
 def opened(file: Path) -> IO[bytes]:
     """A file to be read from its beginning; an object of a bucket is read whole into memory."""
-    if not is_remote(file):
-        return open(file, "rb")
-    with told(file):
-        return io.BytesIO(_files().cat_file(os.fspath(file)))
+    return io.BytesIO(read_bytes(file)) if is_remote(file) else open(file, "rb")
 
 
-class Fetched:
-    """A file or folder on this machine: a local one as it is; one of a bucket as a copy, which is removed with this
-    object or at the end of a `with` statement. An `InputError` in that statement names the original.
+def download(path: Path, targets: Mapping[str, Path]) -> None:
+    """Copy files of a bucket to the local disk, several at a time.
 
     Args:
-      names: of a folder, which files of it are copied; None: all.
-
-    Raises:
-      InputError: the local disk has no room for the copy.
+      targets: a file's path from `path` ("" is `path` itself) -> where it goes.
     """
-
-    def __init__(self, path: Path, names: Iterable[str] | None = None) -> None:
-        self.original = self.path = path
-        self._end: Any = None
-        if is_remote(path):
-            place, end = _new_folder()
-            self._end = weakref.finalize(self, end)
-            self.path = place / path.name
-            wanted = None if names is None else set(names)
-            every = sizes_below(path)
-            self._copy({name: size for name, size in every.items() if not name or wanted is None or name in wanted})
-
-    def _copy(self, sizes: Mapping[str, int]) -> None:
-        needed, free = sum(sizes.values()), shutil.disk_usage(self.path.parent).free
-        if needed > free:
-            problem = f"a local copy needs {needed / 1e9:.2f} GB, {self.path.parent} has {free / 1e9:.2f} GB free"
-            raise InputError(problem, file=self.original, cure="Free space, or set TMPDIR to a disk with room")
-        if "" not in sizes:
-            self.path.mkdir()
-        here = {name: self.path / name if name else self.path for name in sizes}
-        for folder in {file.parent for file in here.values()}:
-            folder.mkdir(parents=True, exist_ok=True)
-        there = [os.fspath(self.original / name if name else self.original) for name in sizes]
-        with told(self.original):
-            _files().get(there, [os.fspath(file) for file in here.values()])
-        for name, size in sizes.items():
-            if here[name].stat().st_size != size:
-                raise InputError("was changed while it was read", file=self.original / name, cure="Run it again")
-
-    def __enter__(self) -> Path:
-        return self.path
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._end is None:
-            return
-        self._end()
-        own, file = os.fspath(self.path), getattr(error, "file", None)
-        if isinstance(error, InputError) and file is not None and file.startswith(own):
-            named = os.fspath(self.original) + file.removeprefix(own)
-            record, field, cure = error.record, error.field, error.cure
-            raise type(error)(error.problem, file=named, record=record, field=field, cure=cure) from None
+    sources = [os.fspath(path / name if name else path) for name in targets]
+    with bucket_faults(path):
+        _files().get(sources, [os.fspath(file) for file in targets.values()])
 
 
 # Writing
@@ -330,7 +272,7 @@ class Fetched:
 
 def upload(file: Path, target: Path) -> None:
     """Put a local file on a bucket, whole or not at all, in place of what is there."""
-    with told(target):
+    with bucket_faults(target):
         _files().put_file(os.fspath(file), os.fspath(target))
 
 
@@ -339,7 +281,7 @@ def write_bytes(path: Path, content: bytes) -> None:
     if not is_remote(path):
         path.write_bytes(content)
         return
-    with told(path):
+    with bucket_faults(path):
         _files().pipe_file(os.fspath(path), content)
 
 
@@ -351,8 +293,8 @@ def write_text(path: Path, text: str) -> None:
 def remove(path: Path) -> None:
     """Remove a file, or a folder with all that is in it, if it is there."""
     if is_remote(path):
-        with told(path), suppress(FileNotFoundError), ThreadPoolExecutor(8) as pool:
-            names = [os.fspath(path / name if name else path) for name in sizes_below(path)]
+        with bucket_faults(path), suppress(FileNotFoundError), ThreadPoolExecutor(8) as pool:
+            names = [os.fspath(path / name if name else path) for name in names_below(path)]
             list(pool.map(_files().rm_file, names))  # its `rm` takes brackets in a name for a pattern
     elif path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
@@ -360,24 +302,11 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-@contextmanager
-def staged(folder: Path) -> Iterator[Path]:
-    """A local folder to write files into: the folder itself or, for one of a bucket, a temporary one whose files are
-    put there at the end, if nothing failed."""
-    if not is_remote(folder):
-        yield folder
-        return
-    with temporary_folder() as place:
-        yield place
-        for file in sorted(files_below(place)):
-            upload(file, folder / file.relative_to(place).as_posix())
-
-
 def generation_of(path: Path) -> int | None:
     """A number that changes with every writing of an object; None where there is no object."""
     bucket, key = _split(path)
     try:
-        with told(path):
+        with bucket_faults(path):
             return int(_files().call("GET", "b/{}/o/{}", bucket, key, json_out=True)["generation"])
     except FileNotFoundError:
         return None
@@ -390,7 +319,7 @@ def write_if(path: Path, content: bytes, generation: int) -> int | None:
     url = f"{files.base.replace('/storage/v1/', '/upload/storage/v1/')}b/{bucket}/o"
     how = {"uploadType": "media", "name": key, "ifGenerationMatch": str(generation)}
     try:
-        with told(path):
+        with bucket_faults(path):
             header = {"Content-Type": "application/json"}
             return int(files.call("POST", url, headers=header, data=content, json_out=True, **how)["generation"])
     except (FileExistsError, FileNotFoundError):
@@ -400,5 +329,5 @@ def write_if(path: Path, content: bytes, generation: int) -> int | None:
 def remove_if(path: Path, generation: int) -> None:
     """Remove an object if its generation is this one."""
     bucket, key = _split(path)
-    with told(path), suppress(FileExistsError, FileNotFoundError):
+    with bucket_faults(path), suppress(FileExistsError, FileNotFoundError):
         _files().call("DELETE", "b/{}/o/{}", bucket, key, ifGenerationMatch=str(generation))

@@ -1,7 +1,7 @@
 """Cloud Storage on this machine: fake-gcs-server in memory, behind a door that adds what it lacks and tests need.
 
 The door answers preconditions on generations, which the server ignores but for 0, as Cloud Storage does. It refuses all
-requests to a bucket called `forbidden`, and writing to one called `readonly`.
+requests to a bucket called `forbidden`, and writing to one called `readonly`; a test may have others refused.
 """
 
 from __future__ import annotations
@@ -36,6 +36,14 @@ def _binary() -> Path:
 
     folder = Path(package.__file__).parent / "vendor" / "fake-gcs-server" / "bin"
     return next(folder.glob("fake-gcs-server-*"))
+
+
+def refusal(command: str, bucket: str, name: str) -> int | None:
+    """The status that refuses a request, if one does; replaced by tests.
+
+    name: of the object; empty where a request names none.
+    """
+    return 403 if bucket == "forbidden" or (bucket == "readonly" and command != "GET") else None
 
 
 class _Door(BaseHTTPRequestHandler):
@@ -82,9 +90,10 @@ class _Door(BaseHTTPRequestHandler):
         url = urllib.parse.urlsplit(self.path)
         query = dict(urllib.parse.parse_qsl(url.query))
         place = re.search(r"/b/([^/]+)(?:/o/?([^/?]*))?", url.path)
-        bucket = place[1] if place else ""
-        if bucket == "forbidden" or (bucket == "readonly" and self.command != "GET"):
-            self._refuse(403, "the caller does not have storage.objects access")
+        name = query.get("name") or urllib.parse.unquote((place and place[2]) or "")
+        status = refusal(self.command, place[1] if place else "", name)
+        if status is not None:
+            self._refuse(status, "the caller does not have storage.objects access")
             return
         wanted = query.pop("ifGenerationMatch", None)
         path = urllib.parse.urlunsplit(url._replace(scheme="", netloc="", query=urllib.parse.urlencode(query)))
@@ -92,8 +101,7 @@ class _Door(BaseHTTPRequestHandler):
             self._answer(*self._forward(self.command, self.path, body, headers))
             return
         with self.turn:
-            name = query.get("name") or urllib.parse.unquote(place[2] or "")
-            if self._generation(bucket, name) != int(wanted):
+            if self._generation(place[1], name) != int(wanted):
                 self._refuse(412, "conditionNotMet")
                 return
             self._answer(*self._forward(self.command, path, body, headers))

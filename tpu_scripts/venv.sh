@@ -1,14 +1,13 @@
 #!/usr/bin/env bash
-# Makes .venv beside the sources: Python 3.11 or newer, requirements.txt, this repository in place, and jax's build for
-# tpu, cuda12 or cuda13.
+# Makes .venv beside the sources: Python 3.11 or newer, requirements.txt, this repository in place with what gs:// paths
+# need, and jax's build for tpu, cuda12 or cuda13.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 readonly UV=0.13.9
 build=${1:-}
 case $build in
-tpu) packages=("jax[tpu]" "etils[epath-gcs]") ;; # a TPU's disk goes with it: gs:// paths
-cuda12 | cuda13) packages=("jax[$build]") ;;
+tpu | cuda12 | cuda13) ;;
 *)
   echo "error: '$build' is no build of jax. Give tpu, cuda12 or cuda13." >&2
   exit 2
@@ -32,4 +31,4 @@ if [[ ! -x .venv/bin/python ]]; then
   fi
 fi
 # The pins of requirements.txt decide the versions.
-.venv/bin/python -m pip install -q -r requirements.txt -e . "${packages[@]}"
+.venv/bin/python -m pip install -q -r requirements.txt -e '.[gs]' "jax[$build]"

@@ -13,12 +13,13 @@ from typing import Any
 import numpy as np
 
 from fusion_jax import arguments
+from fusion_jax.copies import Fetched
 from fusion_jax.data.messages import Place, text
 from fusion_jax.errors import InputError, first_line, one_line, quoted
 from fusion_jax.files import regular_file, replacing
 from fusion_jax.json_files import parse_json, read_json
 from fusion_jax.jsonl import Record, Records, numbered, read_jsonl
-from fusion_jax.paths import Fetched, as_path, check_bucket, is_remote, opened
+from fusion_jax.paths import as_path, check_bucket, is_remote, read_bytes, read_range
 
 PACKED = {
     **dict.fromkeys((".gz", ".tgz"), "Unpack it first with gunzip"),
@@ -69,8 +70,7 @@ def load_texts(source: str) -> list[str]:
 
 
 def _lines(source: str) -> list[str]:
-    with opened(regular_file(source, cure="Give a text file")) as file:
-        raw = file.read()
+    raw = read_bytes(regular_file(source, cure="Give a text file"))
     try:
         whole = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -92,9 +92,9 @@ def _check_kind(path: Path) -> None:
 
 
 def _from_json(path: Path) -> list[Record]:
-    with opened(regular_file(path, cure="Give a .json file")) as file:
-        if file.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"{":
-            return _from_lines_or_object(path)
+    beginning = read_range(regular_file(path, cure="Give a .json file"), 0, 4096)
+    if beginning.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"{":
+        return _from_lines_or_object(path)
     cure = "Correct it, or use JSON lines (.jsonl)"
     value = read_json(path, list, cure=cure, lone_surrogates=True)
     for number, record in enumerate(value, 1):

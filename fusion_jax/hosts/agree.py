@@ -98,11 +98,11 @@ def on_first(work: Callable[[], object]) -> None:
     if len(raw) > _MESSAGE_BYTES:
         raw = json.dumps({"problem": "host 0 failed, see its messages"}).encode()
     text[: len(raw)] = np.frombuffer(raw, np.uint8)
-    told = bytes(agreed(text)).rstrip(b"\0")
+    sent = bytes(agreed(text)).rstrip(b"\0")
     if failure is not None:
         raise failure
-    if told:
-        raise InputError(**json.loads(told))
+    if sent:
+        raise InputError(**json.loads(sent))
 
 
 def wait_for(missing: Callable[[], dict[str, int]], settings: HostSettings) -> None:

@@ -116,12 +116,12 @@ def _number(given: int | None, variable: str) -> int | None:
 
 
 def _initialise(address: str, count: int | None, index: int | None, patience: float) -> None:
-    told = address != "auto"
+    named = address != "auto"
     # Its count of steps would have to go on over all stages, and Orbax keeps another: see `preemption`.
     jax.config.update("jax_enable_preemption_service", False)
     try:
         jax.distributed.initialize(
-            address if told else None, count, index, cluster_detection_method="deactivate" if told else None,
+            address if named else None, count, index, cluster_detection_method="deactivate" if named else None,
             shutdown_timeout_seconds=math.ceil(patience),  # of the hosts that end before the first one
             heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
         )  # fmt: skip

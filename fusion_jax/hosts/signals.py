@@ -58,13 +58,13 @@ def preemption() -> Iterator[Callable[[], bool | jax.Array]]:
       SystemExit: with `PREEMPTED`, on all hosts, where one was told after the last question.
     """
     noted = threading.Event()
-    told = noted.is_set if jax.process_count() == 1 else _on_any_host(noted.is_set)
+    told_to_stop = noted.is_set if jax.process_count() == 1 else _on_any_host(noted.is_set)
     before = _on_sigterm(lambda number, frame: noted.set())
     try:
-        yield told
+        yield told_to_stop
     finally:
         _on_sigterm(before or signal.SIG_DFL)
-    if bool(told()):
+    if bool(told_to_stop()):
         raise SystemExit(PREEMPTED)
 
 

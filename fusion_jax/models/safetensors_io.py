@@ -252,10 +252,13 @@ def write_index(folder: Path, shards: Sequence[Shard]) -> None:
         write_text(folder / INDEX, json.dumps(index, indent=2) + "\n")
 
 
-def write_shard(folder: Path, shard: Shard, *, sync: bool = True) -> None:
+def write_shard(
+    folder: Path, shard: Shard, *, sync: bool = True, before_end: Callable[[], object] = lambda: None
+) -> None:
     """One file, there whole or not at all; each tensor's bytes are asked for when their turn comes.
 
-    sync: see `files.replacing`.
+    Args:
+      sync: see `files.replacing`. before_end: called when all bytes are there, before the file is put in its place.
     """
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     start = 0
@@ -271,6 +274,7 @@ def write_shard(folder: Path, shard: Shard, *, sync: bool = True) -> None:
             if value.shape != t.shape or value.dtype != t.dtype:
                 raise ValueError(f"{t.name}: planned {t.dtype}{t.shape}, got {value.dtype}{value.shape}")
             out.write(np.ascontiguousarray(value).reshape(-1).view(np.uint8).data)
+        before_end()
 
 
 def metadata_dtype(entries: Mapping[str, TensorEntry]) -> np.dtype:

@@ -16,6 +16,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fusion_jax.copies import Fetched, staged
 from fusion_jax.data.raw_tokenizers import bos_processor, load_raw_tokenizer
 from fusion_jax.errors import InputError, one_line
 from fusion_jax.fields import Fields
@@ -23,7 +24,7 @@ from fusion_jax.files import regular_file, write_json
 from fusion_jax.json_files import read_json
 from fusion_jax.models.families.common import VOCABULARY
 from fusion_jax.models.json_files import check_directory
-from fusion_jax.paths import Fetched, as_path, exists, is_remote, staged, write_text
+from fusion_jax.paths import as_path, exists, is_remote, write_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -35,6 +35,7 @@ def check_enough(
     if examples >= settings.batch_size:
         return
     if counts and first_host():
+        run.secure()
         write_text(run.file(REPORT), f"# Too few examples for {option}\n\n{counts_table(counts)}\n")
     listed = {stage: ", ".join(f"{what} {n}" for what, n in c.items() if n) for stage, c in counts.items()}
     before = "; ".join(f"{stage}: {what}" for stage, what in listed.items() if what)

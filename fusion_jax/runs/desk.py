@@ -16,7 +16,6 @@ from fusion_jax.data.batches import Data
 from fusion_jax.data.examples import TextSettings, make_examples
 from fusion_jax.data.records import OnBad, Row, parse_rows
 from fusion_jax.files import write_json
-from fusion_jax.hosts.agree import on_first
 from fusion_jax.jsonl import Record
 from fusion_jax.markdown import markdown_table, save_figure
 from fusion_jax.models.folder import Model, load, save
@@ -196,7 +195,7 @@ class Desk:
           stages: names of the training stages. sources: models that the target learned from. target: what it is called.
           result: one sentence for a run in which nothing was judged. parts: of the method.
         """
-        on_first(lambda: self._write_report(stages, sources, target, result, parts))
+        self.run.on_first(lambda: self._write_report(stages, sources, target, result, parts))
 
     def report_tuning(self, name: str, result: str, final: Curves) -> None:
         """report.md and results.json of a run that trains one model in its own folder.
@@ -204,7 +203,7 @@ class Desk:
         Args:
           name: of what was trained. result: one sentence. final: curves whose ends are the results.
         """
-        on_first(lambda: self._write_tuning(name, result, final))
+        self.run.on_first(lambda: self._write_tuning(name, result, final))
 
     def _write_tuning(self, name: str, result: str, final: Curves) -> None:
         ends = {metric: values[-1] for metric, (_, values) in final.items()}

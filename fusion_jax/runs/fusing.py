@@ -13,7 +13,6 @@ from fusion_jax.data.documents import Document
 from fusion_jax.errors import InputError
 from fusion_jax.evals.perplexity import surprise
 from fusion_jax.failures import doing
-from fusion_jax.hosts.agree import on_first
 from fusion_jax.markdown import markdown_table, save_figure
 from fusion_jax.models.folder import Model, check_folder, load
 from fusion_jax.options import Models
@@ -176,7 +175,8 @@ class Fusing:
         Args:
           before: the target before training; plain: the arm without teachers.
         """
-        on_first(lambda: self._write_report(measures_sentence(self.measures, list(self.measures)[-1], before, plain)))
+        result = measures_sentence(self.measures, list(self.measures)[-1], before, plain)
+        self.desk.run.on_first(lambda: self._write_report(result))
         return self.measures
 
     def _write_report(self, result: str) -> None:

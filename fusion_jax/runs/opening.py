@@ -10,6 +10,8 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,13 +55,17 @@ def open_run(out: str | os.PathLike[str], config: dict[str, Any], *, resume: boo
         raise InputError("is no place for a run", file=out, field="--out", cure="Give a folder, or gs://BUCKET/FOLDER")
     kept = _kept(config)
     opened: list[RunFolder | None] = [None]
-    on_first(lambda: opened.append(_open(path, kept, console, resume=resume)))
-    if bool(agreed(np.asarray(first_host() and opened[-1] is None))):
-        _say_finished(path, console)
-        raise NothingToDo
-    run = opened[-1] or RunFolder(path, console)
-    seen(path / CONFIG, lambda file: file.exists() and read_json(file, cure=RESTORE) == kept)
-    return run
+    try:
+        on_first(lambda: opened.append(_open(path, kept, console, resume=resume)))
+        if bool(agreed(np.asarray(first_host() and opened[-1] is None))):
+            _say_finished(path, console)
+            raise NothingToDo
+        seen(path / CONFIG, lambda file: file.exists() and read_json(file, cure=RESTORE) == kept)
+    except BaseException:  # of this host, or what stops the others
+        if opened[-1] is not None and opened[-1].lock is not None:
+            opened[-1].lock.release()
+        raise
+    return opened[-1] or RunFolder(path, console)
 
 
 def _open(path: Path, kept: dict[str, Any], console: Console, *, resume: bool) -> RunFolder | None:
@@ -79,20 +85,32 @@ def _open(path: Path, kept: dict[str, Any], console: Console, *, resume: bool) -
     path.mkdir(parents=True, exist_ok=True)
     lock = acquire(path)  # before this nothing is ours to remove
     try:
-        swept = sweep(path)
-        inputs = _inputs(kept)
-        if names and not _made_nothing(path, kept):
-            _check_same(path, kept, resume=resume)
-            _check_format(path)
-            Manifests(path).check_all()
-        write_json(path / CONFIG, kept)
-        (path / RUN).parent.mkdir(exist_ok=True)
-        write_json(path / RUN, {"format": manifest.FORMAT, "inputs": inputs})
+        return _begin(RunFolder(path, console, lock=lock, made=made), kept, resume=resume, new=not names)
     except BaseException:
-        remove_unused(path, made)
-        lock.release()
+        try:
+            with suppress(Exception):  # the error that came first is the one that is raised
+                lock.check()
+                remove_unused(path, made)
+        finally:
+            lock.release()
         raise
-    run = RunFolder(path, console, Manifests(path, inputs), lock, made)
+
+
+def _begin(run: RunFolder, kept: dict[str, Any], *, resume: bool, new: bool) -> RunFolder:
+    """Check what a held folder holds and write what a run begins with; new: it holds nothing."""
+    path, lock = run.path, run.lock
+    assert lock is not None
+    swept = sweep(path)
+    inputs = _inputs(kept)
+    if not new and not _made_nothing(path, kept):
+        _check_same(path, kept, resume=resume)
+        _check_format(path)
+        Manifests(path).check_all()
+    lock.check()
+    write_json(path / CONFIG, kept)
+    (path / RUN).parent.mkdir(exist_ok=True)
+    write_json(path / RUN, {"format": manifest.FORMAT, "inputs": inputs})
+    run = replace(run, manifests=Manifests(path, inputs))
     if lock.note:
         run.log(f"{path}: {lock.note}")
     if swept:

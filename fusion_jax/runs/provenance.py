@@ -65,7 +65,7 @@ def where_the_time_went(run: RunFolder) -> list[str]:
     for one in spent.values():
         together.add(one.seconds, one.phases)
     lines = [
-        {"stage": stage, "seconds": f"{one.seconds:.0f}", "of which": one.told()}
+        {"stage": stage, "seconds": f"{one.seconds:.0f}", "of which": one.in_words()}
         for stage, one in [*spent.items(), ("together", together)]
     ]
     return ["### Where the time went", "Over all starts of the run.", markdown_table(lines)] if spent else []

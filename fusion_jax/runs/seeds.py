@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 
 from fusion_jax.errors import InputError
 from fusion_jax.files import write_json
-from fusion_jax.hosts.agree import on_first
 from fusion_jax.intervals import mean_interval
 from fusion_jax.markdown import markdown_table
 from fusion_jax.runs.checks import model_name
@@ -45,7 +44,7 @@ def over_seeds(
             for measure, value in measured.items():
                 seen.setdefault(name, {}).setdefault(measure, []).append(value)
         run.manifests.leave(f"seed-{seed}")
-    on_first(lambda: write_json(run.file(RESULTS), seen, sort=False))
+    run.on_first(lambda: write_json(run.file(RESULTS), seen, sort=False))
     if count > 1:
         _report_seeds(run, title, ran, count, seen)
 
@@ -65,7 +64,7 @@ def _report_seeds(run: RunFolder, title: str, ran: Ran | None, count: int, seen:
     if gains:
         parts += ["Differences on the same seeds, mean and 95 % Student interval.", markdown_table(gains)]
     result = _sentence(seen, own, count)
-    on_first(lambda: write_report(run, f"{title} over {count} seeds", result, ran, parts))
+    run.on_first(lambda: write_report(run, f"{title} over {count} seeds", result, ran, parts))
     run.log("\n\n".join(parts[1::2]))
 
 

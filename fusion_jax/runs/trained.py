@@ -8,6 +8,7 @@ from pathlib import Path
 
 from jax.sharding import Mesh
 
+from fusion_jax.hosts.agree import on_first
 from fusion_jax.models.folder import Model, load, save
 from fusion_jax.store.run_folder import RunFolder
 
@@ -32,6 +33,7 @@ def trained(
 
     def make(folder: Path) -> None:
         model = train(run)
+        on_first(run.secure)
         with run.phase("saving"):
             save(model, folder, dtype="float32")
 

@@ -2,8 +2,10 @@
 
 The lock is an object that is made only where there is none. Its holder writes it again every `BEAT` seconds. Another
 process takes it over when it has stood still for `LEASE` seconds, or at once where the holder was a process of this
-host that has ended. Each writing names the generation that it replaces, so that of two processes one succeeds, and a
-holder that was cut off for so long that it lost the folder learns it and stops.
+machine that has ended. Each writing names the generation that it replaces, so that of two processes one succeeds.
+
+A holder that was stopped or cut off for so long may have lost the folder. So it checks before it writes there: the lock
+was written again less than `SAFE` seconds ago, or is written now.
 """
 
 from __future__ import annotations
@@ -12,111 +14,197 @@ import json
 import threading
 import time
 import uuid
+import weakref
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 from fusion_jax.errors import InputError
-from fusion_jax.paths import check_bucket, generation_of, opened, remove_if, write_if
+from fusion_jax.paths import check_bucket, generation_of, read_bytes, remove_if, write_if
 
-BEAT, LEASE = 10.0, 60.0
+BEAT, SAFE, LEASE = 10.0, 30.0, 60.0
+Holder = Mapping[str, object]  # what the lock says of the process that holds it; "id" tells it from all others
 
 
-class Lease:
-    """A folder of a bucket held by this process until `release` or the end of the process. note: as of `lock.Lock`."""
+class FolderLost(InputError):
+    """Another process holds a folder that this one held; nothing in it is this process's to write or remove."""
 
-    note = ""
+    @classmethod
+    def at(cls, lock: Path) -> FolderLost:
+        """The error for the folder with this lock."""
+        problem = f"another process took the folder over, after this one was not heard of for {LEASE:g} s"
+        return cls(problem, file=lock, cure="Let that one go on, or end it and resume")
 
-    def __init__(self, path: Path, holder: dict[str, Any], generation: int) -> None:
-        self.path, self._holder, self._generation = path, holder, generation
-        self._lost, self._ended = False, threading.Event()
-        self._thread = threading.Thread(target=self._keep, daemon=True)
-        self._thread.start()
 
-    def _keep(self) -> None:
-        beats = 0
-        while not self._ended.wait(BEAT):
-            beats += 1
-            try:
-                new = write_if(self.path, _text(self._holder | {"beats": beats}), self._generation)
-            except Exception:  # the network may come back
-                continue
+class _Pulse:
+    """What keeps a lock: its object as it was last written, and the loop that writes it again.
+
+    lost: whether another process is known to hold it. ended: set when it is to be kept no more.
+    """
+
+    def __init__(self, path: Path, holder: Holder, generation: int, written: float) -> None:
+        self.path, self.lost, self.ended = path, False, threading.Event()
+        self._holder, self._generation, self._written = holder, generation, written
+        self._turn = threading.Lock()
+
+    def beat(self, younger: float = 0.0) -> None:
+        """Write the object again, unless that was done less than `younger` seconds ago.
+
+        Raises:
+          DiskError: the bucket does not take it.
+        """
+        if self.lost or _now() - self._written < younger:
+            return
+        with self._turn:
+            if self.lost or _now() - self._written < younger:
+                return
+            started = _now()
+            new = write_if(self.path, _text(self._holder), self._generation)
+            if new is None:  # a request that was repeated may have been heard the first time
+                found = _read(self.path)
+                new = found.generation if found is not None and found.id == self._holder["id"] else None
             if new is None:
-                found = _read(self.path)  # a request that was repeated may have been heard the first time
-                if found is None or found[1].get("id") != self._holder["id"]:
-                    self._lost = True
-                    return
-                new = found[0]
-            self._generation = new
+                self.lost = True
+            else:
+                self._generation, self._written = new, started
 
-    @property
-    def lost(self) -> bool:
-        """Whether another process is known to have taken the folder over."""
-        return self._lost
+    def keep(self) -> None:
+        """Write the object again and again, until it is lost or let go."""
+        while not self.lost and not self.ended.wait(BEAT):
+            with suppress(Exception):  # the network may come back
+                self.beat()
 
-    def check(self) -> None:
-        """Raises InputError where another process has taken the folder over."""
-        if self._lost:
-            problem = f"another process took the folder over, after this one was not heard of for {LEASE:g} s"
-            raise InputError(problem, file=self.path, cure="Let that one go on, or end it and resume")
-
-    def release(self, path: Path | None = None) -> None:
-        """Let the folder go and remove the lock's object."""
-        if not self._ended.is_set():
-            self._ended.set()
-            self._thread.join()
-            if not self._lost:
+    def remove(self) -> None:
+        """Remove the object; one that cannot be removed stands still from now on, and is taken over."""
+        with suppress(Exception):
+            if not self.lost:
                 remove_if(self.path, self._generation)
 
 
-def acquire(path: Path, me: dict[str, Any], ended: Any, refused: Any) -> Lease:
+class Lease:
+    """A folder of a bucket held by this process until `release`, the end of the process or of this object.
+
+    note: as of `lock.Lock`.
+    """
+
+    note = ""
+
+    def __init__(self, path: Path, holder: Holder, generation: int, written: float) -> None:
+        self.path = path
+        self._pulse = _Pulse(path, holder, generation, written)
+        self._let_go = weakref.finalize(self, self._pulse.ended.set)  # the thread does not know this object
+        self._thread = threading.Thread(target=self._pulse.keep, daemon=True)
+        self._thread.start()
+
+    def check(self) -> None:
+        """To be called before something in the folder is written or removed; seldom asks the bucket.
+
+        Raises:
+          FolderLost: another process has taken the folder over.
+          DiskError: the bucket does not answer, so that nobody knows.
+        """
+        self._pulse.beat(younger=SAFE)
+        if self._pulse.lost:
+            raise FolderLost.at(self.path)
+
+    def release(self, path: Path | None = None) -> None:
+        """Let the folder go and remove the lock's object. Raises nothing that would hide an earlier error."""
+        if self._let_go.alive:
+            self._let_go()
+            self._thread.join(BEAT)
+            self._pulse.remove()
+
+
+def acquire(path: Path, me: Holder, ended: Callable[[Holder], bool], refused: Callable[[Holder], InputError]) -> Lease:
     """The lock of a folder.
 
     Args:
       path: of the lock's object. me: what tells this process to others.
-      ended: (holder) -> whether it was a process of this host that has ended. refused: (holder) -> the error.
+      ended: whether a holder was a process of this machine that has ended. refused: the error that names a holder.
 
     Raises:
       InputError: another process holds it; after `BEAT` seconds or a little more.
     """
-    me = me | {"id": uuid.uuid4().hex, "since": time.strftime("%Y-%m-%d %H:%M:%S")}
+    me = {**me, "id": uuid.uuid4().hex, "since": time.strftime("%Y-%m-%d %H:%M:%S")}
     replaced = 0
     seen: tuple[int, float] | None = None
     while True:
+        started = _now()
         generation = write_if(path, _text(me), replaced)
         if generation is not None:
-            return Lease(path, me, generation)
+            return Lease(path, me, generation, started)
         found = _read(path)
         replaced = 0
         if found is None:
             check_bucket(path)
             time.sleep(0.2)
             continue
-        generation, holder = found
-        if holder.get("id") == me["id"]:
-            return Lease(path, me, generation)
-        if seen is not None and generation != seen[0]:
-            raise refused(holder)
-        seen = seen or (generation, time.monotonic())
-        if ended(holder) or time.monotonic() - seen[1] > LEASE:
-            replaced = generation
+        if found.id == me["id"]:
+            return Lease(path, me, found.generation, started)
+        if seen is not None and found.generation != seen[0]:
+            raise refused(found.holder)
+        seen = seen or (found.generation, time.monotonic())
+        if ended(found.holder) or time.monotonic() - seen[1] > LEASE:
+            replaced = found.generation
         else:
             time.sleep(min(1.0, BEAT))
 
 
-def _text(holder: dict[str, Any]) -> bytes:
-    return json.dumps(holder).encode()
+class Claim(NamedTuple):
+    """Who holds a folder, for other processes and hosts that write there for it. lock: its path."""
+
+    lock: Path
+    id: object
+
+    def check(self) -> None:
+        """As `Lease.check`; asks the bucket each time."""
+        found = _read(self.lock)
+        if found is None or found.id != self.id:
+            raise FolderLost.at(self.lock)
 
 
-def _read(path: Path) -> tuple[int, dict[str, Any]] | None:
-    """Generation and holder; the generation is read first, so that it is never newer than the holder."""
+def claim(lock: Path) -> Claim:
+    """That of the process that holds the lock now.
+
+    Raises:
+      FolderLost: there is none.
+    """
+    found = _read(lock)
+    if found is None or found.id is None:
+        raise FolderLost.at(lock)
+    return Claim(lock, found.id)
+
+
+class _Found(NamedTuple):
+    generation: int
+    holder: Holder
+
+    @property
+    def id(self) -> object:
+        return self.holder.get("id")
+
+
+def _read(path: Path) -> _Found | None:
+    """The lock's object; the generation is read first, so that it is never newer than the holder."""
     generation = generation_of(path)
     if generation is None:
         return None
     try:
-        with opened(path) as file:
-            found = json.loads(file.read())
+        found = json.loads(read_bytes(path))
     except FileNotFoundError:
         return None
-    except ValueError:
+    except ValueError as error:
+        if isinstance(error, InputError):
+            raise
         found = {}
-    return generation, found if isinstance(found, dict) else {}
+    return _Found(generation, found if isinstance(found, dict) else {})
+
+
+def _text(holder: Holder) -> bytes:
+    return json.dumps(holder).encode()
+
+
+def _now() -> float:
+    """Seconds of a clock that goes on while the machine sleeps."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)

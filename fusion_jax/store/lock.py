@@ -18,17 +18,28 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from fusion_jax.errors import InputError
 from fusion_jax.paths import is_remote
 from fusion_jax.store import lease
-from fusion_jax.store.lease import Lease
+from fusion_jax.store.lease import Claim, Holder, Lease
 
 LOCK = ".lock"
 NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # some network disks have none
 TEMPORARY = re.compile(r"\..+\.(\d+|[0-9a-f]{32})\.tmp")
 NOTE = "the file system has no locks: a second process on this folder is noticed on the same host only"
+
+
+class Checked(Protocol):
+    """What says whether a folder is still this process's: a lock that it holds, or a claim on one."""
+
+    def check(self) -> None:
+        """To be called before something is written or removed.
+
+        Raises:
+          FolderLost: another process has taken it over, which only happens on a bucket.
+        """
 
 
 class Lock:
@@ -42,7 +53,7 @@ class Lock:
         self._handle: int | None = handle
 
     def check(self) -> None:
-        """Nobody else can have taken it: the system keeps it (`Lease.check` says otherwise)."""
+        """As `Checked.check`. Nobody else can have taken it: the system keeps it."""
 
     def release(self, path: Path | None = None) -> None:
         """Let the folder go and remove the lock's file.
@@ -64,7 +75,10 @@ class Lock:
             os.close(self._handle)
 
 
-def acquire(folder: Path, *, out: str | os.PathLike[str] | None = None, name: str = LOCK) -> Lock | Lease:
+Held = Lock | Lease
+
+
+def acquire(folder: Path, *, out: str | os.PathLike[str] | None = None, name: str = LOCK) -> Held:
     """The folder, which exists, as this process's own.
 
     Args:
@@ -103,13 +117,22 @@ def acquire(folder: Path, *, out: str | os.PathLike[str] | None = None, name: st
 
 
 @contextmanager
-def held(folder: Path, *, out: str | os.PathLike[str] | None = None, name: str = LOCK) -> Iterator[Lock | Lease]:
+def held(folder: Path, *, out: str | os.PathLike[str] | None = None, name: str = LOCK) -> Iterator[Held]:
     """`acquire`, until the end of the block."""
     lock = acquire(folder, out=out, name=name)
     try:
         yield lock
     finally:
         lock.release()
+
+
+def claim(folder: Path) -> Claim | None:
+    """What other processes and hosts check that write in a held folder for its holder; None on a disk.
+
+    Raises:
+      FolderLost: nobody holds it.
+    """
+    return lease.claim(folder / LOCK) if is_remote(folder) else None
 
 
 def is_held(folder: Path) -> bool:
@@ -176,7 +199,7 @@ def _started(pid: int) -> str:
     return ""
 
 
-def _holder(path: Path) -> dict[str, Any]:
+def _holder(path: Path) -> Holder:
     with suppress(OSError, ValueError):
         found = json.loads(path.read_bytes()[:1000])
         if isinstance(found, dict):
@@ -184,9 +207,10 @@ def _holder(path: Path) -> dict[str, Any]:
     return {}
 
 
-def _alive(holder: dict[str, Any]) -> bool:
+def _runs(holder: Holder) -> bool:
+    """Whether a process of this machine with the number and the start of a holder is there."""
     pid = holder.get("pid")
-    if not isinstance(pid, int) or holder.get("host") != socket.gethostname():
+    if not isinstance(pid, int):
         return False
     try:
         os.kill(pid, 0)
@@ -197,10 +221,20 @@ def _alive(holder: dict[str, Any]) -> bool:
     return holder.get("started") in ("", _started(pid))
 
 
-def _ended(holder: dict[str, Any]) -> bool:
-    """Whether a holder was a process of this machine that has ended."""
+def _alive(holder: Holder) -> bool:
+    """Whether a holder is known to be a process of this machine that runs."""
+    theirs, ours = holder.get("machine"), _machine()
+    here = theirs == ours if theirs and ours else holder.get("host") == socket.gethostname()
+    return here and _runs(holder)
+
+
+def _ended(holder: Holder) -> bool:
+    """Whether a holder is known to be a process of this machine that has ended.
+
+    Host names do not tell: two containers may have the same, and one machine two.
+    """
     here = bool(holder.get("machine")) and holder.get("machine") == _machine()
-    return here and isinstance(holder.get("pid"), int) and not _alive(holder)
+    return here and isinstance(holder.get("pid"), int) and not _runs(holder)
 
 
 def _same_file(handle: int, path: Path) -> bool:
@@ -210,7 +244,7 @@ def _same_file(handle: int, path: Path) -> bool:
         return False
 
 
-def _refused(out: str | os.PathLike[str], holder: dict[str, Any]) -> InputError:
+def _refused(out: str | os.PathLike[str], holder: Holder) -> InputError:
     who = f" ({holder['pid']} on {holder.get('host')}, since {holder.get('since')})" if "pid" in holder else ""
     return InputError(
         f"is being written by another process{who}", file=out, field="--out",

@@ -23,7 +23,7 @@ import xxhash
 from fusion_jax.errors import InputError
 from fusion_jax.files import write_json
 from fusion_jax.json_files import read_json
-from fusion_jax.paths import exists, is_remote, listed, read_range, remove, size_of, sizes_below
+from fusion_jax.paths import exists, is_remote, listed, names_below, read_range, remove, size_of, sizes_below
 
 OF_A_MODEL = (".json", ".safetensors", ".model", ".tiktoken", ".jinja", ".txt")  # files that loading reads
 OF_A_DATA_SET = ("state.json", "dataset_info.json", "dataset_dict.json")
@@ -58,7 +58,7 @@ def content_of(file: Path) -> Content:
 
 def contents(path: Path) -> dict[str, Content]:
     """Of a file, under the name ""; of a folder, of all files below it."""
-    return {name: content_of(path / name if name else path) for name in sizes_below(path)}
+    return {name: content_of(path / name if name else path) for name in names_below(path)}
 
 
 def digest(values: Mapping[str, object]) -> str:
@@ -75,7 +75,7 @@ def signature(path: Path) -> str | None:
     if (path / "config.json").is_file():  # notes and pictures beside a model change nothing
         every = [name for name in listed(path) if name.endswith(OF_A_MODEL) and (path / name).is_file()]
     elif any((path / name).is_file() for name in OF_A_DATA_SET):
-        every = list(sizes_below(path))
+        every = names_below(path)
     else:
         return None
     return digest({name: _ends(path / name) for name in every})
@@ -203,7 +203,7 @@ class Manifests:
     def names(self) -> list[str]:
         """Everything that has a manifest."""
         place = self.root / FOLDER
-        every = sizes_below(place) if place.is_dir() else {}
+        every = names_below(place) if place.is_dir() else []
         found = (path.removesuffix(".json") for path in every if path.endswith(".json"))
         return sorted(name for name in found if name != "run")
 

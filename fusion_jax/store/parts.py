@@ -23,13 +23,14 @@ import safetensors
 import safetensors.numpy
 import xxhash
 
+from fusion_jax.copies import Fetched
 from fusion_jax.errors import InputError
 from fusion_jax.files import replacing, write_json, writing
 from fusion_jax.hosts.agree import on_first, wait_for
 from fusion_jax.hosts.join import HostSettings, this_host
 from fusion_jax.json_files import RESTORE, read_json
-from fusion_jax.paths import Fetched, is_remote, listed
-from fusion_jax.store.lock import held, sweep
+from fusion_jax.paths import is_remote, listed
+from fusion_jax.store.lock import Checked, claim, held, sweep
 
 IDENTITY, CHECKSUM = "identity.json", "xxh3_128"
 DELETE = "Delete this part and run again: it goes on"
@@ -113,10 +114,11 @@ def _make_missing(
     progress(done)
     mine = [number for number in missing if number % host.count == host.index]
     calls = ((job.path(number), job.span(number).start, items(job.span(number))) for number in mine)
+    holder = claim(job.folder) if mine else None
     if workers:
-        finished = _in_processes(task, calls, min(workers, max(1, len(mine))))
+        finished = _in_processes(task, holder, calls, min(workers, max(1, len(mine))))
     else:
-        finished = (_make(task, *call) for call in calls)
+        finished = (_make(task, holder, *call) for call in calls)
     for count in finished:
         done += count
         progress(done)
@@ -156,8 +158,11 @@ def _claim(job: Job, stack: ExitStack) -> None:
             )  # fmt: skip
 
 
-def _make(task: Task, path: Path, start: int, items: Sequence[Any]) -> int:
-    """Make one part, of the records from `start` on (counted from 0); the number of its records."""
+def _make(task: Task, holder: Checked | None, path: Path, start: int, items: Sequence[Any]) -> int:
+    """Make one part, of the records from `start` on (counted from 0); the number of its records.
+
+    holder: for whom the folder is written; None: nobody can take it over.
+    """
     results = []
     for number, item in enumerate(items, start + 1):
         try:
@@ -169,6 +174,8 @@ def _make(task: Task, path: Path, start: int, items: Sequence[Any]) -> int:
     arrays = task.pack(results)
     with writing("a part of the aligned records", path), replacing(path) as temporary:
         safetensors.numpy.save_file(arrays, temporary, metadata={CHECKSUM: _checksum(arrays, start)})
+        if holder is not None:
+            holder.check()
     return len(results)
 
 
@@ -194,13 +201,13 @@ def _check_part(job: Job, number: int) -> None:
             raise InputError("was changed after it was written (its hash differs)", file=path, cure=DELETE)
 
 
-_task: Task | None = None  # of a worker process
+_task: tuple[Task, Checked | None] | None = None  # of a worker process, with the holder of its folder
 
 
-def _start(task: Task) -> None:
+def _start(task: Task, holder: Checked | None) -> None:
     """Begin a worker process: it keeps the task, leaves interrupts to its parent, and does not outlive it."""
     global _task
-    _task = task
+    _task = task, holder
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
@@ -214,13 +221,15 @@ def _end_with_parent() -> None:
 
 def _make_in_worker(path: Path, start: int, items: Sequence[Any]) -> int:
     assert _task is not None
-    return _make(_task, path, start, items)
+    return _make(*_task, path, start, items)
 
 
-def _in_processes(task: Task, calls: Iterator[tuple[Path, int, list[Any]]], workers: int) -> Iterator[int]:
+def _in_processes(
+    task: Task, holder: Checked | None, calls: Iterator[tuple[Path, int, list[Any]]], workers: int
+) -> Iterator[int]:
     """`_make` of each call, in worker processes; results, or the first error, in the order of the calls."""
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start, initargs=(task,))
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start, initargs=(task, holder))
     running: deque[Future[int]] = deque()
     try:
         for call in calls:

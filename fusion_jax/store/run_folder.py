@@ -18,17 +18,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fusion_jax.errors import DiskError, InputError
-from fusion_jax.failures import doing
+from fusion_jax.failures import KEPT, doing, for_log
 from fusion_jax.fields import Fields
 from fusion_jax.files import write_json
 from fusion_jax.hosts.agree import agreed, first_host, on_first, seen
 from fusion_jax.json_files import parse_json
 from fusion_jax.jsonl import read_jsonl, write_jsonl
-from fusion_jax.paths import files_below, is_remote, opened, remove
+from fusion_jax.paths import files_below, is_remote, read_bytes, remove
 from fusion_jax.store import manifest
 from fusion_jax.store.appending import Appending
-from fusion_jax.store.lease import Lease
-from fusion_jax.store.lock import Lock, is_trace
+from fusion_jax.store.lease import FolderLost
+from fusion_jax.store.lock import Held, is_trace
 from fusion_jax.store.manifest import Manifests, State
 from fusion_jax.store.times import TIMES, Clock
 from fusion_jax.store.trackers import TRACKERS, Tracker
@@ -51,7 +51,7 @@ class RunFolder:
     Used in a `with` statement, it lets the folder go at the end, and removes one that it made for nothing.
 
     manifests: of the whole run, made when left out. lock: held by the first host until the end of the run.
-    appending: of the whole run, too.
+    appending: of the whole run, too; it asks the lock.
     made: the folders that opening the run has made, the outermost first. tracker: what shows the metrics besides.
     clocks: of the stages that are under way, the innermost last; all folders of a run share them.
     """
@@ -59,15 +59,17 @@ class RunFolder:
     path: Path
     console: Console
     manifests: Manifests = None  # type: ignore[assignment]
-    lock: Lock | Lease | None = field(default=None, repr=False, compare=False)
+    lock: Held | None = field(default=None, repr=False, compare=False)
     made: tuple[Path, ...] = ()
-    appending: Appending = field(default_factory=Appending, repr=False, compare=False)
+    appending: Appending = field(default=None, repr=False, compare=False)  # type: ignore[assignment]
     tracker: Tracker | None = field(default=None, repr=False, compare=False)
     clocks: list[Clock] = field(default_factory=list, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.manifests is None:
             object.__setattr__(self, "manifests", Manifests(self.path))
+        if self.appending is None:
+            object.__setattr__(self, "appending", Appending(self.lock.check) if self.lock is not None else Appending())
 
     def __enter__(self) -> RunFolder:
         self.clocks.append(Clock("between the stages", self._write_times))
@@ -76,17 +78,29 @@ class RunFolder:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if isinstance(self.lock, Lease) and self.lock.lost:  # what lies there is another process's
-            self.lock.release()
+        try:
+            if error is None:
+                self.secure()
+            elif self.lock is not None:
+                with suppress(Exception):  # the error that came first is the one that is raised
+                    self.lock.check()
+                    self._end_with(error)
+        finally:
+            if self.lock is not None:
+                self.lock.release()
+
+    def _end_with(self, error: BaseException) -> None:
+        """Write what is known of a run that an error ends, or remove a folder in which nothing was made."""
+        remove_unused(self.path, self.made)
+        if not self.path.is_dir():
             return
-        if self.lock is not None and error is not None:
-            self.settle()
-        with suppress(Exception) if error is not None else nullcontext():  # the error that came first is told
-            self.appending.flush()
-        if self.lock is not None:
-            if error is not None:
-                remove_unused(self.path, self.made)
-            self.lock.release()
+        self.settle()
+        unexpected = isinstance(error, Exception) and not isinstance(error, InputError)
+        if unexpected:
+            self.appending.add(self.file(LOG), for_log(error))
+        self.appending.flush()
+        if unexpected:
+            error.add_note(f"{KEPT}{self.file(LOG)}")
 
     def file(self, name: str) -> Path:
         return self.path / name
@@ -137,7 +151,7 @@ class RunFolder:
     def _write_times(self, line: dict[str, Any]) -> None:
         if not first_host():
             return
-        with suppress(OSError, DiskError):  # no result hangs on it
+        with suppress(OSError, DiskError, FolderLost):  # no result hangs on it, and an error may be on its way
             self.appending.add(self.path / TIMES, json.dumps(line) + "\n")
         if "step" in line:
             self.track({name: value for name, value in line.items() if name not in ("stage", "seconds")})
@@ -153,12 +167,25 @@ class RunFolder:
         are on the disk up to here.
 
         Raises:
-          InputError: another process has taken the folder over, which only happens on a bucket.
+          FolderLost: another process has taken the folder over, which only happens on a bucket.
         """
         if first_host():
             if self.lock is not None:
                 self.lock.check()
             self.appending.flush()
+
+    def on_first(self, write: Callable[[], object]) -> None:
+        """Have the first host write something of the run, after `secure`; the others wait, and fail as it fails.
+
+        Raises:
+          InputError: as `secure` and `hosts.agree.on_first`.
+        """
+
+        def secured() -> None:
+            self.secure()
+            write()
+
+        on_first(secured)
 
     def stage(
         self,
@@ -177,18 +204,18 @@ class RunFolder:
           InputError: as `made_once`, and whatever `make` raises.
         """
         path, records = self.file(name), list[dict[str, Any]]()
-        told = ""
+        took = ""
 
         def write(file: Path) -> int:
-            nonlocal told
+            nonlocal took
             with doing(f"making {name}"), self.timed(name) as clock:
                 records.extend(make())
-                on_first(lambda: write_jsonl(file, records))
-                told = clock.told()
+                self.on_first(lambda: write_jsonl(file, records))
+                took = clock.in_words()
             return len(records)
 
         if self.made_once(name, write, of=of, leaf=leaf):
-            self.log(f"{name}: {len(records)} records, {told}")
+            self.log(f"{name}: {len(records)} records, {took}")
             return records
         found = read_jsonl(path)
         self.log(f"{name}: {len(found)} records, read")
@@ -221,11 +248,9 @@ class RunFolder:
         if there:
             seen(self.file(name))
         else:
-            on_first(self.secure)
-            on_first(lambda: self.manifests.begin(own))
+            self.on_first(lambda: self.manifests.begin(own))
             records = make(self.file(name))
-            on_first(self.secure)
-            on_first(lambda: self.manifests.seal(own, of=sources, records=records))
+            self.on_first(lambda: self.manifests.seal(own, of=sources, records=records))
         if leaf:
             self.manifests.leave(own)
         return not there
@@ -239,19 +264,19 @@ class RunFolder:
                     self.manifests.seal(name)
             self.secure()
             write_json(self.file(FINISHED), {"finished": True, "format": manifest.FORMAT})
-            if self.lock is not None:
-                self.lock.release()
 
-        on_first(write)
+        self.on_first(write)
 
 
 def remove_unused(path: Path, made: Iterable[Path]) -> None:
     """Remove the folders that opening a run has made, if nothing was made in them."""
     made = list(made)
-    if path in made and not any(kept_file(file, path) for file in files_below(path)):
-        if is_remote(path):
+    unused = path in made and not any(kept_file(file, path) for file in files_below(path))
+    if is_remote(path):  # where folders are what their files have in common
+        if unused:
             remove(path)
-            return
+        return
+    if unused:
         shutil.rmtree(path, ignore_errors=True)
     for folder in reversed(made):
         with suppress(OSError):
@@ -276,7 +301,9 @@ def truncate_metrics(run: RunFolder, step: int) -> None:
     """Drop what was logged at or after `step` (a killed run logs past its last checkpoint) and any broken last line."""
     run.appending.forget(run.file(METRICS))
     if first_host() and run.file(METRICS).exists():
-        write_jsonl(run.file(METRICS), _logged_before(run, step))
+        kept = _logged_before(run, step)
+        run.secure()
+        write_jsonl(run.file(METRICS), kept)
     if first_host() and run.tracker is not None:
         run.tracker.start(run.name("."), step)
 
@@ -291,10 +318,7 @@ def evaluated(run: RunFolder, step: int) -> bool:
 def _logged_before(run: RunFolder, step: int) -> list[dict[str, Any]]:
     path, kept = run.file(METRICS), list[dict[str, Any]]()
     run.appending.flush()
-    lines = list[bytes]()
-    if path.exists():
-        with opened(path) as source:
-            lines = source.read().split(b"\n")
+    lines = read_bytes(path).split(b"\n") if path.exists() else []
     for number, line in enumerate(lines, 1):
         try:
             record = parse_json(line, file=path, record=number, cure="Remove the line")

@@ -16,7 +16,7 @@ from typing import Any
 from fusion_jax.errors import InputError
 from fusion_jax.fields import Fields
 from fusion_jax.json_files import parse_json
-from fusion_jax.paths import files_below, opened, stamp
+from fusion_jax.paths import files_below, read_bytes, stamp
 
 TIMES = "times.jsonl"  # {"stage", "step"?, "seconds", "seconds/PHASE"...}: a line for each part of a stage
 PREFIX = "seconds/"
@@ -68,13 +68,13 @@ class Clock:
         if self._outer is not None:
             self._outer._last = self._last
 
-    def told(self) -> str:
-        """What was counted so far, in words: "15 s (sampling 12 s, scoring 3 s)"."""
+    def in_words(self) -> str:
+        """What was counted so far: "15 s (sampling 12 s, scoring 3 s)"."""
         self.took()
         so_far = Spent()
         for part in (self.whole, self._lap):
             so_far.add(part.seconds, part.phases)
-        return f"{so_far.seconds:.0f} s" + (f" ({so_far.told()})" if so_far.told() else "")
+        return f"{so_far.seconds:.0f} s" + (f" ({so_far.in_words()})" if so_far.in_words() else "")
 
 
 @dataclass
@@ -89,7 +89,7 @@ class Spent:
         for name, part in phases.items():
             self.phases[name] = self.phases.get(name, 0.0) + part
 
-    def told(self) -> str:
+    def in_words(self) -> str:
         """The phases that took half a second or more, the longest first: "sampling 12 s, scoring 3 s"."""
         longest = sorted(self.phases.items(), key=lambda phase: -phase[1])
         return ", ".join(f"{name} {seconds:.0f} s" for name, seconds in longest if seconds >= 0.5)
@@ -101,9 +101,7 @@ def times(folder: Path) -> dict[str, Spent]:
     every = [file for file in files_below(folder) if file.name == TIMES]
     for path in sorted(every, key=lambda file: (len(file.parts), stamp(file)[-1])):
         inside = path.parent.relative_to(folder).as_posix()
-        with opened(path) as source:
-            lines = source.read().split(b"\n")
-        for line in lines:
+        for line in read_bytes(path).split(b"\n"):
             with suppress(InputError):  # a line that a kill cut short
                 values = parse_json(line)
                 record = Fields(values, path)

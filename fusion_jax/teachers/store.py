@@ -12,20 +12,23 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
+from types import TracebackType
 
 import numpy as np
 import safetensors
 import safetensors.numpy
 
+from fusion_jax.copies import Fetched
 from fusion_jax.data.documents import TeacherRow, TeacherText
 from fusion_jax.errors import InputError
 from fusion_jax.files import replacing, write_json, writing
 from fusion_jax.hosts.agree import agreed, wait_for
 from fusion_jax.hosts.join import Host, HostSettings
 from fusion_jax.json_files import RESTORE, read_json
-from fusion_jax.paths import Fetched, as_path, check_bucket, listed, remove
-from fusion_jax.store.lock import LOCK, held, is_trace, sweep
+from fusion_jax.paths import as_path, check_bucket, listed, remove
+from fusion_jax.store.lock import LOCK, Held, held, is_trace, sweep
 
 DTYPES = {
     "ids": np.int32, "offsets": np.int32, "topk_ids": np.int32, "topk_logprobs": np.float16, "logsumexp": np.float32,
@@ -100,10 +103,10 @@ def write_store(
         return identity.parts
     with ExitStack() as stack:
         writes = host.first or not together
-        _begin(path, identity, host, settings, stack if writes else None)
+        lock = _begin(path, identity, host, settings, stack if writes else None)
         if writes:
             sweep(path, lambda name: _is_own(name, host, together))
-        return _write_missing(path, identity, rows_of, progress, host=host, settings=settings, together=together)
+        return _write_missing(path, identity, rows_of, progress, lock, host=host, settings=settings, together=together)
 
 
 def _is_own(name: str, host: Host, together: bool) -> bool:
@@ -118,6 +121,7 @@ def _write_missing(
     identity: StoreIdentity,
     rows_of: Callable[[range], Sequence[TeacherRow]],
     progress: Callable[[int], None],
+    lock: Held | None,
     *,
     host: Host,
     settings: HostSettings,
@@ -132,8 +136,8 @@ def _write_missing(
             rows = rows_of(wanted)
             if len(rows) != len(wanted):
                 raise ValueError(f"{len(wanted)} rows were asked for, {len(rows)} came")
-            if host.first or not together:
-                _write_part(_part(path, number), rows, start, identity.k)
+            if lock is not None:
+                _write_part(_part(path, number), rows, start, identity.k, lock)
         progress(wanted.stop)
 
     def missing() -> dict[str, int]:
@@ -144,35 +148,45 @@ def _write_missing(
     return int(there.sum())
 
 
-def _begin(path: Path, identity: StoreIdentity, host: Host, settings: HostSettings, stack: ExitStack | None) -> None:
+def _begin(
+    path: Path, identity: StoreIdentity, host: Host, settings: HostSettings, stack: ExitStack | None
+) -> Held | None:
     """Have store.json there and checked, and the folder held by this host until the stack ends, if it writes."""
+    lock: Held | None = None
     file = path / STORE
     names = {name for name in listed(path) if not is_trace(name)} if path.exists() else set()
     if names and file.name not in names:
         raise InputError("holds files but no teacher store", file=path, cure="Choose an empty or new folder")
     if stack is not None and host.first:
         path.mkdir(parents=True, exist_ok=True)
-        stack.enter_context(held(path))
+        lock = stack.enter_context(held(path))
         if not names:
             if host.count == 1:  # others may have begun with parts
-                stack.push(lambda kind, error, trace: _remove_unused(path) if error is not None else None)
+                stack.push(partial(_remove_unused, path, lock))
             write_json(file, asdict(identity))
     wait_for(lambda: {} if file.exists() else {os.fspath(file): 0}, settings)
     _check_identity(path, identity)
     if stack is not None and not host.first:  # hosts that are not connected have a lock each
-        stack.enter_context(held(path, name=f"{LOCK}-{host.index}"))
+        lock = stack.enter_context(held(path, name=f"{LOCK}-{host.index}"))
+    return lock
 
 
-def _remove_unused(path: Path) -> None:
-    """Remove a store that was begun and holds nothing, with its folder, which is held."""
-    if not any(name.startswith("part-") for name in listed(path)):
-        remove(path / STORE)
-        remove(path / LOCK)
-        with suppress(OSError):
+def _remove_unused(
+    path: Path, lock: Held, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+) -> None:
+    """At the end of a block that raised an error: remove a store that was begun in it and holds nothing, with its
+    folder, which is held."""
+    if error is None:
+        return
+    with suppress(Exception):  # the error that came first is the one that is raised
+        lock.check()
+        if not any(name.startswith("part-") for name in listed(path)):
+            remove(path / STORE)
+            remove(path / LOCK)
             path.rmdir()
 
 
-def _write_part(path: Path, rows: Sequence[TeacherRow], start: int, k: int) -> None:
+def _write_part(path: Path, rows: Sequence[TeacherRow], start: int, k: int, lock: Held) -> None:
     from array_record.python.array_record_module import ArrayRecordWriter
 
     with writing("a part of a teacher store", path), replacing(path) as temporary:
@@ -184,6 +198,7 @@ def _write_part(path: Path, rows: Sequence[TeacherRow], start: int, k: int) -> N
                 writer.write(safetensors.numpy.save(arrays))
         finally:
             writer.close()
+        lock.check()
 
 
 def _check_row(row: TeacherRow, k: int, path: Path, number: int) -> None:
@@ -207,11 +222,11 @@ def _check_identity(path: Path, identity: StoreIdentity) -> None:
     for name, value in asdict(identity).items():
         if not isinstance(stored, dict) or stored.get(name) != value:
             before = stored.get(name) if isinstance(stored, dict) else None
-            told = f" ({before}, now {value})" if isinstance(value, int) else ""
+            both = f" ({before}, now {value})" if isinstance(value, int) else ""
             other, cure = f"another {name}", "Read it with what it was written with, or write a new store"
             if name == "documents":
                 other, cure = "other documents", f"{cure}; windows of texts depend on --max-length and on tokenizers"
-            raise InputError(f"the store was written with {other}{told}", file=path / STORE, field=name, cure=cure)
+            raise InputError(f"the store was written with {other}{both}", file=path / STORE, field=name, cure=cure)
 
 
 class TeacherStore(Sequence[TeacherRow]):

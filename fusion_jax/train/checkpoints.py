@@ -12,10 +12,10 @@ from contextlib import contextmanager
 import jax
 import numpy as np
 
-from fusion_jax.errors import InputError, first_line
+from fusion_jax.errors import DiskError, InputError, first_line
 from fusion_jax.files import fault, writing
 from fusion_jax.hosts.agree import agreed, first_host, on_first, seen
-from fusion_jax.paths import is_remote, remove
+from fusion_jax.paths import bucket_faults, is_remote, remove
 from fusion_jax.store.manifest import Manifests
 from fusion_jax.store.run_folder import RunFolder
 from fusion_jax.train.state import TrainState
@@ -29,18 +29,24 @@ class Checkpoints:
     Writing goes on in the background, a kill leaves only whole checkpoints behind. One that is whole gets its manifest
     a little later, from a thread that reads it again: what was killed before that is taken as Orbax has written it.
     Where several hosts write a checkpoint, or one lies on a bucket, it has none.
+
+    Raises:
+      InputError: the folder's path holds a bracket.
     """
 
     def __init__(self, run: RunFolder, *, keep: int = 1) -> None:
         logging.getLogger("absl").setLevel(logging.CRITICAL)  # what fails is raised, too
         self.path = run.file(FOLDER)
+        place = self.path if is_remote(self.path) else self.path.absolute()
+        if "[" in str(place):  # what was written would not be found again
+            problem, cure = "holds a bracket, which Orbax takes for a pattern", "Rename it, or choose another --out"
+            raise InputError(problem, file=place, field="--out", cure=cure)
         import orbax.checkpoint as ocp
 
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, cleanup_tmp_directories=True)
-        place = self.path if is_remote(self.path) else self.path.absolute()
         self.manager = ocp.CheckpointManager(place, options=options)
         self._manifests, self._name = run.manifests, run.name(FOLDER)
-        self._secure = run.secure
+        self._on_first = run.on_first
         self._pending: int | None = None
         self._sealing: threading.Thread | None = None
 
@@ -52,8 +58,7 @@ class Checkpoints:
     def start(self, step: int, state: TrainState) -> None:
         """Begin to write a checkpoint; manifests of the ones that it replaces go first, whose files Orbax removes."""
         self.finish()
-        on_first(self._secure)  # what was logged before a checkpoint is read with it
-        on_first(self._forget)
+        self._on_first(self._forget)  # what was logged before a checkpoint is read with it
         import orbax.checkpoint as ocp
 
         self.manager.save(step, args=ocp.args.StandardSave(state))
@@ -183,6 +188,7 @@ def restore_state(checkpoints: Checkpoints, like: TrainState) -> TrainState | No
 
     Raises:
       InputError: the checkpoint was changed after it was written, or does not fit the model or the optimizer.
+      DiskError: a bucket does not give it.
     """
     step = checkpoints.latest()
     if step is None:
@@ -193,9 +199,13 @@ def restore_state(checkpoints: Checkpoints, like: TrainState) -> TrainState | No
         abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like)
         import orbax.checkpoint as ocp
 
-        return checkpoints.manager.restore(step, args=ocp.args.StandardRestore(abstract))
+        with bucket_faults(checkpoints.path, doing=f"checkpoint {step} cannot be read"):
+            return checkpoints.manager.restore(step, args=ocp.args.StandardRestore(abstract))
+    except DiskError:
+        raise
     except (ValueError, KeyError, FileNotFoundError) as error:
         raise InputError(
             f"checkpoint {step} cannot be restored ({first_line(error)})",
-            file=str(checkpoints.manager.directory), cure="Resume with the model and settings it was written with",
+            file=str(checkpoints.manager.directory),
+            cure="Resume with the model and settings it was written with, or delete it: the stage then begins anew",
         ) from None  # fmt: skip

@@ -18,7 +18,6 @@ from fusion_jax.data.packing import check_packable
 from fusion_jax.errors import InputError
 from fusion_jax.failures import doing
 from fusion_jax.files import write_json
-from fusion_jax.hosts.agree import on_first
 from fusion_jax.hosts.signals import PREEMPTED, preemption
 from fusion_jax.json_files import RESTORE, read_json
 from fusion_jax.losses.schedules import learning_rate
@@ -76,7 +75,7 @@ def optimise(
         def referenced(name: str, some: Data) -> Data:
             with run.timed(name.replace("_", ", ")), run.phase("reference"):
                 return with_reference(
-                    run.sub(name).path, model, some, compute, batch_size=size, buckets=buckets, scores=objective.scores
+                    run.sub(name), model, some, compute, batch_size=size, buckets=buckets, scores=objective.scores
                 )
 
         data = data if in_step else referenced("reference", data)
@@ -165,7 +164,7 @@ def _check_examples(run: RunFolder, data: Data, max_positions: int, pack_tokens:
             f"the longest example has {read + 1} tokens, the model has {max_positions} positions", field="max_length",
             cure=f"Cut examples to {max_positions} tokens",
         )  # fmt: skip
-    on_first(lambda: _check_same_examples(run.file("examples.json"), data))
+    run.on_first(lambda: _check_same_examples(run.file("examples.json"), data))
 
 
 def _check_same_examples(file: Path, data: Data) -> None:
@@ -202,7 +201,7 @@ def _loop(
         for step in range(first, total):
             indices, batch = upcoming
             state, metrics = work.step(state, batch, work.reference)
-            told = told_to_stop()
+            stopping = told_to_stop()
             clock.took("step")
             upcoming = work.feed(step + 1)  # while the devices work
             clock.took("data")
@@ -217,7 +216,7 @@ def _loop(
                 progress.update(task, note=f"loss {values['loss']:.4f}")
             done = step + 1
             evaluating = _due(done, settings.eval_every, total)
-            stop = bool(told) or (evaluating and bool(told_to_stop()))  # an evaluation is long, so once more
+            stop = bool(stopping) or (evaluating and bool(told_to_stop()))  # an evaluation is long, so once more
             if _due(done, settings.checkpoint_every, total) or stop:
                 save_state(checkpoints, state)
                 clock.took("checkpoint")
@@ -229,8 +228,8 @@ def _loop(
                 clock.took("eval")
             progress.update(task, completed=done)
     if first < total:
-        told_loss = f"last loss {values['loss']:.4f}"
-        run.log(f"{run.path.name}: steps {first + 1} to {total}, {told_loss}, {clock.told()}")
+        loss = f"last loss {values['loss']:.4f}"
+        run.log(f"{run.path.name}: steps {first + 1} to {total}, {loss}, {clock.in_words()}")
     return state
 
 

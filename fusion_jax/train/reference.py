@@ -12,7 +12,7 @@ import numpy as np
 from fusion_jax.data.batches import Buckets, Data, Example, collate
 from fusion_jax.errors import InputError
 from fusion_jax.files import regular_file, replacing, write_json, writing
-from fusion_jax.hosts.agree import agreed_exists, on_first
+from fusion_jax.hosts.agree import agreed_exists
 from fusion_jax.json_files import RESTORE, read_json
 from fusion_jax.models.compute import Compute
 from fusion_jax.models.config import ModelConfig
@@ -22,6 +22,7 @@ from fusion_jax.models.identity import fingerprint
 from fusion_jax.paths import opened
 from fusion_jax.sharding import data_ways, local_rows, padded_rows
 from fusion_jax.store.manifest import Content, content_of
+from fusion_jax.store.run_folder import RunFolder
 from fusion_jax.train.scores import Scores, score
 from fusion_jax.train.step import make_score_step, shard_batch
 
@@ -79,7 +80,7 @@ def _stored(file: Path, stored: dict[str, Any], shape: tuple[int, int]) -> np.nd
 
 
 def with_reference(
-    folder: Path,
+    run: RunFolder,
     model: Model,
     data: Data,
     compute: Compute,
@@ -88,7 +89,7 @@ def with_reference(
     buckets: Buckets,
     scores: Callable[..., Scores] = score,
 ) -> Data:
-    """The examples with their reference log-probs, read from `folder` or computed and stored there.
+    """The examples with their reference log-probs, read from the folder of a run or computed and stored there.
 
     Args:
       scores: the forward pass, that of the objective.
@@ -98,7 +99,7 @@ def with_reference(
     """
     examples = data.examples
     identity = {"model": fingerprint(model.params), "examples": examples_fingerprint(examples)}
-    values_file, identity_file = folder / "reference.npy", folder / "reference.json"
+    values_file, identity_file = run.file("reference.npy"), run.file("reference.json")
     if agreed_exists(identity_file):
         stored = read_json(identity_file, cure=RESTORE)
         for name, value in identity.items():
@@ -126,5 +127,5 @@ def with_reference(
                 # Last: with it the values count as made.
                 write_json(identity_file, identity | content_of(values_file)._asdict())
 
-        on_first(store)
+        run.on_first(store)
     return data.referenced(values)

@@ -20,6 +20,7 @@ FLOORS = (
     "jsonl settings",
     "json_files yaml_files command_line failures markdown ops",
     "arguments display fields files hosts intervals losses options sharding slices",
+    "copies",
     "paths",
     "errors figures versions",
 )  # from the top down; the package's own face hands names on and stands beside them

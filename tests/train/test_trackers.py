@@ -180,7 +180,7 @@ def test_a_clock_counts_every_second_once(monkeypatch):
     inner.took("step")
     inner.lap(step=0)
     passes(32)
-    assert inner.told() == "48 s (step 16 s)"
+    assert inner.in_words() == "48 s (step 16 s)"
     inner.lap()
     passes(64)
     outer.lap()

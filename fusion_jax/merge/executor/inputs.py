@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fusion_jax.copies import Fetched
 from fusion_jax.display import brief
 from fusion_jax.errors import InputError, quoted
 from fusion_jax.fields import Fields
@@ -18,7 +19,7 @@ from fusion_jax.models.families import FAMILIES
 from fusion_jax.models.head import EMBEDDING, HEAD, with_head
 from fusion_jax.models.json_files import read_config
 from fusion_jax.models.safetensors_io import TensorEntry, open_folder
-from fusion_jax.paths import Fetched, is_remote, listed
+from fusion_jax.paths import is_remote, listed
 
 # What may not differ between models, also where the shapes of their tensors agree.
 SAME = ("model_type", "num_attention_heads", "num_key_value_heads", "head_dim", "hidden_act")

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jax.sharding import Mesh
 
+from fusion_jax.copies import staged
 from fusion_jax.display import brief
 from fusion_jax.files import DiskError, write_json
 from fusion_jax.merge.executor.config_files import merged_config, write_config
@@ -32,7 +33,7 @@ from fusion_jax.merge.executor.unfinished import unfinished
 from fusion_jax.merge.vocabulary.tokenizer_files import write_tokenizer
 from fusion_jax.merge.vocabulary.tokens import Vocabulary
 from fusion_jax.models.safetensors_io import PlannedTensor, Shard, plan_shards, write_index, write_shard
-from fusion_jax.paths import as_path, is_remote, staged, stamp
+from fusion_jax.paths import as_path, is_remote, stamp
 from fusion_jax.zoo import model_path
 
 PROVENANCE = "merge.json"
@@ -63,8 +64,8 @@ def merge(
 
     Args:
       source: a YAML file in mergekit's form, an equal dict, or what `prepare` made of one.
-      out: a folder that is not there yet. Until the end all lies in .NAME.unfinished beside it; after a kill or a fault
-        of the disk the same call goes on there, and another recipe starts anew.
+      out: a folder that is not there yet. Until the end all lies in .NAME.unfinished beside it or, on a bucket, in it;
+        after a kill or a fault of the disk the same call goes on there, and another recipe starts anew.
       mesh: every tensor is split over all of its devices.
       shard_bytes: of an output file: what a kill loses at most.
       locate: a model's name in the recipe -> its folder; zoo:NAME is known.
@@ -76,7 +77,7 @@ def merge(
     """
     prepared = source if isinstance(source, Prepared) else prepare(source, locate)
     shards, configs = _planned_files(prepared, shard_bytes), merged_config(prepared)
-    with unfinished(out, _identity(prepared, shard_bytes)) as folder:
+    with unfinished(out, _identity(prepared, shard_bytes)) as (folder, lock):
         folders = {model: one.files for model, one in prepared.inputs.items()}
         with staged(folder) as here:
             write_tokenizer(prepared.recipe, folders, prepared.vocabulary or Vocabulary({}), here)
@@ -88,8 +89,9 @@ def merge(
         arrivals = _Arrivals(prepared, merged_tensors(prepared, wanted, mesh), records, progress)
         for shard in missing:
             # To wait for the disk would take as long again: the system writes it when it can.
-            write_shard(folder, _filled(shard, arrivals.value), sync=False)
-            append_records(folder, [records[name] for name in merged_in(shard)])
+            write_shard(folder, _filled(shard, arrivals.value), sync=False, before_end=lock.check)
+            append_records(folder, shard, records)
+        lock.check()
         write_index(folder, shards)
         ordered = [records[name] for name in by_name]
         write_records(folder, ordered)

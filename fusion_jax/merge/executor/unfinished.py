@@ -6,19 +6,27 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from fusion_jax.errors import InputError
 from fusion_jax.files import FAULTS, DiskError, fault, reason, write_json, writing
 from fusion_jax.json_files import read_json
 from fusion_jax.paths import as_path, check_bucket, is_remote, listed, remove
-from fusion_jax.store.lock import LOCK, acquire, is_trace, sweep
+from fusion_jax.store.lease import FolderLost
+from fusion_jax.store.lock import LOCK, Held, acquire, is_trace, sweep
 
 IDENTITY = "identity.json"
 
 
+class Unfinished(NamedTuple):
+    """The folder of an unfinished merge, held by this process; `lock.check()` goes before each writing in it."""
+
+    folder: Path
+    lock: Held
+
+
 @contextmanager
-def unfinished(out: str | os.PathLike[str], identity: dict[str, Any]) -> Iterator[Path]:
+def unfinished(out: str | os.PathLike[str], identity: dict[str, Any]) -> Iterator[Unfinished]:
     """A folder beside `out` that takes its name at the end.
 
     One that is there already goes on if it is of the same identity, else it is made anew. It survives a kill and, where
@@ -28,6 +36,7 @@ def unfinished(out: str | os.PathLike[str], identity: dict[str, Any]) -> Iterato
     Raises:
       InputError: `out` exists, cannot be replaced, or another process writes it.
       DiskError: a fault of the disk; says what would mend it, and what is kept.
+      FolderLost: another process has taken it over, and it is left as it is.
     """
     remote = is_remote(out)
     target = as_path(out) if remote else Path(os.path.realpath(out))
@@ -40,13 +49,14 @@ def unfinished(out: str | os.PathLike[str], identity: dict[str, Any]) -> Iterato
     try:
         known = place / IDENTITY
         same = known.exists() and read_json(known, cure=f"Delete {place} and merge anew") == identity
-        with _cleaned(place):
+        with _cleaned(place, lock):
             _check_free(target, out)  # another process may have finished it by now
             if not same:
                 _empty(place)
             sweep(place)
             write_json(known, identity)
-            yield place
+            yield Unfinished(place, lock)
+            lock.check()
             if not remote:
                 os.replace(place, target)
             (target / IDENTITY).unlink()  # a kill before this leaves a whole merge
@@ -56,19 +66,21 @@ def unfinished(out: str | os.PathLike[str], identity: dict[str, Any]) -> Iterato
 
 
 @contextmanager
-def _cleaned(place: Path) -> Iterator[None]:
+def _cleaned(place: Path, lock: Held) -> Iterator[None]:
     """Bad input leaves nothing of the folder behind; of a fault of the disk, told in one line, what can go on stays."""
     try:
         yield
+    except FolderLost:
+        raise
     except DiskError as error:
-        raise _to_go_on(place, error.problem, error.cure or "", error.file or place) from error
+        raise _to_go_on(place, lock, error.problem, error.cure or "", error.file or place) from error
     except InputError:
-        _remove(place)
+        _remove(place, lock)
         raise
     except OSError as error:
         number = fault(error)
         problem, cure = (reason(error), "Mend the disk or choose another --out") if number is None else FAULTS[number]
-        raise _to_go_on(place, problem, cure, error.filename or place) from error
+        raise _to_go_on(place, lock, problem, cure, error.filename or place) from error
 
 
 def _check_free(target: Path, out: str | os.PathLike[str]) -> None:
@@ -94,19 +106,21 @@ def _empty(place: Path) -> None:
             remove(file)
 
 
-def _remove(place: Path) -> None:
-    with suppress(OSError):
+def _remove(place: Path, lock: Held) -> None:
+    with suppress(Exception):  # the error that came first is the one that is raised
+        lock.check()
         _empty(place)
         (place / LOCK).unlink()  # while it is held
         place.rmdir()
 
 
-def _to_go_on(place: Path, problem: str, cure: str, file: str | os.PathLike[str]) -> DiskError:
+def _to_go_on(place: Path, lock: Held, problem: str, cure: str, file: str | os.PathLike[str]) -> DiskError:
     """A fault of the disk, with what to do and what is kept; nothing is where no file is finished."""
-    finished = len(list(place.glob("*.safetensors")))
     cure += ", and run the same again"
-    if finished:
-        cure += f"; it goes on behind the {finished} finished files in {place}"
-    else:
-        _remove(place)
+    with suppress(Exception):  # a bucket that does not answer keeps what there is
+        finished = len(list(place.glob("*.safetensors")))
+        if finished:
+            cure += f"; it goes on behind the {finished} finished files in {place}"
+        else:
+            _remove(place, lock)
     return DiskError(problem, file=file, field="--out", cure=cure)
