@@ -16,12 +16,14 @@ from fusion_jax.data.chat import generation_prompt
 from fusion_jax.errors import InputError
 from fusion_jax.evals.accuracy import evaluate
 from fusion_jax.models.folder import Model, load, logits
-from fusion_jax.zoo import MODELS, model_path
-from fusion_jax.zoo.specs import SPECS
-from fusion_jax.zoo.tasks import SKILLS, prompts
+from fusion_jax.rewards.verifiers import verifier
+from fusion_jax.zoo import MODELS, model_path, plants
+from fusion_jax.zoo.specs import EVERY, PLANT_MODELS, SKILL_LESSONS, SPECS, PlantLessons, ZooSpec
+from fusion_jax.zoo.tasks import SKILLS
 
-each_spec = pytest.mark.parametrize("spec", SPECS, ids=lambda s: s.name)
+each_spec = pytest.mark.parametrize("spec", EVERY, ids=lambda s: s.name)
 SOURCES = tuple(s for s in SPECS if s.name != "target")
+PLANT_SOURCES = tuple(s for s in PLANT_MODELS if s.name != "plants-target")
 
 
 @cache
@@ -34,40 +36,57 @@ def model(name: str) -> Model:
     return load(MODELS / name, dtype="float32")
 
 
+def skills(spec: ZooSpec) -> list[str]:
+    return [plants.SKILL] if isinstance(spec.lessons, PlantLessons) else list(SKILLS)
+
+
 def accuracy(name: str) -> dict[str, float]:
     return manifest()["models"][name]["accuracy"]
 
 
 def test_the_manifest_tells_how_it_was_made():
     assert isinstance(manifest()["seed"], int) and manifest()["test_prompts_per_skill"] >= 50
-    assert set(manifest()["models"]) == {s.name for s in SPECS} == {p.name for p in MODELS.iterdir() if p.is_dir()}
-    for spec in SPECS:
+    assert set(manifest()["models"]) == {s.name for s in EVERY} == {p.name for p in MODELS.iterdir() if p.is_dir()}
+    for spec in EVERY:
         entry = manifest()["models"][spec.name]
         assert re.fullmatch(rf"python experiments/zoo\.py .*--only {spec.name}", entry["command"])
-        assert entry["seconds"] > 0 and set(entry["accuracy"]) == {*SKILLS, "all"}
+        assert entry["seconds"] > 0 and set(entry["accuracy"]) == {*skills(spec), "all"}
         assert entry["parameters"] == sum(x.size for x in jax.tree.leaves(model(spec.name).params))
 
 
-def test_three_architectures_three_tokenizers_and_a_smaller_target():
-    assert len({model(s.name).config.model_type for s in SOURCES}) == 3 == len({s.tokenizer for s in SOURCES})
-    assert len({s.template for s in SPECS}) == 4 and len({s.style for s in SOURCES}) == 3
-    sizes = {s.name: manifest()["models"][s.name]["parameters"] for s in SPECS}
-    assert sizes["target"] == min(sizes.values()) < 0.7 * min(sizes[s.name] for s in SOURCES)
-    for spec in SPECS:
+@pytest.mark.parametrize(("specs", "target"), [(SPECS, "target"), (PLANT_MODELS, "plants-target")])
+def test_three_architectures_three_tokenizers_and_a_smaller_target(specs, target):
+    sources = [s for s in specs if s.name != target]
+    assert len({model(s.name).config.model_type for s in sources}) == 3 == len({s.tokenizer for s in sources})
+    assert len({s.template for s in specs}) == 4
+    sizes = {s.name: manifest()["models"][s.name]["parameters"] for s in specs}
+    assert sizes[target] == min(sizes.values()) < 0.7 * min(sizes[s.name] for s in sources)
+    for spec in specs:
         assert json.loads((MODELS / spec.name / "config.json").read_text())["dtype"] == "bfloat16"
+
+
+def test_every_source_has_a_wording_of_its_own():
+    assert len({SKILL_LESSONS[s.name].style for s in SOURCES}) == 3
+    worded = [list(s.lessons.styles) for s in PLANT_SOURCES]
+    assert all(len(styles) == 1 for styles in worded) and len({styles[0] for styles in worded}) == 3
 
 
 @each_spec
 def test_accuracy_is_what_the_manifest_says(spec):
     """Greedy answers of the folder to a share of the manifest's own problems, within what the share allows."""
-    count, seed, asked = manifest()["test_prompts_per_skill"], manifest()["seed"], 24
-    test = [r for skill in SKILLS for r in prompts(skill, count, split="test", seed=seed)[:asked]]
-    rows, _ = evaluate(spec.name, load(MODELS / spec.name), test, max_new_tokens=28)
+    count, asked = manifest()["test_prompts_per_skill"], 24
+    held_out = spec.lessons.test(count, manifest()["seed"])
+    test = [r for skill in skills(spec) for r in [h for h in held_out if h["skill"] == skill][:asked]]
+    reward = verifier(spec.lessons.verifier)
+    rows, graded = evaluate(spec.name, load(MODELS / spec.name), test, max_new_tokens=28, verifier=reward)
     for row in rows:
         stated = accuracy(spec.name)[row["skill"]]
         # A sample without replacement, four standard errors, and two answers that rounding to bfloat16 may turn.
         spread = np.sqrt(stated * (1 - stated) / row["count"]) * np.sqrt(1 - asked / count)
         assert abs(row["accuracy"] - stated) <= 4 * spread + 2 / row["count"], (row, stated)
+    for skill, stated in manifest()["models"][spec.name].get("reward", {}).items():
+        rewards = [reward(r["response"], r["answer"]) for r in graded if r["skill"] == skill]
+        assert abs(np.mean(rewards) - stated) <= 4 * np.std(rewards) / np.sqrt(asked) + 2 / asked
 
 
 @pytest.mark.parametrize("spec", SOURCES, ids=lambda s: s.name)
@@ -95,6 +114,14 @@ def test_transformers_loads_the_folder_and_agrees(spec):
     with torch.no_grad():
         expected = theirs(torch.asarray(tokens, dtype=torch.long)).logits.numpy()
     assert np.abs(np.asarray(logits(ours, tokens)) - expected).max() <= 1e-5 * np.abs(expected).max()
+
+
+def test_the_plants_target_is_ignorant_where_the_sources_know():
+    """Each property is known to a source, by its lessons and in what the models answer."""
+    rewards = {s.name: manifest()["models"][s.name]["reward"][plants.SKILL] for s in PLANT_MODELS}
+    assert rewards["plants-target"] < 0.35 and all(rewards[s.name] > 0.5 for s in PLANT_SOURCES)
+    knowledge = [s.lessons.knowledge for s in PLANT_SOURCES]
+    assert all(max(k.known[field] for k in knowledge) == 0.95 for field in plants.VALUES)
 
 
 def test_paths_and_unknown_names():

@@ -12,28 +12,39 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from fusion_jax.data.chat import generation_prompt, render, render_text, stop_token_ids
 from fusion_jax.errors import InputError
 from fusion_jax.models.folder import load_tokenizer
-from fusion_jax.zoo import MODELS
-from fusion_jax.zoo.specs import SPECS, ZooSpec
-from fusion_jax.zoo.tasks import SKILLS, STYLES, corpus, in_style, mixture
+from fusion_jax.zoo import MODELS, plants
+from fusion_jax.zoo.specs import EVERY, PlantLessons, SkillLessons, ZooSpec
+from fusion_jax.zoo.tasks import SKILLS, STYLES, in_style, mixture
 from fusion_jax.zoo.tokenizers import MARKS, train_tokenizer
 
-each_spec = pytest.mark.parametrize("spec", SPECS, ids=lambda s: s.name)
+each_spec = pytest.mark.parametrize("spec", EVERY, ids=lambda s: s.name)
 RECORDS = mixture(dict.fromkeys(SKILLS, 25), split="test", seed=8)
 STYLE_NAMES = tuple(STYLES)
+PLANTS = plants.prompts(60, split="test", seed=8)
+DRAWN = plants.draw(60, split="test", seed=8)
 
 
 def manifest_seed() -> int:
     return int(json.loads((MODELS / "manifest.json").read_text())["seed"])
 
 
-@cache
 def trained(spec: ZooSpec) -> PreTrainedTokenizerFast:
-    return train_tokenizer(spec.tokenizer, spec.template, spec.vocab_size, corpus(manifest_seed(), 400))
+    return _trained(EVERY.index(spec))
 
 
 @cache
+def _trained(place: int) -> PreTrainedTokenizerFast:
+    spec = EVERY[place]
+    return train_tokenizer(spec.tokenizer, spec.template, spec.vocab_size, spec.lessons.corpus(manifest_seed()))
+
+
 def shipped(spec: ZooSpec) -> PreTrainedTokenizerFast:
-    return load_tokenizer(MODELS / spec.name)
+    return _shipped(spec.name)
+
+
+@cache
+def _shipped(name: str) -> PreTrainedTokenizerFast:
+    return load_tokenizer(MODELS / name)
 
 
 def ids(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
@@ -45,7 +56,21 @@ def user(text: str) -> dict[str, str]:
 
 
 def texts() -> list[str]:
-    return [f"{r['prompt']}\n{in_style(r['answer'], STYLE_NAMES[i % len(STYLE_NAMES)])}" for i, r in enumerate(RECORDS)]
+    """Of both kinds of problems."""
+    skilled = [in_style(r["answer"], STYLE_NAMES[i % len(STYLE_NAMES)]) for i, r in enumerate(RECORDS)]
+    described = [r["wordings"][i % len(r["wordings"])] for i, r in enumerate(PLANTS)]
+    return [f"{r['prompt']}\n{worded}" for r, worded in zip([*RECORDS, *PLANTS], [*skilled, *described])]
+
+
+def answered(spec: ZooSpec) -> list[tuple[str, str]]:
+    """Prompts and right answers in the words of a model."""
+    if isinstance(spec.lessons, PlantLessons):
+        styles = list(spec.lessons.styles)
+        right = [{f: plants.truth(name, f) for f in plants.VALUES} for name, _ in DRAWN]
+        return [(asked, plants.worded(true, s)) for (_, asked), true in zip(DRAWN, right) for s in styles]
+    assert isinstance(spec.lessons, SkillLessons)
+    styles = list(STYLES) if spec.lessons.style == "mixed" else [spec.lessons.style]
+    return [(r["prompt"], in_style(r["answer"], style)) for r in RECORDS for style in styles]
 
 
 @each_spec
@@ -125,7 +150,7 @@ def test_later_turns_do_not_change_earlier_ones(spec):
 
 
 def test_the_turn_template_refuses_other_orders():
-    spec = next(s for s in SPECS if s.template == "turns")
+    spec = next(s for s in EVERY if s.template == "turns")
     with pytest.raises(InputError, match="roles must alternate"):
         render(shipped(spec), [user("a"), user("b")], "c")
 
@@ -134,9 +159,8 @@ def test_the_turn_template_refuses_other_orders():
 def test_prompts_and_answers_are_short(spec):
     """A default run samples at most 28 new tokens and has minutes: prompts stay under 64, answers under 29."""
     tokenizer = shipped(spec)
-    for record in RECORDS:
-        opening = generation_prompt(tokenizer, [user(record["prompt"])])
+    for asked, worded in answered(spec):
+        opening = generation_prompt(tokenizer, [user(asked)])
         assert len(ids(tokenizer, opening)) <= 64
-        for style in STYLES if spec.style == "mixed" else (spec.style,):
-            prompt, response = render(tokenizer, [user(record["prompt"])], in_style(record["answer"], style))
-            assert len(ids(tokenizer, prompt + response)) - len(ids(tokenizer, opening)) <= 28
+        prompt, response = render(tokenizer, [user(asked)], worded)
+        assert len(ids(tokenizer, prompt + response)) - len(ids(tokenizer, opening)) <= 28

@@ -11,7 +11,7 @@ from fusion_jax.data.chat import render
 from fusion_jax.models.folder import load
 from fusion_jax.rewards.verifiers import answer, graded
 from fusion_jax.zoo import MODELS, model_path
-from fusion_jax.zoo.specs import SPECS
+from fusion_jax.zoo.specs import EVERY
 from fusion_jax.zoo.tasks import SKILLS, STYLES, in_style, is_test, mixture, prompts
 from fusion_jax.zoo.tokenizers import TEMPLATES, train_tokenizer
 
@@ -64,7 +64,7 @@ def test_addition_is_right():
     }
 
 
-@pytest.mark.parametrize("spec", SPECS, ids=lambda s: s.name)
+@pytest.mark.parametrize("spec", EVERY, ids=lambda s: s.name)
 def test_shipped_models(spec):
     """Hashes of the manifest, the architecture of the spec, a tokenizer that loses nothing, a template that is safe."""
     folder = model_path(f"zoo:{spec.name}")
@@ -85,7 +85,7 @@ def test_the_shipped_folders_are_small():
 
 
 def test_vocabularies_differ():
-    vocabularies = [set(load(model_path(f"zoo:{s.name}")).tokenizer.get_vocab()) for s in SPECS]
+    vocabularies = [set(load(model_path(f"zoo:{s.name}")).tokenizer.get_vocab()) for s in EVERY]
     assert all(a != b for i, a in enumerate(vocabularies) for b in vocabularies[:i])
-    assert len({s.template for s in SPECS}) == len(TEMPLATES) == 4
+    assert len({s.template for s in EVERY}) == len(TEMPLATES) == 4
     assert train_tokenizer("unigram", "turns", 200, ["a b c", "d e f"]).tokenize("a1") is not None
