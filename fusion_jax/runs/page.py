@@ -99,7 +99,7 @@ def conduct(
 
     with (
         open_run(settings.out, config, resume=settings.resume) as opened,
-        tracking(settings.track, opened.path, config) as tracker,
+        tracking(settings.track, opened.path, config, opened.log) as tracker,
     ):
         run = dataclasses.replace(opened, tracker=tracker)
         if isinstance(settings, SeededSettings):

@@ -5,8 +5,10 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -14,10 +16,12 @@ import pytest
 from rich.console import Console
 
 from experiments import dpo
+from fusion_jax.errors import InputError
 from fusion_jax.jsonl import read_jsonl
 from fusion_jax.runs.opening import open_run
 from fusion_jax.store.run_folder import METRICS, RunFolder, append_metrics, truncate_metrics
 from fusion_jax.store.times import TIMES, Clock, times
+from fusion_jax.store.trackers import tracking
 from fusion_jax.train import optimise
 from tests.small import attempt, even_pairs, fails, small_folder, write
 
@@ -91,6 +95,82 @@ def test_wandb_goes_on_with_the_run_that_the_folder_names(data, tmp_path, monkey
     name = (tmp_path / "run/wandb/run_id.txt").read_text()
     kept = list((tmp_path / "run/wandb").glob("offline-run-*"))
     assert len(kept) == 2 and all(folder.name.endswith(name) for folder in kept)
+
+
+@pytest.fixture
+def wandb(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+    """A stand-in for the package, which keeps what it is told."""
+    before = sys.modules.pop("wandb", None)
+    monkeypatch.syspath_prepend(str(Path(__file__).with_name("stand_in")))
+    yield importlib.import_module("wandb")
+    sys.modules.pop("wandb")
+    if before is not None:
+        sys.modules["wandb"] = before
+
+
+def test_wandb_is_told_each_metric_by_the_step_of_its_stage(data, tmp_path, monkeypatch, wandb):
+    """Two starts of a run are one run of Weights & Biases, which hears of every line of metrics.jsonl and of its
+    time."""
+    monkeypatch.delenv("WANDB_PROJECT", raising=False)
+    monkeypatch.delenv("WANDB_NAME", raising=False)
+    out = tmp_path / "run"
+    args = options(data, out, "--track", "wandb")
+    interrupted(monkeypatch, 5, args)
+    attempt(dpo, [*args, "--resume", "True"])
+    begun = [given for name, given in wandb.CALLS if name == "init"]
+    settings = json.loads((out / "config.json").read_text())
+    for given in begun:
+        assert (given["project"], given["name"], given["dir"], given["resume"]) == ("fusion_jax", "run", out, "allow")
+        assert settings.items() <= given["config"].items()
+    assert len(begun) == 2 and {given["id"] for given in begun} == {(out / "wandb/run_id.txt").read_text()}
+    assert [given for name, given in wandb.CALLS if name == "define_metric"] == 2 * [
+        {"name": "*", "step_metric": "step"}
+    ]
+    assert [given["exit_code"] for name, given in wandb.CALLS if name == "finish"] == [1, 0]
+    logged = [given["data"] for name, given in wandb.CALLS if name == "log"]
+    assert all(record in logged for record in read_jsonl(out / METRICS))
+    assert {line["step"] for line in logged if "seconds/step" in line} == set(range(STEPS))
+    assert [file.name for file in (out / "wandb").iterdir()] == ["run_id.txt"]
+
+
+@pytest.mark.parametrize("function", ["define_metric", "log", "finish"])
+def test_a_tracker_that_fails_ends_no_training(data, tmp_path, wandb, monkeypatch, function):
+    """It is told once in the log and hears nothing more; the run comes to its end."""
+    monkeypatch.setitem(wandb.FAULTS, function, wandb.CommError("the socket is closed"))
+    out = tmp_path / "run"
+    attempt(dpo, options(data, out, "--track", "wandb"))
+    assert (out / "finished.json").exists() and len(read_jsonl(out / METRICS)) >= STEPS
+    log = (out / "log.txt").read_text()
+    assert log.count("the run goes on (CommError: the socket is closed)") == log.count("wandb failed") == 1
+    assert wandb.CALLS[-1][0] == function and [name for name, _ in wandb.CALLS].count(function) == 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "said", "cure"),
+    [
+        ("UsageError", "No API key configured. Use `wandb login` to log in.", "wandb login"),
+        ("AuthenticationError", "the key is not known", "wandb login"),
+        ("CommError", "Run initialization has timed out", "Check the network"),
+        ("UsageError", "run id holds a slash", "leave --track out"),
+    ],
+)
+def test_what_keeps_wandb_from_beginning_is_told_as_it_is(tmp_path, wandb, monkeypatch, kind, said, cure):
+    monkeypatch.setitem(wandb.FAULTS, "init", getattr(wandb, kind)(said))
+    with pytest.raises(InputError) as caught, tracking("wandb", tmp_path, {}, print):
+        pass
+    assert said.rstrip(".") in caught.value.problem and cure in (caught.value.cure or "")
+    assert ("wandb login" in (caught.value.cure or "")) == (cure == "wandb login")
+
+
+def test_the_id_of_a_run_is_written_whole_or_not_at_all(tmp_path, wandb, monkeypatch):
+    def fail(self: Path, *args: Any, **given: Any) -> int:
+        raise OSError("the disk is full")
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="full"):
+        patch.setattr(Path, "write_text", fail)
+        with tracking("wandb", tmp_path, {}, print):
+            pass
+    assert not (tmp_path / "wandb/run_id.txt").exists() and not wandb.CALLS
 
 
 @pytest.mark.parametrize(("name", "package"), [("tensorboard", "tensorboardX"), ("wandb", "wandb")])
