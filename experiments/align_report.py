@@ -183,7 +183,7 @@ def main(s: Settings) -> None:
     check(s)
     pivot, source = side_of(s.pivot, "--pivot"), side_of(s.source, "--source")
     groups = read_groups(s.texts, s.max_texts)
-    with open_run(s.out, to_json(s), resume=s.resume) as run:
+    with open_run(s.out, s, resume=s.resume) as run:
         report(s, run, pivot, source, groups)
         run.finish()
 

@@ -30,7 +30,7 @@ from fusion_jax.models.folder import Model, save
 from fusion_jax.models.parameters import init_params
 from fusion_jax.options import File, Folder
 from fusion_jax.runs.opening import open_run
-from fusion_jax.settings import bounded, seeded, to_json
+from fusion_jax.settings import bounded, seeded
 from fusion_jax.settings import run as run_experiment
 from fusion_jax.store.run_folder import RunFolder
 from fusion_jax.train import objectives
@@ -68,7 +68,7 @@ class Settings:
 
 
 def main(s: Settings) -> None:
-    with open_run(s.out, to_json(s), resume=s.resume) as run:
+    with open_run(s.out, s, resume=s.resume) as run:
         make(s, run)
         run.finish()
 

@@ -33,7 +33,7 @@ from fusion_jax.runs.judging import EvalSet, judged
 from fusion_jax.runs.opening import check_finished, open_run
 from fusion_jax.runs.provenance import Ran, write_report
 from fusion_jax.sampling.generate import load_to_sample
-from fusion_jax.settings import bounded, to_json
+from fusion_jax.settings import bounded
 from fusion_jax.settings import run as run_experiment
 from fusion_jax.store.run_folder import RunFolder
 from fusion_jax.zoo import model_path
@@ -97,7 +97,7 @@ def main(s: Settings) -> None:
     if not s.runs:
         raise InputError("is missing", field="--runs", cure="Give one or more finished runs of experiments/fusechat.py")
     runs = [opened(Path(path)) for path in s.runs]
-    with open_run(s.out, to_json(s), resume=s.resume) as sweep:
+    with open_run(s.out, s, resume=s.resume) as sweep:
         lines: dict[str, dict[str, Any]] = {}
         for number, run in enumerate(runs):
             for label, line in measured(s, sweep.sub(f"run-{number}"), *run).items():

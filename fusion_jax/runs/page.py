@@ -95,11 +95,10 @@ def conduct(
     check(settings)
     check_all(parts(settings))
     check_installed(settings.track)
-    ran, config = Ran(script, settings, presets), to_json(settings)
-
+    ran = Ran(script, settings, presets)
     with (
-        open_run(settings.out, config, resume=settings.resume) as opened,
-        tracking(settings.track, opened.path, config, opened.log) as tracker,
+        open_run(settings.out, settings, resume=settings.resume) as opened,
+        tracking(settings.track, opened.path, to_json(settings), opened.log) as tracker,
     ):
         run = dataclasses.replace(opened, tracker=tracker)
         if isinstance(settings, SeededSettings):
