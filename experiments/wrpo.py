@@ -27,7 +27,7 @@ from typing import ClassVar, Literal, NamedTuple
 
 from fusion_jax.data.examples import TextSettings
 from fusion_jax.data.loaders import load_records
-from fusion_jax.data.order import split
+from fusion_jax.data.order import split, split_sizes
 from fusion_jax.data.records import Row, parse_rows
 from fusion_jax.data.tokenise import TokeniseSettings
 from fusion_jax.errors import InputError
@@ -185,10 +185,10 @@ def fuse_ready(s: Settings, desk: Desk) -> Measures:
 
 def enough(s: Settings, desk: Desk, prompts: list[Record]) -> list[Record]:
     """The prompts, if they are enough for both stages."""
-    first = round(len(prompts) * s.sft_share)
+    first, second = split_sizes(len(prompts), s.sft_share)
     if first and s.text.packing == "none":
         desk.check_enough(first, s.sft, "--sft", counts=False)
-    desk.check_enough(trained_on(s, len(prompts) - first), s.preference, "--preference", counts=False)
+    desk.check_enough(trained_on(s, second), s.preference, "--preference", counts=False)
     return prompts
 
 
@@ -255,7 +255,7 @@ def reported(s: Settings, desk: Desk, parts: Sequence[str] = ()) -> Measures:
 
 def trained_on(s: Settings, quads: int) -> int:
     """How many of the quadruples are not held out."""
-    return quads - round(quads * s.held_out)
+    return split_sizes(quads, s.held_out)[1]
 
 
 def of_sources(quads: Sequence[Row]) -> list[Row]:
@@ -278,19 +278,24 @@ def parts(s: Settings) -> list[Part]:
     """What the run computes. A plan covers SFT, sampling the target and WRPO; neither DPO nor the sources' sampling."""
     first = 0.0 if s.quadruples else s.sft_share
     start: Start = "float32" if first or s.sft_data else "bfloat16"  # of weights behind a training, of a folder's
-    length, share = s.text.tokens.max_length, (1 - first) * (1 - s.held_out)
-    wrpo = objectives.wrpo(s.wrpo)
-    out: list[Part] = [
-        Training(s.wrpo.loss, s.target, wrpo, s.preference, length, "--preference", share=share, start=start)
-    ]
+    length = s.text.tokens.max_length
+
+    def compared(prompts: int) -> int:
+        return split_sizes(prompts, first)[1]
+
+    out: list[Part] = [Training(
+        s.wrpo.loss, s.target, objectives.wrpo(s.wrpo), s.preference, length, "--preference", start=start,
+        records=lambda prompts: trained_on(s, compared(prompts)),
+    )]  # fmt: skip
     if first or s.sft_data:
         out.append(Training(
-            "SFT", s.target, objectives.sft(), s.sft, length, "--sft", share=first or 1.0, packing=s.text.packing
+            "SFT", s.target, objectives.sft(), s.sft, length, "--sft", packing=s.text.packing,
+            records=lambda prompts: split_sizes(prompts, first or 1.0)[0],
         ))  # fmt: skip
     if not s.quadruples:
         out += source_parts(s, s.preference, "--preference")
     if not s.quadruples and s.pairs == "target":
-        out.append(Sampling("sampling the target", s.target, s.sample, share=1 - first, kept=start))
+        out.append(Sampling("sampling the target", s.target, s.sample, records=compared, kept=start))
     return out
 
 

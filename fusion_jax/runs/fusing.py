@@ -229,5 +229,8 @@ def fusing_parts(s: FusingSettings, title: str, target: str, named: str, packing
     ]
     objective = objectives.fusion(s.fusion)
     return [
-        *reads, Training(title, target, objective, s.train, s.max_length, named=named, k=s.k, packing=packing)
+        *reads,
+        Training(
+            title, target, objective, s.train, s.max_length, named=named, length="--max-length", k=s.k, packing=packing
+        ),
     ]  # fmt: skip
