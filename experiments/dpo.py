@@ -6,6 +6,7 @@
 
 Data: {"prompt", "chosen", "rejected"} with texts or messages, or quadruples (the target's own two responses are
 used). Without --data the target's own samples on the zoo's problems become pairs, best against worst.
+
 Result: metrics.jsonl, report.md with loss, rewards, margins and accuracies, model/.
 """
 

@@ -6,8 +6,10 @@
     python experiments/fusechat.py --preset openchat-7b --pivot OPENCHAT-3.5-7B \\
         --sources INTERNLM2-CHAT-20B QWEN1.5-CHAT-72B --chats mixture.jsonl --out runs/a
 
+Data (JSON lines or hf:NAME, docs/data.md): chats {"conversations": [{"from": "human" or "gpt", "value"}]},
+{"messages"}, or {"prompt", "response"}; test prompts {"prompt", "answer"}.
+
 Hardware and time: `tiny` 2 CPU cores, about 2 minutes, 2 GB; `openchat-7b` is for a TPU slice (not timed yet).
-Chats: {"conversations": [{"from": "human" or "gpt", "value"}]}, {"messages"}, or {"prompt", "response"}.
 Result: bits per byte of held-out answers and accuracy of the pivot, of SFT, of each pairwise target and of the merged
 models; how much of each source reached the pivot's tokens; targets/ARM/ (pairwise: targets/with-SOURCE/) and
 merged/METHOD/, Hugging Face folders.

@@ -5,8 +5,10 @@
     python experiments/fusellm.py --preset llama2-7b --target LLAMA-2-7B --sources OPENLLAMA-7B-V2 MPT-7B \\
         --texts minipile.jsonl --held-out-texts valid.jsonl --out runs/a
 
+Data: texts, JSON lines with "text" or plain lines; longer ones are cut so that no tokenizer needs more than max_length
+tokens. Test prompts are {"prompt", "answer"}.
+
 Hardware and time: `tiny` 2 CPU cores, about 3 minutes, 2 GB; `llama2-7b` is for a TPU slice (not timed yet).
-Texts: JSON lines with "text"; longer ones are cut so that no tokenizer needs more than max_length tokens.
 Result: bits per byte on held-out text and accuracy of the target before, after plain training (CLM) and after fusion;
 how much of each source reached the target's tokens; model/, a Hugging Face folder. Published (BBH, 7B): Llama-2 39.70,
 CLM 40.44, KD from 13B 40.88, FuseLLM 41.75.

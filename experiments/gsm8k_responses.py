@@ -4,8 +4,10 @@
     python experiments/wrpo.py --responses runs/gsm8k/responses.jsonl --test-prompts runs/gsm8k/test.jsonl \\
         --target runs/gsm8k/target --verifier gsm8k_format --accuracy gsm8k --out runs/gsm8k-wrpo
 
-Input: records {"question", "ground_truth", MODEL: {"is_correct", "solution"}} (openai/grade-school-math, MIT) and
-{"question", "answer"}. Output: responses.jsonl (every third problem is kept out), test.jsonl, and target/, a small
+Data: solutions {"question", "ground_truth", MODEL: {"is_correct", "solution"}} (openai/grade-school-math, MIT) and
+training problems {"question", "answer"}.
+
+Output: responses.jsonl (every third problem is kept out), test.jsonl, and target/, a small
 Llama with a byte-level BPE tokenizer of 4,096 entries trained on the questions and answers, after `--steps` steps of
 SFT. Hardware: 2 CPU cores, about 5 minutes. The target is far too small to solve such problems: the run shows the
 data path on real responses, and in its report what was dropped and why.

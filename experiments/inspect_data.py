@@ -3,6 +3,8 @@
     python experiments/inspect_data.py --preset llama3-8b --data quadruples.jsonl --model FOLDER --count 3
     python experiments/inspect_data.py                                     # an example of the zoo
 
+Data: pairs, quadruples or SFT records in any of their forms (docs/data.md).
+
 Green tokens are scored, dim ones are given; a bar separates tokens. Plain brackets mark the scored part where there
 are no colours. The presets read text as those of experiments/wrpo.py do; what an experiment is given beside its preset
 (`--text...`, and for SFT of `llama3-8b` the packing) is to be given here as well.

@@ -4,6 +4,7 @@
     python experiments/sft.py --preset llama3-8b --model FOLDER --data sft.jsonl --out runs/sft
 
 Data: {"prompt", "response"}, {"messages"}, or quadruples of the official schema (prompt and chosen[0] are used).
+
 Hardware: `tiny` 2 CPU cores. Result: metrics.jsonl, report.md with the loss, model/.
 """
 

@@ -5,6 +5,9 @@
         --responses responses.jsonl --reward-model REWARD-MODEL --out runs/a    # ready source responses
     python experiments/wrpo.py --preset llama3-8b --target TARGET-SFT --quadruples quads.jsonl --out runs/b
 
+Data (JSON lines or hf:NAME, docs/data.md): prompts {"prompt", "answer"?}; responses {"prompt", "source_model",
+"response", "reward"?, "answer"?}; quadruples {"prompt", "chosen": [source's message or null, target's], "rejected"}.
+
 Hardware and time: `tiny` 2 CPU cores, about 80 s, 1.4 GB; `llama3-8b` is for a TPU slice (not timed yet).
 Result: a table of the accuracy of Target, sources, SFT, SFT-DPO and SFT-WRPO (without an SFT stage: DPO and WRPO); in
 the run folder every stage's JSON-lines file, report.md with plots, and model/, a Hugging Face folder. Published

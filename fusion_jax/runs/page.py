@@ -26,7 +26,7 @@ class RunSettings:
     """Where a run lies."""
 
     out: Folder = "runs/run"
-    """Folder of the run, which is made; it holds all stages, report.md and the model."""
+    """Folder of the run: all stages, report.md and the model."""
     resume: bool = False
     """Continue the run that --out holds, if there is one: the same command with --resume can always be repeated."""
     hosts: HostSettings = HostSettings()
@@ -57,7 +57,7 @@ class JudgedSettings(SeededSettings):
     test_per_skill: int = 60
     """The zoo's problems of each skill to be judged on."""
     accuracy: VerifierName = "answer"
-    """What judges test answers."""
+    """Rule that judges test answers."""
     eval_new_tokens: int = 28
     """Longest test answer, in tokens."""
 

@@ -53,7 +53,7 @@ class SourceSettings(JudgedSettings):
     """What a broken record does: stop the run, or be left out and counted."""
     sample: SampleSettings = SampleSettings(max_new_tokens=28, batch_size=64)
     verifier: VerifierName = "answer"
-    """What gives rewards, unless there is a reward model."""
+    """Rule that gives rewards, unless there is a reward model."""
     reward_model: RewardModel = ""
     """A model with one score that gives the rewards: a folder."""
 
