@@ -11,6 +11,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from rich.console import Console
@@ -19,6 +21,7 @@ from experiments import dpo
 from fusion_jax.errors import InputError
 from fusion_jax.jsonl import read_jsonl
 from fusion_jax.runs.opening import open_run
+from fusion_jax.store.compiling import Meter
 from fusion_jax.store.run_folder import METRICS, RunFolder, append_metrics, truncate_metrics
 from fusion_jax.store.times import TIMES, Clock, times
 from fusion_jax.store.trackers import tracking
@@ -231,14 +234,58 @@ def test_each_line_of_metrics_has_its_time_and_the_report_a_table(data, tmp_path
     for line in training:
         parts = [value for name, value in line.items() if name.startswith("seconds/")]
         assert 0 <= sum(parts) <= line["seconds"] + 0.001 * len(parts)
-    assert "seconds/eval" in training[4] and "seconds/checkpoint" in training[3]
+    assert (
+        "seconds/compilation" in training[0] and "seconds/eval" in training[4] and "seconds/checkpoint" in training[3]
+    )
     assert all({"seconds/data", "seconds/step"} <= line.keys() for line in training[:-1])
     assert list(times(out)) == ["reference", "reference, validation", "training", "between the stages"]
     report = (out / "report.md").read_text()
     what = report[report.index("## What was run") :].split("\n## ")[0]
     assert re.search(r"### Where the time went\n\n.*\n\n\| stage \| seconds \| of which \|", what)
-    assert re.search(r"\| training \| \d+ \| [^|]*step \d+ s", what) and re.search(r"\| together \| \d+ \|", what)
-    assert re.search(r"steps 1 to 8, last loss \d\.\d+, \d+ s \([^)]*step \d+ s", (out / "log.txt").read_text())
+    assert re.search(r"\| training \| \d+ \| [^|]*(step|compilation|checkpoint) \d+ s", what) and re.search(
+        r"\| together \| \d+ \|", what
+    )
+    assert re.search(
+        r"steps 1 to 8, last loss \d\.\d+, \d+ s \([^)]*(step|compilation|checkpoint) \d+ s",
+        (out / "log.txt").read_text(),
+    )
+
+
+def test_compilation_is_a_phase_of_its_own(tmp_path, monkeypatch):
+    """Of the phase in which it happened, once, however JAX's reports lie inside one another."""
+    now, lines, meter = [0.0], list[dict[str, Any]](), Meter()
+    monkeypatch.setattr("fusion_jax.store.times.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("fusion_jax.store.compiling.time.perf_counter", lambda: now[0])
+    monkeypatch.setattr("fusion_jax.store.times.compiling", lambda: meter)
+
+    def reported(event: str, seconds: float, *, passes: float) -> None:
+        now[0] += passes
+        meter.heard(event, seconds, fun_name="step")
+
+    outer = Clock("all", lines.append)
+    inner = Clock("training", lines.append, outer)
+    reported("/jax/core/compile/jaxpr_trace_duration", 1.0, passes=2)
+    reported("/jax/core/compile/jaxpr_trace_duration", 4.0, passes=3)
+    reported("/jax/core/compile/backend_compile_duration", 8.0, passes=8)
+    reported("/jax/compilation_cache/cache_retrieval_time_sec", 1.0, passes=0)
+    now[0] += 16
+    inner.took("step")
+    inner.lap()
+    now[0] += 32
+    outer.lap()
+    assert lines == [
+        {"stage": "training", "seconds": 29.0, "seconds/compilation": 12.0, "seconds/step": 17.0},
+        {"stage": "all", "seconds": 32.0},
+    ]
+
+
+def test_what_jax_compiles_is_heard():
+    lines = list[dict[str, Any]]()
+    clock = Clock("training", lines.append)
+    jax.jit(lambda x: jnp.sin(x) @ x)(jnp.ones((7, 7))).block_until_ready()
+    clock.took("step")
+    clock.lap()
+    assert 0 < lines[0]["seconds/compilation"] <= lines[0]["seconds"]
 
 
 def test_a_clock_counts_every_second_once(monkeypatch):
