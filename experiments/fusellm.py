@@ -161,7 +161,7 @@ def fuse(s: Settings, desk: Desk) -> Measures:
     _, *sources = readings.values()
     for name, arm in arms_of(s, min(sources, key=mean_surprise).name).items():
         fused = fusing.trained(name, arm, target, readings, mask="all", whole=True, packing=s.packing)
-    desk.export(fused, of=[f"arms/{name}/model"])
+    desk.export(fused, made_from=[f"arms/{name}/model"])
     return fusing.report(before=model_name(s.target), plain="CLM")
 
 
@@ -230,7 +230,7 @@ def practised(s: Settings, desk: Desk, path: str) -> Path:
         reader = optimise(model, Data(plain_examples(encoded)), objectives.sft(), s.practise, run)
         save(reader, folder, dtype="float32")
 
-    run.made_once("model", train, of=[])
+    run.made_once("model", train, made_from=[])
     return run.file("model")
 
 

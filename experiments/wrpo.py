@@ -153,7 +153,7 @@ def fuse(s: Settings, desk: Desk) -> Measures:
     given = sources.given()
     prompts = desk.records("prompts.jsonl", lambda: enough(s, desk, sources.prompts(given)))
     first, second = split(prompts, s.sft_share, s.seed)
-    sources.check_room(prompts, second if s.pairs == "target" else ())
+    sources.check_prompts(prompts, second if s.pairs == "target" else ())
     target = desk.target(s.target, s.preference, tests, prompts=[prompt["prompt"] for prompt in prompts])
 
     scored = sources.responses(prompts, given)
@@ -161,7 +161,7 @@ def fuse(s: Settings, desk: Desk) -> Measures:
     desk.records("best_source.jsonl", best.values)
     taught = desk.records(
         "sft.jsonl", lambda: [best[p["prompt_id"]] for p in first if p["prompt_id"] in best],
-        of=["prompts.jsonl", "best_source.jsonl"],
+        made_from=["prompts.jsonl", "best_source.jsonl"],
     )  # fmt: skip
     if first and not taught:
         desk.check_enough(0, s.sft, "--sft")
@@ -180,7 +180,7 @@ def fuse_ready(s: Settings, desk: Desk) -> Measures:
     taught = load_records(s.sft_data) if s.sft_data else []
     if s.sft_data:
         parse_rows(taught, "sft", file=s.sft_data, on_bad=s.on_bad)
-    Sources(s, desk, tests, s.preference).check_room((), ())
+    Sources(s, desk, tests, s.preference).check_prompts((), ())
     target = desk.target(s.target, s.preference, tests, prompts=[row.messages[-1]["content"] for row in quads.rows])
     start = tuned(s, desk, target, taught, s.sft_data, tests)
     return reported(s, desk, preferred(s, desk, start, quads, tests, after="SFT-" if taught else ""))
@@ -210,16 +210,16 @@ def preferences(
 ) -> Quads:
     """Stages 7 to 9: the best and the worst response to each prompt, beside the one that a source wrote."""
     desk = sources.desk
-    drops = desk.counter("preference prompts")
-    drops["prompts"] += len(prompts)
+    counts = desk.counter("preference prompts")
+    counts["prompts"] += len(prompts)
     asked = {prompt["prompt_id"] for prompt in prompts}
     compared = from_sources = [r for r in scored if r["prompt_id"] in asked]
     if s.pairs == "target":
         compared = desk.records("target_responses.jsonl", lambda: sources.sampled(start, "target", prompts))
-    pairs = select.best_and_worst(compared, drops, tolerance=s.tolerance)
+    pairs = select.best_and_worst(compared, counts, tolerance=s.tolerance)
     best = select.best_of(from_sources, Counter(), rank=s.source_rank, seed=s.seed)
     quads = desk.records("quadruples.jsonl", lambda: select.quadruples(best, pairs))
-    drops += select.notes(quads) + Counter({"quadruples kept": len(quads)})
+    counts += select.notes(quads) + Counter({"quadruples kept": len(quads)})
     desk.check_enough(trained_on(s, len(quads)), s.preference, "--preference")
     return Quads(quads, desk.rows("quadruples", quads, "quad", file="quadruples.jsonl", on_bad=s.on_bad))
 
@@ -237,14 +237,14 @@ def preferred(s: Settings, desk: Desk, start: Model, quads: Quads, tests: EvalSe
         longer = dataclasses.replace(s.preference, optimizer=s.sft.optimizer)
         more = Stage("continued", "--preference", longer, text, leaf=True)
         taught = desk.train(more, start, objectives.sft(), of_sources(train))
-        desk.judge(f"{after}SFT", taught, tests, of=["continued/model"])
+        desk.judge(f"{after}SFT", taught, tests, made_from=["continued/model"])
     if s.baseline:
         alone = dataclasses.replace(stage, name="dpo", leaf=True)
         baseline = desk.train(alone, start, objectives.pair(s.dpo), on_policy(train), on_policy(held))
-        desk.judge(f"{after}DPO", baseline, tests, of=["dpo/model"])
+        desk.judge(f"{after}DPO", baseline, tests, made_from=["dpo/model"])
     fused = desk.train(stage, start, objectives.wrpo(s.wrpo), train, held)
     desk.judge(f"{after}WRPO", fused, tests)
-    desk.export(fused, of=["wrpo/model"])
+    desk.export(fused, made_from=["wrpo/model"])
     return expected
 
 

@@ -125,9 +125,9 @@ def measured(s: Settings, place: RunFolder, seed: int, pivot: Path, targets: lis
     tests = EvalSet(prompts(s, seed), s.eval_new_tokens)
     out: dict[str, dict[str, Any]] = {}
 
-    def judge(label: str, folder: Path, *of: str, **line: Any) -> None:
+    def judge(label: str, folder: Path, *made_from: str, **line: Any) -> None:
         model = load_to_sample(folder)
-        rows = judged(place, label.replace(" ", "-"), model, tests, of=of)
+        rows = judged(place, label.replace(" ", "-"), model, tests, made_from=made_from)
         out[label] = {"merge": label, **line, "accuracy": next(r["accuracy"] for r in rows if r["skill"] == "all")}
 
     for target in targets:
@@ -135,7 +135,7 @@ def measured(s: Settings, place: RunFolder, seed: int, pivot: Path, targets: lis
     for method, count, label, values in grid(s, len(targets)):
         name = f"merged/{label.replace(' ', '-')}"
         recipe = published_recipe(method, targets[:count], pivot, values, seed=seed)
-        place.made_once(name, lambda folder, r=recipe: _merged(r, folder), of=[])  # type: ignore[misc]
+        place.made_once(name, lambda folder, r=recipe: _merged(r, folder), made_from=[])  # type: ignore[misc]
         judge(label, place.file(name), name, method=method, models=count, value=next(iter(values.values()), None))
     return out
 
