@@ -3,9 +3,11 @@
     python experiments/align_report.py                                          # the zoo's pair on the zoo's texts
     python experiments/align_report.py --pivot FOLDER --source llama3.tiktoken --texts a.jsonl b.txt --both True
 
-Pivot and source: a Hugging Face folder, zoo:NAME, or a vocabulary file (SentencePiece BPE .model, .tiktoken, the latter
-cut into words as Llama-3 does). Texts: JSON lines with "text", grouped by "language" where a record has one, else by
-file; or plain files, one text a line. No weights are read. Hardware: a CPU; the default takes 5 s. Result: a table on
+Data: pivot and source are Hugging Face folders, zoo:NAME, or vocabulary files (SentencePiece BPE .model, .tiktoken, the
+latter cut into words as Llama-3 does). Texts are JSON lines with "text", grouped by "language" where a record has one,
+else by file; or plain files, one text a line. No weights are read.
+
+Hardware: a CPU; the default takes 5 s. Result: a table on
 the screen; report.md, report.json and coverage.png in --out. Expected of the default: exact .33, suffix .18,
 one-to-many .37, fallback .13 of the pivot's tokens, words at the start of a line among those that fall back.
 """
@@ -183,7 +185,7 @@ def main(s: Settings) -> None:
     check(s)
     pivot, source = side_of(s.pivot, "--pivot"), side_of(s.source, "--source")
     groups = read_groups(s.texts, s.max_texts)
-    with open_run(s.out, to_json(s), resume=s.resume) as run:
+    with open_run(s.out, s, resume=s.resume) as run:
         report(s, run, pivot, source, groups)
         run.finish()
 

@@ -16,11 +16,13 @@ nothing, and one that dies takes no other along: the others write their parts, t
 Where there is a coordinator, in both, JAX stops all hosts when one dies, within a minute. --out must be on a file
 system that all hosts share.
 
-Hardware: all devices of every host; the default takes seconds on a CPU. Texts: JSON lines with "text", or a .txt or .md
-file, one text a line. Result: a store (store.json and array_record parts) that `fusion_jax.teachers.store.TeacherStore`
-reads back for the same model, tokenizer and texts only. Killed, the same command goes on at the missing parts, also on
-another number of hosts. At the end the first host scores a sample of the rows again and compares. The experiments
-write stores of their own, under teachers/. To read this one in Python:
+Data: texts, JSON lines with "text", or a .txt or .md file, one text a line.
+
+Hardware: all devices of every host; the default takes seconds on a CPU. Result: a store (store.json and array_record
+parts) that `fusion_jax.teachers.store.TeacherStore` reads back for the same model, tokenizer and texts only. Killed,
+the same command goes on at the missing parts, also on another number of hosts. At the end the first host scores a
+sample of the rows again and compares. The experiments write stores of their own, under teachers/. To read this one in
+Python:
 
     identity = StoreIdentity(**json.loads(Path("runs/teacher/store.json").read_text()))
     store = TeacherStore("runs/teacher", identity)

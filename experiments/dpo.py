@@ -6,6 +6,7 @@
 
 Data: {"prompt", "chosen", "rejected"} with texts or messages, or quadruples (the target's own two responses are
 used). Without --data the target's own samples on the zoo's problems become pairs, best against worst.
+
 Result: metrics.jsonl, report.md with loss, rewards, margins and accuracies, model/.
 """
 
@@ -16,14 +17,14 @@ from typing import ClassVar
 
 from fusion_jax.data.examples import TextSettings
 from fusion_jax.data.loaders import load_records
-from fusion_jax.data.order import split
+from fusion_jax.data.order import split, split_sizes
 from fusion_jax.data.records import OnBad
 from fusion_jax.data.tokenise import TokeniseSettings
 from fusion_jax.jsonl import Record
 from fusion_jax.models.folder import Model
 from fusion_jax.options import File, Folder, ModelPath
 from fusion_jax.plan.command import run as run_experiment
-from fusion_jax.plan.parts import Part, Training
+from fusion_jax.plan.parts import Part, Sampling, Training
 from fusion_jax.rewards import select
 from fusion_jax.rewards.verifiers import verifier
 from fusion_jax.runs.desk import Desk, Stage
@@ -65,6 +66,7 @@ class Settings(RunSettings):
         bounded(self, "held_out", least=0, below=1)
 
 
+OWN_SAMPLES = SampleSettings(max_new_tokens=28, batch_size=64)
 PAIR_TOKENS = TokeniseSettings(bos="if_missing", truncation="official")
 PRESETS = {
     "tiny": Settings(
@@ -107,7 +109,7 @@ def report(s: Settings, desk: Desk) -> None:
 def own_pairs(s: Settings, desk: Desk, model: Model) -> list[Record]:
     """The model's best against its worst sample on problems of the zoo's skills."""
     prompts = mixture(dict.fromkeys(SKILLS, 60), split="train", seed=s.train.seed)
-    samples = desk.sampled(model, "own", prompts, SampleSettings(max_new_tokens=28, batch_size=64))
+    samples = desk.sampled(model, "own", prompts, OWN_SAMPLES)
     best = select.best_and_worst(select.score_with(samples, verifier("graded")), desk.counter("own samples"))
     desk.check_enough(len(best), s.train, "--train")
     del desk.counts["own samples"]  # the report of a run that is resumed would not have them
@@ -119,8 +121,12 @@ def own_pairs(s: Settings, desk: Desk, model: Model) -> list[Record]:
 
 def parts(s: Settings) -> list[Part]:
     """What the run computes."""
-    length = s.text.tokens.max_length
-    return [Training(s.loss.loss, s.model, objectives.pair(s.loss), s.train, length, named="--model")]
+    training = Training(
+        s.loss.loss, s.model, objectives.pair(s.loss), s.train, s.text.tokens.max_length, named="--model",
+        records=lambda pairs: split_sizes(pairs, s.held_out)[1],
+    )  # fmt: skip
+    own = [] if s.data else [Sampling("sampling its pairs", s.model, OWN_SAMPLES, named="--model", kept="bfloat16")]
+    return [training, *own]
 
 
 if __name__ == "__main__":

@@ -6,8 +6,10 @@
     python experiments/fusechat.py --preset openchat-7b --pivot OPENCHAT-3.5-7B \\
         --sources INTERNLM2-CHAT-20B QWEN1.5-CHAT-72B --chats mixture.jsonl --out runs/a
 
+Data (JSON lines or hf:NAME, docs/data.md): chats {"conversations": [{"from": "human" or "gpt", "value"}]},
+{"messages"}, or {"prompt", "response"}; test prompts {"prompt", "answer"}.
+
 Hardware and time: `tiny` 2 CPU cores, about 2 minutes, 2 GB; `openchat-7b` is for a TPU slice (not timed yet).
-Chats: {"conversations": [{"from": "human" or "gpt", "value"}]}, {"messages"}, or {"prompt", "response"}.
 Result: bits per byte of held-out answers and accuracy of the pivot, of SFT, of each pairwise target and of the merged
 models; how much of each source reached the pivot's tokens; targets/ARM/ (pairwise: targets/with-SOURCE/) and
 merged/METHOD/, Hugging Face folders.
@@ -171,7 +173,7 @@ def fuse(s: Settings, desk: Desk) -> Measures:
 
 def exported(desk: Desk, arm: str, model: Model) -> None:
     """An arm's model as a Hugging Face folder."""
-    desk.run.made_once(f"targets/{arm}", lambda folder: save(model, folder), of=[f"arms/{arm}/model"])
+    desk.run.made_once(f"targets/{arm}", lambda folder: save(model, folder), made_from=[f"arms/{arm}/model"])
 
 
 def merged(s: Settings, desk: Desk, method: str, arms: Sequence[str], pivot: Path) -> None:
@@ -179,7 +181,7 @@ def merged(s: Settings, desk: Desk, method: str, arms: Sequence[str], pivot: Pat
     run, names = desk.run, [f"targets/{arm}" for arm in arms]
     recipe = recipe_of(s, method, [run.file(name) for name in names], pivot)
     with run.timed(f"merging by {method}"):
-        run.made_once(f"merged/{method}", lambda folder: on_first(lambda: merge(recipe, folder)), of=names)
+        run.made_once(f"merged/{method}", lambda folder: on_first(lambda: merge(recipe, folder)), made_from=names)
 
 
 def recipe_of(s: Settings, method: str, targets: Sequence[Path], pivot: Path) -> dict[str, Any]:
@@ -237,8 +239,8 @@ def chats_of(s: Settings, counts: Counter[str]) -> list[Row]:
     """The chats to train on: the user's, or the zoo's problems with right answers."""
     drawn = mixture(dict.fromkeys(SKILLS, s.chats_per_skill), split="train", seed=s.seed + 1000)
     records = load_records(s.chats) if s.chats else answered(drawn)
-    rows, drops = parse_rows(records, "sft", file=s.chats or None, on_bad=s.on_bad)
-    counts.update(drops + Counter({"chats": len(rows)}))
+    rows, dropped = parse_rows(records, "sft", file=s.chats or None, on_bad=s.on_bad)
+    counts.update(dropped + Counter({"chats": len(rows)}))
     return rows
 
 

@@ -5,8 +5,10 @@
     python experiments/fusellm.py --preset llama2-7b --target LLAMA-2-7B --sources OPENLLAMA-7B-V2 MPT-7B \\
         --texts minipile.jsonl --held-out-texts valid.jsonl --out runs/a
 
+Data: texts, JSON lines with "text" or plain lines; longer ones are cut so that no tokenizer needs more than max_length
+tokens. Test prompts are {"prompt", "answer"}.
+
 Hardware and time: `tiny` 2 CPU cores, about 3 minutes, 2 GB; `llama2-7b` is for a TPU slice (not timed yet).
-Texts: JSON lines with "text"; longer ones are cut so that no tokenizer needs more than max_length tokens.
 Result: bits per byte on held-out text and accuracy of the target before, after plain training (CLM) and after fusion;
 how much of each source reached the target's tokens; model/, a Hugging Face folder. Published (BBH, 7B): Llama-2 39.70,
 CLM 40.44, KD from 13B 40.88, FuseLLM 41.75.
@@ -28,11 +30,11 @@ from fusion_jax.data.documents import Document, all_scored_bytes, encode_documen
 from fusion_jax.data.loaders import load_texts
 from fusion_jax.data.windows import split_windows
 from fusion_jax.errors import InputError
-from fusion_jax.models.folder import load, save, tokenizer_of
+from fusion_jax.models.folder import check_folder, load, save, tokenizer_of
 from fusion_jax.options import File, Folder, ModelPath
 from fusion_jax.plan import fits
 from fusion_jax.plan.command import run as run_experiment
-from fusion_jax.plan.parts import Part
+from fusion_jax.plan.parts import Part, Training
 from fusion_jax.runs.checks import check_arms, check_names, model_name
 from fusion_jax.runs.desk import Desk
 from fusion_jax.runs.fusing import Arm, Fusing, FusingSettings, Held, fusing_parts, reading_limit
@@ -135,8 +137,6 @@ def check(s: Settings) -> None:
     if not s.sources:
         raise InputError("there is none", field="sources", cure="Give at least one model")
     models = (s.target, *s.sources)
-    if practising := [model_path(m) for m in models if practice(s, m)]:
-        fits.check_training(s.practise, "--practise", *practising)
     for folder in map(model_path, models):
         fits.check_prompts(folder, tests_of(s).prompts, s.eval_new_tokens, "--eval-new-tokens", chat=False)
 
@@ -161,7 +161,7 @@ def fuse(s: Settings, desk: Desk) -> Measures:
     _, *sources = readings.values()
     for name, arm in arms_of(s, min(sources, key=mean_surprise).name).items():
         fused = fusing.trained(name, arm, target, readings, mask="all", whole=True, packing=s.packing)
-    desk.export(fused, of=[f"arms/{name}/model"])
+    desk.export(fused, made_from=[f"arms/{name}/model"])
     return fusing.report(before=model_name(s.target), plain="CLM")
 
 
@@ -203,6 +203,12 @@ def practice(s: Settings, path: str) -> int:
     return (s.target_practice if path == s.target else s.practice) if path.startswith("zoo:") else 0
 
 
+def practice_texts(s: Settings, path: str) -> dict[str, int]:
+    """How many texts of each of its skills a zoo model practises."""
+    learned = SKILL_LESSONS[model_name(path)].shares
+    return {skill: practice(s, path) * n // sum(learned.values()) for skill, n in learned.items()}
+
+
 def base_models(s: Settings, desk: Desk) -> dict[str, Path]:
     """Folders of target and sources; the zoo's, which know only chats, first practise plain texts of their skills."""
     out = {}
@@ -217,16 +223,14 @@ def practised(s: Settings, desk: Desk, path: str) -> Path:
     run = desk.run.sub("base").sub(model_name(path))
 
     def train(folder: Path) -> None:
-        learned = SKILL_LESSONS[model_name(path)].shares
-        shares = {skill: practice(s, path) * n // sum(learned.values()) for skill, n in learned.items()}
-        texts = documents(shares, split="train", seed=desk.seed + 1, repeat=True)
+        texts = documents(practice_texts(s, path), split="train", seed=desk.seed + 1, repeat=True)
         model = load(model_path(path), mesh=compute_for(s.practise).mesh)
         limit = min(s.max_length, model.config.max_positions)
         encoded = encode_documents(model.tokenizer, text_documents(texts), max_length=limit)
         reader = optimise(model, Data(plain_examples(encoded)), objectives.sft(), s.practise, run)
         save(reader, folder, dtype="float32")
 
-    run.made_once("model", train, of=[])
+    run.made_once("model", train, made_from=[])
     return run.file("model")
 
 
@@ -260,7 +264,22 @@ def mean_surprise(reading: Reading) -> float:
 
 def parts(s: Settings) -> list[Part]:
     """What the run computes."""
-    return fusing_parts(s, "fusion", s.target, "--target", s.packing)
+    return [*practice_parts(s), *fusing_parts(s, "fusion", s.target, "--target", s.packing)]
+
+
+def practice_parts(s: Settings) -> list[Part]:
+    """The practice of the zoo's models, which read texts as long as they can."""
+
+    def part(path: str, option: str) -> Part:
+        tokens = min(s.max_length, check_folder(model_path(path)).max_positions)
+        texts = sum(practice_texts(s, path).values())
+        return Training(
+            f"practice of {path}", path, objectives.sft(), s.practise, tokens, "--practise", option, "--max-length",
+            records=lambda records: texts,
+        )  # fmt: skip
+
+    models = [(s.target, "--target"), *((source, "--sources") for source in s.sources)]
+    return [part(path, option) for path, option in models if practice(s, path)]
 
 
 if __name__ == "__main__":

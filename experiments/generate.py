@@ -4,8 +4,10 @@
     python experiments/generate.py --model FOLDER --prompts prompts.jsonl --out responses.jsonl --num-samples 5 \\
         --temperature 0.8 --top-p 0.95
 
+Data: prompts, JSON lines with "prompt"; what else a record holds is passed on.
+
 Without --out the answers go to the screen; with it, to JSON lines in the form that experiments/wrpo.py --responses
-reads ("prompt", "source_model", "sample", "response", and what the prompts bring along).
+reads ("prompt", "source_model", "sample", "response").
 """
 
 from __future__ import annotations

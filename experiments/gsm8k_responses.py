@@ -4,8 +4,10 @@
     python experiments/wrpo.py --responses runs/gsm8k/responses.jsonl --test-prompts runs/gsm8k/test.jsonl \\
         --target runs/gsm8k/target --verifier gsm8k_format --accuracy gsm8k --out runs/gsm8k-wrpo
 
-Input: records {"question", "ground_truth", MODEL: {"is_correct", "solution"}} (openai/grade-school-math, MIT) and
-{"question", "answer"}. Output: responses.jsonl (every third problem is kept out), test.jsonl, and target/, a small
+Data: solutions {"question", "ground_truth", MODEL: {"is_correct", "solution"}} (openai/grade-school-math, MIT) and
+training problems {"question", "answer"}.
+
+Output: responses.jsonl (every third problem is kept out), test.jsonl, and target/, a small
 Llama with a byte-level BPE tokenizer of 4,096 entries trained on the questions and answers, after `--steps` steps of
 SFT. Hardware: 2 CPU cores, about 5 minutes. The target is far too small to solve such problems: the run shows the
 data path on real responses, and in its report what was dropped and why.
@@ -30,7 +32,7 @@ from fusion_jax.models.folder import Model, save
 from fusion_jax.models.parameters import init_params
 from fusion_jax.options import File, Folder
 from fusion_jax.runs.opening import open_run
-from fusion_jax.settings import bounded, seeded, to_json
+from fusion_jax.settings import bounded, seeded
 from fusion_jax.settings import run as run_experiment
 from fusion_jax.store.run_folder import RunFolder
 from fusion_jax.train import objectives
@@ -68,7 +70,7 @@ class Settings:
 
 
 def main(s: Settings) -> None:
-    with open_run(s.out, to_json(s), resume=s.resume) as run:
+    with open_run(s.out, s, resume=s.resume) as run:
         make(s, run)
         run.finish()
 

@@ -3,6 +3,8 @@
     python experiments/inspect_data.py --preset llama3-8b --data quadruples.jsonl --model FOLDER --count 3
     python experiments/inspect_data.py                                     # an example of the zoo
 
+Data: pairs, quadruples or SFT records in any of their forms (docs/data.md).
+
 Green tokens are scored, dim ones are given; a bar separates tokens. Plain brackets mark the scored part where there
 are no colours. The presets read text as those of experiments/wrpo.py do; what an experiment is given beside its preset
 (`--text...`, and for SFT of `llama3-8b` the packing) is to be given here as well.
@@ -66,7 +68,7 @@ def main(s: Settings) -> None:
     tokenizer = tokenizer_of(model_path(s.model, "--model"), "--model")
     records = load_records(s.data) if s.data else [EXAMPLE]
     kind = kind_of(records[0] if records else {}) if s.kind == "auto" else s.kind
-    rows, drops = parse_rows(records, kind, file=s.data or None)
+    rows, dropped = parse_rows(records, kind, file=s.data or None)
     if s.start >= len(rows):
         raise InputError(f"{s.start} is out of range", field="--start", cure=f"There are {len(rows)} usable records")
     rows = rows[s.start : s.start + s.count]
@@ -78,7 +80,7 @@ def main(s: Settings) -> None:
         for slot, ids, start, scored in zip(SLOTS[kind], example.rows, example.starts, example.scored):
             console.print(f"{slot}: {start} given, {scored} scored", style="bold", highlight=False)
             console.print(coloured(tokenizer.convert_ids_to_tokens(list(ids)), start, console.is_terminal))
-    console.print(f"dropped: {dict(drops)}  counted: {dict(counts)}", highlight=False)
+    console.print(f"dropped: {dict(dropped)}  counted: {dict(counts)}", highlight=False)
 
 
 def kind_of(record: Record) -> str:

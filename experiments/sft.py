@@ -4,7 +4,9 @@
     python experiments/sft.py --preset llama3-8b --model FOLDER --data sft.jsonl --out runs/sft
 
 Data: {"prompt", "response"}, {"messages"}, or quadruples of the official schema (prompt and chosen[0] are used).
-Hardware: `tiny` 2 CPU cores. Result: metrics.jsonl, report.md with the loss, model/.
+
+Hardware: `tiny` 2 CPU cores. Result: metrics.jsonl, report.md with the loss, with --held-out 0.1
+that of held-out records too, model/.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from typing import ClassVar
 
 from fusion_jax.data.examples import TextSettings
 from fusion_jax.data.loaders import load_records
+from fusion_jax.data.order import split, split_sizes
 from fusion_jax.data.records import OnBad
 from fusion_jax.data.tokenise import TokeniseSettings
 from fusion_jax.jsonl import Record
@@ -23,6 +26,7 @@ from fusion_jax.plan.parts import Part, Training
 from fusion_jax.runs.desk import Desk, Stage
 from fusion_jax.runs.page import RunSettings, conduct
 from fusion_jax.runs.provenance import loss_sentence
+from fusion_jax.settings import bounded
 from fusion_jax.train import objectives
 from fusion_jax.train.settings import TrainSettings
 from fusion_jax.train.state import OptimizerSettings
@@ -35,7 +39,8 @@ class Settings(RunSettings):
 
     basic: ClassVar = (
         "model", "data", "out", "resume", "train.epochs", "train.batch_size", "train.micro_batches",
-        "train.optimizer.learning_rate", "train.seed", "text.tokens.max_length", "text.packing", "on_bad",
+        "train.optimizer.learning_rate", "train.seed", "text.tokens.max_length", "text.packing", "held_out",
+        "on_bad",
     )  # fmt: skip
 
     out: Folder = "runs/sft"
@@ -45,8 +50,13 @@ class Settings(RunSettings):
     """Records with a prompt and a response, or messages; without, problems of the zoo's skills."""
     on_bad: OnBad = "error"
     """What a broken record does: stop the run, or be left out and counted."""
+    held_out: float = 0.0
+    """Share of the records that is kept for evaluation."""
     text: TextSettings = TextSettings()
     train: TrainSettings = TrainSettings()
+
+    def __post_init__(self) -> None:
+        bounded(self, "held_out", least=0, below=1)
 
 
 TINY = TrainSettings(
@@ -73,8 +83,9 @@ def tune(s: Settings, desk: Desk) -> None:
     model = desk.load(s.model, s.train)
     records = load_records(s.data) if s.data else problems(s)
     rows = desk.rows("records", records, "sft", file=s.data or None, on_bad=s.on_bad)
-    desk.tune(Stage("records", "--train", s.train, s.text), model, objectives.sft(), rows)
-    losses = desk.curves("loss")
+    held, train = split(rows, s.held_out, s.train.seed)
+    desk.tune(Stage("records", "--train", s.train, s.text), model, objectives.sft(), train, held)
+    losses = desk.curves("loss", "eval_loss")
     desk.report_tuning("SFT", loss_sentence(losses, desk.counts["records"]["used"]), losses)
 
 
@@ -87,7 +98,11 @@ def problems(s: Settings) -> list[Record]:
 def parts(s: Settings) -> list[Part]:
     """What the run computes."""
     length, packing = s.text.tokens.max_length, s.text.packing
-    return [Training("SFT", s.model, objectives.sft(), s.train, length, named="--model", packing=packing)]
+    training = Training(
+        "SFT", s.model, objectives.sft(), s.train, length, named="--model", packing=packing,
+        records=lambda records: split_sizes(records, s.held_out)[1],
+    )  # fmt: skip
+    return [training]
 
 
 if __name__ == "__main__":

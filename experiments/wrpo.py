@@ -5,6 +5,9 @@
         --responses responses.jsonl --reward-model REWARD-MODEL --out runs/a    # ready source responses
     python experiments/wrpo.py --preset llama3-8b --target TARGET-SFT --quadruples quads.jsonl --out runs/b
 
+Data (JSON lines or hf:NAME, docs/data.md): prompts {"prompt", "answer"?}; responses {"prompt", "source_model",
+"response", "reward"?, "answer"?}; quadruples {"prompt", "chosen": [source's message or null, target's], "rejected"}.
+
 Hardware and time: `tiny` 2 CPU cores, about 80 s, 1.4 GB; `llama3-8b` is for a TPU slice (not timed yet).
 Result: a table of the accuracy of Target, sources, SFT, SFT-DPO and SFT-WRPO (without an SFT stage: DPO and WRPO); in
 the run folder every stage's JSON-lines file, report.md with plots, and model/, a Hugging Face folder. Published
@@ -27,7 +30,7 @@ from typing import ClassVar, Literal, NamedTuple
 
 from fusion_jax.data.examples import TextSettings
 from fusion_jax.data.loaders import load_records
-from fusion_jax.data.order import split
+from fusion_jax.data.order import split, split_sizes
 from fusion_jax.data.records import Row, parse_rows
 from fusion_jax.data.tokenise import TokeniseSettings
 from fusion_jax.errors import InputError
@@ -150,7 +153,7 @@ def fuse(s: Settings, desk: Desk) -> Measures:
     given = sources.given()
     prompts = desk.records("prompts.jsonl", lambda: enough(s, desk, sources.prompts(given)))
     first, second = split(prompts, s.sft_share, s.seed)
-    sources.check_room(prompts, second if s.pairs == "target" else ())
+    sources.check_prompts(prompts, second if s.pairs == "target" else ())
     target = desk.target(s.target, s.preference, tests, prompts=[prompt["prompt"] for prompt in prompts])
 
     scored = sources.responses(prompts, given)
@@ -158,7 +161,7 @@ def fuse(s: Settings, desk: Desk) -> Measures:
     desk.records("best_source.jsonl", best.values)
     taught = desk.records(
         "sft.jsonl", lambda: [best[p["prompt_id"]] for p in first if p["prompt_id"] in best],
-        of=["prompts.jsonl", "best_source.jsonl"],
+        made_from=["prompts.jsonl", "best_source.jsonl"],
     )  # fmt: skip
     if first and not taught:
         desk.check_enough(0, s.sft, "--sft")
@@ -177,7 +180,7 @@ def fuse_ready(s: Settings, desk: Desk) -> Measures:
     taught = load_records(s.sft_data) if s.sft_data else []
     if s.sft_data:
         parse_rows(taught, "sft", file=s.sft_data, on_bad=s.on_bad)
-    Sources(s, desk, tests, s.preference).check_room((), ())
+    Sources(s, desk, tests, s.preference).check_prompts((), ())
     target = desk.target(s.target, s.preference, tests, prompts=[row.messages[-1]["content"] for row in quads.rows])
     start = tuned(s, desk, target, taught, s.sft_data, tests)
     return reported(s, desk, preferred(s, desk, start, quads, tests, after="SFT-" if taught else ""))
@@ -185,10 +188,10 @@ def fuse_ready(s: Settings, desk: Desk) -> Measures:
 
 def enough(s: Settings, desk: Desk, prompts: list[Record]) -> list[Record]:
     """The prompts, if they are enough for both stages."""
-    first = round(len(prompts) * s.sft_share)
+    first, second = split_sizes(len(prompts), s.sft_share)
     if first and s.text.packing == "none":
         desk.check_enough(first, s.sft, "--sft", counts=False)
-    desk.check_enough(trained_on(s, len(prompts) - first), s.preference, "--preference", counts=False)
+    desk.check_enough(trained_on(s, second), s.preference, "--preference", counts=False)
     return prompts
 
 
@@ -207,16 +210,16 @@ def preferences(
 ) -> Quads:
     """Stages 7 to 9: the best and the worst response to each prompt, beside the one that a source wrote."""
     desk = sources.desk
-    drops = desk.counter("preference prompts")
-    drops["prompts"] += len(prompts)
+    counts = desk.counter("preference prompts")
+    counts["prompts"] += len(prompts)
     asked = {prompt["prompt_id"] for prompt in prompts}
     compared = from_sources = [r for r in scored if r["prompt_id"] in asked]
     if s.pairs == "target":
         compared = desk.records("target_responses.jsonl", lambda: sources.sampled(start, "target", prompts))
-    pairs = select.best_and_worst(compared, drops, tolerance=s.tolerance)
+    pairs = select.best_and_worst(compared, counts, tolerance=s.tolerance)
     best = select.best_of(from_sources, Counter(), rank=s.source_rank, seed=s.seed)
     quads = desk.records("quadruples.jsonl", lambda: select.quadruples(best, pairs))
-    drops += select.notes(quads) + Counter({"quadruples kept": len(quads)})
+    counts += select.notes(quads) + Counter({"quadruples kept": len(quads)})
     desk.check_enough(trained_on(s, len(quads)), s.preference, "--preference")
     return Quads(quads, desk.rows("quadruples", quads, "quad", file="quadruples.jsonl", on_bad=s.on_bad))
 
@@ -234,14 +237,14 @@ def preferred(s: Settings, desk: Desk, start: Model, quads: Quads, tests: EvalSe
         longer = dataclasses.replace(s.preference, optimizer=s.sft.optimizer)
         more = Stage("continued", "--preference", longer, text, leaf=True)
         taught = desk.train(more, start, objectives.sft(), of_sources(train))
-        desk.judge(f"{after}SFT", taught, tests, of=["continued/model"])
+        desk.judge(f"{after}SFT", taught, tests, made_from=["continued/model"])
     if s.baseline:
         alone = dataclasses.replace(stage, name="dpo", leaf=True)
         baseline = desk.train(alone, start, objectives.pair(s.dpo), on_policy(train), on_policy(held))
-        desk.judge(f"{after}DPO", baseline, tests, of=["dpo/model"])
+        desk.judge(f"{after}DPO", baseline, tests, made_from=["dpo/model"])
     fused = desk.train(stage, start, objectives.wrpo(s.wrpo), train, held)
     desk.judge(f"{after}WRPO", fused, tests)
-    desk.export(fused, of=["wrpo/model"])
+    desk.export(fused, made_from=["wrpo/model"])
     return expected
 
 
@@ -255,7 +258,7 @@ def reported(s: Settings, desk: Desk, parts: Sequence[str] = ()) -> Measures:
 
 def trained_on(s: Settings, quads: int) -> int:
     """How many of the quadruples are not held out."""
-    return quads - round(quads * s.held_out)
+    return split_sizes(quads, s.held_out)[1]
 
 
 def of_sources(quads: Sequence[Row]) -> list[Row]:
@@ -278,19 +281,24 @@ def parts(s: Settings) -> list[Part]:
     """What the run computes. A plan covers SFT, sampling the target and WRPO; neither DPO nor the sources' sampling."""
     first = 0.0 if s.quadruples else s.sft_share
     start: Start = "float32" if first or s.sft_data else "bfloat16"  # of weights behind a training, of a folder's
-    length, share = s.text.tokens.max_length, (1 - first) * (1 - s.held_out)
-    wrpo = objectives.wrpo(s.wrpo)
-    out: list[Part] = [
-        Training(s.wrpo.loss, s.target, wrpo, s.preference, length, "--preference", share=share, start=start)
-    ]
+    length = s.text.tokens.max_length
+
+    def compared(prompts: int) -> int:
+        return split_sizes(prompts, first)[1]
+
+    out: list[Part] = [Training(
+        s.wrpo.loss, s.target, objectives.wrpo(s.wrpo), s.preference, length, "--preference", start=start,
+        records=lambda prompts: trained_on(s, compared(prompts)),
+    )]  # fmt: skip
     if first or s.sft_data:
         out.append(Training(
-            "SFT", s.target, objectives.sft(), s.sft, length, "--sft", share=first or 1.0, packing=s.text.packing
+            "SFT", s.target, objectives.sft(), s.sft, length, "--sft", packing=s.text.packing,
+            records=lambda prompts: split_sizes(prompts, first or 1.0)[0],
         ))  # fmt: skip
     if not s.quadruples:
         out += source_parts(s, s.preference, "--preference")
     if not s.quadruples and s.pairs == "target":
-        out.append(Sampling("sampling the target", s.target, s.sample, share=1 - first, kept=start))
+        out.append(Sampling("sampling the target", s.target, s.sample, records=compared, kept=start))
     return out
 
 

@@ -33,7 +33,7 @@ from fusion_jax.options import Folder
 from fusion_jax.paths import refuse_remote
 from fusion_jax.rewards.verifiers import verifier
 from fusion_jax.runs.opening import open_run
-from fusion_jax.settings import bounded, seeded, to_json
+from fusion_jax.settings import bounded, seeded
 from fusion_jax.settings import run as run_experiment
 from fusion_jax.store.run_folder import RunFolder
 from fusion_jax.train import objectives
@@ -69,7 +69,7 @@ class Settings:
 
 
 def main(s: Settings) -> None:
-    with open_run(s.work, to_json(s), resume=s.resume) as run:
+    with open_run(s.work, s, resume=s.resume) as run:
         raise_all(s, run)
         run.finish()
 

@@ -7,12 +7,13 @@ import difflib
 import os
 import shutil
 import sys
+import textwrap
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, NoReturn, TypeVar
 
 from fusion_jax.errors import InputError, quoted
-from fusion_jax.options import Option, basic_options, built, options_of, suggestion
+from fusion_jax.options import OneOf, Option, basic_options, built, options_of, suggestion
 
 S = TypeVar("S")
 HELP = ("-h", "--help", "--help-all")
@@ -213,7 +214,21 @@ def help_text(
         else:
             count = "?" if option.item is bool else None
             groups[head].add_argument(option.flag, metavar=option.metavar, help=text, nargs=count)
-    return parser.format_help().rstrip()
+    return "\n\n".join([parser.format_help().rstrip(), *_meanings(options, width)])
+
+
+def _meanings(options: Sequence[Option], width: int) -> list[str]:
+    """A paragraph for each kind of names that have meanings: the options that take them, and each name with its own."""
+    flags: dict[OneOf, list[str]] = {}
+    for option in options:
+        if option.one_of is not None and option.one_of.meanings:
+            flags.setdefault(option.one_of, []).append(option.flag)
+    told = []
+    for names, takers in flags.items():
+        each = (f"{name} ({meaning})" for name, meaning in zip(names.names, names.meanings, strict=True))
+        text = f"values of {', '.join(takers)}: {', '.join(each)}"
+        told.append(textwrap.fill(text, width, break_on_hyphens=False))
+    return told
 
 
 def _about(option: Option) -> str | None:
@@ -223,7 +238,8 @@ def _about(option: Option) -> str | None:
 
 
 def _line(option: Option) -> str:
-    choices = f" One of: {', '.join(option.choices)}." if option.choices else ""
+    explained = option.one_of is not None and option.one_of.meanings
+    choices = f" One of: {', '.join(option.choices)}." if option.choices and not explained else ""
     value = option.default
     if isinstance(value, tuple):
         shown = " ".join(map(str, value))
@@ -234,9 +250,11 @@ def _line(option: Option) -> str:
 
 
 def _beginning(description: str) -> str:
-    """What a program is and how it is called: the first paragraph and the first block of commands."""
-    parts = description.strip().split("\n\n")
-    return "\n\n".join([parts[0], *[part for part in parts[1:3] if part.startswith("    python")][:1]])
+    """What a program is, how it is called and what it reads: the first paragraph, the first block of commands, and the
+    paragraph that begins with "Data"."""
+    first, *others = description.strip().split("\n\n")
+    commands = [part for part in others[:2] if part.startswith("    python")][:1]
+    return "\n\n".join([first, *commands, *(part for part in others if part.startswith("Data"))])
 
 
 def _script() -> str:
@@ -255,5 +273,3 @@ def as_arguments(option: Option) -> list[str]:
     """An option with its value as the command line takes it."""
     values = [str(v) for v in (option.default if option.is_list else (option.default,))]
     return values if option.positional else [option.flag, *values]
-
-

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from fusion_jax.errors import InputError, quoted
@@ -18,7 +18,7 @@ class Fields:
     """A JSON object whose fields are asked for one by one. A field of null counts as missing.
 
     values: the object; file, record: where it stands, for messages; within: the path of this object in the file.
-    cure: what would fix a field that is wrong.
+    cure: what would fix a field that is wrong. names: see `renamed`.
 
     Every method takes the field's name and a default; without a default the field must be there.
 
@@ -31,11 +31,24 @@ class Fields:
     record: int | str | None = None
     within: str = ""
     cure: str = "Restore the model's own file"
+    names: Mapping[str, str] = field(default_factory=dict)
+
+    def renamed(self, names: Mapping[str, str]) -> Fields:
+        """The same fields, to be asked for by usual names: usual name -> name in the file, which errors tell."""
+        values = {usual: self.values[own] for usual, own in names.items() if own in self.values}
+        return replace(self, values={**self.values, **values}, names={**self.names, **names})
+
+    def called(self, name: str) -> str:
+        """What the file calls a field."""
+        return self.names.get(name, name)
+
+    def place(self, name: str) -> str:
+        """The path of a field in the file."""
+        return f"{self.within}.{self.called(name)}" if self.within else self.called(name)
 
     def wrong(self, name: str, problem: str, cure: str | None = None) -> InputError:
         """The error of a field."""
-        field = f"{self.within}.{name}" if self.within else name
-        return InputError(problem, file=self.file, record=self.record, field=field, cure=cure or self.cure)
+        return InputError(problem, file=self.file, record=self.record, field=self.place(name), cure=cure or self.cure)
 
     def integer(self, name: str, default: Any = _NEEDED, *, low: int = 0, high: int = 2**31 - 1) -> Any:
         """A whole number from `low` to `high`."""
@@ -96,8 +109,7 @@ class Fields:
         value = self._typed(name, default, dict, "an object")
         if value is default:
             return value
-        place = f"{self.within}.{name}" if self.within else name
-        return Fields(value, self.file, self.record, place, self.cure)
+        return Fields(value, self.file, self.record, self.place(name), self.cure)
 
     def _value(self, name: str, default: Any) -> Any:
         value = self.values.get(name)

@@ -29,9 +29,10 @@ LARGEST = 2**31 - 1  # of a whole number: what int32 holds; seeds above 2**32 wo
 
 @dataclass(frozen=True)
 class OneOf:
-    """Beside a type in `Annotated`: the names that a text may be."""
+    """Beside a type in `Annotated`: the names that a text may be, and what each means, where the help shall say it."""
 
     names: tuple[str, ...]
+    meanings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -98,9 +99,15 @@ class Option:
     @property
     def choices(self) -> tuple[str, ...]:
         """The values that it can have, if they are few and known."""
+        if self.one_of is not None:
+            return self.one_of.names
+        return get_args(self.item) if get_origin(self.item) is Literal else ()
+
+    @property
+    def one_of(self) -> OneOf | None:
+        """The names that it may be, where its type lists them."""
         inner = getattr(get_args(self.kind)[0], "__metadata__", ()) if self.is_list else ()
-        named = [mark.names for mark in (*self.marks, *inner) if isinstance(mark, OneOf)]
-        return named[0] if named else (get_args(self.item) if get_origin(self.item) is Literal else ())
+        return next((mark for mark in (*self.marks, *inner) if isinstance(mark, OneOf)), None)
 
     @property
     def metavar(self) -> str:

@@ -123,5 +123,22 @@ def to_json(settings: Any) -> dict[str, Any]:
     return json.loads(json.dumps(dataclasses.asdict(settings), default=_plain))
 
 
+def with_defaults(stored: Any, settings: Any) -> Any:
+    """Settings that an older version stored, with the default of each field that they lack and the dataclass has."""
+    if not isinstance(stored, dict) or not dataclasses.is_dataclass(settings):
+        return stored
+    out = dict(stored)
+    for field in dataclasses.fields(settings):
+        if field.name in stored:
+            out[field.name] = with_defaults(stored[field.name], getattr(settings, field.name))
+        elif field.default is not dataclasses.MISSING:
+            out[field.name] = json.loads(json.dumps(field.default, default=_plain))
+        elif field.default_factory is not dataclasses.MISSING:
+            out[field.name] = json.loads(json.dumps(field.default_factory(), default=_plain))
+    return out
+
+
 def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return dataclasses.asdict(value)
     return os.fspath(value) if isinstance(value, Path) else str(value)

@@ -17,7 +17,8 @@ from typing import Any
 
 from fusion_jax.errors import InputError
 from fusion_jax.merge.recipes.places import Place, mapping, nearest, sequence, shown
-from fusion_jax.settings import parse, to_json
+from fusion_jax.options import built
+from fusion_jax.settings import parse
 from fusion_jax.yaml_files import read_yaml
 
 EXPERIMENTS = Path(__file__).resolve().parents[1]
@@ -60,15 +61,9 @@ class Sweep:
     def name(self) -> str:
         return self.file.stem
 
-    def config(self, cell: Cell, seed: int) -> dict[str, Any]:
-        """Every setting of a run."""
-        config = to_json(cell.settings)
-        *outer, last = self.seed.split(".")
-        inner = config
-        for name in outer:
-            inner = inner[name]
-        inner[last] = seed
-        return config
+    def settings(self, cell: Cell, seed: int) -> Any:
+        """The settings of a run."""
+        return built(cell.settings, {tuple(self.seed.split(".")): seed})
 
 
 def read_sweep(path: Path) -> Sweep:

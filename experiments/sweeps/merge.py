@@ -33,7 +33,7 @@ from fusion_jax.runs.judging import EvalSet, judged
 from fusion_jax.runs.opening import check_finished, open_run
 from fusion_jax.runs.provenance import Ran, write_report
 from fusion_jax.sampling.generate import load_to_sample
-from fusion_jax.settings import bounded, to_json
+from fusion_jax.settings import bounded
 from fusion_jax.settings import run as run_experiment
 from fusion_jax.store.run_folder import RunFolder
 from fusion_jax.zoo import model_path
@@ -97,7 +97,7 @@ def main(s: Settings) -> None:
     if not s.runs:
         raise InputError("is missing", field="--runs", cure="Give one or more finished runs of experiments/fusechat.py")
     runs = [opened(Path(path)) for path in s.runs]
-    with open_run(s.out, to_json(s), resume=s.resume) as sweep:
+    with open_run(s.out, s, resume=s.resume) as sweep:
         lines: dict[str, dict[str, Any]] = {}
         for number, run in enumerate(runs):
             for label, line in measured(s, sweep.sub(f"run-{number}"), *run).items():
@@ -125,9 +125,9 @@ def measured(s: Settings, place: RunFolder, seed: int, pivot: Path, targets: lis
     tests = EvalSet(prompts(s, seed), s.eval_new_tokens)
     out: dict[str, dict[str, Any]] = {}
 
-    def judge(label: str, folder: Path, *of: str, **line: Any) -> None:
+    def judge(label: str, folder: Path, *made_from: str, **line: Any) -> None:
         model = load_to_sample(folder)
-        rows = judged(place, label.replace(" ", "-"), model, tests, of=of)
+        rows = judged(place, label.replace(" ", "-"), model, tests, made_from=made_from)
         out[label] = {"merge": label, **line, "accuracy": next(r["accuracy"] for r in rows if r["skill"] == "all")}
 
     for target in targets:
@@ -135,7 +135,7 @@ def measured(s: Settings, place: RunFolder, seed: int, pivot: Path, targets: lis
     for method, count, label, values in grid(s, len(targets)):
         name = f"merged/{label.replace(' ', '-')}"
         recipe = published_recipe(method, targets[:count], pivot, values, seed=seed)
-        place.made_once(name, lambda folder, r=recipe: _merged(r, folder), of=[])  # type: ignore[misc]
+        place.made_once(name, lambda folder, r=recipe: _merged(r, folder), made_from=[])  # type: ignore[misc]
         judge(label, place.file(name), name, method=method, models=count, value=next(iter(values.values()), None))
     return out
 

@@ -174,7 +174,7 @@ def jobs_of(s: Settings, sweep: Sweep, place: Path) -> list[Job]:
     ]
     for job in jobs:
         if job.finished and (job.folder / CONFIG).exists():
-            check_settings(job.folder, sweep.config(job.cell, job.seed))
+            check_settings(job.folder, sweep.settings(job.cell, job.seed))
             check_finished(job.folder, [RESULTS])
     return jobs
 

@@ -28,7 +28,7 @@ PACKED = {
 TABLES = {".parquet": "from_parquet", ".csv": "from_csv", ".tsv": "from_csv"}
 
 
-def load_records(source: str, *, split: str = "train") -> list[Record]:
+def load_records(source: str | os.PathLike[str], *, split: str = "train") -> list[Record]:
     """Records of a source, in its order.
 
     Args:
@@ -37,8 +37,12 @@ def load_records(source: str, *, split: str = "train") -> list[Record]:
       split: of a `datasets` source that names none.
 
     Raises:
-      InputError: nothing there, no regular file, a file of another kind, or a broken record.
+      InputError: no source is named, nothing is there, no regular file, a file of another kind, or a broken record.
     """
+    source = os.fspath(source)
+    if not source.strip():
+        cure = "Give a file of records, a folder written by datasets.save_to_disk, or hf:NAME"
+        raise InputError("is empty", field="source", cure=cure)
     if source.startswith("hf:"):
         name, _, named_split = source[3:].partition(":")
         return _from_hub(name, named_split or split)
@@ -54,12 +58,13 @@ def load_records(source: str, *, split: str = "train") -> list[Record]:
     return read_jsonl(path)
 
 
-def load_texts(source: str) -> list[str]:
+def load_texts(source: str | os.PathLike[str]) -> list[str]:
     """The field "text" of every record of a source or, of a .txt or .md file, every line that is not blank.
 
     Raises:
       InputError: nothing there, no text in it, a record without one, not UTF-8.
     """
+    source = os.fspath(source)
     if source.endswith((".txt", ".md")):
         texts = [line for line in _lines(source) if line.strip()]
     else:

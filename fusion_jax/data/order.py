@@ -86,6 +86,12 @@ def batch_order(
     return grain.MapDataset.source(source)
 
 
+def split_sizes(count: int, share: float) -> tuple[int, int]:
+    """How many of `count` items are a share of them, and how many are the others."""
+    size = round(count * share)
+    return size, count - size
+
+
 def split_indices(count: int, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """A random part of `share` and the rest, each in ascending order (WRPO stage 5).
 
@@ -94,7 +100,7 @@ def split_indices(count: int, share: float, seed: int) -> tuple[np.ndarray, np.n
     """
     _check_seed(seed)
     order = np.random.default_rng(seed).permutation(count)
-    size = round(count * share)
+    size, _ = split_sizes(count, share)
     return np.sort(order[:size]), np.sort(order[size:])
 
 

@@ -36,7 +36,8 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Row:
-    """One training example as text: a conversation and the responses to it (1 for sft, 2 a pair, 3 a quadruple).
+    """One record as text: a conversation and the responses to it (1 for sft, 2 a pair, 3 a quadruple). Tokenised, it is
+    a `batches.Example`, which has a row of tokens for each response.
 
     messages: the conversation up to and with the last user message. A response of None is absent (a quadruple whose
     source response is missing).
@@ -178,15 +179,15 @@ def unusable(row: Row) -> str | None:
 def parse_rows(
     records: Iterable[Record], kind: str, *, file: str | None = None, on_bad: OnBad = "error"
 ) -> tuple[list[Row], Counter[str]]:
-    """Records to rows of one kind ("quad", "pair", "sft") with the drops counted by reason.
+    """Records to rows of one kind ("quad", "pair", "sft") and how many were dropped for which reason.
 
     Args:
-      on_bad: "error" stops at a malformed record; "skip" counts it as a drop.
+      on_bad: "error" stops at a malformed record; "skip" counts it as dropped.
 
     Raises:
       InputError: a malformed record, an id that stands for two prompts, or no usable record at all.
     """
-    rows, drops, malformed = list[Row](), Counter[str](), Counter[str]()
+    rows, dropped, malformed = list[Row](), Counter[str](), Counter[str]()
     ids = Ids.none()
     for number, record in numbered(records):
         place = Place(file, number)
@@ -205,13 +206,12 @@ def parse_rows(
         if unused is None:
             rows.append(row)
         else:
-            drops[unused] += 1
-    drops += malformed
+            dropped[unused] += 1
+    dropped += malformed
     if not rows:
-        raise InputError(
-            f"no usable {kind} record is left ({dict(drops) or 'the file is empty'})", file=file, cure="Give more data"
-        )
-    return rows, drops
+        why = dict(dropped) or "the file is empty"
+        raise InputError(f"no usable {kind} record is left ({why})", file=file, cure="Give more data")
+    return rows, dropped
 
 
 def _asked_text(fields: Mapping[str, Any], kind: str, place: Place) -> str:

@@ -20,7 +20,7 @@ from fusion_jax.files import replacing_folder
 from fusion_jax.hosts.agree import barrier, first_host, on_first
 from fusion_jax.models.config import Head, ModelConfig
 from fusion_jax.models.decoder import Params, forward, head_kernel, padded_positions, soft_capped
-from fusion_jax.models.families import config_from_hf, config_to_hf, family_of, tensors_of
+from fusion_jax.models.families import config_from_hf, config_to_hf, family_of, names_of, tensors_of
 from fusion_jax.models.families.rotary import with_both_forms
 from fusion_jax.models.families.tensors import HfTensor
 from fusion_jax.models.head import with_head
@@ -90,12 +90,13 @@ def _opened(folder: Path) -> tuple[dict[str, Any], ModelConfig, dict[str, Tensor
     family = family_of(config.model_type)
     untied = {t.path: t.name for t in family.tensors(dataclasses.replace(config, head=Head()))}
     embedding, head = untied["embed", "embedding"], untied["head", "kernel"]
+    tie = names_of(config.model_type).get("tie_word_embeddings", "tie_word_embeddings")
     entries, tied = with_head(open_folder(folder), config.head.tied, embedding=embedding, head=head)
     if tied != config.head.tied and not config.head.labels:
-        values = values | {"tie_word_embeddings": tied}
+        values = values | {tie: tied}
         config = config_from_hf(values, file)
     tensors = tensors_of(config)
-    lost = {head: ", or set tie_word_embeddings to true in config.json if the embedding is the head"}
+    lost = {head: f", or set {tie} to true in config.json if the embedding is the head"}
     check_weights(folder, config, entries, tensors, family.IGNORED, lost if embedding in entries else {})
     return values, config, entries, tensors
 

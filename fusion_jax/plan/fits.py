@@ -86,7 +86,7 @@ def check_prompts(
     texts = [p["prompt"] if chat else p["prompt"] + "\n" for p in prompts]
     most = check_folder(folder).max_positions
     lengths = [len(ids) for ids in encoded_prompts(tokenizer_of(folder), texts, chat=chat, most=most)]
-    _check_room(folder, prompts, lengths, new_tokens, option)
+    _check_positions(folder, prompts, lengths, new_tokens, option)
 
 
 def check_judged(folder: Folder, prompts: Sequence[Record], new_tokens: int, option: str) -> None:
@@ -98,10 +98,10 @@ def check_judged(folder: Folder, prompts: Sequence[Record], new_tokens: int, opt
     """
     most = check_folder(folder).max_positions
     lengths = [len(ids) for ids in encoded_prompts(tokenizer_of(folder), [p["prompt"] for p in prompts], most=most)]
-    _check_room(folder, prompts, lengths, new_tokens, option)
+    _check_positions(folder, prompts, lengths, new_tokens, option)
 
 
-def _check_room(
+def _check_positions(
     folder: Folder, prompts: Sequence[Record], lengths: Sequence[int], new_tokens: int, option: str
 ) -> None:
     positions = check_folder(folder).max_positions

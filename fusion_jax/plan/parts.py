@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
@@ -15,6 +15,11 @@ from fusion_jax.train.settings import TrainSettings
 from fusion_jax.zoo import model_path
 
 Packing = Literal["none", "official", "reset"]
+
+
+def every(records: int) -> int:
+    """All records of the run."""
+    return records
 
 
 class Part(Protocol):
@@ -35,8 +40,8 @@ class Part(Protocol):
 class Training:
     """A stage that trains. model: the folder, which the option `named` gives; option: of the stage's settings.
 
-    tokens: of the longest row. share: of the run's records that the stage reads. start: dtype of the weights that it
-    starts from, see `plan.runs.training`. k: entries of a target.
+    tokens: of the longest row, which the option `length` sets. records: how many of the run's records the stage reads.
+    start: dtype of the weights that it starts from, see `plan.runs.training`. k: entries of a target.
     """
 
     title: str
@@ -46,7 +51,8 @@ class Training:
     tokens: int
     option: str = "--train"
     named: str = "--target"
-    share: float = 1.0
+    length: str = "--text.tokens.max-length"
+    records: Callable[[int], int] = every
     packing: Packing = "none"
     start: Start = "bfloat16"
     k: int = 10
@@ -55,18 +61,19 @@ class Training:
         folder = model_path(self.model, self.named)
         fits.check_training(self.settings, self.option, folder)
         if not self.objective.targets:  # texts with targets are cut to what every model reads
-            fits.check_length(folder, self.tokens, "--text.tokens.max-length")
+            fits.check_length(folder, self.tokens, self.length)
 
     def plan(self, ask: Ask) -> list[Planned]:
         return training(
-            self.title, self.model, self.objective, self.settings, self.tokens, _share(ask, self.share),
-            option=self.named, settings=self.option, packing=self.packing, start=self.start, k=self.k,
+            self.title, self.model, self.objective, self.settings, self.tokens, _reading(ask, self.records),
+            option=self.named, settings=self.option, length=self.length, packing=self.packing, start=self.start,
+            k=self.k,
         )  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """Responses of a model to a share of the run's records. kept: see `plan.runs.generation`. planned: whether `--plan`
+    """Responses of a model. records: as in `Training`. kept: see `plan.runs.generation`. planned: whether `--plan`
     compiles it; a run has several alike."""
 
     title: str
@@ -74,7 +81,7 @@ class Sampling:
     settings: SampleSettings
     option: str = "--sample.mesh-tensor"
     named: str = "--target"
-    share: float = 1.0
+    records: Callable[[int], int] = every
     kept: Literal["", Start] = ""
     planned: bool = True
 
@@ -85,8 +92,8 @@ class Sampling:
         if not self.planned:
             return []
         return generation(
-            self.title, self.model, self.settings, _share(ask, self.share), option=self.named, settings=self.option,
-            kept=self.kept,
+            self.title, self.model, self.settings, _reading(ask, self.records), option=self.named,
+            settings=self.option, kept=self.kept,
         )  # fmt: skip
 
 
@@ -113,8 +120,9 @@ class Teaching:
         if not self.planned:
             return []
         return teacher(
-            self.title, self.model, self.rows, self.tokens, self.k, ask, option=self.named, train=self.settings
-        )
+            self.title, self.model, self.rows, self.tokens, self.k, ask, option=self.named, train=self.settings,
+            settings=self.option,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -159,5 +167,5 @@ def plan_of(parts: Sequence[Part], ask: Ask) -> list[Planned]:
     return [program for part in parts for program in part.plan(ask)]
 
 
-def _share(ask: Ask, share: float) -> Ask:
-    return replace(ask, rows=round(ask.rows * share))
+def _reading(ask: Ask, records: Callable[[int], int]) -> Ask:
+    return replace(ask, rows=records(ask.rows))

@@ -27,7 +27,8 @@ from fusion_jax.plan.programs import (
 )
 from fusion_jax.plan.requests import Request
 from fusion_jax.sampling.generate import SampleSettings
-from fusion_jax.sampling.ids import capacities_of, decoding_ways, kept_width, read_together, read_width
+from fusion_jax.sampling.ids import decoding_ways
+from fusion_jax.sampling.sizes import capacities_of, kept_width, read_together, read_width
 from fusion_jax.sharding import mesh_sizes, padded_rows
 from fusion_jax.slices import slice_of
 from fusion_jax.train.objective import Objective
@@ -83,6 +84,7 @@ def training(
     *,
     option: str = "--target",
     settings: str = "--train",
+    length: str = "--text.tokens.max-length",
     k: int = 10,
     packing: Literal["none", "official", "reset"] = "none",
     start: Start = "bfloat16",
@@ -90,8 +92,8 @@ def training(
     """The optimizer step and, where references are stored, the scoring step before it.
 
     Args:
-      settings: the option that `train` has. start: dtype of the weights that training starts from: a folder's, or
-        float32 behind a stage that trained.
+      settings: the option that `train` has. length: the option that sets `max_length`. start: dtype of the weights that
+        training starts from: a folder's, or float32 behind a stage that trained.
 
     Raises:
       InputError: the mesh does not fit the slice; the batch or the heads do not divide over the chips; rows longer than
@@ -105,7 +107,7 @@ def training(
     elif max_length - 1 > config.max_positions:
         raise InputError(
             f"rows of {max_length} tokens are more than the model's {config.max_positions} positions", file=name,
-            field="--text.tokens.max-length", cure=f"Set it to {config.max_positions} or less",
+            field=length, cure=f"Set it to {config.max_positions} or less",
         )  # fmt: skip
     micro, notes = _micro_batches(train, mesh, settings)
     examples, prompt, tokens = train.batch_size // micro, *_lengths(max_length, 0 if train.pack_tokens else ask.prompt)
@@ -198,11 +200,13 @@ def teacher(
     mesh: Sizes = (1, -1, 1),
     option: str = "--model",
     train: TrainSettings | None = None,
+    settings: str = "--train",
 ) -> list[Planned]:
-    """A teacher that reads texts and keeps k entries a token, on a mesh of its own or on that of `train`."""
+    """A teacher that reads texts and keeps k entries a token, on a mesh of its own or on that of `train`, which the
+    option `settings` has."""
     values, name = model_values(model, ask, option)
     config, mesh = config_from_hf(values), _mesh(ask, mesh) if train is None else _train_mesh(ask, train)
-    check_heads(config, mesh[2], math.prod(mesh), "--mesh" if train is None else "--train.mesh-tensor", model=name)
+    check_heads(config, mesh[2], math.prod(mesh), "--mesh" if train is None else f"{settings}.mesh-tensor", model=name)
     ways, tokens = mesh[0] * mesh[1], min(tokens, config.max_positions)
     padded = padded_rows(rows, ways)
     notes = [f"model: {name}", f"every text: {tokens} tokens, the settings' longest"]

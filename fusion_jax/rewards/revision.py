@@ -114,7 +114,7 @@ class Draft:
     label: str
 
 
-def labelled(difficulty: np.ndarray, rules: LabelRules, drops: Counter[str]) -> list[Draft]:
+def labelled(difficulty: np.ndarray, rules: LabelRules, dropped: Counter[str]) -> list[Draft]:
     """Drafts with labels, in the order of the pairs; of a pair either the good or the bad one, never both.
 
     A bad draft is to be revised; among three labels it is MAJOR where its difficulty is above the median.
@@ -132,7 +132,7 @@ def labelled(difficulty: np.ndarray, rules: LabelRules, drops: Counter[str]) -> 
         if i in good:
             out.append(Draft(i, True, KEEP))
         elif d <= tenth and rules.near == "drop":
-            drops["draft nearly as good as the better response"] += 1
+            dropped["draft nearly as good as the better response"] += 1
         else:
             out.append(Draft(i, False, REVISE if rules.labels == 2 else MAJOR if d > half else MINOR))
     return out

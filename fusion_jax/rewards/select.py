@@ -57,14 +57,14 @@ def score_with(responses: Sequence[Record], verifier: Callable[[str, str], float
     return out
 
 
-def usable(responses: Sequence[Record], drops: Counter[str]) -> list[Record]:
+def usable(responses: Sequence[Record], dropped: Counter[str]) -> list[Record]:
     """Responses with text and a finite score; the others are counted."""
     kept = []
     for record in responses:
         if not record["response"].strip():
-            drops["blank response"] += 1
+            dropped["blank response"] += 1
         elif record["reward"] is None or not math.isfinite(record["reward"]):
-            drops["reward not finite"] += 1
+            dropped["reward not finite"] += 1
         else:
             kept.append(record)
     return kept
@@ -75,17 +75,17 @@ def source_names(responses: Sequence[Record]) -> list[str]:
     return list(dict.fromkeys(r["source_model"] for r in responses))
 
 
-def best_of(responses: Sequence[Record], drops: Counter[str], *, rank: int = 1, seed: int = 0) -> dict[str, Record]:
+def best_of(responses: Sequence[Record], dropped: Counter[str], *, rank: int = 1, seed: int = 0) -> dict[str, Record]:
     """The highest-scoring response of each prompt.
 
     Ties go to the source whose responses to the prompt have the highest mean reward, then to a source at random by
     (seed, prompt, source), then to its earlier sample: the order in which the sources are listed favours none.
 
     Args:
-      rank: 2 is the next best response of another text, and so on; prompts with fewer texts are counted in `drops`.
+      rank: 2 is the next best response of another text, and so on; prompts with fewer texts are counted in `dropped`.
     """
     out = {}
-    for prompt, records in by_prompt(usable(responses, drops)).items():
+    for prompt, records in by_prompt(usable(responses, dropped)).items():
         of_source: dict[str, list[float]] = defaultdict(list)
         for record in records:
             of_source[record["source_model"]].append(record["reward"])
@@ -97,37 +97,37 @@ def best_of(responses: Sequence[Record], drops: Counter[str], *, rank: int = 1, 
         for record in sorted(records, key=lambda r: (-r["reward"], ties[r["source_model"]], r["sample"])):
             ranked.setdefault(record["response"], record)
         if len(ranked) < rank:
-            drops[f"prompt: fewer than {rank} source responses"] += 1
+            dropped[f"prompt: fewer than {rank} source responses"] += 1
         else:
             out[prompt] = list(ranked.values())[rank - 1]
     return out
 
 
 def best_and_worst(
-    responses: Sequence[Record], drops: Counter[str], *, tolerance: float = 0.0
+    responses: Sequence[Record], dropped: Counter[str], *, tolerance: float = 0.0
 ) -> dict[str, tuple[Record, Record]]:
     """The target's highest- and lowest-scoring response of each prompt; prompts that give no preference are dropped.
 
     Args:
-      drops: counts, by reason: all responses blank; fewer than two usable ones; identical ones; a tie (scores
+      dropped: counts, by reason: all responses blank; fewer than two usable ones; identical ones; a tie (scores
         within `tolerance`).
     """
     out = {}
     for prompt, all_records in by_prompt(responses).items():
-        records = sorted(usable(all_records, drops), key=lambda r: r["sample"])
+        records = sorted(usable(all_records, dropped), key=lambda r: r["sample"])
         if not any(r["response"].strip() for r in all_records):
-            drops["prompt: all responses blank"] += 1
+            dropped["prompt: all responses blank"] += 1
             continue
         if len(records) < 2:
-            drops["prompt: fewer than two usable responses"] += 1
+            dropped["prompt: fewer than two usable responses"] += 1
             continue
         if len({r["response"] for r in records}) == 1:
-            drops["prompt: identical responses"] += 1
+            dropped["prompt: identical responses"] += 1
             continue
         best = min(records, key=lambda r: -r["reward"])
         worst = min(records, key=lambda r: r["reward"])
         if best["reward"] - worst["reward"] <= tolerance or best["response"] == worst["response"]:
-            drops["prompt: tie of best and worst"] += 1
+            dropped["prompt: tie of best and worst"] += 1
             continue
         out[prompt] = (best, worst)
     return out
@@ -171,11 +171,11 @@ def wins(best: Mapping[str, Record]) -> dict[str, float]:
 
 
 def carry(
-    prompts: Sequence[Record], responses: Sequence[Record], drops: Counter[str], *, file: str | None = None
+    prompts: Sequence[Record], responses: Sequence[Record], dropped: Counter[str], *, file: str | None = None
 ) -> list[Record]:
     """Responses to the given prompts, with what the prompts know (answer, skill) where the response lacks it.
 
-    A response belongs to the prompt of its id or, without such a one, of its text; others are counted in `drops`.
+    A response belongs to the prompt of its id or, without such a one, of its text; others are counted in `dropped`.
 
     Args:
       file: of the responses, for messages.
@@ -189,7 +189,7 @@ def carry(
     for number, record in numbered(responses):
         identity = record["prompt_id"] if record["prompt_id"] in known else by_text.get(record["prompt"])
         if identity is None:
-            drops["response to another prompt"] += 1
+            dropped["response to another prompt"] += 1
             continue
         prompt = known[identity]
         if prompt["prompt"].strip() != record["prompt"].strip():

@@ -105,17 +105,18 @@ def _stated(name: str, clauses: Sequence[str]) -> str:
     return ""
 
 
-VERIFIERS: dict[str, Verifier] = {
-    "gsm8k": gsm8k,
-    "gsm8k_format": gsm8k_format,
-    "gsm8k_strict": gsm8k_strict,
-    "exact": exact,
-    "contains": contains,
-    "answer": answer,
-    "graded": graded,
-    "fields": fields,
+_EXPLAINED: dict[str, tuple[Verifier, str]] = {  # with what the help says of each
+    "gsm8k": (gsm8k, "the final numbers agree"),
+    "gsm8k_format": (gsm8k_format, "the same, 0.1 for another number"),
+    "gsm8k_strict": (gsm8k_strict, "numbers behind #### agree, as published"),
+    "exact": (exact, "the whole texts agree"),
+    "contains": (contains, "the answer stands in the response"),
+    "answer": (answer, 'what follows "answer is" or "####", or all, is the answer'),
+    "graded": (graded, "the same, a part for a near miss"),
+    "fields": (fields, 'share of "name: value" that is stated'),
 }
-VerifierName = Annotated[str, OneOf(tuple(VERIFIERS))]
+VERIFIERS: dict[str, Verifier] = {name: function for name, (function, _) in _EXPLAINED.items()}
+VerifierName = Annotated[str, OneOf(tuple(VERIFIERS), tuple(meaning for _, meaning in _EXPLAINED.values()))]
 
 
 def verifier(name: str, field: str = "verifier") -> Verifier:

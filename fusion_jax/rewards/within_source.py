@@ -38,59 +38,59 @@ class PairRules:
         seeded(self, "seed")
 
 
-def best_passed(responses: Sequence[Record], drops: Counter[str]) -> dict[str, Record]:
+def best_passed(responses: Sequence[Record], dropped: Counter[str]) -> dict[str, Record]:
     """The response of the highest reward to each prompt, of those that passed where they were checked.
 
-    Ties go to the earlier response. A prompt none of whose responses passed is counted in `drops`.
+    Ties go to the earlier response. A prompt none of whose responses passed is counted in `dropped`.
     """
     out = {}
-    for prompt, records in by_prompt(usable(responses, drops)).items():
+    for prompt, records in by_prompt(usable(responses, dropped)).items():
         passed = [r for r in records if r.get("passed") is not False]
         if passed:
             out[prompt] = max(passed, key=lambda r: r["reward"])
         else:
-            drops["prompt: no response passed"] += 1
+            dropped["prompt: no response passed"] += 1
     return out
 
 
-def pairs_within_source(responses: Sequence[Record], rules: PairRules, drops: Counter[str]) -> list[Chosen]:
+def pairs_within_source(responses: Sequence[Record], rules: PairRules, dropped: Counter[str]) -> list[Chosen]:
     """(chosen, rejected) of one source each, in the order of the prompts; one pair a prompt unless all are kept.
 
     Of a source's responses to a prompt, the chosen one has the highest reward of those that passed, the rejected one
     the lowest of those that failed; without a checker, of all. Ties go to the earlier response.
 
     Args:
-      drops: counts, by reason, sources of a prompt that give no pair, and prompts that have none.
+      dropped: counts, by reason, sources of a prompt that give no pair, and prompts that have none.
     """
     order = source_names(responses)
     out = []
-    for prompt, records in by_prompt(usable(responses, drops)).items():
+    for prompt, records in by_prompt(usable(responses, dropped)).items():
         found = []
         for source in order:
             own = [r for r in records if r["source_model"] == source]
-            if own and (pair := _pair(own, rules, drops)):
+            if own and (pair := _pair(own, rules, dropped)):
                 found.append(pair)
         if not found:
-            drops["prompt: no pair"] += 1
+            dropped["prompt: no pair"] += 1
         out += _kept(prompt, found, rules)
     return out
 
 
-def _pair(own: Sequence[Record], rules: PairRules, drops: Counter[str]) -> Chosen | None:
+def _pair(own: Sequence[Record], rules: PairRules, dropped: Counter[str]) -> Chosen | None:
     checked = [r for r in own if r.get("passed") is not None]
     good = [r for r in own if r.get("passed") is not False]
     bad = [r for r in checked if not r["passed"]] if checked else list(own)
     if not good or not bad:
-        drops["source: no response passed" if not good else "source: every response passed"] += 1
+        dropped["source: no response passed" if not good else "source: every response passed"] += 1
         return None
     chosen, rejected = max(good, key=lambda r: r["reward"]), min(bad, key=lambda r: r["reward"])
     gap = chosen["reward"] - rejected["reward"]
     if chosen["response"].strip() == rejected["response"].strip():
-        drops["source: identical responses"] += 1
+        dropped["source: identical responses"] += 1
     elif gap < rules.least_gap:
-        drops["source: gap too small"] += 1
+        dropped["source: gap too small"] += 1
     elif gap > rules.most_gap:
-        drops["source: gap too large"] += 1
+        dropped["source: gap too large"] += 1
     else:
         return chosen, rejected
     return None

@@ -37,14 +37,15 @@ from fusion_jax.zoo import model_path
 @dataclass(frozen=True)
 class Stage:
     """A training stage. name: its folder in the run. option: of its settings, for messages. settings, text: how it
-    trains and reads its records. leaf, of: see `RunFolder.made_once`."""
+    trains and reads its records. leaf: nothing else is made from what it trains. made_from: names of what it is
+    made from; see `RunFolder.made_once`."""
 
     name: str
     option: str
     settings: TrainSettings
     text: TextSettings
     leaf: bool = False
-    of: Sequence[str] | None = None
+    made_from: Sequence[str] | None = None
 
 
 @dataclass(frozen=True)
@@ -83,15 +84,15 @@ class Desk:
         Raises:
           InputError: a malformed record, where `on_bad` is "error".
         """
-        rows, drops = parse_rows(records, kind, file=file, on_bad=on_bad)
-        self.counts[stage] = drops + Counter({"used": len(rows)})
+        rows, dropped = parse_rows(records, kind, file=file, on_bad=on_bad)
+        self.counts[stage] = dropped + Counter({"used": len(rows)})
         return rows
 
     def records(
-        self, name: str, make: Callable[[], Iterable[Record]], *, of: Sequence[str] | None = None
+        self, name: str, make: Callable[[], Iterable[Record]], *, made_from: Sequence[str] | None = None
     ) -> list[Record]:
-        """A file of records, made once; `of` as in `RunFolder.made_once`."""
-        return self.run.stage(name, make, of=of)
+        """A file of records, made once; `made_from` as in `RunFolder.made_once`."""
+        return self.run.stage(name, make, made_from=made_from)
 
     def check_enough(self, examples: int, settings: TrainSettings, option: str, counts: bool = True) -> None:
         """Refuse fewer examples than a batch, with what was dropped before."""
@@ -156,7 +157,7 @@ class Desk:
         return trained(
             self.run.sub(stage.name), model, compute_for(settings).mesh,
             lambda folder: optimise(model, data, objective, settings, folder, held=held_data),
-            leaf=stage.leaf, of=stage.of,
+            leaf=stage.leaf, made_from=stage.made_from,
         )  # fmt: skip
 
     def tune(
@@ -172,14 +173,14 @@ class Desk:
         """Metrics that the run's own folder has logged."""
         return curves(self.run.path, names)
 
-    def judge(self, name: str, model: Model, tests: EvalSet, *, of: Sequence[str] | None = None) -> None:
-        """Accuracy of a model's greedy answers on the test prompts, if there are any; `of` as in `made_once`."""
-        self.accuracy.extend(judged(self.run, name, model, tests, of=of))
+    def judge(self, name: str, model: Model, tests: EvalSet, *, made_from: Sequence[str] | None = None) -> None:
+        """Accuracy of a model's greedy answers on the test prompts, if there are any; `made_from` as in `made_once`."""
+        self.accuracy.extend(judged(self.run, name, model, tests, made_from=made_from))
 
-    def export(self, model: Model, *, of: Sequence[str] | None = None) -> None:
+    def export(self, model: Model, *, made_from: Sequence[str] | None = None) -> None:
         """The run's result, a Hugging Face folder."""
         with self.run.phase("saving"):
-            self.run.made_once("model", lambda folder: save(model, folder), of=of)
+            self.run.made_once("model", lambda folder: save(model, folder), made_from=made_from)
 
     def measures(self) -> Measures:
         """What was measured of every judged model."""
@@ -210,7 +211,7 @@ class Desk:
         write_json(self.run.file(RESULTS), {name: {metric: [value] for metric, value in ends.items()}}, sort=False)
         picture = save_figure(training_figure({name: self.run.path}), self.run.file("training.png"))
         lines = [{"what": f"final {metric}", "value": f"{value:.4f}"} for metric, value in ends.items()]
-        parts = [picture, markdown_table(lines), "## Records, drops and their reasons", counts_table(self.counts)]
+        parts = [picture, markdown_table(lines), "## Records used, and dropped by reason", counts_table(self.counts)]
         write_report(self.run, self.title, result, self.ran, parts)
         self.run.log(f"model: {self.run.file('model')}")
 
@@ -228,7 +229,7 @@ class Desk:
             shown += ["Differences on the same prompts (mean, 95 % interval):", paired_table(run, own)]
         folders = {name: run.file(name) for name in stages if run.file(name).exists()}
         shown += ["## Training", save_figure(training_figure(folders), run.file("training.png")), *parts]
-        shown += ["## Records, drops and their reasons", counts_table(self.counts)]
+        shown += ["## Records used, and dropped by reason", counts_table(self.counts)]
         write_report(run, self.title, result, self.ran, shown)
         run.log(result)
         run.log(f"report: {run.file('report.md')}; model: {run.file('model')}")

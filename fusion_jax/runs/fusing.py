@@ -154,8 +154,8 @@ class Fusing:
                 )
             opinions.append(views)
             self.coverage.append({"arm": name, "source": source, **rules})
-        rows, drops = fusion_rows(pivot.texts, opinions)
-        self.desk.counter("records").update({f"{name}: {what}": n for what, n in drops.items()})
+        rows, dropped = fusion_rows(pivot.texts, opinions)
+        self.desk.counter("records").update({f"{name}: {what}": n for what, n in dropped.items()})
         if packing != "none":
             rows = packed(rows, self.limit, reset=packing == "reset")
         place = run.sub("arms").sub(name)
@@ -164,7 +164,7 @@ class Fusing:
         fused = trained(
             place, start, compute_for(self.train).mesh,
             lambda folder: optimise(start, Data(examples), objective, self.train, folder),
-            of=[f"fused examples={digest(examples.made_of)}"],
+            made_from=[f"fused examples={digest(examples.made_of)}"],
         )  # fmt: skip
         self.measure(name, fused)
         return fused
@@ -229,5 +229,8 @@ def fusing_parts(s: FusingSettings, title: str, target: str, named: str, packing
     ]
     objective = objectives.fusion(s.fusion)
     return [
-        *reads, Training(title, target, objective, s.train, s.max_length, named=named, k=s.k, packing=packing)
+        *reads,
+        Training(
+            title, target, objective, s.train, s.max_length, named=named, length="--max-length", k=s.k, packing=packing
+        ),
     ]  # fmt: skip

@@ -40,12 +40,12 @@ class EvalSet:
 
 
 def judged(
-    run: RunFolder, name: str, model: Model, tests: EvalSet, *, of: Sequence[str] | None = None
+    run: RunFolder, name: str, model: Model, tests: EvalSet, *, made_from: Sequence[str] | None = None
 ) -> list[dict[str, Any]]:
     """Rows of `by_skill` on the test prompts, if there are any; that of all skills has the means of `MEASURES`, too.
 
     Args:
-      of: what the model was made from, as in `RunFolder.made_once`.
+      made_from: what the model was made from, as in `RunFolder.made_once`.
     """
     if not tests.prompts:
         return []
@@ -54,7 +54,7 @@ def judged(
         with run.phase("judging"):
             return answers(name, model, tests)
 
-    records = run.stage(f"answers/{name}.jsonl", answered, of=of, leaf=True)
+    records = run.stage(f"answers/{name}.jsonl", answered, made_from=made_from, leaf=True)
     return [row | (means(records) if row["skill"] == "all" else {}) for row in by_skill(name, records)]
 
 

@@ -11,7 +11,7 @@ import json
 import os
 from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import is_dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,7 @@ from fusion_jax.files import write_json
 from fusion_jax.hosts.agree import agreed, first_host, on_first, seen
 from fusion_jax.json_files import RESTORE, read_json
 from fusion_jax.paths import as_path, check_bucket, files_below, is_remote, listed
+from fusion_jax.settings import to_json, with_defaults
 from fusion_jax.store import manifest
 from fusion_jax.store.lock import acquire, is_trace, sweep
 from fusion_jax.store.manifest import Manifests
@@ -34,12 +35,13 @@ if TYPE_CHECKING:
 ELSEWHERE = ("out", "resume", "hosts", "track")  # where a run lies, is computed and is shown is no setting of it
 
 
-def open_run(out: str | os.PathLike[str], config: dict[str, Any], *, resume: bool) -> RunFolder:
+def open_run(out: str | os.PathLike[str], settings: Any, *, resume: bool) -> RunFolder:
     """Make or reopen a run folder; use it in a `with` statement.
 
     Args:
-      config: every setting, resolved; compared with the folder's own on resume, but for what says where it runs
-        and is shown (`out`, `resume`, hosts, mesh, `track`).
+      settings: a dataclass, or plain JSON values by name; compared with the folder's own on resume, but for what says
+        where it runs and is shown (`out`, `resume`, hosts, mesh, `track`). A field of the dataclass that the folder's
+        settings lack, since it is newer than they are, counts there as its default.
       resume: go on with a run that is there; where there is none, start it.
 
     Raises:
@@ -53,14 +55,13 @@ def open_run(out: str | os.PathLike[str], config: dict[str, Any], *, resume: boo
     path, console = as_path(out), Console(quiet=not first_host())
     if "://" in os.fspath(out) and not is_remote(out):
         raise InputError("is no place for a run", file=out, field="--out", cure="Give a folder, or gs://BUCKET/FOLDER")
-    kept = _kept(config)
     opened: list[RunFolder | None] = [None]
     try:
-        on_first(lambda: opened.append(_open(path, kept, console, resume=resume)))
+        on_first(lambda: opened.append(_open(path, settings, console, resume=resume)))
         if bool(agreed(np.asarray(first_host() and opened[-1] is None))):
             _say_finished(path, console)
             raise NothingToDo
-        seen(path / CONFIG, lambda file: file.exists() and read_json(file, cure=RESTORE) == kept)
+        seen(path / CONFIG, lambda file: file.exists() and _stored(path, settings) == _kept(settings))
     except BaseException:  # of this host, or what stops the others
         if opened[-1] is not None and opened[-1].lock is not None:
             opened[-1].lock.release()
@@ -68,7 +69,7 @@ def open_run(out: str | os.PathLike[str], config: dict[str, Any], *, resume: boo
     return opened[-1] or RunFolder(path, console)
 
 
-def _open(path: Path, kept: dict[str, Any], console: Console, *, resume: bool) -> RunFolder | None:
+def _open(path: Path, settings: Any, console: Console, *, resume: bool) -> RunFolder | None:
     """The first host's part of `open_run`; None: the run is finished, and nothing is to be done."""
     check_bucket(path, "--out")
     if path.exists() and not path.is_dir():
@@ -77,7 +78,7 @@ def _open(path: Path, kept: dict[str, Any], console: Console, *, resume: bool) -
     if names and not (path / CONFIG).exists():
         raise InputError("holds files but no run", file=path, field="--out", cure="Choose an empty or new folder")
     if names and finished(path):
-        _check_same(path, kept, resume=resume)
+        _check_same(path, settings, resume=resume)
         check_finished(path)
         return None
     above = () if is_remote(path) else path.parents  # a bucket has no folders to make
@@ -85,7 +86,7 @@ def _open(path: Path, kept: dict[str, Any], console: Console, *, resume: bool) -
     path.mkdir(parents=True, exist_ok=True)
     lock = acquire(path)  # before this nothing is ours to remove
     try:
-        return _begin(RunFolder(path, console, lock=lock, made=made), kept, resume=resume, new=not names)
+        return _begin(RunFolder(path, console, lock=lock, made=made), settings, resume=resume, new=not names)
     except BaseException:
         try:
             with suppress(Exception):  # the error that came first is the one that is raised
@@ -96,14 +97,17 @@ def _open(path: Path, kept: dict[str, Any], console: Console, *, resume: bool) -
         raise
 
 
-def _begin(run: RunFolder, kept: dict[str, Any], *, resume: bool, new: bool) -> RunFolder:
+def _begin(run: RunFolder, settings: Any, *, resume: bool, new: bool) -> RunFolder:
     """Check what a held folder holds and write what a run begins with; new: it holds nothing."""
     path, lock = run.path, run.lock
     assert lock is not None
-    swept = sweep(path)
+    swept, kept = sweep(path), _kept(settings)
+    begun = not new and not _made_nothing(path, settings)
+    if begun:
+        _check_same(path, settings, resume=resume)
+        kept = _as_begun(kept, read_json(path / CONFIG, cure=RESTORE))
     inputs = _inputs(kept)
-    if not new and not _made_nothing(path, kept):
-        _check_same(path, kept, resume=resume)
+    if begun:
         _check_format(path)
         Manifests(path).check_all()
     lock.check()
@@ -189,33 +193,49 @@ def _comparable(config: Any) -> Any:
     return {k: _comparable(v) for k, v in config.items() if k not in ("mesh_data", "mesh_fsdp", "mesh_tensor")}
 
 
-def _made_nothing(path: Path, kept: dict[str, Any]) -> bool:
+def _made_nothing(path: Path, settings: Any) -> bool:
     """Whether a run of this experiment stopped before its first file, for instance at a wrong path in its settings."""
-    before = read_json(path / CONFIG, cure=RESTORE)
-    ours = isinstance(before, dict) and before.keys() == kept.keys()
+    before = _stored(path, settings)
+    ours = isinstance(before, dict) and before.keys() == _kept(settings).keys()
     return ours and not any(kept_file(file, path) for file in files_below(path))
 
 
-def _kept(config: dict[str, Any]) -> dict[str, Any]:
+def _kept(settings: Any) -> dict[str, Any]:
+    """What the folder keeps of the settings."""
+    config = to_json(settings) if is_dataclass(settings) else settings
     return {k: v for k, v in config.items() if k not in ELSEWHERE}
 
 
-def _check_same(path: Path, kept: dict[str, Any], *, resume: bool) -> None:
+def _stored(path: Path, settings: Any) -> Any:
+    """What the folder kept, with the defaults of what is newer."""
+    stored = with_defaults(read_json(path / CONFIG, cure=RESTORE), settings)
+    return _kept(stored) if isinstance(stored, dict) else stored
+
+
+def _as_begun(kept: Any, before: Any) -> Any:
+    """Settings without what those of the run's begin lack, so that everything in the folder still depends on the
+    same."""
+    if not isinstance(kept, dict) or not isinstance(before, dict):
+        return kept
+    return {k: _as_begun(v, before[k]) for k, v in kept.items() if k in before}
+
+
+def _check_same(path: Path, settings: Any, *, resume: bool) -> None:
     """Refuse a run that is not to be resumed, or of other settings."""
     if not resume:
         state = "a finished run" if (path / FINISHED).exists() else "an unfinished run"
         cure = "Choose another --out" + ("" if (path / FINISHED).exists() else " or continue it with --resume")
         raise InputError(f"holds {state}", file=path, field="--out", cure=cure)
-    check_settings(path, kept)
+    check_settings(path, settings)
 
 
-def check_settings(path: Path, config: dict[str, Any]) -> None:
-    """Refuse a run that was started with other settings than `config`.
+def check_settings(path: Path, settings: Any) -> None:
+    """Refuse a run that was started with other settings; see `open_run`.
 
     Raises:
       InputError: names the first setting that differs.
     """
-    before, kept = (_flat(_comparable(x)) for x in (read_json(path / CONFIG, cure=RESTORE), _kept(config)))
+    before, kept = (_flat(_comparable(x)) for x in (_stored(path, settings), _kept(settings)))
     changed = sorted(k for k in before.keys() | kept.keys() if before.get(k) != kept.get(k))
     if changed:
         name = changed[0]

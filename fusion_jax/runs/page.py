@@ -26,7 +26,7 @@ class RunSettings:
     """Where a run lies."""
 
     out: Folder = "runs/run"
-    """Folder of the run, which is made; it holds all stages, report.md and the model."""
+    """Folder of the run: all stages, report.md and the model."""
     resume: bool = False
     """Continue the run that --out holds, if there is one: the same command with --resume can always be repeated."""
     hosts: HostSettings = HostSettings()
@@ -57,7 +57,7 @@ class JudgedSettings(SeededSettings):
     test_per_skill: int = 60
     """The zoo's problems of each skill to be judged on."""
     accuracy: VerifierName = "answer"
-    """What judges test answers."""
+    """Rule that judges test answers."""
     eval_new_tokens: int = 28
     """Longest test answer, in tokens."""
 
@@ -95,11 +95,10 @@ def conduct(
     check(settings)
     check_all(parts(settings))
     check_installed(settings.track)
-    ran, config = Ran(script, settings, presets), to_json(settings)
-
+    ran = Ran(script, settings, presets)
     with (
-        open_run(settings.out, config, resume=settings.resume) as opened,
-        tracking(settings.track, opened.path, config) as tracker,
+        open_run(settings.out, settings, resume=settings.resume) as opened,
+        tracking(settings.track, opened.path, to_json(settings), opened.log) as tracker,
     ):
         run = dataclasses.replace(opened, tracker=tracker)
         if isinstance(settings, SeededSettings):

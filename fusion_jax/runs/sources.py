@@ -53,7 +53,7 @@ class SourceSettings(JudgedSettings):
     """What a broken record does: stop the run, or be left out and counted."""
     sample: SampleSettings = SampleSettings(max_new_tokens=28, batch_size=64)
     verifier: VerifierName = "answer"
-    """What gives rewards, unless there is a reward model."""
+    """Rule that gives rewards, unless there is a reward model."""
     reward_model: RewardModel = ""
     """A model with one score that gives the rewards: a folder."""
 
@@ -120,8 +120,8 @@ class Sources:
         sample = self.settings.sample
         model = load_to_sample(model_path(source), sample.mesh_tensor, "--sample.mesh-tensor")
         file = f"responses/{name}.jsonl"
-        found = self.desk.records(file, lambda: self.sampled(model, name, prompts), of=["prompts.jsonl"])
-        self.desk.judge(name, model, self.tests, of=[])
+        found = self.desk.records(file, lambda: self.sampled(model, name, prompts), made_from=["prompts.jsonl"])
+        self.desk.judge(name, model, self.tests, made_from=[])
         return found
 
     def sampled(self, model: Model, name: str, prompts: Sequence[Record]) -> list[Record]:
@@ -142,7 +142,7 @@ class Sources:
             fresh = iter(score_responses(judge, missing, mesh=compute_for(self.train).mesh))
         return [r if r.get("reward") is not None else next(fresh) for r in responses]
 
-    def check_room(self, prompts: Sequence[Record], own: Sequence[Record]) -> None:
+    def check_prompts(self, prompts: Sequence[Record], own: Sequence[Record]) -> None:
         """Refuse prompts that leave one of the models no room for an answer.
 
         Args:

@@ -19,13 +19,13 @@ def trained(
     mesh: Mesh | None,
     train: Callable[[RunFolder], Model],
     *,
-    of: Sequence[str] | None = None,
+    made_from: Sequence[str] | None = None,
     leaf: bool = False,
 ) -> Model:
     """A training stage: its finished model read from the folder, or trained and saved there in float32.
 
     Args:
-      of, leaf: as in `RunFolder.made_once`.
+      made_from, leaf: as in `RunFolder.made_once`.
 
     Raises:
       InputError: the finished model is not as it was written, or was made from something else.
@@ -37,6 +37,6 @@ def trained(
         with run.phase("saving"):
             save(model, folder, dtype="float32")
 
-    run.made_once("model", make, of=of, leaf=leaf)
+    run.made_once("model", make, made_from=made_from, leaf=leaf)
     with run.phase("loading"):
         return dataclasses.replace(load(run.file("model"), mesh=mesh), file_dtype=like.file_dtype)

@@ -11,7 +11,7 @@ import functools
 import itertools
 import math
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -21,7 +21,6 @@ from jax import lax
 from jax.sharding import Mesh
 
 from fusion_jax.arguments import listed
-from fusion_jax.data.batches import bucket_list
 from fusion_jax.errors import InputError
 from fusion_jax.models.config import ModelConfig
 from fusion_jax.models.decode import (
@@ -38,15 +37,13 @@ from fusion_jax.models.decoder import Params, forward, padded_positions
 from fusion_jax.models.parameters import check_heads, key_heads, place_params
 from fusion_jax.ops.kernels import Kernel
 from fusion_jax.sampling.samplers import GREEDY, Sampler, choose
+from fusion_jax.sampling.sizes import batches, capacities_of, chunks, kept_width, read_together, read_width
 from fusion_jax.sharding import constrain, data_ways, make_mesh, named, padded_rows, placed
 from fusion_jax.slices import compiler_options
 
 Array = jax.Array
 
-_PREFILL_TOKENS = 2048  # of one call: longer prompts are read in smaller groups, which bounds the memory
-_LEAST_WIDTH = 64
 _PROMPTS = "Give a list of lists of token ids: tokenizer(texts)['input_ids']"
-_FIRST_CAPACITY = 128  # new tokens that the first cache holds; it doubles while rows go on
 
 
 class Completion(NamedTuple):
@@ -194,7 +191,7 @@ def _read_prompts(
     parts = []
     for width, alike in itertools.groupby(prompts, lambda prompt: read_width(len(prompt))):
         group = read_together(width, size, shards)
-        for some in _chunks(list(alike), group):
+        for some in chunks(list(alike), group):
             tokens, lengths = np.zeros((group, width), np.int32), np.zeros(group, np.int32)
             for row, prompt in enumerate(some):
                 tokens[row, : len(prompt)], lengths[row] = prompt, len(prompt)
@@ -255,41 +252,6 @@ def _check(prompts: Sequence[Sequence[int]], config: ModelConfig, max_new_tokens
                 f"the model's {config.max_positions} positions",
                 record=number, field="prompt", cure="Shorten the prompt or lower max_new_tokens",
             )  # fmt: skip
-
-
-def capacities_of(limit: int) -> Iterator[int]:
-    """Sizes of the caches of new tokens: few shapes, and memory for what is written, not for the limit."""
-    size = min(_FIRST_CAPACITY, -(-limit // 16) * 16)
-    while size < limit:
-        yield size
-        size *= 2
-    yield size
-
-
-def read_together(width: int, size: int, ways: int) -> int:
-    """How many prompts of a width are read at once: a multiple of `ways`, no more than a batch of `size` needs."""
-    return padded_rows(min(max(_PREFILL_TOKENS // width, 1), size), ways)
-
-
-def read_width(length: int) -> int:
-    """The length that a prompt is read at."""
-    return max(bucket_list(length)[-1], _LEAST_WIDTH)
-
-
-def kept_width(length: int) -> int:
-    """The length that its keys and values are kept at: doubling, since the unrolled decoding compiles for each."""
-    return max(1 << (length - 1).bit_length(), _LEAST_WIDTH)
-
-
-def _chunks(items: list[Any], size: int) -> Iterator[list[Any]]:
-    return (items[i : i + size] for i in range(0, len(items), size))
-
-
-def _batches(prompts: Sequence[Sequence[int]], size: int) -> Iterator[list[int]]:
-    """Indices, short prompts first, of prompts with the same width for decoding; the last of a width may be few."""
-    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-    for _, alike in itertools.groupby(order, lambda i: kept_width(len(prompts[i]))):
-        yield from _chunks(list(alike), size)
 
 
 def decoding_ways(config: ModelConfig, devices: int, tensor: int = 0, option: str = "mesh_tensor") -> int:
@@ -364,7 +326,7 @@ def generate_ids(
     stops = placed(np.asarray(list(stop_ids) or [-1], np.int32), mesh, (None,))
     out: list[list[Completion]] = [[] for _ in prompts]
     done = 0
-    for chosen in _batches(prompts, batch_size):
+    for chosen in batches(prompts, batch_size):
         lengths = np.zeros(batch_size, np.int32)
         lengths[: len(chosen)] = [len(prompts[i]) for i in chosen]
         keys = np.zeros((batch_size * num_samples, 2), np.uint32)

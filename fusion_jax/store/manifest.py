@@ -119,11 +119,11 @@ class Manifests:
         """Where the manifest of a thing is."""
         return self.root / FOLDER / f"{name}.json"
 
-    def state(self, name: str, of: Iterable[str] | None = None, *, content: bool = True) -> State:
+    def state(self, name: str, made_from: Iterable[str] | None = None, *, content: bool = True) -> State:
         """Whether a thing is there as it was made.
 
         Args:
-          of: what it should have been made from, see `seal`.
+          made_from: what it should have been made from, see `seal`.
           content: whether the files' contents are compared, or only their sizes.
 
         Raises:
@@ -138,7 +138,7 @@ class Manifests:
             problem = f"is there without its manifest ({self.file(name)}), so that nobody knows whether it is whole"
             raise self._wrong(name, "", problem)
         self._compare(name, manifest, content)
-        now = self._made_from(of)
+        now = self._made_from(made_from)
         for source in sorted(now.keys() | manifest.made_from.keys()):
             if now.get(source) != manifest.made_from.get(source):
                 raise self._made_of_other(name, source)
@@ -153,14 +153,14 @@ class Manifests:
         remove(path)
         path.parent.mkdir(parents=True, exist_ok=True)
 
-    def seal(self, name: str, *, of: Iterable[str] | None = None, records: int | None = None) -> None:
+    def seal(self, name: str, *, made_from: Iterable[str] | None = None, records: int | None = None) -> None:
         """Say that a thing is whole.
 
         Args:
-          of: names of what it was made from, or "what=digest" for what is none of this folder's things; None: all that
-            this process has found or made so far, but for what was left (`leave`).
+          made_from: names of what it was made from, or "what=digest" for what is none of this folder's things; None:
+            all that this process has found or made so far, but for what was left (`leave`).
         """
-        manifest = Manifest(contents(self.root / name), self._made_from(of), records)
+        manifest = Manifest(contents(self.root / name), self._made_from(made_from), records)
         files = {path: content._asdict() for path, content in manifest.files.items()}
         value: dict[str, Any] = {"format": FORMAT, "made": True, "files": files, "made_from": manifest.made_from}
         self.file(name).parent.mkdir(parents=True, exist_ok=True)
@@ -207,11 +207,11 @@ class Manifests:
         found = (path.removesuffix(".json") for path in every if path.endswith(".json"))
         return sorted(name for name in found if name != "run")
 
-    def _made_from(self, of: Iterable[str] | None) -> dict[str, str]:
-        if of is None:
+    def _made_from(self, made_from: Iterable[str] | None) -> dict[str, str]:
+        if made_from is None:
             return self._inputs | {name: d for name, d in self._known.items() if name not in self._leaves}
-        named = {name: self._known[name] for name in of if "=" not in name}
-        return self._inputs | named | dict(one.split("=", 1) for one in of if "=" in one)
+        named = {name: self._known[name] for name in made_from if "=" not in name}
+        return self._inputs | named | dict(one.split("=", 1) for one in made_from if "=" in one)
 
     def _read(self, name: str) -> tuple[Manifest | None, bool]:
         """The manifest of a whole thing, and whether there is one at all."""

@@ -192,13 +192,13 @@ class RunFolder:
         name: str,
         make: Callable[[], Iterable[dict[str, Any]]],
         *,
-        of: Iterable[str] | None = None,
+        made_from: Iterable[str] | None = None,
         leaf: bool = False,
     ) -> list[dict[str, Any]]:
         """The records of a stage: read from its file when it is whole, else made and written.
 
         Args:
-          of, leaf: see `made_once`.
+          made_from, leaf: see `made_once`.
 
         Raises:
           InputError: as `made_once`, and whatever `make` raises.
@@ -214,7 +214,7 @@ class RunFolder:
                 took = clock.in_words()
             return len(records)
 
-        if self.made_once(name, write, of=of, leaf=leaf):
+        if self.made_once(name, write, made_from=made_from, leaf=leaf):
             self.log(f"{name}: {len(records)} records, {took}")
             return records
         found = read_jsonl(path)
@@ -226,22 +226,22 @@ class RunFolder:
         name: str,
         make: Callable[[Path], int | None],
         *,
-        of: Iterable[str] | None = None,
+        made_from: Iterable[str] | None = None,
         leaf: bool = False,
     ) -> bool:
         """Have a file or folder of the run made, unless it is there as it was made; whether it was made now.
 
         Args:
           make: writes it at the path that it is given, on all hosts in step; the number of records, if it holds such.
-          of: names in this folder of what it is made from, or "what=digest" for what is none of the run's files; None:
-            everything that the run has found or made so far, leaves left out.
+          made_from: names in this folder of what it is made from, or "what=digest" for what is none of the run's files;
+            None: everything that the run has found or made so far, leaves left out.
           leaf: nothing else is made from it.
 
         Raises:
           InputError: it was changed, cut short or made from something else; says what is to be deleted.
         """
         own = self.name(name)
-        sources = None if of is None else [one if "=" in one else self.name(one) for one in of]
+        sources = None if made_from is None else [one if "=" in one else self.name(one) for one in made_from]
         states: list[State] = ["missing"]
         on_first(lambda: states.append(self.manifests.state(own, sources)))
         there = bool(agreed(np.asarray(states[-1] == "made")))
@@ -250,7 +250,7 @@ class RunFolder:
         else:
             self.on_first(lambda: self.manifests.begin(own))
             records = make(self.file(name))
-            self.on_first(lambda: self.manifests.seal(own, of=sources, records=records))
+            self.on_first(lambda: self.manifests.seal(own, made_from=sources, records=records))
         if leaf:
             self.manifests.leave(own)
         return not there

@@ -17,13 +17,16 @@ from fusion_jax.errors import InputError
 from fusion_jax.fields import Fields
 from fusion_jax.json_files import parse_json
 from fusion_jax.paths import files_below, read_bytes, stamp
+from fusion_jax.store.compiling import compiling
 
 TIMES = "times.jsonl"  # {"stage", "step"?, "seconds", "seconds/PHASE"...}: a line for each part of a stage
 PREFIX = "seconds/"
+COMPILATION = "compilation"
 
 
 class Clock:
-    """Divides the wall time of a stage among its phases.
+    """Divides the wall time of a stage among its phases. Of each, what JAX says to have been tracing and compiling is a
+    phase of its own, "compilation".
 
     Args:
       write: takes a line of times.jsonl.
@@ -35,13 +38,16 @@ class Clock:
         self._write, self._outer = write, outer
         if outer is not None:
             outer.took()
-        self._last = time.monotonic()
+        self._last, self._compiled = time.monotonic(), compiling().seconds
 
     def took(self, phase: str | None = None) -> None:
         """The time since the last call went into `phase`; when left out, into the phase that is under way."""
         now, phase = time.monotonic(), self.phase if phase is None else phase
         seconds, self._last = now - self._last, now
-        self._lap.add(seconds, {phase: seconds} if phase else {})
+        before, self._compiled = self._compiled, compiling().seconds
+        compiled = min(self._compiled - before, seconds)
+        self._lap.add(seconds, {COMPILATION: compiled} if compiled > 0 else {})
+        self._lap.add(0.0, {phase: seconds - compiled} if phase else {})
 
     @contextmanager
     def during(self, phase: str) -> Iterator[None]:
@@ -66,7 +72,7 @@ class Clock:
         self._write({"stage": self.stage, **where, "seconds": round(spent.seconds, 3), **phases})
         self.whole.add(spent.seconds, spent.phases)
         if self._outer is not None:
-            self._outer._last = self._last
+            self._outer._last, self._outer._compiled = self._last, self._compiled
 
     def in_words(self) -> str:
         """What was counted so far: "15 s (sampling 12 s, scoring 3 s)"."""

@@ -10,12 +10,13 @@ import importlib.util
 import os
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from fusion_jax.errors import InputError, first_line
+from fusion_jax.files import replacing
 from fusion_jax.hosts.agree import on_first
 from fusion_jax.paths import is_remote
 
@@ -75,20 +76,12 @@ class WandB:
     """
 
     def __init__(self, folder: Path, config: Mapping[str, Any]) -> None:
-        import wandb
-
         file = folder / "run_id.txt"
         if not file.exists():
             folder.mkdir(exist_ok=True)
-            file.write_text(uuid.uuid4().hex[:12], encoding="utf-8")
-        self._run = wandb.init(
-            project=os.environ.get("WANDB_PROJECT", "fusion_jax"),
-            name=os.environ.get("WANDB_NAME", folder.parent.name),
-            id=file.read_text(encoding="utf-8").strip(),
-            resume="allow",
-            dir=None if is_remote(folder) else folder.parent,
-            config=dict(config),
-        )
+            with replacing(file) as temporary:
+                temporary.write_text(uuid.uuid4().hex[:12], encoding="utf-8")
+        self._run = _wandb_run(folder, file.read_text(encoding="utf-8").strip(), config)
 
     def start(self, stage: str, step: int) -> None:
         prefix = _prefix(stage)
@@ -106,19 +99,76 @@ def _prefix(stage: str) -> str:
     return "" if stage == OWN else f"{stage}/"
 
 
+def _wandb_run(folder: Path, name: str, config: Mapping[str, Any]) -> Any:
+    """The `wandb.Run` of that id, begun or gone on with."""
+    try:
+        import wandb
+
+        return wandb.init(
+            project=os.environ.get("WANDB_PROJECT", "fusion_jax"),
+            name=os.environ.get("WANDB_NAME", folder.parent.name),
+            id=name,
+            resume="allow",
+            dir=None if is_remote(folder) else folder.parent,
+            config=dict(config),
+        )
+    except Exception as error:
+        said, kind = first_line(error).rstrip("."), type(error).__name__
+        if kind == "AuthenticationError" or "wandb login" in said:
+            cure = "Log in with `wandb login`, or set WANDB_MODE=offline"
+        elif kind == "CommError":
+            cure = "Check the network and WANDB_BASE_URL, or set WANDB_MODE=offline"
+        else:
+            cure = "Set that right, or leave --track out (a run may be resumed with or without it)"
+        raise InputError(f"wandb: {kind}: {said}", field="--track", cure=cure) from error
+
+
+class Guarded:
+    """A tracker whose faults stop no run: the first one is logged, and nothing more is shown from then on.
+
+    Args:
+      log: takes the line that says so.
+    """
+
+    def __init__(self, name: str, tracker: Tracker, log: Callable[[str], None]) -> None:
+        self._name, self._log = name, log
+        self._tracker: Tracker | None = tracker
+
+    def start(self, stage: str, step: int) -> None:
+        self._do(lambda tracker: tracker.start(stage, step))
+
+    def log(self, stage: str, step: int, values: Mapping[str, float]) -> None:
+        self._do(lambda tracker: tracker.log(stage, step, values))
+
+    def close(self, code: int) -> None:
+        self._do(lambda tracker: tracker.close(code))
+
+    def _do(self, what: Callable[[Tracker], None]) -> None:
+        if self._tracker is None:
+            return
+        try:
+            what(self._tracker)
+        except Exception as error:
+            self._tracker = None
+            said = f"{type(error).__name__}: {first_line(error)}"
+            self._log(f"{self._name} failed and shows nothing more of this start; the run goes on ({said})")
+
+
 @contextmanager
-def tracking(name: TrackerName, folder: Path, config: Mapping[str, Any]) -> Iterator[Tracker | None]:
+def tracking(
+    name: TrackerName, folder: Path, config: Mapping[str, Any], log: Callable[[str], None]
+) -> Iterator[Tracker | None]:
     """The tracker of a run, closed at its end; None on the other hosts, and where none is wanted.
 
     Args:
-      folder: of the run. config: its settings, which Weights & Biases shows.
+      folder: of the run. config: its settings, which Weights & Biases shows. log: see `Guarded`.
 
     Raises:
-      InputError: as `check_installed`; Weights & Biases cannot be reached or knows no user.
+      InputError: as `check_installed`; Weights & Biases cannot be reached, knows no user or fails otherwise.
     """
     opened: list[Tracker] = []
     if name != "none":
-        on_first(lambda: opened.append(_open(name, folder / name, config)))
+        on_first(lambda: opened.append(Guarded(name, _open(name, folder / name, config), log)))
     code = 1
     try:
         yield opened[0] if opened else None
@@ -132,18 +182,12 @@ def tracking(name: TrackerName, folder: Path, config: Mapping[str, Any]) -> Iter
 
 
 def _open(name: TrackerName, folder: Path, config: Mapping[str, Any]) -> Tracker:
-    if name == "tensorboard":
-        if is_remote(folder):
-            cure = "Give --track wandb, or a local --out"
-            raise InputError("TensorBoard's files are written on a disk only", field="--track", cure=cure)
-        return TensorBoard(folder)
-    try:
+    if name != "tensorboard":
         return WandB(folder, config)
-    except Exception as error:
-        if not type(error).__module__.startswith("wandb"):
-            raise
-        cure = "Log in with `wandb login`, or set WANDB_MODE=offline"
-        raise InputError(f"wandb: {first_line(error).rstrip('.')}", field="--track", cure=cure) from None
+    if is_remote(folder):
+        cure = "Give --track wandb, or a local --out"
+        raise InputError("TensorBoard's files are written on a disk only", field="--track", cure=cure)
+    return TensorBoard(folder)
 
 
 def check_installed(name: TrackerName) -> None:

@@ -104,7 +104,7 @@ class Checkpoints:
 def _seal(manifests: Manifests, name: str) -> None:
     """Without a manifest, which a full disk may forbid, the checkpoint is as good as before."""
     try:
-        manifests.seal(name, of=())
+        manifests.seal(name, made_from=())
     except OSError:
         manifests.file(name).unlink(missing_ok=True)
     else:

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -92,6 +92,7 @@ def optimise(
         _evaluation(model, objective, held, settings, buckets, compute, total),
         data.name,
         model.params if in_step else None,
+        compute.dtype,
     )
     checkpoints = Checkpoints(run)
     state = init_state(model.params, optimizer, compute.mesh)
@@ -109,6 +110,7 @@ class _Work:
 
     feed: step -> the indices of its examples and their batch on the devices, None behind the last step.
     step: (state, batch, reference) -> (state, metrics). evaluate: state -> metrics of the held-out examples, if any.
+    name: index of an example -> its record. dtype: of the computation.
     """
 
     total: int
@@ -117,6 +119,7 @@ class _Work:
     evaluate: Callable[[TrainState], dict[str, float]]
     name: Callable[[int], str]
     reference: Params | None
+    dtype: Any
 
 
 def _evaluation(
@@ -207,7 +210,7 @@ def _loop(
             clock.took("data")
             checkpoints.settle()
             if bool(state.halted):
-                _stop(state, step, indices, np.asarray(metrics["bad"]), checkpoints, run, work.name)
+                _stop(state, step, indices, np.asarray(metrics["bad"]), checkpoints, run, work)
             clock.took("step")
             if step % settings.log_every == 0 or step == total - 1:
                 values = {k: float(v) for k, v in metrics.items() if k != "bad"}
@@ -259,17 +262,19 @@ def _stop(
     bad: np.ndarray,
     checkpoints: Checkpoints,
     run: RunFolder,
-    name: Callable[[int], str],
+    work: _Work,
 ) -> None:
     """Save the last good state, then say which records broke the step."""
     if step > 0:
         save_state(checkpoints, state._replace(halted=jnp.zeros_like(state.halted)))
     broken = indices[bad.reshape(-1)] if bad.size == indices.size and bad.any() else indices
-    listed = ", ".join(name(int(i)) for i in broken[:16]) + (" ..." if len(broken) > 16 else "")
+    listed = ", ".join(work.name(int(i)) for i in broken[:16]) + (" ..." if len(broken) > 16 else "")
     which = "their log-probs are not finite" if bad.any() else "the records of the batch"
+    exact = "" if jnp.dtype(work.dtype) == jnp.float32 else ", or compute_dtype float32"
     raise NonFiniteLoss(
         f"loss or gradient of step {step} is not finite; {which}: {listed}"
         + (". The state before the step is saved" if step else ""),
         file=run.file("checkpoints"),
-        cure="Start a new run without these records or with a lower learning rate",
+        cure="Look at these records (experiments/inspect_data.py); then start a new run without them, or with a lower "
+        f"learning_rate, a larger warmup_ratio, a smaller clip_norm{exact}",
     )  # fmt: skip

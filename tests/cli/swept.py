@@ -13,7 +13,7 @@ from typing import Literal
 from fusion_jax.errors import InputError
 from fusion_jax.runs.opening import open_run
 from fusion_jax.runs.seeds import over_seeds
-from fusion_jax.settings import bounded, to_json
+from fusion_jax.settings import bounded
 from fusion_jax.settings import run as run_experiment
 
 
@@ -37,7 +37,7 @@ class Settings:
 
 
 def main(s: Settings) -> None:
-    run = open_run(s.out, to_json(s), resume=s.resume)
+    run = open_run(s.out, s, resume=s.resume)
     run.file("pid").write_text(str(os.getpid()))
     seen = {k: v for k, v in os.environ.items() if "VISIBLE" in k or k.startswith(("TPU_", "XLA_PYTHON"))}
     run.file("seen.json").write_text(json.dumps({**seen, "resume": s.resume}))

@@ -236,6 +236,11 @@ def test_weights_that_are_not_finite(model, tmp_path, capsys):
     args = dpo_args(tmp_path / "nan", file, tmp_path / "b", "--loss.loss", "simpo")
     line = fails(dpo, args, capsys, "loss or gradient of step 0 is not finite", "their log-probs are not finite")
     assert any(r["prompt_id"] in line for r in pairs(12))
+    assert "inspect_data.py" in line and "lower learning_rate" in line and "compute_dtype" not in line
+    broken.params["final_norm"]["scale"] = jnp.full(32, 1e30)  # finite in bfloat16, but not what comes of it
+    save(broken, tmp_path / "large")
+    args = dpo_args(tmp_path / "large", file, tmp_path / "c", "--loss.loss", "simpo")
+    fails(dpo, [*args, "--train.compute-dtype", "bfloat16"], capsys, "is not finite", "or compute_dtype float32")
 
 
 def test_a_full_disk_leaves_nothing_half_written(model, tmp_path, monkeypatch, capsys):

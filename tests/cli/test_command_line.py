@@ -211,6 +211,21 @@ def test_choices_of_names_that_other_modules_define(capsys, monkeypatch):
     assert "--loss.beta" not in text and "--preference.remat" not in text
 
 
+@pytest.mark.parametrize("module", [
+    align_report, cache_teacher, dpo, fusechat, fusellm, generate, gsm8k_responses, inspect_data, sft, wrpo,
+], ids=lambda m: m.__name__)  # fmt: skip
+def test_help_says_what_files_of_records_hold(module, capsys, monkeypatch):
+    for argument in ("--help", "--help-all"):
+        assert "\nData" in shown(module, argument, capsys, monkeypatch)
+
+
+def test_help_says_what_each_verifier_asks_for(capsys, monkeypatch):
+    for argument, takers in ("--help", "--verifier, --accuracy: "), ("--help-all", "--accuracy, --verifier: "):
+        text = " ".join(shown(wrpo, argument, capsys, monkeypatch).split())
+        told = text[text.index("values of --") :]
+        assert takers in told and all(f"{name} (" in told for name in VERIFIERS), argument
+
+
 OUT_OF_RANGE = [
     (wrpo, "--seed", "-1"), (wrpo, "--seed", str(2**32)), (wrpo, "--preference.seed", "-5"), (fusellm, "--seed", "-1"),
     (fusechat, "--seed", "-1"), (generate, "--seed", "-1"), (zoo, "--seed", "-1"), (gsm8k_responses, "--seed", "-1"),
@@ -251,6 +266,13 @@ def test_names_are_checked_when_they_are_read(module, args, told):
 
 
 def test_nothing_is_made_by_a_refused_command(tmp_path, capsys):
-    fails(wrpo, ["--out", str(tmp_path / "run"), "--seed", "-1"], capsys, "field '--seed': -1 is out of range. Give 0 or more")
-    fails(wrpo, ["--out", str(tmp_path / "run"), "--seeds", "1,2"], capsys, "field '--seeds': '1,2' is not a whole number")
+    fails(
+        wrpo,
+        ["--out", str(tmp_path / "run"), "--seed", "-1"],
+        capsys,
+        "field '--seed': -1 is out of range. Give 0 or more",
+    )
+    fails(
+        wrpo, ["--out", str(tmp_path / "run"), "--seeds", "1,2"], capsys, "field '--seeds': '1,2' is not a whole number"
+    )
     assert not list(Path(tmp_path).iterdir())

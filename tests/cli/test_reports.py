@@ -67,13 +67,18 @@ def test_the_command_of_a_report_gives_the_same_settings(module, preset, args, t
 def test_a_report_says_what_computed_it_and_how_long_over_all_starts(tmp_path):
     run = run_at(tmp_path / "run")
     for _ in range(2):
-        write_jsonl(run.sub("sft").file("times.jsonl"), [{"stage": "training", "seconds": 5.0}, {"stage": "training", "seconds": 7.25}])
+        write_jsonl(
+            run.sub("sft").file("times.jsonl"),
+            [{"stage": "training", "seconds": 5.0}, {"stage": "training", "seconds": 7.25}],
+        )
         with run.timed("prompts.jsonl"):
             pass
     settings = wrpo.PRESETS["tiny"]
     write_report(run, "WRPO", "It works.", Ran(wrpo.__file__, settings, wrpo.PRESETS), ["## Numbers"])
     text = run.file("report.md").read_text()
-    assert text.startswith("# WRPO\n\n**It works.**\n\n## What was run\n\n```\npython experiments/wrpo.py --preset tiny\n```")
+    assert text.startswith(
+        "# WRPO\n\n**It works.**\n\n## What was run\n\n```\npython experiments/wrpo.py --preset tiny\n```"
+    )
     for name in ("jax", "jaxlib", "flax", "transformers", "python"):
         assert re.search(rf"\b{name} \d+\.\d+", text), name
     assert "| seed | 42 |" in text and re.search(r"\| devices \| \d+ x \w+ \(cpu\) \|", text)
@@ -99,7 +104,10 @@ def test_sentences_of_results():
     )
     assert answers_sentence(ROWS[:1], "Target") == "Target answers 45.1 % of 420 held-out problems."
     worse = [{**ROWS[0], "accuracy": 0.8}, ROWS[-1]]
-    assert "7.6 points fewer than the target before." in answers_sentence(worse, "Target") and answers_sentence([], "Target") == ""
+    assert (
+        "7.6 points fewer than the target before." in answers_sentence(worse, "Target")
+        and answers_sentence([], "Target") == ""
+    )
     bits = {"target": {"bits per byte": 1.0}, "CLM": {"bits per byte": 0.9}, "FuseLLM": {"bits per byte": 0.85}}
     assert measures_sentence(bits, "FuseLLM", "target", "CLM") == (
         "FuseLLM needs 0.8500 bits per byte of held-out text, 0.1500 fewer than the target before, 0.0500 fewer than CLM."
@@ -108,7 +116,10 @@ def test_sentences_of_results():
         "F answers 50.0 % of the held-out problems, as many as the target before."
     )
     assert "nothing was measured" in measures_sentence({"t": {}, "F": {}}, "F", "t")
-    assert loss_sentence({"loss": ([0, 4], [2.0, 1.0])}, 16) == "The loss fell from 2.0000 to 1.0000 in 5 steps on 16 records."
+    assert (
+        loss_sentence({"loss": ([0, 4], [2.0, 1.0])}, 16)
+        == "The loss fell from 2.0000 to 1.0000 in 5 steps on 16 records."
+    )
 
 
 def test_the_report_of_a_whole_run(tmp_path, capsys):
@@ -123,13 +134,34 @@ def test_the_report_of_a_whole_run(tmp_path, capsys):
     assert "| train.batch-size | `4` | `16` |" in text and re.search(r"\| training \| \d+ \|", text)
 
 
+@pytest.mark.parametrize("packing", ["none", "official"])
+def test_sft_reports_the_loss_of_held_out_records(tmp_path, packing):
+    """Records that are kept are not trained on; without a share of them there is no such loss."""
+    model = small_folder(tmp_path / "model")
+    data = write(tmp_path / "d.jsonl", [{"prompt": p["prompt"], "response": p["chosen"]} for p in pairs(24)])
+    args = ["--model", str(model), "--data", str(data), "--train.batch-size", "2", "--train.epochs", "1"]
+    args += ["--text.packing", packing]
+    for share in ("0.25", "0"):
+        out = tmp_path / f"run-{share}"
+        attempt(sft, [*args, "--held-out", share, "--out", str(out)])
+        text, results = (out / "report.md").read_text(), json.loads((out / "results.json").read_text())["SFT"]
+        assert ("| final eval_loss |" in text) == ("eval_loss" in results) == (share == "0.25")
+        if packing == "none":
+            assert f"| records | used | {18 if share == '0.25' else 24} |" in text
+            assert ("| records | held out | 6 |" in text) == (share == "0.25")
+
+
 def lightness(colour: Any) -> float:
     return sum(matplotlib.colors.to_rgb(colour)) / 3
 
 
 def test_sources_are_grey_and_stages_go_from_light_to_dark():
     axes = accuracy_figure(ROWS, ["S1", "S2"]).axes[0]
-    bars = {c.get_label(): c.patches[0].get_facecolor() for c in axes.containers if c.get_label() in {r["model"] for r in ROWS}}
+    bars = {
+        c.get_label(): c.patches[0].get_facecolor()
+        for c in axes.containers
+        if c.get_label() in {r["model"] for r in ROWS}
+    }
     for source in ("S1", "S2"):
         red, green, blue = bars[source][:3]
         assert red == green == blue

@@ -12,6 +12,7 @@ import pytest
 
 from fusion_jax.data.loaders import load_records, load_texts, write_array_record
 from fusion_jax.errors import InputError, first_line
+from fusion_jax.jsonl import write_jsonl
 
 RECORDS = [{"prompt": f"p{i}", "response": "r" * i} for i in range(9)]
 datasets.disable_progress_bars()
@@ -60,6 +61,15 @@ def test_pipes_and_odd_paths_are_refused(tmp_path, suffix):
     ]:  # fmt: skip
         with pytest.raises(InputError, match=told):
             read(str(tmp_path / f"{name}{suffix}"))
+
+
+def test_a_source_that_names_nothing_is_told_so(tmp_path):
+    for read in (load_records, load_texts):
+        for source in ("", "  "):
+            with pytest.raises(InputError, match=r"field 'source': is empty\. Give a file of records"):
+                read(source)
+    write_jsonl(tmp_path / "a.jsonl", [{"text": "a"}])
+    assert load_records(tmp_path / "a.jsonl") == [{"text": "a"}] and load_texts(tmp_path / "a.jsonl") == ["a"]
 
 
 def test_texts_that_are_not_utf8_are_named_by_their_line(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,10 @@ from tokenizers.models import WordLevel
 from experiments import merge as merge_program
 from fusion_jax import InputError
 from fusion_jax.merge import merge, prepare
+from fusion_jax.models.families import FAMILIES, llama
+from fusion_jax.models.folder import load
 from fusion_jax.models.safetensors_io import open_folder
-from tests.merge.folders import VOCAB, WIDTH, make_models, read_model, tensors, ties, write_model
+from tests.merge.folders import LAYERS, VOCAB, WIDTH, make_models, read_model, tensors, ties, write_model
 
 pytestmark = pytest.mark.usefixtures("quick_compiler")
 
@@ -69,6 +72,29 @@ def test_numbers_that_follow_may_be_left_out(models, changes, refused):
         assert len(prepare(ties(models)).plan.tensors) == len(tensors(0))
         return
     with pytest.raises(InputError, match=rf"m1/config.json, {refused}"):
+        prepare(ties(models))
+
+
+def test_fields_that_a_family_renames_are_compared_and_written_under_its_names(models, tmp_path, monkeypatch):
+    own = {
+        "num_attention_heads": "n_heads",
+        "hidden_size": "dim",
+        "tie_word_embeddings": "tied",
+        "num_hidden_layers": "depth",
+    }
+    family = SimpleNamespace(from_hf=llama.from_hf, to_hf=llama.to_hf, tensors=llama.tensors, IGNORED=(), NAMES=own)
+    monkeypatch.setitem(FAMILIES, "toy", family)
+    for name in ("base", "m1", "m2", "m3"):
+        values = json.loads((models / name / "config.json").read_text())
+        renamed = {own.get(key, key): value for key, value in values.items()}
+        (models / name / "config.json").write_text(json.dumps({**renamed, "model_type": "toy"}))
+    edit(models / "m1", head_dim=WIDTH // 2)  # follows from dim and n_heads
+    merge(ties(models), tmp_path / "merged")
+    written = json.loads((tmp_path / "merged/config.json").read_text())
+    assert not own.keys() & written.keys() and (written["tied"], written["depth"]) == (False, LAYERS)
+    assert load(tmp_path / "merged").config.layers == LAYERS
+    edit(models / "m1", n_heads=4, head_dim=None)
+    with pytest.raises(InputError, match=r"m1/config.json, field 'n_heads': is 4, but 2 in"):
         prepare(ties(models))
 
 

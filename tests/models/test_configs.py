@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from functools import cache
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -12,7 +14,8 @@ import pytest
 import transformers
 
 from fusion_jax import InputError
-from fusion_jax.models.families import FAMILIES, config_from_hf, config_to_hf
+from fusion_jax.models import families
+from fusion_jax.models.families import FAMILIES, config_from_hf, config_to_hf, llama
 from fusion_jax.models.families.rotary import with_both_forms
 from fusion_jax.models.folder import check_folder
 from fusion_jax.models.parameters import abstract_params
@@ -184,6 +187,46 @@ def test_both_forms_of_rotary_settings():
         "rope_type": "mrope",
         "mrope_section": [1, 2],
     }
+
+
+def renamed(name: str, **own: str) -> tuple[SimpleNamespace, dict[str, Any]]:
+    """A Llama family whose config.json has other names for some fields, and a file of it."""
+    values = {own.get(k, k): v for k, v in whole("llama-mha").items()}
+    family = SimpleNamespace(from_hf=llama.from_hf, to_hf=llama.to_hf, tensors=llama.tensors, IGNORED=(), NAMES=own)
+    return family, {**values, "model_type": name}
+
+
+def test_a_family_with_names_of_its_own_is_read_written_and_told_by_them(monkeypatch):
+    own = {"hidden_size": "dim", "num_attention_heads": "n_heads", "num_hidden_layers": "depth"}
+    family, values = renamed("toy", **own)
+    monkeypatch.setitem(FAMILIES, "toy", family)
+    config = config_from_hf(values)
+    plain = config_from_hf(whole("llama-mha"))
+    assert dataclasses.replace(config, model_type="llama") == plain
+    written = config_to_hf(config)
+    assert config_from_hf(written) == config and not own.keys() & written.keys() and set(own.values()) <= written.keys()
+    for wrong, said in (
+        ({"dim": "wide"}, "field 'dim': is 'wide', not a whole number"),
+        ({"depth": None}, "field 'depth': is missing"),
+        (
+            {"n_heads": 5, "num_key_value_heads": 3},
+            "field 'num_key_value_heads': is .*, which does not divide n_heads, 5",
+        ),
+    ):
+        with pytest.raises(InputError, match=said):
+            config_from_hf({**values, **wrong}, "config.json")
+
+
+def test_a_family_whose_file_is_broken_leaves_the_others_alone(tmp_path, monkeypatch):
+    (tmp_path / "broken.py").write_text("def from_hf(fields:\n")
+    (tmp_path / "failing.py").write_text("import nothing_of_this_name\n")
+    monkeypatch.setattr(families, "__path__", [*families.__path__, str(tmp_path)])
+    monkeypatch.setattr(families, "FAMILIES", families.every_family())
+    assert {"broken", "failing"} <= set(families.FAMILIES)
+    config_from_hf(whole("llama-mha"))
+    for name, said in (("broken", "SyntaxError: "), ("failing", "No module named 'nothing_of_this_name'")):
+        with pytest.raises(InputError, match=rf"{name}\.py: cannot be imported \(.*{said}"):
+            config_from_hf({"model_type": name})
 
 
 def test_every_family_is_tried():

@@ -9,13 +9,15 @@ import json
 import pytest
 
 from experiments import dpo, fusechat, fusellm, generate, merge, sft, wrpo
+from fusion_jax.data.order import num_steps, split_indices
 from fusion_jax.errors import InputError
-from fusion_jax.plan import command, compile
-from fusion_jax.plan.parts import plan_of
+from fusion_jax.plan import command, compile, fits
+from fusion_jax.plan.parts import Training, check_all, plan_of
 from fusion_jax.plan.programs import Decode, MergeTensor, Prefill, ScoreStep, TeacherStep, TrainStep
 from fusion_jax.plan.runs import Ask
 from fusion_jax.sharding import make_mesh
 
+PAIRS = dataclasses.replace(dpo.PRESETS["llama3-8b"], data="pairs.jsonl")
 LLAMA = Ask("v5e-16", rows=1000, preset="llama3-8b")
 
 
@@ -39,6 +41,57 @@ def test_wrpo_plans_its_stages_with_the_public_model_of_its_preset():
     assert {p.request.model["hidden_size"] for p in planned} == {4096}
 
 
+@pytest.mark.parametrize("held_out", [0.03, 0.1, 0.25])
+def test_a_plan_counts_the_steps_that_a_run_takes_of_any_number_of_records(held_out):
+    """The shares of the stages are rounded one after the other, as the run does."""
+    tiny = wrpo.PRESETS["tiny"]
+    sft, preference = (dataclasses.replace(stage, batch_size=16) for stage in (tiny.sft, tiny.preference))
+    s = dataclasses.replace(tiny, held_out=held_out, sft_share=1 / 3, sft=sft, preference=preference)
+    preferring, tuning, *_ = (part for part in wrpo.parts(s) if isinstance(part, Training))
+    tuned = dataclasses.replace(dpo.PRESETS["tiny"], held_out=held_out)
+    paired = dpo.parts(tuned)[0]
+    for prompts in range(64, 9000, 7):
+        first, second = split_indices(prompts, s.sft_share, s.seed)
+        held, train = split_indices(len(second), s.held_out, s.seed)
+        assert (tuning.records(prompts), preferring.records(prompts)) == (len(first), len(train)), prompts
+        assert paired.records(len(second)) == len(train)
+    for prompts in (64, 100, 1001, 4242):
+        planned = plan_of(wrpo.parts(s), dataclasses.replace(LLAMA, rows=prompts))[0]
+        assert planned.times == num_steps(preferring.records(prompts), s.preference.batch_size, s.preference.epochs)
+
+
+def test_what_an_experiment_samples_and_practises_itself_is_a_part_of_it(monkeypatch):
+    """The pairs that DPO draws from its model, and the texts that the zoo's models practise before FuseLLM."""
+    alone = dataclasses.replace(dpo.PRESETS["llama3-8b"], data="")
+    kinds = [type(program) for program in programs(plan_of(dpo.parts(alone), LLAMA))]
+    assert kinds == [TrainStep, ScoreStep, Prefill, Decode]
+    assert len(plan_of(dpo.parts(PAIRS), LLAMA)) == 2
+    tiny = fusellm.PRESETS["tiny"]
+    practised = [part for part in fusellm.parts(tiny) if isinstance(part, Training) and part.option == "--practise"]
+    assert [part.model for part in practised] == [tiny.target, *tiny.sources]
+    assert [part.records(0) for part in practised] == [
+        sum(fusellm.practice_texts(tiny, path).values()) for path in (tiny.target, *tiny.sources)
+    ]
+    assert all(
+        0.99 * fusellm.practice(tiny, p.model) < p.records(0) <= fusellm.practice(tiny, p.model) for p in practised
+    )
+    assert plan_of(practised, Ask("v5e-1"))[0].times == practised[0].records(0) // tiny.practise.batch_size
+    checked = []
+    monkeypatch.setattr(fits, "check_training", lambda settings, option, *folders: checked.append(option))
+    check_all(fusellm.parts(tiny))
+    assert checked.count("--practise") == 4
+
+
+def test_rows_that_a_model_cannot_read_are_told_by_the_option_that_sets_them():
+    objective = dpo.parts(PAIRS)[0].objective
+    for length in ("--text.tokens.max-length", "--max-length"):
+        part = Training("long", "zoo:target", objective, PAIRS.train, 10_000, length=length)
+        for look in (part.check, lambda part=part: part.plan(LLAMA)):
+            with pytest.raises(InputError) as refused:
+                look()
+            assert refused.value.field == length
+
+
 def test_micro_batches_that_do_not_divide_are_replaced_and_told():
     planned = plan_of(wrpo.parts(wrpo.PRESETS["llama3-8b"]), dataclasses.replace(LLAMA, slice="v5p-64"))[0]
     assert (planned.request.program.examples, planned.request.program.micro_batches) == (32, 4)
@@ -48,7 +101,7 @@ def test_micro_batches_that_do_not_divide_are_replaced_and_told():
 
 
 def test_plans_follow_the_kernel_and_the_dtype_of_the_settings():
-    settings = dpo.PRESETS["llama3-8b"]
+    settings = PAIRS
     train = dataclasses.replace(settings.train, attention="xla", compute_dtype="float32")
     step, score = programs(plan_of(dpo.parts(dataclasses.replace(settings, train=train)), LLAMA))
     assert [(p.attention, p.dtype) for p in (step, score)] == [("xla", "float32")] * 2
@@ -70,7 +123,7 @@ def test_what_a_plan_does_not_follow_of_packing_is_said(packing, note):
     ((1, -1, -1), None), ((1, 0, 1), None),
 ])  # fmt: skip
 def test_the_mesh_is_that_of_a_run_or_refused_as_there(sizes, mesh):
-    settings = dpo.PRESETS["llama3-8b"]
+    settings = PAIRS
     data, fsdp, tensor = sizes
     train = dataclasses.replace(settings.train, mesh_data=data, mesh_fsdp=fsdp, mesh_tensor=tensor)
     asked = dataclasses.replace(settings, train=train)
@@ -95,10 +148,10 @@ def test_prompts_and_caches_have_the_sizes_that_sampling_gives_them():
 
 
 def test_a_prompt_of_known_length_is_shared():
-    planned = plan_of(dpo.parts(dpo.PRESETS["llama3-8b"]), dataclasses.replace(LLAMA, prompt=1000))[0]
+    planned = plan_of(dpo.parts(PAIRS), dataclasses.replace(LLAMA, prompt=1000))[0]
     assert planned.request.program == TrainStep("dpo", 16, 1280, 1024, 8, "stored", "full")
     with pytest.raises(InputError, match="plan-prompt"):
-        plan_of(dpo.parts(dpo.PRESETS["llama3-8b"]), dataclasses.replace(LLAMA, prompt=2048))
+        plan_of(dpo.parts(PAIRS), dataclasses.replace(LLAMA, prompt=2048))
 
 
 def test_fusion_teachers_merges_and_samples_are_planned(tmp_path):

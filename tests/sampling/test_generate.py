@@ -17,7 +17,7 @@ from fusion_jax.errors import InputError
 from fusion_jax.models.families import config_from_hf
 from fusion_jax.models.folder import Model, logits
 from fusion_jax.models.parameters import init_params
-from fusion_jax.sampling import ids as ids_module
+from fusion_jax.sampling import sizes
 from fusion_jax.sampling.generate import SampleSettings, generate, generate_ids
 from fusion_jax.sampling.samplers import Sampler, restrict
 from tests.small import small_model
@@ -76,7 +76,7 @@ def test_row_ids_replace_the_prompts_content(model):
 def test_caches_that_grow_change_nothing(model, monkeypatch):
     expected = sample(model, prompts()[:2], new=40)
     assert max(len(c.ids) for row in expected for c in row) > 32
-    monkeypatch.setattr(ids_module, "_FIRST_CAPACITY", 16)
+    monkeypatch.setattr(sizes, "FIRST_CAPACITY", 16)
     assert only_ids(sample(model, prompts()[:2], new=40)) == only_ids(expected)
 
 

@@ -89,7 +89,7 @@ def test_names_cost_no_look_at_the_files(tmp_path, monkeypatch):
     for name in ("a", "b"):
         paths.write_text(tmp_path / name, name)
         manifests.file(name).parent.mkdir(exist_ok=True)
-        manifests.seal(name, of=())
+        manifests.seal(name, made_from=())
     looked: list[str] = []
     stat = Path.stat
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ CONFIG = {"out": "", "resume": False, "seed": 1, "data": ""}
 RECORDS = [{"n": n} for n in range(6)]
 
 
-def go(folder: Path, made: list[str], *, config: dict[str, Any] = CONFIG, stop: str = "", resume: bool = True) -> None:
+def go(folder: Path, made: list[str], *, config: Any = CONFIG, stop: str = "", resume: bool = True) -> None:
     """An experiment in small: records, a model made from them, another made from both, and results."""
 
     def note(name: str, value: Any) -> Any:
@@ -248,3 +249,60 @@ def test_temporaries_of_a_killed_save_are_swept(run, capsys):
     (run / f".drawn.jsonl.{'ab' * 16}.tmp").write_text("{")
     go(run, [])
     assert not list(run.rglob("*.tmp")) and ".model.4711.tmp" in capsys.readouterr().out
+
+
+@dataclass(frozen=True)
+class Tokens:
+    length: int = 8
+    newer: str = "cut"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """`newer` fields are those that a version after the run's begin has added."""
+
+    data: str
+    seed: int = 1
+    tokens: Tokens = Tokens(length=4)
+    mesh_data: int = 1
+    newer: float = 0.5
+
+
+def older(folder: Path, file: Path) -> None:
+    """A run that a version without the `newer` fields has begun, and that was interrupted."""
+    begun = {"data": str(file), "seed": 1, "tokens": {"length": 4}, "mesh_data": 1}
+    with pytest.raises(KeyboardInterrupt):
+        go(folder, [], config=begun, stop="end")
+
+
+def test_a_field_that_is_newer_than_the_run_counts_as_its_default(tmp_path):
+    """Nothing is made again, however often the run is resumed; only another value than the default is refused."""
+    folder, file = tmp_path / "run", tmp_path / "data.txt"
+    file.write_text("abc")
+    older(folder, file)
+    settings, made = Settings(str(file)), list[str]()
+    for other, field in (
+        (replace(settings, newer=0.25), "newer"),
+        (replace(settings, tokens=Tokens(length=4, newer="fit")), "tokens.newer"),
+        (replace(settings, tokens=Tokens(length=5)), "tokens.length"),
+        (replace(settings, seed=2), "seed"),
+    ):
+        with pytest.raises(InputError, match=f"'{field}'.*the run was started with"):
+            go(folder, made, config=other)
+    with pytest.raises(KeyboardInterrupt):
+        go(folder, made, config=replace(settings, mesh_data=2), stop="end")
+    go(folder, made, config=settings)
+    with pytest.raises(SystemExit) as ended:
+        go(folder, made, config=settings)
+    assert ended.value.code == 0 and not made
+    with pytest.raises(InputError, match="'newer'"):
+        go(folder, made, config=replace(settings, newer=0.25))
+
+
+def test_inputs_still_count_for_a_run_that_an_older_version_began(tmp_path):
+    folder, file = tmp_path / "run", tmp_path / "data.txt"
+    file.write_text("abc")
+    older(folder, file)
+    file.write_text("abd")
+    with pytest.raises(InputError, match="was made from other content of"):
+        go(folder, [], config=Settings(str(file)))

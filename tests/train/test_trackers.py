@@ -5,19 +5,26 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from rich.console import Console
 
 from experiments import dpo
+from fusion_jax.errors import InputError
 from fusion_jax.jsonl import read_jsonl
 from fusion_jax.runs.opening import open_run
+from fusion_jax.store.compiling import Meter
 from fusion_jax.store.run_folder import METRICS, RunFolder, append_metrics, truncate_metrics
 from fusion_jax.store.times import TIMES, Clock, times
+from fusion_jax.store.trackers import tracking
 from fusion_jax.train import optimise
 from tests.small import attempt, even_pairs, fails, small_folder, write
 
@@ -93,6 +100,82 @@ def test_wandb_goes_on_with_the_run_that_the_folder_names(data, tmp_path, monkey
     assert len(kept) == 2 and all(folder.name.endswith(name) for folder in kept)
 
 
+@pytest.fixture
+def wandb(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+    """A stand-in for the package, which keeps what it is told."""
+    before = sys.modules.pop("wandb", None)
+    monkeypatch.syspath_prepend(str(Path(__file__).with_name("stand_in")))
+    yield importlib.import_module("wandb")
+    sys.modules.pop("wandb")
+    if before is not None:
+        sys.modules["wandb"] = before
+
+
+def test_wandb_is_told_each_metric_by_the_step_of_its_stage(data, tmp_path, monkeypatch, wandb):
+    """Two starts of a run are one run of Weights & Biases, which hears of every line of metrics.jsonl and of its
+    time."""
+    monkeypatch.delenv("WANDB_PROJECT", raising=False)
+    monkeypatch.delenv("WANDB_NAME", raising=False)
+    out = tmp_path / "run"
+    args = options(data, out, "--track", "wandb")
+    interrupted(monkeypatch, 5, args)
+    attempt(dpo, [*args, "--resume", "True"])
+    begun = [given for name, given in wandb.CALLS if name == "init"]
+    settings = json.loads((out / "config.json").read_text())
+    for given in begun:
+        assert (given["project"], given["name"], given["dir"], given["resume"]) == ("fusion_jax", "run", out, "allow")
+        assert settings.items() <= given["config"].items()
+    assert len(begun) == 2 and {given["id"] for given in begun} == {(out / "wandb/run_id.txt").read_text()}
+    assert [given for name, given in wandb.CALLS if name == "define_metric"] == 2 * [
+        {"name": "*", "step_metric": "step"}
+    ]
+    assert [given["exit_code"] for name, given in wandb.CALLS if name == "finish"] == [1, 0]
+    logged = [given["data"] for name, given in wandb.CALLS if name == "log"]
+    assert all(record in logged for record in read_jsonl(out / METRICS))
+    assert {line["step"] for line in logged if "seconds/step" in line} == set(range(STEPS))
+    assert [file.name for file in (out / "wandb").iterdir()] == ["run_id.txt"]
+
+
+@pytest.mark.parametrize("function", ["define_metric", "log", "finish"])
+def test_a_tracker_that_fails_ends_no_training(data, tmp_path, wandb, monkeypatch, function):
+    """It is told once in the log and hears nothing more; the run comes to its end."""
+    monkeypatch.setitem(wandb.FAULTS, function, wandb.CommError("the socket is closed"))
+    out = tmp_path / "run"
+    attempt(dpo, options(data, out, "--track", "wandb"))
+    assert (out / "finished.json").exists() and len(read_jsonl(out / METRICS)) >= STEPS
+    log = (out / "log.txt").read_text()
+    assert log.count("the run goes on (CommError: the socket is closed)") == log.count("wandb failed") == 1
+    assert wandb.CALLS[-1][0] == function and [name for name, _ in wandb.CALLS].count(function) == 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "said", "cure"),
+    [
+        ("UsageError", "No API key configured. Use `wandb login` to log in.", "wandb login"),
+        ("AuthenticationError", "the key is not known", "wandb login"),
+        ("CommError", "Run initialization has timed out", "Check the network"),
+        ("UsageError", "run id holds a slash", "leave --track out"),
+    ],
+)
+def test_what_keeps_wandb_from_beginning_is_told_as_it_is(tmp_path, wandb, monkeypatch, kind, said, cure):
+    monkeypatch.setitem(wandb.FAULTS, "init", getattr(wandb, kind)(said))
+    with pytest.raises(InputError) as caught, tracking("wandb", tmp_path, {}, print):
+        pass
+    assert said.rstrip(".") in caught.value.problem and cure in (caught.value.cure or "")
+    assert ("wandb login" in (caught.value.cure or "")) == (cure == "wandb login")
+
+
+def test_the_id_of_a_run_is_written_whole_or_not_at_all(tmp_path, wandb, monkeypatch):
+    def fail(self: Path, *args: Any, **given: Any) -> int:
+        raise OSError("the disk is full")
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="full"):
+        patch.setattr(Path, "write_text", fail)
+        with tracking("wandb", tmp_path, {}, print):
+            pass
+    assert not (tmp_path / "wandb/run_id.txt").exists() and not wandb.CALLS
+
+
 @pytest.mark.parametrize(("name", "package"), [("tensorboard", "tensorboardX"), ("wandb", "wandb")])
 def test_a_tracker_that_is_not_installed_is_told_with_its_command(data, tmp_path, monkeypatch, capsys, name, package):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
@@ -151,14 +234,58 @@ def test_each_line_of_metrics_has_its_time_and_the_report_a_table(data, tmp_path
     for line in training:
         parts = [value for name, value in line.items() if name.startswith("seconds/")]
         assert 0 <= sum(parts) <= line["seconds"] + 0.001 * len(parts)
-    assert "seconds/eval" in training[4] and "seconds/checkpoint" in training[3]
+    assert (
+        "seconds/compilation" in training[0] and "seconds/eval" in training[4] and "seconds/checkpoint" in training[3]
+    )
     assert all({"seconds/data", "seconds/step"} <= line.keys() for line in training[:-1])
     assert list(times(out)) == ["reference", "reference, validation", "training", "between the stages"]
     report = (out / "report.md").read_text()
     what = report[report.index("## What was run") :].split("\n## ")[0]
     assert re.search(r"### Where the time went\n\n.*\n\n\| stage \| seconds \| of which \|", what)
-    assert re.search(r"\| training \| \d+ \| [^|]*step \d+ s", what) and re.search(r"\| together \| \d+ \|", what)
-    assert re.search(r"steps 1 to 8, last loss \d\.\d+, \d+ s \([^)]*step \d+ s", (out / "log.txt").read_text())
+    assert re.search(r"\| training \| \d+ \| [^|]*(step|compilation|checkpoint) \d+ s", what) and re.search(
+        r"\| together \| \d+ \|", what
+    )
+    assert re.search(
+        r"steps 1 to 8, last loss \d\.\d+, \d+ s \([^)]*(step|compilation|checkpoint) \d+ s",
+        (out / "log.txt").read_text(),
+    )
+
+
+def test_compilation_is_a_phase_of_its_own(tmp_path, monkeypatch):
+    """Of the phase in which it happened, once, however JAX's reports lie inside one another."""
+    now, lines, meter = [0.0], list[dict[str, Any]](), Meter()
+    monkeypatch.setattr("fusion_jax.store.times.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("fusion_jax.store.compiling.time.perf_counter", lambda: now[0])
+    monkeypatch.setattr("fusion_jax.store.times.compiling", lambda: meter)
+
+    def reported(event: str, seconds: float, *, passes: float) -> None:
+        now[0] += passes
+        meter.heard(event, seconds, fun_name="step")
+
+    outer = Clock("all", lines.append)
+    inner = Clock("training", lines.append, outer)
+    reported("/jax/core/compile/jaxpr_trace_duration", 1.0, passes=2)
+    reported("/jax/core/compile/jaxpr_trace_duration", 4.0, passes=3)
+    reported("/jax/core/compile/backend_compile_duration", 8.0, passes=8)
+    reported("/jax/compilation_cache/cache_retrieval_time_sec", 1.0, passes=0)
+    now[0] += 16
+    inner.took("step")
+    inner.lap()
+    now[0] += 32
+    outer.lap()
+    assert lines == [
+        {"stage": "training", "seconds": 29.0, "seconds/compilation": 12.0, "seconds/step": 17.0},
+        {"stage": "all", "seconds": 32.0},
+    ]
+
+
+def test_what_jax_compiles_is_heard():
+    lines = list[dict[str, Any]]()
+    clock = Clock("training", lines.append)
+    jax.jit(lambda x: jnp.sin(x) @ x)(jnp.ones((7, 7))).block_until_ready()
+    clock.took("step")
+    clock.lap()
+    assert 0 < lines[0]["seconds/compilation"] <= lines[0]["seconds"]
 
 
 def test_a_clock_counts_every_second_once(monkeypatch):

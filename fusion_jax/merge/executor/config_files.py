@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from fusion_jax.errors import InputError
 from fusion_jax.files import write_json
+from fusion_jax.merge.executor.inputs import Input
 from fusion_jax.merge.executor.prepare import Prepared
 from fusion_jax.merge.vocabulary.tokens import pivot_model
 from fusion_jax.models.families.rotary import with_both_forms
@@ -37,13 +38,13 @@ def merged_config(prepared: Prepared) -> ConfigFiles:
     recipe, plan = prepared.recipe, prepared.plan
     first, pivot = prepared.inputs[recipe.base or recipe.models[0]], prepared.inputs[pivot_model(recipe)]
     config: dict[str, Any] = dict(first.config)
-    for key in LAYER_COUNTS:
+    for key in {*LAYER_COUNTS, first.fields.called("num_hidden_layers")}:
         if key in config:
             config[key] = plan.layers
-    config |= _of_layers(prepared, first.config)
+    config |= _of_layers(prepared, first)
     if prepared.rows is not None:
-        config = _with_ids(config, pivot.config) | {"vocab_size": prepared.rows.size}
-    config["tie_word_embeddings"] = plan.tied
+        config = _with_ids(config, pivot.config) | {first.fields.called("vocab_size"): prepared.rows.size}
+    config[first.fields.called("tie_word_embeddings")] = plan.tied
     config["dtype"] = prepared.dtype(max(plan.tensors, key=prepared.held)).name
     config["torch_dtype"] = config["dtype"]  # transformers before 4.56 reads this name alone
     config = with_both_forms(config)
@@ -69,13 +70,13 @@ def _with_ids(values: Mapping[str, Any], pivot: Mapping[str, Any]) -> dict[str, 
     return others | {key: value for key, value in pivot.items() if key.endswith("_token_id")}
 
 
-def _of_layers(prepared: Prepared, first: Mapping[str, Any]) -> dict[str, list[Any]]:
+def _of_layers(prepared: Prepared, first: Input) -> dict[str, list[Any]]:
     """Lists with one entry a layer, put together from the models that the slices' first sources name."""
     sources = [one.base or one.sources[0] for one in prepared.recipe.slices]
     found: dict[str, list[Any]] = {}
-    for key in LAYER_LISTS:
+    for key in map(first.fields.called, LAYER_LISTS):
         lists = [prepared.inputs[source.model].config.get(key) for source in sources]
-        if not any(isinstance(values, list) for values in [first.get(key), *lists]):
+        if not any(isinstance(values, list) for values in [first.config.get(key), *lists]):
             continue
         found[key] = []
         for source, values in zip(sources, lists, strict=True):

@@ -9,13 +9,13 @@ from typing import Any
 
 from fusion_jax.copies import Fetched
 from fusion_jax.display import brief
-from fusion_jax.errors import InputError, quoted
+from fusion_jax.errors import quoted
 from fusion_jax.fields import Fields
 from fusion_jax.merge.names import ends_of
 from fusion_jax.merge.recipes.checkpoints import Checkpoint
 from fusion_jax.merge.recipes.recipe import Recipe
 from fusion_jax.models.buffers import is_buffer
-from fusion_jax.models.families import FAMILIES
+from fusion_jax.models.families import FAMILIES, names_of
 from fusion_jax.models.head import EMBEDDING, HEAD, with_head
 from fusion_jax.models.json_files import read_config
 from fusion_jax.models.safetensors_io import TensorEntry, open_folder
@@ -55,10 +55,17 @@ class Input:
         return Checkpoint({name: e.shape for name, e in self.entries.items()}, self.tied)
 
     @property
+    def fields(self) -> Fields:
+        """The fields of config.json by their usual names, whatever the model's family calls them."""
+        names = names_of(self.config.get("model_type"))
+        return Fields(self.config, self.folder / "config.json").renamed(names)
+
+    @property
     def resolved(self) -> dict[str, Any]:
         """What may not differ between models; a number of heads or a width that config.json leaves out follows."""
-        found = {name: self.config.get(name) for name in SAME}
-        heads, width = found["num_attention_heads"], self.config.get("hidden_size")
+        values = self.fields.values
+        found = {name: values.get(name) for name in SAME}
+        heads, width = found["num_attention_heads"], values.get("hidden_size")
         if found["num_key_value_heads"] is None:
             found["num_key_value_heads"] = heads
         if found["head_dim"] is None and isinstance(heads, int) and heads > 0 and isinstance(width, int):
@@ -82,7 +89,7 @@ def open_inputs(recipe: Recipe, locate: Callable[[str], Path]) -> dict[str, Inpu
             if ours != theirs:
                 problem = f"is {quoted(theirs)}, but {quoted(ours)} in {first}"
                 cure = "Merge models of one architecture; fuse others with experiments/fusechat.py first"
-                raise InputError(problem, file=other.folder / "config.json", field=name, cure=cure)
+                raise other.fields.wrong(name, problem, cure)
     return found
 
 
@@ -97,7 +104,7 @@ def open_input(folder: Path) -> Input:
     weights = {name: entry for name, entry in entries.items() if name not in buffers}
     for name, entry in weights.items():
         entry.check_weight(name)
-    tied: bool | None = Fields(config, folder / "config.json").flag("tie_word_embeddings", None)
+    tied: bool | None = Input(folder, config, entries).fields.flag("tie_word_embeddings", None)
     ends = ends_of(weights)
     if tied and (ends.embedding or config.get("model_type") in FAMILIES):
         weights, tied = with_head(weights, tied, embedding=ends.embedding or EMBEDDING, head=ends.head or HEAD)

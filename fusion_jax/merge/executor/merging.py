@@ -82,7 +82,7 @@ def merge(
         with staged(folder) as here:
             write_tokenizer(prepared.recipe, folders, prepared.vocabulary or Vocabulary({}), here)
         missing, records = resume(folder, shards)
-        _check_room(folder, missing)
+        _check_disk(folder, missing)
         prepared = weighed(prepared)
         by_name = {t.name: t for t in prepared.plan.tensors}
         wanted = [by_name[name] for shard in missing for name in merged_in(shard)]
@@ -155,7 +155,7 @@ def _identity(prepared: Prepared, shard_bytes: int) -> dict[str, Any]:
     return {"format": 2, "made_of": made_of.hexdigest()}
 
 
-def _check_room(folder: Path, missing: Iterable[Shard]) -> None:
+def _check_disk(folder: Path, missing: Iterable[Shard]) -> None:
     if is_remote(folder):
         return
     needed, free = sum(t.nbytes for s in missing for t in s.tensors), shutil.disk_usage(folder).free

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,7 +15,6 @@ import numpy as np
 
 from fusion_jax.display import brief
 from fusion_jax.errors import InputError
-from fusion_jax.fields import Fields
 from fusion_jax.merge.executor.buffers import BufferCopy, copied_buffers
 from fusion_jax.merge.executor.inputs import Input, open_inputs
 from fusion_jax.merge.methods import METHODS
@@ -122,7 +121,7 @@ def _tokens(recipe: Recipe, inputs: Mapping[str, Input]) -> _Tokens:
 
 
 def _vocabulary_size(one: Input) -> int:
-    fields = Fields(one.config, one.folder / "config.json", cure="Write the rows of the embedding")
+    fields = replace(one.fields, cure="Write the rows of the embedding")
     size: int = fields.integer("vocab_size", low=1, high=VOCABULARY)
     return size
 
@@ -131,10 +130,9 @@ def _check_rows(prepared: Prepared) -> None:
     """Where rows are rewritten, each token that a model may name has one."""
     for one in (one for tensor in prepared.plan.tensors if tensor.rows for one in tensor.reads):
         model, rows = prepared.inputs[one.model], prepared.entry(one).shape[0]
-        if rows < model.config["vocab_size"]:
-            problem = f"is {model.config['vocab_size']}, but {one.tensor} has {rows} rows"
-            cure = "Write the number of rows, or restore the tensor"
-            raise InputError(problem, file=model.folder / "config.json", field="vocab_size", cure=cure)
+        if rows < (size := model.fields.values["vocab_size"]):
+            problem = f"is {size}, but {one.tensor} has {rows} rows"
+            raise model.fields.wrong("vocab_size", problem, "Write the number of rows, or restore the tensor")
 
 
 def _check_parameters(prepared: Prepared) -> None:

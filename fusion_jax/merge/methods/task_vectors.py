@@ -30,7 +30,7 @@ FAMILY = "a method of task vectors"
 
 
 @dataclass(frozen=True)
-class Row:
+class Variant:
     """A method of the table.
 
     votes: whether signs are voted on. normalize, rescale: the defaults of these parameters.
@@ -63,8 +63,8 @@ SPARSIFY: Mapping[Sparsifier, str] = {
     breadcrumbs_compat: keep nothing where gamma removes no entry, as mergekit 0.1.4 does.
     Source: Davari and Belilovsky, arXiv 2312.06795.""",
 }
-TABLE: Mapping[str, Row] = {
-    "task_arithmetic": Row(
+TABLE: Mapping[str, Variant] = {
+    "task_arithmetic": Variant(
         "none", votes=False, normalize=False, rescale="none",
         title="Task arithmetic: the base plus a weighted sum of task vectors.",
         example="""
@@ -72,7 +72,7 @@ TABLE: Mapping[str, Row] = {
         >>> task_arithmetic(models, jnp.zeros(2), weight=0.5).tensor.tolist()
         [0.5, 0.75]""",
     ),
-    "ties": Row(
+    "ties": Variant(
         "magnitude", votes=True, normalize=True, rescale="none",
         title="TIES: each task vector's largest magnitudes, and of those the ones that win the vote on signs.",
         example="""
@@ -80,7 +80,7 @@ TABLE: Mapping[str, Row] = {
         >>> ties(models, jnp.zeros(3), weight=1.0, density=0.7).tensor.tolist()
         [2.0, 1.5, -3.0]""",
     ),
-    "dare_linear": Row(
+    "dare_linear": Variant(
         "random", votes=False, normalize=False, rescale="l1",
         title="DARE: entries dropped at random, the rest rescaled; a weighted sum.",
         example="""
@@ -88,7 +88,7 @@ TABLE: Mapping[str, Row] = {
         >>> dare_linear(models, jnp.zeros(2), weight=1.0, density=0.5, masks=masks).tensor.tolist()
         [4.0, 0.0]""",
     ),
-    "dare_ties": Row(
+    "dare_ties": Variant(
         "random", votes=True, normalize=False, rescale="l1",
         title="DARE with the vote of TIES.",
         example="""
@@ -96,7 +96,7 @@ TABLE: Mapping[str, Row] = {
         >>> dare_ties(models, jnp.zeros(2), weight=1.0, density=0.5, masks=masks).tensor.tolist()
         [2.0, -2.0]""",
     ),
-    "della": Row(
+    "della": Variant(
         "magprune", votes=True, normalize=True, rescale="l1",
         title="DELLA: entries dropped at random, small ones of a row more likely; with the vote of TIES.",
         example="""
@@ -104,7 +104,7 @@ TABLE: Mapping[str, Row] = {
         >>> della(models, jnp.zeros(2), weight=1.0, density=0.5, masks=masks).tensor.tolist()
         [2.0, 4.0]""",
     ),
-    "della_linear": Row(
+    "della_linear": Variant(
         "magprune", votes=False, normalize=False, rescale="l1",
         title="DELLA without a vote: a weighted sum.",
         example="""
@@ -112,7 +112,7 @@ TABLE: Mapping[str, Row] = {
         >>> della_linear(models, jnp.zeros(2), weight=0.5, density=0.5, masks=masks).tensor.tolist()
         [0.0, 2.0]""",
     ),
-    "breadcrumbs": Row(
+    "breadcrumbs": Variant(
         "magnitude_outliers", votes=False, normalize=False, rescale="none",
         title="Model Breadcrumbs: without the largest magnitudes and the smallest ones; a weighted sum.",
         example="""
@@ -120,7 +120,7 @@ TABLE: Mapping[str, Row] = {
         >>> breadcrumbs(models, jnp.zeros(4), weight=1.0, density=0.5, gamma=0.25).tensor.tolist()
         [0.0, 2.0, 3.0, 0.0]""",
     ),
-    "breadcrumbs_ties": Row(
+    "breadcrumbs_ties": Variant(
         "magnitude_outliers", votes=True, normalize=False, rescale="none",
         title="Model Breadcrumbs with the vote of TIES.",
         example="""
@@ -132,7 +132,7 @@ TABLE: Mapping[str, Row] = {
 
 
 def merge_task_vectors(
-    row: Row,
+    variant: Variant,
     models: Array,
     base: Array | None,
     *,
@@ -150,7 +150,7 @@ def merge_task_vectors(
     int8_mask: bool = False,
     math_dtype: MathDtype = "float32",
 ) -> Merged:
-    """The method of a row of the table.
+    """Merge by a variant of the table.
 
     With the task vectors tau_j = models[j] - base:
 
@@ -175,7 +175,7 @@ def merge_task_vectors(
     """
     size = count_models(models, FAMILY)
     base = need_base(models, base, FAMILY)
-    sparsifier, plan, densities, rule = row.sparsifier, Plan(), (1.0,) * size, rescale_rule(rescale)
+    sparsifier, plan, densities, rule = variant.sparsifier, Plan(), (1.0,) * size, rescale_rule(rescale)
     if sparsifier != "none":
         densities = doubles(density, size, "density", 0.0, 1.0)
         sparsifier, plan = thinning(
@@ -190,7 +190,7 @@ def merge_task_vectors(
         )
     if all(d >= 1 for d in densities):
         sparsifier, plan, rule = "none", Plan(), "none"
-    how = _Static(sparsifier, rule, _vote(ties_vote) if row.votes else "none", normalize, math_dtype)
+    how = _Static(sparsifier, rule, _vote(ties_vote) if variant.votes else "none", normalize, math_dtype)
     weights, factor = per_model(weight, size, "weight"), number(lambda_, "lambda")
     thinned = np.asarray(densities, np.float32), plan
     # One model at a time: what a selection needs is not held K times, and in a loop of the compiler's a CPU would draw
@@ -275,38 +275,38 @@ _OWN: Mapping[Sparsifier, tuple[Parameter, ...]] = {
 
 
 def _method(name: str) -> Method:
-    """The method of a row: its parameters in a recipe, and its function with their signature and a docstring."""
-    row = TABLE[name]
-    random = row.sparsifier in RANDOM
-    votes = (Parameter("ties_vote", "weighted", choices=("weighted", "unweighted")),) if row.votes else ()
+    """A variant as a method: its parameters in a recipe, and its function with their signature and a docstring."""
+    variant = TABLE[name]
+    random = variant.sparsifier in RANDOM
+    votes = (Parameter("ties_vote", "weighted", choices=("weighted", "unweighted")),) if variant.votes else ()
     numbers = (
         Parameter("weight", per_model=True),
         _SHARE("density", 1.0),
-        *_OWN.get(row.sparsifier, ()),
-        Parameter("normalize", row.normalize),
-        Parameter("rescale", row.rescale, choices=("none", "l1", "inverse_density")),
+        *_OWN.get(variant.sparsifier, ()),
+        Parameter("normalize", variant.normalize),
+        Parameter("rescale", variant.rescale, choices=("none", "l1", "inverse_density")),
         Parameter("lambda", 1.0),
         *votes,
     )
     arguments = ["lambda_" if one.name == "lambda" else one.name for one in numbers]
-    signature = _signature(row, [*arguments, *(("keys", "masks") if random else ()), "int8_mask", "math_dtype"])
+    signature = _signature(variant, [*arguments, *(("keys", "masks") if random else ()), "int8_mask", "math_dtype"])
 
     def function(*given: Any, **named: Any) -> Merged:
         bound = signature.bind(*given, **named)
         bound.apply_defaults()
-        return merge_task_vectors(row, **bound.arguments)
+        return merge_task_vectors(variant, **bound.arguments)
 
     function.__name__ = function.__qualname__ = name
-    about = (row.title, SPARSIFY[row.sparsifier], _ARGUMENTS, row.example)
+    about = (variant.title, SPARSIFY[variant.sparsifier], _ARGUMENTS, variant.example)
     function.__doc__ = "\n\n".join(map(inspect.cleandoc, about))
     function.__signature__ = signature  # type: ignore[attr-defined]
     return Method(name, function, (*numbers, Parameter("int8_mask", False)), random=random)
 
 
-def _signature(row: Row, arguments: Sequence[str]) -> inspect.Signature:
-    """Models, base, and these arguments of `merge_task_vectors`, with the row's defaults."""
+def _signature(variant: Variant, arguments: Sequence[str]) -> inspect.Signature:
+    """Models, base, and these arguments of `merge_task_vectors`, with the variant's defaults."""
     known = inspect.signature(merge_task_vectors).parameters
-    defaults = {"normalize": row.normalize, "rescale": row.rescale}
+    defaults = {"normalize": variant.normalize, "rescale": variant.rescale}
     chosen = [known[one].replace(default=defaults.get(one, known[one].default)) for one in arguments]
     return inspect.Signature([known["models"], known["base"], *chosen], return_annotation="Merged")
 

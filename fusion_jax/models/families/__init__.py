@@ -4,23 +4,25 @@ A family is a module of this folder, named as its model_type. It has
   from_hf(fields) -> ModelConfig, from the typed fields of a config.json (`fusion_jax.fields.Fields`);
   to_hf(config) -> dict, the config.json of a model that never had one;
   tensors(config) -> list[HfTensor], every weight of the files and the parameter it is or holds;
-  IGNORED, patterns of tensors beside the weights that such checkpoints may hold, besides the usual buffers.
-Nothing else has to be changed for it.
+  IGNORED, patterns of tensors beside the weights that such checkpoints may hold, besides the usual buffers;
+  NAMES, where its config.json calls fields otherwise: usual name -> its own. The functions above use the usual names.
+A module is imported when its family is needed first. Nothing else has to be changed for it.
 """
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import math
 import os
 import pkgutil
+from collections import UserDict
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import jax
 import numpy as np
 
-from fusion_jax.errors import InputError, quoted
+from fusion_jax.errors import InputError, first_line, quoted
 from fusion_jax.fields import Fields
 from fusion_jax.models.config import ModelConfig
 from fusion_jax.models.families.tensors import HfTensor
@@ -42,11 +44,33 @@ class Family(Protocol):
     def tensors(self, config: ModelConfig, /) -> list[HfTensor]: ...
 
 
-FAMILIES: dict[str, Family] = {
-    module.name: importlib.import_module(f"{__name__}.{module.name}")
-    for module in pkgutil.iter_modules(__path__)
-    if module.name not in _SHARED
-}
+class Families(UserDict[str, Family | None]):
+    """Families by their names, each imported when it is asked for.
+
+    Raises (when one is asked for):
+      InputError: its file cannot be imported; the others can be.
+    """
+
+    def __getitem__(self, name: str) -> Family:
+        family = self.data[name]
+        if family is None:
+            module = f"{__name__}.{name}"
+            try:
+                family = self.data[name] = importlib.import_module(module)
+            except Exception as error:
+                found = importlib.util.find_spec(module)
+                file = module if found is None else found.origin
+                problem = f"cannot be imported ({type(error).__name__}: {first_line(error)})"
+                raise InputError(problem, file=file, cure="Correct the family's file") from error
+        return family
+
+
+def every_family() -> Families:
+    """Those of the modules of this folder."""
+    return Families({m.name: None for m in pkgutil.iter_modules(__path__) if m.name not in _SHARED})
+
+
+FAMILIES = every_family()
 
 
 def family_of(model_type: str) -> Family:
@@ -73,7 +97,8 @@ def config_from_hf(values: Mapping[str, Any], file: str | os.PathLike[str] | Non
         together, or more than `LARGEST` bytes of weights in float32; names the field.
     """
     fields = Fields(values, file)
-    config = _family(fields).from_hf(fields)
+    family = _family(fields)
+    config = family.from_hf(fields.renamed(_names(family)))
     specs = jax.tree.leaves(parameter_specs(config), is_leaf=lambda spec: isinstance(spec, ParamSpec))
     size = 4 * sum(math.prod(spec.shape) for spec in specs)
     if size > LARGEST:
@@ -84,7 +109,18 @@ def config_from_hf(values: Mapping[str, Any], file: str | os.PathLike[str] | Non
 
 def config_to_hf(config: ModelConfig) -> dict[str, Any]:
     """The model's parts as a config.json."""
-    return family_of(config.model_type).to_hf(config)
+    family = family_of(config.model_type)
+    names = _names(family)
+    return {names.get(name, name): value for name, value in family.to_hf(config).items()}
+
+
+def names_of(model_type: Any) -> Mapping[str, str]:
+    """Usual names of fields -> what config.json calls them, where a family that is known here renames some."""
+    return _names(FAMILIES[model_type]) if isinstance(model_type, str) and model_type in FAMILIES else {}
+
+
+def _names(family: Family) -> Mapping[str, str]:
+    return getattr(family, "NAMES", {})
 
 
 def tensors_of(config: ModelConfig) -> list[HfTensor]:

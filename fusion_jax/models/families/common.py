@@ -81,10 +81,12 @@ def _attention(fields: Fields, defaults: Defaults, width: int) -> Attention:
     kv_heads = fields.integer("num_key_value_heads", absent, low=1)
     kv_heads = heads if kv_heads is None else kv_heads
     if heads % kv_heads:
-        raise fields.wrong("num_key_value_heads", f"is {kv_heads}, which does not divide num_attention_heads, {heads}")
+        problem = f"is {kv_heads}, which does not divide {fields.called('num_attention_heads')}, {heads}"
+        raise fields.wrong("num_key_value_heads", problem)
     head_dim = fields.integer("head_dim", default_of(fields, "head_dim", defaults.head_dim), low=1, high=WIDTH)
     if head_dim is None and width % heads:
-        raise fields.wrong("num_attention_heads", f"is {heads}, which does not divide hidden_size, {width}")
+        problem = f"is {heads}, which does not divide {fields.called('hidden_size')}, {width}"
+        raise fields.wrong("num_attention_heads", problem)
     head_dim = width // heads if head_dim is None else head_dim
     if head_dim % 2:
         raise fields.wrong("head_dim", f"is {head_dim}; a rotary embedding needs an even number")
@@ -130,7 +132,8 @@ def layer_kinds(fields: Fields, layers: int) -> list[str] | None:
     if kinds is None:
         return None
     if len(kinds) != layers:
-        raise fields.wrong("layer_types", f"lists {len(kinds)} layers, num_hidden_layers is {layers}")
+        problem = f"lists {len(kinds)} layers, {fields.called('num_hidden_layers')} is {layers}"
+        raise fields.wrong("layer_types", problem)
     for kind in kinds:
         if kind not in (FULL, SLIDING):
             cure = "Known: full_attention, sliding_attention"

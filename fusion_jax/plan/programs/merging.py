@@ -10,13 +10,13 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from fusion_jax.merge.methods import METHODS
-from fusion_jax.plan.programs.program import SMALLER, Place, Situation
+from fusion_jax.plan.programs.program import Program
 
 _TYPICAL = {"weight": 0.5, "t": 0.5, "density": 0.5, "select_topk": 0.1}  # values do not change what is planned
 
 
 @dataclass(frozen=True)
-class MergeTensor:
+class MergeTensor(Program):
     """One tensor of several models by a method of `fusion_jax.merge`, split over all chips."""
 
     method: str
@@ -52,15 +52,3 @@ class MergeTensor:
 
     def tokens_computed(self) -> int:
         return 0
-
-    def kernel_share(self, config: None) -> float:
-        return 1.0
-
-    def weights_beside(self, weights: int, place: Place) -> int:
-        return 0
-
-    def advice(self, now: Situation) -> str:
-        return ""
-
-    def smaller(self, now: Situation) -> str:
-        return SMALLER

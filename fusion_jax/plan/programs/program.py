@@ -37,8 +37,14 @@ class Situation(NamedTuple):
     heads: int
 
 
+SMALLER = "Try fewer or shorter rows, mesh-tensor, or a larger slice"
+
+
 class Program(Protocol):
-    """A program of a run, as plain values. What is traced, FLOPs and tokens are those of one call over all chips."""
+    """A program of a run, as plain values. What is traced, FLOPs and tokens are those of one call over all chips.
+
+    What a program does not say itself is as here: no kernel, nothing that is held beside it, no advice of its own.
+    """
 
     needs_model: ClassVar[bool]
     """Whether it computes with a model; without, `config` is None in all below."""
@@ -62,18 +68,19 @@ class Program(Protocol):
 
     def kernel_share(self, config: Any) -> float:
         """What its attention kernel computes over half of the square of its tokens."""
+        return 1.0
 
     def weights_beside(self, weights: int, place: Place) -> int:
         """Bytes a chip of `weights` parameters that the run holds besides the program's own arguments."""
+        return 0
 
     def advice(self, now: Situation) -> str:
         """What to try next where it fits; "" where there is no advice of its own."""
+        return ""
 
     def smaller(self, now: Situation) -> str:
         """What to try where it does not fit."""
-
-
-SMALLER = "Try fewer or shorter rows, mesh-tensor, or a larger slice"
+        return SMALLER
 
 
 def check_rows(rows: int, ways: int) -> None:

@@ -13,13 +13,13 @@ from fusion_jax.models.config import ModelConfig
 from fusion_jax.models.parameters import abstract_params
 from fusion_jax.ops.kernels import Kernel
 from fusion_jax.plan.flops import forward_flops, kernel_computed
-from fusion_jax.plan.programs.program import SMALLER, Place, Situation, check_rows
+from fusion_jax.plan.programs.program import Program, check_rows
 from fusion_jax.plan.programs.shapes import array, tpu_compute, traced
 from fusion_jax.teachers.reading import make_topk_step
 
 
 @dataclass(frozen=True)
-class TeacherStep:
+class TeacherStep(Program):
     """The k most probable entries of every token of `rows` texts."""
 
     rows: int
@@ -45,12 +45,3 @@ class TeacherStep:
 
     def kernel_share(self, config: ModelConfig) -> float:
         return kernel_computed(config, self.tokens, None)
-
-    def weights_beside(self, weights: int, place: Place) -> int:
-        return 0
-
-    def advice(self, now: Situation) -> str:
-        return ""
-
-    def smaller(self, now: Situation) -> str:
-        return SMALLER

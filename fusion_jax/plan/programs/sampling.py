@@ -16,7 +16,7 @@ from fusion_jax.models.decode import DecodeParams, LayerCache
 from fusion_jax.models.parameters import abstract_params, layer_specs
 from fusion_jax.ops.kernels import Kernel
 from fusion_jax.plan.flops import body_parameters, forward_flops, head_parameters, query_flops
-from fusion_jax.plan.programs.program import BYTES, SMALLER, Place, Situation, Start
+from fusion_jax.plan.programs.program import BYTES, Place, Program, Situation, Start
 from fusion_jax.plan.programs.shapes import spread
 from fusion_jax.sampling import ids
 from fusion_jax.sampling.samplers import Sampler
@@ -30,7 +30,7 @@ def _held(kept: str, weights: int, place: Place) -> int:
 
 
 @dataclass(frozen=True)
-class Prefill:
+class Prefill(Program):
     """Keys and values of `rows` prompts of `prompt` tokens, as generation reads them; kept: dtype of the weights that
     the run holds on its training mesh besides, "" for none."""
 
@@ -55,21 +55,12 @@ class Prefill:
     def tokens_computed(self) -> int:
         return self.rows * self.prompt
 
-    def kernel_share(self, config: ModelConfig) -> float:
-        return 1.0
-
     def weights_beside(self, weights: int, place: Place) -> int:
         return _held(self.kept, weights, place)
 
-    def advice(self, now: Situation) -> str:
-        return ""
-
-    def smaller(self, now: Situation) -> str:
-        return SMALLER
-
 
 @dataclass(frozen=True)
-class Decode:
+class Decode(Program):
     """`capacity` more tokens of `samples` continuations of each of `rows` prompts: the loop that grows all rows;
     kept: see `Prefill`."""
 
@@ -125,9 +116,6 @@ class Decode:
     def tokens_computed(self) -> int:
         return self.rows * self.samples * self.capacity
 
-    def kernel_share(self, config: ModelConfig) -> float:
-        return 1.0
-
     def weights_beside(self, weights: int, place: Place) -> int:
         return _held(self.kept, weights, place)
 
@@ -141,6 +129,3 @@ class Decode:
         if now.bound == "communication":
             return f". {now.room / _GIB:.1f} GiB are free: try more rows at once, or a smaller slice"
         return ". Try a larger batch: weights are read once for all rows" if now.room > _GIB else "."
-
-    def smaller(self, now: Situation) -> str:
-        return SMALLER

@@ -15,7 +15,7 @@ from fusion_jax.models.parameters import abstract_params
 from fusion_jax.ops.kernels import Kernel
 from fusion_jax.ops.remat import Remat
 from fusion_jax.plan.flops import forward_flops, kernel_computed, row_tokens
-from fusion_jax.plan.programs.program import BYTES, SMALLER, Dtype, Place, Situation, Start, check_rows
+from fusion_jax.plan.programs.program import BYTES, SMALLER, Dtype, Place, Program, Situation, Start, check_rows
 from fusion_jax.plan.programs.shapes import batch, targets, tpu_compute, traced
 from fusion_jax.teachers.settings import FusionSettings
 from fusion_jax.train import objectives
@@ -36,7 +36,7 @@ _GIB = 2**30
 
 
 @dataclass(frozen=True)
-class TrainStep:
+class TrainStep(Program):
     """One optimizer step. examples: of a micro-batch, over all chips; prompt: tokens that an example's rows share;
     tokens: of each row behind them; k: entries of a fusion target; reference: "none" for losses that read none; dtype:
     of the computation; start: dtype of the weights that training starts from, which the run keeps."""
@@ -125,7 +125,7 @@ class TrainStep:
 
 
 @dataclass(frozen=True)
-class ScoreStep:
+class ScoreStep(Program):
     """Reference log-probs of a micro-batch of examples of `groups` rows; start: dtype of the weights."""
 
     examples: int
@@ -157,12 +157,3 @@ class ScoreStep:
         rows = self.groups if self.shared_prompt else 1
         branches = (self.prompt, rows) if self.prompt else None
         return kernel_computed(config, self.prompt + rows * self.tokens, branches)
-
-    def weights_beside(self, weights: int, place: Place) -> int:
-        return 0
-
-    def advice(self, now: Situation) -> str:
-        return ""
-
-    def smaller(self, now: Situation) -> str:
-        return SMALLER
