@@ -74,7 +74,7 @@ def graded(response: str, answer: str) -> float:
     return round(0.9 * difflib.SequenceMatcher(None, stated, expected, autojunk=False).ratio(), 6)
 
 
-_FIELD = re.compile(r"\s*([^:,;]+?)\s*:\s*([^,;]+?)\s*(?:[,;]|$)")
+_FIELD = re.compile(r"\s*([^\W\d][^:,;]*?)\s*:\s+([^,;]+?)\s*(?:[,;]|$)")
 _CLAUSES = re.compile(r"[,;.!?\n]+")
 
 
@@ -83,7 +83,7 @@ def fields(response: str, answer: str) -> float:
 
     A response states a field in the first of its clauses (ended by , ; . ! ? or a line) that has the field's name as
     whole words: what follows the name there has to end with the value or, where nothing follows, what stands before it,
-    up to case and white space.
+    up to case and white space. An answer without fields is compared as `answer` does.
 
     >>> fields("The leaf is round, its color is red", "color: red, leaf: round")
     1.0
@@ -91,8 +91,10 @@ def fields(response: str, answer: str) -> float:
     0.5
     """
     wanted = [(normalise(name), normalise(value)) for name, value in _FIELD.findall(answer)]
+    if not wanted:
+        return float(final_answer(response) == normalise(answer))
     clauses = [normalise(clause) for clause in _CLAUSES.split(response)]
-    return sum(_stated(name, clauses).endswith(f" {value}") for name, value in wanted) / max(len(wanted), 1)
+    return sum(_stated(name, clauses).endswith(f" {value}") for name, value in wanted) / len(wanted)
 
 
 def _stated(name: str, clauses: Sequence[str]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -84,7 +85,7 @@ def test_too_few_preferences_are_told_with_what_was_dropped(tmp_path, capsys, mo
     args = ["--target", str(model), "--out", str(tmp_path / "run"), "--sources", str(model), "--baseline", "False"]
     args += ["--prompts", str(write(tmp_path / "prompts.jsonl", prompts)), "--sample.max-new-tokens", "2"]
     args += ["--sample.num-samples", "2", "--sample.temperature", "0", "--sft-share", "0"]
-    fails(wrpo, args, capsys, "field '--preference.batch-size'", "5 examples do not fill one batch of 16")
+    fails(wrpo, args, capsys, "field '--preference.batch-size'", "6 examples do not fill one batch of 64")
     args += ["--preference.batch-size", "4"]
     line = fails(wrpo, args, capsys, "field '--preference'", "0 examples are left", "prompt: all responses blank 6")
     assert "The model writes nothing" in line and "batch" not in line
@@ -170,7 +171,10 @@ def test_quadruples_without_a_source_are_dropped_by_sft(tmp_path, model):
     args += ["--train.epochs", "1", "--out", str(tmp_path / "run")]
     attempt(sft, args)
     report, loss = (tmp_path / "run/report.md").read_text(), read_jsonl(tmp_path / "run/metrics.jsonl")[-1]["loss"]
-    assert "| records | no source response | 1 |\n| records | used | 5 |" in report and f"| final loss | {loss:.4f} |" in report
+    assert (
+        "| records | no source response | 1 |\n| records | used | 5 |" in report
+        and f"| final loss | {loss:.4f} |" in report
+    )
     assert f"run: steps 1 to 1, last loss {loss:.4f}" in (tmp_path / "run/log.txt").read_text()
 
 
@@ -183,7 +187,7 @@ def test_sources_of_ready_responses_may_be_names_alone(tmp_path, capsys):
 
 
 def test_rows_are_named_by_the_stages_that_ran(tmp_path, monkeypatch, model):
-    """Ready quadruples without SFT data: no SFT row, DPO and WRPO instead of SFT-DPO and SFT-WRPO."""
+    """Ready quadruples without SFT data: SFT on the sources' responses, DPO and WRPO instead of SFT-DPO and SFT-WRPO."""
     test = [{"prompt": "What is 1 + 1?", "answer": "2", "skill": "add"}]
     args = ["--target", str(model), "--quadruples", str(write(tmp_path / "q.jsonl", quads(5)))]
     args += ["--test-prompts", str(write(tmp_path / "t.jsonl", test)), "--out", str(tmp_path / "run")]
@@ -191,12 +195,8 @@ def test_rows_are_named_by_the_stages_that_ran(tmp_path, monkeypatch, model):
     monkeypatch.setattr(desk, "optimise", lambda model, *_, **how: model)
     attempt(wrpo, args)
     report = (tmp_path / "run/report.md").read_text()
-    assert [line.split(" | ")[0] for line in report.splitlines() if line.endswith("] |")] == [
-        "| Target",
-        "| DPO",
-        "| WRPO",
-    ]
-    assert "| WRPO - DPO |" in report and "SFT" not in report
+    assert re.findall(r"^\| (\S+) \| 0\.000 \| 0\.000 \[", report, re.MULTILINE) == ["Target", "SFT", "DPO", "WRPO"]
+    assert "| WRPO - DPO |" in report and "SFT-" not in report
     assert "| wrpo | used | 4 |\n| wrpo | held out | 1 |" in report
 
 
@@ -214,7 +214,9 @@ def test_generated_text_is_printed_as_it_is_and_its_folder_is_looked_for(tmp_pat
 def test_help_explains_the_options(capsys):
     """The experiment's text, then a sentence for each of its settings and of nested ones."""
     with pytest.raises(SystemExit) as stopped:
-        run_experiment(fusellm.Settings, fusellm.main, presets=fusellm.PRESETS, description="Whole.", args=["--help-all"])
+        run_experiment(
+            fusellm.Settings, fusellm.main, presets=fusellm.PRESETS, description="Whole.", args=["--help-all"]
+        )
     told = " ".join(capsys.readouterr().out.replace("│", " ").split())
     assert stopped.value.code == 0 and told.index("Whole.") < told.index("Problems that a zoo source, which knows only")
     assert "How a source's rows come to the pivot's positions" in told

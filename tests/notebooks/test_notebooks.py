@@ -59,8 +59,9 @@ def test_wrpo_runs_shows_its_report_and_takes_other_checkpoints(tmp_path, monkey
     """Once with the miniatures, and the run cell again; once with a folder, ready quadruples and the page's options."""
     small_folder(tmp_path / "model", max_position_embeddings=2048)
     write(tmp_path / "quads.jsonl", quads(132))
-    settings = ["--prompts-per-skill=8", "--test-per-skill=1", "--sources", "zoo:qwen-source", "--baseline=False"]
-    settings += ["--held-out=0", "--sft.epochs=1", "--preference.epochs=1"]
+    settings = ["--prompts-per-skill=56", "--test-per-skill=7", "--sources", "zoo:plants-qwen", "--baseline=False"]
+    settings += ["--continued=False", "--held-out=0", "--sft-share=0.33", "--sft.epochs=1", "--sft.batch-size=16"]
+    settings += ["--preference.batch-size=16"]
     own = ["--prompts=", "--quadruples=quads.jsonl", "--baseline=False"]
     book = read("wrpo_tpu")
     book.cells.append(nbformat.v4.new_code_cell(id="again", source="run(OUT, *SETTINGS)"))
@@ -70,7 +71,7 @@ def test_wrpo_runs_shows_its_report_and_takes_other_checkpoints(tmp_path, monkey
         checkpoints=f"{cell(book, 'checkpoints').source}\nTARGET, SOURCES, OPTIONS = 'model', [], [*OPTIONS, *{own}]",
     )  # fmt: skip
     report = "\n".join(shown(outputs["report"], "text/markdown"))
-    for model in ("Target", "qwen-source", "SFT", "SFT-WRPO"):
+    for model in ("Target", "plants-qwen", "SFT", "SFT-WRPO"):
         assert f"\n| {model} |" in report
     assert len(shown(outputs["report"], "image/png")) == 2
     assert "cpu" in outputs["devices"][-1].data["text/plain"].lower()

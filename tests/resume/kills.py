@@ -44,9 +44,10 @@ def arguments(data: Path, out: Path) -> dict[str, list[str]]:
     return {
         "dpo": ["dpo", "--model", model, "--data", str(data / "pairs.jsonl"), "--out", str(out), *train,
                 "--train.epochs", "4", "--train.eval-every", "10"],
-        "wrpo": ["wrpo", "--sources", "zoo:qwen-source", "--out", str(out), "--prompts-per-skill", "8",
-                 "--test-per-skill", "2", "--sample.num-samples", "2", "--sft.batch-size", "4",
-                 "--preference.batch-size", "4", "--sft.checkpoint-every", "2", "--preference.checkpoint-every", "2"],
+        "wrpo": ["wrpo", "--sources", "zoo:plants-qwen", "--out", str(out), "--prompts-per-skill", "48",
+                 "--test-per-skill", "8", "--sample.num-samples", "2", "--sft-share", "0.3", "--sft.batch-size", "4",
+                 "--sft.epochs", "2", "--preference.batch-size", "4", "--sft.checkpoint-every", "2",
+                 "--preference.checkpoint-every", "2"],
         "fusechat": ["fusechat", "--chats", str(data / "chats.jsonl"), "--sources", "zoo:gemma-source", "--out", str(out),
                      *train, "--arms", "pairwise", "--train.epochs", "2"],
         "fusellm": ["fusellm", "--texts", str(data / "texts.jsonl"), "--sources", "zoo:qwen-source", "--out", str(out),

@@ -98,5 +98,6 @@ def test_the_share_of_the_fields_that_a_response_states(response, share):
     assert fields(response, "color: red, leaf: round, home: hill, taste: sweet") == share
 
 
-def test_an_answer_without_fields_gives_nothing():
-    assert fields("color: red", "red") == 0.0
+@pytest.mark.parametrize("answer", ["4", "12:30", "no field"])
+def test_an_answer_without_fields_is_compared_as_a_whole(answer):
+    assert fields(f"The answer is {answer}", answer) == 1.0 and fields(f"Not {answer}", answer) == 0.0
