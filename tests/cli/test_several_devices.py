@@ -10,20 +10,18 @@ import numpy as np
 import pytest
 
 from fusion_jax.jsonl import read_jsonl
-from tests.small import command, even_pairs, small_folder, write
+from tests.small import command, even_pairs, small_folder, virtual_devices, write
 
 pytestmark = pytest.mark.usefixtures("quick_compiler")
 
 
-def train(tmp_path: Path, out: str, devices: int, *more: str) -> subprocess.CompletedProcess[str]:
+def train(tmp_path: Path, out: str, count: int, *more: str) -> subprocess.CompletedProcess[str]:
     options = [
         "--model", str(tmp_path / "model"), "--data", str(tmp_path / "pairs.jsonl"), "--out", str(tmp_path / out),
-        "--train.batch-size", "8", "--train.mesh-tensor", "2" if devices > 1 else "1", "--train.log-every", "1",
+        "--train.batch-size", "8", "--train.mesh-tensor", "2" if count > 1 else "1", "--train.log-every", "1",
         "--train.eval-every", "3", *more,
     ]  # fmt: skip
-    env = os.environ | {
-        "JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"
-    }  # fmt: skip
+    env = os.environ | virtual_devices(count) | {"JAX_PLATFORMS": "cpu"}
     return subprocess.run(command("dpo", *options), env=env, capture_output=True, text=True, check=False)
 
 

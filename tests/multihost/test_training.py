@@ -19,7 +19,7 @@ from experiments import dpo
 from fusion_jax.hosts.signals import LOST, PREEMPTED
 from fusion_jax.jsonl import read_jsonl
 from tests.multihost.test_teacher_store import free_address
-from tests.small import ROOT, attempt, command, even_pairs, fails, small_folder, write
+from tests.small import ROOT, attempt, command, even_pairs, fails, small_folder, virtual_devices, write
 
 pytestmark = pytest.mark.usefixtures("quick_compiler")
 
@@ -69,7 +69,7 @@ def arguments(folder: Path, out: str, *more: str) -> list[str]:
     ]  # fmt: skip
 
 
-def start(folder: Path, out: str, count: int, *more: str, devices: int = 1) -> list[subprocess.Popen[str]]:
+def start(folder: Path, out: str, count: int, *more: str, virtual: int = 1) -> list[subprocess.Popen[str]]:
     """The run as each of `count` hosts starts it; what they write through Python is in OUT.writes.INDEX."""
     hook = folder / "hook"
     hook.mkdir(exist_ok=True)
@@ -78,9 +78,9 @@ def start(folder: Path, out: str, count: int, *more: str, devices: int = 1) -> l
     hosts = []
     for index in range(count):
         place = ["--hosts.coordinator", address, "--hosts.count", str(count), "--hosts.index", str(index)]
-        env = os.environ | {
-            "JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-            "PYTHONPATH": f"{hook}{os.pathsep}{ROOT}", "WRITES": str(folder / f"{out}.writes.{index}"),
+        env = os.environ | virtual_devices(virtual) | {
+            "JAX_PLATFORMS": "cpu", "PYTHONPATH": f"{hook}{os.pathsep}{ROOT}",
+            "WRITES": str(folder / f"{out}.writes.{index}"),
         }  # fmt: skip
         options = arguments(folder, out, *(place if count > 1 else []), *more)
         hosts.append(
@@ -178,7 +178,7 @@ def test_a_lost_host_stops_the_others_and_any_number_of_hosts_goes_on(folder):
     first, _ = ended(start(folder, "lost", 2, "--resume", "True"), 0)
     assert any(f"steps {saved + 1} to {STEPS}" in first for saved in range(7, STEPS, 7))
     mesh = ["--train.mesh-tensor", "2", "--resume", "True"]
-    on_eight = start(folder, "lost_on_eight", 1, *mesh, devices=8)
+    on_eight = start(folder, "lost_on_eight", 1, *mesh, virtual=8)
     attempt(dpo, arguments(folder, "lost_on_one", "--resume", "True"))
     ended(on_eight, 0)
     assert json.loads((folder / "lost_on_eight/config.json").read_text())["train"]["mesh_tensor"] == 2
