@@ -94,8 +94,12 @@ def virtual_devices(count: int) -> dict[str, str]:
     return {"XLA_FLAGS": " ".join(filter(None, flags))}
 
 
+def script(experiment: str, *args: str) -> list[str]:
+    return [str(ROOT / "experiments" / f"{experiment}.py"), *args]
+
+
 def command(experiment: str, *args: str) -> list[str]:
-    return [sys.executable, str(ROOT / "experiments" / f"{experiment}.py"), *args]
+    return [sys.executable, *script(experiment, *args)]
 
 
 def run(experiment: str, *args: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:

@@ -6,7 +6,6 @@ import os
 import shutil
 import signal
 import socket
-import subprocess
 import time
 from pathlib import Path
 
@@ -20,7 +19,8 @@ from fusion_jax.hosts.join import Host, HostSettings, join
 from fusion_jax.json_files import read_json
 from fusion_jax.jsonl import read_jsonl
 from fusion_jax.teachers.store import StoreIdentity, TeacherStore
-from tests.small import attempt, command, fails, small_folder, virtual_devices, write
+from tests.programs import Program
+from tests.small import attempt, fails, script, small_folder, virtual_devices, write
 
 pytestmark = pytest.mark.usefixtures("quick_compiler")
 
@@ -49,12 +49,9 @@ def of_two(index: int, *more: str) -> list[str]:
     return ["--hosts.count", "2", "--hosts.index", str(index), *more]
 
 
-def start(options: list[str], count: int = 1) -> subprocess.Popen[str]:
+def start(options: list[str], count: int = 1) -> Program:
     flags = virtual_devices(count) | {"JAX_PLATFORMS": "cpu"}
-    return subprocess.Popen(
-        command("cache_teacher", *options), env=os.environ | flags, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    )  # fmt: skip
+    return Program(script("cache_teacher", *options), os.environ | flags)
 
 
 def free_address() -> str:
@@ -63,7 +60,7 @@ def free_address() -> str:
         return f"127.0.0.1:{free.getsockname()[1]}"
 
 
-def finished(*hosts: subprocess.Popen[str]) -> list[str]:
+def finished(*hosts: Program) -> list[str]:
     """What each printed; all ended well."""
     outputs = [host.communicate(timeout=120) for host in hosts]
     for host, (_, errors) in zip(hosts, outputs, strict=True):
