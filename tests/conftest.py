@@ -76,7 +76,7 @@ def quick_flags() -> str:
 
 def quick_options(whole: Callable[..., Any], **given: Any) -> Any:
     """The compiler's options, with `QUICK` where it compiles for a CPU."""
-    if given["backend"].platform == "cpu":
+    if getattr(given.get("backend"), "platform", None) == "cpu":
         given["env_options_overrides"] = QUICK | dict(given["env_options_overrides"] or {})
     return whole(**given)
 
