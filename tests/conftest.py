@@ -8,11 +8,12 @@ it in pytest's own cache.
 from __future__ import annotations
 
 import atexit
+import functools
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +29,24 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
 
 import jax
 import pytest
+from jax._src import compiler
 
 from tests import daily
 
 GOLDEN = Path(__file__).parent / "golden"
 MOST_PROGRAMS = 2**30  # bytes that daily work keeps
-LONGEST = ("fuzz", "multihost", "resume", "notebooks")
+# The files that take most CPU seconds, the longest first; one that is not here comes after them.
+LONGEST = (
+    "multihost/test_training.py", "parity/test_logits.py", "merge/test_task_vectors.py", "benchmarks/test_gpu.py",
+    "merge/test_mergekit.py", "notebooks/test_notebooks.py", "resume/test_sigkill.py", "store/test_bucket.py",
+    "sampling/test_generate.py", "ops/test_kernels.py", "parity/test_generation.py", "losses/test_preference_golden.py",
+    "train/test_packing.py", "train/test_sharding.py", "ops/test_attention.py", "losses/test_fused_preference_golden.py",
+    "ops/test_linear_logprobs.py", "merge/test_executor.py", "zoo/test_models.py", "merge/test_averaging.py",
+    "losses/test_fusion_golden.py", "plan/test_llama.py", "merge/test_estimate.py", "plan/test_compile.py",
+    "fuzz/test_fuzz.py",
+)  # fmt: skip
+# What compiles small programs on a CPU in less than half the time, beside few optimisations.
+QUICK: dict[str, bool | int] = {"xla_cpu_use_fusion_emitters": False, "xla_cpu_parallel_codegen_split_count": 1}
 
 
 def is_daily(config: pytest.Config) -> bool:
@@ -47,11 +60,25 @@ def pytest_configure(config: pytest.Config) -> None:
     if not is_daily(config):
         return
     os.environ.setdefault("FUSION_JAX_FUZZ_SECONDS", "1")
-    os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+    if os.environ.get("JAX_DISABLE_MOST_OPTIMIZATIONS") != "1":  # a worker of -n finds both set
+        os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"], os.environ["XLA_FLAGS"] = "1", quick_flags()
     jax.config.update("jax_disable_most_optimizations", True)
     if Path(os.environ["JAX_COMPILATION_CACHE_DIR"]).name.startswith("fusion-jax-compiled-"):  # not one that was given
         os.environ["JAX_COMPILATION_CACHE_DIR"] = kept_programs(config)
         jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
+
+
+def quick_flags() -> str:
+    """XLA_FLAGS of a process that compiles quickly; XLA reads them once."""
+    flags = [f"--{name}={str(value).lower()}" for name, value in QUICK.items()]
+    return " ".join(filter(None, [os.environ.get("XLA_FLAGS"), *flags]))
+
+
+def quick_options(whole: Callable[..., Any], **given: Any) -> Any:
+    """The compiler's options, with `QUICK` where it compiles for a CPU."""
+    if getattr(given.get("backend"), "platform", None) == "cpu":
+        given["env_options_overrides"] = QUICK | dict(given["env_options_overrides"] or {})
+    return whole(**given)
 
 
 def kept_programs(config: pytest.Config) -> str:
@@ -67,7 +94,8 @@ def kept_programs(config: pytest.Config) -> str:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest files first, so that none is left for one process at the end; what daily work leaves out."""
     daily.mark(items)
-    items.sort(key=lambda item: item.path.parent.name not in LONGEST)
+    place = {name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.nodeid.partition("::")[0].removeprefix("tests/"), len(place)))
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -103,6 +131,8 @@ def quick_compiler() -> Iterator[None]:
     jax.clear_caches()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+        patch.setenv("XLA_FLAGS", quick_flags())
+        patch.setattr(compiler, "get_compile_options", functools.partial(quick_options, compiler.get_compile_options))
         jax.config.update("jax_disable_most_optimizations", True)
         yield
         jax.config.update("jax_disable_most_optimizations", False)

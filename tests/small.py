@@ -88,8 +88,18 @@ def write(path: Path, records: list[Record]) -> Path:
     return path
 
 
+def virtual_devices(count: int) -> dict[str, str]:
+    """The environment of a process with so many virtual devices, beside the flags that are set."""
+    flags = [os.environ.get("XLA_FLAGS", ""), f"--xla_force_host_platform_device_count={count}"]
+    return {"XLA_FLAGS": " ".join(filter(None, flags))}
+
+
+def script(experiment: str, *args: str) -> list[str]:
+    return [str(ROOT / "experiments" / f"{experiment}.py"), *args]
+
+
 def command(experiment: str, *args: str) -> list[str]:
-    return [sys.executable, str(ROOT / "experiments" / f"{experiment}.py"), *args]
+    return [sys.executable, *script(experiment, *args)]
 
 
 def run(experiment: str, *args: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:

@@ -3,28 +3,28 @@
 from __future__ import annotations
 
 import os
-import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from fusion_jax.jsonl import read_jsonl
-from tests.small import command, even_pairs, small_folder, write
+from tests.programs import Program
+from tests.small import even_pairs, script, small_folder, virtual_devices, write
 
 pytestmark = pytest.mark.usefixtures("quick_compiler")
 
 
-def train(tmp_path: Path, out: str, devices: int, *more: str) -> subprocess.CompletedProcess[str]:
+def train(tmp_path: Path, out: str, count: int, *more: str) -> tuple[int | None, str]:
+    """The exit code, and what was written to the errors."""
     options = [
         "--model", str(tmp_path / "model"), "--data", str(tmp_path / "pairs.jsonl"), "--out", str(tmp_path / out),
-        "--train.batch-size", "8", "--train.mesh-tensor", "2" if devices > 1 else "1", "--train.log-every", "1",
+        "--train.batch-size", "8", "--train.mesh-tensor", "2" if count > 1 else "1", "--train.log-every", "1",
         "--train.eval-every", "3", *more,
     ]  # fmt: skip
-    env = os.environ | {
-        "JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"
-    }  # fmt: skip
-    return subprocess.run(command("dpo", *options), env=env, capture_output=True, text=True, check=False)
+    program = Program(script("dpo", *options), os.environ | virtual_devices(count) | {"JAX_PLATFORMS": "cpu"})
+    _, errors = program.communicate()
+    return program.returncode, errors
 
 
 def prepared(path: Path) -> Path:
@@ -38,8 +38,8 @@ def prepared(path: Path) -> Path:
 def folder(tmp_path_factory) -> Path:
     """`prepared`, and the run on one device."""
     path = prepared(tmp_path_factory.mktemp("devices"))
-    done = train(path, "one", 1)
-    assert done.returncode == 0, done.stderr
+    code, errors = train(path, "one", 1)
+    assert code == 0, errors
     return path
 
 
@@ -48,8 +48,8 @@ def folder(tmp_path_factory) -> Path:
     [pytest.param("eight", 8, [], marks=pytest.mark.slow), ("in-step", 1, ["--train.reference", "in-step"])],
 )
 def test_same_metrics(folder, out, devices, more):
-    done = train(folder, out, devices, *more)
-    assert done.returncode == 0, done.stderr
+    code, errors = train(folder, out, devices, *more)
+    assert code == 0, errors
     ours, one = (read_jsonl(folder / name / "metrics.jsonl") for name in (out, "one"))
     assert len(one) >= 6 and [r.keys() for r in ours] == [r.keys() for r in one]
     for a, b in zip(ours, one, strict=True):
@@ -57,5 +57,5 @@ def test_same_metrics(folder, out, devices, more):
 
 
 def test_a_micro_batch_that_does_not_divide_is_refused(tmp_path):
-    done = train(prepared(tmp_path), "odd", 8, "--train.micro-batches", "4")
-    assert done.returncode == 2 and "a micro-batch of 2 examples does not divide over 4 devices" in done.stderr
+    code, errors = train(prepared(tmp_path), "odd", 8, "--train.micro-batches", "4")
+    assert code == 2 and "a micro-batch of 2 examples does not divide over 4 devices" in errors

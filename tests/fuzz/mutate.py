@@ -13,7 +13,7 @@ from typing import Any
 
 from fusion_jax.errors import InputError
 
-SECONDS = float(os.environ.get("FUSION_JAX_FUZZ_SECONDS", "20"))
+SECONDS = float(os.environ.get("FUSION_JAX_FUZZ_SECONDS", "4"))
 PATIENCE = 10.0  # seconds that one case may take on a busy machine
 GROWTH = 1 << 20  # KiB that all cases of one kind may add to the peak memory
 VALUES: tuple[Any, ...] = (

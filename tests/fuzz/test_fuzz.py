@@ -1,6 +1,7 @@
 """Damaged input of every kind: refused in one line or read; never a traceback, a hang or memory without bound.
 
-20 s for each kind, 1 s in daily work; FUSION_JAX_FUZZ_SECONDS=60 (or any other number) searches longer. A failure names the seed of its case.
+4 s for each kind, 1 s in daily work; FUSION_JAX_FUZZ_SECONDS=60 (or any other number) searches longer. A failure names the
+seed of its case.
 """
 
 from __future__ import annotations

@@ -16,6 +16,7 @@ from fusion_jax import InputError
 from fusion_jax.merge import merge, methods, prepare
 from fusion_jax.merge.executor import merging
 from tests.merge.folders import CONFIG, INNER, LAYERS, make_models, read_model, tensors, ties, write_model
+from tests.small import virtual_devices
 
 pytestmark = pytest.mark.usefixtures("quick_compiler")
 
@@ -105,9 +106,7 @@ def test_eight_devices_give_what_one_gives(models):
             del given["base_model"]
         merge(given, models / f"{method}.one")
         (models / f"{method}.json").write_text(json.dumps(given))
-    env = os.environ | {
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8", "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu",
-    }  # fmt: skip
+    env = os.environ | virtual_devices(8) | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
     script = str(ROOT / "tests/merge/on_all_devices.py")
     done = subprocess.run([sys.executable, script, str(models)], env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]

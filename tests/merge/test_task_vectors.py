@@ -18,6 +18,7 @@ from fusion_jax.merge.methods import METHODS, task_vectors
 from fusion_jax.merge.methods.select_calculate_erase import sce
 from fusion_jax.merge.methods.sparsify import keep, magprune_plan, outliers_plan, rank_weighted, tensor_keys
 from tests.merge import golden
+from tests.small import virtual_devices
 
 FAMILY = list(task_vectors.METHODS)
 CASES = [
@@ -251,7 +252,7 @@ def test_sharded_tensors_merge_as_whole_ones():
     root = Path(__file__).parents[2]
     done = subprocess.run(
         [sys.executable, str(root / "tests/merge/sharded_methods.py")],
-        env=os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "PYTHONPATH": str(root)},
+        env=os.environ | virtual_devices(4) | {"PYTHONPATH": str(root)},
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

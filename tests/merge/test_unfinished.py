@@ -6,8 +6,6 @@ import errno
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,10 +20,10 @@ from fusion_jax.merge import merge
 from fusion_jax.merge.executor import merging
 from fusion_jax.models.safetensors_io import write_shard
 from tests.merge.folders import BF16, VOCAB, make_models, read_model, ties
+from tests.programs import Program
+from tests.small import script
 
 pytestmark = pytest.mark.usefixtures("quick_compiler")
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -183,19 +181,24 @@ def test_sigkill_and_the_same_command(tmp_path):
     make_models(tmp_path, 3, BF16)
     recipe = tmp_path / "recipe.yml"
     recipe.write_text(json.dumps(ties(tmp_path, merge_method="della")))
-    command = [
-        sys.executable, str(ROOT / "experiments/merge.py"), str(recipe), "--shard-gb", "0.000001", "--out",
-    ]  # fmt: skip
-    env = os.environ | {"JAX_PLATFORMS": "cpu"}
-    assert subprocess.run([*command, str(tmp_path / "whole")], env=env, capture_output=True).returncode == 0
+
+    def started(out: str) -> Program:
+        words = script("merge", str(recipe), "--shard-gb", "0.000001", "--out", str(tmp_path / out))
+        return Program(words, os.environ | {"JAX_PLATFORMS": "cpu"})
+
+    def finished(out: str) -> None:
+        program = started(out)
+        assert program.communicate() and program.returncode == 0
+
+    finished("whole")
     place = tmp_path / ".out.unfinished"
     for wanted in (2, 9):
-        process = subprocess.Popen([*command, str(tmp_path / "out")], env=env, stdout=subprocess.DEVNULL)
+        process = started("out")
         while len(list(place.glob("model-*"))) < wanted and process.poll() is None:
             time.sleep(0.002)
         process.send_signal(signal.SIGKILL)
-        assert process.wait() == -signal.SIGKILL
-    assert subprocess.run([*command, str(tmp_path / "out")], env=env, capture_output=True).returncode == 0
+        assert process.communicate() and process.returncode == -signal.SIGKILL
+    finished("out")
     whole, out = read_model(tmp_path / "whole"), read_model(tmp_path / "out")
     assert whole.keys() == out.keys() and all((whole[n] == out[n]).all() for n in whole)
     report = [(tmp_path / name / "report.md").read_text() for name in ("whole", "out")]

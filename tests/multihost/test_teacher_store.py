@@ -6,7 +6,6 @@ import os
 import shutil
 import signal
 import socket
-import subprocess
 import time
 from pathlib import Path
 
@@ -20,7 +19,8 @@ from fusion_jax.hosts.join import Host, HostSettings, join
 from fusion_jax.json_files import read_json
 from fusion_jax.jsonl import read_jsonl
 from fusion_jax.teachers.store import StoreIdentity, TeacherStore
-from tests.small import attempt, command, fails, small_folder, write
+from tests.programs import Program
+from tests.small import attempt, fails, script, small_folder, virtual_devices, write
 
 pytestmark = pytest.mark.usefixtures("quick_compiler")
 
@@ -49,12 +49,9 @@ def of_two(index: int, *more: str) -> list[str]:
     return ["--hosts.count", "2", "--hosts.index", str(index), *more]
 
 
-def start(options: list[str], devices: int = 1) -> subprocess.Popen[str]:
-    flags = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
-    return subprocess.Popen(
-        command("cache_teacher", *options), env=os.environ | flags, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    )  # fmt: skip
+def start(options: list[str], count: int = 1) -> Program:
+    flags = virtual_devices(count) | {"JAX_PLATFORMS": "cpu"}
+    return Program(script("cache_teacher", *options), os.environ | flags)
 
 
 def free_address() -> str:
@@ -63,7 +60,7 @@ def free_address() -> str:
         return f"127.0.0.1:{free.getsockname()[1]}"
 
 
-def finished(*hosts: subprocess.Popen[str]) -> list[str]:
+def finished(*hosts: Program) -> list[str]:
     """What each printed; all ended well."""
     outputs = [host.communicate(timeout=120) for host in hosts]
     for host, (_, errors) in zip(hosts, outputs, strict=True):
@@ -134,7 +131,7 @@ def test_a_mesh_over_two_hosts(folder):
     rows agree to float32 rounding, and to one step of float16 where that is stored."""
     copy(folder / "global", [1, 2, 3, 4])
     options = ["--mesh", "global", "--hosts.coordinator", free_address()]
-    first, second = finished(*(start(arguments(folder, "global", *of_two(i, *options)), devices=2) for i in (0, 1)))
+    first, second = finished(*(start(arguments(folder, "global", *of_two(i, *options)), count=2) for i in (0, 1)))
     assert "bits_per_byte" in first and "bits_per_byte" not in second
     assert read_json(folder / "global/store.json") == read_json(folder / "one/store.json")
     for ours, one in zip(store(folder / "global"), store(folder / "one"), strict=True):

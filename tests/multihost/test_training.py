@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +18,8 @@ from experiments import dpo
 from fusion_jax.hosts.signals import LOST, PREEMPTED
 from fusion_jax.jsonl import read_jsonl
 from tests.multihost.test_teacher_store import free_address
-from tests.small import ROOT, attempt, command, even_pairs, fails, small_folder, write
+from tests.programs import Program
+from tests.small import ROOT, attempt, even_pairs, fails, script, small_folder, virtual_devices, write
 
 pytestmark = pytest.mark.usefixtures("quick_compiler")
 
@@ -69,36 +69,28 @@ def arguments(folder: Path, out: str, *more: str) -> list[str]:
     ]  # fmt: skip
 
 
-def start(folder: Path, out: str, count: int, *more: str, devices: int = 1) -> list[subprocess.Popen[str]]:
+def start(folder: Path, out: str, count: int, *more: str, virtual: int = 1) -> list[Program]:
     """The run as each of `count` hosts starts it; what they write through Python is in OUT.writes.INDEX."""
-    hook = folder / "hook"
-    hook.mkdir(exist_ok=True)
-    (hook / "sitecustomize.py").write_text(RECORDER)
     address = free_address()
     hosts = []
     for index in range(count):
         place = ["--hosts.coordinator", address, "--hosts.count", str(count), "--hosts.index", str(index)]
-        env = os.environ | {
-            "JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-            "PYTHONPATH": f"{hook}{os.pathsep}{ROOT}", "WRITES": str(folder / f"{out}.writes.{index}"),
+        env = os.environ | virtual_devices(virtual) | {
+            "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT), "WRITES": str(folder / f"{out}.writes.{index}"),
         }  # fmt: skip
         options = arguments(folder, out, *(place if count > 1 else []), *more)
-        hosts.append(
-            subprocess.Popen(
-                command("dpo", *options), env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-            )
-        )
+        hosts.append(Program(script("dpo", *options), env, first=RECORDER))
     return hosts
 
 
-def ended(hosts: Sequence[subprocess.Popen[str]], code: int) -> list[str]:
+def ended(hosts: Sequence[Program], code: int) -> list[str]:
     """What each printed; all ended with the code."""
     outputs = [host.communicate(timeout=180) for host in hosts]
     assert [host.returncode for host in hosts] == [code] * len(hosts), [errors[-3000:] for _, errors in outputs]
     return [printed for printed, _ in outputs]
 
 
-def reached(folder: Path, out: str, lines: int, hosts: Sequence[subprocess.Popen[str]]) -> None:
+def reached(folder: Path, out: str, lines: int, hosts: Sequence[Program]) -> None:
     """Wait until the run has logged so many lines."""
     file = folder / out / "metrics.jsonl"
     while not file.exists() or file.read_bytes().count(b"\n") < lines:
@@ -178,7 +170,7 @@ def test_a_lost_host_stops_the_others_and_any_number_of_hosts_goes_on(folder):
     first, _ = ended(start(folder, "lost", 2, "--resume", "True"), 0)
     assert any(f"steps {saved + 1} to {STEPS}" in first for saved in range(7, STEPS, 7))
     mesh = ["--train.mesh-tensor", "2", "--resume", "True"]
-    on_eight = start(folder, "lost_on_eight", 1, *mesh, devices=8)
+    on_eight = start(folder, "lost_on_eight", 1, *mesh, virtual=8)
     attempt(dpo, arguments(folder, "lost_on_one", "--resume", "True"))
     ended(on_eight, 0)
     assert json.loads((folder / "lost_on_eight/config.json").read_text())["train"]["mesh_tensor"] == 2

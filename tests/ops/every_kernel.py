@@ -35,7 +35,11 @@ WINDOWS = {
 HEADS = {"MHA": (4, 4, 16), "GQA": (4, 2, 128), "MQA": (4, 1, 80), "12 over 4": (12, 4, 8)}
 EVERY_HEADS = HEADS | {"uneven": (6, 3, 16)}
 MESHES = {"2 x 2 x 2": (2, 2, 2), "fsdp 4, tensor 2": (1, 4, 2), "fsdp 2, tensor 4": (1, 2, 4)}
-FAST = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}  # to compile, not to run
+FAST = {  # to compile, not to run
+    "xla_backend_optimization_level": 0,
+    "xla_llvm_disable_expensive_passes": True,
+    "xla_cpu_use_fusion_emitters": False,
+}
 
 
 class Tokens(NamedTuple):

@@ -13,6 +13,7 @@ import pytest
 
 from fusion_jax.ops.kernels import Visible
 from tests.ops.every_kernel import HEADS, WINDOWS, apart, cases, cases_on_meshes
+from tests.small import virtual_devices
 
 TOLERANCE = 2e-5
 
@@ -26,7 +27,7 @@ def test_values_and_gradients(kernel, layout, window, heads):
 def on_meshes() -> dict[str, float]:
     """What `every_kernel` finds on 8 virtual devices."""
     script = Path(__file__).with_name("every_kernel.py")
-    env = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    env = os.environ | virtual_devices(8)
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=300, env=env)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout)

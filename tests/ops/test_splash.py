@@ -16,6 +16,7 @@ import pytest
 from fusion_jax.ops.attention import attention
 from fusion_jax.ops.kernels import Visible
 from fusion_jax.ops.splash import TreeMask, splash_attention, takes
+from tests.small import virtual_devices
 
 pytestmark = pytest.mark.usefixtures("quick_compiler")
 
@@ -78,7 +79,7 @@ def test_continuations_of_one_prompt(size, count, rest):
 def test_a_training_step_on_a_mesh_of_eight_devices():
     """Rows over data and fsdp, heads over tensor; the prompts shared; the residual stream offloaded."""
     root = Path(__file__).parents[2]
-    env = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "PYTHONPATH": str(root)}
+    env = os.environ | virtual_devices(8) | {"PYTHONPATH": str(root)}
     command = [sys.executable, str(root / "tests/ops/sharded_splash.py")]
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]

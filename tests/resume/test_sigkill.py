@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import random
 import signal
-import subprocess
 import time
 from pathlib import Path
 
@@ -15,7 +14,8 @@ from safetensors.numpy import load_file
 from experiments import dpo, fusechat
 from fusion_jax.jsonl import read_jsonl
 from tests.conftest import is_daily
-from tests.small import attempt, command, fails, pairs, run, small_folder, write
+from tests.programs import Program
+from tests.small import attempt, fails, pairs, run, script, small_folder, write
 
 pytestmark = pytest.mark.usefixtures("quick_compiler")
 
@@ -46,19 +46,14 @@ def test_killed_runs_end_like_undisturbed_ones(tmp_path, capsys, request):
     rng = random.Random(0)
     env = os.environ | {"JAX_PLATFORMS": "cpu"}
     for _ in range(kills):
-        process = subprocess.Popen(
-            command("dpo", *options(tmp_path, "killed", epochs), *resume),
-            env=env,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-        )
+        process = Program(script("dpo", *options(tmp_path, "killed", epochs), *resume), env)
         before, wanted = lines(tmp_path / "killed"), rng.randint(1, steps // (kills + 1))
         while process.poll() is None and lines(tmp_path / "killed") < before + wanted:
             time.sleep(0.002)
         time.sleep(rng.random() * 0.05)
         process.send_signal(signal.SIGKILL)
         _, errors = process.communicate()
-        assert process.returncode == -signal.SIGKILL, errors.decode()[-2000:]
+        assert process.returncode == -signal.SIGKILL, errors[-2000:]
         resume = ["--resume", "True"]
     attempt(dpo, [*options(tmp_path, "killed", epochs), "--resume", "True"])
 
@@ -86,10 +81,8 @@ def test_a_fusion_killed_while_reading_and_while_training(tmp_path):
     arm, folder = "arms/with-gemma-source", tmp_path / "killed"
     moments = [lambda: (folder / "teachers/gemma-source/store.json").exists(), lambda: lines(folder / arm) >= 12]
     for number, moment in enumerate(moments):
-        process = subprocess.Popen(
-            command("fusechat", *arguments("killed"), *(["--resume", "True"] if number else [])),
-            env=os.environ | {"JAX_PLATFORMS": "cpu"}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        )  # fmt: skip
+        resume = ["--resume", "True"] if number else []
+        process = Program(script("fusechat", *arguments("killed"), *resume), os.environ | {"JAX_PLATFORMS": "cpu"})
         while process.poll() is None and not moment():
             time.sleep(0.002)
         process.send_signal(signal.SIGKILL)

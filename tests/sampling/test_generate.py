@@ -20,7 +20,7 @@ from fusion_jax.models.parameters import init_params
 from fusion_jax.sampling import sizes
 from fusion_jax.sampling.generate import SampleSettings, generate, generate_ids
 from fusion_jax.sampling.samplers import Sampler, restrict
-from tests.small import small_model
+from tests.small import small_model, virtual_devices
 
 pytestmark = pytest.mark.usefixtures("quick_compiler")
 
@@ -181,7 +181,7 @@ def test_text_in_text_out():
 @pytest.mark.slow
 def test_every_mesh_gives_what_one_device_gives():
     root = Path(__file__).parents[2]
-    env = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "PYTHONPATH": str(root)}
+    env = os.environ | virtual_devices(8) | {"PYTHONPATH": str(root)}
     script = root / "tests/sampling/sharded_generation.py"
     done = subprocess.run([sys.executable, str(script)], env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]

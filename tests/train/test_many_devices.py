@@ -11,6 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.small import virtual_devices
+
 pytestmark = pytest.mark.usefixtures("quick_compiler")
 
 
@@ -18,7 +20,7 @@ pytestmark = pytest.mark.usefixtures("quick_compiler")
 def test_batches_smaller_than_the_devices():
     """On 16 virtual devices, with the splash kernel, as on one with plain attention."""
     script = Path(__file__).with_name("many_devices.py")
-    env = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=16"}
+    env = os.environ | virtual_devices(16)
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=600, env=env)
     assert done.returncode == 0, done.stderr[-3000:]
     one, many = json.loads(done.stdout.splitlines()[-1])

@@ -10,13 +10,15 @@ from pathlib import Path
 
 import pytest
 
+from tests.small import virtual_devices
+
 pytestmark = pytest.mark.usefixtures("quick_compiler")
 
 
 @pytest.mark.slow
 def test_every_mesh_gives_what_one_device_gives():
     root = Path(__file__).parents[2]
-    env = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "PYTHONPATH": str(root)}
+    env = os.environ | virtual_devices(8) | {"PYTHONPATH": str(root)}
     done = subprocess.run(
         [sys.executable, str(root / "tests/train/sharded_step.py")],
         env=env,
