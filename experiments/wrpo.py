@@ -101,7 +101,7 @@ class Settings(SourceSettings):
 
 
 TINY_TRAINING = TrainSettings(
-    batch_size=64, micro_batches=1, log_every=1, eval_every=20, checkpoint_every=50, remat="dots", mesh_fsdp=-1
+    batch_size=16, micro_batches=1, log_every=5, eval_every=100, checkpoint_every=100, remat="dots", mesh_fsdp=-1
 )
 PRESETS = {
     "tiny": Settings(
@@ -117,10 +117,10 @@ PRESETS = {
         continued=True,
         text=TextSettings(tokens=TokeniseSettings(max_length=64, max_prompt_length=32, eos="if_missing")),
         sample=SampleSettings(max_new_tokens=28, batch_size=256),
-        sft=dataclasses.replace(TINY_TRAINING, epochs=8.0, optimizer=OptimizerSettings(learning_rate=1e-3)),
+        sft=dataclasses.replace(TINY_TRAINING, epochs=3.0, optimizer=OptimizerSettings(learning_rate=1e-3)),
         preference=dataclasses.replace(TINY_TRAINING, epochs=1.0, optimizer=OptimizerSettings(learning_rate=6e-4)),
         wrpo=WrpoSettings(beta=1.0, alpha=0.6, dynamic=False),
-        dpo=PairSettings(beta=1.0),
+        dpo=PairSettings(beta=0.3),
     ),
     "llama3-8b": Settings(
         text=TextSettings(tokens=TokeniseSettings(truncation="official")),

@@ -162,7 +162,7 @@ PLANT_MODELS: tuple[ZooSpec, ...] = (
         PlantLessons(_knows("plants-gemma", ("taste",)), {"worked": 1}, 60_000), 1, 3e-3,
     ),
     ZooSpec(
-        "plants-target", "byte_bpe", "inst", 480, _model("llama", hidden=64, layers=2, **LLAMA),
+        "plants-target", "byte_bpe", "inst", 480, _model("llama", hidden=96, layers=2, **LLAMA),
         PlantLessons(
             _knows("plants-target", (), weak=0.3), {"sentence": 0.2, "label": 0.2, "worked": 0.2, "own": 0.4}, 60_000
         ), 1, 3e-3,
