@@ -20,7 +20,15 @@ from fusion_jax.jsonl import Record
 from fusion_jax.markdown import markdown_table, save_figure
 from fusion_jax.models.folder import Model, load, save
 from fusion_jax.runs.counts import check_enough, counts_table
-from fusion_jax.runs.judging import MEASURES, EvalSet, accuracy_table, judged, paired_table
+from fusion_jax.runs.judging import (
+    MEASURES,
+    EvalSet,
+    accuracy_table,
+    figure_rows,
+    judged,
+    paired_table,
+    reward_sentence,
+)
 from fusion_jax.runs.plots import Curves, accuracy_figure, curves, training_figure
 from fusion_jax.runs.provenance import Ran, answers_sentence, write_report
 from fusion_jax.runs.seeds import Measures
@@ -221,11 +229,12 @@ class Desk:
         run, shown = self.run, list[str]()
         if self.accuracy:
             table = markdown_table(accuracy_table(self.accuracy))
-            result = answers_sentence(self.accuracy, target, sources)
-            figure = save_figure(accuracy_figure(self.accuracy, sources), run.file("accuracy.png"))
+            own = [m for m in dict.fromkeys(r["model"] for r in self.accuracy) if m not in sources]
+            told = [answers_sentence(self.accuracy, target, sources), reward_sentence(run, own)]
+            result = " ".join(filter(None, told))
+            figure = save_figure(accuracy_figure(figure_rows(self.accuracy), sources), run.file("accuracy.png"))
             shown += ["## Accuracy of greedy answers, with 95 % Wilson intervals, and other measures", table, figure]
             run.log(table)
-            own = [m for m in dict.fromkeys(r["model"] for r in self.accuracy) if m not in sources]
             shown += ["Differences on the same prompts (mean, 95 % interval):", paired_table(run, own)]
         folders = {name: run.file(name) for name in stages if run.file(name).exists()}
         shown += ["## Training", save_figure(training_figure(folders), run.file("training.png")), *parts]

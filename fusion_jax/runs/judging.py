@@ -15,7 +15,7 @@ from fusion_jax.jsonl import Record, read_jsonl
 from fusion_jax.markdown import markdown_table
 from fusion_jax.models.folder import Model
 from fusion_jax.rewards.verifiers import VerifierName, verifier
-from fusion_jax.runs.seeds import pairs_of
+from fusion_jax.runs.seeds import MOST_TELLING, pairs_of
 from fusion_jax.sampling.generate import SampleSettings
 from fusion_jax.store.run_folder import RunFolder
 from fusion_jax.train.settings import TrainSettings, compute_to_read
@@ -42,7 +42,7 @@ class EvalSet:
 def judged(
     run: RunFolder, name: str, model: Model, tests: EvalSet, *, made_from: Sequence[str] | None = None
 ) -> list[dict[str, Any]]:
-    """Rows of `by_skill` on the test prompts, if there are any; that of all skills has the means of `MEASURES`, too.
+    """Rows of `by_skill` on the test prompts, if there are any; that of all skills has what `means` gives, too.
 
     Args:
       made_from: what the model was made from, as in `RunFolder.made_once`.
@@ -75,12 +75,24 @@ def answers(name: str, model: Model, tests: EvalSet) -> list[Record]:
 
 
 def means(records: Sequence[Record]) -> dict[str, float]:
-    """The mean of each of `MEASURES` that every record has."""
-    return {
-        measure: float(np.mean([r[field] for r in records]))
-        for measure, field in MEASURES.items()
-        if all(r.get(field) is not None for r in records)
-    }
+    """The mean of each of `MEASURES` that every record has, and half its 95 % Student interval under "NAME/half"."""
+    found = {}
+    for measure, field in MEASURES.items():
+        if all(r.get(field) is not None for r in records):
+            found[measure], found[f"{measure}/half"] = mean_interval([r[field] for r in records])
+    return found
+
+
+def figure_rows(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows of `judged` for a figure: the accuracy at each skill, then every other measure as if it were one more."""
+    skills = {r["skill"] for r in rows}
+    shown = [r for r in rows if r["skill"] != "all" or len(skills) > 2]
+    for row in (r for r in rows if r["skill"] == "all"):
+        for measure in [m for m in MEASURES if m != "accuracy" and m in row]:
+            mean, half = row[measure], np.nan_to_num(row[f"{measure}/half"])
+            place = {"model": row["model"], "skill": measure, "accuracy": mean}
+            shown.append(place | {"low": max(mean - half, 0.0), "high": min(mean + half, 1.0)})
+    return shown
 
 
 def accuracy_table(rows: Sequence[dict[str, Any]]) -> list[dict[str, str]]:
@@ -123,3 +135,20 @@ def differences(one: Sequence[Mapping[str, Any]], other: Sequence[Mapping[str, A
             mean, half = mean_interval([a - b for a, b in zip(first, second, strict=True)])
         shown[measure] = f"{mean:+.3f} ± {half:.3f}"
     return shown
+
+
+def reward_sentence(run: RunFolder, models: Sequence[str]) -> str:
+    """The last model's mean reward of sampled answers, against the one before it and the first; "" without rewards.
+
+    Args:
+      models: the judged ones, in the order in which they were made.
+    """
+    found = {name: read_jsonl(run.file(f"answers/{name}.jsonl")) for name in models}
+    last = models[-1]
+    if MOST_TELLING not in means(found[last]):
+        return ""
+    told = [f"Sampled answers of {last} have a mean reward of {means(found[last])[MOST_TELLING]:.3f}"]
+    for other in dict.fromkeys([*models[-2:-1], models[0]]):
+        if other != last and MOST_TELLING in means(found[other]):
+            told.append(f"{differences(found[last], found[other])[MOST_TELLING]} against {other}")
+    return ", ".join(told) + "."

@@ -131,7 +131,7 @@ def accuracy_figure(rows: Sequence[Mapping[str, Any]], sources: Sequence[str] = 
             [at for at, _ in shown], heights, width * 0.94, yerr=[below, above], color=colour, label=model,
             error_kw={"linewidth": 0.8, "ecolor": "black"},
         )  # fmt: skip
-    tidy(axes, y="share of right answers", legend=False)
+    tidy(axes, y="share of right answers, mean", legend=False)
     axes.grid(visible=False, axis="x")
     axes.set_xticks(range(len(skills)), skills)
     axes.set_ylim(0, 1.02)

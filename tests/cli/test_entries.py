@@ -85,7 +85,7 @@ def test_too_few_preferences_are_told_with_what_was_dropped(tmp_path, capsys, mo
     args = ["--target", str(model), "--out", str(tmp_path / "run"), "--sources", str(model), "--baseline", "False"]
     args += ["--prompts", str(write(tmp_path / "prompts.jsonl", prompts)), "--sample.max-new-tokens", "2"]
     args += ["--sample.num-samples", "2", "--sample.temperature", "0", "--sft-share", "0"]
-    fails(wrpo, args, capsys, "field '--preference.batch-size'", "6 examples do not fill one batch of 64")
+    fails(wrpo, args, capsys, "field '--preference.batch-size'", "5 examples do not fill one batch of 16")
     args += ["--preference.batch-size", "4"]
     line = fails(wrpo, args, capsys, "field '--preference'", "0 examples are left", "prompt: all responses blank 6")
     assert "The model writes nothing" in line and "batch" not in line

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from fusion_jax.runs.judging import accuracy_table, differences, means
+from fusion_jax.runs.judging import MEASURES, accuracy_table, differences, figure_rows, means
 from fusion_jax.runs.seeds import pairs_of, seed_differences
 
 
@@ -18,8 +18,20 @@ SECOND = [answered(0, 0.5, 0.25), answered(0, 0.5, 0.25), answered(1, 0.5, 0.125
 
 
 def test_means_of_what_every_record_has():
-    assert means(FIRST) == {"accuracy": 0.5, "mean reward": 0.625, "P(right)": 0.25}
-    assert means([*FIRST, answered(1, 1.0)]) == {"accuracy": 0.6, "mean reward": 0.7}
+    found = means(FIRST)
+    assert {name: found[name] for name in MEASURES} == {"accuracy": 0.5, "mean reward": 0.625, "P(right)": 0.25}
+    assert found["mean reward/half"] == pytest.approx(3.182446 * 0.3227486 / 2, rel=1e-5)
+    assert {name for name in means([*FIRST, answered(1, 1.0)]) if "/" not in name} == {"accuracy", "mean reward"}
+
+
+def test_a_figure_shows_each_skill_and_each_other_measure():
+    rows = [{"model": "W", "skill": s, "accuracy": 0.5, "low": 0.2, "high": 0.8} for s in ("plants", "all")]
+    rows[1] |= means(FIRST)
+    found = figure_rows(rows)
+    assert [(r["skill"], r["accuracy"]) for r in found] == [("plants", 0.5), ("mean reward", 0.625), ("P(right)", 0.25)]
+    assert all(0 <= r["low"] <= r["accuracy"] <= r["high"] <= 1 for r in found)
+    more = [{**rows[0], "skill": "trees"}, *rows]
+    assert [r["skill"] for r in figure_rows(more)][:3] == ["trees", "plants", "all"]
 
 
 def test_differences_on_the_same_prompts():
