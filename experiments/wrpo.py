@@ -86,7 +86,8 @@ class Settings(SourceSettings):
     baseline: bool = True
     """Whether DPO is trained beside WRPO, to compare."""
     continued: bool = False
-    """Whether SFT is continued on the sources' responses of the quadruples, for as many steps, to compare."""
+    """Whether SFT is continued on the sources' responses of the quadruples, for as many epochs, to compare; not where
+    they do not fill a batch."""
     text: TextSettings = TextSettings()
     sft: TrainSettings = TrainSettings()
     preference: TrainSettings = TrainSettings()
@@ -113,9 +114,10 @@ PRESETS = {
         verifier="fields",
         accuracy="fields",
         sft_share=400 / 5400,
+        eval_samples=2,
         held_out=0.03,
         continued=True,
-        text=TextSettings(tokens=TokeniseSettings(max_length=64, max_prompt_length=32, eos="if_missing")),
+        text=TextSettings(tokens=TokeniseSettings(max_length=128, max_prompt_length=96, eos="if_missing")),
         sample=SampleSettings(max_new_tokens=28, batch_size=256),
         sft=dataclasses.replace(TINY_TRAINING, epochs=3.0, optimizer=OptimizerSettings(learning_rate=1e-3)),
         preference=dataclasses.replace(TINY_TRAINING, epochs=1.0, optimizer=OptimizerSettings(learning_rate=6e-4)),
@@ -133,6 +135,9 @@ PRESETS = {
         dpo=PairSettings(beta=0.01),
     ),
 }
+
+
+CONTINUED = "SFT-continued"
 
 
 class Quads(NamedTuple):
@@ -157,8 +162,8 @@ def fuse(s: Settings, desk: Desk) -> Measures:
     target = desk.target(s.target, s.preference, tests, prompts=[prompt["prompt"] for prompt in prompts])
 
     scored = sources.responses(prompts, given)
-    best = select.best_of(scored, desk.counter("source responses"), seed=s.seed)
-    desk.records("best_source.jsonl", best.values)
+    found = select.best_of(scored, desk.counter("source responses"), seed=s.seed)
+    best = {record["prompt_id"]: record for record in desk.records("best_source.jsonl", found.values)}
     taught = desk.records(
         "sft.jsonl", lambda: [best[p["prompt_id"]] for p in first if p["prompt_id"] in best],
         made_from=["prompts.jsonl", "best_source.jsonl"],
@@ -232,12 +237,12 @@ def preferred(s: Settings, desk: Desk, start: Model, quads: Quads, tests: EvalSe
     held, train = split(quads.rows, s.held_out, s.seed)
     text = dataclasses.replace(s.text, packing="none")  # packing is for SFT alone
     stage = Stage("wrpo", "--preference", s.preference, text)
-    expected = forecast(desk, stage, start, train, quads.records, s.wrpo)
-    if s.continued:
+    expected = forecast(desk, stage, start, train, quads.records, s.dpo, s.wrpo)
+    learnt = of_sources(train)
+    if s.continued and len(learnt) >= s.preference.batch_size:
         longer = dataclasses.replace(s.preference, optimizer=s.sft.optimizer)
         more = Stage("continued", "--preference", longer, text, leaf=True)
-        taught = desk.train(more, start, objectives.sft(), of_sources(train))
-        desk.judge(f"{after}SFT", taught, tests, made_from=["continued/model"])
+        desk.judge(CONTINUED, desk.train(more, start, objectives.sft(), learnt), tests, made_from=["continued/model"])
     if s.baseline:
         alone = dataclasses.replace(stage, name="dpo", leaf=True)
         baseline = desk.train(alone, start, objectives.pair(s.dpo), on_policy(train), on_policy(held))
@@ -252,7 +257,7 @@ def reported(s: Settings, desk: Desk, parts: Sequence[str] = ()) -> Measures:
     """report.md, and the accuracy of every model."""
     used, sources = desk.counts["wrpo"]["used"], [model_name(source) for source in s.sources]
     result = f"The model is trained on {used} quadruples; without --test-prompts nothing is judged."
-    desk.report(("sft", "dpo", "wrpo"), sources, target="Target", result=result, parts=parts)
+    desk.report(("sft", "continued", "dpo", "wrpo"), sources, target="Target", result=result, parts=parts)
     return desk.measures()
 
 
@@ -278,7 +283,8 @@ def wins(best: Mapping[str, Record]) -> list[str]:
 
 
 def parts(s: Settings) -> list[Part]:
-    """What the run computes. A plan covers SFT, sampling the target and WRPO; neither DPO nor the sources' sampling."""
+    """What the run computes. A plan covers SFT, sampling the target and WRPO; not what is there to compare, which takes
+    no more, nor the sources' sampling."""
     first = 0.0 if s.quadruples else s.sft_share
     start: Start = "float32" if first or s.sft_data else "bfloat16"  # of weights behind a training, of a folder's
     length = s.text.tokens.max_length
@@ -321,7 +327,7 @@ def check(s: Settings) -> None:
         problem = "belongs to --quadruples; else SFT learns the best source responses"
         raise InputError(problem, field="--sft-data", cure="Leave it out, or train on it first with experiments/sft.py")
     if not (s.quadruples or s.responses):
-        check_names(s.sources, ("Target", "SFT", "DPO", "WRPO", "SFT-SFT", "SFT-DPO", "SFT-WRPO"))
+        check_names(s.sources, ("Target", "SFT", "DPO", "WRPO", CONTINUED, "SFT-DPO", "SFT-WRPO"))
 
 
 if __name__ == "__main__":

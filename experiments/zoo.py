@@ -3,9 +3,10 @@ smaller target.
 
     python experiments/zoo.py --out fusion_jax/zoo/models
 
-Hardware: 2 CPU cores, under 2 GB. Time: about TIME minutes. Result: eight Hugging Face folders (under 10 MB together)
-and manifest.json with the command, the seed, the seconds, the accuracy and the mean reward of each model at each skill
-on held-out problems, and the sha256 of every file.
+Hardware: 2 CPU cores, under 2 GB. Time: about 45 minutes beside other work.
+
+Result: eight Hugging Face folders (under 10 MB together) and manifest.json with the command, the seed, the seconds, the
+accuracy and the mean reward of each model at each skill on held-out problems, and the sha256 of every file.
 
 Skills (`zoo.tasks`): each source is strong at some skills and weak at the others; the target slips often at all.
 Plants (`zoo.plants`): each source knows the facts of one or two fields, in a wording of its own; the target knows three

@@ -258,6 +258,11 @@ def _check_known(record: Record, place: Place) -> None:
     for name in ("answer", "skill"):
         if record.get(name) is not None:
             text(record, name, place, blank=True)
+    wordings = record.get("wordings")
+    if wordings is not None and not (
+        isinstance(wordings, list) and all(isinstance(w, str) and w.strip() for w in wordings)
+    ):
+        raise place.error("is not a list of texts", "wordings", 'Write ["The answer is 4.", "4"], or leave it out')
     check_writable(record, place)
 
 

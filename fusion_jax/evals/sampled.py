@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -38,7 +39,8 @@ def right_probabilities(
     """P(right | prompt) = sum over wordings w of exp(sum over t of log p(w_t | prompt, w_<t)), for each prompt.
 
     There is no sampling in it. The wordings are the texts of the prompt's field "wordings", each with the end of its
-    turn; a prompt without them has None. Other wordings may be right as well: it is a lower bound.
+    turn; a prompt without them, or with one that the model cannot read, has None. Other wordings may be right as well:
+    it is a lower bound.
     """
     rows = [
         Row(str(number), ({"role": "user", "content": prompt["prompt"]},), (wording,))
@@ -53,8 +55,12 @@ def right_probabilities(
     data = Data(examples, lambda i: rows[i].name)
     params, buckets = place_params(model.params, model.config, compute.mesh), buckets_for(data.extents)
     logprobs = sequence_logprobs(params, model.config, data, compute, batch_size=batch_size, buckets=buckets)
-    found: list[float | None] = [0.0 if prompt.get("wordings") else None for prompt in prompts]
+    left = Counter(int(row.name) for row in rows)
+    found = [0.0] * len(prompts)
     for example, value in zip(examples, logprobs[:, 0]):
+        if len(example.rows[0]) >= most:  # cut
+            continue
         number = int(rows[example.index].name)
-        found[number] = (found[number] or 0.0) + float(np.exp(value))
-    return found
+        found[number] += float(np.exp(value))
+        left[number] -= 1
+    return [None if left[i] or not prompt.get("wordings") else found[i] for i, prompt in enumerate(prompts)]

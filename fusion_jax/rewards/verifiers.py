@@ -75,6 +75,7 @@ def graded(response: str, answer: str) -> float:
 
 
 _FIELD = re.compile(r"\s*([^\W\d][^:,;]*?)\s*:\s+([^,;]+?)\s*(?:[,;]|$)")
+_LINKS = frozenset(("is", "are", "was", "=", "a", "an", "the", "of", "its", "it", "has", "with", "and"))
 _CLAUSES = re.compile(r"[,;.!?\n]+")
 
 
@@ -82,8 +83,8 @@ def fields(response: str, answer: str) -> float:
     """Share of the fields "name: value, name: value" of the answer that the response states.
 
     A response states a field in the first of its clauses (ended by , ; . ! ? or a line) that has the field's name as
-    whole words: what follows the name there has to end with the value or, where nothing follows, what stands before it,
-    up to case and white space. An answer without fields is compared as `answer` does.
+    whole words: what follows the name there or, where nothing follows, what stands before it has to be the value, but
+    for linking words ("is", "a", ...), up to case and white space. Answers without fields are compared as by `answer`.
 
     >>> fields("The leaf is round, its color is red", "color: red, leaf: round")
     1.0
@@ -94,17 +95,22 @@ def fields(response: str, answer: str) -> float:
     if not wanted:
         return float(final_answer(response) == normalise(answer))
     clauses = [normalise(clause) for clause in _CLAUSES.split(response)]
-    return sum(_stated(name, clauses).endswith(f" {value}") for name, value in wanted) / len(wanted)
+    return sum(_is_value(_stated(name, clauses), value) for name, value in wanted) / len(wanted)
 
 
 def _stated(name: str, clauses: Sequence[str]) -> str:
-    """What the first clause with a field's name says of it, behind a blank."""
+    """What the first clause with a field's name says of it."""
     for clause in clauses:
         found = re.split(rf"(?<!\w){re.escape(name)}(?!\w)", clause, maxsplit=1)
         if len(found) == 2:
-            before, after = (" " + normalise(part) for part in found)
-            return after if after.strip() else before
+            before, after = map(normalise, found)
+            return after or before
     return ""
+
+
+def _is_value(said: str, value: str) -> bool:
+    words, wanted = said.split(), value.split()
+    return words[-len(wanted) :] == wanted and set(words[: -len(wanted)]) <= _LINKS
 
 
 _EXPLAINED: dict[str, tuple[Verifier, str]] = {  # with what the help says of each

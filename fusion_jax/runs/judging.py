@@ -68,7 +68,7 @@ def answers(name: str, model: Model, tests: EvalSet) -> list[Record]:
     if tests.samples and tests.chat:
         how = SampleSettings(num_samples=tests.samples, max_new_tokens=tests.new_tokens, batch_size=64)
         extra["reward"] = mean_rewards(model, tests.prompts, reward, how, seed=tests.seed)
-        compute = compute_to_read(TrainSettings(), option="--eval")
+        compute = compute_to_read(TrainSettings())
         extra["right_probability"] = right_probabilities(model, tests.prompts, compute)
     fields = [{k: v for k, v in zip(extra, values) if v is not None} for values in zip(*extra.values())]
     return [record | more for record, more in zip(records, fields)] if extra else records

@@ -78,7 +78,7 @@ def seed_differences(seen: Values, models: Sequence[str]) -> list[dict[str, str]
     lines = []
     for one, other in pairs_of(models):
         line = {"comparison": f"{one} - {other}"}
-        for measure in [m for m in seen[one] if m in seen[other]]:
+        for measure in [m for m in seen[one] if len(seen[one][m]) == len(seen[other].get(m, ()))]:
             mean, half = mean_interval([a - b for a, b in zip(seen[one][measure], seen[other][measure], strict=True)])
             line[measure] = f"{mean:+.4f} ± {half:.4f}"
         lines.append(line)

@@ -9,6 +9,7 @@ from typing import Literal
 
 from fusion_jax.data.loaders import load_records
 from fusion_jax.data.records import OnBad, check_answers, parse_prompts, parse_responses
+from fusion_jax.errors import InputError
 from fusion_jax.jsonl import Record
 from fusion_jax.models.folder import Model
 from fusion_jax.options import File, ModelPath, Models, RewardModel
@@ -45,8 +46,8 @@ class SourceSettings(JudgedSettings):
     """The zoo's problems of each skill to train on."""
     judged_on: Literal["test", "validation"] = "test"
     """Which of the zoo's held-out problems: validation is for choosing settings, test for the result (plants only)."""
-    eval_samples: int = 2
-    """Test answers sampled to each prompt, for their mean reward; 0: the greedy one only."""
+    eval_samples: int = 0
+    """Test answers sampled to each prompt with temperature 0.8, for their mean reward; 0: the greedy one only."""
     responses: File = ""
     """Ready responses of the sources, instead of sampling them."""
     on_bad: OnBad = "error"
@@ -61,6 +62,9 @@ class SourceSettings(JudgedSettings):
         super().__post_init__()
         bounded(self, "prompts_per_skill", least=1)
         bounded(self, "eval_samples", least=0)
+        if self.judged_on == "validation" and (self.test_prompts or self.problems != "plants"):
+            problem = "is a side of the zoo's plants, which are not asked"
+            raise InputError(problem, field="judged_on", cure="Leave it out, or judge on --problems plants")
 
 
 def eval_set_of(s: SourceSettings, *, own_data: bool) -> EvalSet:

@@ -85,7 +85,7 @@ def test_too_few_preferences_are_told_with_what_was_dropped(tmp_path, capsys, mo
     args = ["--target", str(model), "--out", str(tmp_path / "run"), "--sources", str(model), "--baseline", "False"]
     args += ["--prompts", str(write(tmp_path / "prompts.jsonl", prompts)), "--sample.max-new-tokens", "2"]
     args += ["--sample.num-samples", "2", "--sample.temperature", "0", "--sft-share", "0"]
-    fails(wrpo, args, capsys, "field '--preference.batch-size'", "5 examples do not fill one batch of 16")
+    fails(wrpo, args, capsys, "field '--preference.batch-size'", "6 examples do not fill one batch of 16")
     args += ["--preference.batch-size", "4"]
     line = fails(wrpo, args, capsys, "field '--preference'", "0 examples are left", "prompt: all responses blank 6")
     assert "The model writes nothing" in line and "batch" not in line
@@ -195,8 +195,8 @@ def test_rows_are_named_by_the_stages_that_ran(tmp_path, monkeypatch, model):
     monkeypatch.setattr(desk, "optimise", lambda model, *_, **how: model)
     attempt(wrpo, args)
     report = (tmp_path / "run/report.md").read_text()
-    assert re.findall(r"^\| (\S+) \| 0\.000 \| 0\.000 \[", report, re.MULTILINE) == ["Target", "SFT", "DPO", "WRPO"]
-    assert "| WRPO - DPO |" in report and "SFT-" not in report
+    assert re.findall(r"^\| (\S+) \| 0\.000 \| 0\.000 \[", report, re.MULTILINE) == ["Target", "SFT-continued", "DPO", "WRPO"]
+    assert "| WRPO - DPO |" in report and "SFT-DPO" not in report
     assert "| wrpo | used | 4 |\n| wrpo | held out | 1 |" in report
 
 

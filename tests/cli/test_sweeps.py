@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
@@ -56,7 +57,7 @@ def test_the_shipped_sweeps_are_the_papers_ablations():
     assert len(found["alpha"]) == 10 and found["components"]["WRPO"].wrpo == tiny.wrpo
     hybrid = found["components"]["without target response"].wrpo
     assert (hybrid.alpha, hybrid.dynamic) == (1, False)
-    assert found["objective"]["SimPO"].wrpo.loss == "wrpo_simpo" and found["objective"]["DPO"] == tiny
+    assert found["objective"]["SimPO"].wrpo.loss == "wrpo_simpo" and found["objective"]["DPO"] == dataclasses.replace(tiny, continued=False)
     assert [len(s.sources) for s in found["number_of_sources"].values()] == [1, 2, 3]
     assert found["off_policy"]["off-policy"].pairs == "sources"
     assert found["which_sources"]["second best"].source_rank == 2
@@ -255,7 +256,7 @@ def test_wrpo_learns_the_next_best_source_response_from_pairs_of_the_sources(tmp
     for seeds in (1, 2):
         attempt(wrpo, [*args, "--out", str(tmp_path / f"run{seeds}"), "--seeds", str(seeds)])
         results = json.loads((tmp_path / f"run{seeds}/results.json").read_text())
-        assert list(results) == ["Target", "SFT", "DPO", "WRPO"]
+        assert list(results) == ["Target", "SFT-continued", "DPO", "WRPO"]
         zeros = [0.0] * seeds
         assert all(found == {"accuracy": zeros, "mean reward": zeros} for found in results.values())
     for quad in read_jsonl(tmp_path / "run1/quadruples.jsonl"):

@@ -50,6 +50,11 @@ def test_prompts_without_wordings_have_no_probability(model):
     assert right_probabilities(model, PROMPTS[2:], compute_to_read(TrainSettings())) == [None]
 
 
+def test_a_wording_that_the_model_cannot_read_leaves_the_probability_unknown(model):
+    long = {"prompt": "Double a b", "wordings": ["a a b b", "a " * 500]}
+    assert right_probabilities(model, [PROMPTS[1], long], compute_to_read(TrainSettings()))[1] is None
+
+
 def test_the_mean_reward_is_that_of_the_same_samples(model):
     how = SampleSettings(num_samples=4, max_new_tokens=12, batch_size=2)
     found = mean_rewards(model, PROMPTS, exact, how, seed=7)

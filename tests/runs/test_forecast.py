@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from experiments import wrpo
 from fusion_jax.jsonl import read_jsonl
-from fusion_jax.runs.forecast import Standing, standing
+from fusion_jax.losses import Quad
+from fusion_jax.runs.forecast import SLOTTED, Standing, on_target_pair, standing
+from fusion_jax.train import objectives
+from fusion_jax.train.objective import Progress
+from fusion_jax.train.objectives import PairSettings
+from fusion_jax.train.scores import Scores
 from tests.small import attempt, quads, small_folder, write
 
 
@@ -30,6 +37,21 @@ def test_quadruples_without_three_numbers_are_left_out(rewards):
 ])  # fmt: skip
 def test_the_verdict_at_its_limits(above, below, source, promising):
     assert Standing(above, below, (source, 0.6, 0.2)).promising is promising
+
+
+def test_rewards_that_are_no_shares_are_not_measured_by_the_limits_of_shares():
+    assert not standing(rewarded((0.2, 0.1, -0.1))).shares and not standing(rewarded((1.5, 0.1, 0.1))).shares
+
+
+def test_the_dpo_of_a_quadruple_is_that_of_its_pair():
+    rng = np.random.default_rng(0)
+    one, other = (jnp.asarray(rng.normal(size=(4, 3)) - 5) for _ in range(2))
+    tokens, weights = jnp.asarray(rng.normal(size=(4, 3, 6)) - 1), jnp.ones(4)
+    whole = Scores(tokens, jnp.ones((4, 3, 6)), one, jnp.full((4, 3), 6.0), other, weights)
+    cut = whole._replace(**{name: getattr(whole, name)[:, 1:] for name in SLOTTED})
+    dpo = objectives.pair(PairSettings(beta=0.3, sft_weight=0.5))
+    found, wanted = (o.loss(s, Progress(jnp.asarray(0), 1))[0] for o, s in ((on_target_pair(dpo), whole), (dpo, cut)))
+    assert float(found.total) == float(wanted.total) and on_target_pair(dpo).slots == Quad._fields
 
 
 def test_a_run_tells_it_before_training_and_in_its_report(tmp_path, capsys, quick_compiler):

@@ -90,8 +90,10 @@ def test_skills_have_no_validation_side():
     ("color blue, color red", 0.0),
     ("red, round, hill, sweet", 0.0),
     ("color reddish, leaf rounded", 0.0),
-    ("color red or blue", 0.0),  # who names two says the last
+    ("color red or blue, leaf round or flat", 0.0),  # who names two says none
     ("red color blue", 0.0),
+    ("The color is not red, the leaf is never round, no sweet taste", 0.0),
+    ("It has the color red and a round leaf", 0.0),  # one clause says one thing of a field
     ("", 0.0),
 ])  # fmt: skip
 def test_the_share_of_the_fields_that_a_response_states(response, share):
