@@ -78,8 +78,8 @@ SMALL_PARTS = (
     Part("default", "", (), 180),
 )
 SMALL_DEFAULT = (
-    "--sources", "zoo:qwen-source", "--prompts-per-skill", "4", "--test-per-skill", "0", "--sft-share", "0",
-    "--baseline", "False", "--preference.epochs", "1", "--sample.max-new-tokens", "16",
+    "--sources", "zoo:plants-qwen", "--prompts-per-skill", "64", "--test-per-skill", "0", "--sft-share", "0.33",
+    "--sft.epochs", "8", "--baseline", "False", "--continued", "False",
 )  # fmt: skip
 
 

@@ -60,7 +60,7 @@ def test_wrpo_runs_shows_its_report_and_takes_other_checkpoints(tmp_path, monkey
     small_folder(tmp_path / "model", max_position_embeddings=2048)
     write(tmp_path / "quads.jsonl", quads(132))
     settings = ["--prompts-per-skill=56", "--test-per-skill=7", "--sources", "zoo:plants-qwen", "--baseline=False"]
-    settings += ["--continued=False", "--held-out=0", "--sft-share=0.33", "--sft.epochs=1", "--sft.batch-size=16"]
+    settings += ["--continued=False", "--held-out=0", "--sft-share=0.33", "--sft.epochs=8", "--sft.batch-size=16"]
     settings += ["--preference.batch-size=16"]
     own = ["--prompts=", "--quadruples=quads.jsonl", "--baseline=False"]
     book = read("wrpo_tpu")

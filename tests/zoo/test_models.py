@@ -60,7 +60,7 @@ def test_three_architectures_three_tokenizers_and_a_smaller_target(specs, target
     assert len({model(s.name).config.model_type for s in sources}) == 3 == len({s.tokenizer for s in sources})
     assert len({s.template for s in specs}) == 4
     sizes = {s.name: manifest()["models"][s.name]["parameters"] for s in specs}
-    assert sizes[target] == min(sizes.values()) < 0.7 * min(sizes[s.name] for s in sources)
+    assert sizes[target] == min(sizes.values()) < 0.8 * min(sizes[s.name] for s in sources)
     for spec in specs:
         assert json.loads((MODELS / spec.name / "config.json").read_text())["dtype"] == "bfloat16"
 
