@@ -8,16 +8,17 @@
 Data (JSON lines or hf:NAME, docs/data.md): prompts {"prompt", "answer"?}; responses {"prompt", "source_model",
 "response", "reward"?, "answer"?}; quadruples {"prompt", "chosen": [source's message or null, target's], "rejected"}.
 
-Hardware and time: `tiny` 2 CPU cores, about 80 s, 1.4 GB; `llama3-8b` is for a TPU slice (not timed yet).
-Result: a table of the accuracy of Target, sources, SFT, SFT-DPO and SFT-WRPO (without an SFT stage: DPO and WRPO); in
-the run folder every stage's JSON-lines file, report.md with plots, and model/, a Hugging Face folder. Published
-(AlpacaEval-2 length-controlled win rate): Target 26.0, SFT 27.2, SFT-DPO 50.7, SFT-WRPO 55.9.
+Hardware and time: `tiny` 2 CPU cores, 3 to 4 minutes; `llama3-8b` is for a TPU slice (not timed yet).
+Result: accuracy, mean reward of sampled answers and P(right) of Target, sources, SFT, SFT-continued, SFT-DPO and
+SFT-WRPO (without an SFT stage: DPO and WRPO), measured in README.md, "A result"; in the run folder every stage's
+JSON-lines file, report.md with plots, and model/, a Hugging Face folder. Published (AlpacaEval-2 length-controlled win
+rate): Target 26.0, SFT 27.2, SFT-DPO 50.7, SFT-WRPO 55.9. docs/wrpo.md says when WRPO can gain over DPO.
 
 Stages (each is a file of the run folder; a file that is there is read, not made again; a training goes on from its
 last checkpoint):
   1 prompts.jsonl  2, 3 responses/SOURCE.jsonl with rewards  4 best_source.jsonl  5 sft.jsonl  6 sft/
-  7, 8 target_responses.jsonl with rewards  9 quadruples.jsonl  10 dpo/  11 wrpo/  then answers/MODEL.jsonl, report.md,
-  model/
+  7, 8 target_responses.jsonl with rewards  9 quadruples.jsonl, forecast.jsonl  10 continued/, dpo/  11 wrpo/
+  then answers/MODEL.jsonl, report.md, model/
 """
 
 from __future__ import annotations

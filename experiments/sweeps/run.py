@@ -19,7 +19,7 @@ by side, each with --devices-each GPUs or TPU chips of its own; without, they sh
 chip cannot be shared). The options of all cells are checked before the first run. One that fails is told below the
 table, the others go on, and the exit code is 1.
 Result: report.md with means and 95 % Student intervals over seeds, sweep.png, results.jsonl. Time of the shipped WRPO
-sweeps on 2 CPU cores: 1 to 2 minutes a cell and seed.
+sweeps on 2 CPU cores: 3 to 4 minutes a cell and seed.
 """
 
 from __future__ import annotations

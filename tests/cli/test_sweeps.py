@@ -51,7 +51,7 @@ def test_every_shipped_sweep_is_accepted_by_its_experiment(path):
 def test_the_shipped_sweeps_are_the_papers_ablations():
     found = {path.stem: {cell.name: cell.settings for cell in read_sweep(path).cells} for path in SHIPPED}
     assert set(found) == {
-        "alpha", "objective", "number_of_sources", "which_sources", "components", "off_policy", "mixture", "reward", "split",
+        "alpha", "beta", "objective", "number_of_sources", "which_sources", "components", "off_policy", "mixture", "reward", "split",
     }  # fmt: skip
     tiny = wrpo.PRESETS["tiny"]
     assert len(found["alpha"]) == 10 and found["components"]["WRPO"].wrpo == tiny.wrpo
