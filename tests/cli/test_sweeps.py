@@ -57,7 +57,9 @@ def test_the_shipped_sweeps_are_the_papers_ablations():
     assert len(found["alpha"]) == 10 and found["components"]["WRPO"].wrpo == tiny.wrpo
     hybrid = found["components"]["without target response"].wrpo
     assert (hybrid.alpha, hybrid.dynamic) == (1, False)
-    assert found["objective"]["SimPO"].wrpo.loss == "wrpo_simpo" and found["objective"]["DPO"] == dataclasses.replace(tiny, continued=False)
+    assert found["objective"]["SimPO"].wrpo.loss == "wrpo_simpo" and found["objective"]["DPO"] == dataclasses.replace(
+        tiny, continued=False
+    )
     assert [len(s.sources) for s in found["number_of_sources"].values()] == [1, 2, 3]
     assert found["off_policy"]["off-policy"].pairs == "sources"
     assert found["which_sources"]["second best"].source_rank == 2
