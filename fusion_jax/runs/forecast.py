@@ -51,7 +51,7 @@ class Standing:
 
     @property
     def promising(self) -> bool:
-        """Whether WRPO can be expected to gain over DPO, by what was measured on miniatures."""
+        """Whether WRPO can gain over DPO, by what was measured on miniatures: necessary, not sufficient."""
         source, target, _ = self.rewards
         return self.above - self.below >= LEAST_NET and self.below <= MOST_BELOW and source - target >= LEAST_GAIN
 
@@ -131,7 +131,7 @@ def _verdict(found: Standing | None) -> str:
             "WRPO can gain over DPO where most of the sources' responses are well above the target's own."
         )
     if found.promising:
-        return "The sources' responses are well above the target's own: WRPO can be expected to gain over DPO."
+        return "The sources' responses are well above the target's own: WRPO has more to learn from than DPO."
     return (
         f"Expect no gain of WRPO over DPO: it takes a share above minus below of at least {LEAST_NET}, a share below "
         f"of at most {MOST_BELOW} and a mean reward {LEAST_GAIN} higher. Better sources, more samples of them or a "

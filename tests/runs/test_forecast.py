@@ -67,7 +67,7 @@ def test_a_run_tells_it_before_training_and_in_its_report(tmp_path, capsys, quic
         ])  # fmt: skip
         report, [told] = (out / "report.md").read_text(), read_jsonl(out / "forecast.jsonl")
         assert "## Before training" in report and f"{told['cosine']:.3f}" in report
-        verdict = "can be expected to gain" if name == "with" else "have no rewards"
+        verdict = "has more to learn from" if name == "with" else "have no rewards"
         assert verdict in report and verdict in " ".join(capsys.readouterr().out.split())
         assert -1 <= told["cosine"] < 1 and all(value < 0 for value in told["logprobs"].values())
         first = read_jsonl(out / "wrpo" / "metrics.jsonl")[0]
