@@ -1,9 +1,13 @@
-"""The cosine of two objectives' gradients against one computed by hand, on one device and on a mesh."""
+"""The cosine of two objectives' gradients against one computed by hand, on one device and on meshes."""
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
+
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -18,9 +22,10 @@ from fusion_jax.train import objectives
 from fusion_jax.train.alike import gradient_cosine
 from fusion_jax.train.objectives import WrpoSettings
 from fusion_jax.train.scores import score
-from tests.small import changed
+from tests.small import ROOT, changed, virtual_devices
 from tests.train.test_shared_prompt import PLAIN
 
+pytestmark = pytest.mark.usefixtures("quick_compiler")
 CONFIG = changed(PLAIN, stack={"layers": 1})
 SETTINGS = WrpoSettings(beta=0.5, alpha=0.6, dynamic=False)
 BOTH = objectives.wrpo(WrpoSettings(beta=0.5, alpha=0.0, dynamic=False)), objectives.wrpo(SETTINGS)
@@ -78,10 +83,28 @@ def test_an_objective_is_like_itself(model):
     assert gradient_cosine(model, quads(4), (BOTH[1], twice), Compute(), batch_size=4) < 0.999
 
 
-def test_on_a_mesh(model):
-    mesh = make_mesh(1, 1, 1, devices=jax.devices()[:1])
-    placed = Model(CONFIG, place_params(model.params, CONFIG, mesh), None)
-    data = quads(5)
-    alone = gradient_cosine(model, data, BOTH, Compute(), batch_size=4)
-    assert gradient_cosine(placed, data, BOTH, Compute(mesh), batch_size=4) == pytest.approx(alone, abs=1e-6)
-    assert jnp.isfinite(alone)
+@pytest.mark.slow
+def test_on_meshes_of_four_devices():
+    """Split over examples, weights and heads, with a last batch that is not full: the cosine of one device."""
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.train.test_alike"], env=os.environ | virtual_devices(4), cwd=ROOT,
+        capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    alone, *meshes = json.loads(done.stdout.splitlines()[-1])
+    assert len(meshes) == 3 and all(cosine == pytest.approx(alone, abs=2e-6) for cosine in meshes)
+
+
+def on_meshes() -> list[float]:
+    """On one device, then on three meshes."""
+    model, data = Model(CONFIG, init_params(CONFIG, jax.random.key(1)), None), quads(5)
+    found = [gradient_cosine(model, data, BOTH, Compute(), batch_size=4)]
+    for axes in ((4, 1, 1), (1, 4, 1), (1, 2, 2)):
+        mesh = make_mesh(*axes, devices=jax.devices())
+        placed = Model(CONFIG, place_params(model.params, CONFIG, mesh), None)
+        found.append(gradient_cosine(placed, data, BOTH, Compute(mesh), batch_size=4))
+    return found
+
+
+if __name__ == "__main__":
+    print(json.dumps(on_meshes()))
