@@ -24,6 +24,7 @@ from fusion_jax.runs.judging import (
     MEASURES,
     EvalSet,
     accuracy_table,
+    answers_of,
     figure_rows,
     judged,
     paired_table,
@@ -230,12 +231,13 @@ class Desk:
         if self.accuracy:
             table = markdown_table(accuracy_table(self.accuracy))
             own = [m for m in dict.fromkeys(r["model"] for r in self.accuracy) if m not in sources]
-            told = [answers_sentence(self.accuracy, target, sources), reward_sentence(run, own)]
+            answers = answers_of(run, own)
+            told = [answers_sentence(self.accuracy, target, sources), reward_sentence(answers)]
             result = " ".join(filter(None, told))
             figure = save_figure(accuracy_figure(figure_rows(self.accuracy), sources), run.file("accuracy.png"))
             shown += ["## Accuracy of greedy answers, with 95 % Wilson intervals, and other measures", table, figure]
             run.log(table)
-            shown += ["Differences on the same prompts (mean, 95 % interval):", paired_table(run, own)]
+            shown += ["Differences on the same prompts (mean, 95 % interval):", paired_table(answers)]
         folders = {name: run.file(name) for name in stages if run.file(name).exists()}
         shown += ["## Training", save_figure(training_figure(folders), run.file("training.png")), *parts]
         shown += ["## Records used, and dropped by reason", counts_table(self.counts)]

@@ -64,14 +64,16 @@ def answers(name: str, model: Model, tests: EvalSet) -> list[Record]:
     records = evaluate(
         name, model, tests.prompts, max_new_tokens=tests.new_tokens, verifier=reward, chat=tests.chat
     )[1]  # fmt: skip
-    extra: dict[str, Sequence[float | None]] = {}
-    if tests.samples and tests.chat:
-        how = SampleSettings(num_samples=tests.samples, max_new_tokens=tests.new_tokens, batch_size=64)
-        extra["reward"] = mean_rewards(model, tests.prompts, reward, how, seed=tests.seed)
-        compute = compute_to_read(TrainSettings())
-        extra["right_probability"] = right_probabilities(model, tests.prompts, compute)
-    fields = [{k: v for k, v in zip(extra, values) if v is not None} for values in zip(*extra.values())]
-    return [record | more for record, more in zip(records, fields)] if extra else records
+    if not (tests.samples and tests.chat):
+        return records
+    how = SampleSettings(num_samples=tests.samples, max_new_tokens=tests.new_tokens, batch_size=64)
+    rewards = mean_rewards(model, tests.prompts, reward, how, seed=tests.seed)
+    probabilities = right_probabilities(model, tests.prompts, compute_to_read(TrainSettings()))
+    for record, mean, probability in zip(records, rewards, probabilities, strict=True):
+        record["reward"] = mean
+        if probability is not None:
+            record["right_probability"] = probability
+    return records
 
 
 def means(records: Sequence[Record]) -> dict[str, float]:
@@ -109,16 +111,20 @@ def accuracy_table(rows: Sequence[dict[str, Any]]) -> list[dict[str, str]]:
     return out
 
 
-def paired_table(run: RunFolder, models: Sequence[str]) -> str:
+def answers_of(run: RunFolder, models: Sequence[str]) -> dict[str, list[Record]]:
+    """The judged answers of models, in the order in which they were made."""
+    return {name: read_jsonl(run.file(f"answers/{name}.jsonl")) for name in models}
+
+
+def paired_table(found: Mapping[str, Sequence[Record]]) -> str:
     """Each of the judged models against the one before it, and the last against every other, on the same prompts.
 
     Args:
-      models: in the order in which they were made.
+      found: of `answers_of`.
     """
-    found = {name: read_jsonl(run.file(f"answers/{name}.jsonl")) for name in models}
     return markdown_table([
         {"comparison": f"{one} - {other}", **differences(found[one], found[other])}
-        for one, other in pairs_of(models)
+        for one, other in pairs_of(list(found))
     ])  # fmt: skip
 
 
@@ -137,18 +143,20 @@ def differences(one: Sequence[Mapping[str, Any]], other: Sequence[Mapping[str, A
     return shown
 
 
-def reward_sentence(run: RunFolder, models: Sequence[str]) -> str:
+def reward_sentence(found: Mapping[str, Sequence[Record]]) -> str:
     """The last model's mean reward of sampled answers, against the one before it and the first; "" without rewards.
 
     Args:
-      models: the judged ones, in the order in which they were made.
+      found: of `answers_of`.
     """
-    found = {name: read_jsonl(run.file(f"answers/{name}.jsonl")) for name in models}
+    models = list(found)
     last = models[-1]
-    if MOST_TELLING not in means(found[last]):
+    mean = means(found[last]).get(MOST_TELLING)
+    if mean is None:
         return ""
-    told = [f"Sampled answers of {last} have a mean reward of {means(found[last])[MOST_TELLING]:.3f}"]
+    told = [f"Sampled answers of {last} have a mean reward of {mean:.3f}"]
     for other in dict.fromkeys([*models[-2:-1], models[0]]):
-        if other != last and MOST_TELLING in means(found[other]):
-            told.append(f"{differences(found[last], found[other])[MOST_TELLING]} against {other}")
+        difference = differences(found[last], found[other]).get(MOST_TELLING)
+        if other != last and difference is not None:
+            told.append(f"{difference} against {other}")
     return ", ".join(told) + "."
