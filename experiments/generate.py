@@ -55,6 +55,8 @@ class Settings:
     """Share of the probability mass that is sampled from; 1: all."""
     top_k: int = 0
     """How many of the most probable tokens are sampled from; 0: all."""
+    repetition_penalty: float = 1.0
+    """How much less likely tokens become that the prompt or the answer has already; 1: not at all."""
     seed: int = 0
     """Decides the samples, where the temperature is not 0."""
     batch_size: int = 32
@@ -92,7 +94,10 @@ def main(s: Settings) -> None:
 
 
 def sampling(s: Settings) -> SampleSettings:
-    return SampleSettings(s.temperature, s.top_p, s.top_k, s.num_samples, s.max_new_tokens, s.batch_size, s.mesh_tensor)
+    return SampleSettings(
+        s.temperature, s.top_p, s.top_k, s.repetition_penalty, s.num_samples, s.max_new_tokens, s.batch_size,
+        s.mesh_tensor,
+    )  # fmt: skip
 
 
 def parts(s: Settings) -> list[Part]:

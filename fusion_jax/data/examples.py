@@ -193,7 +193,7 @@ def _example(row: Row, chat: _Chat, tokens: TokenisedRow) -> Example:
     alone = (lines[0][0][: max(lines[0][1], 1)], max(lines[0][1], 1))
     present = iter(lines)
     filled = [alone if response is None else next(present) for response in row.responses]
-    return Example(tuple(r for r, _ in filled), tuple(s for _, s in filled), chat.index)
+    return Example(tuple(r for r, _ in filled), tuple(s for _, s in filled), chat.index, values=row.values)
 
 
 def _check_lengths(s: TokeniseSettings) -> None:

@@ -40,12 +40,13 @@ class Row:
     a `batches.Example`, which has a row of tokens for each response.
 
     messages: the conversation up to and with the last user message. A response of None is absent (a quadruple whose
-    source response is missing).
+    source response is missing). values: numbers of each response, see `batches.Example.values`.
     """
 
     name: str
     messages: Conversation
     responses: tuple[str | None, ...]
+    values: tuple[tuple[float, ...], ...] = ()
 
     def __repr__(self) -> str:
         return brief(self)

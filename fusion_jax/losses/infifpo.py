@@ -18,11 +18,13 @@ Distance = Literal["prob", "logp"]
 
 
 class Fused(NamedTuple):
-    """A fused reference. values: float[B,S]; weights, clipped: float[B,S,N], of each source, which sum to `values`."""
+    """A fused reference. values: float[B,S]; weights, clipped: float[B,S,N], of each source, whose products sum to
+    `values`; changed: bool[B,S,N], where clipping changed the value of a source."""
 
     values: Array
     weights: Array
     clipped: Array
+    changed: Array
 
 
 def fused_reference(
@@ -41,7 +43,8 @@ def fused_reference(
     for the rejected response, so that no source makes the margin less than the initial model's. No gradient passes.
 
     Args:
-      initial: float[B,S], values under the model that training starts from. sources: float[B,S,N].
+      initial: float[B,S], values under the model that training starts from. sources: float[B,S,N], NaN where a source
+        has none for an example; it then counts as if it were not there. Every example has the value of one source.
       fusion: the source whose value lies farthest from the initial model's, the first of equals ("max_margin", Eq. 12);
         all alike ("average", Eq. 23); in proportion to 1 / (eps - c) ("confidence", Eq. 24 and 25).
       distance: of probabilities or of log-probs; the latter for values that are not length-normalised.
@@ -54,18 +57,20 @@ def fused_reference(
     """
     initial, sources = jax.lax.stop_gradient((initial, sources))
     beside = initial if beside is None else jax.lax.stop_gradient(beside)
-    clipped = sources
+    there = ~jnp.isnan(sources)
+    clipped = sources = jnp.where(there, sources, initial[..., None])
     if clip:
         better, worse = jnp.maximum(sources, initial[..., None]), jnp.minimum(sources, initial[..., None])
         rejected = jnp.arange(sources.shape[1]) == sources.shape[1] - 1
         clipped = jnp.where(rejected[:, None], worse, better)
     if fusion == "max_margin":
         form = jnp.exp if distance == "prob" else jnp.asarray
-        chosen = jnp.argmax(jnp.abs(form(clipped) - form(beside)[..., None]), -1)
+        distances = jnp.abs(form(clipped) - form(beside)[..., None])
+        chosen = jnp.argmax(jnp.where(there, distances, -1.0), -1)
         weights = jax.nn.one_hot(chosen, sources.shape[-1], dtype=sources.dtype)
     elif fusion == "confidence":
-        confidence = 1.0 / (eps - clipped)
+        confidence = there / (eps - clipped)
         weights = confidence / confidence.sum(-1, keepdims=True)
     else:
-        weights = jnp.full_like(clipped, 1.0 / sources.shape[-1])
-    return Fused((weights * clipped).sum(-1), weights, clipped)
+        weights = there / there.sum(-1, keepdims=True).astype(clipped.dtype)
+    return Fused((weights * clipped).sum(-1), weights, clipped, clipped != sources)

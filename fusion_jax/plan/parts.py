@@ -8,7 +8,7 @@ from typing import Literal, Protocol
 
 from fusion_jax.plan import fits
 from fusion_jax.plan.programs import Start
-from fusion_jax.plan.runs import Ask, Planned, generation, merging, teacher, training
+from fusion_jax.plan.runs import Ask, Planned, generation, merging, scoring, teacher, training
 from fusion_jax.sampling.generate import SampleSettings
 from fusion_jax.train.objective import Objective
 from fusion_jax.train.settings import TrainSettings
@@ -122,6 +122,28 @@ class Teaching:
         return teacher(
             self.title, self.model, self.rows, self.tokens, self.k, ask, option=self.named, train=self.settings,
             settings=self.option,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """Log-probs of `rows` texts of an example under a model that did not write them, once. stage: the training whose
+    mesh, batches, lengths and records they have."""
+
+    title: str
+    model: str
+    rows: int
+    stage: Training
+    named: str = "--sources"
+
+    def check(self) -> None:
+        fits.check_reading(self.stage.settings, self.stage.option, model_path(self.model, self.named))
+
+    def plan(self, ask: Ask) -> list[Planned]:
+        stage = self.stage
+        return scoring(
+            self.title, self.model, self.rows, stage.settings, stage.tokens, _reading(ask, stage.records),
+            option=self.named, settings=stage.option,
         )  # fmt: skip
 
 

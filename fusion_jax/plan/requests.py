@@ -12,6 +12,7 @@ from fusion_jax.models.config import ModelConfig
 from fusion_jax.models.families import config_from_hf
 from fusion_jax.models.parameters import check_heads
 from fusion_jax.plan.programs import KINDS, Program
+from fusion_jax.sampling.samplers import Sampler
 from fusion_jax.sharding import data_ways, make_mesh, tensor_shards
 
 
@@ -64,5 +65,7 @@ def from_json(values: dict[str, Any]) -> Request:
     program = dict(values["program"])
     if "shape" in program:
         program["shape"] = tuple(program["shape"])
+    if "sampler" in program:
+        program["sampler"] = Sampler(**program["sampler"])
     data, fsdp, tensor = values["mesh"]
     return Request(values["slice"], values["model"], KINDS[values["kind"]](**program), (data, fsdp, tensor))

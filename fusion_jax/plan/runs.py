@@ -119,7 +119,8 @@ def training(
     dtype: Dtype = "bfloat16" if train.compute_dtype == "auto" else train.compute_dtype
     shared = train.shared_prompt and prompt > 0
     step = TrainStep(
-        planned_as(objective), examples, tokens, prompt, micro, kind, train.remat, shared, k, attention, dtype, start
+        planned_as(objective), examples, tokens, prompt, micro, kind, train.remat, shared, k, attention, dtype, start,
+        len(objective.slots),
     )  # fmt: skip
     steps = num_steps(ask.rows, train.batch_size, train.epochs) if ask.rows else 0
     out = [Planned(title, Request(ask.slice, values, step, mesh), steps, notes)]
@@ -130,6 +131,29 @@ def training(
             math.ceil(ask.rows / examples), notes,
         ))  # fmt: skip
     return out
+
+
+def scoring(
+    title: str, model: str, rows: int, train: TrainSettings, max_length: int, ask: Ask, *, option: str, settings: str
+) -> list[Planned]:
+    """Log-probs of texts under a model that did not write them, once, on the mesh and in the batches of a stage.
+
+    Args:
+      rows: texts of an example. option: that names the model; settings: that `train` has.
+
+    Raises:
+      InputError: as `training`.
+    """
+    values, name = model_values(model, ask, option)
+    config, mesh = config_from_hf(values), _train_mesh(ask, train)
+    check_heads(config, mesh[2], math.prod(mesh), f"{settings}.mesh-tensor", model=name)
+    micro, notes = _micro_batches(train, mesh, settings)
+    examples, prompt, tokens = train.batch_size // micro, *_lengths(max_length, ask.prompt)
+    attention: Kernel = "splash" if train.attention == "auto" else train.attention
+    dtype: Dtype = "bfloat16" if train.compute_dtype == "auto" else train.compute_dtype
+    step = ScoreStep(examples, tokens, rows, prompt, train.shared_prompt and prompt > 0, attention, dtype, "bfloat16")
+    notes = (f"model: {name}", _widths(prompt, tokens, rows), *notes)
+    return [Planned(title, Request(ask.slice, values, step, mesh), math.ceil(ask.rows / examples), notes)]
 
 
 def _mesh(ask: Ask, sizes: Sizes) -> Sizes:
@@ -171,14 +195,11 @@ def _lengths(max_length: int, prompt: int) -> tuple[int, int]:
 def planned_as(objective: Objective) -> ObjectiveName:
     """The known objective of as many rows by which another is planned: what a loss computes from their log-probs is
     little beside the model.
-
-    Raises:
-      InputError: none has as many rows.
     """
     for name, known in OBJECTIVES.items():
         if (len(known.slots), known.targets) == (len(objective.slots), objective.targets):
             return name
-    raise InputError(f"{len(objective.slots)} rows an example are not planned", field=objective.name)
+    return "several"
 
 
 def _widths(prompt: int, tokens: int, count: int) -> str:
@@ -235,10 +256,7 @@ def generation(
     group = read_together(width, size, mesh[0] * mesh[1])
     *_, capacity = capacities_of(sample.max_new_tokens)
     batches = math.ceil(ask.rows / size)
-    grown = Decode(
-        size, kept_width(longest), capacity, sample.num_samples, sample.temperature, sample.top_p,
-        sample.top_k, kept,
-    )  # fmt: skip
+    grown = Decode(size, kept_width(longest), capacity, sample.num_samples, sample.sampler, kept)
     notes = (f"model: {name}", f"every prompt: {width} tokens (--plan-prompt N)")
     grows = f"every sample grows to {capacity} tokens, its cache as large from the start: an upper bound"
     return [

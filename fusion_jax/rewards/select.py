@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import xxhash
@@ -153,6 +153,21 @@ def quadruples(source_best: Mapping[str, Record], target: Mapping[str, tuple[Rec
             }
         )
     return out
+
+
+def pairs(chosen: Iterable[tuple[Record, Record]]) -> list[Record]:
+    """(chosen, rejected) responses as records of a pair, with who wrote them and their rewards."""
+    return [
+        {
+            "prompt_id": good["prompt_id"],
+            "prompt": good["prompt"],
+            "chosen": good["response"],
+            "rejected": bad["response"],
+            "source_models": [good["source_model"], bad["source_model"]],
+            "rewards": [good["reward"], bad["reward"]],
+        }
+        for good, bad in chosen
+    ]
 
 
 def notes(quads: Sequence[Record]) -> Counter[str]:

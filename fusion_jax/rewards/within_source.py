@@ -76,6 +76,27 @@ def pairs_within_source(responses: Sequence[Record], rules: PairRules, dropped: 
     return out
 
 
+def released_sft(record: Record) -> Record:
+    """A response in the form of the released SFT data."""
+    turns = [{"from": "human", "value": record["prompt"]}, {"from": "gpt", "value": record["response"]}]
+    return {**_origin(record), "conversations": turns, "reward": record["reward"]}
+
+
+def released_pair(chosen: Record, rejected: Record) -> Record:
+    """A pair in the form of the released preference data."""
+    messages = {
+        "prompt": [{"role": "user", "content": chosen["prompt"]}],
+        "chosen": [{"role": "assistant", "content": chosen["response"]}],
+        "rejected": [{"role": "assistant", "content": rejected["response"]}],
+    }
+    return {**_origin(chosen), **messages, "rewards": [chosen["reward"], rejected["reward"]]}
+
+
+def _origin(record: Record) -> Record:
+    known = {name: record[name] for name in ("dataset", "domain") if record.get(name)}
+    return {"prompt_id": record["prompt_id"], **known, "source_model": record["source_model"]}
+
+
 def _pair(own: Sequence[Record], rules: PairRules, dropped: Counter[str]) -> Chosen | None:
     checked = [r for r in own if r.get("passed") is not None]
     good = [r for r in own if r.get("passed") is not False]

@@ -86,9 +86,12 @@ def means(records: Sequence[Record]) -> dict[str, float]:
 
 
 def figure_rows(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Rows of `judged` for a figure: the accuracy at each skill, then every other measure as if it were one more."""
+    """Rows of `judged` for a figure: the accuracy at each skill, then every other measure as if it were one more.
+
+    Beside a single skill, that of all says nothing more.
+    """
     skills = {r["skill"] for r in rows}
-    shown = [r for r in rows if r["skill"] != "all" or len(skills) > 2]
+    shown = [r for r in rows if r["skill"] != "all" or len(skills) != 2]
     for row in (r for r in rows if r["skill"] == "all"):
         for measure in [m for m in MEASURES if m != "accuracy" and m in row]:
             mean, half = row[measure], np.nan_to_num(row[f"{measure}/half"])

@@ -29,6 +29,9 @@ from fusion_jax.train.settings import TrainSettings, compute_for
 from fusion_jax.zoo import model_path
 from fusion_jax.zoo.problems import Problems, problems
 
+KNOWN = ("prompt_id", "prompt", "answer", "skill", "domain", "dataset", "tests")
+"""What a ready response may say of its prompt."""
+
 
 @dataclass(frozen=True)
 class SourceSettings(JudgedSettings):
@@ -53,6 +56,12 @@ class SourceSettings(JudgedSettings):
     on_bad: OnBad = "error"
     """What a broken record does: stop the run, or be left out and counted."""
     sample: SampleSettings = SampleSettings(max_new_tokens=28, batch_size=64)
+    source_temperature: tuple[float, ...] = ()
+    """Temperature of each source, in their order; without, sample.temperature."""
+    source_top_p: tuple[float, ...] = ()
+    """Share of the probability mass of each source, in their order; without, sample.top_p."""
+    source_repetition_penalty: tuple[float, ...] = ()
+    """Repetition penalty of each source, in their order; without, sample.repetition_penalty."""
     verifier: VerifierName = "answer"
     """Rule that gives rewards, unless there is a reward model."""
     reward_model: RewardModel = ""
@@ -65,6 +74,17 @@ class SourceSettings(JudgedSettings):
         if self.judged_on == "validation" and (self.test_prompts or self.problems != "plants"):
             problem = "is a side of the zoo's plants, which are not asked"
             raise InputError(problem, field="judged_on", cure="Leave it out, or judge on --problems plants")
+        for name in ("temperature", "top_p", "repetition_penalty"):
+            given = getattr(self, f"source_{name}")
+            if given and len(given) != len(self.sources):
+                problem = f"has {len(given)} values for {len(self.sources)} sources"
+                raise InputError(problem, field=f"source_{name}", cure="Give one for each source, or none")
+        _ = [self.sampling_of(place) for place in range(len(self.sources))]  # have the ranges
+
+    def sampling_of(self, place: int) -> SampleSettings:
+        """How the source at a place of the list is sampled."""
+        own = {name: getattr(self, f"source_{name}") for name in ("temperature", "top_p", "repetition_penalty")}
+        return dataclasses.replace(self.sample, **{name: values[place] for name, values in own.items() if values})
 
 
 def eval_set_of(s: SourceSettings, *, own_data: bool) -> EvalSet:
@@ -108,7 +128,7 @@ class Sources:
             check_answers(records, file=s.prompts or s.responses, cure=cure)
         known: dict[str, Record] = {}
         for record in records:
-            kept = record if s.prompts else ("prompt_id", "prompt", "answer", "skill")
+            kept = record if s.prompts else KNOWN
             known.setdefault(record["prompt_id"], {}).update({k: record[k] for k in kept if record.get(k) is not None})
         return list(known.values())
 
@@ -118,19 +138,21 @@ class Sources:
         if given:
             carried = select.carry(prompts, given, desk.counter("source responses"), file=s.responses)
             return desk.records("responses.jsonl", lambda: self.rewarded(carried))
-        return [r for name, folder in zip(self.names, s.sources, strict=True) for r in self._of(name, folder, prompts)]
+        return [r for place in range(len(s.sources)) for r in self._of(place, prompts)]
 
-    def _of(self, name: str, source: str, prompts: Sequence[Record]) -> list[Record]:
-        sample = self.settings.sample
-        model = load_to_sample(model_path(source), sample.mesh_tensor, "--sample.mesh-tensor")
+    def _of(self, place: int, prompts: Sequence[Record]) -> list[Record]:
+        name, sample = self.names[place], self.settings.sampling_of(place)
+        model = load_to_sample(model_path(self.settings.sources[place]), sample.mesh_tensor, "--sample.mesh-tensor")
         file = f"responses/{name}.jsonl"
-        found = self.desk.records(file, lambda: self.sampled(model, name, prompts), made_from=["prompts.jsonl"])
+        found = self.desk.records(file, lambda: self.sampled(model, name, prompts, sample), made_from=["prompts.jsonl"])
         self.desk.judge(name, model, self.tests, made_from=[])
         return found
 
-    def sampled(self, model: Model, name: str, prompts: Sequence[Record]) -> list[Record]:
-        """A model's responses with rewards."""
-        return self.rewarded(self.desk.sampled(model, name, prompts, self.settings.sample))
+    def sampled(
+        self, model: Model, name: str, prompts: Sequence[Record], how: SampleSettings | None = None
+    ) -> list[Record]:
+        """A model's responses with rewards; sampled as the settings say, or as `how` does."""
+        return self.rewarded(self.desk.sampled(model, name, prompts, how or self.settings.sample))
 
     def rewarded(self, responses: Sequence[Record]) -> list[Record]:
         """Responses with rewards: their own, else the reward model's or, without one, the verifier's."""

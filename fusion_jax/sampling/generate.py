@@ -36,6 +36,8 @@ class SampleSettings:
     """Share of the probability mass that is sampled from; 1: all."""
     top_k: int = 0
     """How many of the most probable tokens are sampled from; 0: all."""
+    repetition_penalty: float = 1.0
+    """How much less likely tokens become that the prompt or the response has already; 1: not at all."""
     num_samples: int = 5
     """Responses to each prompt."""
     max_new_tokens: int = 4096
@@ -53,7 +55,7 @@ class SampleSettings:
 
     @property
     def sampler(self) -> Sampler:
-        return Sampler(self.temperature, self.top_p, self.top_k)
+        return Sampler(self.temperature, self.top_p, self.top_k, self.repetition_penalty)
 
 
 def load_to_sample(path: str | os.PathLike[str], tensor: int = 0, option: str = "mesh_tensor") -> Model:
@@ -69,6 +71,7 @@ def generate(
     temperature: float = 0.0,
     top_p: float = 1.0,
     top_k: int = 0,
+    repetition_penalty: float = 1.0,
     seed: int = 0,
     num_samples: int = 1,
     chat: bool = True,
@@ -96,7 +99,7 @@ def generate(
     encoded = encoded_prompts(tokenizer, prompts, chat=chat, most=model.config.max_positions)
     completions = generate_ids(
         model.params, model.config, encoded, max_new_tokens=max_new_tokens,
-        sampler=Sampler(temperature, top_p, top_k), seed=seed, num_samples=num_samples,
+        sampler=Sampler(temperature, top_p, top_k, repetition_penalty), seed=seed, num_samples=num_samples,
         stop_ids=stop_token_ids(tokenizer, model.generation), row_ids=row_ids, batch_size=batch_size, mesh=mesh,
         dtype=dtype or _dtype(model), progress=progress,
     )  # fmt: skip

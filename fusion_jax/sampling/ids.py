@@ -36,7 +36,7 @@ from fusion_jax.models.decode import (
 from fusion_jax.models.decoder import Params, forward, padded_positions
 from fusion_jax.models.parameters import check_heads, key_heads, place_params
 from fusion_jax.ops.kernels import Kernel
-from fusion_jax.sampling.samplers import GREEDY, Sampler, choose
+from fusion_jax.sampling.samplers import GREEDY, Sampler, choose, penalised
 from fusion_jax.sampling.sizes import batches, capacities_of, chunks, kept_width, read_together, read_width
 from fusion_jax.sharding import constrain, data_ways, make_mesh, named, padded_rows, placed
 from fusion_jax.slices import compiler_options
@@ -71,7 +71,10 @@ class How(NamedTuple):
 
 
 class _State(NamedTuple):
-    """R rows while they grow. `step` tokens of each are chosen; `token` is the last one, not yet in the caches."""
+    """R rows while they grow. `step` tokens of each are chosen; `token` is the last one, not yet in the caches.
+
+    seen: bool[R,V], the tokens of each row and its prompt, where the sampler asks for them.
+    """
 
     step: Array
     token: Array
@@ -81,6 +84,7 @@ class _State(NamedTuple):
     finished: Array
     logprobs: Array
     caches: tuple[LayerCache, ...]
+    seen: Array | None = None
 
 
 class Fixed(NamedTuple):
@@ -119,7 +123,8 @@ def prefill(how: How, params: Params, tokens: Array, lengths: Array) -> tuple[tu
 def _choose_next(how: How, fixed: Fixed, state: _State, logits: Array) -> _State:
     """The state with one more token of every row."""
     keys = jax.vmap(jax.random.fold_in, (0, None))(fixed.keys, state.step)
-    token = choose(logits, keys, how.sampler)
+    allowed = logits if state.seen is None else penalised(logits, state.seen, how.sampler.repetition_penalty)
+    token = choose(allowed, keys, how.sampler)
     logprobs = jnp.take_along_axis(logits, token[:, None], 1)[:, 0] - jax.nn.logsumexp(logits, -1)
     stopped = (token[:, None] == fixed.stop_ids).any(-1)
     written = ~state.done & ~stopped
@@ -131,19 +136,26 @@ def _choose_next(how: How, fixed: Fixed, state: _State, logits: Array) -> _State
         counts=state.counts + written,
         finished=state.finished | (stopped & ~state.done),
         logprobs=state.logprobs + jnp.where(state.done, 0, logprobs),
+        seen=None if state.seen is None else state.seen.at[jnp.arange(token.shape[0]), token].set(True),
     )
 
 
 @_compiled
-def start_rows(how: How, capacity: int, params: DecodeParams, fixed: Fixed, last: Array) -> _State:
-    """The first token of every row, from the prompts' last hidden states [C,D]. An empty prompt fills the batch."""
+def start_rows(
+    how: How, capacity: int, params: DecodeParams, fixed: Fixed, last: Array, seen: Array | None = None
+) -> _State:
+    """The first token of every row, from the prompts' last hidden states [C,D]. An empty prompt fills the batch.
+
+    Args:
+      seen: bool[C,V], the tokens of each prompt, where the sampler asks for them.
+    """
     rows = last.shape[0] * how.samples
     caches = empty_caches(how.config, rows, capacity, how.dtype, how.mesh)
     zeros = jnp.zeros(rows, jnp.int32)
     state = _State(
         jnp.zeros((), jnp.int32), zeros, jnp.zeros((rows, capacity), jnp.int32),
         jnp.repeat(fixed.lengths == 0, how.samples), zeros, jnp.zeros(rows, bool), jnp.zeros(rows, jnp.float32),
-        caches,
+        caches, None if seen is None else jnp.repeat(seen, how.samples, 0),
     )  # fmt: skip
     logits = constrain(next_logits(last, params.rest, how.config), how.mesh, ("batch", "vocab"))
     return _choose_next(how, fixed, state, jnp.repeat(logits, how.samples, 0))
@@ -333,7 +345,8 @@ def generate_ids(
         keys[: len(chosen) * num_samples] = _row_keys([names[i] for i in chosen], num_samples, seed)
         read, last = _read_prompts(how, params, [prompts[i] for i in chosen], batch_size)
         fixed = Fixed(placed(lengths, mesh, ("batch",)), placed(keys, mesh, ("batch", None)), stops)
-        grown = _grow(how, ready, read, last, fixed, max_new_tokens)
+        seen = _seen([prompts[i] for i in chosen], batch_size, how) if sampler.penalises else None
+        grown = _grow(how, ready, read, (fixed, last, seen), max_new_tokens)
         for row, i in enumerate(chosen):
             out[i] = _completions(grown, range(row * num_samples, (row + 1) * num_samples), i + 1)
         done += len(chosen)
@@ -341,12 +354,20 @@ def generate_ids(
     return out
 
 
+def _seen(prompts: Sequence[Sequence[int]], size: int, how: How) -> Array:
+    """bool[size,V], which tokens each prompt has."""
+    seen = np.zeros((size, how.config.vocab_size), bool)
+    for row, prompt in enumerate(prompts):
+        seen[row, np.asarray(prompt)] = True
+    return placed(seen, how.mesh, ("batch", None))
+
+
 def _grow(
-    how: How, params: DecodeParams, prompts: tuple[Kept, ...], last: Array, fixed: Fixed, limit: int
+    how: How, params: DecodeParams, prompts: tuple[Kept, ...], start: tuple[Fixed, Array, Array | None], limit: int
 ) -> tuple[np.ndarray, ...]:
-    """(ids [R,N], counts, finished, logprobs [R]) on the host."""
-    capacities = list(capacities_of(limit))
-    state = start_rows(how, capacities[0])(params, fixed, last)
+    """(ids [R,N], counts, finished, logprobs [R]) on the host. start: what `start_rows` reads."""
+    capacities, fixed = list(capacities_of(limit)), start[0]
+    state = start_rows(how, capacities[0])(params, *start)
     for capacity in capacities:
         state = continue_rows(how, capacity)(params, prompts, fixed, state, np.int32(limit))
         if bool(_whole(state.done.all(), how.mesh)):

@@ -23,6 +23,7 @@ def sample_responses(
     texts = generate(
         model, [p["prompt"] for p in records(prompts, "prompts")], max_new_tokens=settings.max_new_tokens, seed=seed,
         temperature=settings.temperature, top_p=settings.top_p, top_k=settings.top_k,
+        repetition_penalty=settings.repetition_penalty,
         num_samples=settings.num_samples, batch_size=settings.batch_size,
         mesh=decoding_mesh(model.config, settings.mesh_tensor), progress=progress,
     )  # fmt: skip

@@ -1,4 +1,6 @@
-"""Next-token choice: greedy, temperature, top-k, top-p. The randomness of a row depends on nothing but its own key.
+"""Next-token choice: greedy, or repetition penalty, temperature, top-k, top-p and a draw.
+
+The randomness of a row depends on nothing but its own key.
 
 No step sorts the vocabulary: the nucleus is found by bisection on the bits of the probabilities, and a token is drawn
 by first drawing a block of the vocabulary and then a token of that block, which needs few random numbers.
@@ -22,8 +24,8 @@ _PROBABILITY_BITS = 30  # float32 in [0, 1] as an integer is below 2**30, and in
 
 @dataclass(frozen=True)
 class Sampler:
-    """temperature 0 is greedy; top_k 0 and top_p 1 are no limit. Top-k is applied before top-p, both after
-    the temperature, as in `transformers`.
+    """temperature 0 is greedy; top_k 0, top_p 1 and repetition_penalty 1 are no limit. Top-k is applied before top-p,
+    both after the temperature, and the penalty before all of them, as in `transformers`.
 
     Raises:
       InputError: a value out of its range.
@@ -32,15 +34,25 @@ class Sampler:
     temperature: float = 0.0
     top_p: float = 1.0
     top_k: int = 0
+    repetition_penalty: float = 1.0
 
     def __post_init__(self) -> None:
         for name, value, good, cure in (
             ("temperature", self.temperature, 0 <= self.temperature < float("inf"), "Give 0 (greedy) or more"),
             ("top_p", self.top_p, 0 <= self.top_p <= 1, "Give a share between 0 and 1 (1: no limit)"),
             ("top_k", self.top_k, self.top_k >= 0, "Give 0 (no limit) or more"),
+            (
+                "repetition_penalty", self.repetition_penalty, 0 < self.repetition_penalty < float("inf"),
+                "Give more than 0 (1: none)",
+            ),
         ):
             if not good:
                 raise InputError(f"{value} is out of range", field=name, cure=cure)
+
+    @property
+    def penalises(self) -> bool:
+        """Whether the choice depends on which tokens are there already."""
+        return self.repetition_penalty != 1.0
 
 
 GREEDY = Sampler()
@@ -72,6 +84,12 @@ def nucleus(weights: Array, share: float) -> Array:
         return above | (tied & (jnp.cumsum(tied, -1) <= needed))
 
     return lax.cond((tied.sum(-1) > needed[:, 0]).any(), first_of_tied, lambda _: above | tied, None)
+
+
+def penalised(logits: Array, seen: Array, penalty: float) -> Array:
+    """Logits [R,V] of tokens that are there already, `seen` bool[R,V]: divided by the penalty where they are positive,
+    multiplied by it where they are negative (CTRL, arXiv 1909.05858, as `transformers` has it)."""
+    return jnp.where(seen, jnp.where(logits > 0, logits / penalty, logits * penalty), logits)
 
 
 def restrict(logits: Array, sampler: Sampler) -> Array:

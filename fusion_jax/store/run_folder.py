@@ -301,7 +301,7 @@ def truncate_metrics(run: RunFolder, step: int) -> None:
     """Drop what was logged at or after `step` (a killed run logs past its last checkpoint) and any broken last line."""
     run.appending.forget(run.file(METRICS))
     if first_host() and run.file(METRICS).exists():
-        kept = _logged_before(run, step)
+        kept = read_metrics(run, step)
         run.secure()
         write_jsonl(run.file(METRICS), kept)
     if first_host() and run.tracker is not None:
@@ -310,12 +310,13 @@ def truncate_metrics(run: RunFolder, step: int) -> None:
 
 def evaluated(run: RunFolder, step: int) -> bool:
     """Whether the evaluation after `step` is the last that metrics.jsonl holds; the same answer on all hosts."""
-    last = _logged_before(run, step + 1)[-1:] if first_host() else []
+    last = read_metrics(run, step + 1)[-1:] if first_host() else []
     found = any(r["step"] == step and any(name.startswith("eval_") for name in r) for r in last)
     return bool(agreed(np.asarray(found)))
 
 
-def _logged_before(run: RunFolder, step: int) -> list[dict[str, Any]]:
+def read_metrics(run: RunFolder, step: int) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl that were logged before a step."""
     path, kept = run.file(METRICS), list[dict[str, Any]]()
     run.appending.flush()
     lines = read_bytes(path).split(b"\n") if path.exists() else []

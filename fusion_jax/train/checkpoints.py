@@ -55,6 +55,11 @@ class Checkpoints:
         step = int(agreed(np.asarray(-1 if (latest := self.manager.latest_step()) is None else latest)))
         return None if step < 0 else step
 
+    def apart(self, every: int, count: int) -> list[int]:
+        """The steps of the last `count` checkpoints that are whole intervals apart; without any the last one."""
+        steps = sorted(self.manager.all_steps())
+        return ([step for step in steps if step % every == 0] or steps[-1:])[-count:]
+
     def start(self, step: int, state: TrainState) -> None:
         """Begin to write a checkpoint; manifests of the ones that it replaces go first, whose files Orbax removes."""
         self.finish()
@@ -183,14 +188,14 @@ def save_state(checkpoints: Checkpoints, state: TrainState) -> None:
             checkpoints.start(step, state)
 
 
-def restore_state(checkpoints: Checkpoints, like: TrainState) -> TrainState | None:
-    """The latest state with the shapes and shardings of `like`, or None where there is none.
+def restore_state(checkpoints: Checkpoints, like: TrainState, step: int | None = None) -> TrainState | None:
+    """The state after a step, or the latest, with the shapes and shardings of `like`; None where there is none.
 
     Raises:
       InputError: the checkpoint was changed after it was written, or does not fit the model or the optimizer.
       DiskError: a bucket does not give it.
     """
-    step = checkpoints.latest()
+    step = checkpoints.latest() if step is None else step
     if step is None:
         return None
     seen(checkpoints.path / str(step))

@@ -56,7 +56,8 @@ class InfifpoSettings:
 def infifpo(settings: InfifpoSettings) -> Objective:
     """A loss on pairs or quadruples, whose reference is fused from `Scores.values`.
 
-    These are the sources' log-probs, float[B,G,N], each divided by its scorer's tokens where `length_norm` is set.
+    These are the sources' log-probs, float[B,G,N], each divided by its scorer's tokens where `length_norm` is set; NaN
+    where a source has none.
     """
     s = settings
 
@@ -81,20 +82,20 @@ def infifpo(settings: InfifpoSettings) -> Objective:
             each, metrics = losses.dpo(
                 Pair(*policy.T), Pair(*fused.values.T), beta=s.beta, label_smoothing=s.label_smoothing
             )
-        metrics |= _fusion_metrics(fused, policy, initial, scores.values)
+        metrics |= _fusion_metrics(fused, policy, initial)
         return weighted(each, scores.weights), means_of(metrics, scores.weights)
 
     return Objective(f"infifpo_{s.loss}", (Quad if s.loss == "wrpo" else Pair)._fields, loss, reference=True)
 
 
-def _fusion_metrics(fused: Fused, policy: Array, initial: Array, sources: Array) -> dict[str, Array]:
+def _fusion_metrics(fused: Fused, policy: Array, initial: Array) -> dict[str, Array]:
     """What fusing did to each example; the last preferred response and the rejected one make the margins."""
 
     def margin(values: Array) -> Array:
         return values[:, -2] - values[:, -1]
 
-    clipped = (fused.clipped != sources).astype(policy.dtype).mean(-1)
-    chosen = {f"selected_source/{i}": fused.weights[..., i].mean(-1) for i in range(sources.shape[-1])}
+    clipped = fused.changed.astype(policy.dtype).mean(-1)
+    chosen = {f"selected_source/{i}": fused.weights[..., i].mean(-1) for i in range(fused.weights.shape[-1])}
     metrics = {
         "clip_rate/chosen": clipped[:, -2],
         "clip_rate/rejected": clipped[:, -1],

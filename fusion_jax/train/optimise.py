@@ -18,6 +18,7 @@ from fusion_jax.data.packing import check_packable
 from fusion_jax.errors import InputError
 from fusion_jax.failures import doing
 from fusion_jax.files import write_json
+from fusion_jax.hosts.agree import agreed, first_host
 from fusion_jax.hosts.signals import PREEMPTED, preemption
 from fusion_jax.json_files import RESTORE, read_json
 from fusion_jax.losses.schedules import learning_rate
@@ -25,7 +26,7 @@ from fusion_jax.models.compute import Compute
 from fusion_jax.models.decoder import Params
 from fusion_jax.models.folder import Model
 from fusion_jax.models.parameters import place_params
-from fusion_jax.store.run_folder import RunFolder, append_metrics, evaluated, truncate_metrics
+from fusion_jax.store.run_folder import RunFolder, append_metrics, evaluated, read_metrics, truncate_metrics
 from fusion_jax.store.times import Clock
 from fusion_jax.train.batching import step_batch
 from fusion_jax.train.checkpoints import Checkpoints, finishing, restore_state, save_state
@@ -94,12 +95,14 @@ def optimise(
         model.params if in_step else None,
         compute.dtype,
     )
-    checkpoints = Checkpoints(run)
+    checkpoints = Checkpoints(run, keep=settings.best_of + (settings.best_of > 1))  # the end is no whole interval
     state = init_state(model.params, optimizer, compute.mesh)
     state = restore_state(checkpoints, state) or state
     with doing(f"training {run.path.name}"), preemption() as told_to_stop, run.timed("training") as clock:
         with finishing(checkpoints):
             state = _loop(state, work, settings, run, checkpoints, told_to_stop, clock)
+            if settings.best_of > 1 and held is not None:
+                state = _best(state, settings, run, checkpoints)
         clock.took("checkpoint")
     return dataclasses.replace(model, params=state.params)
 
@@ -234,6 +237,24 @@ def _loop(
         loss = f"last loss {values['loss']:.4f}"
         run.log(f"{run.path.name}: steps {first + 1} to {total}, {loss}, {clock.in_words()}")
     return state
+
+
+def _best(state: TrainState, settings: TrainSettings, run: RunFolder, checkpoints: Checkpoints) -> TrainState:
+    """Of the last states the one with the lowest held-out loss, the latest of equals."""
+    last = int(state.step)
+
+    def best_step() -> int:
+        logged = read_metrics(run, last)
+        losses = {record["step"] + 1: record["eval_loss"] for record in logged if "eval_loss" in record}
+        steps = checkpoints.apart(settings.checkpoint_every, settings.best_of)
+        told = ", ".join(f"{losses[step]:.4f} after step {step}" for step in steps)
+        best = min(reversed(steps), key=lambda step: losses[step])
+        run.log(f"{run.path.name}: held-out loss {told}; the result is the state after step {best}")
+        return best
+
+    checkpoints.finish()
+    best = int(agreed(np.asarray(best_step() if first_host() else last)))
+    return state if best == last else restore_state(checkpoints, state, best) or state
 
 
 def _due(done: int, every: int, total: int) -> bool:

@@ -42,6 +42,9 @@ class TrainSettings:
     """Steps from one evaluation on held-out examples to the next."""
     checkpoint_every: int = 500
     """Steps from one saved state to the next: what a kill loses at most."""
+    best_of: int = 1
+    """Of so many last states, `checkpoint_every` steps apart, the one with the lowest held-out loss is the result; 1:
+    the last one, whatever its loss."""
     reference: Literal["stored", "in-step"] = "stored"
     """Log-probs of the frozen reference: computed once and stored, or with a second copy of the weights."""
     shared_prompt: bool = True
@@ -65,11 +68,14 @@ class TrainSettings:
 
     def __post_init__(self) -> None:
         bounded(self, "batch_size", "micro_batches", "bucket_window", least=1)
-        bounded(self, "log_every", "eval_every", "checkpoint_every", least=1)
+        bounded(self, "log_every", "eval_every", "checkpoint_every", "best_of", least=1)
         bounded(self, "epochs", above=0, most=1e6)
         bounded(self, "mesh_data", "mesh_fsdp", "mesh_tensor", least=-1)
         seeded(self, "seed")
         bounded(self, "pack_tokens", least=0)
+        if self.best_of > 1 and self.checkpoint_every % self.eval_every:
+            problem = f"is not a multiple of eval_every, {self.eval_every}: states would have no held-out loss"
+            raise InputError(problem, field="checkpoint_every", cure="Change one of the two, or leave out best_of")
         if self.batch_size % self.micro_batches:
             raise InputError(
                 f"batch size {self.batch_size} is not a multiple of {self.micro_batches} micro-batches",

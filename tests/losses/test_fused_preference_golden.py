@@ -185,6 +185,18 @@ def test_weights_follow_the_design():
     assert selected(rewards, [["a", "b"], ["b", "c"], ["d", "e"]]) == [1, 5, 3, 0]  # the second "b" is left out
 
 
+@pytest.mark.parametrize("fusion", ["max_margin", "average", "confidence"])
+def test_a_source_without_a_value_is_not_there(fusion):
+    initial = jnp.asarray([[-0.5, -1.0], [-0.5, -1.0]])
+    sources = jnp.asarray([[[-0.25, -0.75, -0.9], [-0.5, -2.0, -1.5]], [[-0.25, jnp.nan, -0.9], [-0.5, jnp.nan, -1.5]]])
+    found = fused_reference(initial, sources, fusion=fusion)
+    with_all = fused_reference(initial, sources[:1], fusion=fusion)
+    without = fused_reference(initial[1:], sources[1:, :, jnp.asarray([0, 2])], fusion=fusion)
+    np.testing.assert_allclose(found.values[0], with_all.values[0], rtol=1e-6)
+    np.testing.assert_allclose(found.values[1], without.values[0], rtol=1e-6)
+    assert not found.weights[1, :, 1].any() and not found.changed[1, :, 1].any()
+
+
 def test_one_source_that_is_the_initial_model_is_length_normalised_dpo():
     policy, initial = jnp.asarray([[-1.0, -2.0]]), jnp.asarray([[-1.5, -1.75]])
     fused = fused_reference(initial, initial[..., None], clip=False)

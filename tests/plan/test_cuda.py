@@ -16,6 +16,7 @@ from fusion_jax.models.parameters import abstract_params
 from fusion_jax.ops.kernels import Visible, attend
 from fusion_jax.ops.linear_logprobs import CHUNK_ELEMENTS_ACCELERATOR
 from fusion_jax.plan.programs import OBJECTIVES, Decode, MergeTensor, Prefill, ScoreStep, TeacherStep, TrainStep
+from fusion_jax.sampling.samplers import Sampler
 from fusion_jax.sharding import make_mesh
 from fusion_jax.train import objectives
 from fusion_jax.train.state import OptimizerSettings, init_state, make_optimizer
@@ -41,7 +42,7 @@ TRAINED = [(model, TrainStep("wrpo", 2, 16, prompt=16, reference="stored", atten
 READ = [
     ("gemma2", ScoreStep(2, 16, 3, prompt=16, attention="xla")), ("gemma3", TeacherStep(2, 32, attention="xla")),
     ("gemma3", Prefill(2, 32, attention="xla")), ("qwen3", Prefill(2, 32, attention="xla")),
-    ("gemma2", Decode(2, 32, 16)), ("llama", Decode(2, 32, 16, samples=2, temperature=0.8, top_p=0.95, top_k=5)),
+    ("gemma2", Decode(2, 32, 16)), ("llama", Decode(2, 32, 16, 2, Sampler(0.8, 0.95, 5, 1.05))),
 ]  # fmt: skip
 MERGED = [
     ("", MergeTensor(name, min(max(method.least_models, 2), method.most_models or 2), (8, 6)))

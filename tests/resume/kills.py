@@ -1,4 +1,4 @@
-"""Kill five experiments at seeded random moments, resume them, and compare the end with a run that nobody disturbed.
+"""Kill experiments at seeded random moments, resume them, and compare the end with a run that nobody disturbed.
 
     python -m tests.resume.kills --out /tmp/kills                  # 25 kills, a table; exit code 1 if any end differs
     python -m tests.resume.kills --out /tmp/kills --only dpo merge --kills 2 --seed 1
@@ -27,7 +27,7 @@ os.environ |= {
     "JAX_COMPILATION_CACHE_DIR": os.path.join(tempfile.gettempdir(), "fusion_jax-kills-programs"),  # over all runs
 }  # fmt: skip
 
-from experiments import dpo, fusechat, fusellm, merge, wrpo
+from experiments import dpo, fusechat, fusechat3, fusellm, fuserl, infifpo, merge, wrpo
 from fusion_jax.jsonl import write_jsonl
 from fusion_jax.markdown import markdown_table
 from fusion_jax.store.run_folder import TIMES
@@ -35,19 +35,26 @@ from tests.small import attempt, pairs, small_folder
 
 COMPARED = {".jsonl", ".json", ".safetensors", ".npy", ".array_record"}
 KINDS = ("any", "saving", "stage")
-MODULES = {"dpo": dpo, "wrpo": wrpo, "fusechat": fusechat, "fusellm": fusellm, "merge": merge}
+MODULES = {
+    "dpo": dpo, "wrpo": wrpo, "infifpo": infifpo, "fuserl": fuserl, "fusechat3": fusechat3, "fusechat": fusechat,
+    "fusellm": fusellm, "merge": merge,
+}  # fmt: skip
 
 
 def arguments(data: Path, out: Path) -> dict[str, list[str]]:
     """The command of every experiment, but for its way of going on."""
     model, train = str(data / "model"), ["--train.batch-size", "8", "--train.checkpoint-every", "5"]
+    short = ["--out", str(out), "--sample.num-samples", "2", "--sft.batch-size", "4", "--preference.batch-size", "4",
+             "--sft.checkpoint-every", "2", "--preference.checkpoint-every", "2", "--preference.eval-every", "2"]
+    plants = ["--sources", "zoo:plants-qwen", "--prompts-per-skill", "48", "--test-per-skill", "8", "--sft-share", "0.3"]
+    skills = ["--sources", "zoo:qwen-source", "--prompts-per-skill", "12", "--test-per-skill", "2"]
     return {
+        "infifpo": ["infifpo", *plants, *short, "--target-samples", "2"],
+        "fuserl": ["fuserl", *skills, *short],
+        "fusechat3": ["fusechat3", *skills, *short, "--preference.best-of", "2"],
         "dpo": ["dpo", "--model", model, "--data", str(data / "pairs.jsonl"), "--out", str(out), *train,
                 "--train.epochs", "4", "--train.eval-every", "10"],
-        "wrpo": ["wrpo", "--sources", "zoo:plants-qwen", "--out", str(out), "--prompts-per-skill", "48",
-                 "--test-per-skill", "8", "--sample.num-samples", "2", "--sft-share", "0.3", "--sft.batch-size", "4",
-                 "--sft.epochs", "2", "--preference.batch-size", "4", "--sft.checkpoint-every", "2",
-                 "--preference.checkpoint-every", "2"],
+        "wrpo": ["wrpo", *plants, *short, "--sft.epochs", "2"],
         "fusechat": ["fusechat", "--chats", str(data / "chats.jsonl"), "--sources", "zoo:gemma-source", "--out", str(out),
                      *train, "--arms", "pairwise", "--train.epochs", "2"],
         "fusellm": ["fusellm", "--texts", str(data / "texts.jsonl"), "--sources", "zoo:qwen-source", "--out", str(out),

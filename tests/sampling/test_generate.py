@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
+from transformers.generation.logits_process import RepetitionPenaltyLogitsProcessor
 
 from fusion_jax.errors import InputError
 from fusion_jax.models.families import config_from_hf
@@ -125,6 +127,22 @@ def test_stop_tokens_end_and_are_left_out(model):
         assert b.finished == bool(ends)
         assert b.logprob > a.logprob if ends and ends[0] < 7 else b.logprob == a.logprob
     assert stopped[1][0].finished and not any(row[0].finished for row in free)
+
+
+def test_the_repetition_penalty_looks_at_the_prompt_and_at_what_is_there(model):
+    """Every greedy token is the best after transformers' penalty on the model's own logits of all before it."""
+    rows, penalty = prompts()[:3], RepetitionPenaltyLogitsProcessor(1.5)
+    free, found = ([row[0] for row in sample(model, rows, num_samples=1, sampler=s, new=12)] for s in (
+        Sampler(), Sampler(repetition_penalty=1.5)))  # fmt: skip
+    assert [c.ids for c in found] != [c.ids for c in free]
+    for prompt, completion in zip(rows, found, strict=True):
+        ids = [*prompt, *completion.ids]
+        for place in range(len(prompt), len(ids)):
+            last = np.asarray(logits(model, np.asarray([ids[:place]])))[:, -1]
+            allowed = penalty(torch.tensor([ids[:place]]), torch.tensor(last))
+            assert int(allowed.argmax()) == ids[place]
+    alone = sample(model, rows[:1], num_samples=2, sampler=Sampler(1.0, repetition_penalty=1.5))
+    assert alone[0] == sample(model, rows, num_samples=2, sampler=Sampler(1.0, repetition_penalty=1.5))[0]
 
 
 def test_edges(model):

@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from transformers.generation.logits_process import TopKLogitsWarper, TopPLogitsWarper
+from transformers.generation.logits_process import RepetitionPenaltyLogitsProcessor, TopKLogitsWarper, TopPLogitsWarper
 
 from fusion_jax.errors import InputError
-from fusion_jax.sampling.samplers import Sampler, choose, draw, nucleus, restrict
+from fusion_jax.sampling.samplers import Sampler, choose, draw, nucleus, penalised, restrict
 
 
 def by_sorting(weights: np.ndarray, share: float) -> np.ndarray:
@@ -47,6 +47,15 @@ def test_the_same_tokens_stay_as_in_transformers(top_k, top_p):
     ours = np.asarray(restrict(jnp.asarray(logits), Sampler(0.7, top_p, top_k)))
     assert (np.isfinite(ours) == torch.isfinite(theirs).numpy()).all()
     np.testing.assert_allclose(ours, theirs.numpy(), rtol=1e-5)
+
+
+def test_the_repetition_penalty_is_that_of_transformers():
+    logits = np.random.default_rng(4).normal(size=(8, 50)).astype(np.float32)
+    there = np.random.default_rng(5).integers(0, 50, (8, 12))
+    seen = np.zeros((8, 50), bool)
+    seen[np.arange(8)[:, None], there] = True
+    theirs = RepetitionPenaltyLogitsProcessor(1.3)(torch.tensor(there), torch.tensor(logits)).numpy()
+    np.testing.assert_allclose(penalised(jnp.asarray(logits), jnp.asarray(seen), 1.3), theirs, rtol=1e-6)
 
 
 @pytest.mark.parametrize("vocabulary", [7, 128, 300])

@@ -19,7 +19,7 @@ from fusion_jax.plan.flops import body_parameters, forward_flops, head_parameter
 from fusion_jax.plan.programs.program import BYTES, Place, Program, Situation, Start
 from fusion_jax.plan.programs.shapes import spread
 from fusion_jax.sampling import ids
-from fusion_jax.sampling.samplers import Sampler
+from fusion_jax.sampling.samplers import GREEDY, Sampler
 
 _GIB = 2**30
 
@@ -68,9 +68,7 @@ class Decode(Program):
     prompt: int
     capacity: int
     samples: int = 1
-    temperature: float = 0.0
-    top_p: float = 1.0
-    top_k: int = 0
+    sampler: Sampler = GREEDY
     kept: Literal["", Start] = ""
     needs_model: ClassVar[bool] = True
 
@@ -79,7 +77,7 @@ class Decode(Program):
 
     def trace(self, config: ModelConfig, mesh: Mesh) -> jax.stages.Traced:
         dtype, rows = jnp.dtype(jnp.bfloat16), self.rows * self.samples
-        how = ids.How(config, Sampler(self.temperature, self.top_p, self.top_k), self.samples, dtype, mesh)
+        how = ids.How(config, self.sampler, self.samples, dtype, mesh)
         params = abstract_params(config, dtype, mesh)
         layers = tuple(
             jax.tree.map(lambda s: spread(mesh, s.axes, s.shape, dtype), layer_specs(config, stack))
@@ -92,7 +90,10 @@ class Decode(Program):
             spread(mesh, (None,), (4,), jnp.int32),
         )  # fmt: skip
         last = spread(mesh, ("batch", None), (self.rows, config.width), dtype)
-        state = jax.eval_shape(ids.start_rows(how, self.capacity), ready, fixed, last)
+        seen = None
+        if self.sampler.penalises:
+            seen = spread(mesh, ("batch", None), (self.rows, config.vocab_size), jnp.bool_)
+        state = jax.eval_shape(ids.start_rows(how, self.capacity), ready, fixed, last, seen)
 
         def placed(x: Any) -> Any:
             return spread(mesh, ("batch", *(None,) * (x.ndim - 1)) if x.ndim else (), x.shape, x.dtype)

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from fusion_jax.losses import Mean, weighted
 from fusion_jax.losses.schedules import learning_rate
 from fusion_jax.models.config import ModelConfig
 from fusion_jax.models.parameters import abstract_params
@@ -19,18 +20,32 @@ from fusion_jax.plan.programs.program import BYTES, SMALLER, Dtype, Place, Progr
 from fusion_jax.plan.programs.shapes import batch, targets, tpu_compute, traced
 from fusion_jax.teachers.settings import FusionSettings
 from fusion_jax.train import objectives
-from fusion_jax.train.objective import Objective
+from fusion_jax.train.objective import Metrics, Objective, Progress
 from fusion_jax.train.objectives import PairSettings, WrpoSettings
+from fusion_jax.train.scores import Scores
 from fusion_jax.train.state import OptimizerSettings, init_state, make_optimizer, state_shardings
 from fusion_jax.train.step import make_score_step, make_train_step
 
-ObjectiveName = Literal["sft", "dpo", "wrpo", "fusion"]
+ObjectiveName = Literal["sft", "dpo", "wrpo", "fusion", "several"]
 OBJECTIVES: dict[ObjectiveName, Objective] = {
     "sft": objectives.sft(),
     "dpo": objectives.pair(PairSettings()),
     "wrpo": objectives.wrpo(WrpoSettings()),
     "fusion": objectives.fusion(FusionSettings()),
 }  # settings of a loss do not change what is planned
+
+
+def objective_of(name: ObjectiveName, rows: int) -> Objective:
+    """A known objective, or for "several" a plain one on that many rows, which takes as long as any other."""
+
+    def loss(scores: Scores, progress: Progress) -> tuple[Mean, Metrics]:
+        return weighted(-scores.sequence.sum(-1), scores.weights), {}
+
+    if name == "several":
+        return Objective(name, tuple(f"row_{number + 1}" for number in range(rows)), loss)
+    return OBJECTIVES[name]
+
+
 _STEPS = 1000  # of the schedules; any number compiles to the same program
 _GIB = 2**30
 
@@ -39,7 +54,8 @@ _GIB = 2**30
 class TrainStep(Program):
     """One optimizer step. examples: of a micro-batch, over all chips; prompt: tokens that an example's rows share;
     tokens: of each row behind them; k: entries of a fusion target; reference: "none" for losses that read none; dtype:
-    of the computation; start: dtype of the weights that training starts from, which the run keeps."""
+    of the computation; start: dtype of the weights that training starts from, which the run keeps; rows: of an example,
+    for the objective "several"."""
 
     objective: ObjectiveName
     examples: int
@@ -53,18 +69,19 @@ class TrainStep(Program):
     attention: Kernel = "splash"
     dtype: Dtype = "bfloat16"
     start: Start = "bfloat16"
+    rows: int = 0
     needs_model: ClassVar[bool] = True
 
     @property
     def groups(self) -> int:
         """Rows of an example."""
-        return len(OBJECTIVES[self.objective].slots)
+        return len(objective_of(self.objective, self.rows).slots)
 
     def check(self, ways: int) -> None:
         check_rows(self.examples, ways)
 
     def trace(self, config: ModelConfig, mesh: Mesh) -> jax.stages.Traced:
-        objective = OBJECTIVES[self.objective]
+        objective = objective_of(self.objective, self.rows)
         compute = tpu_compute(
             mesh, self.dtype, kernel=self.attention, remat=self.remat, shared_prompt=self.shared_prompt
         )

@@ -1,0 +1,203 @@
+"""FuseChat-3.0 (arXiv 2503.04222): SFT on the sources' best responses, then DPO on pairs of one source each.
+
+    python experiments/fusechat3.py                                       # built-in miniatures, a CPU, minutes
+    python experiments/fusechat3.py --preset llama31-8b --target META-LLAMA-3.1-8B-INSTRUCT \\
+        --sources GEMMA-2-27B-IT MISTRAL-LARGE QWEN-2.5-72B LLAMA-3.1-70B --source-temperature .8 .8 .7 .8 \\
+        --source-top-p .95 .95 .8 .95 --source-repetition-penalty 1 1 1.05 1 \\
+        --prompts prompts.jsonl --reward-model ARMORM --check-answers --sft-shares math=0.78 code=0.75 --out runs/a
+    python experiments/fusechat3.py --preset llama31-8b --target TARGET --sft-data FUSECHAT-SFT.json \\
+        --pair-data FUSECHAT-DPO.json --out runs/b                                   # the released records
+
+Data (JSON lines or hf:NAME, docs/data.md): prompts {"prompt", "answer"?, "tests"?, "domain"?}; responses {"prompt",
+"source_model", "response", "reward"?, "passed"?}; sft-data {"conversations": [{"from", "value"}]}; pair-data {"prompt",
+"chosen", "rejected": messages}.
+
+Hardware and time: `tiny` 2 CPU cores, 4 minutes; the other presets are for TPU slices (not timed yet).
+Result: accuracy, mean reward of sampled answers and P(right) of Target, sources, SFT and FuseChat. Published
+(Llama-3.1-8B, mean of 14 benchmarks): Target 40.5, SFT 43.2, FuseChat 47.3.
+
+Stages (each is a file of the run folder, made once):
+  1 prompts.jsonl  2 responses/SOURCE.jsonl with rewards  3 checked.jsonl: whether a checker found them right
+  4 sft.jsonl: the best response that passed, of any source
+  5 pairs.jsonl: the best and the worst response of one source, a pair a prompt  6 sft/  7 dpo/
+  then answers/MODEL.jsonl, report.md, model/
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from fusion_jax.data.examples import TextSettings
+from fusion_jax.data.loaders import load_records
+from fusion_jax.data.order import split
+from fusion_jax.data.tokenise import TokeniseSettings
+from fusion_jax.errors import InputError
+from fusion_jax.jsonl import Record
+from fusion_jax.models.folder import Model
+from fusion_jax.options import File, Folder
+from fusion_jax.plan.command import run as run_experiment
+from fusion_jax.plan.parts import Part, every
+from fusion_jax.rewards.code_tests import CodeLimits
+from fusion_jax.rewards.passed import checked
+from fusion_jax.rewards.verifiers import verifier
+from fusion_jax.rewards.within_source import PairRules, best_passed, pairs_within_source, released_pair, released_sft
+from fusion_jax.runs import preference
+from fusion_jax.runs.checks import check_names
+from fusion_jax.runs.desk import Desk
+from fusion_jax.runs.domains import data_table, shares_of
+from fusion_jax.runs.judging import EvalSet
+from fusion_jax.runs.page import conduct
+from fusion_jax.runs.preference import PreferenceSettings
+from fusion_jax.runs.seeds import Measures
+from fusion_jax.runs.sources import Sources, eval_set_of
+from fusion_jax.sampling.generate import SampleSettings
+from fusion_jax.train import objectives
+from fusion_jax.train.objectives import PairSettings
+from fusion_jax.train.settings import TrainSettings
+from fusion_jax.train.state import OptimizerSettings
+
+
+@dataclass(frozen=True)
+class Settings(PreferenceSettings):
+    """Sources, rules for pairs, and a target; `sft_data` and `pair_data` are ready records, instead of sampling."""
+
+    basic: ClassVar = (
+        *preference.BASIC, "sft_data", "pair_data", "sft_shares", "check_answers", "code_tests", "rules.least_gap",
+        "rules.most_gap", "loss.loss", "loss.beta",
+    )  # fmt: skip
+
+    out: Folder = "runs/fusechat3"
+    sft_share: float = 0.4
+    """Share of the prompts for SFT; the others are for preferences."""
+    sft_shares: tuple[str, ...] = ()
+    """The share for prompts of some values of "domain" or, without it, "dataset": NAME=SHARE; 1 means SFT alone."""
+    sft_data: File = ""
+    """Ready records for SFT, beside pair_data."""
+    pair_data: File = ""
+    """Ready pairs, instead of everything before the training."""
+    check_answers: bool = False
+    """Whether a response to a prompt with "answer" has to be right to be chosen, and wrong to be rejected."""
+    code_tests: bool = False
+    """Whether the code of a response to a prompt with "tests" is run, with these, in a process without a network."""
+    limits: CodeLimits = CodeLimits()
+    rules: PairRules = PairRules()
+    loss: PairSettings = PairSettings()
+
+
+def published(sft_rate: float, rate: float, *, normalised: bool) -> Settings:
+    """Sections 6 and 7 of the specification: what differs between the five targets."""
+    train = TrainSettings(epochs=3.0, optimizer=OptimizerSettings(learning_rate=sft_rate))
+    saved = dataclasses.replace(train, epochs=1.0, checkpoint_every=100, eval_every=100, best_of=2)
+    return Settings(
+        sample=SampleSettings(),
+        eval_new_tokens=2048,
+        held_out=0.03,
+        text=TextSettings(tokens=TokeniseSettings(eos="if_missing")),
+        sft=train,
+        preference=dataclasses.replace(saved, optimizer=OptimizerSettings(learning_rate=rate)),
+        loss=PairSettings(loss="dpo_norm", beta=10.0) if normalised else PairSettings(beta=0.01),
+    )
+
+
+PRESETS = {
+    "tiny": preference.on_skills(
+        Settings(rules=PairRules(least_gap=0.25, most_gap=1.0), loss=PairSettings(loss="dpo_norm", beta=1.0))
+    ),
+    "llama31-8b": published(5e-6, 8e-7, normalised=True),
+    "qwen25-7b": published(2e-6, 3e-7, normalised=False),
+    "gemma2-9b": published(2e-6, 5e-7, normalised=False),
+    "llama32-3b": published(5e-6, 1e-6, normalised=True),
+    "llama32-1b": published(5e-6, 1e-6, normalised=True),
+}
+STAGES = ("sft", "dpo")
+
+
+def main(s: Settings) -> None:
+    method = fuse_ready if s.pair_data else fuse
+    conduct(__file__, "FuseChat-3.0", s, PRESETS, method, parts, check=check, unread=unread)
+
+
+def fuse(s: Settings, desk: Desk) -> Measures:
+    """The pipeline of the paper; the stages stand at the top of this file."""
+    begun = preference.begin(s, desk, shares=shares_of(s.sft_shares))
+    scored = begun.responses()
+    annotated = desk.records("checked.jsonl", lambda: annotate(s, scored))
+    best = best_passed(begun.to_first(annotated), desk.counter("responses for SFT"))
+    taught = desk.records("sft.jsonl", lambda: map(released_sft, best.values()))
+    found = pairs_within_source(begun.to_second(annotated), seeded_rules(s), desk.counter("preference prompts"))
+    pairs = desk.records("pairs.jsonl", lambda: [released_pair(*pair) for pair in found])
+    start = preference.tuned(s, desk, begun.target, taught, tests=begun.tests)
+    preferred(s, desk, start, pairs, begun.tests, file="pairs.jsonl")
+    return preference.reported(s, desk, STAGES, what="pairs", parts=data_table(annotated, best, pairs))
+
+
+def fuse_ready(s: Settings, desk: Desk) -> Measures:
+    """What is left where the records are given."""
+    tests = eval_set_of(s, own_data=True)
+    Sources(s, desk, tests, s.preference).check_prompts((), ())
+    taught, pairs = (load_records(file) if file else [] for file in (s.sft_data, s.pair_data))
+    target = desk.target(s.target, s.preference, tests, prompts=())
+    start = preference.tuned(s, desk, target, taught, tests=tests, file=s.sft_data)
+    preferred(s, desk, start, pairs, tests, file=s.pair_data)
+    return preference.reported(s, desk, STAGES, what="pairs")
+
+
+def annotate(s: Settings, scored: Sequence[Record]) -> list[Record]:
+    """The responses with "passed" where a checker looks at them."""
+    rule = verifier(s.verifier) if s.check_answers else None
+    return checked(scored, rule, s.limits if s.code_tests else None)
+
+
+def seeded_rules(s: Settings) -> PairRules:
+    return dataclasses.replace(s.rules, seed=s.seed)
+
+
+def preferred(s: Settings, desk: Desk, start: Model, pairs: Sequence[Record], tests: EvalSet, *, file: str) -> None:
+    """DPO, of sums or of token means, from the SFT checkpoint."""
+    rows = desk.rows("pairs", pairs, "pair", file=file, on_bad=s.on_bad)
+    held, train = split(rows, s.held_out, s.seed)
+    desk.check_enough(len(train), s.preference, "--preference")
+    fused = desk.train(preference.preference_stage(s, "dpo"), start, objectives.pair(s.loss), train, held)
+    desk.judge("FuseChat", fused, tests)
+    desk.export(fused, made_from=["dpo/model"])
+
+
+def parts(s: Settings) -> list[Part]:
+    """What the run computes."""
+    share, title = 0.0 if s.pair_data else s.sft_share, s.loss.loss
+    last = preference.preference_part(
+        s, title, objectives.pair(s.loss), share=share, tuned=bool(share or s.sft_data)
+    )  # fmt: skip
+    if s.pair_data:
+        return [last, *([preference.sft_part(s, every, objectives.sft())] if s.sft_data else [])]
+    return preference.preference_parts(s, last)
+
+
+def unread(s: Settings) -> tuple[str, ...]:
+    """Options of models that this run does not load."""
+    return ("sources",) if s.responses or s.pair_data else ()
+
+
+def check(s: Settings) -> None:
+    """Refuse options that do not go together."""
+    shares_of(s.sft_shares)
+    skipped: Mapping[str, object] = {
+        "responses": s.responses, "prompts": s.prompts, "reward-model": s.reward_model, "sft-shares": s.sft_shares,
+        "check-answers": s.check_answers, "code-tests": s.code_tests,
+    }  # fmt: skip
+    for option, given in skipped.items():
+        if s.pair_data and given:
+            problem = "belongs to a stage that --pair-data skips"
+            raise InputError(problem, field=f"--{option}", cure="Leave one of the two out")
+    if s.sft_data and not s.pair_data:
+        problem = "belongs to --pair-data; else SFT learns the best responses"
+        raise InputError(problem, field="--sft-data", cure="Leave it out, or give --pair-data")
+    if not (s.pair_data or s.responses):
+        check_names(s.sources, ("Target", "SFT", "FuseChat"))
+
+
+if __name__ == "__main__":
+    run_experiment(Settings, main, parts, presets=PRESETS, description=__doc__)

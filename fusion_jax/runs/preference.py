@@ -1,0 +1,301 @@
+"""What fusions through preferences share: data from sources, an SFT stage, models trained on preferences and compared.
+
+WRPO, FuseChat-3.0, InfiFPO and FuseRL differ in which responses they learn from and in their losses; the stages around
+these are here. On the zoo's plants all of them have the same data and the same budget.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from fusion_jax.data.examples import TextSettings
+from fusion_jax.data.order import split_sizes
+from fusion_jax.data.records import Row
+from fusion_jax.data.tokenise import TokeniseSettings
+from fusion_jax.jsonl import Record
+from fusion_jax.markdown import markdown_table
+from fusion_jax.models.folder import Model
+from fusion_jax.plan.parts import Part, Sampling, Training
+from fusion_jax.plan.programs import Start
+from fusion_jax.rewards import select
+from fusion_jax.runs.checks import model_name
+from fusion_jax.runs.desk import Desk, Stage
+from fusion_jax.runs.domains import split_prompts
+from fusion_jax.runs.judging import EvalSet
+from fusion_jax.runs.seeds import Measures
+from fusion_jax.runs.sources import Sources, SourceSettings, eval_set_of, source_parts
+from fusion_jax.sampling.generate import SampleSettings
+from fusion_jax.settings import bounded
+from fusion_jax.train import objectives
+from fusion_jax.train.objective import Objective
+from fusion_jax.train.settings import TrainSettings
+from fusion_jax.train.state import OptimizerSettings
+
+BASIC = (
+    "target", "sources", "prompts", "test_prompts", "responses", "out", "resume", "seed", "seeds", "reward_model",
+    "verifier", "accuracy", "sample.num_samples", "text.tokens.max_length", "sft_share", "sft.epochs",
+    "sft.optimizer.learning_rate", "preference.epochs", "preference.batch_size",
+    "preference.optimizer.learning_rate",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class PreferenceSettings(SourceSettings):
+    """Sources and a target, and how it is trained on their responses, first by SFT, then on preferences."""
+
+    sft_share: float = 1 / 3
+    """Share of the prompts for SFT; the others are for preferences."""
+    held_out: float = 0.1
+    """Share of the preferences that is kept for evaluation."""
+    text: TextSettings = TextSettings()
+    sft: TrainSettings = TrainSettings()
+    preference: TrainSettings = TrainSettings()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        bounded(self, "sft_share", "held_out", least=0, below=1)
+
+
+S = TypeVar("S", bound=PreferenceSettings)
+TINY_TOKENS = TokeniseSettings(max_length=128, max_prompt_length=96, eos="if_missing")
+
+
+def tiny_training(epochs: float, learning_rate: float) -> TrainSettings:
+    """How the zoo's models train on a CPU."""
+    return TrainSettings(
+        OptimizerSettings(learning_rate=learning_rate), epochs=epochs, batch_size=16, micro_batches=1, log_every=5,
+        eval_every=100, checkpoint_every=100, remat="dots",
+    )  # fmt: skip
+
+
+def on_plants(settings: S) -> S:
+    """The settings, with the zoo's plants as data and the budget that suits its models; `docs/wrpo.md` says why.
+
+    What a source knows of them it always says the same way: its samples hardly differ.
+    """
+    changes: dict[str, Any] = {
+        "target": "zoo:plants-target",
+        "sources": ("zoo:plants-llama", "zoo:plants-qwen", "zoo:plants-gemma"),
+        "problems": "plants",
+        "prompts_per_skill": 5400,
+        "test_per_skill": 400,
+        "verifier": "fields",
+        "accuracy": "fields",
+        "sft_share": 400 / 5400,
+        "eval_samples": 2,
+        "held_out": 0.03,
+        "text": dataclasses.replace(settings.text, tokens=TINY_TOKENS),
+        "sample": SampleSettings(max_new_tokens=28, batch_size=256),
+        "sft": tiny_training(3, 1e-3),
+        "preference": tiny_training(1, 6e-4),
+    }
+    return dataclasses.replace(settings, **changes)
+
+
+def on_skills(settings: S) -> S:
+    """The settings, with the zoo's skills as data: for methods that compare several responses of one source."""
+    changes: dict[str, Any] = {
+        "prompts_per_skill": 400,
+        "verifier": "graded",
+        "eval_samples": 2,
+        "text": dataclasses.replace(settings.text, tokens=TINY_TOKENS),
+        "sample": SampleSettings(max_new_tokens=28, batch_size=256),
+        "sft": tiny_training(3, 1e-4),
+        "preference": tiny_training(3, 6e-5),
+    }
+    return dataclasses.replace(settings, **changes)
+
+
+@dataclass(frozen=True)
+class Begun:
+    """A run whose prompts are known and whose target is loaded and judged.
+
+    first, second: the prompts for SFT and for preferences. given: ready responses, if there are any.
+    """
+
+    settings: PreferenceSettings
+    desk: Desk
+    sources: Sources
+    tests: EvalSet
+    target: Model
+    prompts: list[Record]
+    first: list[Record]
+    second: list[Record]
+    given: list[Record]
+
+    def responses(self) -> list[Record]:
+        """Every source's responses to all prompts, with rewards."""
+        return self.sources.responses(self.prompts, self.given)
+
+    def to_first(self, responses: Sequence[Record]) -> list[Record]:
+        """Those that answer a prompt for SFT."""
+        return _to(responses, self.first)
+
+    def to_second(self, responses: Sequence[Record]) -> list[Record]:
+        """Those that answer a prompt for preferences."""
+        return _to(responses, self.second)
+
+    def taught(self, best: Mapping[str, Record], *, made_from: Sequence[str]) -> list[Record]:
+        """sft.jsonl: the best responses to the prompts for SFT.
+
+        Raises:
+          InputError: there are prompts for SFT and no response to any of them.
+        """
+        records = self.desk.records(
+            "sft.jsonl", lambda: [best[p["prompt_id"]] for p in self.first if p["prompt_id"] in best],
+            made_from=["prompts.jsonl", *made_from],
+        )  # fmt: skip
+        if self.first and not records:
+            self.desk.check_enough(0, self.settings.sft, "--sft")
+        return records
+
+    def tuned(self, best: Mapping[str, Record], *, made_from: Sequence[str]) -> Model:
+        """The target after SFT on the best responses; as it is without prompts for SFT."""
+        return tuned(self.settings, self.desk, self.target, self.taught(best, made_from=made_from), tests=self.tests)
+
+
+def _to(responses: Sequence[Record], prompts: Sequence[Record]) -> list[Record]:
+    asked = {prompt["prompt_id"] for prompt in prompts}
+    return [r for r in responses if r["prompt_id"] in asked]
+
+
+def begin(
+    s: PreferenceSettings, desk: Desk, *, target_asked: Sequence[str] = (), shares: Mapping[str, float] = {}
+) -> Begun:
+    """Prompts, their two parts, the target.
+
+    Args:
+      target_asked: which of the parts "first" and "second" the target itself is asked.
+      shares: for SFT, of the prompts of some domains; the others are split by `sft_share`.
+
+    Raises:
+      InputError: too few prompts for a batch of either stage, or prompts that leave a model no room for an answer.
+    """
+    tests = eval_set_of(s, own_data=bool(s.prompts or s.responses))
+    sources = Sources(s, desk, tests, s.preference)
+    given = sources.given()
+    prompts = desk.records("prompts.jsonl", lambda: _enough(s, desk, sources.prompts(given), shares))
+    first, second = split_prompts(prompts, s.sft_share, shares, s.seed)
+    parts = {"first": first, "second": second}
+    sources.check_prompts(prompts, [prompt for name in target_asked for prompt in parts[name]])
+    target = desk.target(s.target, s.preference, tests, prompts=[prompt["prompt"] for prompt in prompts])
+    return Begun(s, desk, sources, tests, target, prompts, first, second, given)
+
+
+def _enough(s: PreferenceSettings, desk: Desk, prompts: list[Record], shares: Mapping[str, float]) -> list[Record]:
+    """The prompts, if they are enough for both stages."""
+    first, second = map(len, split_prompts(prompts, s.sft_share, shares, s.seed))
+    if first and s.text.packing == "none":
+        desk.check_enough(first, s.sft, "--sft", counts=False)
+    desk.check_enough(trained_on(s, second), s.preference, "--preference", counts=False)
+    return prompts
+
+
+def trained_on(s: PreferenceSettings, preferences: int) -> int:
+    """How many of the preferences are not held out."""
+    return split_sizes(preferences, s.held_out)[1]
+
+
+def tuned(
+    s: PreferenceSettings,
+    desk: Desk,
+    target: Model,
+    taught: Sequence[Record],
+    *,
+    tests: EvalSet,
+    file: str = "sft.jsonl",
+) -> Model:
+    """The target after SFT on these records, judged; as it is without any."""
+    if not taught:
+        return target
+    rows = desk.rows("sft", taught, "sft", file=file, on_bad=s.on_bad)
+    model = desk.train(Stage("sft", "--sft", s.sft, s.text), target, objectives.sft(), rows)
+    desk.judge("SFT", model, tests)
+    return model
+
+
+def preference_stage(s: PreferenceSettings, name: str, *, leaf: bool = False) -> Stage:
+    """A training on preferences; packing is for SFT alone."""
+    return Stage(name, "--preference", s.preference, dataclasses.replace(s.text, packing="none"), leaf=leaf)
+
+
+def compared(
+    desk: Desk,
+    name: str,
+    stage: Stage,
+    start: Model,
+    objective: Objective,
+    rows: Sequence[Row],
+    held: Sequence[Row] = (),
+    *,
+    tests: EvalSet,
+) -> None:
+    """A model trained to be compared with the run's result: judged under `name`, made once, nothing is made from it."""
+    leaf = dataclasses.replace(stage, leaf=True)
+    desk.judge(name, desk.train(leaf, start, objective, rows, held), tests, made_from=[f"{stage.name}/model"])
+
+
+def wins(best: Mapping[str, Record]) -> list[str]:
+    """Who wrote the best source response, for the report."""
+    shares = [{"source": name, "share": f"{share:.3f}"} for name, share in select.wins(best).items()]
+    return ["## Who wrote the best source response", markdown_table(shares)] if shares else []
+
+
+def reported(
+    s: PreferenceSettings, desk: Desk, stages: Sequence[str], *, what: str, parts: Sequence[str] = ()
+) -> Measures:
+    """report.md, and what was measured of every model.
+
+    Args:
+      stages: names of the training stages, the last one that of the result. what: it is trained on, for a run in which
+        nothing is judged.
+    """
+    used, sources = desk.counts[stages[-1]]["used"], [model_name(source) for source in s.sources]
+    result = f"The model is trained on {used} {what}; without --test-prompts nothing is judged."
+    desk.report(stages, sources, target="Target", result=result, parts=parts)
+    return desk.measures()
+
+
+def preference_parts(
+    s: PreferenceSettings,
+    on_preferences: Training,
+    *,
+    sft: Objective | None = None,
+    asked: SampleSettings | None = None,
+) -> list[Part]:
+    """What a run computes: the last training, SFT where a share of the prompts is for it, sampling the target where it
+    is asked. What is there to compare takes no more, nor the sources' sampling.
+
+    Args:
+      on_preferences: see `preference_part`. sft: the objective of the first stage, where it is not plain SFT.
+      asked: how the target is sampled on the prompts for preferences.
+    """
+    out: list[Part] = [on_preferences]
+    if s.sft_share:
+        out.append(sft_part(s, lambda prompts: split_sizes(prompts, s.sft_share)[0], sft or objectives.sft()))
+    out += source_parts(s, s.preference, "--preference")
+    if asked is not None:
+        out.append(Sampling(
+            "sampling the target", s.target, asked, records=lambda prompts: split_sizes(prompts, s.sft_share)[1],
+            kept=on_preferences.start,
+        ))  # fmt: skip
+    return out
+
+
+def preference_part(s: PreferenceSettings, title: str, objective: Objective, *, share: float, tuned: bool) -> Training:
+    """The training on preferences. share: of the prompts that come before it. tuned: whether SFT did."""
+    start: Start = "float32" if tuned else "bfloat16"  # of weights behind a training, of a folder's
+    return Training(
+        title, s.target, objective, s.preference, s.text.tokens.max_length, "--preference", start=start,
+        records=lambda prompts: trained_on(s, split_sizes(prompts, share)[1]),
+    )  # fmt: skip
+
+
+def sft_part(s: PreferenceSettings, records: Callable[[int], int], objective: Objective) -> Training:
+    """The SFT stage."""
+    return Training(
+        "SFT", s.target, objective, s.sft, s.text.tokens.max_length, "--sft", packing=s.text.packing, records=records
+    )  # fmt: skip

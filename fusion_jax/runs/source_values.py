@@ -1,0 +1,114 @@
+"""What models make of responses that they did not write: log-probs in their own tokens, computed once and kept.
+
+The text is what the models share. Each renders it with its own chat template and encodes it with its own tokenizer;
+scored are the response and the end of its turn (InfiFPO, arXiv 2505.13878; section A3 of its specification).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from fusion_jax.data.batches import Data, Example, buckets_for
+from fusion_jax.data.examples import TextSettings, make_examples
+from fusion_jax.data.records import Row
+from fusion_jax.jsonl import Record
+from fusion_jax.models.folder import Model
+from fusion_jax.runs.desk import Desk, Stage
+from fusion_jax.train.reference import sequence_logprobs
+from fusion_jax.train.settings import compute_for
+
+TOO_LONG = "longer than the model reads: other models would score another text"
+
+
+def uncut(rows: Sequence[Row], model: Model, text: TextSettings, dropped: Counter[str]) -> list[Row]:
+    """The rows that the model reads as a whole, without white space around responses, which some chat templates leave
+    out and others keep; the other rows are counted."""
+    rows = [replace(row, responses=tuple(r if r is None else r.strip() for r in row.responses)) for row in rows]
+    examples, counts = make_examples(rows, model.tokenizer, text)
+    whole = [rows[e.index] for e in examples if _is_whole(e, text)]
+    del counts["truncated"]
+    dropped.update(counts)
+    dropped[TOO_LONG] += len(examples) - len(whole)
+    return whole
+
+
+def _is_whole(example: Example, text: TextSettings) -> bool:
+    """Whether nothing was cut: a row that was fills the length."""
+    return max(map(len, example.rows)) < text.tokens.max_length
+
+
+def scored_by(desk: Desk, name: str, source: str, rows: Sequence[Row], stage: Stage) -> list[Record]:
+    """values/NAME.jsonl: {"row", "logprobs", "tokens"} of every row, one number a response, null where the source
+    cannot read the row.
+
+    Args:
+      source: the folder. stage: on whose mesh, in whose batches and with whose text settings it is computed.
+    """
+
+    def measured() -> list[Record]:
+        model = desk.load(source, stage.settings)
+        with desk.run.phase("scoring"):
+            return _measured(model, name, rows, stage, desk.counter(f"responses scored by {name}"))
+
+    return desk.records(f"values/{name}.jsonl", measured)
+
+
+def _measured(model: Model, name: str, rows: Sequence[Row], stage: Stage, dropped: Counter[str]) -> list[Record]:
+    most = model.config.max_positions
+    tokens = replace(stage.text.tokens, max_length=most, max_prompt_length=most - 1)
+    text = replace(stage.text, tokens=tokens)
+    examples, counts = make_examples(rows, model.tokenizer, text)
+    whole = [e for e in examples if _is_whole(e, text)]
+    dropped.update(counts - Counter({"truncated": counts["truncated"]}))
+    dropped[TOO_LONG] += len(examples) - len(whole)
+    found: dict[int, tuple[list[float], list[int]]] = {}
+    if whole:
+        data, settings = Data(whole, lambda i: rows[i].name), stage.settings
+        values = sequence_logprobs(
+            model.params, model.config, data, compute_for(settings, option=stage.option),
+            batch_size=settings.batch_size // settings.micro_batches, buckets=buckets_for(data.extents),
+        )  # fmt: skip
+        for example, logprobs in zip(whole, values.tolist(), strict=True):
+            if np.isfinite(logprobs).all():
+                found[example.index] = logprobs, list(example.scored)
+            else:
+                dropped["log-probs that are not finite"] += 1
+    return [
+        {"row": row.name, "source_model": name, "logprobs": found[i][0], "tokens": found[i][1]}
+        if i in found
+        else {"row": row.name, "source_model": name, "logprobs": None, "tokens": None}
+        for i, row in enumerate(rows)
+    ]
+
+
+def with_values(
+    rows: Sequence[Row], scored: Sequence[Sequence[Record]], *, length_norm: bool, dropped: Counter[str]
+) -> list[Row]:
+    """Rows with the sources' log-probs, [G][N], divided by their tokens or not; NaN where a source has none.
+
+    A row that fewer than two of several sources could score is dropped, and counted.
+
+    Args:
+      scored: of every source, what `scored_by` gave.
+    """
+    least = min(2, len(scored))
+    out = []
+    for row, *records in zip(rows, *scored, strict=True):
+        there = [r for r in records if r["logprobs"] is not None]
+        if len(there) < least:
+            dropped["scored by too few sources"] += 1
+            continue
+        dropped["note: scored without one of the sources"] += len(there) < len(records)
+        out.append(replace(row, values=tuple(zip(*(_values(r, row, length_norm) for r in records)))))
+    return out
+
+
+def _values(record: Record, row: Row, length_norm: bool) -> list[float]:
+    if record["logprobs"] is None:
+        return [float("nan")] * len(row.responses)
+    counts = [max(n, 1) if length_norm else 1 for n in record["tokens"]]
+    return [logprob / count for logprob, count in zip(record["logprobs"], counts, strict=True)]

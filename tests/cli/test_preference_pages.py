@@ -1,0 +1,153 @@
+"""FuseChat-3.0, InfiFPO and FuseRL from prompts to a model: what each stage leaves, ready records, wrong input."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from experiments import fusechat3, fuserl, infifpo
+from fusion_jax.jsonl import Record, read_jsonl
+from tests.small import attempt, fails, pairs, small_folder, write
+
+pytestmark = pytest.mark.usefixtures("quick_compiler")
+
+SHORT = [
+    "--sft-share", "0.4", "--sft.batch-size", "4", "--sft.epochs", "1", "--preference.batch-size", "4",
+    "--preference.epochs", "1", "--held-out", "0.2", "--sample.num-samples", "2", "--sample.max-new-tokens", "4",
+    "--eval-new-tokens", "4", "--text.tokens.max-length", "96", "--text.tokens.max-prompt-length", "64",
+    "--eval-samples", "0", "--verifier", "answer", "--accuracy", "answer",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def target(tmp_path_factory) -> Path:
+    return small_folder(tmp_path_factory.mktemp("small") / "model")
+
+
+def responses(count: int) -> list[Record]:
+    """Of two sources, a right and a wrong answer each, of different rewards."""
+    return [
+        {
+            "prompt_id": p["prompt_id"], "prompt": p["prompt"], "answer": p["chosen"], "source_model": source,
+            "sample": sample, "response": p["chosen"] if right else f"{p['rejected']} {source}",
+            "reward": 0.5 + 0.3 * right + 0.01 * (source == "b"), "domain": "even" if number % 2 else "odd",
+        }
+        for number, p in enumerate(pairs(count))
+        for source in ("a", "b")
+        for sample, right in enumerate((True, False))
+    ]  # fmt: skip
+
+
+def given(tmp_path: Path, target: Path, count: int = 24) -> list[str]:
+    tests = write(tmp_path / "tests.jsonl", [{"prompt": "What is 1 + 1?", "answer": "2"}])
+    data = write(tmp_path / "responses.jsonl", responses(count))
+    return [*SHORT, "--target", str(target), "--responses", str(data), "--test-prompts", str(tests)]
+
+
+def models(out: Path) -> list[str]:
+    return list(json.loads((out / "results.json").read_text()))
+
+
+def test_fusechat3_from_responses_to_a_model(tmp_path, target):
+    out = tmp_path / "run"
+    args = [
+        *given(tmp_path, target),
+        "--out",
+        str(out),
+        "--check-answers",
+        "True",
+        "--sft-shares",
+        "odd=0.5",
+        "even=0.25",
+    ]
+    attempt(fusechat3, args)
+    taught, found = read_jsonl(out / "sft.jsonl"), read_jsonl(out / "pairs.jsonl")
+    assert (len(taught), len(found)) == (9, 15)
+    assert [t["from"] for t in taught[0]["conversations"]] == ["human", "gpt"] and taught[0]["source_model"] == "b"
+    assert all(set(p) >= {"source_model", "prompt", "chosen", "rejected"} for p in found)
+    assert {p["source_model"] for p in found} == {"b"} and found[0]["rewards"] == pytest.approx([0.81, 0.51])
+    assert all(r["passed"] is (r["response"] == r["answer"]) for r in read_jsonl(out / "checked.jsonl"))
+    report = (out / "report.md").read_text()
+    assert "| even | a | 24 | 0.500 |" in report and models(out) == ["Target", "SFT", "FuseChat"]
+    ready = [
+        "--sft-data",
+        str(out / "sft.jsonl"),
+        "--pair-data",
+        str(out / "pairs.jsonl"),
+        "--out",
+        str(tmp_path / "again"),
+    ]
+    attempt(fusechat3, [*SHORT, "--target", str(target), *ready])
+    weights = [(folder / "dpo/model/model.safetensors").read_bytes() for folder in (out, tmp_path / "again")]
+    assert weights[0] == weights[1]
+
+
+@pytest.mark.parametrize("loss", ["dpo", "rloo"])
+def test_fuserl_from_responses_to_a_model(tmp_path, target, loss):
+    out = tmp_path / "run"
+    attempt(fuserl, [
+        *given(tmp_path, target), "--out", str(out), "--fuserl.loss", loss,
+        "--weights.temperature", "0.05",
+    ])  # fmt: skip
+    taught, found = read_jsonl(out / "fuse_sft.jsonl"), read_jsonl(out / "fuse_po.jsonl")
+    assert all(
+        len(r["responses"]) == 3 and sum(r["weights"]) == pytest.approx(1.0) for r in taught
+    )  # a text stands twice
+    assert all([s["source_model"] for s in r["sources"]] == ["a", "b"] for r in found)
+    assert ("advantages" in found[0]["sources"][0]) is (loss == "rloo")
+    assert models(out) == ["Target", "SFT", "FuseSFT", "FuseRL"]
+    report = (out / "report.md").read_text()
+    assert "## Mean weight of each source" in report
+    first = read_jsonl(out / "fuse_po" / "metrics.jsonl")[0]
+    assert first["weight/source_1"] + first["weight/source_2"] == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("loss", ["dpo", "wrpo"])
+def test_infifpo_from_responses_to_a_model(tmp_path, target, loss):
+    out, source = tmp_path / "run", small_folder(tmp_path / "a", hidden_size=48)
+    attempt(infifpo, [
+        *given(tmp_path, target, 32), "--sources", str(source), str(target), "--out", str(out), "--infifpo.loss", loss,
+        "--target-samples", "2", "--verifier", "graded", "--sample.temperature", "2",
+    ])  # fmt: skip
+    names = [source.name, target.name]
+    values = [read_jsonl(out / "values" / f"{name}.jsonl") for name in names]
+    assert all(len(v) == len(read_jsonl(out / "pairs.jsonl")) for v in values)
+    assert all(logprob < 0 for v in values for r in v for logprob in r["logprobs"])
+    first = read_jsonl(out / "infifpo" / "metrics.jsonl")[0]
+    assert {"clip_rate/chosen", "selected_source/0", "reference_margin"} <= set(first)
+    assert first["reference_margin"] >= first["initial_margin"] - 1e-6  # clipping never lowers it
+    assert models(out) == ["Target", "SFT", "SFT-DPO", "SFT-InfiFPO"]
+
+
+def test_what_does_not_go_together(tmp_path, capsys, target):
+    out = ["--out", str(tmp_path / "o"), "--target", str(target)]
+    data = str(write(tmp_path / "pairs.jsonl", pairs(4)))
+    fails(
+        fusechat3,
+        [*out, "--pair-data", data, "--check-answers", "True"],
+        capsys,
+        "--check-answers",
+        "--pair-data skips",
+    )
+    fails(fusechat3, [*out, "--sft-data", data], capsys, "--sft-data", "belongs to --pair-data")
+    fails(fusechat3, [*out, "--sft-shares", "math"], capsys, "--sft-shares", "is no share of a domain")
+    fails(fusechat3, [*out, "--source-top-p", "0.5"], capsys, "--source-top-p", "has 1 values for 3 sources")
+    fails(fuserl, [*out, "--weights.temperature", "0"], capsys, "temperature")
+    fails(infifpo, [*out, "--target-samples", "0"], capsys, "--target-samples")
+
+
+@pytest.mark.parametrize(("module", "changes", "told"), [
+    (fusechat3, {"reward": "high"}, "'reward': is 'high', not a number"), (fuserl, {"reward": True}, "'reward'"),
+    (infifpo, {"source_model": 3}, "'source_model'"), (fusechat3, {"response": None}, "'response'"),
+])  # fmt: skip
+def test_broken_responses(tmp_path, capsys, target, module, changes: dict[str, Any], told):
+    records = responses(4)
+    records[2] |= changes
+    file = tmp_path / "responses.jsonl"
+    file.write_text("".join(json.dumps(r) + "\n" for r in records))
+    out = tmp_path / "o"
+    fails(module, ["--target", str(target), "--responses", str(file), "--out", str(out)], capsys, "record 3", told)
+    assert not out.exists()
