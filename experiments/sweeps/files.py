@@ -9,7 +9,7 @@ import itertools
 import math
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -28,6 +28,16 @@ OWN = ("out", "resume", "seed", "seeds", "train.seed")  # what the sweep itself 
 
 
 @dataclass(frozen=True)
+class Experiment:
+    """What can be swept. presets: its settings by name; seed: the option that seeds it; known: all its options."""
+
+    script: Path
+    presets: Mapping[str, Any]
+    seed: str
+    known: frozenset[str]
+
+
+@dataclass(frozen=True)
 class Cell:
     """One combination of options. args: its command line, without seed and folder; settings: what they amount to."""
 
@@ -35,6 +45,7 @@ class Cell:
     options: Mapping[str, Any]
     args: tuple[str, ...]
     settings: Any
+    experiment: Experiment
 
     @property
     def folder(self) -> str:
@@ -43,15 +54,14 @@ class Cell:
 
 @dataclass(frozen=True)
 class Sweep:
-    """A sweep file as it was read. experiment: the script; seed: the option that seeds it; grid: the options that tell
-    cells apart, none where they have names; models: those that are shown, none for all; published: of a cell, as one
-    text or by model.
+    """A sweep file as it was read. experiment: the name of what its cells run, where they do not say it themselves;
+    grid: the options that tell cells apart, none where they have names; models: those that are shown, none for all;
+    published: of a cell, as one text or by model.
     """
 
     file: Path
     about: str
-    experiment: Path
-    seed: str
+    experiment: str
     cells: tuple[Cell, ...]
     grid: tuple[str, ...]
     models: tuple[str, ...]
@@ -63,7 +73,7 @@ class Sweep:
 
     def settings(self, cell: Cell, seed: int) -> Any:
         """The settings of a run."""
-        return built(cell.settings, {tuple(self.seed.split(".")): seed})
+        return built(cell.settings, {tuple(cell.experiment.seed.split(".")): seed})
 
 
 def read_sweep(path: Path) -> Sweep:
@@ -75,36 +85,43 @@ def read_sweep(path: Path) -> Sweep:
     """
     place = Place(str(path))
     top = mapping(read_yaml(path, "sweep"), FIELDS, place)
-    script, module = _experiment(top.get("experiment"), place / "experiment", path.parent)
-    presets = getattr(module, "PRESETS", None) or {"tiny": module.Settings()}
-    known = set(_names(next(iter(presets.values()))))
-    seed = next((name for name in ("seed", "train.seed") if name in known), "")
-    if not ({"out", "resume"} <= known and seed):
-        raise (place / "experiment").error(
-            f"{script.name} has no --out, --resume and --seed", "Name one whose runs are folders that can be resumed"
-        )
-    shared = _options(top.get("options"), place / "options", known)
+    base = _experiment(top.get("experiment"), place / "experiment", path.parent)
     given = [key for key in ("grid", "cells") if top.get(key)]
     if len(given) != 1:
         raise (place / "grid").error(f"{'stands beside' if given else 'is missing, as are'} cells", "Give one of both")
-    own = (_grid if given == ["grid"] else _named)(top[given[0]], place / given[0], known)
+    if given == ["grid"]:
+        own = {name: (base, o) for name, o in _grid(top["grid"], place / "grid", base.known).items()}
+    else:
+        own = _named(top["cells"], place / "cells", base, path.parent)
     cells = []
-    for name, options in own.items():
-        options = {**shared, **options}
+    for name, (experiment, options) in own.items():
+        options = {**_options(top.get("options"), place / "options", experiment.known), **options}
         args = tuple(itertools.chain(*([_flag(key), *_texts(value)] for key, value in options.items())))
-        settings = _asked(presets, args, place / given[0] / name)
-        cells.append(Cell(name, options, args, settings))
+        settings = _asked(experiment.presets, args, place / given[0] / name)
+        cells.append(Cell(name, options, args, settings, experiment))
     _check_folders(cells, place / given[0])
     return Sweep(
-        path, str(top.get("about", "")), script, seed, tuple(cells),
+        path, str(top.get("about", "")), base.script.stem, tuple(cells),
         tuple(key.replace("-", "_") for key in top["grid"]) if given == ["grid"] else (),
         tuple(map(str, sequence(top["models"], place / "models"))) if top.get("models") else (),
         _published(top.get("published"), place / "published", list(own)),
     )  # fmt: skip
 
 
-def _experiment(raw: Any, place: Place, beside: Path) -> tuple[Path, ModuleType]:
-    """The script of an experiment and its module: one of experiments/ by name, or a .py file beside the sweep."""
+def _experiment(raw: Any, place: Place, beside: Path) -> Experiment:
+    """One of experiments/ by name, or a .py file beside the sweep."""
+    script, module = _script(raw, place, beside)
+    presets = getattr(module, "PRESETS", None) or {"tiny": module.Settings()}
+    known = frozenset(_names(next(iter(presets.values()))))
+    seed = next((name for name in ("seed", "train.seed") if name in known), "")
+    if not ({"out", "resume"} <= known and seed):
+        raise place.error(
+            f"{script.name} has no --out, --resume and --seed", "Name one whose runs are folders that can be resumed"
+        )
+    return Experiment(script, presets, seed, known)
+
+
+def _script(raw: Any, place: Place, beside: Path) -> tuple[Path, ModuleType]:
     if not isinstance(raw, str):
         raise place.error(
             "is missing" if raw is None else f"must be a name, not {shown(raw)}", "Name one, such as wrpo"
@@ -137,7 +154,7 @@ def _names(settings: Any, prefix: str = "") -> Iterator[str]:
             yield prefix + field.name
 
 
-def _options(raw: Any, place: Place, known: set[str]) -> dict[str, Any]:
+def _options(raw: Any, place: Place, known: Set[str]) -> dict[str, Any]:
     out = {}
     for key, value in mapping(raw, None, place).items():
         name = str(key).replace("-", "_")
@@ -162,7 +179,7 @@ def _is_number(text: str) -> bool:
     return True
 
 
-def _grid(raw: Any, place: Place, known: set[str]) -> dict[str, dict[str, Any]]:
+def _grid(raw: Any, place: Place, known: Set[str]) -> dict[str, dict[str, Any]]:
     """Every combination, the last option changing first; named by the last parts of the options' names."""
     values = {}
     for key, several in mapping(raw, None, place).items():
@@ -183,9 +200,16 @@ def _grid(raw: Any, place: Place, known: set[str]) -> dict[str, dict[str, Any]]:
     return out
 
 
-def _named(raw: Any, place: Place, known: set[str]) -> dict[str, dict[str, Any]]:
-    cells = mapping(raw, None, place)
-    return {str(name): _options(options, place / str(name), known) for name, options in cells.items()}
+def _named(raw: Any, place: Place, base: Experiment, beside: Path) -> dict[str, tuple[Experiment, dict[str, Any]]]:
+    """Each cell's options, and its experiment, which it may name itself."""
+    out = {}
+    for name, given in mapping(raw, None, place).items():
+        here = place / str(name)
+        options = dict(mapping(given, None, here))
+        named = options.pop("experiment", None)
+        own = base if named is None else _experiment(named, here / "experiment", beside)
+        out[str(name)] = own, _options(options, here, own.known)
+    return out
 
 
 def _flag(name: str) -> str:

@@ -9,7 +9,8 @@ A sweep is a YAML file:
     experiment: wrpo                      # experiments/wrpo.py; a path ending in .py is from the sweep file's folder
     options: {dpo.loss: ipo}              # of every run, as on the experiment's command line
     grid: {wrpo.alpha: [0.1, 0.3]}        # every combination is a cell ...
-    cells: {"no SFT": {sft_share: 0}}     # ... or, instead, cells by name, each with its options
+    cells: {"no SFT": {sft_share: 0}}     # ... or, instead, cells by name, each with its options; {experiment: dpo}
+                                          # among them: this cell is of another experiment
     models: [SFT-WRPO]                    # those of results.json that are shown; without: all
     published: {"alpha=0.1": "..."}       # shown beside a cell; {cell: {model: "..."}} beside a model's line
 
@@ -100,8 +101,8 @@ class Job:
     @property
     def command(self) -> list[str]:
         resume = ["--resume", "True"] if self.folder.exists() else []
-        own = [f"--{self.sweep.seed}", str(self.seed), "--out", str(self.folder)]
-        return [sys.executable, str(self.sweep.experiment), *self.cell.args, *own, *resume]
+        own = [f"--{self.cell.experiment.seed}", str(self.seed), "--out", str(self.folder)]
+        return [sys.executable, str(self.cell.experiment.script), *self.cell.args, *own, *resume]
 
 
 @dataclass
@@ -146,7 +147,7 @@ def main(s: Settings) -> None:
 
 
 def identity(sweep: Sweep) -> dict[str, str]:
-    return {"sweep": sweep.name, "experiment": sweep.experiment.stem}
+    return {"sweep": sweep.name, "experiment": sweep.experiment}
 
 
 def check_place(place: Path, sweep: Sweep) -> None:

@@ -25,6 +25,7 @@ from tests.small import ROOT, attempt, fails, small_folder, write
 pytestmark = pytest.mark.usefixtures("quick_compiler")
 
 SHIPPED = sorted((EXPERIMENTS / "sweeps/wrpo").glob("*.yaml"))
+PREFERENCE = EXPERIMENTS / "sweeps/preference.yaml"
 SWEPT = Path(__file__).with_name("swept.py")
 EACH = "kind: [plain, squared]"
 
@@ -41,7 +42,7 @@ def sweep_file(folder: Path, text: str = "", name: str = "two.yaml") -> Path:
 def test_every_shipped_sweep_is_accepted_by_its_experiment(path):
     """Each cell's options change the settings of the experiment, and cells differ."""
     sweep = read_sweep(path)
-    assert sweep.experiment == EXPERIMENTS / "wrpo.py" and sweep.about and len(sweep.cells) > 1
+    assert sweep.experiment == "wrpo" and sweep.about and len(sweep.cells) > 1
     assert len({sweep.settings(cell, 1) for cell in sweep.cells}) == len(sweep.cells)
     assert {sweep.settings(cell, 7).seed for cell in sweep.cells} == {7}
     prefix = {"" if cell.settings.sft_share == 0 else "SFT-" for cell in sweep.cells}
@@ -51,7 +52,7 @@ def test_every_shipped_sweep_is_accepted_by_its_experiment(path):
 def test_the_shipped_sweeps_are_the_papers_ablations():
     found = {path.stem: {cell.name: cell.settings for cell in read_sweep(path).cells} for path in SHIPPED}
     assert set(found) == {
-        "alpha", "beta", "objective", "number_of_sources", "which_sources", "components", "off_policy", "mixture", "reward", "split",
+        "alpha", "arms", "beta", "objective", "number_of_sources", "which_sources", "components", "off_policy", "mixture", "reward", "split",
     }  # fmt: skip
     tiny = wrpo.PRESETS["tiny"]
     assert len(found["alpha"]) == 10 and found["components"]["WRPO"].wrpo == tiny.wrpo
@@ -63,6 +64,22 @@ def test_the_shipped_sweeps_are_the_papers_ablations():
     assert [len(s.sources) for s in found["number_of_sources"].values()] == [1, 2, 3]
     assert found["off_policy"]["off-policy"].pairs == "sources"
     assert found["which_sources"]["second best"].source_rank == 2
+
+
+def test_cells_of_several_experiments_have_the_same_data_and_budget():
+    sweep = read_sweep(PREFERENCE)
+    assert [cell.experiment.script.stem for cell in sweep.cells] == ["wrpo"] * 3 + ["infifpo", "fuserl", "fusechat3"]
+    same = ("target", "sources", "problems", "prompts_per_skill", "sample", "sft_share", "sft", "preference", "verifier")
+    assert len({tuple(getattr(cell.settings, name) for name in same) for cell in sweep.cells}) == 1
+    assert {sweep.settings(cell, 7).seed for cell in sweep.cells} == {7}
+
+
+def test_a_cell_names_an_experiment_and_options_that_there_are(tmp_path):
+    cells = "cells: {a: {}, b: {experiment: nothing}}"
+    with pytest.raises(InputError, match="no experiment is called 'nothing'"):
+        read_sweep(sweep_file(tmp_path, cells))
+    with pytest.raises(InputError, match="wrpo.beta': is no setting of the experiment"):
+        read_sweep(sweep_file(tmp_path, "cells: {a: {wrpo.beta: 1}}"))
 
 
 def test_reading_a_sweep_leaves_the_devices_to_its_runs():
