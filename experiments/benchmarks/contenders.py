@@ -39,29 +39,43 @@ def ids_of(folder: Path) -> np.ndarray:
     return np.load(folder / "ids.npy", allow_pickle=False)
 
 
+ROWS = {"wrpo": [0, 1, 2], "dpo": [1, 2], "dpo_norm": [1, 2], "infifpo": [1, 2], "sft": [1]}
+"""Which of the rows (source's response, chosen, rejected) a job trains on."""
+
+
+def values_of_sources(count: int) -> np.ndarray:
+    """float32[B,2,3], log-probs per token of the two responses under three sources."""
+    return -np.random.default_rng(1).uniform(8.5, 10.0, (count, 2, 3)).astype(np.float32)
+
+
 def ours(folder: Path, steps: int, *, kind: str, in_step: bool = False, naive: bool = False) -> Result:
     """The project's own step, on the project's own data types; `naive`: the same with [B,T,V] logits."""
     import jax
     import jax.numpy as jnp
 
     import fusion_jax as fj
-    from fusion_jax.data.batches import Example, buckets_of, collate
+    from fusion_jax.data.batches import Data, Example, buckets_of, collate
     from fusion_jax.models.compute import Compute
-    from fusion_jax.train import objectives, scores
+    from fusion_jax.train import fused_objectives, objectives, scores
+    from fusion_jax.train.fused_objectives import InfifpoSettings
     from fusion_jax.train.objectives import PairSettings, WrpoSettings
     from fusion_jax.train.state import OptimizerSettings, init_state, make_optimizer
     from fusion_jax.train.step import make_score_step, make_train_step
 
     if naive:
         scores.linear_logprobs = _dense_logprobs
-    rows = ids_of(folder)[:, {"wrpo": [0, 1, 2], "dpo": [1, 2], "sft": [1]}[kind]]
+    rows = ids_of(folder)[:, ROWS[kind]]
     half = rows.shape[-1] // 2
     examples = [Example(tuple(map(tuple, r.tolist())), (half,) * len(r), i) for i, r in enumerate(rows)]
+    if kind == "infifpo":
+        examples = list(Data(examples).valued(values_of_sources(len(rows))).examples)
     batch = collate(examples, buckets_of(examples))
     model, reference = fj.load(folder / "policy"), fj.load(folder / "reference").params
     objective = {
         "wrpo": objectives.wrpo(WrpoSettings(beta=BETA, alpha=ALPHA, dynamic=False)),
         "dpo": objectives.pair(PairSettings(beta=BETA)),
+        "dpo_norm": objectives.pair(PairSettings("dpo_norm", beta=BETA)),
+        "infifpo": fused_objectives.infifpo(InfifpoSettings(beta=BETA)),
         "sft": objectives.sft(),
     }[kind]
     compute = Compute(remat="dots")
@@ -101,7 +115,7 @@ def hand_torch(folder: Path, steps: int, *, kind: str, in_step: bool = False, of
     def load(name: str) -> Any:
         return AutoModelForCausalLM.from_pretrained(folder / name, dtype=torch.float32)
 
-    rows = ids_of(folder)[:, {"wrpo": [0, 1, 2], "dpo": [1, 2], "sft": [1]}[kind]]
+    rows = ids_of(folder)[:, ROWS[kind]]
     count, groups, length = rows.shape
     tokens = torch.tensor(rows.swapaxes(0, 1).reshape(-1, length))
     scored = torch.arange(length - 1) >= length // 2 - 1
@@ -117,6 +131,15 @@ def hand_torch(folder: Path, steps: int, *, kind: str, in_step: bool = False, of
     def loss_of(chosen: Any, fixed: Any) -> Any:
         if kind == "sft":
             return -chosen.sum() / (count * int(scored.sum()))
+        if kind in ("dpo_norm", "infifpo"):
+            chosen, fixed = chosen / scored.sum(), fixed / scored.sum()
+        if kind == "infifpo":
+            sources = torch.tensor(values_of_sources(count)).permute(1, 0, 2)
+            clipped = torch.stack([
+                torch.maximum(sources[0], fixed[0, :, None]), torch.minimum(sources[1], fixed[1, :, None])
+            ])  # fmt: skip
+            far = (clipped.exp() - fixed.exp()[..., None]).abs().argmax(-1, keepdim=True)
+            fixed = clipped.gather(-1, far)[..., 0]
         ratios = chosen - fixed
         better = ALPHA * ratios[0] + (1 - ALPHA) * ratios[1] if kind == "wrpo" else ratios[0]
         return -torch.nn.functional.logsigmoid(BETA * (better - ratios[-1])).mean()
@@ -306,6 +329,10 @@ CONTENDERS: dict[str, Callable[[Path, int], Result]] = {
     "dpo ours in-step": lambda f, n: ours(f, n, kind="dpo", in_step=True),
     "dpo torch in-step": lambda f, n: hand_torch(f, n, kind="dpo", in_step=True),
     "dpo trl": lambda f, n: trl(f, n, kind="dpo"),
+    "dpo_norm ours": lambda f, n: ours(f, n, kind="dpo_norm"),
+    "dpo_norm torch": lambda f, n: hand_torch(f, n, kind="dpo_norm"),
+    "infifpo ours": lambda f, n: ours(f, n, kind="infifpo"),
+    "infifpo torch": lambda f, n: hand_torch(f, n, kind="infifpo"),
     "wrpo ours": lambda f, n: ours(f, n, kind="wrpo"),
     "wrpo torch": lambda f, n: hand_torch(f, n, kind="wrpo"),
     "wrpo ours in-step": lambda f, n: ours(f, n, kind="wrpo", in_step=True),
