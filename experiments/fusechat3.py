@@ -1,11 +1,11 @@
 """FuseChat-3.0 (arXiv 2503.04222): SFT on the sources' best responses, then DPO on pairs of one source each.
 
     python experiments/fusechat3.py                                       # built-in miniatures, a CPU, minutes
-    python experiments/fusechat3.py --preset llama31-8b --target META-LLAMA-3.1-8B-INSTRUCT \\
+    python experiments/fusechat3.py --preset llama3.1-8b --target META-LLAMA-3.1-8B-INSTRUCT \\
         --sources GEMMA-2-27B-IT MISTRAL-LARGE QWEN-2.5-72B LLAMA-3.1-70B --source-temperature .8 .8 .7 .8 \\
         --source-top-p .95 .95 .8 .95 --source-repetition-penalty 1 1 1.05 1 \\
         --prompts prompts.jsonl --reward-model ARMORM --check-answers --sft-shares math=0.78 code=0.75 --out runs/a
-    python experiments/fusechat3.py --preset llama31-8b --target TARGET --sft-data FUSECHAT-SFT.json \\
+    python experiments/fusechat3.py --preset llama3.1-8b --target TARGET --sft-data FUSECHAT-SFT.json \\
         --pair-data FUSECHAT-DPO.json --out runs/b                                   # the released records
 
 Data (JSON lines or hf:NAME, docs/data.md): prompts {"prompt", "answer"?, "tests"?, "domain"?}; responses {"prompt",
@@ -106,11 +106,11 @@ PRESETS = {
     "tiny": preference.on_skills(
         Settings(rules=PairRules(least_gap=0.25, most_gap=1.0), loss=PairSettings(loss="dpo_norm", beta=1.0))
     ),
-    "llama31-8b": published(5e-6, 8e-7, normalised=True),
-    "qwen25-7b": published(2e-6, 3e-7, normalised=False),
+    "llama3.1-8b": published(5e-6, 8e-7, normalised=True),
+    "qwen2.5-7b": published(2e-6, 3e-7, normalised=False),
     "gemma2-9b": published(2e-6, 5e-7, normalised=False),
-    "llama32-3b": published(5e-6, 1e-6, normalised=True),
-    "llama32-1b": published(5e-6, 1e-6, normalised=True),
+    "llama3.2-3b": published(5e-6, 1e-6, normalised=True),
+    "llama3.2-1b": published(5e-6, 1e-6, normalised=True),
 }
 STAGES = ("sft", "dpo")
 

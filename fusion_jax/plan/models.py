@@ -29,10 +29,33 @@ _QWEN2 = {
     "num_hidden_layers": 28, "num_attention_heads": 28, "num_key_value_heads": 4, "max_position_embeddings": 32768,
     "rms_norm_eps": 1e-6, "rope_theta": 1000000.0, "tie_word_embeddings": False,
 }  # fmt: skip
+_LLAMA31 = _LLAMA3 | {
+    "max_position_embeddings": 131072, "rope_scaling": {
+        "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192,
+    },
+}  # fmt: skip
+_LLAMA32 = _LLAMA31 | {
+    "intermediate_size": 8192, "tie_word_embeddings": True, "rope_scaling": {
+        "rope_type": "llama3", "factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192,
+    },
+}  # fmt: skip
 PUBLIC: dict[str, dict[str, Any]] = {
     "llama3-8b": _LLAMA3,
     "llama3-70b": _LLAMA3 | {
         "hidden_size": 8192, "intermediate_size": 28672, "num_hidden_layers": 80, "num_attention_heads": 64,
+    },
+    "llama3.1-8b": _LLAMA31,
+    "llama3.2-1b": _LLAMA32 | {"hidden_size": 2048, "num_hidden_layers": 16, "head_dim": 64},
+    "llama3.2-3b": _LLAMA32 | {
+        "hidden_size": 3072, "num_hidden_layers": 28, "num_attention_heads": 24, "head_dim": 128,
+    },
+    "gemma2-9b": {
+        "model_type": "gemma2", "vocab_size": 256000, "hidden_size": 3584, "intermediate_size": 14336,
+        "num_hidden_layers": 42, "num_attention_heads": 16, "num_key_value_heads": 8, "head_dim": 256,
+        "max_position_embeddings": 8192, "sliding_window": 4096, "query_pre_attn_scalar": 256,
+        "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0, "rms_norm_eps": 1e-6,
     },
     "llama2-7b": _LLAMA2,
     "llama2-13b": _LLAMA2 | {
@@ -41,6 +64,10 @@ PUBLIC: dict[str, dict[str, Any]] = {
     "mistral-7b": _MISTRAL,
     "openchat-7b": _MISTRAL | {"vocab_size": 32002, "max_position_embeddings": 8192},
     "qwen2.5-7b": _QWEN2,
+    "qwen2.5-14b": _QWEN2 | {
+        "hidden_size": 5120, "intermediate_size": 13824, "num_hidden_layers": 48, "num_attention_heads": 40,
+        "num_key_value_heads": 8,
+    },
     "qwen2.5-72b": _QWEN2 | {
         "hidden_size": 8192, "intermediate_size": 29568, "num_hidden_layers": 80, "num_attention_heads": 64,
         "num_key_value_heads": 8,

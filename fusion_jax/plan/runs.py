@@ -118,9 +118,10 @@ def training(
     attention: Kernel = "splash" if train.attention == "auto" else train.attention
     dtype: Dtype = "bfloat16" if train.compute_dtype == "auto" else train.compute_dtype
     shared = train.shared_prompt and prompt > 0
+    named = planned_as(objective)
     step = TrainStep(
-        planned_as(objective), examples, tokens, prompt, micro, kind, train.remat, shared, k, attention, dtype, start,
-        len(objective.slots),
+        named, examples, tokens, prompt, micro, kind, train.remat, shared, k, attention, dtype, start,
+        len(objective.slots) if named == "several" else 0,
     )  # fmt: skip
     steps = num_steps(ask.rows, train.batch_size, train.epochs) if ask.rows else 0
     out = [Planned(title, Request(ask.slice, values, step, mesh), steps, notes)]

@@ -78,7 +78,7 @@ def test_a_cell_names_an_experiment_and_options_that_there_are(tmp_path):
     cells = "cells: {a: {}, b: {experiment: nothing}}"
     with pytest.raises(InputError, match="no experiment is called 'nothing'"):
         read_sweep(sweep_file(tmp_path, cells))
-    with pytest.raises(InputError, match="wrpo.beta': is no setting of the experiment"):
+    with pytest.raises(InputError, match=r"wrpo\.beta': is no setting of the experiment"):
         read_sweep(sweep_file(tmp_path, "cells: {a: {wrpo.beta: 1}}"))
 
 

@@ -8,13 +8,16 @@ import json
 
 import pytest
 
-from experiments import dpo, fusechat, fusellm, generate, merge, sft, wrpo
+from experiments import dpo, fusechat, fusechat3, fusellm, fuserl, generate, infifpo, merge, sft, wrpo
 from fusion_jax.data.order import num_steps, split_indices
 from fusion_jax.errors import InputError
 from fusion_jax.plan import command, compile, fits
+from fusion_jax.plan.models import PUBLIC
 from fusion_jax.plan.parts import Training, check_all, plan_of
 from fusion_jax.plan.programs import Decode, MergeTensor, Prefill, ScoreStep, TeacherStep, TrainStep
+from fusion_jax.plan.requests import Request, from_json, to_json
 from fusion_jax.plan.runs import Ask
+from fusion_jax.sampling.samplers import Sampler
 from fusion_jax.sharding import make_mesh
 
 PAIRS = dataclasses.replace(dpo.PRESETS["llama3-8b"], data="pairs.jsonl")
@@ -207,3 +210,28 @@ def test_help_tells_of_plan(name, capsys):
         presets = getattr(module, "PRESETS", None)
         command.run(module.Settings, module.main, module.parts, presets=presets, description="", args=["--help"])
     assert "--plan SLICE" in capsys.readouterr().out
+
+
+def test_the_fusions_through_preferences_plan_their_stages():
+    """With the public model of each preset, the rows of each loss, and every source's scoring."""
+    ask = Ask("v5p-64", rows=1000, preset="llama3.1-8b")
+    step, score, tune = planned = plan_of(fusechat3.parts(fusechat3.PRESETS["llama3.1-8b"]), ask)
+    assert [type(program) for program in programs(planned)] == [TrainStep, ScoreStep, TrainStep]
+    assert step.request.model["rope_scaling"]["factor"] == 8.0 and score.request.program.groups == 2
+    assert (step.times, tune.times) == ((600 - 18) // 128, 3 * (400 // 128))
+    settings = dataclasses.replace(fuserl.PRESETS["llama3-8b"], sources=("llama3-70b",) * 4)
+    step, score, tune = programs(plan_of(fuserl.parts(settings), dataclasses.replace(ask, preset="llama3-8b")))
+    assert (step.objective, step.groups, score.groups) == ("several", 8, 8)
+    assert (tune.objective, tune.groups) == ("several", 4)
+    settings = dataclasses.replace(infifpo.PRESETS["qwen2.5-14b"], sources=("llama3-70b", "qwen2.5-72b"))
+    planned = plan_of(infifpo.parts(settings), Ask("v6e-16", rows=1000, preset="qwen2.5-14b"))
+    scoring = [p for p in planned if p.title.startswith("log-probs by")]
+    assert [p.request.model["hidden_size"] for p in scoring] == [8192, 8192] and len(planned) == 7
+    assert all(p.request.program == ScoreStep(16, 4096, 2, shared_prompt=False) for p in scoring)
+
+
+def test_a_plan_of_several_rows_and_of_a_repetition_penalty_travels_as_json():
+    decode = Decode(2, 64, 32, 2, Sampler(0.7, 0.8, 0, 1.05))
+    for program in (TrainStep("several", 8, 128, rows=6), decode):
+        request = Request("v5e-8", PUBLIC["llama3-8b"], program)
+        assert from_json(json.loads(json.dumps(to_json(request)))) == request
