@@ -7,6 +7,7 @@ put together are the text again, whatever the tokenizer does to spaces or to cha
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from fusion_jax import arguments
-from fusion_jax.data.documents import AT_ONCE
+from fusion_jax.data.documents import AT_ONCE, Document, text_documents
 from fusion_jax.display import brief
 from fusion_jax.errors import InputError
 
@@ -68,6 +69,15 @@ def split_windows(
             ]
         waiting = again
     return sorted(done, key=lambda w: (w.text_index, w.start)), len(texts) - len(kept)
+
+
+def window_documents(
+    texts: Sequence[str], tokenizers: Sequence[PreTrainedTokenizerBase], limit: int
+) -> tuple[list[Document], Counter[str]]:
+    """The windows of `split_windows` as documents, and how many texts, blank texts and windows there are."""
+    windows, blank = split_windows(texts, tokenizers, limit)
+    counts = Counter({"texts": len(texts), "blank texts": blank, "windows": len(windows)})
+    return text_documents([window.text for window in windows]), counts
 
 
 def _cuts(texts: Sequence[str], tokenizers: Sequence[PreTrainedTokenizerBase], limit: int) -> list[list[int]]:

@@ -19,9 +19,9 @@ import numpy as np
 from fusion_jax.align.distributions import AlignedRows, RowRule
 from fusion_jax.data.batches import Example, Targets, bucket_list
 from fusion_jax.data.documents import Document, TeacherRow, TeacherText, scored_bytes
-from fusion_jax.data.lazy import Lazy
 from fusion_jax.display import brief
 from fusion_jax.errors import InputError
+from fusion_jax.lazy import Lazy
 from fusion_jax.losses.fusion import Target, filled, fused_targets, rewards, soft_weights, teacher_target
 from fusion_jax.paths import as_path
 from fusion_jax.store.parts import Arrays, Job, Part, Stored, digest, make_parts
