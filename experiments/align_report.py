@@ -41,7 +41,6 @@ from fusion_jax.store.run_folder import RunFolder
 from fusion_jax.zoo import model_path
 from fusion_jax.zoo.tasks import corpus
 
-Groups = dict[str, list[str]]
 Map = Literal["exact", "mined", "statistics"]
 
 
@@ -112,12 +111,12 @@ def side_of(name: str, option: str) -> Side:
     return Side(tokenizer, view_of(tokenizer), name)
 
 
-def groups_of(files: Sequence[str]) -> Groups:
+def groups_of(files: Sequence[str]) -> dict[str, list[str]]:
     """Texts by language or file; the zoo's texts where no file is given."""
     return load_groups(files) if files else {"zoo": corpus(seed=1, count=30)}
 
 
-def measure(s: Settings, pivot: Side, source: Side, groups: Groups) -> Direction:
+def measure(s: Settings, pivot: Side, source: Side, groups: dict[str, list[str]]) -> Direction:
     """The coverage of one direction, and what becomes of the source's pieces under each map."""
     aligned = {
         name: align_texts(texts, pivot, source, s.variant, method=s.align, max_length=s.max_length, pieces=s.pieces)
@@ -143,20 +142,17 @@ def measure(s: Settings, pivot: Side, source: Side, groups: Groups) -> Direction
 
 def report(s: Settings, run: RunFolder, directions: Sequence[Direction]) -> None:
     """report.md, its pictures, report.json; the tables also on the screen."""
-    how = f"Rules {s.variant}, map {s.map}, alignment {s.align}, pieces compared as {s.pieces}."
-    parts = [ABOUT, how]
+    parts = [ABOUT, f"Rules {s.variant}, map {s.map}, alignment {s.align}, pieces compared as {s.pieces}."]
     for number, direction in enumerate(directions):
         bars = {group.group: group.rules for group in direction.found.groups}
-        label = f"share of pivot tokens, {direction.title}"
-        figure = shares_figure(bars, xlabel=label, grey=("fallback", "empty"))
+        figure = shares_figure(bars, xlabel=f"share of pivot tokens, {direction.title}", grey=("fallback", "empty"))
         run.secure()
         picture = save_figure(figure, run.file("coverage_reversed.png" if number else "coverage.png"))
         parts.append(section(direction, picture))
         run.console.print(summary(direction), soft_wrap=True, markup=False, highlight=False)
     ran = Ran(__file__, s, {"tiny": Settings()})
     write_report(run, "Coverage of a pair of tokenizers", coverage_sentence(directions[0]), ran, parts)
-    told = {"settings": to_json(s), "directions": [as_json(direction) for direction in directions]}
-    write_json(run.file("report.json"), told)
+    write_json(run.file("report.json"), {"settings": to_json(s), "directions": list(map(as_json, directions))})
     run.log(f"report: {run.file('report.md')}")
 
 

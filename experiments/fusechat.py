@@ -85,14 +85,11 @@ class Settings(ChatSettings):
         bounded(self, "weight", least=0.0)
 
 
+TINY = replace(TINY_TRAINING, optimizer=OptimizerSettings(learning_rate=3e-4), epochs=3.0)
 ADAMW = OptimizerSettings(learning_rate=5e-6, warmup_ratio=0.03)
 LARGE = Settings(align=PUBLISHED, train=TrainSettings(optimizer=ADAMW, epochs=3.0, micro_batches=4))
 PRESETS = {
-    "tiny": Settings(
-        max_length=160,
-        teacher_batch=64,
-        train=replace(TINY_TRAINING, optimizer=OptimizerSettings(learning_rate=3e-4), epochs=3.0),
-    ),
+    "tiny": Settings(max_length=160, teacher_batch=64, train=TINY),
     "openchat-7b": LARGE,
     "openchat-7b-official": replace(LARGE, template="pivot", math_dtype="bfloat16", align=OFFICIAL, fusion=ROUNDED),
 }
@@ -118,8 +115,7 @@ def fuse(s: Settings, desk: Desk) -> Measures:
 
     fusing = Fusing(desk, s, corpus)
     readings = {name: fusing.read(name) for name in folders}
-    pivot = fusing.load(folders[model_name(s.pivot)])
-    arms = arms_of(s)
+    pivot, arms = fusing.load(folders[model_name(s.pivot)]), arms_of(s)
     for name, arm in arms.items():
         fused = fusing.trained(name, arm, pivot, readings, mask="labels", whole=s.template == "pivot")
         desk.export(fused, f"targets/{name}", made_from=[f"arms/{name}/model"])

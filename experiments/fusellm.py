@@ -30,12 +30,11 @@ from fusion_jax.options import Folder, OneOf
 from fusion_jax.plan.command import run as run_experiment
 from fusion_jax.plan.parts import Part
 from fusion_jax.runs.checks import check_arms, check_names, model_name
-from fusion_jax.runs.corpora import PlainTextSettings, text_corpus
+from fusion_jax.runs.corpora import PlainTextSettings, text_corpus, text_tests
 from fusion_jax.runs.desk import Desk
 from fusion_jax.runs.fusing import ALONE, TINY_TRAINING, UNTAUGHT, Arm, Fusing, fusing_parts
 from fusion_jax.runs.page import conduct
 from fusion_jax.runs.practice import Practice
-from fusion_jax.runs.prompts import eval_set, held_out_skills
 from fusion_jax.runs.seeds import Measures
 from fusion_jax.settings import bounded
 from fusion_jax.teachers.settings import ROUNDED
@@ -117,8 +116,7 @@ def check(s: Settings) -> None:
     check_names((s.target, *s.sources), tuple(arms_of(s, "")))
     if not s.sources:
         raise InputError("there is none", field="sources", cure="Give at least one model")
-    tests = eval_set(s, [] if s.texts else held_out_skills(s), chat=False)
-    tests.check(*map(model_path, (s.target, *s.sources)))
+    text_tests(s).check(*map(model_path, (s.target, *s.sources)))
 
 
 def fuse(s: Settings, desk: Desk) -> Measures:

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 import numpy as np
 
@@ -19,12 +19,16 @@ from fusion_jax.models.folder import check_folder, tokenizer_of
 from fusion_jax.options import File, ModelPath
 from fusion_jax.runs.desk import Desk
 from fusion_jax.runs.fusing import Corpus, FusingSettings
-from fusion_jax.runs.prompts import eval_set, zoo_problems
+from fusion_jax.runs.judging import EvalSet
+from fusion_jax.runs.prompts import eval_set, held_out_skills, zoo_problems
 from fusion_jax.zoo.tasks import answered, plain_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    Readers = Mapping[str, PreTrainedTokenizerBase]
+
+S = TypeVar("S", bound=FusingSettings)
 Documents = dict[str, list[Document]]
 """{model: what it reads}."""
 
@@ -57,33 +61,39 @@ class ChatSettings(FusingSettings):
     """Each model reads chats through its own template, or all through the pivot's, as published."""
 
 
+def text_tests(s: PlainTextSettings) -> EvalSet:
+    """Test prompts as plain text; beside the user's texts the user's only."""
+    return eval_set(s, [] if s.texts else held_out_skills(s), chat=False)
+
+
 def text_corpus(
     s: PlainTextSettings, desk: Desk, folders: Mapping[str, Path], *, per_skill: int, window: int
 ) -> Corpus:
-    """Texts, cut so that no model needs more tokens than it reads, EOS included; test prompts are plain text, too.
+    """Texts, cut so that no model needs more tokens than it reads, EOS included.
 
     Args:
       folders: of the models by their names, the pivot first. per_skill: the zoo's problems of each skill that stand in
         where no file is given. window: tokens at which texts to train on are cut, EOS not included; 0: as many as fit.
     """
-    limit = _limit(s, desk, folders, "texts")
+    s = _as_long_as_read(s, desk, folders, "texts")
     problems = zoo_problems(s, per_skill, own_data=bool(s.texts))
     learnt, unseen = ([plain_text(problem) for problem in some] for some in problems)
     if s.texts:
         learnt, unseen = load_texts(s.texts), load_texts(s.held_out_texts) if s.held_out_texts else []
     tokenizers = [tokenizer_of(folder) for folder in folders.values()]
-    windows, found = window_documents(learnt, tokenizers, min(window or limit - 1, limit - 1))
+    most = s.max_length - 1
+    windows, found = window_documents(learnt, tokenizers, min(window or most, most))
     if not windows:
         raise InputError("all are blank", field="texts", cure="Give texts with words in them")
     desk.counter("records").update(found)
-    held, _ = window_documents(unseen, tokenizers, limit - 1)
+    held, _ = window_documents(unseen, tokenizers, most)
     documents, held_out = dict.fromkeys(folders, windows), dict.fromkeys(folders, held)
-    return Corpus(folders, limit, documents, held_out, eval_set(s, problems[1], chat=False))
+    return Corpus(folders, s.max_length, documents, held_out, text_tests(s))
 
 
 def chat_corpus(s: ChatSettings, desk: Desk, folders: Mapping[str, Path], *, per_skill: int) -> Corpus:
     """Chats as each model reads them, held-out ones through its own template; arguments as of `text_corpus`."""
-    limit, counts = _limit(s, desk, folders, "chats"), desk.counter("records")
+    s, counts = _as_long_as_read(s, desk, folders, "chats"), desk.counter("records")
     problems = zoo_problems(s, per_skill, own_data=bool(s.chats))
     learnt, unseen = map(answered, problems)
     if s.chats:
@@ -91,16 +101,16 @@ def chat_corpus(s: ChatSettings, desk: Desk, folders: Mapping[str, Path], *, per
     rows, dropped = parse_rows(learnt, "sft", file=s.chats or None, on_bad=s.on_bad)
     counts.update(dropped + Counter({"chats": len(rows)}))
     readers = {name: tokenizer_of(folder) for name, folder in folders.items()}
-    documents, held_out, dropped = _as_read(s, readers, limit, rows, counts), Documents(), Counter[str]()
+    documents, held_out, dropped = _as_read(s, readers, rows, counts), Documents(), Counter[str]()
     if unseen:
         rows, _ = parse_rows(unseen, "sft", file=s.held_out_chats or None)
-        held_out = _as_read(replace(s, template="own"), readers, limit, rows, dropped)
+        held_out = _as_read(replace(s, template="own"), readers, rows, dropped)
         counts.update({f"held out: {what}": n for what, n in dropped.items()})
-    return Corpus(folders, limit, documents, held_out, eval_set(s, problems[1]))
+    return Corpus(folders, s.max_length, documents, held_out, eval_set(s, problems[1]))
 
 
-def _limit(s: FusingSettings, desk: Desk, folders: Mapping[str, Path], what: str) -> int:
-    """The tokens that every model reads of a text.
+def _as_long_as_read(s: S, desk: Desk, folders: Mapping[str, Path], what: str) -> S:
+    """The settings with the greatest length that every model reads.
 
     Raises:
       InputError: k entries are more than the smallest vocabulary has.
@@ -113,16 +123,10 @@ def _limit(s: FusingSettings, desk: Desk, folders: Mapping[str, Path], what: str
     limit = min(s.max_length, *(config.max_positions for config in configs.values()))
     if limit < s.max_length:
         desk.run.log(f"{what} have {limit} tokens at most instead of {s.max_length}: a model reads no more")
-    return limit
+    return replace(s, max_length=limit)
 
 
-def _as_read(
-    s: ChatSettings,
-    readers: Mapping[str, PreTrainedTokenizerBase],
-    limit: int,
-    chats: Sequence[Row],
-    counts: Counter[str],
-) -> Documents:
+def _as_read(s: ChatSettings, readers: Readers, chats: Sequence[Row], counts: Counter[str]) -> Documents:
     """Every chat as each model reads it; what one of them cannot read, none reads."""
     pivot = next(iter(readers.values()))
     templates = {name: reader if s.template == "own" else pivot for name, reader in readers.items()}
@@ -141,9 +145,9 @@ def _as_read(
         for some, view in zip(documents.values(), views, strict=True):
             some += view
     lengths = [token_counts(reader, documents[name]) for name, reader in readers.items()]
-    kept = np.max(lengths, axis=0) <= limit
+    kept = np.max(lengths, axis=0) <= s.max_length
     counts["longer than max_length in some tokenizer"] = int((~kept).sum())
     if not kept.any():
-        problem = f"all are longer than {limit} tokens"
+        problem = f"all are longer than {s.max_length} tokens"
         raise InputError(problem, file=s.chats, field="--max-length", cure="Raise it")
     return {name: [d for d, keep in zip(some, kept, strict=True) if keep] for name, some in documents.items()}

@@ -60,11 +60,7 @@ class Practice:
         return run.file("model")
 
     def parts(self, option: str, models: Sequence[tuple[str, str]]) -> list[Part]:
-        """What it computes.
-
-        Args:
-          option: of the settings. models: the option that names each model, and the model.
-        """
+        """What it computes; option: of the settings; models: the option that names each, and the model."""
 
         def part(named: str, model: str) -> Part:
             title, texts = f"practice of {model}", sum(self.lessons(model).values())
