@@ -113,11 +113,11 @@ def fuse(s: Settings, desk: Desk) -> Measures:
     desk.check_enough(corpus.size, s.train, "--train")
     corpus.tests.check(*folders.values())
 
-    fusing = Fusing(desk, s, corpus)
+    fusing = Fusing(desk, s, corpus, mask="labels", whole=s.template == "pivot")
     readings = {name: fusing.read(name) for name in folders}
     pivot, arms = fusing.load(folders[model_name(s.pivot)]), arms_of(s)
     for name, arm in arms.items():
-        fused = fusing.trained(name, arm, pivot, readings, mask="labels", whole=s.template == "pivot")
+        fused = fusing.trained(name, arm, pivot, readings)
         desk.export(fused, f"targets/{name}", made_from=[f"arms/{name}/model"])
     taught = [name for name in arms if name.startswith("with-")]
     for method in s.merges if len(taught) > 1 else ():

@@ -126,13 +126,13 @@ def fuse(s: Settings, desk: Desk) -> Measures:
     if s.packing == "none":
         desk.check_enough(corpus.size, s.train, "--train")
 
-    fusing = Fusing(desk, s, corpus)
+    fusing = Fusing(desk, s, corpus, mask="all", whole=True, packing=s.packing)
     target, *sources = map(fusing.read, folders)
     start = fusing.load(folders[target.name])
     best = min(sources, key=lambda source: stored_surprise(source.rows, source.documents).bits_per_byte)
     readings = {reading.name: reading for reading in (target, *sources)}
     for name, arm in arms_of(s, best.name).items():
-        fused = fusing.trained(name, arm, start, readings, mask="all", whole=True, packing=s.packing)
+        fused = fusing.trained(name, arm, start, readings)
     desk.export(fused, made_from=[f"arms/{name}/model"])
     return fusing.report(before=target.name, plain="CLM")
 

@@ -150,10 +150,8 @@ def align_texts(
         p, s = (np.asarray(side["input_ids"][i], np.int32) for side in (ours, theirs))
         for ids, name in ((p, "pivot"), (s, "source")):
             if not len(ids):
-                raise InputError(
-                    f"the {name} tokenizer makes no token of it", record=window.text_index + 1, field="text",
-                    cure="Leave this text out",
-                )  # fmt: skip
+                problem = f"the {name} tokenizer makes no token of it"
+                raise InputError(problem, record=window.text_index + 1, field="text", cure="Leave this text out")
         if method == "dp":
             found = align(p, s, pivot.view, source.view, variant, pieces)
         else:

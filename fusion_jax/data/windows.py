@@ -59,10 +59,8 @@ def split_windows(
                 done.append(window)
             bounds = [0, *places, len(window.text)] if places else []
             if bounds and min(np.diff(bounds)) < 1:
-                raise InputError(
-                    f"one character needs more than {limit} tokens", record=window.text_index + 1, field="text",
-                    cure="Raise the limit",
-                )  # fmt: skip
+                problem = f"one character needs more than {limit} tokens"
+                raise InputError(problem, record=window.text_index + 1, field="text", cure="Raise the limit")
             again += [
                 Window(window.text_index, window.start + a, window.start + b, window.text[a:b])
                 for a, b in pairwise(bounds)

@@ -137,9 +137,8 @@ def _as_read(s: ChatSettings, readers: Readers, chats: Sequence[Row], counts: Co
         except InputError as error:
             if s.on_bad == "error":
                 cure = f"{error.cure}, or leave such chats out with --on-bad skip"
-                raise InputError(
-                    error.problem, file=error.file, record=chat.name, field=error.field, cure=cure
-                ) from None
+                problem = error.problem
+                raise InputError(problem, file=error.file, record=chat.name, field=error.field, cure=cure) from None
             counts["refused by a template"] += 1
             continue
         for some, view in zip(documents.values(), views, strict=True):

@@ -101,12 +101,17 @@ class Corpus:
 class Fusing:
     """Teachers at a desk.
 
-    measures, coverage: what was found so far.
+    mask: as in `teachers.targets.fuse`. whole: as in `source_opinions`. packing: blocks of `corpus.limit` tokens with
+    attention across texts ("official") or not ("reset"), or a text a row ("none"). measures, coverage: what was found
+    so far.
     """
 
     desk: Desk
     settings: FusingSettings
     corpus: Corpus
+    mask: Mask
+    whole: bool
+    packing: Packing = "none"
     measures: Measures = field(default_factory=dict)
     coverage: list[dict[str, Any]] = field(default_factory=list)
 
@@ -147,23 +152,11 @@ class Fusing:
                 batch_size=self.settings.teacher_batch, progress=run.progress,
             )  # fmt: skip
 
-    def trained(
-        self,
-        name: str,
-        arm: Arm,
-        start: Model,
-        readings: Mapping[str, Reading],
-        *,
-        mask: Mask,
-        whole: bool,
-        packing: str = "none",
-    ) -> Model:
+    def trained(self, name: str, arm: Arm, start: Model, readings: Mapping[str, Reading]) -> Model:
         """An arm's model: its teachers aligned and fused, and the target trained on what they say.
 
         Args:
-          start: the target. readings: of every model, the pivot first. mask: as in `teachers.targets.fuse`.
-          whole: as in `source_opinions`. packing: blocks of `limit` tokens with attention across texts ("official") or
-            not ("reset"), or a text a row ("none").
+          start: the target. readings: of every model, the pivot first.
         """
         run, pivot = self.desk.run, next(iter(readings.values()))
         opinions = [own_opinions(pivot, arm.fusion)]
@@ -171,16 +164,17 @@ class Fusing:
             folder = run.sub("aligned").file(source)
             with run.timed(f"aligning {source}"):
                 views, rules = source_opinions(
-                    folder, pivot, readings[source], arm.align, arm.fusion, whole=whole, progress=run.progress
+                    folder, pivot, readings[source], arm.align, arm.fusion, whole=self.whole, progress=run.progress
                 )
             opinions.append(views)
             self.coverage.append({"arm": name, "source": source, **rules})
         rows, dropped = fusion_rows(pivot.texts, opinions)
         self.desk.counter("records").update({f"{name}: {what}": n for what, n in dropped.items()})
-        if packing != "none":
-            rows = packed(rows, self.corpus.limit, reset=packing == "reset")
+        reset = self.packing == "reset"
+        if self.packing != "none":
+            rows = packed(rows, self.corpus.limit, reset=reset)
         place = run.sub("arms").sub(name)
-        examples = fused_examples(place.file("examples"), rows, arm.fusion, mask=mask, reset=packing == "reset")
+        examples = fused_examples(place.file("examples"), rows, arm.fusion, mask=self.mask, reset=reset)
         objective = objectives.fusion(arm.fusion)
         fused = trained(
             place, start, compute_for(self.train).mesh,

@@ -102,10 +102,8 @@ def source_opinions(
         and settings.tokens == "byte_offsets"
         and any(p.text != s.text for p, s in zip(pivot.documents, source.documents, strict=True))
     ):
-        raise InputError(
-            "counts characters of one text, and the template writes each model's own EOS", field="tokens",
-            cure='Set it to "dp", or the template to "own"',
-        )  # fmt: skip
+        problem = "counts characters of one text, and the template writes each model's own EOS"
+        raise InputError(problem, field="tokens", cure='Set it to "dp", or the template to "own"')
     variant = settings.rules if settings.tokens == "dp" else "byte_offsets"
     name = f"{source.name} to {pivot.name}"
     ranges = align_corpus(

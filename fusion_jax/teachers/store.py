@@ -261,15 +261,12 @@ class TeacherStore(Indexed[TeacherRow]):
             try:
                 len(ArrayRecordDataSource([file]))
             except (RuntimeError, ValueError, OSError) as error:
-                raise InputError(
-                    f"is damaged ({' '.join(str(error).split())[:120]})", file=part, cure=DELETE_PART
-                ) from None
+                problem = f"is damaged ({' '.join(str(error).split())[:120]})"
+                raise InputError(problem, file=part, cure=DELETE_PART) from None
         self._source = ArrayRecordDataSource(files)
         if len(self._source) != identity.records:
-            raise InputError(
-                f"holds {len(self._source)} records instead of {identity.records}", file=folder,
-                cure="Delete the parts and write them again",
-            )  # fmt: skip
+            problem = f"holds {len(self._source)} records instead of {identity.records}"
+            raise InputError(problem, file=folder, cure="Delete the parts and write them again")
 
     def __len__(self) -> int:
         return self._size
@@ -307,8 +304,6 @@ def verified(store: TeacherStore, rows: Callable[[range], Sequence[TeacherRow]],
             float(np.abs(kept.topk_logprobs.astype(np.float32) - again.topk_logprobs.astype(np.float32)).max()),
         )  # fmt: skip
         if worst > 0.05:
-            raise InputError(
-                f"scored again, the row differs by {worst:.3f}", record=index + 1, field="--out",
-                cure="Delete the store and write it again",
-            )  # fmt: skip
+            problem = f"scored again, the row differs by {worst:.3f}"
+            raise InputError(problem, record=index + 1, field="--out", cure="Delete the store and write it again")
     return worst

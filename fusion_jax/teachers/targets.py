@@ -286,11 +286,7 @@ def _check(s: FusionSettings, teachers: int) -> None:
     if teachers - (not s.pivot) < 1:
         raise InputError("there is no teacher", field="pivot", cure="Give a source, or take the pivot as a teacher")
     if s.tail == "bucket" and (s.temperature != 1.0 or s.rounding != "none"):
-        raise InputError(
-            "keeps probabilities as they are",
-            field="tail",
-            cure="Set temperature 1 and no rounding",
-        )
+        raise InputError("keeps probabilities as they are", field="tail", cure="Set temperature 1 and no rounding")
     if s.choice == "token" and s.function != "mince":
         raise InputError("goes with mince only", field="choice", cure='Set it to "sample"')
     if s.schedule == "soft" and s.choice == "token":
