@@ -94,6 +94,7 @@ class Corpus:
 
     @property
     def size(self) -> int:
+        """How many documents there are to learn from."""
         return len(next(iter(self.documents.values())))
 
 
