@@ -31,6 +31,7 @@ Python:
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
@@ -39,10 +40,11 @@ import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 
-from fusion_jax.data.documents import all_scored_bytes, encode_documents, text_documents
+from fusion_jax.data.documents import Document, encode_documents
 from fusion_jax.data.loaders import load_texts
-from fusion_jax.data.windows import split_windows
+from fusion_jax.data.windows import window_documents
 from fusion_jax.errors import InputError
+from fusion_jax.evals.perplexity import stored_surprise
 from fusion_jax.hosts.join import HostSettings, join
 from fusion_jax.markdown import markdown_table
 from fusion_jax.models.folder import load, tokenizer_of
@@ -99,8 +101,7 @@ def main(s: Settings) -> None:
         raise InputError("is missing", field="--texts", cure="Give a file of texts")
     together = s.mesh == "global"
     host = join(s.hosts, connected=together)
-    devices = jax.devices() if together else jax.local_devices()
-    compute = compute_to_read(TrainSettings(), devices)
+    compute = compute_to_read(TrainSettings(), jax.devices() if together else jax.local_devices())
     named = [("--model", s.model), *(("--windows-for", name) for name in s.windows_for)]
     tokenizers = [tokenizer_of(model_path(name, option), option) for option, name in named]
     model = load(model_path(s.model), mesh=compute.mesh)
@@ -110,17 +111,15 @@ def main(s: Settings) -> None:
     limit = min(s.max_length, model.config.max_positions)
     if limit < s.max_length:
         console.print(f"max_length is {limit}: the model reads no more", highlight=False)
-    read = load_texts(s.texts)
-    windows, blank = split_windows(read, tokenizers, limit - 1)
-    texts = [w.text for w in windows]
-    if not texts:
+    documents, counts = window_documents(load_texts(s.texts), tokenizers, limit - 1)
+    if not documents:
         raise InputError("holds no text that is not blank", file=s.texts, field="--texts", cure="Give other texts")
-    documents = text_documents(texts)
+
     encoded = encode_documents(model.tokenizer, documents, max_length=limit)
     identity = replace(store_identity(model, documents, s.k), part_size=s.part_size)
     rows = teacher_rows(model, encoded, s.k, compute, batch_size=s.batch_size)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task("  scoring", total=len(texts))
+        task = progress.add_task("  scoring", total=len(documents))
         there = write_store(
             s.out, identity, rows, lambda done: progress.update(task, completed=done),
             host=host, settings=s.hosts, together=together,
@@ -133,16 +132,20 @@ def main(s: Settings) -> None:
         return
     if there:
         console.print(f"{there} of {identity.parts} parts were there", highlight=False)
-    tokens = sum(len(row.ids) for row in store)
-    nats, scored = (float(np.sum([row.metric[i] for row in store], dtype=np.float64)) for i in (0, 1))
-    size = all_scored_bytes(documents, (row.offsets for row in store))
-    table = markdown_table([{
-        "texts": len(read), "windows": len(texts), "blank texts": blank, "tokens": tokens,
-        "nats a token": f"{nats / scored:.4f}", "bits_per_byte": f"{nats / np.log(2) / size:.4f}",
+    again = f"{worst:.1e}" if s.verify else "not checked"
+    console.print(table_of(store, documents, counts, again), soft_wrap=True, highlight=False, markup=False)
+
+
+def table_of(store: TeacherStore, documents: Sequence[Document], counts: Mapping[str, int], again: str) -> str:
+    """What the store holds, and how well its teacher knows the texts."""
+    surprise = stored_surprise(store, documents)
+    return markdown_table([{
+        **{what: counts[what] for what in ("texts", "windows", "blank texts")},
+        "tokens": sum(len(row.ids) for row in store), "nats a token": f"{surprise.nats_per_token:.4f}",
+        "bits_per_byte": f"{surprise.bits_per_byte:.4f}",
         "mass of the k entries": f"{1 - np.mean(np.concatenate([row.tail for row in store])):.4f}",
-        "largest difference when scored again": f"{worst:.1e}" if s.verify else "not checked",
+        "largest difference when scored again": again,
     }])  # fmt: skip
-    console.print(table, soft_wrap=True, highlight=False, markup=False)
 
 
 def parts(s: Settings) -> list[Part]:

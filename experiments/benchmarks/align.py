@@ -26,7 +26,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from experiments.align_report import Side, read_groups, side_of
+from experiments.align_report import groups_of, side_of
+from fusion_jax.align.coverage import Side
 from fusion_jax.align.sequences import UP_BEFORE_LEFT, Variant, align
 from fusion_jax.align.views import TokenizerView, delete_marks, replace_marks
 from fusion_jax.align.vocabulary import exact_map, mined_map
@@ -122,7 +123,7 @@ def plain_nearest(text: str, pivot: TokenizerView) -> int:
 
 def sequences(s: Settings, pivot: Side, source: Side) -> dict[str, Any]:
     """The row of the alignment of two token sequences."""
-    whole = "\n".join(t for texts in read_groups(s.texts, 0).values() for t in texts)
+    whole = "\n".join(t for texts in groups_of(s.texts).values() for t in texts)
     spans = pivot.tokenizer(whole, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
     if len(spans) < s.length:
         raise InputError(f"hold {len(spans)} pivot tokens", field="--texts", cure=f"Give at least {s.length}")

@@ -26,11 +26,12 @@ from typing import Any
 
 import numpy as np
 
-from experiments.align_report import Map, Side, side_of
-from fusion_jax.align.coverage import align_texts
+from experiments.align_report import Map, side_of
+from fusion_jax.align.coverage import Side, align_texts
 from fusion_jax.align.matching import altered
+from fusion_jax.align.settings import AlignSettings
 from fusion_jax.align.views import Pieces
-from fusion_jax.align.vocabulary import VocabMap, Weight, count_pairs, exact_map, mapping_statistics, mined_map
+from fusion_jax.align.vocabulary import VocabMap, count_pairs
 from fusion_jax.errors import InputError
 from fusion_jax.markdown import markdown_table
 from fusion_jax.settings import run as run_experiment
@@ -111,12 +112,10 @@ def counted(side: Side, texts: Sequence[str]) -> Counts:
 
 def made(kind: Map, pieces: Pieces, pivot: Side, source: Side, texts: Sequence[str]) -> VocabMap:
     """The map; the statistics with the published weight where strings are compared."""
-    if kind != "statistics":
-        return (mined_map if kind == "mined" else exact_map)(pivot.view, source.view, pieces)
-    ours, theirs = (pivot.tokenizer, pivot.view), (source.tokenizer, source.view)
-    counts = count_pairs(align_texts(texts, ours, theirs, "chat_v2", pieces=pieces), pivot.view, source.view)
-    weight: Weight = "code" if pieces == "raw" else "inverse"
-    return mapping_statistics(counts, pivot.view, source.view, "chat_v2", weight, pieces)
+    how = AlignSettings(vocabulary=kind, ms_weight="code" if pieces == "raw" else "inverse", pieces=pieces)
+    aligned = align_texts(texts, pivot, source, how.rules, pieces=pieces) if kind == "statistics" else []
+    views = pivot.view, source.view
+    return how.make_map(views, count_pairs(aligned, *views))
 
 
 def row_of(
@@ -139,9 +138,8 @@ def row_of(
 
 def agreement(pieces: Pieces, pivot: Side, source: Side, texts: Sequence[str]) -> float:
     """Share of the pivot's tokens, of those that have offsets in common, that are aligned as the offsets say."""
-    ours, theirs = (pivot.tokenizer, pivot.view), (source.tokenizer, source.view)
-    found = align_texts(texts, ours, theirs, "chat_v2", pieces=pieces)
-    true = align_texts(texts, ours, theirs, "chat_v2", method="byte_offsets")
+    found = align_texts(texts, pivot, source, "chat_v2", pieces=pieces)
+    true = align_texts(texts, pivot, source, "chat_v2", method="byte_offsets")
     right = tokens = 0
     for a, b in ((x.alignment, y.alignment) for x, y in zip(found, true, strict=True)):
         known = b.first >= 0

@@ -122,9 +122,8 @@ def align_rows(
       InputError: as `align_corpus` and `align_distributions`; another number of alignments than of records.
     """
     if len(alignments) != len(records):
-        raise InputError(
-            f"there are {len(alignments)} for {len(records)} records", field="alignments", cure="Align these records"
-        )
+        problem = f"there are {len(alignments)} for {len(records)} records"
+        raise InputError(problem, field="alignments", cure="Align these records")
 
     def items(wanted: range) -> list[_Rows]:
         return [_rows(records[i], alignments[i], i + 1) for i in wanted]
@@ -268,10 +267,8 @@ def _check_places(item: _Tokens) -> None:
             raise InputError(f"one has no {name} token", field="segments", cure="Leave out segments without a token")
         flat = np.concatenate([[0], bounds.ravel(), [size]])
         if (flat[1:] < flat[:-1]).any():
-            raise InputError(
-                f"they overlap, go back or leave the {size} {name} tokens", field="segments",
-                cure="Give the token ranges in order",
-            )  # fmt: skip
+            problem = f"they overlap, go back or leave the {size} {name} tokens"
+            raise InputError(problem, field="segments", cure="Give the token ranges in order")
     if (item.anchors < 0).any() or (item.anchors >= sizes).any():
         raise InputError(f"one is outside the {sizes[0]} and {sizes[1]} tokens", field="anchors")
     if len(np.unique(item.anchors[:, 0])) != len(item.anchors):
@@ -282,9 +279,8 @@ def _check_offsets(item: _Tokens) -> None:
     sides = (item.pivot_ids, item.pivot_offsets), (item.source_ids, item.source_offsets)
     for field, (ids, offsets) in zip(("pivot_offsets", "source_offsets"), sides, strict=True):
         if len(offsets) != len(ids):
-            raise InputError(
-                f"there are {len(offsets)} for {len(ids)} tokens", field=field, cure="Give the offsets of these tokens"
-            )
+            problem = f"there are {len(offsets)} for {len(ids)} tokens"
+            raise InputError(problem, field=field, cure="Give the offsets of these tokens")
 
 
 @dataclass(frozen=True, eq=False)
@@ -322,10 +318,9 @@ def _top_rows(item: _Rows, raw: bool) -> TopRows:
     """The source's log-probs, float32[n,K]; or its logits where `raw`."""
     n = len(item.source_ids)
     if item.topk_ids.ndim != 2 or item.topk_ids.shape != item.topk_logprobs.shape or item.logsumexp.shape != (n,):
-        raise InputError(
-            f"the shapes {item.topk_ids.shape}, {item.topk_logprobs.shape} and {item.logsumexp.shape} are no rows of "
-            f"{n} tokens", field="source", cure="Give the row that was stored with these tokens",
-        )  # fmt: skip
+        shapes = f"{item.topk_ids.shape}, {item.topk_logprobs.shape} and {item.logsumexp.shape}"
+        problem = f"the shapes {shapes} are no rows of {n} tokens"
+        raise InputError(problem, field="source", cure="Give the row that was stored with these tokens")
     logits = item.topk_logprobs.astype(np.float32)
     if raw:
         logits += item.logsumexp.astype(np.float32)[:, None]

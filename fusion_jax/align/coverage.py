@@ -26,6 +26,14 @@ Method = Literal["dp", "byte_offsets"]
 RULE_NAMES = ("exact", "suffix", "one-to-many", "fallback", "empty")  # of RowRule 0 to 4
 
 
+class Side(NamedTuple):
+    """One of the two tokenizers, a fast one, with its view and what it is called."""
+
+    tokenizer: PreTrainedTokenizerBase
+    view: TokenizerView
+    name: str = ""
+
+
 class AlignedText(NamedTuple):
     """A text, or a window of one, in both tokenisations: int32[m] and int32[n] ids, and their alignment."""
 
@@ -111,8 +119,8 @@ class Coverage(NamedTuple):
 
 def align_texts(
     texts: Sequence[str],
-    pivot: tuple[PreTrainedTokenizerBase, TokenizerView],
-    source: tuple[PreTrainedTokenizerBase, TokenizerView],
+    pivot: Side,
+    source: Side,
     variant: Variant,
     *,
     method: Method = "dp",
@@ -122,7 +130,6 @@ def align_texts(
     """Texts tokenised without special tokens and aligned; long ones in windows, blank ones left out.
 
     Args:
-      pivot, source: a fast tokenizer and its view.
       method: "dp", the variant's edit-distance alignment, or "byte_offsets", equal ends in the text.
       max_length: tokens of either side in a window.
       pieces: as in `sequences.align`.
@@ -132,22 +139,21 @@ def align_texts(
     """
     if method not in get_args(Method):
         raise InputError(f"'{method}' is unknown", field="align", cure=f"Known: {', '.join(get_args(Method))}")
-    windows, _ = split_windows(texts, [pivot[0], source[0]], max_length)
+    tokenizers = [pivot.tokenizer, source.tokenizer]
+    windows, _ = split_windows(texts, tokenizers, max_length)
     ours, theirs = (
         t([w.text for w in windows], add_special_tokens=False, return_offsets_mapping=True) if windows else {}
-        for t in (pivot[0], source[0])
+        for t in tokenizers
     )
     out = []
     for i, window in enumerate(windows):
         p, s = (np.asarray(side["input_ids"][i], np.int32) for side in (ours, theirs))
         for ids, name in ((p, "pivot"), (s, "source")):
             if not len(ids):
-                raise InputError(
-                    f"the {name} tokenizer makes no token of it", record=window.text_index + 1, field="text",
-                    cure="Leave this text out",
-                )  # fmt: skip
+                problem = f"the {name} tokenizer makes no token of it"
+                raise InputError(problem, record=window.text_index + 1, field="text", cure="Leave this text out")
         if method == "dp":
-            found = align(p, s, pivot[1], source[1], variant, pieces)
+            found = align(p, s, pivot.view, source.view, variant, pieces)
         else:
             found = byte_offsets(*(np.asarray(side["offset_mapping"][i]) for side in (ours, theirs)))
         out.append(AlignedText(p, s, found))

@@ -108,9 +108,8 @@ def _checked_anchors(anchors: Ids, ranges: Alignment) -> np.ndarray:
     first, last = ranges.first[array], ranges.last[array]
     if ((first < 0) | (first != last)).any():
         wrong = int(array[(first < 0) | (first != last)][0])
-        raise InputError(
-            f"pivot token {wrong} has not one source token", field="anchors", cure="Align anchors one to one"
-        )
+        problem = f"pivot token {wrong} has not one source token"
+        raise InputError(problem, field="anchors", cure="Align anchors one to one")
     return array
 
 

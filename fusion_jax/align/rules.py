@@ -79,10 +79,9 @@ class Rules:
                 raise InputError(f"'{getattr(self, name)}' is unknown", field=name, cure=f"Known: {', '.join(known)}")
         sizes = len(self.vocab_map.ids), self.vocab_map.pivot_size
         if sizes != (self.source.size, self.pivot.size):
-            raise InputError(
-                f"the map takes {sizes[0]} ids to {sizes[1]}, the tokenizers have {self.source.size} and "
-                f"{self.pivot.size}", field="vocab_map", cure="Give the map of these two tokenizers",
-            )  # fmt: skip
+            wanted = f"the tokenizers have {self.source.size} and {self.pivot.size}"
+            problem = f"the map takes {sizes[0]} ids to {sizes[1]}, {wanted}"
+            raise InputError(problem, field="vocab_map", cure="Give the map of these two tokenizers")
         for theirs, ours in self.pairs:
             if not (0 <= theirs < self.source.size and 0 <= ours < self.pivot.size):
                 raise InputError(f"({theirs}, {ours}) are not ids of source and pivot", field="pairs")

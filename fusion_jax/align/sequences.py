@@ -116,10 +116,8 @@ def checked_ids(ids: Ids, view: TokenizerView, field: str) -> np.ndarray:
     array = array.reshape(-1).astype(np.int64)
     if array.size and not (array.min() >= 0 and array.max() < view.size):
         outside = array[(array < 0) | (array >= view.size)][0]
-        raise InputError(
-            f"token id {outside} is not among the tokenizer's {view.size}", field=field,
-            cure="Use the ids of the tokenizer that the view was made of",
-        )  # fmt: skip
+        problem = f"token id {outside} is not among the tokenizer's {view.size}"
+        raise InputError(problem, field=field, cure="Use the ids of the tokenizer that the view was made of")
     return array
 
 

@@ -3,10 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from fusion_jax.align.coverage import RULE_NAMES, Coverage, Images
 from fusion_jax.markdown import markdown_table
+
+
+class Direction(NamedTuple):
+    """What a source's knowledge of the texts becomes for a pivot. images: of the source's pieces under each map."""
+
+    pivot: str
+    source: str
+    found: Coverage
+    images: Mapping[str, Images]
+
+    @property
+    def title(self) -> str:
+        return f"{self.pivot} \u2190 {self.source}"
 
 
 def group_rows(found: Coverage) -> list[dict[str, Any]]:
@@ -58,10 +71,17 @@ def altered_rows(images: Mapping[str, Images]) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
-def section(title: str, found: Coverage, images: Mapping[str, Images], picture: str) -> str:
+def summary(direction: Direction) -> str:
+    """A direction's main tables."""
+    tables = map(markdown_table, (group_rows(direction.found), image_rows(direction.images)))
+    return "\n".join([direction.title, "\n\n".join(tables), ""])
+
+
+def section(direction: Direction, picture: str) -> str:
     """A direction's part of the report."""
+    _, _, found, images = direction
     parts = [
-        f"## {title}", markdown_table(group_rows(found)), picture,
+        f"## {direction.title}", markdown_table(group_rows(found)), picture,
         "What becomes of the source's pieces under each map, as shares of its vocabulary and of its tokens in these "
         "texts:", markdown_table(image_rows(images)),
     ]  # fmt: skip
@@ -74,23 +94,25 @@ def section(title: str, found: Coverage, images: Mapping[str, Images], picture: 
     ])  # fmt: skip
 
 
-def coverage_sentence(direction: Mapping[str, Any]) -> str:
+def coverage_sentence(direction: Direction) -> str:
     """How much of the pivot gets a row of the source, in one sentence."""
-    group = direction["groups"][-1]
-    shares = group["rules"]
+    group = direction.found.groups[-1]
+    shares = group.rules
     return (
-        f"{100 * group['taken']:.1f} % of the tokens of {direction['pivot']} get a row of {direction['source']} "
+        f"{100 * group.taken:.1f} % of the tokens of {direction.pivot} get a row of {direction.source} "
         f"({100 * shares['exact']:.1f} % of the same token); {100 * shares['fallback']:.1f} % fall back to the next "
         "token."
     )
 
 
-def as_json(found: Coverage, images: Mapping[str, Images]) -> dict[str, Any]:
+def as_json(direction: Direction) -> dict[str, Any]:
     """All figures of a direction as plain values."""
+    pivot, source, found, images = direction
     return {
-        **found._asdict(), "groups": [{**g._asdict(), "taken": g.taken} for g in found.groups],
+        "pivot": pivot,
+        "source": source,
+        **found._asdict(),
+        "groups": [{**g._asdict(), "taken": g.taken} for g in found.groups],
         "worst": [w._asdict() for w in found.worst],
-        "images": {
-            kind: {**i._asdict(), "examples": [e._asdict() for e in i.examples]} for kind, i in images.items()
-        },
-    }  # fmt: skip
+        "images": {kind: {**i._asdict(), "examples": [e._asdict() for e in i.examples]} for kind, i in images.items()},
+    }

@@ -60,13 +60,11 @@ class TokenizerView:
         if not any(self.pieces):
             raise InputError("there is no piece", field="pieces")
         if len(self.pieces) != len(self.decoded):
-            raise InputError(
-                f"there are {len(self.pieces)} pieces but {len(self.decoded)} decoded ids", field="decoded"
-            )
+            problem = f"there are {len(self.pieces)} pieces but {len(self.decoded)} decoded ids"
+            raise InputError(problem, field="decoded")
         if self.piece_bytes is not None and len(self.piece_bytes) != len(self.pieces):
-            raise InputError(
-                f"there are {len(self.pieces)} pieces but {len(self.piece_bytes)} spelled ones", field="piece_bytes"
-            )
+            problem = f"there are {len(self.pieces)} pieces but {len(self.piece_bytes)} spelled ones"
+            raise InputError(problem, field="piece_bytes")
         if len(self.mark) != 1:
             raise InputError(f"{self.mark!r} is not one character", field="mark")
         for name in SPECIALS:
@@ -119,10 +117,9 @@ def view_of(tokenizer: PreTrainedTokenizerBase) -> TokenizerView:
     from transformers import PreTrainedTokenizerBase
 
     if not isinstance(tokenizer, PreTrainedTokenizerBase):
-        raise InputError(
-            f"is {type(tokenizer).__name__}, not a transformers tokenizer", field="tokenizer",
-            cure="Give model.tokenizer, or load_tokenizer(folder) of fusion_jax.models.folder",
-        )  # fmt: skip
+        problem = f"is {type(tokenizer).__name__}, not a transformers tokenizer"
+        cure = "Give model.tokenizer, or load_tokenizer(folder) of fusion_jax.models.folder"
+        raise InputError(problem, field="tokenizer", cure=cure)
     vocabulary: dict[str, int] = tokenizer.get_vocab()
     pieces = [""] * (max(vocabulary.values(), default=-1) + 1)
     for piece, number in vocabulary.items():

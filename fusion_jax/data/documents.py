@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Span = tuple[int, int]
+UNFAITHFUL = "the template renders a turn differently when others follow, or changes its words"
 AT_ONCE = 1024  # texts tokenised in one call: a tokenizer's own results take some 300 bytes a token
 
 
@@ -100,18 +101,14 @@ def chat_documents(
         try:
             out.append(_chat_document(row, template, date=settings.date, special=special))
         except Unfaithful as error:
-            problem = "the template renders a turn differently when others follow, or changes its words"
-            raise InputError(
-                f"{problem} ({error.problem})", file=error.file, record=row.name, field=error.field, cure=error.cure
-            ) from None
+            problem = f"{UNFAITHFUL} ({error.problem})"
+            raise InputError(problem, file=error.file, record=row.name, field=error.field, cure=error.cure) from None
         except InputError as error:
             raise in_record(error, row.name) from None
     return out
 
 
-def _chat_document(
-    row: Row, template: PreTrainedTokenizerBase, *, date: str, special: Mapping[str, str]
-) -> Document:
+def _chat_document(row: Row, template: PreTrainedTokenizerBase, *, date: str, special: Mapping[str, str]) -> Document:
     """One conversation; the template has to keep the text of every answer, for all are scored."""
     messages = [*row.messages, {"role": "assistant", "content": row.responses[0] or ""}]
     whole = render_text(template, messages, header=False, date=date, special=special)
@@ -124,11 +121,8 @@ def _chat_document(
         content = message["content"].strip()
         at = turn.find(content, max(len(opening) - 1, 0))
         if not whole.startswith(turn) or not turn.startswith(opening[:-1]) or at < 0:
-            raise InputError(
-                "the template renders a turn differently when others follow, or changes its words",
-                file=template.name_or_path, field="chat_template",
-                cure="Use a template that renders each message by itself and keeps its text",
-            )  # fmt: skip
+            cure = "Use a template that renders each message by itself and keeps its text"
+            raise InputError(UNFAITHFUL, file=template.name_or_path, field="chat_template", cure=cure)
         scored.append((len(opening), len(turn)))
         contents.append((at, at + len(content)))
     return Document(row.name, whole, tuple(scored), tuple(contents), False)
@@ -150,10 +144,8 @@ def encode_documents(
     for number, document in enumerate(documents):
         at = number % AT_ONCE
         if clip.too_long(document.text):
-            raise InputError(
-                f"the text has {len(document.text)} characters, the limit is {max_length} tokens",
-                record=document.name, field="text", cure="Split it into windows",
-            )  # fmt: skip
+            problem = f"the text has {len(document.text)} characters, the limit is {max_length} tokens"
+            raise InputError(problem, record=document.name, field="text", cure="Split it into windows")
         if at == 0:
             texts = [d.text for d in documents[number : number + AT_ONCE]]
             encoded = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True)
@@ -169,10 +161,8 @@ def encode_documents(
             offsets = np.append(offsets, np.full((1, 2), len(document.text), np.int32), 0)
             scored = np.append(scored, True)
         if len(ids) > max_length:
-            raise InputError(
-                f"the text has {len(ids)} tokens, the limit is {max_length}", record=document.name, field="text",
-                cure="Split it into windows",
-            )  # fmt: skip
+            problem = f"the text has {len(ids)} tokens, the limit is {max_length}"
+            raise InputError(problem, record=document.name, field="text", cure="Split it into windows")
         scored[0] = False
         out.append(TeacherText(np.asarray(ids, np.int32), offsets, scored))
     return out
@@ -220,9 +210,8 @@ def all_scored_bytes(documents: Sequence[Document], offsets: Iterable[np.ndarray
     """
     size = sum(scored_bytes(d, o) for d, o in zip(documents, offsets, strict=True))
     if not size:
-        raise InputError(
-            "no text has more than one token, so nothing is predicted", field="texts", cure="Give longer texts"
-        )
+        problem = "no text has more than one token, so nothing is predicted"
+        raise InputError(problem, field="texts", cure="Give longer texts")
     return size
 
 

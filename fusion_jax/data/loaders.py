@@ -19,6 +19,7 @@ from fusion_jax.errors import InputError, first_line, one_line, quoted
 from fusion_jax.files import regular_file, replacing
 from fusion_jax.json_files import parse_json, read_json
 from fusion_jax.jsonl import Record, Records, numbered, read_jsonl
+from fusion_jax.lazy import Indexed
 from fusion_jax.paths import as_path, check_bucket, is_remote, read_bytes, read_range
 
 PACKED = {
@@ -72,6 +73,27 @@ def load_texts(source: str | os.PathLike[str]) -> list[str]:
     if not texts:
         raise InputError("holds no text", file=source, cure="Give at least one")
     return texts
+
+
+def load_groups(sources: Sequence[str]) -> dict[str, list[str]]:
+    """The texts of several sources, grouped by the field "language" of a record, else by the source's file name.
+
+    Raises:
+      InputError: as `load_texts`; a blank text in a record, no text in any source.
+    """
+    groups: dict[str, list[str]] = {}
+    for source in sources:
+        name = Path(source).name
+        if source.endswith((".txt", ".md")):
+            groups.setdefault(name, []).extend(load_texts(source))
+            continue
+        for number, record in numbered(load_records(source)):
+            place = Place(source, number)
+            group = name if record.get("language") is None else text(record, "language", place)
+            groups.setdefault(group, []).append(text(record, "text", place))
+    if not groups:
+        raise InputError("there is no text", file=sources[0], field="texts", cure="Give files that hold texts")
+    return groups
 
 
 def _lines(source: str) -> list[str]:
@@ -196,7 +218,7 @@ def _plain(value: Any, field: str, place: Place) -> Any:
     raise place.error(f"holds {type(value).__name__}, which is no text", field, "Drop the column, or make it text")
 
 
-class ArrayRecords(Sequence[Record]):
+class ArrayRecords(Indexed[Record]):
     """Random access to the records of an array_record file (TensorFlow Datasets' format), one JSON object each."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -212,17 +234,12 @@ class ArrayRecords(Sequence[Record]):
     def __len__(self) -> int:
         return len(self._source)
 
-    def __getitem__(self, index: Any) -> Any:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        if not -len(self) <= index < len(self):
-            raise IndexError(index)
-        number = index % len(self)
+    def _at(self, i: int) -> Record:
         try:
-            raw = self._source[number]
+            raw = self._source[i]
         except (RuntimeError, ValueError) as error:
             raise self._broken(error) from None
-        return parse_json(raw, file=self._path, record=number + 1, cure="Write it again", lone_surrogates=True)
+        return parse_json(raw, file=self._path, record=i + 1, cure="Write it again", lone_surrogates=True)
 
     def _broken(self, error: Exception) -> InputError:
         problem = f"is no whole array_record file ({first_line(error)})"

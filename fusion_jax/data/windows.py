@@ -7,6 +7,7 @@ put together are the text again, whatever the tokenizer does to spaces or to cha
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from fusion_jax import arguments
-from fusion_jax.data.documents import AT_ONCE
+from fusion_jax.data.documents import AT_ONCE, Document, text_documents
 from fusion_jax.display import brief
 from fusion_jax.errors import InputError
 
@@ -58,16 +59,23 @@ def split_windows(
                 done.append(window)
             bounds = [0, *places, len(window.text)] if places else []
             if bounds and min(np.diff(bounds)) < 1:
-                raise InputError(
-                    f"one character needs more than {limit} tokens", record=window.text_index + 1, field="text",
-                    cure="Raise the limit",
-                )  # fmt: skip
+                problem = f"one character needs more than {limit} tokens"
+                raise InputError(problem, record=window.text_index + 1, field="text", cure="Raise the limit")
             again += [
                 Window(window.text_index, window.start + a, window.start + b, window.text[a:b])
                 for a, b in pairwise(bounds)
             ]
         waiting = again
     return sorted(done, key=lambda w: (w.text_index, w.start)), len(texts) - len(kept)
+
+
+def window_documents(
+    texts: Sequence[str], tokenizers: Sequence[PreTrainedTokenizerBase], limit: int
+) -> tuple[list[Document], Counter[str]]:
+    """The windows of `split_windows` as documents, and how many texts, blank texts and windows there are."""
+    windows, blank = split_windows(texts, tokenizers, limit)
+    counts = Counter({"texts": len(texts), "blank texts": blank, "windows": len(windows)})
+    return text_documents([window.text for window in windows]), counts
 
 
 def _cuts(texts: Sequence[str], tokenizers: Sequence[PreTrainedTokenizerBase], limit: int) -> list[list[int]]:

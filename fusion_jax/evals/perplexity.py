@@ -6,9 +6,11 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
+
 from fusion_jax.arguments import listed
 from fusion_jax.data.batches import Data, buckets_for
-from fusion_jax.data.documents import Document, all_scored_bytes, encode_documents, plain_examples
+from fusion_jax.data.documents import Document, TeacherRow, all_scored_bytes, encode_documents, plain_examples
 from fusion_jax.errors import InputError
 from fusion_jax.models.compute import Compute
 from fusion_jax.models.folder import Model
@@ -40,3 +42,10 @@ def surprise(
     )
     nats = -float(logprobs.sum(dtype="float64"))
     return Surprise(nats / math.log(2) / size, nats / sum(int(t.scored.sum()) for t in texts))
+
+
+def stored_surprise(rows: Sequence[TeacherRow], documents: Sequence[Document]) -> Surprise:
+    """Of all documents together, from a teacher's rows of them."""
+    nats, tokens = map(float, np.asarray([row.metric for row in rows], np.float64).sum(0))
+    size = all_scored_bytes(documents, (row.offsets for row in rows))
+    return Surprise(nats / math.log(2) / size, nats / tokens)

@@ -69,16 +69,14 @@ def check_names(models: Sequence[str], reserved: Sequence[str] = ()) -> None:
             raise InputError(f"two models are called '{name}'", field="sources", cure="Rename one of the folders")
 
 
-def check_arms(arms: Sequence[str], known: Collection[str]) -> None:
-    """Refuse an experiment without arms, and arms that are unknown or stand twice.
+def check_arms(arms: Sequence[str]) -> None:
+    """Refuse an experiment without arms, and arms that stand twice.
 
     Raises:
       InputError: names the first of them.
     """
     if not arms:
-        raise InputError("there is none", field="arms", cure=f"Known: {', '.join(known)}")
+        raise InputError("there is none", field="arms", cure="Give at least one")
     for i, arm in enumerate(arms):
-        if arm not in known:
-            raise InputError(f"'{arm}' is no arm", field="arms", cure=f"Known: {', '.join(known)}")
         if arm in arms[:i]:
             raise InputError(f"'{arm}' stands twice", field="arms", cure="Leave one out")

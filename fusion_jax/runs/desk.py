@@ -10,6 +10,7 @@ import dataclasses
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from fusion_jax.data.batches import Data
@@ -107,7 +108,7 @@ class Desk:
         """Refuse fewer examples than a batch, with what was dropped before."""
         check_enough(self.run, self.counts if counts else {}, examples, settings, option)
 
-    def load(self, name: str, settings: TrainSettings) -> Model:
+    def load(self, name: str | Path, settings: TrainSettings) -> Model:
         """A model on the mesh of a stage."""
         with self.run.phase("loading"):
             return load(model_path(name), mesh=compute_for(settings).mesh)
@@ -186,10 +187,10 @@ class Desk:
         """Accuracy of a model's greedy answers on the test prompts, if there are any; `made_from` as in `made_once`."""
         self.accuracy.extend(judged(self.run, name, model, tests, made_from=made_from))
 
-    def export(self, model: Model, *, made_from: Sequence[str] | None = None) -> None:
-        """The run's result, a Hugging Face folder."""
+    def export(self, model: Model, name: str = "model", *, made_from: Sequence[str] | None = None) -> None:
+        """A result of the run, a Hugging Face folder."""
         with self.run.phase("saving"):
-            self.run.made_once("model", lambda folder: save(model, folder), made_from=made_from)
+            self.run.made_once(name, lambda folder: save(model, folder), made_from=made_from)
 
     def measures(self) -> Measures:
         """What was measured of every judged model."""

@@ -8,14 +8,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from fusion_jax.align.settings import AlignSettings
 from fusion_jax.data.batches import Data
 from fusion_jax.data.documents import Document
-from fusion_jax.errors import InputError
 from fusion_jax.evals.perplexity import surprise
 from fusion_jax.failures import doing
 from fusion_jax.markdown import markdown_table, save_figure
-from fusion_jax.models.folder import Model, check_folder, load
-from fusion_jax.options import Models
+from fusion_jax.models.folder import Model
+from fusion_jax.options import Models, built
 from fusion_jax.plan.parts import Packing, Part, Teaching, Training
 from fusion_jax.runs.desk import Desk
 from fusion_jax.runs.judging import EvalSet, judged
@@ -26,12 +26,25 @@ from fusion_jax.runs.seeds import Measures
 from fusion_jax.runs.trained import trained
 from fusion_jax.settings import bounded
 from fusion_jax.store.manifest import digest
-from fusion_jax.teachers.opinions import AlignSettings, Reading, own_opinions, read_documents, source_opinions
+from fusion_jax.teachers.opinions import Reading, own_opinions, read_documents, source_opinions
 from fusion_jax.teachers.settings import FusionSettings
 from fusion_jax.teachers.targets import Mask, fused_examples, fusion_rows, packed
 from fusion_jax.train import objectives
 from fusion_jax.train.optimise import optimise
 from fusion_jax.train.settings import TrainSettings, compute_for
+
+
+@dataclass(frozen=True)
+class Arm:
+    """How an arm is taught. sources: names of the teachers beside the pivot."""
+
+    sources: Sequence[str]
+    align: AlignSettings
+    fusion: FusionSettings
+
+
+UNTAUGHT = {"fusion.weight": 1.0, "fusion.schedule": "hard", "fusion.pivot": True}
+ALONE = {"fusion.pivot": False}
 
 
 @dataclass(frozen=True)
@@ -55,37 +68,51 @@ class FusingSettings(JudgedSettings):
         bounded(self, "k", "teacher_batch", least=1)
         bounded(self, "max_length", least=2)
 
+    def arm(self, sources: Sequence[str], changes: Mapping[str, Any]) -> Arm:
+        """The arm of these sources, with some settings of `align` and `fusion` changed by their dotted names: `ALONE`
+        for sources without the pivot, `UNTAUGHT` for an arm without teachers."""
+        changed = built(self, {tuple(name.split(".")): value for name, value in changes.items()})
+        return Arm(sources, changed.align, changed.fusion)
+
+
+TINY_TRAINING = TrainSettings(batch_size=16, micro_batches=1, log_every=1, checkpoint_every=500, remat="dots")
+
 
 @dataclass(frozen=True)
-class Held:
-    """What models are measured on. documents: of each reader, for bits per byte; tests: for accuracy."""
+class Corpus:
+    """What models learn from and are measured on, by the name of each model, the pivot first.
 
+    folders: of the models. limit: tokens that they read of a document. documents: as each of them reads them; held_out:
+    alike, for bits per byte. tests: for accuracy.
+    """
+
+    folders: Mapping[str, Path]
+    limit: int
     documents: Mapping[str, Sequence[Document]]
+    held_out: Mapping[str, Sequence[Document]]
     tests: EvalSet
 
-
-@dataclass(frozen=True)
-class Arm:
-    """How an arm is taught. sources: names of the teachers beside the pivot."""
-
-    sources: Sequence[str]
-    align: AlignSettings
-    fusion: FusionSettings
+    @property
+    def size(self) -> int:
+        """How many documents there are to learn from."""
+        return len(next(iter(self.documents.values())))
 
 
 @dataclass(frozen=True)
 class Fusing:
     """Teachers at a desk.
 
-    folders: name -> folder of every model, the pivot first. limit: tokens that every model reads of a text. measures,
-    coverage: what was found so far.
+    mask: as in `teachers.targets.fuse`. whole: as in `source_opinions`. packing: blocks of `corpus.limit` tokens with
+    attention across texts ("official") or not ("reset"), or a text a row ("none"). measures, coverage: what was found
+    so far.
     """
 
     desk: Desk
     settings: FusingSettings
-    folders: Mapping[str, Path]
-    limit: int
-    held: Held
+    corpus: Corpus
+    mask: Mask
+    whole: bool
+    packing: Packing = "none"
     measures: Measures = field(default_factory=dict)
     coverage: list[dict[str, Any]] = field(default_factory=list)
 
@@ -96,8 +123,7 @@ class Fusing:
 
     def load(self, folder: Path) -> Model:
         """A model on the mesh of training."""
-        with self.desk.run.phase("loading"):
-            return load(folder, mesh=compute_for(self.train).mesh)
+        return self.desk.load(folder, self.train)
 
     def measure(self, name: str, model: Model, *, answers: str = "", reader: str = "") -> None:
         """Bits per byte of the held-out documents and accuracy on the test prompts, where there are any.
@@ -106,43 +132,32 @@ class Fusing:
           answers: the file of its answers; reader: whose documents it reads; the pivot's when left out.
         """
         found: dict[str, float] = {}
-        documents = self.held.documents.get(reader or next(iter(self.folders)), ())
+        documents = self.corpus.held_out.get(reader or next(iter(self.corpus.folders)), ())
         if documents:
             compute = compute_for(self.train)
             with self.desk.run.phase("judging"):
-                read = surprise(model, documents, max_length=self.limit, compute=compute)
+                read = surprise(model, documents, max_length=self.corpus.limit, compute=compute)
             found["bits per byte"] = read.bits_per_byte
-        for row in judged(self.desk.run, answers or name, model, self.held.tests):
+        for row in judged(self.desk.run, answers or name, model, self.corpus.tests):
             found["accuracy" if row["skill"] == "all" else row["skill"]] = row["accuracy"]
         self.measures[name] = found
 
-    def read(self, name: str, documents: Sequence[Document]) -> Reading:
+    def read(self, name: str) -> Reading:
         """Measure a model and have it read its documents; it is let go with the call."""
-        run, model = self.desk.run, self.load(self.folders[name])
+        run, model = self.desk.run, self.load(self.corpus.folders[name])
         self.measure(name, model, reader=name)
         with doing(f"reading {name}"), run.timed(f"reading {name}"):
             return read_documents(
-                run.sub("teachers").file(name), name, model, documents, k=self.settings.k, max_length=self.limit,
-                compute=compute_for(self.train), batch_size=self.settings.teacher_batch, progress=run.progress,
+                run.sub("teachers").file(name), name, model, self.corpus.documents[name], k=self.settings.k,
+                max_length=self.corpus.limit, compute=compute_for(self.train),
+                batch_size=self.settings.teacher_batch, progress=run.progress,
             )  # fmt: skip
 
-    def trained(
-        self,
-        name: str,
-        arm: Arm,
-        start: Model,
-        readings: Mapping[str, Reading],
-        *,
-        mask: Mask,
-        whole: bool,
-        packing: str = "none",
-    ) -> Model:
+    def trained(self, name: str, arm: Arm, start: Model, readings: Mapping[str, Reading]) -> Model:
         """An arm's model: its teachers aligned and fused, and the target trained on what they say.
 
         Args:
-          start: the target. readings: of every model, the pivot first. mask: as in `teachers.targets.fuse`.
-          whole: as in `source_opinions`. packing: blocks of `limit` tokens with attention across texts ("official") or
-            not ("reset"), or a text a row ("none").
+          start: the target. readings: of every model, the pivot first.
         """
         run, pivot = self.desk.run, next(iter(readings.values()))
         opinions = [own_opinions(pivot, arm.fusion)]
@@ -150,16 +165,17 @@ class Fusing:
             folder = run.sub("aligned").file(source)
             with run.timed(f"aligning {source}"):
                 views, rules = source_opinions(
-                    folder, pivot, readings[source], arm.align, arm.fusion, whole=whole, progress=run.progress
+                    folder, pivot, readings[source], arm.align, arm.fusion, whole=self.whole, progress=run.progress
                 )
             opinions.append(views)
             self.coverage.append({"arm": name, "source": source, **rules})
         rows, dropped = fusion_rows(pivot.texts, opinions)
         self.desk.counter("records").update({f"{name}: {what}": n for what, n in dropped.items()})
-        if packing != "none":
-            rows = packed(rows, self.limit, reset=packing == "reset")
+        reset = self.packing == "reset"
+        if self.packing != "none":
+            rows = packed(rows, self.corpus.limit, reset=reset)
         place = run.sub("arms").sub(name)
-        examples = fused_examples(place.file("examples"), rows, arm.fusion, mask=mask, reset=packing == "reset")
+        examples = fused_examples(place.file("examples"), rows, arm.fusion, mask=self.mask, reset=reset)
         objective = objectives.fusion(arm.fusion)
         fused = trained(
             place, start, compute_for(self.train).mesh,
@@ -197,22 +213,6 @@ class Fusing:
         run.log(results)
         run.log(result)
         run.log(f"report: {run.file('report.md')}")
-
-
-def reading_limit(folders: Mapping[str, Path], max_length: int, k: int) -> int:
-    """The tokens that every model reads of a text.
-
-    Raises:
-      InputError: k entries are more than the smallest vocabulary has.
-    """
-    configs = {name: check_folder(folder) for name, folder in folders.items()}
-    name, smallest = min(configs.items(), key=lambda item: item[1].vocab_size)
-    if k > smallest.vocab_size:
-        raise InputError(
-            f"{k} entries of a distribution are asked for, '{name}' has {smallest.vocab_size}", field="k",
-            cure="Lower it",
-        )  # fmt: skip
-    return min(max_length, *(config.max_positions for config in configs.values()))
 
 
 def fusing_parts(s: FusingSettings, title: str, target: str, named: str, packing: Packing = "none") -> list[Part]:

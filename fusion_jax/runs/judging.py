@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from fusion_jax.intervals import mean_interval, paired_difference
 from fusion_jax.jsonl import Record, read_jsonl
 from fusion_jax.markdown import markdown_table
 from fusion_jax.models.folder import Model
+from fusion_jax.plan import fits
 from fusion_jax.rewards.verifiers import VerifierName, verifier
 from fusion_jax.runs.seeds import MOST_TELLING, pairs_of
 from fusion_jax.sampling.generate import SampleSettings
@@ -37,6 +39,11 @@ class EvalSet:
     chat: bool = True
     samples: int = 0
     seed: int = 0
+
+    def check(self, *folders: Path) -> None:
+        """Refuse prompts that leave one of the models no room for an answer."""
+        for folder in folders:
+            fits.check_prompts(folder, self.prompts, self.new_tokens, "--eval-new-tokens", chat=self.chat)
 
 
 def judged(

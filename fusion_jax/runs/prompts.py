@@ -25,6 +25,13 @@ def eval_set(s: JudgedSettings, held_out: Sequence[Record], *, chat: bool = True
     return EvalSet(prompts, s.eval_new_tokens, s.accuracy, chat)
 
 
+def zoo_problems(s: JudgedSettings, per_skill: int, *, own_data: bool) -> tuple[list[Record], list[Record]]:
+    """The zoo's problems to learn from, `per_skill` of each skill, and to be measured on; none beside own data."""
+    if own_data:
+        return [], []
+    return problems("skills", per_skill, split="train", seed=s.seed + 1000), held_out_skills(s)
+
+
 def held_out_skills(s: JudgedSettings) -> list[Record]:
     """The zoo's problems of the test side, as many of each skill as the settings say."""
     return problems("skills", s.test_per_skill, split="test", seed=s.seed) if s.test_per_skill else []

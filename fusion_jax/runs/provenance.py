@@ -128,30 +128,21 @@ def points(difference: float) -> str:
 
 def measures_sentence(measures: Mapping[str, Mapping[str, float]], last: str, before: str, plain: str = "") -> str:
     """How well the last model knows held-out text, or answers, beside the target before and after plain training."""
-    names = {"before": before, "plain": plain}
-    if "bits per byte" in measures.get(last, {}):
-        value = measures[last]["bits per byte"]
-        told = f"{last} needs {value:.4f} bits per byte of held-out text"
-        for word, name in names.items():
-            if name in measures and name != last:
-                told += f", {_against(value - measures[name]['bits per byte'])} {_named(word, name)}"
-        return f"{told}."
-    if "accuracy" in measures.get(last, {}):
-        value = measures[last]["accuracy"]
-        told = f"{last} answers {100 * value:.1f} % of the held-out problems"
-        for word, name in names.items():
-            if name in measures and name != last:
-                told += f", {points(value - measures[name]['accuracy'])} {_named(word, name)}"
-        return f"{told}."
-    return f"{last} was trained; there was no held-out data, so that nothing was measured."
+    found, against = measures.get(last, {}), points
+    measure = next((name for name in ("bits per byte", "accuracy") if name in found), "")
+    if not measure:
+        return f"{last} was trained; there was no held-out data, so that nothing was measured."
+    told = f"{last} answers {100 * found[measure]:.1f} % of the held-out problems"
+    if measure == "bits per byte":
+        told, against = f"{last} needs {found[measure]:.4f} bits per byte of held-out text", _bits
+    for name, words in ((before, "the target before"), (plain, plain)):
+        if name in measures and name != last:
+            told += f", {against(found[measure] - measures[name][measure])} {words}"
+    return f"{told}."
 
 
-def _against(difference: float) -> str:
+def _bits(difference: float) -> str:
     return f"{abs(difference):.4f} {'fewer' if difference < 0 else 'more'} than"
-
-
-def _named(word: str, name: str) -> str:
-    return "the target before" if word == "before" else name
 
 
 def loss_sentence(losses: Mapping[str, tuple[Sequence[int], Sequence[float]]], records: int) -> str:

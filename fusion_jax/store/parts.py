@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, Generic, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import safetensors
@@ -29,6 +29,7 @@ from fusion_jax.files import replacing, write_json, writing
 from fusion_jax.hosts.agree import on_first, wait_for
 from fusion_jax.hosts.join import HostSettings, this_host
 from fusion_jax.json_files import RESTORE, read_json
+from fusion_jax.lazy import Indexed
 from fusion_jax.paths import is_remote, listed
 from fusion_jax.store.lock import Checked, claim, held, sweep
 
@@ -292,7 +293,7 @@ def open_part(path: Path, records: int, *, copy: Path | None = None) -> Iterator
         raise InputError(f"cannot be read ({error})", file=path, cure=DELETE) from None
 
 
-class Stored(Sequence[Row], Generic[Row]):
+class Stored(Indexed[Row]):
     """Finished parts as a sequence of records, each read from the disk when it is asked for.
 
     A part on a bucket is copied to the local disk when the first of its records is asked for, and kept by this.
@@ -315,12 +316,8 @@ class Stored(Sequence[Row], Generic[Row]):
     def __len__(self) -> int:
         return self._job.records
 
-    def __getitem__(self, index):  # type: ignore[no-untyped-def]
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        if not -len(self) <= index < len(self):
-            raise IndexError(index)
-        number, within = divmod(index % len(self), self._job.part_size)
+    def _at(self, i: int) -> Row:
+        number, within = divmod(i, self._job.part_size)
         file, copy = self._job.path(number), None
         if is_remote(file):
             if number not in self._copies:
@@ -328,6 +325,3 @@ class Stored(Sequence[Row], Generic[Row]):
             copy = self._copies[number].path
         with open_part(file, len(self._job.span(number)), copy=copy) as part:
             return self._read(part, within)
-
-    def __iter__(self) -> Iterator[Row]:
-        return (self[i] for i in range(len(self)))

@@ -7,73 +7,31 @@ spec sections 2 to 6).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple, overload
+from typing import NamedTuple
 
 import numpy as np
 
 from fusion_jax.align.corpus import PairRecord, align_corpus, align_rows, whole_text
-from fusion_jax.align.rules import Duplicates, Fallback, RowRule, Rules
-from fusion_jax.align.sequences import Alignment, Variant
-from fusion_jax.align.views import Pieces, TokenizerView, view_of
-from fusion_jax.align.vocabulary import (
-    PairCounts,
-    VocabMap,
-    Weight,
-    cooccurrence_map,
-    count_pairs,
-    exact_map,
-    load_map,
-    mapping_statistics,
-    mined_map,
-)
+from fusion_jax.align.rules import RowRule, Rules
+from fusion_jax.align.sequences import Alignment
+from fusion_jax.align.settings import AlignSettings
+from fusion_jax.align.views import TokenizerView, view_of
+from fusion_jax.align.vocabulary import count_pairs, load_map
 from fusion_jax.data.chat import turn_end
 from fusion_jax.data.documents import Document, TeacherRow, TeacherText, encode_documents, inside
 from fusion_jax.errors import InputError
 from fusion_jax.hosts.agree import agreed_exists, on_first
 from fusion_jax.hosts.join import this_host
+from fusion_jax.lazy import Lazy
 from fusion_jax.models.compute import Compute
 from fusion_jax.models.folder import Model
-from fusion_jax.settings import bounded
 from fusion_jax.teachers.reading import store_identity, teacher_rows
 from fusion_jax.teachers.settings import FusionSettings
 from fusion_jax.teachers.store import TeacherStore, write_store
 from fusion_jax.teachers.targets import Opinions, metrics_of, own_opinion, source_opinion
 
 Progress = Callable[[str, int, int], None]
-
-
-@dataclass(frozen=True)
-class AlignSettings:
-    """How a source's rows come to the pivot's positions and ids (sections 4 to 6)."""
-
-    rules: Variant = "chat_v2"
-    """The published rule set, which also fixes the order of ties of the token alignment."""
-    tokens: Literal["dp", "byte_offsets"] = "dp"
-    """Token alignment: search the cheapest one (dp), or group tokens that end at the same character (byte_offsets)."""
-    vocabulary: Literal["exact", "mined", "cooccurrence", "statistics"] = "statistics"
-    """How the source's token ids are mapped onto the pivot's."""
-    ms_weight: Weight = "inverse"
-    """How the map of kind statistics weighs the pairs that were counted; code, as published, prefers the rarer pair."""
-    pieces: Pieces = "bytes"
-    """What tokens of two tokenizers are compared by: the bytes that they spell or, as published, their raw strings, in
-    which a newline, an accented or a Chinese letter of SentencePiece never equals that of byte-level BPE."""
-    special_pairs: bool = True
-    """Whether BOS, EOS and the tokens that end a turn are mapped onto each other."""
-    hard: bool = False
-    """The exact mode of chat_v2, which takes the exact map."""
-    one_to_many: bool = True
-    """Whether one pivot token can take its row from several source tokens."""
-    fallback: Fallback = "next"
-    """What a row without a match holds: the next token of the text, or the input's, as the published FuseLLM code."""
-    duplicates: Duplicates = "first"
-    """Entries that are mapped onto one id: the first is kept, or their probabilities are added (logsumexp)."""
-    workers: int = 0
-    """Processes that align, besides this one."""
-
-    def __post_init__(self) -> None:
-        bounded(self, "workers", least=0, most=1024)
 
 
 class Reading(NamedTuple):
@@ -138,16 +96,14 @@ def source_opinions(
     """
     if settings.rules == "chat_v1" and fusion.tail == "bucket":
         raise InputError("needs probabilities, and chat_v1 scales logits", field="tail", cure='Set it to "none"')
-    records = _Records(pivot, source, whole)
+    records = _records(pivot, source, whole)
     if (
         whole
         and settings.tokens == "byte_offsets"
         and any(p.text != s.text for p, s in zip(pivot.documents, source.documents, strict=True))
     ):
-        raise InputError(
-            "counts characters of one text, and the template writes each model's own EOS", field="tokens",
-            cure='Set it to "dp", or the template to "own"',
-        )  # fmt: skip
+        problem = "counts characters of one text, and the template writes each model's own EOS"
+        raise InputError(problem, field="tokens", cure='Set it to "dp", or the template to "own"')
     variant = settings.rules if settings.tokens == "dp" else "byte_offsets"
     name = f"{source.name} to {pivot.name}"
     ranges = align_corpus(
@@ -178,32 +134,20 @@ def _suffix(settings: AlignSettings) -> str:
     return "" if settings.pieces == "raw" else f"-{settings.pieces}"
 
 
-class _Records(Sequence[PairRecord]):
+def _records(pivot: Reading, source: Reading, whole: bool) -> Lazy[PairRecord]:
     """Every document as the pivot and the source read it, put together when asked for."""
+    if len(pivot.documents) != len(source.documents):
+        told = f"{pivot.name} read {len(pivot.documents)}, {source.name} {len(source.documents)}"
+        raise InputError(told, field="documents", cure="Give both the same texts")
 
-    def __init__(self, pivot: Reading, source: Reading, whole: bool) -> None:
-        if len(pivot.documents) != len(source.documents):
-            raise InputError(
-                f"{pivot.name} read {len(pivot.documents)}, {source.name} {len(source.documents)}", field="documents",
-                cure="Give both the same texts",
-            )  # fmt: skip
-        self._pivot, self._source, self._whole = pivot, source, whole
-
-    def __len__(self) -> int:
-        return len(self._pivot.documents)
-
-    @overload
-    def __getitem__(self, index: int) -> PairRecord: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[PairRecord]: ...
-    def __getitem__(self, index: int | slice) -> PairRecord | list[PairRecord]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        text, row = self._pivot.texts[index], self._source.rows[index]
-        if self._whole:
+    def record(i: int) -> PairRecord:
+        text, row = pivot.texts[i], source.rows[i]
+        if whole:
             return whole_text(text.ids, text.offsets, row)
-        contents = (r.documents[index].contents for r in (self._pivot, self._source))
-        return by_contents(text, row, *contents, ends=(self._pivot.turn_end, self._source.turn_end))
+        contents = pivot.documents[i].contents, source.documents[i].contents
+        return by_contents(text, row, *contents, ends=(pivot.turn_end, source.turn_end))
+
+    return Lazy(len(pivot.documents), record)
 
 
 def by_contents(
@@ -251,37 +195,15 @@ def _rules(
     """The rules with the vocabulary map, which is kept in the folder."""
     marks = (settings.vocabulary, settings.ms_weight, settings.rules, settings.tokens)
     file = folder / ("-".join(("map", *marks)) + _suffix(settings) + ".json")
-    counts, there = None, agreed_exists(file)
+    counts, there, views = None, agreed_exists(file), (pivot.view, source.view)
     if settings.rules == "chat_v1" or (settings.vocabulary == "statistics" and not there):
         triples = ((p.ids, s.ids, r) for p, s, r in zip(pivot.texts, source.texts, ranges, strict=True))
-        counts = count_pairs(triples, pivot.view, source.view)
+        counts = count_pairs(triples, *views)
     if not there:
-        on_first(lambda: _make_map(pivot, source, settings, counts).save(file))
-    known = load_map(file, pivot.view, source.view)
-    return Rules(
-        pivot.view, source.view, known, settings.rules, hard=settings.hard, one_to_many=settings.one_to_many,
-        counts=counts if settings.rules == "chat_v1" else None, fallback=settings.fallback,
-        duplicates=settings.duplicates, pieces=settings.pieces,
-        pairs=tuple(_special_pairs(pivot, source)) if settings.special_pairs else (),
-    )  # fmt: skip
-
-
-def _make_map(pivot: Reading, source: Reading, settings: AlignSettings, counts: PairCounts | None) -> VocabMap:
-    match settings.vocabulary:
-        case "exact":
-            return exact_map(pivot.view, source.view, settings.pieces)
-        case "mined":
-            return mined_map(pivot.view, source.view, settings.pieces)
-        case "cooccurrence":
-            return cooccurrence_map(
-                pivot.view, source.view, [t.ids for t in pivot.texts], [t.ids for t in source.texts],
-                pieces=settings.pieces,
-            )  # fmt: skip
-        case "statistics":
-            assert counts is not None
-            variant: Literal["chat_v1", "chat_v2"] = "chat_v1" if settings.rules == "chat_v1" else "chat_v2"
-            return mapping_statistics(counts, pivot.view, source.view, variant, settings.ms_weight, settings.pieces)
-    raise InputError(f"'{settings.vocabulary}' is unknown", field="vocabulary", cure="See --help for the choices")
+        ids = ((p.ids, s.ids) for p, s in zip(pivot.texts, source.texts, strict=True))
+        on_first(lambda: settings.make_map(views, counts, ids).save(file))
+    pairs = _special_pairs(pivot, source) if settings.special_pairs else ()
+    return settings.rules_of(views, load_map(file, *views), counts, pairs)
 
 
 def _special_pairs(pivot: Reading, source: Reading) -> Iterator[tuple[int, int]]:

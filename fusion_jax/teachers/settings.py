@@ -39,3 +39,7 @@ class FusionSettings:
     def __post_init__(self) -> None:
         bounded(self, "weight", least=0, most=1)
         bounded(self, "temperature", above=0)
+
+
+ROUNDED = FusionSettings(rounding="bfloat16")
+"""As the published code computes."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -27,6 +27,7 @@ from fusion_jax.files import replacing, write_json, writing
 from fusion_jax.hosts.agree import agreed, wait_for
 from fusion_jax.hosts.join import Host, HostSettings
 from fusion_jax.json_files import RESTORE, read_json
+from fusion_jax.lazy import Indexed
 from fusion_jax.paths import as_path, check_bucket, listed, remove
 from fusion_jax.store.lock import LOCK, Held, held, is_trace, sweep
 
@@ -229,7 +230,7 @@ def _check_identity(path: Path, identity: StoreIdentity) -> None:
             raise InputError(f"the store was written with {other}{both}", file=path / STORE, field=name, cure=cure)
 
 
-class TeacherStore(Sequence[TeacherRow]):
+class TeacherStore(Indexed[TeacherRow]):
     """A finished store, read row by row.
 
     Args:
@@ -260,25 +261,17 @@ class TeacherStore(Sequence[TeacherRow]):
             try:
                 len(ArrayRecordDataSource([file]))
             except (RuntimeError, ValueError, OSError) as error:
-                raise InputError(
-                    f"is damaged ({' '.join(str(error).split())[:120]})", file=part, cure=DELETE_PART
-                ) from None
+                problem = f"is damaged ({' '.join(str(error).split())[:120]})"
+                raise InputError(problem, file=part, cure=DELETE_PART) from None
         self._source = ArrayRecordDataSource(files)
         if len(self._source) != identity.records:
-            raise InputError(
-                f"holds {len(self._source)} records instead of {identity.records}", file=folder,
-                cure="Delete the parts and write them again",
-            )  # fmt: skip
+            problem = f"holds {len(self._source)} records instead of {identity.records}"
+            raise InputError(problem, file=folder, cure="Delete the parts and write them again")
 
     def __len__(self) -> int:
         return self._size
 
-    def __getitem__(self, index):  # type: ignore[no-untyped-def]
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        if not -len(self) <= index < len(self):
-            raise IndexError(index)
-        index %= len(self)
+    def _at(self, index: int) -> TeacherRow:
         try:
             arrays = safetensors.numpy.load(self._source[index])
             row = TeacherRow(**{name: arrays[name] for name in TeacherRow._fields})
@@ -294,9 +287,6 @@ class TeacherStore(Sequence[TeacherRow]):
     def _broken(self, index: int, problem: str) -> InputError:
         number, record = divmod(index, self.identity.part_size)
         return InputError(problem, file=_part(self._path, number), record=record + 1, cure=DELETE_PART)
-
-    def __iter__(self) -> Iterator[TeacherRow]:
-        return (self[i] for i in range(len(self)))
 
 
 def verified(store: TeacherStore, rows: Callable[[range], Sequence[TeacherRow]], count: int) -> float:
@@ -314,8 +304,6 @@ def verified(store: TeacherStore, rows: Callable[[range], Sequence[TeacherRow]],
             float(np.abs(kept.topk_logprobs.astype(np.float32) - again.topk_logprobs.astype(np.float32)).max()),
         )  # fmt: skip
         if worst > 0.05:
-            raise InputError(
-                f"scored again, the row differs by {worst:.3f}", record=index + 1, field="--out",
-                cure="Delete the store and write it again",
-            )  # fmt: skip
+            problem = f"scored again, the row differs by {worst:.3f}"
+            raise InputError(problem, record=index + 1, field="--out", cure="Delete the store and write it again")
     return worst

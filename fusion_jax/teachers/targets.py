@@ -19,9 +19,9 @@ import numpy as np
 from fusion_jax.align.distributions import AlignedRows, RowRule
 from fusion_jax.data.batches import Example, Targets, bucket_list
 from fusion_jax.data.documents import Document, TeacherRow, TeacherText, scored_bytes
-from fusion_jax.data.lazy import Lazy
 from fusion_jax.display import brief
 from fusion_jax.errors import InputError
+from fusion_jax.lazy import Lazy
 from fusion_jax.losses.fusion import Target, filled, fused_targets, rewards, soft_weights, teacher_target
 from fusion_jax.paths import as_path
 from fusion_jax.store.parts import Arrays, Job, Part, Stored, digest, make_parts
@@ -286,11 +286,7 @@ def _check(s: FusionSettings, teachers: int) -> None:
     if teachers - (not s.pivot) < 1:
         raise InputError("there is no teacher", field="pivot", cure="Give a source, or take the pivot as a teacher")
     if s.tail == "bucket" and (s.temperature != 1.0 or s.rounding != "none"):
-        raise InputError(
-            "keeps probabilities as they are",
-            field="tail",
-            cure="Set temperature 1 and no rounding",
-        )
+        raise InputError("keeps probabilities as they are", field="tail", cure="Set temperature 1 and no rounding")
     if s.choice == "token" and s.function != "mince":
         raise InputError("goes with mince only", field="choice", cure='Set it to "sample"')
     if s.schedule == "soft" and s.choice == "token":

@@ -154,15 +154,29 @@ def in_style(answer: str, style: str) -> str:
     return STYLES[style].format(a=answer)
 
 
+def plain_text(problem: Record) -> str:
+    """A problem and, on the next line, its answer."""
+    return f"{problem['prompt']}\n{problem['answer']}"
+
+
 def documents(shares: dict[str, int], *, split: str, seed: int, repeat: bool = False) -> list[str]:
-    """Plain texts: a problem and, on the next line, its answer."""
-    return [f"{r['prompt']}\n{r['answer']}" for r in mixture(shares, split=split, seed=seed, repeat=repeat)]
+    """Problems as plain texts."""
+    return list(map(plain_text, mixture(shares, split=split, seed=seed, repeat=repeat)))
 
 
-def corpus(seed: int, count: int, styles: Sequence[str] = tuple(STYLES)) -> list[str]:
+def answered(problems: Sequence[Record]) -> list[Record]:
+    """Problems with right responses, worded in turn as each of the models does."""
+    styles = list(STYLES)
+    return [
+        {"prompt": r["prompt"], "response": in_style(r["answer"], styles[i % len(styles)]), "prompt_id": r["prompt_id"]}
+        for i, r in enumerate(problems)
+    ]
+
+
+def corpus(seed: int, count: int) -> list[str]:
     """Texts that tokenizers are trained on: prompts and answers of all skills."""
-    records = mixture(dict.fromkeys(SKILLS, count), split="train", seed=seed)
-    texts = [f"{r['prompt']}\n{in_style(r['answer'], styles[i % len(styles)])}" for i, r in enumerate(records)]
+    records = answered(mixture(dict.fromkeys(SKILLS, count), split="train", seed=seed))
+    texts = [f"{r['prompt']}\n{r['response']}" for r in records]
     # Unigram pieces come from substrings that several words share: show every letter in several surroundings.
     spelled = [" ".join(f"{letter}{mark}" for letter in LETTERS) for mark in (".", ",", "!", "?", ":", ";")]
     return texts + count // 10 * [*spelled, "user\nassistant\nmodel\n"]

@@ -8,11 +8,10 @@ import random
 
 import numpy as np
 import pytest
-from transformers import PreTrainedTokenizerBase
 
-from fusion_jax.align.coverage import align_texts
+from fusion_jax.align.coverage import Side, align_texts
 from fusion_jax.align.sequences import Variant, align, byte_offsets
-from fusion_jax.align.views import TokenizerView, view_of
+from fusion_jax.align.views import view_of
 from fusion_jax.errors import InputError
 from fusion_jax.models.folder import load_tokenizer
 from fusion_jax.zoo import model_path
@@ -37,10 +36,10 @@ def texts(seed: int, count: int) -> list[str]:
 
 
 @functools.cache
-def side(name: str) -> tuple[PreTrainedTokenizerBase, TokenizerView]:
+def side(name: str) -> Side:
     tokenizer = load_tokenizer(model_path(f"zoo:{name}"))
     assert tokenizer is not None
-    return tokenizer, view_of(tokenizer)
+    return Side(tokenizer, view_of(tokenizer))
 
 
 def ids_of(name: str, text: str) -> list[int]:

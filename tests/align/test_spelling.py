@@ -9,7 +9,7 @@ import pytest
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from fusion_jax.align.coverage import align_texts, coverage
+from fusion_jax.align.coverage import Side, align_texts, coverage
 from fusion_jax.align.distributions import TopRows, align_distributions
 from fusion_jax.align.matching import altered
 from fusion_jax.align.rules import RowRule, Rules
@@ -40,9 +40,7 @@ def letters(text: str | bytes) -> str:
 def merges_of(pieces: list[str]) -> list[tuple[str, str]]:
     """Every way to put each piece together of two others, shorter ones first."""
     known = set(pieces)
-    return [
-        (p[:at], p[at:]) for p in sorted(pieces, key=len) for at in range(1, len(p)) if {p[:at], p[at:]} <= known
-    ]
+    return [(p[:at], p[at:]) for p in sorted(pieces, key=len) for at in range(1, len(p)) if {p[:at], p[at:]} <= known]
 
 
 def prefixes(words: list[str]) -> list[str]:
@@ -177,7 +175,7 @@ def test_bytes_are_read_from_the_tokenizer():
 @pytest.mark.parametrize("name", NAMES)
 def test_the_pieces_of_a_text_spell_it(name):
     """The zoo's tokenizers, byte-level and not; SentencePiece may begin a text with a space."""
-    tokenizer, view = side(name)
+    tokenizer, view, _ = side(name)
     for text in ("Sort the letters: c, a, b", "add 12 and 30\nreverse  a b"):
         spelled = [(view.piece_bytes or ())[i] for i in tokenizer(text, add_special_tokens=False)["input_ids"]]
         assert b"".join(b or b"" for b in spelled).decode().removeprefix(" ") == text
@@ -237,7 +235,7 @@ def test_bytes_of_one_character_take_the_row_of_the_last():
 
 
 def test_images_of_another_text_are_told():
-    sides = (byte_level(), views()[0]), (sentencepiece(), views()[1])
+    sides = Side(byte_level(), views()[0]), Side(sentencepiece(), views()[1])
     texts = align_texts([TEXT], *sides, "chat_v2")
     pivot, source = views()
     raw = coverage({"a": texts}, Rules(pivot, source, mined_map(pivot, source, "raw"), "fusellm", pieces="raw"))

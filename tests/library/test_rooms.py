@@ -19,7 +19,7 @@ FLOORS = (
     "data store",
     "jsonl settings",
     "json_files yaml_files command_line failures markdown ops",
-    "arguments display fields files hosts intervals losses options sharding slices",
+    "arguments display fields files hosts intervals lazy losses options sharding slices",
     "copies",
     "paths",
     "errors figures versions",

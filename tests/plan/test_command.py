@@ -70,14 +70,14 @@ def test_what_an_experiment_samples_and_practises_itself_is_a_part_of_it(monkeyp
     assert kinds == [TrainStep, ScoreStep, Prefill, Decode]
     assert len(plan_of(dpo.parts(PAIRS), LLAMA)) == 2
     tiny = fusellm.PRESETS["tiny"]
+    practice = fusellm.practice_of(tiny)
     practised = [part for part in fusellm.parts(tiny) if isinstance(part, Training) and part.option == "--practise"]
     assert [part.model for part in practised] == [tiny.target, *tiny.sources]
     assert [part.records(0) for part in practised] == [
-        sum(fusellm.practice_texts(tiny, path).values()) for path in (tiny.target, *tiny.sources)
+        sum(practice.lessons(path).values()) for path in (tiny.target, *tiny.sources)
     ]
-    assert all(
-        0.99 * fusellm.practice(tiny, p.model) < p.records(0) <= fusellm.practice(tiny, p.model) for p in practised
-    )
+    assert practice.texts == {tiny.target: tiny.target_practice} | dict.fromkeys(tiny.sources, tiny.practice)
+    assert all(0.99 * practice.texts[p.model] < p.records(0) <= practice.texts[p.model] for p in practised)
     assert plan_of(practised, Ask("v5e-1"))[0].times == practised[0].records(0) // tiny.practise.batch_size
     checked = []
     monkeypatch.setattr(fits, "check_training", lambda settings, option, *folders: checked.append(option))

@@ -9,19 +9,13 @@ import pytest
 
 from fusion_jax.align.distributions import RowRule
 from fusion_jax.align.sequences import Alignment
+from fusion_jax.align.settings import AlignSettings
 from fusion_jax.data.documents import TeacherRow, TeacherText, chat_documents, text_documents
 from fusion_jax.data.records import Row
 from fusion_jax.errors import InputError
 from fusion_jax.models.compute import Compute
 from fusion_jax.models.folder import load
-from fusion_jax.teachers.opinions import (
-    AlignSettings,
-    _rules,
-    by_contents,
-    own_opinions,
-    read_documents,
-    source_opinions,
-)
+from fusion_jax.teachers.opinions import _rules, by_contents, own_opinions, read_documents, source_opinions
 from fusion_jax.teachers.settings import FusionSettings
 from fusion_jax.zoo import model_path
 

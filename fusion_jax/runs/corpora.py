@@ -1,0 +1,152 @@
+"""What a fusion of distributions learns from: texts or chats, the user's or the zoo's, as each model reads them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, TypeVar
+
+import numpy as np
+
+from fusion_jax.data.documents import Document, chat_documents, token_counts
+from fusion_jax.data.loaders import load_records, load_texts
+from fusion_jax.data.records import OnBad, Row, parse_rows
+from fusion_jax.data.windows import window_documents
+from fusion_jax.errors import InputError
+from fusion_jax.models.folder import check_folder, tokenizer_of
+from fusion_jax.options import File, ModelPath
+from fusion_jax.runs.desk import Desk
+from fusion_jax.runs.fusing import Corpus, FusingSettings
+from fusion_jax.runs.judging import EvalSet
+from fusion_jax.runs.prompts import eval_set, held_out_skills, zoo_problems
+from fusion_jax.zoo.tasks import answered, plain_text
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    Readers = Mapping[str, PreTrainedTokenizerBase]
+
+S = TypeVar("S", bound=FusingSettings)
+Documents = dict[str, list[Document]]
+"""{model: what it reads}."""
+
+
+@dataclass(frozen=True)
+class PlainTextSettings(FusingSettings):
+    """Base models and texts."""
+
+    target: ModelPath = "zoo:target"
+    """Model to improve: a Hugging Face folder, or zoo:NAME."""
+    texts: File = ""
+    """JSON lines with "text", or plain lines; without, problems of the zoo's skills with their answers."""
+    held_out_texts: File = ""
+    """Texts on which bits per byte are measured."""
+
+
+@dataclass(frozen=True)
+class ChatSettings(FusingSettings):
+    """Chat models, chats, and the template through which models read them."""
+
+    pivot: ModelPath = "zoo:target"
+    """Model to improve: a Hugging Face folder, or zoo:NAME."""
+    chats: File = ""
+    """Conversations, messages, or prompts with responses; without, problems of the zoo's skills with right answers."""
+    held_out_chats: File = ""
+    """Chats on whose answers bits per byte are measured."""
+    on_bad: OnBad = "error"
+    """What a broken record does: stop the run, or be left out and counted."""
+    template: Literal["own", "pivot"] = "own"
+    """Each model reads chats through its own template, or all through the pivot's, as published."""
+
+
+def text_tests(s: PlainTextSettings) -> EvalSet:
+    """Test prompts as plain text; beside the user's texts the user's only."""
+    return eval_set(s, [] if s.texts else held_out_skills(s), chat=False)
+
+
+def text_corpus(
+    s: PlainTextSettings, desk: Desk, folders: Mapping[str, Path], *, per_skill: int, window: int
+) -> Corpus:
+    """Texts, cut so that no model needs more tokens than it reads, EOS included.
+
+    Args:
+      folders: of the models by their names, the pivot first. per_skill: the zoo's problems of each skill that stand in
+        where no file is given. window: tokens at which texts to train on are cut, EOS not included; 0: as many as fit.
+    """
+    s = _as_long_as_read(s, desk, folders, "texts")
+    problems = zoo_problems(s, per_skill, own_data=bool(s.texts))
+    learnt, unseen = ([plain_text(problem) for problem in some] for some in problems)
+    if s.texts:
+        learnt, unseen = load_texts(s.texts), load_texts(s.held_out_texts) if s.held_out_texts else []
+    tokenizers = [tokenizer_of(folder) for folder in folders.values()]
+    most = s.max_length - 1
+    windows, found = window_documents(learnt, tokenizers, min(window or most, most))
+    if not windows:
+        raise InputError("all are blank", field="texts", cure="Give texts with words in them")
+    desk.counter("records").update(found)
+    held, _ = window_documents(unseen, tokenizers, most)
+    documents, held_out = dict.fromkeys(folders, windows), dict.fromkeys(folders, held)
+    return Corpus(folders, s.max_length, documents, held_out, text_tests(s))
+
+
+def chat_corpus(s: ChatSettings, desk: Desk, folders: Mapping[str, Path], *, per_skill: int) -> Corpus:
+    """Chats as each model reads them, held-out ones through its own template; arguments as of `text_corpus`."""
+    s, counts = _as_long_as_read(s, desk, folders, "chats"), desk.counter("records")
+    problems = zoo_problems(s, per_skill, own_data=bool(s.chats))
+    learnt, unseen = map(answered, problems)
+    if s.chats:
+        learnt, unseen = load_records(s.chats), load_records(s.held_out_chats) if s.held_out_chats else []
+    rows, dropped = parse_rows(learnt, "sft", file=s.chats or None, on_bad=s.on_bad)
+    counts.update(dropped + Counter({"chats": len(rows)}))
+    readers = {name: tokenizer_of(folder) for name, folder in folders.items()}
+    documents, held_out, dropped = _as_read(s, readers, rows, counts), Documents(), Counter[str]()
+    if unseen:
+        rows, _ = parse_rows(unseen, "sft", file=s.held_out_chats or None)
+        held_out = _as_read(replace(s, template="own"), readers, rows, dropped)
+        counts.update({f"held out: {what}": n for what, n in dropped.items()})
+    return Corpus(folders, s.max_length, documents, held_out, eval_set(s, problems[1]))
+
+
+def _as_long_as_read(s: S, desk: Desk, folders: Mapping[str, Path], what: str) -> S:
+    """The settings with the greatest length that every model reads.
+
+    Raises:
+      InputError: k entries are more than the smallest vocabulary has.
+    """
+    configs = {name: check_folder(folder) for name, folder in folders.items()}
+    name, smallest = min(configs.items(), key=lambda item: item[1].vocab_size)
+    if s.k > smallest.vocab_size:
+        problem = f"{s.k} entries of a distribution are asked for, '{name}' has {smallest.vocab_size}"
+        raise InputError(problem, field="k", cure="Lower it")
+    limit = min(s.max_length, *(config.max_positions for config in configs.values()))
+    if limit < s.max_length:
+        desk.run.log(f"{what} have {limit} tokens at most instead of {s.max_length}: a model reads no more")
+    return replace(s, max_length=limit)
+
+
+def _as_read(s: ChatSettings, readers: Readers, chats: Sequence[Row], counts: Counter[str]) -> Documents:
+    """Every chat as each model reads it; what one of them cannot read, none reads."""
+    pivot = next(iter(readers.values()))
+    templates = {name: reader if s.template == "own" else pivot for name, reader in readers.items()}
+    documents: Documents = {name: [] for name in templates}
+    for chat in chats:
+        try:
+            views = [chat_documents([chat], templates[name], reader) for name, reader in readers.items()]
+        except InputError as error:
+            if s.on_bad == "error":
+                cure = f"{error.cure}, or leave such chats out with --on-bad skip"
+                problem = error.problem
+                raise InputError(problem, file=error.file, record=chat.name, field=error.field, cure=cure) from None
+            counts["refused by a template"] += 1
+            continue
+        for some, view in zip(documents.values(), views, strict=True):
+            some += view
+    lengths = [token_counts(reader, documents[name]) for name, reader in readers.items()]
+    kept = np.max(lengths, axis=0) <= s.max_length
+    counts["longer than max_length in some tokenizer"] = int((~kept).sum())
+    if not kept.any():
+        problem = f"all are longer than {s.max_length} tokens"
+        raise InputError(problem, file=s.chats, field="--max-length", cure="Raise it")
+    return {name: [d for d, keep in zip(some, kept, strict=True) if keep] for name, some in documents.items()}
