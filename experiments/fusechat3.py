@@ -32,7 +32,8 @@ from typing import ClassVar
 
 from fusion_jax.data.examples import TextSettings
 from fusion_jax.data.loaders import load_records
-from fusion_jax.data.order import split
+from fusion_jax.data.order import split_by_name
+from fusion_jax.data.records import Row
 from fusion_jax.data.tokenise import TokeniseSettings
 from fusion_jax.errors import InputError
 from fusion_jax.jsonl import Record
@@ -40,7 +41,7 @@ from fusion_jax.models.folder import Model
 from fusion_jax.options import File, Folder
 from fusion_jax.plan.command import run as run_experiment
 from fusion_jax.plan.parts import Part, every
-from fusion_jax.rewards.code_tests import CodeLimits
+from fusion_jax.rewards.code_tests import CodeLimits, check_worker
 from fusion_jax.rewards.passed import checked
 from fusion_jax.rewards.verifiers import verifier
 from fusion_jax.rewards.within_source import PairRules, best_passed, pairs_within_source, released_pair, released_sft
@@ -127,10 +128,13 @@ def fuse(s: Settings, desk: Desk) -> Measures:
     annotated = desk.records("checked.jsonl", lambda: annotate(s, scored))
     best = best_passed(begun.to_first(annotated), desk.counter("responses for SFT"))
     taught = desk.records("sft.jsonl", lambda: map(released_sft, best.values()))
+    if begun.first:
+        desk.check_enough(len(taught), s.sft, "--sft")
     found = pairs_within_source(begun.to_second(annotated), seeded_rules(s), desk.counter("preference prompts"))
     pairs = desk.records("pairs.jsonl", lambda: [released_pair(*pair) for pair in found])
+    rows = compared(s, desk, pairs, file="pairs.jsonl")
     start = preference.tuned(s, desk, begun.target, taught, tests=begun.tests)
-    preferred(s, desk, start, pairs, begun.tests, file="pairs.jsonl")
+    preferred(s, desk, start, rows, begun.tests)
     return preference.reported(s, desk, STAGES, what="pairs", parts=data_table(annotated, best, pairs))
 
 
@@ -138,10 +142,11 @@ def fuse_ready(s: Settings, desk: Desk) -> Measures:
     """What is left where the records are given."""
     tests = eval_set_of(s, own_data=True)
     Sources(s, desk, tests, s.preference).check_prompts((), ())
-    taught, pairs = (load_records(file) if file else [] for file in (s.sft_data, s.pair_data))
-    target = desk.target(s.target, s.preference, tests, prompts=())
-    start = preference.tuned(s, desk, target, taught, tests=tests, file=s.sft_data)
-    preferred(s, desk, start, pairs, tests, file=s.pair_data)
+    rows = compared(s, desk, load_records(s.pair_data), file=s.pair_data)
+    taught = load_records(s.sft_data) if s.sft_data else []
+    target = desk.target(s.target, s.preference, tests, prompts=[row.messages[-1]["content"] for row in rows])
+    start = preference.tuned(s, desk, target, taught, tests=tests, file=s.sft_data, beside=rows)
+    preferred(s, desk, start, rows, tests)
     return preference.reported(s, desk, STAGES, what="pairs")
 
 
@@ -155,11 +160,15 @@ def seeded_rules(s: Settings) -> PairRules:
     return dataclasses.replace(s.rules, seed=s.seed)
 
 
-def preferred(s: Settings, desk: Desk, start: Model, pairs: Sequence[Record], tests: EvalSet, *, file: str) -> None:
-    """DPO, of sums or of token means, from the SFT checkpoint."""
-    rows = desk.rows("pairs", pairs, "pair", file=file, on_bad=s.on_bad)
-    held, train = split(rows, s.held_out, s.seed)
-    desk.check_enough(len(train), s.preference, "--preference")
+def compared(s: Settings, desk: Desk, pairs: Sequence[Record], *, file: str) -> list[Row]:
+    """The pairs as rows, if they are enough."""
+    desk.check_enough(preference.trained_on(s, len(pairs)), s.preference, "--preference")
+    return desk.rows("pairs", pairs, "pair", file=file, on_bad=s.on_bad)
+
+
+def preferred(s: Settings, desk: Desk, start: Model, rows: Sequence[Row], tests: EvalSet) -> None:
+    """DPO, of sums or of token means, from the SFT checkpoint; all pairs of a prompt are held out, or none."""
+    held, train = split_by_name(rows, s.held_out, s.seed)
     fused = desk.train(preference.preference_stage(s, "dpo"), start, objectives.pair(s.loss), train, held)
     desk.judge("FuseChat", fused, tests)
     desk.export(fused, made_from=["dpo/model"])
@@ -192,6 +201,8 @@ def check(s: Settings) -> None:
         if s.pair_data and given:
             problem = "belongs to a stage that --pair-data skips"
             raise InputError(problem, field=f"--{option}", cure="Leave one of the two out")
+    if s.code_tests:
+        check_worker(s.limits)
     if s.sft_data and not s.pair_data:
         problem = "belongs to --pair-data; else SFT learns the best responses"
         raise InputError(problem, field="--sft-data", cure="Leave it out, or give --pair-data")

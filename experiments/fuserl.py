@@ -2,7 +2,9 @@
 
     python experiments/fuserl.py                                          # built-in miniatures, a CPU, minutes
     python experiments/fuserl.py --preset llama3-8b --target META-LLAMA-3.1-8B-INSTRUCT --sources A B C D \\
-        --prompts prompts.jsonl --reward-model ARMORM --fuserl.loss simpo --out runs/a
+        --prompts prompts.jsonl --reward-model ARMORM --out runs/a
+    python experiments/fuserl.py --preset llama3-8b ... --fuserl.loss simpo --fuserl.beta 10 \\
+        --preference.optimizer.learning-rate 6e-7 --out runs/b
 
 Neither code nor the body of the paper is public: its abstract and its reviews say which responses count and what
 weighs them, the equations are this project's (docs/papers.md).
@@ -33,6 +35,7 @@ from fusion_jax.data.order import split
 from fusion_jax.data.records import Row
 from fusion_jax.jsonl import Record
 from fusion_jax.markdown import markdown_table
+from fusion_jax.models.folder import Model
 from fusion_jax.options import Folder
 from fusion_jax.plan.command import run as run_experiment
 from fusion_jax.plan.parts import Part
@@ -42,7 +45,7 @@ from fusion_jax.runs import preference
 from fusion_jax.runs.checks import check_names
 from fusion_jax.runs.desk import Desk, Stage
 from fusion_jax.runs.page import conduct
-from fusion_jax.runs.preference import PreferenceSettings
+from fusion_jax.runs.preference import Begun, PreferenceSettings
 from fusion_jax.runs.seeds import Measures
 from fusion_jax.sampling.generate import SampleSettings
 from fusion_jax.train import fused_objectives, objectives
@@ -93,30 +96,35 @@ def fuse(s: Settings, desk: Desk) -> Measures:
     scored = begun.responses()
     names = select.source_names(scored)
     sft, po = objectives_of(s, len(names))
-    taught = weighted_responses(begun.to_first(scored), s.weights, desk.counter("responses for SFT"))
-    taught = desk.records("fuse_sft.jsonl", lambda: taught)
-    start = begun.target
-    if taught:
-        rows = several(desk, "fuse_sft", taught, len(sft.slots))
-        plain = Stage("fuse_sft", "--sft", s.sft, dataclasses.replace(s.text, packing="none"))
-        if s.baseline:
-            best = [Row(row.name, row.messages, row.responses[:1]) for row in rows]
-            alone = dataclasses.replace(plain, name="sft")
-            preference.compared(desk, "SFT", alone, start, objectives.sft(), best, tests=begun.tests)
-        start = desk.train(plain, start, sft, rows)
-        desk.judge("FuseSFT", start, begun.tests)
-    samples = s.sample.num_samples if s.fuserl.loss == "rloo" else 0
     dropped = desk.counter("preference prompts")
+    samples = s.sample.num_samples if s.fuserl.loss == "rloo" else 0
     found = weighted_sources(begun.to_second(scored), names, s.weights, dropped, samples=samples)
     records = desk.records("fuse_po.jsonl", lambda: found)
+    desk.check_enough(preference.trained_on(s, len(records)), s.preference, "--preference")
+    chosen = weighted_responses(begun.to_first(scored), s.weights, desk.counter("responses for SFT"))
+    taught = desk.records("fuse_sft.jsonl", lambda: chosen)
+    start = tuned(s, begun, sft, several(desk, "fuse_sft", taught, len(sft.slots))) if begun.first else begun.target
     pairs = of_sources(records, names, len(po.slots) // len(names))
     desk.counts["fuse_po"] = Counter({"used": len(pairs)})
     held, train = split(pairs, s.held_out, s.seed)
-    desk.check_enough(len(train), s.preference, "--preference")
     fused = desk.train(preference.preference_stage(s, "fuse_po"), start, po, train, held)
     desk.judge("FuseRL", fused, begun.tests)
     desk.export(fused, made_from=["fuse_po/model"])
     return preference.reported(s, desk, STAGES, what="prompts", parts=shares(taught, records))
+
+
+def tuned(s: Settings, begun: Begun, sft: Objective, rows: Sequence[Row]) -> Model:
+    """FuseSFT and, to compare, SFT on each prompt's best response alone."""
+    desk, start = begun.desk, begun.target
+    desk.check_enough(len(rows), s.sft, "--sft")
+    stage = Stage("fuse_sft", "--sft", s.sft, dataclasses.replace(s.text, packing="none"))
+    if s.baseline:
+        best = [Row(row.name, row.messages, (row.responses[heaviest(row)],)) for row in rows]
+        alone = dataclasses.replace(stage, name="sft")
+        preference.compared(desk, "SFT", alone, start, objectives.sft(), best, tests=begun.tests)
+    model = desk.train(stage, start, sft, rows)
+    desk.judge("FuseSFT", model, begun.tests)
+    return model
 
 
 def objectives_of(s: Settings, sources: int) -> tuple[Objective, Objective]:
@@ -138,6 +146,11 @@ def several(desk: Desk, stage: str, records: Sequence[Record], most: int) -> lis
         )
         for record in records
     ]
+
+
+def heaviest(row: Row) -> int:
+    """The place of the response with the largest weight, which is the best one."""
+    return max(range(len(row.values)), key=lambda place: row.values[place])
 
 
 def of_sources(records: Sequence[Record], sources: Sequence[str], each: int) -> list[Row]:

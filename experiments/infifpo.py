@@ -14,9 +14,9 @@ Qwen2.5-14B-Instruct 80.97, SFT-WRPO 83.46, SFT-InfiFPO 84.01.
 
 Stages (each is a file of the run folder, made once):
   1 prompts.jsonl  2 responses/SOURCE.jsonl, target_responses.jsonl with rewards, before SFT
-  3 best.jsonl: the best response of any author  4 sft.jsonl, sft/ on the first part of the prompts
-  5 pairs.jsonl: best and worst response of any author, on the second part
-  6 values/SOURCE.jsonl: every source's log-probs of these texts in its own tokens, once  7 dpo/  8 infifpo/
+  3 best.jsonl: the best response of any author  4 pairs.jsonl: the best and the worst one, to the second part of the
+  prompts  5 values/SOURCE.jsonl: every source's log-probs of these texts in its own tokens, once
+  6 sft.jsonl, sft/: on the best responses to the first part  7 dpo/  8 infifpo/
   then answers/MODEL.jsonl, report.md, model/
 """
 
@@ -34,11 +34,11 @@ from fusion_jax.data.order import split
 from fusion_jax.data.records import Row
 from fusion_jax.data.tokenise import TokeniseSettings
 from fusion_jax.jsonl import Record
-from fusion_jax.models.folder import Model
 from fusion_jax.options import Folder
 from fusion_jax.plan.command import run as run_experiment
-from fusion_jax.plan.parts import Part, Scoring
+from fusion_jax.plan.parts import Part, Sampling, Scoring
 from fusion_jax.rewards import select
+from fusion_jax.rewards.within_source import best_passed
 from fusion_jax.runs import preference, source_values
 from fusion_jax.runs.checks import check_names
 from fusion_jax.runs.desk import Desk
@@ -89,7 +89,7 @@ class Settings(PreferenceSettings):
 
 PAPER = TrainSettings(epochs=3.0, optimizer=OptimizerSettings(learning_rate=1e-6))
 PRESETS = {
-    "tiny": preference.on_plants(Settings(target_samples=5, dpo=PairSettings(beta=0.3))),
+    "tiny": preference.on_skills(Settings(target_samples=5, dpo=PairSettings(beta=0.1))),
     "qwen2.5-14b": Settings(
         sample=SampleSettings(top_p=1.0, num_samples=4),
         eval_new_tokens=1024,
@@ -115,13 +115,13 @@ def fuse(s: Settings, desk: Desk) -> Measures:
     scored = begun.responses()
     own = desk.records("target_responses.jsonl", lambda: sampled_by_target(s, begun), made_from=["prompts.jsonl"])
     everyone = [*scored, *own]
-    found = select.best_of(everyone, desk.counter("responses"), seed=s.seed)
+    found = best_passed(everyone, desk.counter("responses"))
     best = {record["prompt_id"]: record for record in desk.records("best.jsonl", found.values)}
-    start = begun.tuned(best, made_from=["best.jsonl"])
-    rows = preferences(s, begun, start, begun.to_second(scored), begun.to_second(own))
-    after = "SFT-" if begun.first else ""
+    rows = preferences(s, begun, begun.to_second(scored), begun.to_second(own))
     held, train = split(scored_by_sources(s, begun, rows), s.held_out, s.seed)
     desk.check_enough(len(train), s.preference, "--preference")
+    start = begun.tuned(best, made_from=["best.jsonl"])
+    after = "SFT-" if begun.first else ""
     stage = preference.preference_stage(s, "infifpo")
     if s.baseline:
         alone, pair = dataclasses.replace(stage, name="dpo"), objectives.pair(s.dpo)
@@ -137,23 +137,20 @@ def sampled_by_target(s: Settings, begun: Begun) -> list[Record]:
     return begun.sources.sampled(begun.target, "target", begun.prompts, s.target_sampling)
 
 
-def preferences(
-    s: Settings, begun: Begun, start: Model, of_sources: Sequence[Record], own: Sequence[Record]
-) -> list[Row]:
+def preferences(s: Settings, begun: Begun, of_sources: Sequence[Record], own: Sequence[Record]) -> list[Row]:
     """Pairs of the best and the worst response of any author; for the loss wrpo, quadruples. What the target does not
     read as a whole is left out: every model scores the same text."""
     desk, counts = begun.desk, begun.desk.counter("preference prompts")
     if s.infifpo.loss == "wrpo":
-        best = select.best_of(of_sources, Counter(), seed=s.seed)
-        pairs = select.best_and_worst(own, counts)
+        kind, best, pairs = "quad", best_passed(of_sources, Counter()), select.best_and_worst(own, counts)
         records = desk.records("pairs.jsonl", lambda: select.quadruples(best, pairs))
-        rows = desk.rows("pairs", records, "quad", file="pairs.jsonl", on_bad=s.on_bad)
     else:
-        everyone = [{**record, "sample": number} for number, record in enumerate([*of_sources, *own])]
-        found = select.best_and_worst(everyone, counts)
-        records = desk.records("pairs.jsonl", lambda: select.pairs(found.values()))
-        rows = desk.rows("pairs", records, "pair", file="pairs.jsonl", on_bad=s.on_bad)
-    return source_values.uncut(rows, start, preference.preference_stage(s, "pairs").text, counts)
+        kind, everyone = "pair", [{**r, "sample": number} for number, r in enumerate([*of_sources, *own])]
+        pairs = select.best_and_worst(everyone, counts)
+        records = desk.records("pairs.jsonl", lambda: select.pairs(pairs.values()))
+    desk.check_enough(preference.trained_on(s, len(records)), s.preference, "--preference")
+    rows = desk.rows("pairs", records, kind, file="pairs.jsonl", on_bad=s.on_bad)
+    return source_values.uncut(rows, begun.target, preference.preference_stage(s, "pairs").text, counts)
 
 
 def scored_by_sources(s: Settings, begun: Begun, rows: Sequence[Row]) -> list[Row]:
@@ -174,9 +171,9 @@ def parts(s: Settings) -> list[Part]:
     """What the run computes: as every fusion through preferences does, and the sources' scoring."""
     objective = fused_objectives.infifpo(s.infifpo)
     last = preference.preference_part(s, objective.name, objective, share=s.sft_share, tuned=s.sft_share > 0)
-    rows = len(objective.slots)
-    scoring = [Scoring(f"log-probs by {source}", source, rows, last) for source in s.sources]
-    return [*preference.preference_parts(s, last, asked=s.target_sampling), *scoring]
+    scoring = [Scoring(f"log-probs by {source}", source, len(objective.slots), last) for source in s.sources]
+    own = Sampling("sampling the target", s.target, s.target_sampling)
+    return [*preference.preference_parts(s, last), own, *scoring]
 
 
 def check(s: Settings) -> None:

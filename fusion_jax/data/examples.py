@@ -90,7 +90,7 @@ def make_examples(
     """Examples in the order of `rows` (their `index` points into it), and counts of what was cut, absent or dropped.
 
     A row is dropped if the chat template changes what one of its messages says, if cutting leaves nothing of one of its
-    answers, or if its last two answers (chosen and rejected) have become equal.
+    answers, or if its last two answers (chosen and rejected, unless it has values of its own) have become equal.
 
     Raises:
       InputError: a template that refuses the roles or leaves messages out, and whatever else makes every row unusable.
@@ -115,7 +115,7 @@ def make_examples(
             raise InputError(
                 str(error), record=row.name, cure="Check the tokenizer and the truncation settings"
             ) from None
-        example, reason = _example(row, chat, tokens), _unusable(chat, tokens, encoder)
+        example, reason = _example(row, chat, tokens), _unusable(chat, tokens, encoder, not row.values)
         counts["truncated"] += tokens.cut or chat.clipped
         if reason or not all(n for n, r in zip(example.scored, row.responses) if r is not None):
             counts[reason or NOTHING_LEFT] += 1
@@ -179,12 +179,12 @@ def _chat(index: int, row: Row, tokenizer: PreTrainedTokenizerBase, settings: Ch
     return _Chat(index, clip(prompt), tuple(answers), clip.too_long(prompt))
 
 
-def _unusable(chat: _Chat, tokens: TokenisedRow, encoder: Encoder) -> str | None:
-    """Why tokens cannot be trained on, or None."""
+def _unusable(chat: _Chat, tokens: TokenisedRow, encoder: Encoder, compared: bool) -> str | None:
+    """Why tokens cannot be trained on, or None. compared: whether the last two answers are chosen and rejected."""
     if tokens.cut and any(len(t) <= len(encoder(h)) for t, (h, _) in zip(tokens.responses, chat.answers)):
         return NOTHING_LEFT
     ids = [[*p, *r] for p, r in zip(tokens.prompts, tokens.responses)]
-    return SAME_TOKENS if len(ids) > 1 and ids[-2] == ids[-1] else None
+    return SAME_TOKENS if compared and len(ids) > 1 and ids[-2] == ids[-1] else None
 
 
 def _example(row: Row, chat: _Chat, tokens: TokenisedRow) -> Example:

@@ -13,6 +13,8 @@ from fusion_jax.errors import InputError, quoted
 if TYPE_CHECKING:
     import grain
 
+    from fusion_jax.data.records import Row
+
 T = TypeVar("T")
 
 
@@ -108,6 +110,13 @@ def split(items: Sequence[T], share: float, seed: int) -> tuple[list[T], list[T]
     """A share of the items drawn by the seed, and the others, both in their order; see `split_indices`."""
     first, second = split_indices(len(items), share, seed)
     return [items[i] for i in first], [items[i] for i in second]
+
+
+def split_by_name(rows: Sequence[Row], share: float, seed: int) -> tuple[list[Row], list[Row]]:
+    """As `split`, of rows; those of one name stay together."""
+    names = list(dict.fromkeys(row.name for row in rows))
+    first = set(split(names, share, seed)[0])
+    return [row for row in rows if row.name in first], [row for row in rows if row.name not in first]
 
 
 def _check_seed(seed: int) -> None:

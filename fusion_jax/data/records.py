@@ -256,6 +256,9 @@ def parse_prompts(records: Iterable[Record], *, file: str | None = None) -> list
 
 def _check_known(record: Record, place: Place) -> None:
     """Refuse what a prompt or a response carries on to later stages and these cannot read or write."""
+    tests = record.get("tests")
+    if tests is not None and not (isinstance(tests, str) and tests.strip()):
+        raise place.error("is no text of Python statements", "tests", "Write the tests, or leave the field out")
     for name in ("answer", "skill"):
         if record.get(name) is not None:
             text(record, name, place, blank=True)
@@ -328,6 +331,11 @@ def _response(record: Record, place: Place) -> Record:
             raise place.error(f"is {quoted(sample)}, out of range", "sample", "Number a source's samples from 0")
     _check_known(record, place)
     known = {"prompt_id": given_id(record, place), "prompt": prompt, "source_model": source, "sample": sample}
+    passed = record.get("passed")
+    if passed is not None:
+        if not isinstance(passed, bool) and passed not in (0, 1):
+            raise place.error(f"is {quoted(passed)}, neither true nor false", "passed", "Write one, or leave it out")
+        known["passed"] = bool(passed)
     return {**formats.carried(record), **known}
 
 

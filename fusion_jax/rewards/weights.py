@@ -127,11 +127,20 @@ def weighted_sources(
             for name, mine, weight in zip(names, own, weights.tolist())
             if weight > 0
         ]
+        same = [e for e in entries if not samples and e["responses"][0].strip() == e["responses"][1].strip()]
+        if same:
+            dropped["source: identical responses"] += len(same)
+            entries = _reweighted([e for e in entries if e not in same])
         if entries:
             out.append({"prompt_id": prompt, "prompt": records[0]["prompt"], "sources": entries})
         else:
             dropped["prompt: no source gives a preference"] += 1
     return out
+
+
+def _reweighted(entries: list[Record]) -> list[Record]:
+    total = sum(e["weight"] for e in entries)
+    return [{**e, "weight": e["weight"] / total} for e in entries]
 
 
 def _by_source(records: Sequence[Record]) -> dict[str, list[Record]]:

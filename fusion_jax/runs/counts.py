@@ -66,5 +66,12 @@ CURES = {
     TEXT_LOST: "Use a chat template that keeps the text of the answers, or write the answers as the template does",
     NOTHING_LEFT: "Raise --text.tokens.max-length, or shorten the prompts",
     SAME_TOKENS: "Raise --text.tokens.max-length: what differs is cut off",
+    "prompt: no pair": "Look at the reasons beside: widen --rules.least-gap and --rules.most-gap to the units of these "
+    "rewards, or draw more varied samples (--sample.temperature, --sample.num-samples)",
+    "prompt: no source gives a preference": "The responses of each source to a prompt are equally good: draw more "
+    "varied samples (--sample.temperature, --sample.num-samples), or lower --weights.min-gap",
+    "prompt: no response passed": "No response is right by the checker: use better sources, more samples, or leave "
+    "out --check-answers or --code-tests",
+    "scored by too few sources": "Look at how many responses each source could score, and why not the others",
     "no source response": "Give quadruples with the sources' responses",
 }  # what a drop that is counted under this name calls for

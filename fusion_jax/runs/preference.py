@@ -1,12 +1,13 @@
 """What fusions through preferences share: data from sources, an SFT stage, models trained on preferences and compared.
 
 WRPO, FuseChat-3.0, InfiFPO and FuseRL differ in which responses they learn from and in their losses; the stages around
-these are here. On the zoo's plants all of them have the same data and the same budget.
+these are here, and the two miniatures: of each, all methods have the same data and the same budget.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -15,6 +16,7 @@ from fusion_jax.data.examples import TextSettings
 from fusion_jax.data.order import split_sizes
 from fusion_jax.data.records import Row
 from fusion_jax.data.tokenise import TokeniseSettings
+from fusion_jax.errors import InputError
 from fusion_jax.jsonl import Record
 from fusion_jax.markdown import markdown_table
 from fusion_jax.models.folder import Model
@@ -57,6 +59,10 @@ class PreferenceSettings(SourceSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         bounded(self, "sft_share", "held_out", least=0, below=1)
+        if self.sft.best_of > 1:
+            raise InputError("needs held-out records, which SFT has none of", field="sft.best_of", cure="Leave it at 1")
+        if self.preference.best_of > 1 and not self.held_out:
+            raise InputError("needs held-out records", field="preference.best_of", cure="Give --held-out a share")
 
 
 S = TypeVar("S", bound=PreferenceSettings)
@@ -157,6 +163,19 @@ class Begun:
         return tuned(self.settings, self.desk, self.target, self.taught(best, made_from=made_from), tests=self.tests)
 
 
+SHARED = "prompt: among the preferences, too"
+REPEATED = "prompt: the same text under another id"
+
+
+def _distinct(prompts: Sequence[Record], dropped: Counter[str]) -> list[Record]:
+    """The prompts, each text once: under two ids it could be in both parts."""
+    out: dict[str, Record] = {}
+    for prompt in prompts:
+        out.setdefault(prompt["prompt"].strip(), prompt)
+    dropped[REPEATED] += len(prompts) - len(out)
+    return list(out.values())
+
+
 def _to(responses: Sequence[Record], prompts: Sequence[Record]) -> list[Record]:
     asked = {prompt["prompt_id"] for prompt in prompts}
     return [r for r in responses if r["prompt_id"] in asked]
@@ -178,6 +197,7 @@ def begin(
     sources = Sources(s, desk, tests, s.preference)
     given = sources.given()
     prompts = desk.records("prompts.jsonl", lambda: _enough(s, desk, sources.prompts(given), shares))
+    prompts = _distinct(prompts, desk.counter("prompts"))
     first, second = split_prompts(prompts, s.sft_share, shares, s.seed)
     parts = {"first": first, "second": second}
     sources.check_prompts(prompts, [prompt for name in target_asked for prompt in parts[name]])
@@ -207,14 +227,26 @@ def tuned(
     *,
     tests: EvalSet,
     file: str = "sft.jsonl",
+    beside: Sequence[Row] = (),
 ) -> Model:
-    """The target after SFT on these records, judged; as it is without any."""
+    """The target after SFT on these records, judged; as it is without any.
+
+    Args:
+      beside: preferences whose prompts SFT leaves out.
+    """
     if not taught:
         return target
-    rows = desk.rows("sft", taught, "sft", file=file, on_bad=s.on_bad)
+    rows, preferred = desk.rows("sft", taught, "sft", file=file, on_bad=s.on_bad), {_asked(row) for row in beside}
+    kept = [row for row in rows if _asked(row) not in preferred]
+    desk.counts["sft"].update({SHARED: len(rows) - len(kept), "used": len(kept) - len(rows)})
+    rows = kept
     model = desk.train(Stage("sft", "--sft", s.sft, s.text), target, objectives.sft(), rows)
     desk.judge("SFT", model, tests)
     return model
+
+
+def _asked(row: Row) -> str:
+    return str(row.messages[-1]["content"]).strip()
 
 
 def preference_stage(s: PreferenceSettings, name: str, *, leaf: bool = False) -> Stage:

@@ -21,6 +21,7 @@ from fusion_jax.runs.desk import Desk, Stage
 from fusion_jax.train.reference import sequence_logprobs
 from fusion_jax.train.settings import compute_for
 
+UNREADABLE = "changed by the model's chat template, or nothing of it left after cutting"
 TOO_LONG = "longer than the model reads: other models would score another text"
 
 
@@ -28,22 +29,26 @@ def uncut(rows: Sequence[Row], model: Model, text: TextSettings, dropped: Counte
     """The rows that the model reads as a whole, without white space around responses, which some chat templates leave
     out and others keep; the other rows are counted."""
     rows = [replace(row, responses=tuple(r if r is None else r.strip() for r in row.responses)) for row in rows]
-    examples, counts = make_examples(rows, model.tokenizer, text)
-    whole = [rows[e.index] for e in examples if _is_whole(e, text)]
-    del counts["truncated"]
-    dropped.update(counts)
-    dropped[TOO_LONG] += len(examples) - len(whole)
-    return whole
+    examples, lost = _whole(rows, model, text, text.tokens.max_length)
+    dropped.update(lost.values())
+    return [rows[example.index] for example in examples]
 
 
-def _is_whole(example: Example, text: TextSettings) -> bool:
-    """Whether nothing was cut: a row that was fills the length."""
-    return max(map(len, example.rows)) < text.tokens.max_length
+def _whole(rows: Sequence[Row], model: Model, text: TextSettings, most: int) -> tuple[list[Example], dict[int, str]]:
+    """Examples of at most so many tokens, and why the other rows have none."""
+    tokens = replace(text.tokens, max_length=most + 1, max_prompt_length=most, truncation="fit")
+    examples, _ = make_examples(rows, model.tokenizer, replace(text, tokens=tokens))
+    lost = dict.fromkeys(range(len(rows)), UNREADABLE)
+    lost |= dict.fromkeys((example.index for example in examples), TOO_LONG)
+    whole = [example for example in examples if max(map(len, example.rows)) <= most]
+    for example in whole:
+        del lost[example.index]
+    return whole, lost
 
 
 def scored_by(desk: Desk, name: str, source: str, rows: Sequence[Row], stage: Stage) -> list[Record]:
-    """values/NAME.jsonl: {"row", "logprobs", "tokens"} of every row, one number a response, null where the source
-    cannot read the row.
+    """values/NAME.jsonl: {"row", "logprobs", "tokens"} of every row, one number a response; null, with "dropped" for
+    the reason, where the source cannot read the row.
 
     Args:
       source: the folder. stage: on whose mesh, in whose batches and with whose text settings it is computed.
@@ -52,19 +57,17 @@ def scored_by(desk: Desk, name: str, source: str, rows: Sequence[Row], stage: St
     def measured() -> list[Record]:
         model = desk.load(source, stage.settings)
         with desk.run.phase("scoring"):
-            return _measured(model, name, rows, stage, desk.counter(f"responses scored by {name}"))
+            return _measured(model, name, rows, stage)
 
-    return desk.records(f"values/{name}.jsonl", measured)
+    records = desk.records(f"values/{name}.jsonl", measured)
+    counts = desk.counter(f"responses scored by {name}")
+    counts.update(record["dropped"] for record in records if record["logprobs"] is None)
+    counts["rows"] += len(records)
+    return records
 
 
-def _measured(model: Model, name: str, rows: Sequence[Row], stage: Stage, dropped: Counter[str]) -> list[Record]:
-    most = model.config.max_positions
-    tokens = replace(stage.text.tokens, max_length=most, max_prompt_length=most - 1)
-    text = replace(stage.text, tokens=tokens)
-    examples, counts = make_examples(rows, model.tokenizer, text)
-    whole = [e for e in examples if _is_whole(e, text)]
-    dropped.update(counts - Counter({"truncated": counts["truncated"]}))
-    dropped[TOO_LONG] += len(examples) - len(whole)
+def _measured(model: Model, name: str, rows: Sequence[Row], stage: Stage) -> list[Record]:
+    whole, lost = _whole(rows, model, stage.text, model.config.max_positions)
     found: dict[int, tuple[list[float], list[int]]] = {}
     if whole:
         data, settings = Data(whole, lambda i: rows[i].name), stage.settings
@@ -76,11 +79,11 @@ def _measured(model: Model, name: str, rows: Sequence[Row], stage: Stage, droppe
             if np.isfinite(logprobs).all():
                 found[example.index] = logprobs, list(example.scored)
             else:
-                dropped["log-probs that are not finite"] += 1
+                lost[example.index] = "log-probs that are not finite"
     return [
         {"row": row.name, "source_model": name, "logprobs": found[i][0], "tokens": found[i][1]}
         if i in found
-        else {"row": row.name, "source_model": name, "logprobs": None, "tokens": None}
+        else {"row": row.name, "source_model": name, "logprobs": None, "tokens": None, "dropped": lost[i]}
         for i, row in enumerate(rows)
     ]
 

@@ -30,11 +30,15 @@ class Checkpoints:
     a little later, from a thread that reads it again: what was killed before that is taken as Orbax has written it.
     Where several hosts write a checkpoint, or one lies on a bucket, it has none.
 
+    Args:
+      keep: how many last ones stay. every: where several do, those that are whole intervals of so many steps apart stay
+        in preference to others, which a preemption leaves.
+
     Raises:
       InputError: the folder's path holds a bracket.
     """
 
-    def __init__(self, run: RunFolder, *, keep: int = 1) -> None:
+    def __init__(self, run: RunFolder, *, keep: int = 1, every: int = 1) -> None:
         logging.getLogger("absl").setLevel(logging.CRITICAL)  # what fails is raised, too
         self.path = run.file(FOLDER)
         place = self.path if is_remote(self.path) else self.path.absolute()
@@ -43,6 +47,7 @@ class Checkpoints:
             raise InputError(problem, file=place, field="--out", cure=cure)
         import orbax.checkpoint as ocp
 
+        self._every = every
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, cleanup_tmp_directories=True)
         self.manager = ocp.CheckpointManager(place, options=options)
         self._manifests, self._name = run.manifests, run.name(FOLDER)
@@ -64,6 +69,9 @@ class Checkpoints:
         """Begin to write a checkpoint; manifests of the ones that it replaces go first, whose files Orbax removes."""
         self.finish()
         self._on_first(self._forget)  # what was logged before a checkpoint is read with it
+        for old in sorted(self.manager.all_steps())[:-1]:
+            if old % self._every:
+                self.manager.delete(old)
         import orbax.checkpoint as ocp
 
         self.manager.save(step, args=ocp.args.StandardSave(state))

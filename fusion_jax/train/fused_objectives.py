@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from fusion_jax import losses
+from fusion_jax.errors import InputError
 from fusion_jax.losses import Mean, Pair, Quad, weighted
 from fusion_jax.losses.infifpo import Distance, Fused, Fusion, fused_reference
 from fusion_jax.settings import bounded
@@ -51,6 +52,9 @@ class InfifpoSettings:
         bounded(self, "beta", above=0)
         bounded(self, "alpha", least=0, most=1)
         bounded(self, "label_smoothing", least=0, most=0.5)
+        if not self.length_norm and (self.fusion, self.distance) == ("max_margin", "prob"):
+            problem = "is of probabilities of whole responses, which are too small to tell apart"
+            raise InputError(problem, field="distance", cure="Set it to logp where length_norm is False")
 
 
 def infifpo(settings: InfifpoSettings) -> Objective:
@@ -95,7 +99,8 @@ def _fusion_metrics(fused: Fused, policy: Array, initial: Array) -> dict[str, Ar
         return values[:, -2] - values[:, -1]
 
     clipped = fused.changed.astype(policy.dtype).mean(-1)
-    chosen = {f"selected_source/{i}": fused.weights[..., i].mean(-1) for i in range(fused.weights.shape[-1])}
+    sides, sources = {"chosen": -2, "rejected": -1}, range(fused.weights.shape[-1])
+    chosen = {f"selected_source/{i}/{name}": fused.weights[:, at, i] for name, at in sides.items() for i in sources}
     metrics = {
         "clip_rate/chosen": clipped[:, -2],
         "clip_rate/rejected": clipped[:, -1],
@@ -113,7 +118,7 @@ class FuseRLSettings:
     loss: Literal["dpo", "simpo", "rloo"] = "dpo"
     """The loss of a source's best and worst response (dpo, simpo), or of all its samples (rloo)."""
     beta: float = 0.01
-    """How strongly the model is held to its reference; the scale of simpo."""
+    """How strongly the model is held to its reference; the scale of simpo, usually 10."""
     gamma: float = 1.0
     """SimPO's target margin."""
 

@@ -64,6 +64,9 @@ def optimise(
       NonFiniteLoss: a step was not finite; names the records, after saving the last good state.
       SystemExit: with `hosts.signals.PREEMPTED`, SIGTERM came to any host; the state is saved.
     """
+    if settings.best_of > 1 and held is None:
+        cure = "Keep some records for evaluation, or leave it at 1"
+        raise InputError("needs held-out records to choose by", field="best_of", cure=cure)
     total, compute = step_count(len(data), settings), compute_for(settings)
     model = dataclasses.replace(model, params=place_params(model.params, model.config, compute.mesh))
     held = held if held is not None and len(held) else None
@@ -95,13 +98,16 @@ def optimise(
         model.params if in_step else None,
         compute.dtype,
     )
-    checkpoints = Checkpoints(run, keep=settings.best_of + (settings.best_of > 1))  # the end is no whole interval
+    if settings.best_of > 1:  # one more: the end, or what a preemption left, is no whole interval
+        checkpoints = Checkpoints(run, keep=settings.best_of + 1, every=settings.checkpoint_every)
+    else:
+        checkpoints = Checkpoints(run)
     state = init_state(model.params, optimizer, compute.mesh)
     state = restore_state(checkpoints, state) or state
     with doing(f"training {run.path.name}"), preemption() as told_to_stop, run.timed("training") as clock:
         with finishing(checkpoints):
             state = _loop(state, work, settings, run, checkpoints, told_to_stop, clock)
-            if settings.best_of > 1 and held is not None:
+            if settings.best_of > 1:
                 state = _best(state, settings, run, checkpoints)
         clock.took("checkpoint")
     return dataclasses.replace(model, params=state.params)

@@ -28,12 +28,14 @@ from fusion_jax.train.step import make_score_step, shard_batch
 
 
 def examples_fingerprint(examples: Sequence[Example]) -> str:
-    """A hash of every token, boundary and target, in order."""
+    """A hash of every token, boundary, target and value, in order."""
     digest = hashlib.sha256()
     for example in examples:
         for row, start in zip(example.rows, example.starts):
             digest.update(np.asarray([len(row), start, *row], np.int64).data)
         digest.update(np.asarray([example.branch] if example.branch else [], np.int64).data)
+        if example.values:
+            digest.update(np.asarray(example.values, np.float64).tobytes())
         for array in (example.groups, *(example.targets or ())):
             if array is not None:
                 digest.update(np.ascontiguousarray(array).tobytes())

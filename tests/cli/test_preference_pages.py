@@ -117,7 +117,7 @@ def test_infifpo_from_responses_to_a_model(tmp_path, target, loss):
     assert all(len(v) == len(read_jsonl(out / "pairs.jsonl")) for v in values)
     assert all(logprob < 0 for v in values for r in v for logprob in r["logprobs"])
     first = read_jsonl(out / "infifpo" / "metrics.jsonl")[0]
-    assert {"clip_rate/chosen", "selected_source/0", "reference_margin"} <= set(first)
+    assert {"clip_rate/chosen", "selected_source/0/chosen", "reference_margin"} <= set(first)
     assert first["reference_margin"] >= first["initial_margin"] - 1e-6  # clipping never lowers it
     assert models(out) == ["Target", "SFT", "SFT-DPO", "SFT-InfiFPO"]
 
@@ -151,3 +151,48 @@ def test_broken_responses(tmp_path, capsys, target, module, changes: dict[str, A
     out = tmp_path / "o"
     fails(module, ["--target", str(target), "--responses", str(file), "--out", str(out)], capsys, "record 3", told)
     assert not out.exists()
+
+
+def test_the_same_text_under_two_ids_is_in_one_part_only(tmp_path, target):
+    records = responses(24)
+    twins = [r | {"prompt_id": f"twin {r['prompt_id']}"} for r in records[:8]]
+    data, out = write(tmp_path / "twins.jsonl", [*records, *twins]), tmp_path / "run"
+    tests = write(tmp_path / "tests.jsonl", [{"prompt": "What is 1 + 1?", "answer": "2"}])
+    args = ["--target", str(target), "--responses", str(data), "--test-prompts", str(tests), "--out", str(out)]
+    attempt(fusechat3, [*SHORT, *args])
+    kept = [r["prompt_id"] for name in ("sft", "pairs") for r in read_jsonl(out / f"{name}.jsonl")]
+    assert len(kept) == len(set(kept)) == 24 and not any(name.startswith("twin") for name in kept)
+    assert "| prompts | prompt: the same text under another id | 2 |" in (out / "report.md").read_text()
+
+
+def test_prompts_that_pairs_have_are_left_out_of_ready_sft_data(tmp_path, target):
+    some = pairs(24)
+    taught = [{"prompt": p["prompt"], "response": p["chosen"]} for p in some[:12]]
+    files = [str(write(tmp_path / f"{n}.jsonl", r)) for n, r in (("sft", taught), ("pairs", some[6:]))]
+    out = tmp_path / "run"
+    attempt(
+        fusechat3, [*SHORT, "--target", str(target), "--sft-data", files[0], "--pair-data", files[1], "--out", str(out)]
+    )
+    assert "| sft | prompt: among the preferences, too | 6 |" in (out / "report.md").read_text()
+
+
+def test_too_few_pairs_are_told_before_any_training(tmp_path, capsys, target):
+    args = [*given(tmp_path, target), "--out", str(tmp_path / "o")]
+    told = fails(
+        fusechat3, [*args, "--rules.least-gap", "0.35"], capsys, "--preference", "prompt: no pair 14", "most-gap"
+    )
+    assert "source: gap too small" in told and not (tmp_path / "o" / "sft").exists()
+    fails(fuserl, [*args, "--weights.min-gap", "0.9"], capsys, "no source gives a preference 14", "--weights.min-gap")
+    fails(
+        fusechat3, [*args, "--preference.best-of", "2", "--held-out", "0"], capsys, "best-of", "needs held-out records"
+    )
+
+
+def test_whether_a_response_passed_is_true_or_false(tmp_path, capsys, target):
+    records = [r | {"passed": int(r["response"] == r["answer"])} for r in responses(24)]
+    data, out = write(tmp_path / "responses.jsonl", records), ["--out", str(tmp_path / "o")]
+    attempt(fusechat3, [*SHORT, "--target", str(target), "--responses", str(data), *out])
+    assert all(r["passed"] is (r["response"] == r["answer"]) for r in read_jsonl(tmp_path / "o" / "checked.jsonl"))
+    records[2]["passed"] = "false"
+    data = write(tmp_path / "broken.jsonl", records)
+    fails(fusechat3, ["--responses", str(data)], capsys, "record 3", "'passed': is 'false', neither true nor false")

@@ -69,7 +69,10 @@ def test_the_shipped_sweeps_are_the_papers_ablations():
 def test_cells_of_several_experiments_have_the_same_data_and_budget():
     sweep = read_sweep(PREFERENCE)
     assert [cell.experiment.script.stem for cell in sweep.cells] == ["wrpo"] * 3 + ["infifpo", "fuserl", "fusechat3"]
-    same = ("target", "sources", "problems", "prompts_per_skill", "sample", "sft_share", "sft", "preference", "verifier")
+    same = (
+        "target", "sources", "problems", "prompts_per_skill", "sample", "sft_share", "sft", "preference", "verifier",
+        "held_out",
+    )  # fmt: skip
     assert len({tuple(getattr(cell.settings, name) for name in same) for cell in sweep.cells}) == 1
     assert {sweep.settings(cell, 7).seed for cell in sweep.cells} == {7}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from fusion_jax.data.chat import ChatSettings
-from fusion_jax.data.examples import TextSettings
+from fusion_jax.data.examples import TextSettings, make_examples
 from fusion_jax.data.records import Row
 from fusion_jax.data.tokenise import TokeniseSettings
 from fusion_jax.models.folder import load
@@ -55,9 +56,10 @@ def test_log_probs_in_the_sources_own_tokens(source):
     folder, dropped = model_path(source), Counter[str]()
     rows = uncut(ROWS, load(model_path("zoo:target")), TEXT, dropped)
     assert rows[2].responses == ("höher", "42")
-    found = _measured(load(folder), "s", rows, STAGE, dropped)
+    found = _measured(load(folder), "s", rows, STAGE)
     for row, record in zip(rows, found, strict=True):
         for place, response in enumerate(row.responses):
+            assert response is not None
             logprob, tokens = by_torch(str(folder), row, response)
             assert record["tokens"][place] == tokens
             assert record["logprobs"][place] == pytest.approx(logprob, rel=1e-5, abs=1e-4)
@@ -65,10 +67,11 @@ def test_log_probs_in_the_sources_own_tokens(source):
 
 
 def test_what_a_source_cannot_read_as_a_whole_has_no_value():
-    model, dropped = load(model_path("zoo:plants-qwen")), Counter[str]()
+    model = load(model_path("zoo:plants-qwen"))
     long = Row("long", ({"role": "user", "content": "word " * 400},), ("yes", "no"))
-    found = _measured(model, "s", [ROWS[0], long], STAGE, dropped)
-    assert found[0]["logprobs"] is not None and found[1]["logprobs"] is None and sum(dropped.values()) == 1
+    found = _measured(model, "s", [ROWS[0], long], STAGE)
+    assert found[0]["logprobs"] is not None and found[1]["logprobs"] is None
+    assert found[1]["dropped"] == TOO_LONG
 
 
 def test_rows_that_the_target_would_cut_are_left_out():
@@ -101,6 +104,16 @@ def test_scores_that_are_not_finite_are_counted(monkeypatch):
 
     broken = lambda *args, **more: np.full((3, 2), np.nan, np.float32)  # noqa: E731
     monkeypatch.setattr(source_values, "sequence_logprobs", broken)
-    dropped = Counter[str]()
-    found = _measured(load(model_path("zoo:target")), "s", ROWS, STAGE, dropped)
-    assert all(r["logprobs"] is None for r in found) and dropped["log-probs that are not finite"] == 3
+    found = _measured(load(model_path("zoo:target")), "s", ROWS, STAGE)
+    assert {r["dropped"] for r in found} == {"log-probs that are not finite"}
+
+
+def test_a_row_that_just_fits_is_whole_under_either_rule():
+    model, row = load(model_path("zoo:target")), ROWS[0]
+    [example], _ = make_examples([row], model.tokenizer, TEXT)
+    longest = max(map(len, example.rows))
+    for rule in ("fit", "official"):
+        tokens = replace(TEXT.tokens, max_length=longest, max_prompt_length=longest - 4, truncation=rule)
+        assert uncut([row], model, replace(TEXT, tokens=tokens), Counter()) == [row]
+        shorter = replace(tokens, max_length=longest - 1)
+        assert uncut([row], model, replace(TEXT, tokens=shorter), Counter()) == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -73,3 +74,33 @@ def test_the_lowest_held_out_loss_of_the_last_states(monkeypatch, tmp_path, loss
 def test_states_without_a_held_out_loss_cannot_be_compared():
     with pytest.raises(InputError, match="'checkpoint_every': is not a multiple of eval_every"):
         TrainSettings(best_of=2, checkpoint_every=100, eval_every=500)
+
+
+def test_what_a_preemption_left_displaces_no_state_that_is_compared(monkeypatch, tmp_path):
+    """Told to stop after step 3, between the states of steps 2 and 4: both are compared all the same."""
+    losses = {2: 1.0, 4: 2.0, 6: 3.0, 8: 4.0}
+    monkeypatch.setattr(
+        optimise, "_evaluation", lambda *given: lambda state: {"eval_loss": losses.get(int(state.step), 9.0)}
+    )
+    settings = dataclasses.replace(SETTINGS, best_of=3, checkpoint_every=2, eval_every=2, epochs=2.0)
+    whole = train(tmp_path / "whole", settings)
+    told = iter([False, False, False, False, True])
+    original = optimise.preemption
+
+    @contextmanager
+    def stopping():
+        with original():
+            yield lambda: next(told, False)
+
+    monkeypatch.setattr(optimise, "preemption", stopping)
+    with pytest.raises(SystemExit):
+        train(tmp_path / "told", settings)
+    monkeypatch.setattr(optimise, "preemption", original)
+    assert same(train(tmp_path / "told", settings), whole)
+    assert "the result is the state after step 4" in (tmp_path / "told" / "log.txt").read_text()
+
+
+def test_nothing_to_choose_by_is_refused(tmp_path):
+    model = None
+    with pytest.raises(InputError, match="'best_of': needs held-out records"):
+        optimise.optimise(model, Data(EXAMPLES), objectives.sft(), SETTINGS, RunFolder(tmp_path, Console(quiet=True)))

@@ -59,10 +59,14 @@ def test_infifpo_of_scores(name, changes):
         mean, metrics = fused_objectives.infifpo(settings).loss(row, Progress(jnp.asarray(0), 1))
         np.testing.assert_allclose(divide(mean), outputs["loss"], **CLOSE)
         np.testing.assert_allclose(divide(metrics["rewards/accuracies"]), outputs["metrics"]["accuracy"], **CLOSE)
-        shares = [float(divide(metrics[f"selected_source/{i}"])) for i in range(sources.shape[-1])]
+        shares = [
+            [float(divide(metrics[f"selected_source/{i}/{side}"])) for i in range(sources.shape[-1])]
+            for side in ("chosen", "rejected")
+        ]
     if "selected_source" in outputs:
         chosen = np.asarray(outputs["selected_source"])
-        np.testing.assert_allclose(shares, [(chosen == i).mean() for i in range(len(shares))], **CLOSE)
+        by_hand = [[(chosen[:, at] == i).mean() for i in range(len(shares[0]))] for at in (-2, -1)]
+        np.testing.assert_allclose(shares, by_hand, **CLOSE)
 
 
 @pytest.mark.parametrize("name", ["fuse_po_dpo", "fuse_po_simpo", "fuse_po_rloo", "fuse_sft_top4"])
