@@ -177,15 +177,14 @@ def test_prompts_that_pairs_have_are_left_out_of_ready_sft_data(tmp_path, target
 
 
 def test_too_few_pairs_are_told_before_any_training(tmp_path, capsys, target):
-    args = [*given(tmp_path, target), "--out", str(tmp_path / "o")]
-    told = fails(
-        fusechat3, [*args, "--rules.least-gap", "0.35"], capsys, "--preference", "prompt: no pair 14", "most-gap"
-    )
-    assert "source: gap too small" in told and not (tmp_path / "o" / "sft").exists()
-    fails(fuserl, [*args, "--weights.min-gap", "0.9"], capsys, "no source gives a preference 14", "--weights.min-gap")
-    fails(
-        fusechat3, [*args, "--preference.best-of", "2", "--held-out", "0"], capsys, "best-of", "needs held-out records"
-    )
+    args, outs = given(tmp_path, target), [["--out", str(tmp_path / name)] for name in "abc"]
+    gap = [*args, *outs[0], "--rules.least-gap", "0.35"]
+    told = fails(fusechat3, gap, capsys, "--preference", "prompt: no pair 14", "Look at the reasons beside")
+    assert "source: gap too small" in told and not (tmp_path / "a" / "sft").exists()
+    least = [*args, *outs[1], "--weights.min-gap", "0.9"]
+    fails(fuserl, least, capsys, "no source gives a preference 14", "--weights.min-gap")
+    best = [*args, *outs[2], "--preference.best-of", "2", "--held-out", "0"]
+    fails(fusechat3, best, capsys, "best-of", "needs held-out records")
 
 
 def test_whether_a_response_passed_is_true_or_false(tmp_path, capsys, target):
