@@ -74,7 +74,7 @@ class Settings(PreferenceSettings):
 
 
 PRESETS = {
-    "tiny": preference.on_skills(Settings(weights=WeightRules(temperature=0.2), fuserl=FuseRLSettings(beta=0.1))),
+    "tiny": preference.on_skills(Settings(weights=WeightRules(temperature=0.05), fuserl=FuseRLSettings(beta=0.1))),
     "llama3-8b": Settings(
         sample=SampleSettings(),
         eval_new_tokens=1024,

@@ -110,7 +110,7 @@ def on_skills(settings: S) -> S:
         "text": dataclasses.replace(settings.text, tokens=TINY_TOKENS),
         "sample": SampleSettings(max_new_tokens=28, batch_size=256),
         "sft": tiny_training(3, 1e-4),
-        "preference": tiny_training(3, 6e-5),
+        "preference": tiny_training(1, 2e-5),
     }
     return dataclasses.replace(settings, **changes)
 
