@@ -8,12 +8,11 @@ it in pytest's own cache.
 from __future__ import annotations
 
 import atexit
-import functools
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +30,7 @@ import jax
 import pytest
 from jax._src import compiler
 
-from tests import daily
+from tests import daily, quick
 
 GOLDEN = Path(__file__).parent / "golden"
 MOST_PROGRAMS = 2**30  # bytes that daily work keeps
@@ -45,8 +44,6 @@ LONGEST = (
     "losses/test_fusion_golden.py", "plan/test_llama.py", "merge/test_estimate.py", "plan/test_compile.py",
     "fuzz/test_fuzz.py",
 )  # fmt: skip
-# What compiles small programs on a CPU in less than half the time, beside few optimisations.
-QUICK: dict[str, bool | int] = {"xla_cpu_use_fusion_emitters": False, "xla_cpu_parallel_codegen_split_count": 1}
 
 
 def is_daily(config: pytest.Config) -> bool:
@@ -61,24 +58,11 @@ def pytest_configure(config: pytest.Config) -> None:
         return
     os.environ.setdefault("FUSION_JAX_FUZZ_SECONDS", "1")
     if os.environ.get("JAX_DISABLE_MOST_OPTIMIZATIONS") != "1":  # a worker of -n finds both set
-        os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"], os.environ["XLA_FLAGS"] = "1", quick_flags()
+        os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"], os.environ["XLA_FLAGS"] = "1", quick.with_flags()
     jax.config.update("jax_disable_most_optimizations", True)
     if Path(os.environ["JAX_COMPILATION_CACHE_DIR"]).name.startswith("fusion-jax-compiled-"):  # not one that was given
         os.environ["JAX_COMPILATION_CACHE_DIR"] = kept_programs(config)
         jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
-
-
-def quick_flags() -> str:
-    """XLA_FLAGS of a process that compiles quickly; XLA reads them once."""
-    flags = [f"--{name}={str(value).lower()}" for name, value in QUICK.items()]
-    return " ".join(filter(None, [os.environ.get("XLA_FLAGS"), *flags]))
-
-
-def quick_options(whole: Callable[..., Any], **given: Any) -> Any:
-    """The compiler's options, with `QUICK` where it compiles for a CPU."""
-    if getattr(given.get("backend"), "platform", None) == "cpu":
-        given["env_options_overrides"] = QUICK | dict(given["env_options_overrides"] or {})
-    return whole(**given)
 
 
 def kept_programs(config: pytest.Config) -> str:
@@ -131,8 +115,9 @@ def quick_compiler() -> Iterator[None]:
     jax.clear_caches()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-        patch.setenv("XLA_FLAGS", quick_flags())
-        patch.setattr(compiler, "get_compile_options", functools.partial(quick_options, compiler.get_compile_options))
+        patch.setenv("XLA_FLAGS", quick.with_flags())
+        patch.setenv(quick.WITH_EACH, "1")
+        patch.setattr(compiler, "get_compile_options", quick.options())
         jax.config.update("jax_disable_most_optimizations", True)
         yield
         jax.config.update("jax_disable_most_optimizations", False)

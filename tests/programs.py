@@ -19,6 +19,8 @@ from collections.abc import Mapping, Sequence
 from multiprocessing import forkserver
 from pathlib import Path
 
+from tests import quick
+
 CONTEXT = multiprocessing.get_context("forkserver")
 # What the experiments import, at the beginning or later.
 IMPORTED = [
@@ -75,6 +77,14 @@ class Program:
         return output, errors
 
 
+def finished(script: Sequence[str], environment: Mapping[str, str], timeout: float = 300) -> str:
+    """What a script writes to its output, when it has ended well."""
+    program = Program(script, environment)
+    output, errors = program.communicate(timeout)
+    assert program.returncode == 0, errors[-3000:]
+    return output
+
+
 def _start_server() -> None:
     """With this process's environment; JAX warns of forking processes that have threads, which these have not yet."""
     CONTEXT.set_forkserver_preload(IMPORTED)
@@ -97,6 +107,7 @@ def _run(script: list[str], environment: dict[str, str], first: str, streams: li
     os.environ.clear()
     os.environ.update(environment)
     jax.config.update("jax_disable_most_optimizations", environment.get("JAX_DISABLE_MOST_OPTIMIZATIONS") == "1")
+    quick.compile_as_the_first_process()
     sys.argv = script
     exec(first, {})
     try:

@@ -15,7 +15,7 @@ from fusion_jax.models.safetensors_io import PlannedTensor, open_folder, write_f
 
 GIVEN = {"weight": 0.4, "density": 0.5, "t": 0.3, "select_topk": 0.3}
 BF16 = np.dtype(ml_dtypes.bfloat16)
-VOCAB, WIDTH, INNER, LAYERS = 48, 16, 24, 3
+VOCAB, WIDTH, INNER, LAYERS = 24, 16, 16, 3  # three shapes of tensors: each is a program of its own for each method
 CONFIG = {
     "model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": WIDTH, "intermediate_size": INNER,
     "num_hidden_layers": LAYERS, "num_attention_heads": 2, "num_key_value_heads": 2, "vocab_size": VOCAB,

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import jax
@@ -22,6 +20,7 @@ from fusion_jax.models.parameters import init_params
 from fusion_jax.sampling import sizes
 from fusion_jax.sampling.generate import SampleSettings, generate, generate_ids
 from fusion_jax.sampling.samplers import Sampler, restrict
+from tests.programs import finished
 from tests.small import small_model, virtual_devices
 
 pytestmark = pytest.mark.usefixtures("quick_compiler")
@@ -198,10 +197,6 @@ def test_text_in_text_out():
 
 @pytest.mark.slow
 def test_every_mesh_gives_what_one_device_gives():
-    root = Path(__file__).parents[2]
-    env = os.environ | virtual_devices(8) | {"PYTHONPATH": str(root)}
-    script = root / "tests/sampling/sharded_generation.py"
-    done = subprocess.run([sys.executable, str(script)], env=env, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    results = json.loads(done.stdout)
+    script = Path(__file__).with_name("sharded_generation.py")
+    results = json.loads(finished([str(script)], os.environ | virtual_devices(8)))
     assert len(results) == 1 and all(results.values()), results
