@@ -14,6 +14,8 @@ from tests.ops.every_kernel import HEADS, WINDOWS, apart, cases, cases_on_meshes
 from tests.programs import finished
 from tests.small import virtual_devices
 
+pytestmark = pytest.mark.usefixtures("quick_compiler")
+
 TOLERANCE = 2e-5
 
 
