@@ -13,6 +13,8 @@ from jax._src.lib import xla_client
 # What compiles small programs on a CPU in less than half the time, beside few optimisations.
 QUICK: dict[str, bool | int] = {"xla_cpu_use_fusion_emitters": False, "xla_cpu_parallel_codegen_split_count": 1}
 FLAGS = [f"--{name}={str(value).lower()}" for name, value in QUICK.items()]
+# The same with few optimisations, for `compiler_options` of `jax.jit`.
+FAST = QUICK | {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 # Set where this process gives QUICK with each program, and XLA had read its flags before.
 WITH_EACH = "FUSION_JAX_TESTS_QUICK_OPTIONS"
 
