@@ -8,6 +8,7 @@ it in pytest's own cache.
 from __future__ import annotations
 
 import atexit
+import gc
 import json
 import os
 import shutil
@@ -82,6 +83,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: place.get(item.nodeid.partition("::")[0].removeprefix("tests/"), len(place)))
 
 
+def pytest_collection_finish() -> None:
+    """What was imported and collected stays: no collection of garbage has to look at it."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """With -n a file stays in one process, which makes what its tests share once."""
@@ -113,6 +120,7 @@ def quick_compiler() -> Iterator[None]:
         yield
         return
     jax.clear_caches()
+    quick.read_flags()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
         patch.setenv("XLA_FLAGS", quick.with_flags())

@@ -7,6 +7,7 @@ A start by `subprocess` takes seconds for the imports alone. From there on the p
 from __future__ import annotations
 
 import atexit
+import gc
 import multiprocessing
 import os
 import runpy
@@ -102,6 +103,7 @@ def _run(script: list[str], environment: dict[str, str], first: str, streams: li
     """The forked process: what an interpreter does with a script."""
     import jax
 
+    gc.freeze()  # what was imported stays, and no collection has to look at it
     for number, place in enumerate(streams, start=1):
         os.dup2(os.open(place, os.O_WRONLY | os.O_CREAT), number)
     os.environ.clear()

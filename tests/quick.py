@@ -44,6 +44,11 @@ def compile_as_the_first_process() -> None:
         return
     flags = os.environ["XLA_FLAGS"]
     os.environ["XLA_FLAGS"] = " ".join(flag for flag in flags.split() if flag not in FLAGS)
-    _ = xla_client.CompileOptions().executable_build_options.debug_options  # reads them
+    read_flags()
     os.environ["XLA_FLAGS"] = flags
     compiler.get_compile_options = options()
+
+
+def read_flags() -> None:
+    """Let XLA read XLA_FLAGS, which it does once."""
+    _ = xla_client.CompileOptions().executable_build_options.debug_options
