@@ -396,6 +396,7 @@ def test_a_folder_that_orbax_would_not_find_again_gets_no_checkpoints(bucket, tm
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("quick_compiler")
 def test_a_run_that_was_killed_ends_as_a_local_one(bucket, server, tmp_path, capsys):
     train = ["--train.epochs", "1", "--train.checkpoint-every", "4"]
     on_bucket = [*train, "--out", str(bucket)]
