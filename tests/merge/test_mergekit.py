@@ -94,7 +94,7 @@ def merged(tmp_path_factory: pytest.TempPathFactory) -> Path:
     based = stacked | {"base_model": str(place / "models/base")}
     (place / "stacked-base.yml").write_text(yaml.safe_dump(based))
     half = place / "half"
-    make_models(half / "models", 3, BF16)
+    make_models(half / "models", 3, BF16, vocab=48, inner=24)
     for name in SAME_BITS:
         (half / f"{name}.yml").write_text(yaml.safe_dump(recipe(name, half / "models", "bfloat16")))
     run_mergekit(place, half)
