@@ -26,7 +26,7 @@ def options(tmp_path: Path, out: str, epochs: int) -> list[str]:
     return [
         "--model", str(tmp_path / "model"), "--data", str(tmp_path / "pairs.jsonl"), "--out", str(tmp_path / out),
         "--train.checkpoint-every", "7", "--train.batch-size", "4", "--train.micro-batches", "2",
-        "--train.epochs", str(epochs), "--train.eval-every", "20",
+        "--train.epochs", str(epochs), "--train.eval-every", "20", "--train.remat", "none",
     ]  # fmt: skip
 
 
