@@ -139,11 +139,12 @@ def test_the_repetition_penalty_looks_at_the_prompt_and_at_what_is_there(model):
     free, found = ([row[0] for row in sample(model, rows, num_samples=1, sampler=s, new=12)] for s in (
         Sampler(), Sampler(repetition_penalty=1.5)))  # fmt: skip
     assert [c.ids for c in found] != [c.ids for c in free]
-    for prompt, completion in zip(rows, found, strict=True):
-        ids = [*prompt, *completion.ids]
+    texts = [[*prompt, *completion.ids] for prompt, completion in zip(rows, found, strict=True)]
+    padded = np.asarray([[*ids, *[0] * (96 - len(ids))] for ids in texts])
+    every = np.asarray(jax.jit(lambda ids: logits(model, ids))(padded))  # of each token and those before it
+    for prompt, ids, of_text in zip(rows, texts, every, strict=True):
         for place in range(len(prompt), len(ids)):
-            last = np.asarray(logits(model, np.asarray([ids[:place]])))[:, -1]
-            allowed = penalty(torch.tensor([ids[:place]]), torch.tensor(last))
+            allowed = penalty(torch.tensor([ids[:place]]), torch.tensor(of_text[None, place - 1]))
             assert int(allowed.argmax()) == ids[place]
     alone = sample(model, rows[:1], num_samples=2, sampler=Sampler(1.0, repetition_penalty=1.5))
     assert alone[0] == sample(model, rows, num_samples=2, sampler=Sampler(1.0, repetition_penalty=1.5))[0]
