@@ -35,15 +35,16 @@ from tests import daily, quick
 
 GOLDEN = Path(__file__).parent / "golden"
 MOST_PROGRAMS = 2**30  # bytes that daily work keeps
-# The files that take most CPU seconds, the longest first; one that is not here comes after them.
+# The files that take most CPU seconds, the longest first; one that is not here comes after them. The notebooks find what
+# the benchmark has compiled.
 LONGEST = (
-    "multihost/test_training.py", "parity/test_logits.py", "merge/test_task_vectors.py", "benchmarks/test_gpu.py",
-    "merge/test_mergekit.py", "notebooks/test_notebooks.py", "resume/test_sigkill.py", "store/test_bucket.py",
-    "sampling/test_generate.py", "ops/test_kernels.py", "parity/test_generation.py", "losses/test_preference_golden.py",
-    "train/test_packing.py", "train/test_sharding.py", "ops/test_attention.py", "losses/test_fused_preference_golden.py",
-    "ops/test_linear_logprobs.py", "merge/test_executor.py", "zoo/test_models.py", "merge/test_averaging.py",
-    "losses/test_fusion_golden.py", "plan/test_llama.py", "merge/test_estimate.py", "plan/test_compile.py",
-    "fuzz/test_fuzz.py",
+    "multihost/test_training.py", "merge/test_task_vectors.py", "benchmarks/test_gpu.py", "merge/test_mergekit.py",
+    "cli/test_preference_pages.py", "parity/test_logits.py", "notebooks/test_notebooks.py", "parity/test_generation.py",
+    "store/test_bucket.py", "sampling/test_generate.py", "zoo/test_models.py", "resume/test_sigkill.py",
+    "ops/test_kernels.py", "losses/test_preference_golden.py", "merge/test_averaging.py", "plan/test_llama.py",
+    "losses/test_fusion_golden.py", "merge/test_estimate.py", "cli/test_fusion_experiments.py", "fuzz/test_fuzz.py",
+    "losses/test_fused_preference_golden.py", "ops/test_splash.py", "train/test_fused_objectives.py",
+    "train/test_alike.py", "plan/test_cuda.py", "merge/test_executor.py",
 )  # fmt: skip
 
 
