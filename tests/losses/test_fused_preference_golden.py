@@ -111,7 +111,9 @@ def test_infifpo_from_logits_of_models_with_other_vocabularies(case, dtype):
         (loss, _), fused = loss_of(setting, by_example(values(total, count, setting)), initial, sources)
         return loss.mean(), (total, fused)
 
-    (loss, (total, fused)), grad = jax.jit(jax.value_and_grad(mean, has_aux=True))(jnp.asarray(given["policy_logits"], dtype))
+    (loss, (total, fused)), grad = jax.jit(jax.value_and_grad(mean, has_aux=True))(
+        jnp.asarray(given["policy_logits"], dtype)
+    )
     close(loss, outputs["loss"], TOLERANCE[dtype])
     close(by_example(total), outputs["policy_sum_logps"], TOLERANCE[dtype])
     close(fused.values, outputs["fused_reference"], TOLERANCE[dtype])
