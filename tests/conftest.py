@@ -8,12 +8,12 @@ it in pytest's own cache.
 from __future__ import annotations
 
 import atexit
-import functools
+import gc
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,22 +31,21 @@ import jax
 import pytest
 from jax._src import compiler
 
-from tests import daily
+from tests import daily, quick
 
 GOLDEN = Path(__file__).parent / "golden"
 MOST_PROGRAMS = 2**30  # bytes that daily work keeps
-# The files that take most CPU seconds, the longest first; one that is not here comes after them.
+# The files that take most CPU seconds, the longest first; one that is not here comes after them. The notebooks find what
+# the benchmark has compiled.
 LONGEST = (
-    "multihost/test_training.py", "parity/test_logits.py", "merge/test_task_vectors.py", "benchmarks/test_gpu.py",
-    "merge/test_mergekit.py", "notebooks/test_notebooks.py", "resume/test_sigkill.py", "store/test_bucket.py",
-    "sampling/test_generate.py", "ops/test_kernels.py", "parity/test_generation.py", "losses/test_preference_golden.py",
-    "train/test_packing.py", "train/test_sharding.py", "ops/test_attention.py", "losses/test_fused_preference_golden.py",
-    "ops/test_linear_logprobs.py", "merge/test_executor.py", "zoo/test_models.py", "merge/test_averaging.py",
-    "losses/test_fusion_golden.py", "plan/test_llama.py", "merge/test_estimate.py", "plan/test_compile.py",
-    "fuzz/test_fuzz.py",
+    "multihost/test_training.py", "merge/test_task_vectors.py", "benchmarks/test_gpu.py", "merge/test_mergekit.py",
+    "cli/test_preference_pages.py", "parity/test_logits.py", "notebooks/test_notebooks.py", "parity/test_generation.py",
+    "store/test_bucket.py", "sampling/test_generate.py", "zoo/test_models.py", "resume/test_sigkill.py",
+    "ops/test_kernels.py", "losses/test_preference_golden.py", "merge/test_averaging.py", "plan/test_llama.py",
+    "losses/test_fusion_golden.py", "merge/test_estimate.py", "cli/test_fusion_experiments.py", "fuzz/test_fuzz.py",
+    "losses/test_fused_preference_golden.py", "ops/test_splash.py", "train/test_fused_objectives.py",
+    "train/test_alike.py", "plan/test_cuda.py", "merge/test_executor.py",
 )  # fmt: skip
-# What compiles small programs on a CPU in less than half the time, beside few optimisations.
-QUICK: dict[str, bool | int] = {"xla_cpu_use_fusion_emitters": False, "xla_cpu_parallel_codegen_split_count": 1}
 
 
 def is_daily(config: pytest.Config) -> bool:
@@ -61,24 +60,11 @@ def pytest_configure(config: pytest.Config) -> None:
         return
     os.environ.setdefault("FUSION_JAX_FUZZ_SECONDS", "1")
     if os.environ.get("JAX_DISABLE_MOST_OPTIMIZATIONS") != "1":  # a worker of -n finds both set
-        os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"], os.environ["XLA_FLAGS"] = "1", quick_flags()
+        os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"], os.environ["XLA_FLAGS"] = "1", quick.with_flags()
     jax.config.update("jax_disable_most_optimizations", True)
     if Path(os.environ["JAX_COMPILATION_CACHE_DIR"]).name.startswith("fusion-jax-compiled-"):  # not one that was given
         os.environ["JAX_COMPILATION_CACHE_DIR"] = kept_programs(config)
         jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
-
-
-def quick_flags() -> str:
-    """XLA_FLAGS of a process that compiles quickly; XLA reads them once."""
-    flags = [f"--{name}={str(value).lower()}" for name, value in QUICK.items()]
-    return " ".join(filter(None, [os.environ.get("XLA_FLAGS"), *flags]))
-
-
-def quick_options(whole: Callable[..., Any], **given: Any) -> Any:
-    """The compiler's options, with `QUICK` where it compiles for a CPU."""
-    if getattr(given.get("backend"), "platform", None) == "cpu":
-        given["env_options_overrides"] = QUICK | dict(given["env_options_overrides"] or {})
-    return whole(**given)
 
 
 def kept_programs(config: pytest.Config) -> str:
@@ -96,6 +82,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     daily.mark(items)
     place = {name: number for number, name in enumerate(LONGEST)}
     items.sort(key=lambda item: place.get(item.nodeid.partition("::")[0].removeprefix("tests/"), len(place)))
+
+
+def pytest_collection_finish() -> None:
+    """What was imported and collected stays: no collection of garbage has to look at it."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -129,10 +121,12 @@ def quick_compiler() -> Iterator[None]:
         yield
         return
     jax.clear_caches()
+    quick.read_flags()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-        patch.setenv("XLA_FLAGS", quick_flags())
-        patch.setattr(compiler, "get_compile_options", functools.partial(quick_options, compiler.get_compile_options))
+        patch.setenv("XLA_FLAGS", quick.with_flags())
+        patch.setenv(quick.WITH_EACH, "1")
+        patch.setattr(compiler, "get_compile_options", quick.options())
         jax.config.update("jax_disable_most_optimizations", True)
         yield
         jax.config.update("jax_disable_most_optimizations", False)

@@ -7,6 +7,7 @@ A start by `subprocess` takes seconds for the imports alone. From there on the p
 from __future__ import annotations
 
 import atexit
+import gc
 import multiprocessing
 import os
 import runpy
@@ -18,6 +19,8 @@ import weakref
 from collections.abc import Mapping, Sequence
 from multiprocessing import forkserver
 from pathlib import Path
+
+from tests import quick
 
 CONTEXT = multiprocessing.get_context("forkserver")
 # What the experiments import, at the beginning or later.
@@ -75,6 +78,14 @@ class Program:
         return output, errors
 
 
+def finished(script: Sequence[str], environment: Mapping[str, str], timeout: float = 300) -> str:
+    """What a script writes to its output, when it has ended well."""
+    program = Program(script, environment)
+    output, errors = program.communicate(timeout)
+    assert program.returncode == 0, errors[-3000:]
+    return output
+
+
 def _start_server() -> None:
     """With this process's environment; JAX warns of forking processes that have threads, which these have not yet."""
     CONTEXT.set_forkserver_preload(IMPORTED)
@@ -92,11 +103,13 @@ def _run(script: list[str], environment: dict[str, str], first: str, streams: li
     """The forked process: what an interpreter does with a script."""
     import jax
 
+    gc.freeze()  # what was imported stays, and no collection has to look at it
     for number, place in enumerate(streams, start=1):
         os.dup2(os.open(place, os.O_WRONLY | os.O_CREAT), number)
     os.environ.clear()
     os.environ.update(environment)
     jax.config.update("jax_disable_most_optimizations", environment.get("JAX_DISABLE_MOST_OPTIMIZATIONS") == "1")
+    quick.compile_as_the_first_process()
     sys.argv = script
     exec(first, {})
     try:

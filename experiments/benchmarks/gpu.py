@@ -71,15 +71,16 @@ PARTS = (
     Part("default", "", (), 180),
 )
 SMALL_PARTS = (
-    Part("parity", "gpu_parity", ("llama", "qwen3", "gemma3"), 120),
+    Part("parity", "gpu_parity", ("llama",), 120),
     Part("ours", "gpu_ours", ("sft", "wrpo", "distillation", "scoring", "decoding"), 120),
     Part("torch", "gpu_torch", ("sft", "wrpo", "distillation", "scoring", "decoding"), 120, cpu=True),
     Part("attention", "gpu_attention", ("causal 2048 x 64",), 60),
     Part("default", "", (), 180),
 )
 SMALL_DEFAULT = (
-    "--sources", "zoo:plants-qwen", "--prompts-per-skill", "64", "--test-per-skill", "0", "--sft-share", "0.33",
-    "--sft.epochs", "8", "--baseline", "False", "--continued", "False",
+    "--sources", "zoo:plants-qwen", "--prompts-per-skill", "40", "--test-per-skill", "0", "--sft-share", "0.33",
+    "--sample.num-samples", "3", "--sft.epochs", "8", "--sft.batch-size", "8", "--preference.batch-size", "4",
+    "--held-out", "0", "--baseline", "False", "--continued", "False",
 )  # fmt: skip
 
 

@@ -18,7 +18,8 @@ SHORT = [
     "--sft-share", "0.4", "--sft.batch-size", "4", "--sft.epochs", "1", "--preference.batch-size", "4",
     "--preference.epochs", "1", "--held-out", "0.2", "--sample.num-samples", "2", "--sample.max-new-tokens", "4",
     "--eval-new-tokens", "4", "--text.tokens.max-length", "96", "--text.tokens.max-prompt-length", "64",
-    "--eval-samples", "0", "--verifier", "answer", "--accuracy", "answer",
+    "--eval-samples", "0", "--verifier", "answer", "--accuracy", "answer", "--sft.remat", "none",
+    "--preference.remat", "none",
 ]  # fmt: skip
 
 

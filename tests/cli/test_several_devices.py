@@ -8,23 +8,25 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from experiments import dpo
 from fusion_jax.jsonl import read_jsonl
 from tests.programs import Program
-from tests.small import even_pairs, script, small_folder, virtual_devices, write
+from tests.small import attempt, even_pairs, script, small_folder, virtual_devices, write
 
 pytestmark = pytest.mark.usefixtures("quick_compiler")
 
 
-def train(tmp_path: Path, out: str, count: int, *more: str) -> tuple[int | None, str]:
-    """The exit code, and what was written to the errors."""
-    options = [
+def options(tmp_path: Path, out: str, count: int, *more: str) -> list[str]:
+    return [
         "--model", str(tmp_path / "model"), "--data", str(tmp_path / "pairs.jsonl"), "--out", str(tmp_path / out),
         "--train.batch-size", "8", "--train.mesh-tensor", "2" if count > 1 else "1", "--train.log-every", "1",
         "--train.eval-every", "3", *more,
     ]  # fmt: skip
-    program = Program(script("dpo", *options), os.environ | virtual_devices(count) | {"JAX_PLATFORMS": "cpu"})
-    _, errors = program.communicate()
-    return program.returncode, errors
+
+
+def on_eight(words: list[str]) -> Program:
+    """The command in a process with 8 devices."""
+    return Program(script("dpo", *words), os.environ | virtual_devices(8) | {"JAX_PLATFORMS": "cpu"})
 
 
 def prepared(path: Path) -> Path:
@@ -38,8 +40,7 @@ def prepared(path: Path) -> Path:
 def folder(tmp_path_factory) -> Path:
     """`prepared`, and the run on one device."""
     path = prepared(tmp_path_factory.mktemp("devices"))
-    code, errors = train(path, "one", 1)
-    assert code == 0, errors
+    attempt(dpo, options(path, "one", 1))
     return path
 
 
@@ -48,8 +49,12 @@ def folder(tmp_path_factory) -> Path:
     [pytest.param("eight", 8, [], marks=pytest.mark.slow), ("in-step", 1, ["--train.reference", "in-step"])],
 )
 def test_same_metrics(folder, out, devices, more):
-    code, errors = train(folder, out, devices, *more)
-    assert code == 0, errors
+    if devices == 1:
+        attempt(dpo, options(folder, out, 1, *more))
+    else:
+        program = on_eight(options(folder, out, devices, *more))
+        _, errors = program.communicate()
+        assert program.returncode == 0, errors
     ours, one = (read_jsonl(folder / name / "metrics.jsonl") for name in (out, "one"))
     assert len(one) >= 6 and [r.keys() for r in ours] == [r.keys() for r in one]
     for a, b in zip(ours, one, strict=True):
@@ -57,5 +62,6 @@ def test_same_metrics(folder, out, devices, more):
 
 
 def test_a_micro_batch_that_does_not_divide_is_refused(tmp_path):
-    code, errors = train(prepared(tmp_path), "odd", 8, "--train.micro-batches", "4")
-    assert code == 2 and "a micro-batch of 2 examples does not divide over 4 devices" in errors
+    program = on_eight(options(prepared(tmp_path), "odd", 8, "--train.micro-batches", "4"))
+    _, errors = program.communicate()
+    assert program.returncode == 2 and "a micro-batch of 2 examples does not divide over 4 devices" in errors

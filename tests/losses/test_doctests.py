@@ -10,6 +10,8 @@ import pytest
 
 from fusion_jax import align, losses
 
+pytestmark = pytest.mark.usefixtures("quick_compiler")
+
 MODULES = [
     importlib.import_module(f"fusion_jax.{name}")
     for name in (

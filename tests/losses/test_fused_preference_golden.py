@@ -36,11 +36,14 @@ def close(actual: Any, expected: Any, tolerance: dict[str, float]) -> None:
 
 def sums(logits: Any, labels: Any, dtype: str) -> tuple[jax.Array, jax.Array]:
     """Sums and counts [B,S] of rows that stand slot by slot."""
-    logits, labels = jnp.asarray(logits, dtype), np.asarray(labels)[:, 1:]
-    mask = labels != -100
-    logprobs, _ = linear_logprobs(logits[:, :-1], jnp.eye(logits.shape[-1], dtype=dtype), jnp.where(mask, labels, 0))
-    total, count = jnp.where(mask, logprobs, 0).sum(-1), jnp.asarray(mask.sum(-1), dtype)
-    return total, count
+    return _sums(jnp.asarray(logits, dtype), jnp.asarray(labels))
+
+
+@jax.jit
+def _sums(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
+    mask, entries = labels[:, 1:] != -100, jnp.maximum(labels[:, 1:], 0)
+    logprobs, _ = linear_logprobs(logits[:, :-1], jnp.eye(logits.shape[-1], dtype=logits.dtype), entries)
+    return jnp.where(mask, logprobs, 0).sum(-1), mask.sum(-1).astype(logits.dtype)
 
 
 def values(total: jax.Array, count: jax.Array, setting: dict[str, Any]) -> jax.Array:
@@ -75,7 +78,7 @@ def test_infifpo_from_sums(case, dtype):
         (loss, metrics), fused = loss_of(setting, values(policy, array["policy_counts"], setting), initial, sources)
         return loss.mean(), (loss, metrics, fused)
 
-    (total, (loss, metrics, fused)), grad = jax.value_and_grad(mean, has_aux=True)(array["policy_sum_logps"])
+    (total, (loss, metrics, fused)), grad = jax.jit(jax.value_and_grad(mean, has_aux=True))(array["policy_sum_logps"])
     tolerance = TOLERANCE[dtype]
     for actual, name in (
         (total, "loss"), (loss, "losses"), (fused.values, "fused_reference"), (fused.weights, "weights"),
@@ -108,7 +111,9 @@ def test_infifpo_from_logits_of_models_with_other_vocabularies(case, dtype):
         (loss, _), fused = loss_of(setting, by_example(values(total, count, setting)), initial, sources)
         return loss.mean(), (total, fused)
 
-    (loss, (total, fused)), grad = jax.value_and_grad(mean, has_aux=True)(jnp.asarray(given["policy_logits"], dtype))
+    (loss, (total, fused)), grad = jax.jit(jax.value_and_grad(mean, has_aux=True))(
+        jnp.asarray(given["policy_logits"], dtype)
+    )
     close(loss, outputs["loss"], TOLERANCE[dtype])
     close(by_example(total), outputs["policy_sum_logps"], TOLERANCE[dtype])
     close(fused.values, outputs["fused_reference"], TOLERANCE[dtype])
@@ -170,7 +175,7 @@ def test_fuserl(case, dtype):
         loss = sft_stage(setting, rewards, jnp.asarray(given["counts"], dtype), outputs)
     else:
         loss = preference_stage(setting, rewards, given, outputs, dtype)
-    total, grad = jax.value_and_grad(loss)(jnp.asarray(given["policy_sum_logps"], dtype))
+    total, grad = jax.jit(jax.value_and_grad(loss))(jnp.asarray(given["policy_sum_logps"], dtype))
     close(total, outputs["loss"], TOLERANCE[dtype])
     close(grad, outputs["grad_policy_sum_logps"], GRADIENT[dtype])
 

@@ -77,7 +77,7 @@ def value_and_grad(case: dict[str, Any], objective: Any, groups: int, reference:
         mean, metrics = objective.loss(scores_from(case, logits, labels, groups, reference), now)
         return divide(mean), {k: divide(v) for k, v in metrics.items()}
 
-    return jax.value_and_grad(loss, has_aux=True)(jnp.asarray(case["inputs"]["policy_logits"], dtype))
+    return jax.jit(jax.value_and_grad(loss, has_aux=True))(jnp.asarray(case["inputs"]["policy_logits"], dtype))
 
 
 def _close_gradient(grad: jax.Array, outputs: dict[str, Any], dtype: str) -> None:
@@ -152,7 +152,7 @@ def test_token_scoring(case, dtype):
         tokens, sums, counts = score_logits(logits, labels)
         return (weights * sums).sum(), (tokens, sums, counts)
 
-    (_, (tokens, sums, counts)), grad = jax.value_and_grad(weighted, has_aux=True)(
+    (_, (tokens, sums, counts)), grad = jax.jit(jax.value_and_grad(weighted, has_aux=True))(
         jnp.asarray(case["inputs"]["logits"], dtype)
     )
     close(sums, outputs["sum_logps"], TOLERANCE[dtype])

@@ -15,7 +15,7 @@ from fusion_jax.models.safetensors_io import PlannedTensor, open_folder, write_f
 
 GIVEN = {"weight": 0.4, "density": 0.5, "t": 0.3, "select_topk": 0.3}
 BF16 = np.dtype(ml_dtypes.bfloat16)
-VOCAB, WIDTH, INNER, LAYERS = 48, 16, 24, 3
+VOCAB, WIDTH, INNER, LAYERS = 24, 16, 16, 3  # three shapes of tensors: each is a program of its own for each method
 CONFIG = {
     "model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": WIDTH, "intermediate_size": INNER,
     "num_hidden_layers": LAYERS, "num_attention_heads": 2, "num_key_value_heads": 2, "vocab_size": VOCAB,
@@ -23,22 +23,22 @@ CONFIG = {
 }  # fmt: skip
 
 
-def shapes() -> dict[str, tuple[int, ...]]:
+def shapes(vocab: int = VOCAB, inner: int = INNER) -> dict[str, tuple[int, ...]]:
     """The tensors of the architecture."""
-    found: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (VOCAB, WIDTH)}
+    found: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (vocab, WIDTH)}
     for i in range(LAYERS):
         layer = {f"self_attn.{n}_proj": (WIDTH, WIDTH) for n in "qkvo"}
-        layer |= {"mlp.gate_proj": (INNER, WIDTH), "mlp.up_proj": (INNER, WIDTH), "mlp.down_proj": (WIDTH, INNER)}
+        layer |= {"mlp.gate_proj": (inner, WIDTH), "mlp.up_proj": (inner, WIDTH), "mlp.down_proj": (WIDTH, inner)}
         found |= {f"model.layers.{i}.{n}.weight": shape for n, shape in layer.items()}
         found |= {f"model.layers.{i}.{n}_layernorm.weight": (WIDTH,) for n in ("input", "post_attention")}
-    return found | {"model.norm.weight": (WIDTH,), "lm_head.weight": (VOCAB, WIDTH)}
+    return found | {"model.norm.weight": (WIDTH,), "lm_head.weight": (vocab, WIDTH)}
 
 
-def tensors(seed: int, dtype: np.dtype = np.dtype(np.float32)) -> dict[str, np.ndarray]:
-    """The base (seed 0), or a fine-tune of it."""
+def tensors(seed: int, dtype: np.dtype = np.dtype(np.float32), **sizes: int) -> dict[str, np.ndarray]:
+    """The base (seed 0), or a fine-tune of it. sizes: other ones of `shapes`."""
     base, change = np.random.default_rng(0), np.random.default_rng(seed)
     out = {}
-    for name, shape in shapes().items():
+    for name, shape in shapes(**sizes).items():
         value = base.standard_normal(shape, np.float32) * 0.1
         moved = change.standard_normal(shape, np.float32) * 0.02
         out[name] = (value + (seed > 0) * moved).astype(dtype)
@@ -59,10 +59,12 @@ def read_model(folder: Path) -> dict[str, np.ndarray]:
     return {name: entry.read().astype(np.float32) for name, entry in open_folder(folder).items()}
 
 
-def make_models(folder: Path, count: int = 3, dtype: np.dtype = np.dtype(np.float32)) -> list[str]:
-    """folder/base and folder/m1, m2 ...; the paths of the fine-tunes."""
+def make_models(folder: Path, count: int = 3, dtype: np.dtype = np.dtype(np.float32), **sizes: int) -> list[str]:
+    """folder/base and folder/m1, m2 ...; the paths of the fine-tunes. sizes: other ones of `shapes`."""
     for seed in range(count + 1):
-        write_model(folder / (f"m{seed}" if seed else "base"), tensors(seed, dtype))
+        values = tensors(seed, dtype, **sizes)
+        vocab, inner = len(values["lm_head.weight"]), len(values["model.layers.0.mlp.up_proj.weight"])
+        write_model(folder / (f"m{seed}" if seed else "base"), values, vocab_size=vocab, intermediate_size=inner)
     return [str(folder / f"m{seed}") for seed in range(1, count + 1)]
 
 

@@ -11,6 +11,8 @@ import pytest
 
 from fusion_jax.merge import METHODS, methods, names
 
+pytestmark = pytest.mark.usefixtures("quick_compiler")
+
 MODULES = [
     names,
     *(

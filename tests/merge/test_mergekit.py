@@ -61,6 +61,10 @@ OURS = {"sce": {"sce_variant": "mergekit"}}
 # Sums of whole tensors come in another order: 1e-6 of numbers up to 0.5, as in the golden files; multislerp as there.
 TOLERANCE = {"multislerp": 5e-6}
 
+# The golden cases are mergekit 0.1.4's bits; of these the package that is installed kept the order of operations, and
+# no equal magnitudes stand at a cut, whose order torch leaves undefined.
+SAME_BITS = ("slerp", "task_arithmetic", "dare_linear", "dare_ties", "della", "della_linear", "sce-all", "passthrough")
+
 
 def recipe(name: str, folder: Path, dtype: str) -> dict[str, Any]:
     method, per_model, values, count, based = RECIPES[name]
@@ -89,14 +93,18 @@ def merged(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (place / "stacked.yml").write_text(yaml.safe_dump(stacked))
     based = stacked | {"base_model": str(place / "models/base")}
     (place / "stacked-base.yml").write_text(yaml.safe_dump(based))
-    run_mergekit(place)
+    half = place / "half"
+    make_models(half / "models", 3, BF16, vocab=48, inner=24)
+    for name in SAME_BITS:
+        (half / f"{name}.yml").write_text(yaml.safe_dump(recipe(name, half / "models", "bfloat16")))
+    run_mergekit(place, half)
     return place
 
 
-def run_mergekit(folder: Path) -> None:
-    """RECIPE.yml -> RECIPE.mergekit, for all recipes of a folder, in a process of its own."""
+def run_mergekit(*folders: Path) -> None:
+    """RECIPE.yml -> RECIPE.mergekit, for all recipes of the folders, in a process of its own."""
     done = subprocess.run(
-        [sys.executable, str(ROOT / "tests/merge/run_mergekit.py"), str(folder)],
+        [sys.executable, str(ROOT / "tests/merge/run_mergekit.py"), *map(str, folders)],
         capture_output=True, text=True, env=os.environ | {"HF_HUB_OFFLINE": "1"}, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
@@ -119,21 +127,12 @@ def test_every_method_of_both_is_compared():
     assert {method for method, *_ in RECIPES.values()} == METHODS.keys() - ours_alone
 
 
-# The golden cases are mergekit 0.1.4's bits; of these the package that is installed kept the order of operations, and
-# no equal magnitudes stand at a cut, whose order torch leaves undefined.
-SAME_BITS = ("slerp", "task_arithmetic", "dare_linear", "dare_ties", "della", "della_linear", "sce-all", "passthrough")
-
-
 @pytest.mark.slow
-def test_bfloat16_arithmetic_is_bit_for_bit(tmp_path):
-    make_models(tmp_path / "models", 3, BF16)
+def test_bfloat16_arithmetic_is_bit_for_bit(merged, tmp_path):
     for name in SAME_BITS:
-        (tmp_path / f"{name}.yml").write_text(yaml.safe_dump(recipe(name, tmp_path / "models", "bfloat16")))
-    run_mergekit(tmp_path)
-    for name in SAME_BITS:
-        given = recipe(name, tmp_path / "models", "bfloat16")
+        given = recipe(name, merged / "half/models", "bfloat16")
         given["parameters"] = given["parameters"] | OURS.get(given["merge_method"], {})
         merge(given | {"math_dtype": "bfloat16"}, tmp_path / f"{name}.ours")
-        ours, theirs = read_model(tmp_path / f"{name}.ours"), read_model(tmp_path / f"{name}.mergekit")
+        ours, theirs = read_model(tmp_path / f"{name}.ours"), read_model(merged / f"half/{name}.mergekit")
         for tensor, value in ours.items():
             np.testing.assert_array_equal(value, theirs[tensor], err_msg=f"{name} {tensor}")

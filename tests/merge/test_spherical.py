@@ -55,6 +55,7 @@ def test_nuslerp_of_opposite_changes_is_the_line_between_them(case: dict[str, An
     np.testing.assert_allclose(merged(case, "lm_head.weight"), want, rtol=0, atol=1e-6)
 
 
+@pytest.mark.usefixtures("quick_compiler")
 @pytest.mark.parametrize("math_dtype", ["float32", "bfloat16", "float16"])
 def test_slerp_ends(math_dtype: MathDtype) -> None:
     (other,), base = stack(1)
@@ -82,7 +83,6 @@ def test_the_angle_is_reported() -> None:
     assert spherical.nuslerp(np.stack([a, b]), weight=[1, 1]).report["angle"] == pytest.approx(np.pi / 3)
 
 
-@pytest.mark.usefixtures("quick_compiler")
 @pytest.mark.parametrize("math_dtype", ["float32", "bfloat16", "float16"])
 def test_identical_models_give_that_model(math_dtype: MathDtype) -> None:
     _, base = stack(1)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +16,7 @@ from fusion_jax.merge.methods import METHODS, task_vectors
 from fusion_jax.merge.methods.select_calculate_erase import sce
 from fusion_jax.merge.methods.sparsify import keep, magprune_plan, outliers_plan, rank_weighted, tensor_keys
 from tests.merge import golden
+from tests.programs import finished
 from tests.small import virtual_devices
 
 FAMILY = list(task_vectors.METHODS)
@@ -249,10 +248,5 @@ def test_bad_parameters_are_named(name, given, field):
 @pytest.mark.usefixtures("quick_compiler")
 @pytest.mark.slow
 def test_sharded_tensors_merge_as_whole_ones():
-    root = Path(__file__).parents[2]
-    done = subprocess.run(
-        [sys.executable, str(root / "tests/merge/sharded_methods.py")],
-        env=os.environ | virtual_devices(4) | {"PYTHONPATH": str(root)},
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    script = Path(__file__).with_name("sharded_methods.py")
+    finished([str(script)], os.environ | virtual_devices(4))

@@ -15,13 +15,14 @@ import pytest
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 
+from experiments import merge as merge_experiment
 from fusion_jax import InputError
 from fusion_jax.merge import merge
 from fusion_jax.merge.executor import merging
 from fusion_jax.models.safetensors_io import write_shard
 from tests.merge.folders import BF16, VOCAB, make_models, read_model, ties
 from tests.programs import Program
-from tests.small import script
+from tests.small import attempt, script
 
 pytestmark = pytest.mark.usefixtures("quick_compiler")
 
@@ -182,23 +183,18 @@ def test_sigkill_and_the_same_command(tmp_path):
     recipe = tmp_path / "recipe.yml"
     recipe.write_text(json.dumps(ties(tmp_path, merge_method="della")))
 
-    def started(out: str) -> Program:
-        words = script("merge", str(recipe), "--shard-gb", "0.000001", "--out", str(tmp_path / out))
-        return Program(words, os.environ | {"JAX_PLATFORMS": "cpu"})
+    def words(out: str) -> list[str]:
+        return [str(recipe), "--shard-gb", "0.000001", "--out", str(tmp_path / out)]
 
-    def finished(out: str) -> None:
-        program = started(out)
-        assert program.communicate() and program.returncode == 0
-
-    finished("whole")
+    attempt(merge_experiment, words("whole"))
     place = tmp_path / ".out.unfinished"
     for wanted in (2, 9):
-        process = started("out")
+        process = Program(script("merge", *words("out")), os.environ | {"JAX_PLATFORMS": "cpu"})
         while len(list(place.glob("model-*"))) < wanted and process.poll() is None:
             time.sleep(0.002)
         process.send_signal(signal.SIGKILL)
         assert process.communicate() and process.returncode == -signal.SIGKILL
-    finished("out")
+    attempt(merge_experiment, words("out"))
     whole, out = read_model(tmp_path / "whole"), read_model(tmp_path / "out")
     assert whole.keys() == out.keys() and all((whole[n] == out[n]).all() for n in whole)
     report = [(tmp_path / name / "report.md").read_text() for name in ("whole", "out")]

@@ -73,6 +73,7 @@ def test_golden_linear(case: dict[str, Any]) -> None:
         assert_equal(got, case, name, tolerance=0)
 
 
+@pytest.mark.usefixtures("quick_compiler")
 def test_weights_by_granularity() -> None:
     """By hand: two models, two layers, a tensor outside them."""
     found = {

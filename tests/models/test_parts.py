@@ -171,7 +171,8 @@ def test_an_encoder_and_attention_to_it(x64):
     encoder = dataclasses.replace(STACK, layers=2, causal=False, windows=(0, 4))
     config = model_of(dataclasses.replace(STACK, cross=True), encoder=(encoder,))
     params, tokens, lengths = drawn(config), rows(), [17, 8]
-    encoded = encode(params, config, jnp.asarray(tokens), jnp.asarray(lengths), dtype=jnp.float64)
+    of = jax.jit(encode, static_argnums=1, static_argnames="dtype")
+    encoded = of(params, config, jnp.asarray(tokens), jnp.asarray(lengths), dtype=jnp.float64)
     hidden = forward(params, config, jnp.asarray(tokens[::-1].copy()), encoded=encoded, dtype=jnp.float64)
     for row, length in enumerate(lengths):
         memory = written_out(params, config, tokens[row, :length], side="encoder")

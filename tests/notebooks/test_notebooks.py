@@ -11,6 +11,7 @@ os.environ.setdefault("JUPYTER_PLATFORM_DIRS", "1")  # else jupyter_core warns o
 import nbformat
 from nbclient import NotebookClient
 
+from experiments.benchmarks import gpu
 from tests.small import ROOT, pairs, quads, small_folder, write
 
 pytestmark = pytest.mark.usefixtures("quick_compiler")
@@ -59,9 +60,7 @@ def test_wrpo_runs_shows_its_report_and_takes_other_checkpoints(tmp_path, monkey
     """Once with the miniatures, and the run cell again; once with a folder, ready quadruples and the page's options."""
     small_folder(tmp_path / "model", max_position_embeddings=2048)
     write(tmp_path / "quads.jsonl", quads(132))
-    settings = ["--prompts-per-skill=56", "--test-per-skill=7", "--sources", "zoo:plants-qwen", "--baseline=False"]
-    settings += ["--continued=False", "--held-out=0", "--sft-share=0.33", "--sft.epochs=8", "--sft.batch-size=16"]
-    settings += ["--preference.batch-size=16"]
+    settings = [*gpu.SMALL_DEFAULT, "--test-per-skill=7"]  # programs that are compiled once for both
     own = ["--prompts=", "--quadruples=quads.jsonl", "--baseline=False"]
     book = read("wrpo_tpu")
     book.cells.append(nbformat.v4.new_code_cell(id="again", source="run(OUT, *SETTINGS)"))

@@ -18,6 +18,7 @@ from jax.sharding import Mesh
 
 from fusion_jax.ops.kernels import Visible, attend
 from fusion_jax.sharding import make_mesh, named
+from tests.quick import FAST
 
 ROWS, PROMPT, BRANCHES, REST = 4, 24, 3, 16
 WIDTH = PROMPT + BRANCHES * REST
@@ -35,11 +36,6 @@ WINDOWS = {
 HEADS = {"MHA": (4, 4, 16), "GQA": (4, 2, 128), "MQA": (4, 1, 80), "12 over 4": (12, 4, 8)}
 EVERY_HEADS = HEADS | {"uneven": (6, 3, 16)}
 MESHES = {"2 x 2 x 2": (2, 2, 2), "fsdp 4, tensor 2": (1, 4, 2), "fsdp 2, tensor 4": (1, 2, 4)}
-FAST = {  # to compile, not to run
-    "xla_backend_optimization_level": 0,
-    "xla_llvm_disable_expensive_passes": True,
-    "xla_cpu_use_fusion_emitters": False,
-}
 
 
 class Tokens(NamedTuple):

@@ -10,6 +10,8 @@ import pytest
 from fusion_jax.ops.attention import attention
 from fusion_jax.ops.kernels import ContextPart, Visible
 
+pytestmark = pytest.mark.usefixtures("quick_compiler")
+
 HEADS, KV_HEADS, DIM = 4, 2, 8
 
 

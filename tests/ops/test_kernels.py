@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -13,7 +11,10 @@ import pytest
 
 from fusion_jax.ops.kernels import Visible
 from tests.ops.every_kernel import HEADS, WINDOWS, apart, cases, cases_on_meshes
+from tests.programs import finished
 from tests.small import virtual_devices
+
+pytestmark = pytest.mark.usefixtures("quick_compiler")
 
 TOLERANCE = 2e-5
 
@@ -27,10 +28,7 @@ def test_values_and_gradients(kernel, layout, window, heads):
 def on_meshes() -> dict[str, float]:
     """What `every_kernel` finds on 8 virtual devices."""
     script = Path(__file__).with_name("every_kernel.py")
-    env = os.environ | virtual_devices(8)
-    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=300, env=env)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout)
+    return json.loads(finished([str(script)], os.environ | virtual_devices(8)))
 
 
 @pytest.mark.slow

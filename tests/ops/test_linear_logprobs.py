@@ -9,6 +9,8 @@ import pytest
 
 from fusion_jax.ops.linear_logprobs import FEW, linear_logprobs
 
+pytestmark = pytest.mark.usefixtures("quick_compiler")
+
 
 def plain(hidden, kernel, labels, soft_cap):
     logits = jnp.einsum("...d,vd->...v", hidden, kernel)

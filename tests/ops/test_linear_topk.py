@@ -9,6 +9,8 @@ import pytest
 
 from fusion_jax.ops.linear_topk import linear_topk
 
+pytestmark = pytest.mark.usefixtures("quick_compiler")
+
 
 @pytest.mark.parametrize("shards, chunk", [(1, 7), (1, None), (2, 6), (3, 50)])
 @pytest.mark.parametrize("limit", [None, 41])

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import jax
@@ -16,6 +14,7 @@ import pytest
 from fusion_jax.ops.attention import attention
 from fusion_jax.ops.kernels import Visible
 from fusion_jax.ops.splash import TreeMask, splash_attention, takes
+from tests.programs import finished
 from tests.small import virtual_devices
 
 pytestmark = pytest.mark.usefixtures("quick_compiler")
@@ -78,12 +77,8 @@ def test_continuations_of_one_prompt(size, count, rest):
 @pytest.mark.slow
 def test_a_training_step_on_a_mesh_of_eight_devices():
     """Rows over data and fsdp, heads over tensor; the prompts shared; the residual stream offloaded."""
-    root = Path(__file__).parents[2]
-    env = os.environ | virtual_devices(8) | {"PYTHONPATH": str(root)}
-    command = [sys.executable, str(root / "tests/ops/sharded_splash.py")]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    apart = json.loads(done.stdout)
+    script = Path(__file__).with_name("sharded_splash.py")
+    apart = json.loads(finished([str(script)], os.environ | virtual_devices(8)))
     assert apart["loss"] < 1e-5 and apart["gradient"] < 1e-5, apart
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import jax
@@ -22,6 +20,7 @@ from fusion_jax.models.parameters import init_params
 from fusion_jax.sampling import sizes
 from fusion_jax.sampling.generate import SampleSettings, generate, generate_ids
 from fusion_jax.sampling.samplers import Sampler, restrict
+from tests.programs import finished
 from tests.small import small_model, virtual_devices
 
 pytestmark = pytest.mark.usefixtures("quick_compiler")
@@ -82,6 +81,11 @@ def test_caches_that_grow_change_nothing(model, monkeypatch):
     assert only_ids(sample(model, prompts()[:2], new=40)) == only_ids(expected)
 
 
+def restricted(model, context, sampler):
+    """Logits [1,V] behind a context, as the sampler restricts them."""
+    return jax.jit(lambda ids: restrict(logits(model, ids)[:, -1], sampler))(np.asarray([context]))
+
+
 @pytest.mark.slow
 def test_sampled_tokens_follow_the_softmax(model):
     """4,000 pairs of tokens: the second follows the distribution behind the first; chi-square below 99.9 %."""
@@ -91,8 +95,8 @@ def test_sampled_tokens_follow_the_softmax(model):
     common = int(np.bincount([t for t in first if t != 2]).argmax())
     second = [c.ids[1] if len(c.ids) > 1 else 2 for c in out if c.ids and c.ids[0] == common]
     for context, drawn in ((prompt, first), ([*prompt, common], second)):
-        last = logits(model, np.asarray([context]))[:, -1]
-        expected = np.asarray(jax.nn.softmax(restrict(last, sampler)))[0] * len(drawn)
+        last = restricted(model, context, sampler)
+        expected = np.asarray(jax.nn.softmax(last))[0] * len(drawn)
         seen = np.bincount(drawn, minlength=96)
         assert seen[expected == 0].sum() == 0
         large = expected >= 5
@@ -100,7 +104,7 @@ def test_sampled_tokens_follow_the_softmax(model):
         assert degrees >= 1
         chi = ((seen[large] - expected[large]) ** 2 / expected[large]).sum()
         assert chi < degrees + 3.1 * np.sqrt(2 * degrees) + 6
-        warmer = np.asarray(jax.nn.softmax(restrict(last, sampler) / 1.4))[0] * len(drawn)
+        warmer = np.asarray(jax.nn.softmax(last / 1.4))[0] * len(drawn)
         assert ((seen[large] - warmer[large]) ** 2 / warmer[large]).sum() > chi
 
 
@@ -135,11 +139,12 @@ def test_the_repetition_penalty_looks_at_the_prompt_and_at_what_is_there(model):
     free, found = ([row[0] for row in sample(model, rows, num_samples=1, sampler=s, new=12)] for s in (
         Sampler(), Sampler(repetition_penalty=1.5)))  # fmt: skip
     assert [c.ids for c in found] != [c.ids for c in free]
-    for prompt, completion in zip(rows, found, strict=True):
-        ids = [*prompt, *completion.ids]
+    texts = [[*prompt, *completion.ids] for prompt, completion in zip(rows, found, strict=True)]
+    padded = np.asarray([[*ids, *[0] * (96 - len(ids))] for ids in texts])
+    every = np.asarray(jax.jit(lambda ids: logits(model, ids))(padded))  # of each token and those before it
+    for prompt, ids, of_text in zip(rows, texts, every, strict=True):
         for place in range(len(prompt), len(ids)):
-            last = np.asarray(logits(model, np.asarray([ids[:place]])))[:, -1]
-            allowed = penalty(torch.tensor([ids[:place]]), torch.tensor(last))
+            allowed = penalty(torch.tensor([ids[:place]]), torch.tensor(of_text[None, place - 1]))
             assert int(allowed.argmax()) == ids[place]
     alone = sample(model, rows[:1], num_samples=2, sampler=Sampler(1.0, repetition_penalty=1.5))
     assert alone[0] == sample(model, rows, num_samples=2, sampler=Sampler(1.0, repetition_penalty=1.5))[0]
@@ -198,10 +203,6 @@ def test_text_in_text_out():
 
 @pytest.mark.slow
 def test_every_mesh_gives_what_one_device_gives():
-    root = Path(__file__).parents[2]
-    env = os.environ | virtual_devices(8) | {"PYTHONPATH": str(root)}
-    script = root / "tests/sampling/sharded_generation.py"
-    done = subprocess.run([sys.executable, str(script)], env=env, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    results = json.loads(done.stdout)
+    script = Path(__file__).with_name("sharded_generation.py")
+    results = json.loads(finished([str(script)], os.environ | virtual_devices(8)))
     assert len(results) == 1 and all(results.values()), results

@@ -6,7 +6,6 @@ import dataclasses
 import json
 import os
 import re
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -17,6 +16,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from experiments import generate, sft
 from fusion_jax import InputError, copies, paths
 from fusion_jax.data.documents import TeacherRow
 from fusion_jax.data.loaders import load_records, write_array_record
@@ -35,7 +35,8 @@ from fusion_jax.teachers.store import StoreIdentity, TeacherStore, write_store
 from fusion_jax.train.checkpoints import Checkpoints, finishing, restore_state, save_state
 from fusion_jax.train.state import OptimizerSettings, TrainState, init_state, make_optimizer
 from tests import gcs
-from tests.small import ROOT, pairs, small_model
+from tests.programs import Program, finished
+from tests.small import attempt, pairs, script, small_model
 
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 
@@ -365,13 +366,6 @@ def test_other_places_than_buckets_are_refused():
 # Whole programs
 
 
-def _run(*arguments: str, environment: dict[str, str]) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, *arguments], cwd=ROOT, env=os.environ | environment, text=True, stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-    )  # fmt: skip
-
-
 def test_a_checkpoint_without_permission_is_told_in_one_line(server, model):
     checkpoints = Checkpoints(RunFolder(paths.as_path("gs://readonly/run"), Console(quiet=True)))
     state = init_state(model.params, make_optimizer(OptimizerSettings(), 10), None)
@@ -402,28 +396,27 @@ def test_a_folder_that_orbax_would_not_find_again_gets_no_checkpoints(bucket, tm
 
 
 @pytest.mark.slow
-def test_a_run_that_was_killed_ends_as_a_local_one(bucket, server, tmp_path):
-    train = ["experiments/sft.py", "--train.epochs", "1", "--train.checkpoint-every", "4"]
-    first = _run(*train, "--out", str(bucket), environment=server)
+@pytest.mark.usefixtures("quick_compiler")
+def test_a_run_that_was_killed_ends_as_a_local_one(bucket, server, tmp_path, capsys):
+    train = ["--train.epochs", "1", "--train.checkpoint-every", "4"]
+    on_bucket = [*train, "--out", str(bucket)]
+    first = Program(script("sft", *on_bucket), os.environ | server)
     while first.poll() is None and not any(f.name == "commit_success.txt" for f in paths.files_below(bucket)):
         time.sleep(0.1)
     assert first.poll() is None, first.communicate()[0]
     first.kill()
     first.communicate()
-    again = _run(*train, "--out", str(bucket), "--resume", environment=server)
-    told = again.communicate()[0]
-    assert again.returncode == 0, told
-    local = _run(*train, "--out", str(tmp_path / "run"), environment={})
-    assert local.communicate()[0] and local.returncode == 0
+    finished(script("sft", *on_bucket, "--resume"), os.environ | server)
+    attempt(sft, [*train, "--out", str(tmp_path / "run")])
     for name in ("metrics.jsonl", "results.json", "model/model.safetensors", "config.json", "model/tokenizer.json"):
         with paths.opened(bucket / name) as mine, open(tmp_path / "run" / name, "rb") as theirs:
             assert mine.read() == theirs.read(), name
     assert set(paths.listed(tmp_path / "run")) == set(paths.listed(bucket))
-    done = _run(*train, "--out", str(bucket), "--resume", environment=server)
-    assert "finished already" in done.communicate()[0] and done.returncode == 0
-    generate = _run("experiments/generate.py", "--model", str(bucket / "model"), "--prompt", "Reverse a b", "--out",
-                    str(bucket / "answers.jsonl"), environment=server)  # fmt: skip
-    assert generate.communicate() and generate.returncode == 0
+    capsys.readouterr()
+    attempt(sft, [*on_bucket, "--resume"])
+    assert "finished already" in " ".join(capsys.readouterr().out.split())
+    asked = ["--model", str(bucket / "model"), "--prompt", "Reverse a b"]
+    attempt(generate, [*asked, "--out", str(bucket / "answers.jsonl")])
     assert len(read_jsonl(bucket / "answers.jsonl")) == 1
     with paths.opened(bucket / "manifests" / "model.json") as file:
         assert json.load(file)["made"]

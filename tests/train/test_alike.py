@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 
 import jax
 import numpy as np
@@ -22,7 +20,8 @@ from fusion_jax.train import objectives
 from fusion_jax.train.alike import gradient_cosine
 from fusion_jax.train.objectives import WrpoSettings
 from fusion_jax.train.scores import score
-from tests.small import ROOT, changed, virtual_devices
+from tests.programs import finished
+from tests.small import changed, virtual_devices
 from tests.train.test_shared_prompt import PLAIN
 
 pytestmark = pytest.mark.usefixtures("quick_compiler")
@@ -53,7 +52,7 @@ def by_hand(model: Model, data: Data) -> float:
     def sequences(params):
         return score(params, model.config, batch, Compute()).sequence
 
-    frozen = sequences(model.params)
+    frozen = jax.jit(sequences)(model.params)
 
     def dpo(params):
         return losses.dpo(Pair(*sequences(params).T[1:]), Pair(*frozen.T[1:]), beta=0.5)[0].mean()
@@ -61,37 +60,32 @@ def by_hand(model: Model, data: Data) -> float:
     def wrpo(params):
         return losses.wrpo(Quad(*sequences(params).T), Quad(*frozen.T), alpha=0.6, beta=0.5)[0].mean()
 
-    one, other = (
-        np.concatenate([np.ravel(x) for x in jax.tree.leaves(jax.grad(loss)(model.params))]).astype(float)
-        for loss in (dpo, wrpo)
-    )
+    both = jax.jit(lambda params: (jax.grad(dpo)(params), jax.grad(wrpo)(params)))(model.params)
+    one, other = (np.concatenate([np.ravel(x) for x in jax.tree.leaves(each)]).astype(float) for each in both)
     return float(one @ other / np.sqrt((one @ one) * (other @ other)))
 
 
-@pytest.mark.parametrize("batch_size", [16, 3])
-def test_the_cosine_of_dpo_and_wrpo(model, batch_size):
+def test_the_cosine_of_dpo_and_wrpo(model):
     """Also with a last batch that is not full."""
     data = quads(7)
     wanted = by_hand(model, data)
-    assert gradient_cosine(model, data, BOTH, Compute(), batch_size=batch_size) == pytest.approx(wanted, abs=2e-5)
+    for batch_size in (16, 3):
+        assert gradient_cosine(model, data, BOTH, Compute(), batch_size=batch_size) == pytest.approx(wanted, abs=2e-5)
     assert 0.1 < wanted < 0.999
 
 
 def test_an_objective_is_like_itself(model):
-    assert gradient_cosine(model, quads(4), (BOTH[1], BOTH[1]), Compute(), batch_size=4) == pytest.approx(1.0, abs=1e-6)
+    data = quads(7)  # and batches of 3: programs of the test above
+    assert gradient_cosine(model, data, (BOTH[1], BOTH[1]), Compute(), batch_size=3) == pytest.approx(1.0, abs=1e-6)
     twice = objectives.wrpo(WrpoSettings(beta=0.5, alpha=0.6, dynamic=False, sft_weight=1.0))
-    assert gradient_cosine(model, quads(4), (BOTH[1], twice), Compute(), batch_size=4) < 0.999
+    assert gradient_cosine(model, data, (BOTH[1], twice), Compute(), batch_size=3) < 0.999
 
 
 @pytest.mark.slow
 def test_on_meshes_of_four_devices():
     """Split over examples, weights and heads, with a last batch that is not full: the cosine of one device."""
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.train.test_alike"], env=os.environ | virtual_devices(4), cwd=ROOT,
-        capture_output=True, text=True, timeout=300, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
-    alone, *meshes = json.loads(done.stdout.splitlines()[-1])
+    printed = finished([__file__], os.environ | virtual_devices(4))
+    alone, *meshes = json.loads(printed.splitlines()[-1])
     assert len(meshes) == 3 and all(cosine == pytest.approx(alone, abs=2e-6) for cosine in meshes)
 
 

@@ -138,13 +138,15 @@ def drafts() -> list[Example]:
     return out
 
 
+@pytest.mark.usefixtures("quick_compiler")
 def test_the_revisers_two_means_depend_on_no_split():
     """The loss and the weights after a step, for 1, 2 and 4 micro-batches, beside the two means computed by hand."""
     examples, objective = drafts(), fused_objectives.reviser(label_weight=0.5)
     optimizer = optax.sgd(1.0)  # whose step is the gradient
     step = make_train_step(CONFIG, objective, optimizer, Compute(), total=4)
     params = init_params(CONFIG, jax.random.key(0))
-    seen = score(params, CONFIG, jax.tree.map(jnp.asarray, collate(examples, buckets_of(examples))), Compute())
+    batch = collate(examples, buckets_of(examples))
+    seen = jax.jit(lambda params: score(params, CONFIG, batch, Compute()))(params)
     means = [-float(seen.logprobs[seen.groups == g].mean()) for g in (1, 2)]
     found = []
     for micro in (1, 2, 4):

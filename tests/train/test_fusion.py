@@ -204,6 +204,16 @@ def model():
     return Model(config, init_params(config, jax.random.key(0)))
 
 
+def mean_of(model, objective, examples, step=0):
+    """The objective's loss of these examples."""
+    batch = collate(examples, buckets_of(examples))
+
+    def loss(params):
+        return objective.loss(score(params, model.config, batch, Compute()), Progress(jnp.asarray(step), 10))[0]
+
+    return jax.jit(loss)(model.params)
+
+
 @pytest.mark.parametrize("mask", ["all", "labels"])
 @pytest.mark.parametrize("kind, tail", [("ce", "none"), ("kl", "none"), ("ce", "bucket"), ("kl", "bucket")])
 def test_the_step_s_loss_is_the_dense_one(model, mask, kind, tail):
@@ -216,11 +226,10 @@ def test_the_step_s_loss_is_the_dense_one(model, mask, kind, tail):
     ]
     examples = fuse(rows, settings, mask=mask)
     objective = objectives.fusion(settings)
-    batch = jax.tree.map(jnp.asarray, collate(examples, buckets_of(examples)))
-    found = objective.loss(score(model.params, model.config, batch, Compute()), Progress(jnp.asarray(3), 10))[0]
+    found = mean_of(model, objective, examples, 3)
     language, fused = [], []
     for text, example in zip(rows, examples, strict=True):
-        z = np.asarray(logits(model, text.ids[None]), np.float64)[0]
+        z = np.asarray(jax.jit(lambda ids: logits(model, ids))(text.ids[None]), np.float64)[0]
         logprobs = z - np.log(np.exp(z).sum(-1, keepdims=True))
         language += [-logprobs[t, text.ids[t + 1]] for t in range(len(text.ids) - 1) if text.scored[t + 1]]
         for t in range(len(text.ids)):
@@ -247,11 +256,8 @@ def test_what_only_fills_the_batch_counts_for_nothing(model):
     filler = dataclasses.replace(example, rows=((5,) * 8,), weight=0.0)
     objective = objectives.fusion(settings)
 
-    def loss(examples):
-        batch = jax.tree.map(jnp.asarray, collate(examples, buckets_of(examples)))
-        return objective.loss(score(model.params, model.config, batch, Compute()), Progress(jnp.asarray(0), 1))[0].total
-
-    np.testing.assert_allclose(loss([example]), loss([example, filler]), rtol=1e-6)
+    alone, filled = (mean_of(model, objective, given).total for given in ([example], [example, filler]))
+    np.testing.assert_allclose(alone, filled, rtol=1e-6)
 
 
 def test_the_soft_schedule_weighs_each_example_by_its_own_scores(model):
@@ -266,10 +272,7 @@ def test_the_soft_schedule_weighs_each_example_by_its_own_scores(model):
     np.testing.assert_allclose([e.targets.share for e in examples], [np.exp(-0.5), np.exp(-1.0)], rtol=1e-6)
 
     def loss(examples, settings):
-        batch = jax.tree.map(jnp.asarray, collate(examples, buckets_of(examples)))
-        found = objectives.fusion(settings).loss(
-            score(model.params, model.config, batch, Compute()), Progress(jnp.asarray(0), 1)
-        )[0]
+        found = mean_of(model, objectives.fusion(settings), examples)
         return found.total / found.weight
 
     alone = [loss([e], FusionSettings(weight=1 - float(e.targets.share))) for e in examples]

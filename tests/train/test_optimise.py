@@ -32,7 +32,7 @@ pytestmark = pytest.mark.usefixtures("quick_compiler")
 
 SETTINGS = TrainSettings(
     optimizer=OptimizerSettings(learning_rate=1e-2), batch_size=2, micro_batches=1, log_every=1,
-    eval_every=2, checkpoint_every=2,
+    eval_every=2, checkpoint_every=2, remat="none",
 )  # fmt: skip
 EXAMPLES = [Example(((1, 2 + i, 3 + i, 4 + 2 * i),), (1,), i) for i in range(10)]
 LAST = 3  # of the steps from 0

@@ -5,8 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import jax
@@ -24,6 +22,7 @@ from fusion_jax.train import objectives
 from fusion_jax.train.objective import Progress
 from fusion_jax.train.objectives import PairSettings, WrpoSettings
 from fusion_jax.train.scores import score
+from tests.programs import finished
 from tests.small import virtual_devices
 from tests.train.test_shared_prompt import PLAIN, WINDOWED, examples
 
@@ -97,10 +96,7 @@ def test_what_cannot_be_packed_is_refused():
 def test_packed_training_on_eight_devices_gives_the_metrics_of_plain_rows_on_one():
     """Two optimizer steps of two micro-batches each, in a process of its own with virtual devices."""
     script = Path(__file__).with_name("packed_training.py")
-    env = os.environ | virtual_devices(8)
-    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=300, env=env)
-    assert done.returncode == 0, done.stderr[-2000:]
-    runs = json.loads(done.stdout.splitlines()[-1])
+    runs = json.loads(finished([str(script)], os.environ | virtual_devices(8)).splitlines()[-1])
     plain = runs.pop("plain, one device")
     assert set(runs) == {"packed, eight devices"}
     for name, metrics in runs.items():

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from tests.programs import finished
 from tests.small import virtual_devices
 
 pytestmark = pytest.mark.usefixtures("quick_compiler")
@@ -17,17 +16,8 @@ pytestmark = pytest.mark.usefixtures("quick_compiler")
 
 @pytest.mark.slow
 def test_every_mesh_gives_what_one_device_gives():
-    root = Path(__file__).parents[2]
-    env = os.environ | virtual_devices(8) | {"PYTHONPATH": str(root)}
-    done = subprocess.run(
-        [sys.executable, str(root / "tests/train/sharded_step.py")],
-        env=env,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    results = json.loads(done.stdout)
+    script = Path(__file__).with_name("sharded_step.py")
+    results = json.loads(finished([str(script)], os.environ | virtual_devices(8)))
     assert len(results) == 5
     for mesh, r in results.items():
         assert r["values"] < 1e-4, (mesh, r)

@@ -72,6 +72,21 @@ def test_every_source_has_a_wording_of_its_own():
 
 
 @each_spec
+def test_transformers_loads_the_folder_and_agrees(spec):
+    ours = model(spec.name)
+    theirs = AutoModelForCausalLM.from_pretrained(
+        MODELS / spec.name, dtype=torch.float32, attn_implementation="eager"
+    ).eval()
+    text = generation_prompt(ours.tokenizer, [{"role": "user", "content": "Remove c from a b c d e"}])
+    tokens = np.asarray([ours.tokenizer(text, add_special_tokens=False)["input_ids"]], np.int32)
+    with torch.no_grad():
+        expected = theirs(torch.asarray(tokens, dtype=torch.long)).logits.numpy()
+    found = np.asarray(jax.jit(lambda tokens: logits(ours, tokens))(tokens))
+    assert np.abs(found - expected).max() <= 1e-5 * np.abs(expected).max()
+
+
+@pytest.mark.usefixtures("quick_compiler")
+@each_spec
 def test_accuracy_is_what_the_manifest_says(spec):
     """Greedy answers of the folder to a share of the manifest's own problems, within what the share allows."""
     count, asked = manifest()["test_prompts_per_skill"], 24
@@ -101,19 +116,6 @@ def test_the_target_has_room_and_the_sources_know_better():
     assert 0.2 < accuracy("target")["all"] < np.mean(list(best.values())) - 0.2
     assert sum(best[k] >= accuracy("target")[k] + 0.2 for k in SKILLS) >= 3
     assert len({max(SOURCES, key=lambda s: accuracy(s.name)[k]).name for k in SKILLS}) == 3
-
-
-@each_spec
-def test_transformers_loads_the_folder_and_agrees(spec):
-    ours = model(spec.name)
-    theirs = AutoModelForCausalLM.from_pretrained(
-        MODELS / spec.name, dtype=torch.float32, attn_implementation="eager"
-    ).eval()
-    text = generation_prompt(ours.tokenizer, [{"role": "user", "content": "Remove c from a b c d e"}])
-    tokens = np.asarray([ours.tokenizer(text, add_special_tokens=False)["input_ids"]], np.int32)
-    with torch.no_grad():
-        expected = theirs(torch.asarray(tokens, dtype=torch.long)).logits.numpy()
-    assert np.abs(np.asarray(logits(ours, tokens)) - expected).max() <= 1e-5 * np.abs(expected).max()
 
 
 def test_the_plants_target_is_ignorant_where_the_sources_know():
