@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
+import dataclasses
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -13,11 +14,9 @@ from fusion_jax.data.records import Row
 from fusion_jax.jsonl import Record
 from fusion_jax.models.folder import Model
 from fusion_jax.rewards.revision import p_keep
-from fusion_jax.runs.desk import Desk, Stage
 from fusion_jax.runs.revising import Asked, Reviser, completions, decide, revise
 from fusion_jax.sampling.generate import SampleSettings, encoded_prompts
 from fusion_jax.settings import bounded
-from fusion_jax.train import objectives
 
 Mode = Literal["internal", "external", "always"]
 KEPT, REVISED = "kept", "revised"
@@ -87,65 +86,54 @@ def pseudo_labels(
     The draft of the highest p_keep is taken, among equal ones the first. It is kept from the threshold on; below it, it
     is left out in an internal round, and revised in an external one. "always" revises the first draft, undecided.
     """
-    places = [(i, number) for i, record in enumerate(drafts) for number in usable(record)]
     if mode == "always":
-        places = list({i: (i, number) for i, number in reversed(places)}.values())[::-1]
-    asked = [_asked(drafts[i], number) for i, number in places]
-    scores = decide(reviser, asked) if mode != "always" else None
-    keep = np.full(len(asked), np.nan) if scores is None else p_keep(scores) if len(asked) else np.zeros(0)
-    best: dict[int, int] = {}
+        return _revised(reviser, first_drafts(drafts), None, how, seed)
+    places = [(i, number) for i, record in enumerate(drafts) for number in usable(record)]
+    scores = decide(reviser, [_asked(drafts[i], drafts[i]["candidates"][number]["text"]) for i, number in places])
+    keep = np.nan_to_num(p_keep(scores), nan=-1.0) if len(places) else np.zeros(0)
+    taken, every = dict[int, int](), defaultdict[int, list[float]](list)
     for at, (i, _) in enumerate(places):
-        if i not in best or keep[at] > keep[best[i]]:
-            best[i] = at
-    below = [at for at in best.values() if not keep[at] >= reviser.threshold]
-    revised = {}
-    if mode != "internal" and below:
-        some = None if scores is None else scores[below]
-        revised = dict(zip(below, revise(reviser, [asked[at] for at in below], some, how, seed)))
-    every: dict[int, dict[int, float]] = {}
-    for at, (i, number) in enumerate(places):
-        every.setdefault(i, {})[number] = float(keep[at])
-    out = []
-    for i, record in enumerate(drafts):
-        known = {name: value for name, value in record.items() if name != "candidates"} | {"mode": mode}
-        if i not in best:
-            out.append(known | {"response": None, "why": "no finished draft"})
-            continue
-        at = best[i]
-        number = places[at][1]
-        draft = asked[at].draft
-        known |= {"draft": number, "text": draft, "tokens": record["candidates"][number]["tokens"]}
-        if scores is not None:
-            known |= {"p_keep": float(keep[at]), "p_keeps": {str(n): p for n, p in every[i].items()}}
-        if keep[at] >= reviser.threshold:
-            known |= {"response": draft, "why": KEPT}
-        elif mode == "internal":
-            known |= {"response": None, "why": "below the threshold"}
-        else:
-            text, fault = revised[at]
-            known |= {"revised": text, "response": None if fault else text, "why": fault or REVISED}
-        out.append(known)
+        every[i].append(float(keep[at]))
+        if i not in taken or keep[at] > keep[taken[i]]:
+            taken[i] = at
+    out = [_chosen(record, places[taken[i]][1] if i in taken else None) for i, record in enumerate(drafts)]
+    for i, at in taken.items():
+        out[i] |= {"p_keep": float(keep[at]), "p_keeps": every[i]}
+    below = [i for i, at in taken.items() if keep[at] < reviser.threshold]
+    if mode == "internal":
+        for i in below:
+            out[i] |= {"response": None, "why": "below the threshold"}
+    else:
+        again = _revised(reviser, [out[i] for i in below], scores[[taken[i] for i in below]], how, seed)
+        for i, record in zip(below, again):
+            out[i] = record
     return out
 
 
-def _asked(record: Record, number: int) -> Asked:
-    return Asked(({"role": "user", "content": record["prompt"]},), record["candidates"][number]["text"])
+def _revised(
+    reviser: Reviser, records: Sequence[Record], scores: np.ndarray | None, how: SampleSettings, seed: int
+) -> list[Record]:
+    """Records whose draft is the response, with its revision in its place where that counts, else None and why."""
+    there = [i for i, record in enumerate(records) if record["response"] is not None]
+    out = list(records)
+    asked = [_asked(records[i], records[i]["response"]) for i in there]
+    for i, (text, why, _) in zip(there, revise(reviser, asked, scores, how, seed)):
+        out[i] = records[i] | {"revised": text, "response": None if why else text, "why": why or REVISED}
+    return out
+
+
+def _asked(record: Record, draft: str) -> Asked:
+    return Asked(({"role": "user", "content": record["prompt"]},), draft)
 
 
 def anchors(
     reviser: Reviser, policy: Model, prompts: Sequence[Record], s: EvolutionSettings, seed: int
 ) -> list[Record]:
-    """Greedy answers of the target that the reviser surely keeps, as many at most as a round mixes in."""
-    how = SampleSettings(0.0, 1.0, 0, 1, s.drafts.max_new_tokens, s.drafts.batch_size, s.drafts.mesh_tensor)
-    drafts = drafted(policy, prompts, how, seed)
-    places = [(i, 0) for i, record in enumerate(drafts) if usable(record)]
-    asked = [_asked(drafts[i], number) for i, number in places]
-    keep = p_keep(decide(reviser, asked)) if asked else np.zeros(0)
-    return [
-        {**prompts[i], "response": one.draft, "p_keep": float(p), "mode": "anchor", "why": "anchor"}
-        for (i, _), one, p in zip(places, asked, keep)
-        if p >= s.anchor_keep
-    ]
+    """The target's greedy answers that the reviser surely keeps."""
+    how = dataclasses.replace(s.drafts, temperature=0.0, top_p=1.0, top_k=0, num_samples=1)
+    said = [record for record in first_drafts(drafted(policy, prompts, how, seed)) if record["response"] is not None]
+    keep = p_keep(decide(reviser, [_asked(record, record["response"]) for record in said])) if said else np.zeros(0)
+    return [{**r, "p_keep": float(p), "why": "anchor"} for r, p in zip(said, keep) if p >= s.anchor_keep]
 
 
 def best_rewarded(drafts: Sequence[Record], judge: Judge) -> list[Record]:
@@ -165,10 +153,12 @@ def first_drafts(drafts: Sequence[Record]) -> list[Record]:
 
 
 def _chosen(record: Record, number: int | None) -> Record:
-    known = {name: value for name, value in record.items() if name != "candidates"} | {"draft": number}
+    """A prompt with the draft that is taken: {"draft", "text", "response", "why"} beside what it knows."""
+    known = {name: value for name, value in record.items() if name != "candidates"}
     if number is None:
         return known | {"response": None, "why": "no finished draft"}
-    return known | {"response": record["candidates"][number]["text"], "why": KEPT}
+    text = record["candidates"][number]["text"]
+    return known | {"draft": number, "text": text, "response": text, "why": KEPT}
 
 
 def mixed(labels: Sequence[Record], anchored: Sequence[Record], share: float, seed: int) -> list[Record]:
@@ -191,11 +181,3 @@ def counted(labels: Sequence[Record], counts: Counter[str]) -> None:
     counts["prompts"] += len(labels)
     for record in labels:
         counts[record["why"]] += 1
-
-
-def learnt(desk: Desk, stage: Stage, start: Model, records: Sequence[Record]) -> Model:
-    """The policy after a round; as it was where the round's records do not fill a batch."""
-    if len(records) < stage.settings.batch_size:
-        desk.run.log(f"{stage.name}: {len(records)} records do not fill a batch, the policy stays as it is")
-        return start
-    return desk.train(stage, start, objectives.sft(), rows_of(records))

@@ -1,4 +1,4 @@
-"""How well a reviser and the rounds of SEFT do: measures, tables, and what calls for attention (specification §9, §11)."""
+"""How well a reviser and the rounds of SEFT do: measures, tables, and what calls for attention."""
 
 from __future__ import annotations
 
@@ -51,10 +51,10 @@ class Examination:
     """A reviser's measures on held-out pairs; NaN where nothing could be judged or there is nothing of a kind.
 
     matched: the AUC where the two answers are alike in length. keep_high, keep_low: shares of good and of bad answers
-    that are kept. valid: share of the bad answers' revisions that count; length_ratio: of their tokens to the answer's;
-    idempotent: how many of them have a higher p_keep than the answer. wins, wins_high: how often a bad answer's revision
-    is rewarded above it, above the good answer (equal ones count half). harm: share of the good answers whose revision
-    is rewarded less. rewards: means of bad answers, their revisions, good answers, their revisions.
+    that are kept. valid: share of the bad answers' revisions that count; length_ratio: of their tokens to the
+    answer's; idempotent: how many of them have a higher p_keep than the answer. wins, wins_high: how often a bad
+    answer's revision is rewarded above it, above the good answer (equal ones count half). harm: share of the good
+    answers whose revision is rewarded less. rewards: means of bad answers, their revisions, good ones, their revisions.
     """
 
     threshold: float
@@ -72,7 +72,14 @@ class Examination:
 
 
 def examination(records: Sequence[Record], preserve: float) -> Examination:
-    """The measures of `examined`, at the threshold that preserves such a share of the good answers."""
+    """The measures of `examined`, at the threshold that preserves such a share of the good answers.
+
+    Pairs that the chat template changes are left out; without any, the threshold is 0.5 and nothing is measured.
+    """
+    records = [r for r in records if not math.isnan(r["high"]["p_keep"] + r["low"]["p_keep"])]
+    nan = math.nan
+    if not records:
+        return Examination(0.5, nan, nan, nan, nan, nan, nan, nan, nan, nan, nan, (nan, nan, nan, nan))
     good, bad = _column(records, "high", "p_keep"), _column(records, "low", "p_keep")
     threshold = keep_threshold(good, preserve)
     tokens = np.asarray([[*r["high"]["tokens"], *r["low"]["tokens"]] for r in records], np.float64)
@@ -86,7 +93,7 @@ def examination(records: Sequence[Record], preserve: float) -> Examination:
         threshold=threshold, auc=auc(good, bad), matched=auc(good[alike], bad[alike]) if alike.any() else math.nan,
         keep_high=_mean(good >= threshold), keep_low=_mean(bad >= threshold), valid=_mean(valid),
         length_ratio=_mean((revised / low)[valid]),
-        idempotent=_mean(_column(records, "low", "p_keep_revised")[valid] > bad[valid]),
+        idempotent=_mean((_column(records, "low", "p_keep_revised") > bad)[valid]),
         wins=_wins(after, before), wins_high=_wins(after, best), harm=_share(harmed < best, best),
         rewards=(_mean(before), _mean(after), _mean(best), _mean(harmed)),
     )  # fmt: skip
@@ -226,7 +233,7 @@ def alarms(found: Examination, rounds: Sequence[Round], rewards: Sequence[float]
     """
     out = []
     for what, rate in (("good", found.keep_high), ("bad", found.keep_low)):
-        if not 0.05 <= rate <= 0.95:
+        if rate < 0.05 or rate > 0.95:
             out.append(
                 f"The reviser keeps {100 * rate:.0f} % of the {what} held-out answers: its labels have collapsed."
             )

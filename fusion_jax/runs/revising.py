@@ -1,4 +1,4 @@
-"""A reviser as a service: what it is trained on, what it makes of a draft, and how well it does (SEFT, arXiv 2406.10813).
+"""A reviser as a service: what it is trained on, and what it makes of a draft (SEFT, arXiv 2406.10813).
 
 Its rules stand in `rewards.revision`. A reviser reads a conversation with a draft as one message of its own chat, and
 answers with a label and, behind any label but KEEP, with a revision.
@@ -10,7 +10,7 @@ import dataclasses
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 
@@ -24,6 +24,7 @@ from fusion_jax.models.compute import Compute
 from fusion_jax.models.folder import Model
 from fusion_jax.models.parameters import place_params
 from fusion_jax.rewards.revision import (
+    KEEP,
     LABELS,
     LabelRules,
     Wording,
@@ -33,6 +34,7 @@ from fusion_jax.rewards.revision import (
     target_of,
 )
 from fusion_jax.sampling.generate import SampleSettings, decoding_mesh, generate_ids, sampling_dtype
+from fusion_jax.settings import bounded
 from fusion_jax.train.fused_objectives import LABEL, REVISION
 from fusion_jax.train.reference import sequence_logprobs
 
@@ -40,6 +42,32 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Measure = Literal["effort", "gain", "edits", "random"]
+
+
+@dataclass(frozen=True)
+class RevisingSettings:
+    """What a reviser is asked, what it learns from, and when it keeps a draft."""
+
+    wording: Wording = "message"
+    """How it is asked: in one message with instructions, or as turns of a chat, the draft being the answer to the last
+    message, which then stands there again (for models that read no instructions)."""
+    rules: LabelRules = LabelRules()
+    difficulty: Measure = "effort"
+    """What tells how hard a revision is: the good answer's nats a token given the bad one (effort), that less the nats
+    without the bad one (gain), the share of the text that differs (edits), or chance (random)."""
+    adapt_from: Literal["warm-up", "base"] = "warm-up"
+    """What the reviser with labels starts from: the one without, or the model before it."""
+    label_weight: float = 1.0
+    """Weight of the labels' token mean beside that of the revisions."""
+    held_out: float = 1 / 30
+    """Share of the pairs on which the threshold is calibrated and the reviser is measured."""
+    preserve: float = 0.9
+    """Share of the good held-out answers that the calibrated threshold keeps."""
+
+    def __post_init__(self) -> None:
+        bounded(self, "held_out", least=0, below=1)
+        bounded(self, "preserve", above=0, most=1)
+        bounded(self, "label_weight", least=0)
 
 
 class Asked(NamedTuple):
@@ -70,61 +98,83 @@ class Spelling(NamedTuple):
 class Reviser:
     """A model that revises drafts.
 
-    labels: 2 or 3; 0 for one that always revises. text: how it reads; compute, batch_size: on what and how many at
-    once. threshold: drafts with at least this p_keep are kept.
+    rules: of its labels; None for one that always revises. text: how it reads; compute, batch_size: on what and how
+    many drafts at once. threshold: drafts with at least this p_keep are kept.
     """
 
     model: Model
-    labels: int
+    rules: LabelRules | None
     wording: Wording
     text: TextSettings
     compute: Compute
     batch_size: int = 32
     threshold: float = 0.5
 
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        assert self.model.tokenizer is not None
+        return self.model.tokenizer
+
+    @property
+    def spelled(self) -> Spelling:
+        """How it begins its answers."""
+        return spelling(self.tokenizer, self.text, self.rules)
+
     def message(self, asked: Asked) -> Conversation:
         """What it is asked about a draft: in one message or, where `wording` is "turns", the draft as an answer and the
         last message again."""
         if self.wording == "turns":
             return (*asked.messages, {"role": "assistant", "content": asked.draft}, asked.messages[-1])
-        said = reviser_prompt(asked.messages, asked.draft, self.labels)
-        return ({"role": "user", "content": said},)
+        labels = self.rules.labels if self.rules else 0
+        return ({"role": "user", "content": reviser_prompt(asked.messages, asked.draft, labels)},)
 
 
-def spelling(tokenizer: PreTrainedTokenizerBase, text: TextSettings, labels: Sequence[str] = LABELS[2]) -> Spelling:
-    """The ids of labels where an answer begins; the same whatever follows, and none the beginning of another's.
+def spelling(tokenizer: PreTrainedTokenizerBase, text: TextSettings, rules: LabelRules | None) -> Spelling:
+    """The ids of the header and of the labels, as answers begin with them: all tokens that hold a part of the label.
+
+    The line's end behind a label may be in its last token, but nothing of the revision.
 
     Raises:
-      InputError: the template or the tokenizer cannot write a label, or merges it with what stands beside it.
+      InputError: the template or the tokenizer cannot write a label, or merges it with the revision, or begins another
+        label with it.
     """
+    labels = LABELS[rules.labels] if rules else LABELS[2][:1]
+    alone = {KEEP} if rules is None or rules.keep_target == "label" else set()
+    said = {label: (label,) if label in alone else (f"{label}\na", f"{label}\n7 B") for label in labels}
     asked: Conversation = ({"role": "user", "content": "a"},)
-    rows = [Row(label, asked, (said,)) for label in labels for said in (label, target_of(label, "a"))]
-    cure = "Give another --reviser, or a tokenizer in which the labels stand for themselves"
-
-    def refused(label: str, problem: str) -> InputError:
-        return InputError(problem, file=tokenizer.name_or_path, field=f"label {label}", cure=cure)
-
+    rows = [Row(label, asked, (answer,)) for label in labels for answer in said[label]]
     examples, _ = make_examples(rows, tokenizer, text)
-    answers = {e.index: e.rows[0][e.starts[0] :] for e in examples}
-    headers, found = list[tuple[int, ...]](), list[tuple[int, ...]]()
-    for number, label in enumerate(labels):
-        if not {2 * number, 2 * number + 1} <= answers.keys():
-            raise refused(label, "the chat template changes it")
-        alone, followed = answers[2 * number], answers[2 * number + 1]
-        end = next((k for k in range(1, len(alone) + 1) if label in tokenizer.decode(list(alone[:k]))), 0)
-        if not end:
-            raise refused(label, f"the tokenizer cannot write it: it reads {tokenizer.decode(list(alone))!r}")
-        begin = next(j for j in range(end - 1, -1, -1) if label in tokenizer.decode(list(alone[j:end])))
-        if tokenizer.decode(list(alone[begin:end])).strip() != label or followed[:end] != alone[:end]:
-            raise refused(label, "the tokenizer merges it with what stands beside it")
-        headers.append(alone[:begin])
-        found.append(alone[begin:end])
-    for one, label in zip(found, labels):
-        if any(other != one and other[: len(one)] == one for other in found) or found.count(one) > 1:
-            raise refused(label, "its tokens are also the beginning of another label's")
-    if len(set(headers)) > 1:
-        raise refused(labels[0], "the tokenizer merges it with what stands beside it")
-    return Spelling(headers[0], tuple(found))
+    found = [(rows[e.index].name, _placed(tokenizer, rows[e.index].name, e.rows[0][e.starts[0] :])) for e in examples]
+    headers, ids = {header for _, (header, _) in found}, {label: own for label, (_, own) in found}
+    for label in labels:
+        if label not in ids:
+            raise _refused(tokenizer, label, "the chat template changes it")
+        if len(headers) > 1 or any(own != ids[label] for name, (_, own) in found if name == label):
+            raise _refused(tokenizer, label, "the tokenizer merges it with what stands beside it")
+        if any(ids[label] == ids[other][: len(ids[label])] for other in labels if other != label):
+            raise _refused(tokenizer, label, "its tokens are also the beginning of another label's")
+    return Spelling(headers.pop(), tuple(ids[label] for label in labels))
+
+
+def _placed(
+    tokenizer: PreTrainedTokenizerBase, label: str, answer: Sequence[int]
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """An answer's ids before a label, and those that hold a part of it."""
+    end = next((k for k in range(1, len(answer) + 1) if label in tokenizer.decode(list(answer[:k]))), 0)
+    if not end:
+        problem = f"the tokenizer cannot write it: {tokenizer.decode(list(answer))!r} is what it reads"
+        raise _refused(tokenizer, label, problem)
+    begin = next(j for j in range(end - 1, -1, -1) if label in tokenizer.decode(list(answer[j:end])))
+    if tokenizer.decode(list(answer[begin:end])).strip() != label:
+        raise _refused(tokenizer, label, "the tokenizer merges it with what stands beside it")
+    return tuple(answer[:begin]), tuple(answer[begin:end])
+
+
+def _refused(tokenizer: PreTrainedTokenizerBase, label: str, problem: str) -> InputError:
+    return InputError(
+        problem, file=tokenizer.name_or_path, field=f"the reviser's label {label}",
+        cure="Give a --reviser whose tokenizer writes labels in tokens of their own",
+    )  # fmt: skip
 
 
 def revision_rows(reviser: Reviser, pairs: Sequence[Pair]) -> list[Row]:
@@ -173,9 +223,8 @@ def marked(reviser: Reviser, records: Sequence[Record], data: Data) -> Data:
     Raises:
       InputError: an example whose label is spelled otherwise than alone.
     """
-    labels = LABELS[reviser.labels]
-    spelled = spelling(reviser.model.tokenizer, reviser.text, labels)
-    out = []
+    assert reviser.rules is not None
+    labels, spelled, out = LABELS[reviser.rules.labels], reviser.spelled, list[Example]()
     for example in data.examples:
         record, row = records[example.index], example.rows[0]
         ids = spelled.labels[labels.index(record["label"])]
@@ -203,30 +252,30 @@ def difficulty(reviser: Reviser, pairs: Sequence[Pair], measure: Measure, seed: 
         from rapidfuzz.distance import Levenshtein
 
         return [{"pair_id": p.name, "d": Levenshtein.normalized_distance(p.rejected, p.chosen)} for p in pairs]
-    header = len(spelling(reviser.model.tokenizer, reviser.text).header)
+    header = len(reviser.spelled.header)
     with_draft = _nats(reviser, revision_rows(reviser, pairs), header)
-    out = [
-        {"pair_id": p.name, "nll_rev": nll, "n_rev": n, "d": _each(nll, n)} for p, (nll, n) in zip(pairs, with_draft)
-    ]
+    alone: list[tuple[float, int] | None] = [(0.0, 1)] * len(pairs)
     if measure == "gain":
         alone = _nats(reviser, [Row(p.name, p.messages, (p.chosen,)) for p in pairs], header)
-        for record, (nll, n) in zip(out, alone):
-            prior, effort = _each(nll, n), record["d"]
-            record |= {"nll_prior": nll, "n_prior": n}
-            record["d"] = None if prior is None or effort is None else effort - prior
+    out = list[Record]()
+    for pair, revision, prior in zip(pairs, with_draft, alone):
+        if revision is None or prior is None:
+            out.append({"pair_id": pair.name, "d": None})
+            continue
+        record = {"pair_id": pair.name, "nll_rev": revision[0], "n_rev": revision[1]}
+        if measure == "gain":
+            record |= {"nll_prior": prior[0], "n_prior": prior[1]}
+        out.append(record | {"d": revision[0] / revision[1] - prior[0] / prior[1]})
     return out
 
 
-def _each(nll: float | None, tokens: int) -> float | None:
-    return None if nll is None else nll / max(tokens, 1)
-
-
-def _nats(reviser: Reviser, rows: Sequence[Row], header: int) -> list[tuple[float | None, int]]:
-    """-log p of each row's response and its tokens, the end of the turn included and the header left out."""
-    examples, _ = make_examples(rows, reviser.model.tokenizer, reviser.text)
+def _nats(reviser: Reviser, rows: Sequence[Row], header: int) -> list[tuple[float, int] | None]:
+    """-log p of each row's response and its tokens, the end of the turn included and the header left out; None where
+    the template changes its text."""
+    examples, _ = make_examples(rows, reviser.tokenizer, reviser.text)
     cut = [dataclasses.replace(e, starts=(e.starts[0] + header,)) for e in examples]
     values = _logprobs(reviser, cut)
-    found: list[tuple[float | None, int]] = [(None, 0)] * len(rows)
+    found: list[tuple[float, int] | None] = [None] * len(rows)
     for example, value in zip(cut, values):
         found[example.index] = (-float(value[0]), example.scored[0])
     return found
@@ -245,10 +294,10 @@ def _logprobs(reviser: Reviser, examples: Sequence[Example]) -> np.ndarray:
 
 def prefixes(reviser: Reviser, asked: Sequence[Asked]) -> list[tuple[int, ...] | None]:
     """The ids behind which the reviser writes its answer to each draft; None where the template changes the draft."""
-    header = len(spelling(reviser.model.tokenizer, reviser.text).header)
-    rows = [Row(str(i), reviser.message(one), LABELS[2][:1]) for i, one in enumerate(asked)]
+    header = len(reviser.spelled.header)
+    rows = [Row(str(i), reviser.message(one), (KEEP,)) for i, one in enumerate(asked)]
     found: list[tuple[int, ...] | None] = [None] * len(rows)
-    for e in make_examples(rows, reviser.model.tokenizer, reviser.text)[0] if rows else ():
+    for e in make_examples(rows, reviser.tokenizer, reviser.text)[0] if rows else ():
         found[e.index] = e.rows[0][: e.starts[0] + header]
     return found
 
@@ -258,7 +307,7 @@ def decide(reviser: Reviser, asked: Sequence[Asked]) -> np.ndarray:
 
     All labels of a draft are rows that share its prompt.
     """
-    spelled = spelling(reviser.model.tokenizer, reviser.text, LABELS[reviser.labels])
+    spelled = reviser.spelled
     examples = [
         Example(tuple(prefix + ids for ids in spelled.labels), (len(prefix),) * len(spelled.labels), i)
         for i, prefix in enumerate(prefixes(reviser, asked))
@@ -270,7 +319,7 @@ def decide(reviser: Reviser, asked: Sequence[Asked]) -> np.ndarray:
 
 
 class Revision(NamedTuple):
-    """A draft's revision; why: the fault for which it does not count, "" for a good one; tokens: of draft and revision."""
+    """A draft's revision. why: the fault for which it does not count, or ""; tokens: of the draft and of it."""
 
     text: str
     why: str
@@ -285,12 +334,10 @@ def revise(
     Args:
       scores: of `decide`, None for a reviser without labels.
     """
-    tokenizer = reviser.model.tokenizer
-    assert tokenizer is not None
+    tokenizer, spelled = reviser.tokenizer, reviser.spelled
     if scores is None:
         labels: list[tuple[int, ...]] = [()] * len(asked)
     else:
-        spelled = spelling(tokenizer, reviser.text, LABELS[reviser.labels])
         labels = [spelled.labels[1 + int(np.argmax(np.nan_to_num(s[1:], nan=-np.inf)))] for s in scores]
     begun = prefixes(reviser, asked)
     there = [i for i, prefix in enumerate(begun) if prefix is not None]

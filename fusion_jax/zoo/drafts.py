@@ -34,7 +34,7 @@ def pairs(prompts: Sequence[Record], *, seed: int) -> list[Record]:
 
 def properties(answer: str) -> dict[str, str]:
     """The properties that an answer "color: red, leaf: ..." of `plants.prompts` lists."""
-    return dict(part.split(": ") for part in answer.split(", "))  # type: ignore[misc]
+    return dict(part.split(": ") for part in answer.split(", "))
 
 
 def flawed(true: Mapping[str, str], style: str, flaw: str, rng: np.random.Generator) -> str:
