@@ -66,9 +66,9 @@ class Settings(RevisionSettings):
     )  # fmt: skip
 
     out: Folder = "runs/seft"
-    baselines: tuple[Annotated[str, OneOf(BASELINES)], ...] = ()
+    baselines: tuple[Annotated[str, OneOf((*BASELINES, "none"))], ...] = ()
     """What is trained beside SEFT, to compare: on the pairs SFT, DPO, ORPO; on the prompts best-of-n (drafts chosen by
-    reward), distilled (answers of --reviser as it is) and always-revise (a reviser without labels)."""
+    reward), distilled (answers of --reviser as it is) and always-revise (a reviser without labels); or none."""
     revising: RevisingSettings = RevisingSettings()
     text: TextSettings = TextSettings()
     warm_up: TrainSettings = TrainSettings()
@@ -90,13 +90,15 @@ TINY = TrainSettings(batch_size=16, micro_batches=1, log_every=5, eval_every=10*
 LARGE = TrainSettings(batch_size=128, micro_batches=4)
 PRESETS = {
     "tiny": Settings(
-        test_per_skill=300,
+        test_per_skill=200,
+        zoo_pairs=1200,
+        own_drafts=0.5,
         accuracy="fields",
         eval_samples=2,
         baselines=BASELINES,
         revising=RevisingSettings(wording="turns", held_out=0.15),
         evolution=EvolutionSettings(
-            round_prompts=1000,
+            round_prompts=600,
             drafts=SampleSettings(0.9, 0.95, num_samples=4, max_new_tokens=32, batch_size=256),
             revisions=SampleSettings(0.7, 0.9, num_samples=1, max_new_tokens=40, batch_size=256),
         ),

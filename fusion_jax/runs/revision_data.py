@@ -33,7 +33,7 @@ class RevisionSettings(JudgedSettings):
 
     target: ModelPath = "zoo:plants-target"
     """Policy to improve: a Hugging Face folder, or zoo:NAME."""
-    reviser: ModelPath = "zoo:plants-llama"
+    reviser: ModelPath = "zoo:plants-editor"
     """Model that becomes the reviser; it may be larger than the policy."""
     pairs: File = ""
     """Pairs (prompt, chosen, rejected) for the reviser; without, flawed answers about the zoo's plants."""

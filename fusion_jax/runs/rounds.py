@@ -43,11 +43,11 @@ class Rounds:
     def run(
         self, name: str, label: Label, *, writer: Model | None = None, samples: int = 0, compared: bool = False
     ) -> tuple[Model, list[Round]]:
-        """All rounds, each with a folder `name`-N: its drafts, labels and model, which is judged.
+        """All rounds, each with a folder `name`-N: its drafts, labels and model. The policy is judged after each round.
 
         Args:
           writer: of the drafts; None: the policy itself. samples: drafts of a prompt; 0: as the settings say.
-          compared: these rounds are a baseline, which has no anchors.
+          compared: these rounds are a baseline: without anchors, and judged at the end alone.
 
         Returns: the last policy, and what is measured of each round.
         """
@@ -65,7 +65,10 @@ class Rounds:
             new = mixed(labels, () if compared else self.anchored, s.anchor, desk.seed + number)
             said = [*said, *new] if s.start_from == "target" else new
             policy = self._learnt(stage, self.target if s.start_from == "target" else policy, said)
-            desk.judge(stage.name, policy, self.tests)
+            if not compared:
+                desk.judge(stage.name, policy, self.tests)
+        if compared:
+            desk.judge(name, policy, self.tests)
         return policy, told
 
     def _learnt(self, stage: Stage, start: Model, records: Sequence[Record]) -> Model:

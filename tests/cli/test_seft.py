@@ -25,7 +25,7 @@ def test_a_run_from_pairs_to_a_policy(tmp_path):
     out = tmp_path / "run"
     attempt(seft, ["--out", str(out), *SMALL])
     report, results = (out / "report.md").read_text(), json.loads((out / "results.json").read_text())
-    assert {"Target", "plants-target", "always-revise-2", "SEFT-1", "SEFT-2"} <= set(results)
+    assert {"Target", "plants-target", "always-revise", "SEFT-1", "SEFT-2"} <= set(results)
     for part in ("## The reviser", "AUC of p_keep", "| wrong |", "## Rounds", "| SEFT-2 |", "## Alarms", "round"):
         assert part in report
     pairs, prompts = read_jsonl(out / "pairs.jsonl"), read_jsonl(out / "prompts.jsonl")
