@@ -33,15 +33,14 @@ from fusion_jax.models.folder import Model
 from fusion_jax.options import Folder, OneOf
 from fusion_jax.plan.command import run as run_experiment
 from fusion_jax.plan.parts import Part, Sampling, Training
-from fusion_jax.runs import evolving, examining, revising, revision_data
+from fusion_jax.runs import examining, revising, revision_data
 from fusion_jax.runs.checks import model_name
 from fusion_jax.runs.desk import Desk, Stage
 from fusion_jax.runs.evolving import EvolutionSettings
-from fusion_jax.runs.examining import Examination, Round
 from fusion_jax.runs.page import conduct
 from fusion_jax.runs.revising import Pair, Reviser, RevisingSettings
 from fusion_jax.runs.revision_data import RevisionSettings
-from fusion_jax.runs.rounds import Rounds
+from fusion_jax.runs.rounds import ON_PROMPTS, Rounds
 from fusion_jax.runs.seeds import Measures
 from fusion_jax.sampling.generate import SampleSettings
 from fusion_jax.train import fused_objectives, objectives
@@ -51,7 +50,7 @@ from fusion_jax.train.settings import TrainSettings, compute_for
 from fusion_jax.train.state import OptimizerSettings
 
 PAIRED = ("SFT", "DPO", "ORPO")
-BASELINES = (*PAIRED, "best-of-n", "distilled", "always-revise")
+BASELINES = (*PAIRED, *ON_PROMPTS)
 
 
 @dataclass(frozen=True)
@@ -130,11 +129,8 @@ def evolve(s: Settings, desk: Desk) -> Measures:
     tests, judge, how = revision_data.eval_set_of(s), revision_data.judge_of(s, desk, s.adapt), s.evolution
     base, target = desk.load(s.reviser, s.warm_up), desk.load(s.target, s.policy)
     revising.spelling(base.tokenizer, s.text, s.revising.rules)
-    pairs = revision_data.pairs_of(
-        desk.records("pairs.jsonl", lambda: revision_data.pair_records(s, desk, target), made_from=[])
-    )
-    prompts = desk.records("prompts.jsonl", lambda: revision_data.prompt_records(s, desk, pairs, tests))
-    desk.note_shared(tests.prompts, [pair.messages[-1]["content"] for pair in pairs])
+    pairs = revision_data.pairs_of(s, desk, target)
+    prompts = revision_data.prompts_of(s, desk, pairs, tests)
     held, train = split(pairs, s.revising.held_out, s.seed)
     desk.judge(model_name(s.reviser), base, tests, made_from=[])
     desk.judge("Target", target, tests, made_from=[])
@@ -143,15 +139,25 @@ def evolve(s: Settings, desk: Desk) -> Measures:
     seen = desk.records("held_out.jsonl", lambda: examining.examined(reviser, held, how.revisions, s.seed, judge))
     found = examining.examination(seen, s.revising.preserve)
     reviser = dataclasses.replace(reviser, threshold=found.threshold)
-    first = how.shard(prompts, 1)
-    anchored = desk.records("anchors.jsonl", lambda: evolving.anchors(reviser, target, first, how, s.seed))
 
     stage = Stage("SEFT", "--policy", s.policy, s.text)
-    rounds = Rounds(desk, how, stage, tests, target, prompts, judge, anchored)
-    others = compared(s, rounds, base, plain, train)
-    policy, told = rounds.run("SEFT", rounds.revised_by(reviser))
+    rounds = Rounds(desk, how, stage, tests, target, prompts, judge).anchored_by(reviser)
+    compared(s, rounds, train)
+    others = rounds.compared(s.baselines, base, plain)
+    policy, ours = rounds.run("SEFT", rounds.revised_by(reviser))
     desk.export(policy)
-    return reported(s, desk, found, examining.kinds_table(seen, found.threshold), [*others, *told])
+
+    measures = desk.measures()
+    rewards = [measures.get(name, {}).get("mean reward", math.nan) for name in ("Target", *(one.name for one in ours))]
+    calls = examining.alarms(found, ours, rewards)
+    for one in calls:
+        desk.run.log(f"alarm: {one}")
+    desk.report(
+        ["warm-up", "reviser", *PAIRED, *(one.name for one in ours)], [model_name(s.reviser)], target="Target",
+        result=f"The policy went through {len(ours)} rounds; without --test-prompts nothing is judged.",
+        parts=examining.told(seen, found, [*others, *ours], calls),
+    )  # fmt: skip
+    return measures
 
 
 def revisers(s: Settings, desk: Desk, base: Model, pairs: Sequence[Pair]) -> tuple[Reviser, Reviser]:
@@ -163,7 +169,8 @@ def revisers(s: Settings, desk: Desk, base: Model, pairs: Sequence[Pair]) -> tup
     plain = dataclasses.replace(plain, model=warm)
     hard = desk.records("difficulty.jsonl", lambda: revising.difficulty(plain, pairs, asked.difficulty, s.seed))
     rules, counts = dataclasses.replace(asked.rules, seed=s.seed), desk.counter("labelled drafts")
-    drafts = desk.records("adapt.jsonl", lambda: revising.label_records(pairs, hard, rules, counts))
+    found = revising.label_records(pairs, hard, rules, counts)
+    drafts = desk.records("adapt.jsonl", lambda: found)
     reviser = Reviser(base if asked.adapt_from == "base" else warm, rules, asked.wording, s.text, *read)
     stage = Stage("reviser", "--adapt", s.adapt, s.text)
     data = revising.marked(reviser, drafts, desk.data(stage, base, revising.label_rows(reviser, drafts)))
@@ -172,55 +179,28 @@ def revisers(s: Settings, desk: Desk, base: Model, pairs: Sequence[Pair]) -> tup
 
 
 def of_pairs(s: Settings) -> dict[str, tuple[str, TrainSettings, Objective]]:
-    """The baselines that learn from the pairs: option and settings of their training, objective."""
-    return {
+    """The baselines on pairs that are asked for: option and settings of their training, objective."""
+    known: dict[str, tuple[str, TrainSettings, Objective]] = {
         "SFT": ("--sft", s.sft, objectives.sft()),
         "DPO": ("--paired", s.paired, objectives.pair(s.dpo)),
         "ORPO": ("--paired", s.paired, objectives.pair(s.orpo)),
     }
+    return {name: how for name, how in known.items() if name in s.baselines}
 
 
-def compared(s: Settings, rounds: Rounds, base: Model, plain: Reviser, pairs: Sequence[Pair]) -> list[Round]:
-    """The baselines that are asked for, on the same pairs or the same prompts."""
-    desk, told = rounds.desk, list[Round]()
+def compared(s: Settings, rounds: Rounds, pairs: Sequence[Pair]) -> None:
+    """The baselines on pairs that are asked for."""
     for name, (option, how, objective) in of_pairs(s).items():
-        if name in s.baselines:
-            rows = [Row(p.name, p.messages, (p.chosen, p.rejected)[: len(objective.slots)]) for p in pairs]
-            model = desk.train(Stage(name, option, how, s.text, leaf=True), rounds.target, objective, rows)
-            desk.judge(name, model, rounds.tests, made_from=[f"{name}/model"])
-    if "best-of-n" in s.baselines:
-        best = rounds.run("best-of-n", lambda d, n: evolving.best_rewarded(d, rounds.judge), compared=True)
-        told += best[1]
-    if "distilled" in s.baselines:
-        told += rounds.run("distilled", lambda d, n: evolving.first_drafts(d), writer=base, samples=1, compared=True)[1]
-    if "always-revise" in s.baselines:
-        told += rounds.run("always-revise", rounds.revised_by(plain), samples=1, compared=True)[1]
-    return told
-
-
-def reported(s: Settings, desk: Desk, found: Examination, kinds: str, told: Sequence[Round]) -> Measures:
-    """report.md, and what was measured of every model."""
-    measures, ours = desk.measures(), [one for one in told if one.name.startswith("SEFT-")]
-    rewards = [measures.get(name, {}).get("mean reward", math.nan) for name in ("Target", *(one.name for one in ours))]
-    calls = examining.alarms(found, ours, rewards)
-    for one in calls:
-        desk.run.log(f"alarm: {one}")
-    alarms = "\n".join(f"- {one}" for one in calls) or "None."
-    desk.report(
-        ["warm-up", "reviser", *(name for name in PAIRED if name in s.baselines), *(one.name for one in told)],
-        [model_name(s.reviser)], target="Target",
-        result=f"The policy went through {len(ours)} rounds; without --test-prompts nothing is judged.",
-        parts=["## The reviser", examining.measures_table(found), kinds, "## Rounds", examining.rounds_table(told),
-               "## Alarms", alarms],
-    )  # fmt: skip
-    return measures
+        rows = [Row(p.name, p.messages, (p.chosen, p.rejected)[: len(objective.slots)]) for p in pairs]
+        stage = Stage(name, option, how, s.text, leaf=True)
+        model = rounds.desk.train(stage, rounds.target, objective, rows)
+        rounds.desk.judge(name, model, rounds.tests, made_from=[f"{name}/model"])
 
 
 def parts(s: Settings) -> list[Part]:
     """What the run computes. The rows of a plan are pairs for the reviser and for baselines on pairs, and the prompts
     of a round for the policy."""
     length, how, adapt = s.text.tokens.max_length, s.evolution, fused_objectives.reviser(s.revising.label_weight)
-    given = [part for name, part in of_pairs(s).items() if name in s.baselines]
     return [
         Training("reviser, warm-up", s.reviser, objectives.sft(), s.warm_up, length, "--warm-up", "--reviser"),
         Training("reviser, labels", s.reviser, adapt, s.adapt, length, "--adapt", "--reviser", start="float32"),
@@ -229,7 +209,10 @@ def parts(s: Settings) -> list[Part]:
         Sampling(
             "revisions", s.reviser, how.revisions, "--evolution.revisions.mesh-tensor", "--reviser", kept="float32"
         ),
-        *(Training(objective.name, s.target, objective, train, length, option) for option, train, objective in given),
+        *(
+            Training(objective.name, s.target, objective, train, length, option)
+            for option, train, objective in of_pairs(s).values()
+        ),
     ]
 
 

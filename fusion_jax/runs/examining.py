@@ -225,6 +225,17 @@ def rounds_table(rounds: Sequence[Round]) -> str:
     return markdown_table(lines)
 
 
+def told(seen: Sequence[Record], found: Examination, rounds: Sequence[Round], calls: Sequence[str]) -> list[str]:
+    """Parts of a report: the reviser, the rounds, and the alarms `calls`.
+
+    Args:
+      seen: of `examined`, from which `found` is. rounds: of all that has any.
+    """
+    reviser = [measures_table(found), kinds_table(seen, found.threshold)]
+    alarmed = "\n".join(f"- {one}" for one in calls) or "None."
+    return ["## The reviser", *filter(None, reviser), "## Rounds", rounds_table(rounds), "## Alarms", alarmed]
+
+
 def alarms(found: Examination, rounds: Sequence[Round], rewards: Sequence[float]) -> list[str]:
     """What calls for attention, in sentences.
 

@@ -13,8 +13,10 @@ from fusion_jax.errors import InputError
 from fusion_jax.jsonl import Record, numbered
 from fusion_jax.models.folder import Model
 from fusion_jax.options import File, ModelPath, RewardModel
+from fusion_jax.plan import fits
 from fusion_jax.rewards.reward_model import score_responses
 from fusion_jax.rewards.verifiers import VerifierName, verifier
+from fusion_jax.runs.checks import check_names
 from fusion_jax.runs.desk import Desk
 from fusion_jax.runs.evolving import EvolutionSettings
 from fusion_jax.runs.examining import Judge
@@ -24,7 +26,10 @@ from fusion_jax.runs.prompts import eval_set
 from fusion_jax.runs.revising import Pair
 from fusion_jax.settings import bounded
 from fusion_jax.train.settings import TrainSettings, compute_for
-from fusion_jax.zoo import drafts, plants
+from fusion_jax.zoo import drafts, model_path, plants
+
+
+JUDGED = ("SFT", "DPO", "ORPO", "best-of-n", "distilled", "always-revise")  # names of baselines
 
 
 @dataclass(frozen=True)
@@ -74,6 +79,7 @@ class RevisionSettings(JudgedSettings):
         if self.judged_on == "validation" and self.test_prompts:
             problem = "is a side of the zoo's plants, which are not asked"
             raise InputError(problem, field="--judged-on", cure="Leave it out")
+        check_names([self.reviser], ("Target", *JUDGED, *(f"SEFT-{n + 1}" for n in range(self.evolution.rounds))))
 
 
 def eval_set_of(s: RevisionSettings) -> EvalSet:
@@ -90,10 +96,14 @@ def _zoo(s: RevisionSettings) -> tuple[list[Record], list[Record]]:
     return asked[: s.zoo_pairs], asked[s.zoo_pairs :]
 
 
-def pair_records(s: RevisionSettings, desk: Desk, target: Model) -> list[Record]:
-    """Pairs as records {"pair_id", "messages", "chosen", "rejected"} with what else they bring: "answer", "flaw"."""
-    if s.pairs:
-        return _given_pairs(s, desk)
+def pairs_of(s: RevisionSettings, desk: Desk, target: Model) -> list[Pair]:
+    """The pairs, in pairs.jsonl: {"pair_id", "messages", "chosen", "rejected"} and "answer" and "flaw" where known."""
+    given = _given_pairs(s, desk) if s.pairs else None  # each time: it counts what it drops
+    records = desk.records("pairs.jsonl", lambda: _zoo_pairs(s, desk, target) if given is None else given, made_from=[])
+    return [Pair(r["pair_id"], tuple(r["messages"]), r["chosen"], r["rejected"], r) for r in records]
+
+
+def _zoo_pairs(s: RevisionSettings, desk: Desk, target: Model) -> list[Record]:
     made = drafts.pairs(_zoo(s)[0], seed=s.seed)
     own = round(s.own_drafts * len(made))
     how = dataclasses.replace(s.evolution.drafts, num_samples=1)
@@ -103,7 +113,7 @@ def pair_records(s: RevisionSettings, desk: Desk, target: Model) -> list[Record]
         {"pair_id": r["prompt_id"], "messages": [{"role": "user", "content": r["prompt"]}],
          **{name: r[name] for name in ("chosen", "rejected", "answer", "flaw")}}
         for r in made
-        if r["chosen"] != r["rejected"]
+        if r["rejected"] and r["chosen"] != r["rejected"]
     ]  # fmt: skip
 
 
@@ -118,19 +128,22 @@ def _given_pairs(s: RevisionSettings, desk: Desk) -> list[Record]:
     ]  # fmt: skip
 
 
-def pairs_of(records: Sequence[Record]) -> list[Pair]:
-    """The pairs of `pair_records`."""
-    return [Pair(r["pair_id"], tuple(r["messages"]), r["chosen"], r["rejected"], r) for r in records]
-
-
-def prompt_records(s: RevisionSettings, desk: Desk, pairs: Sequence[Pair], tests: EvalSet) -> list[Record]:
-    """Prompts of all rounds, without those that stand in pairs or among the test prompts; both are counted.
+def prompts_of(s: RevisionSettings, desk: Desk, pairs: Sequence[Pair], tests: EvalSet) -> list[Record]:
+    """The prompts of all rounds, in prompts.jsonl, without those of pairs or of tests; what is dropped is counted.
 
     Raises:
-      InputError: none is left.
+      InputError: none is left; one leaves the model no room for an answer.
     """
-    if not s.prompts:
-        return _zoo(s)[1]
+    found = _given_prompts(s, desk, pairs, tests) if s.prompts else _zoo(s)[1]
+    desk.note_shared(tests.prompts, [pair.messages[-1]["content"] for pair in pairs])
+    limit = "--evolution.drafts.max-new-tokens"
+    fits.check_prompts(model_path(s.target), found, s.evolution.drafts.max_new_tokens, limit)
+    for model in (s.target, s.reviser):
+        fits.check_prompts(model_path(model), tests.prompts, s.eval_new_tokens, "--eval-new-tokens")
+    return desk.records("prompts.jsonl", lambda: found)
+
+
+def _given_prompts(s: RevisionSettings, desk: Desk, pairs: Sequence[Pair], tests: EvalSet) -> list[Record]:
     counts = desk.counter("prompts")
     learnt = {pair.messages[-1]["content"] for pair in pairs}
     asked = {prompt["prompt"] for prompt in tests.prompts}

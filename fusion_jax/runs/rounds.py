@@ -10,12 +10,24 @@ from dataclasses import dataclass
 from fusion_jax.jsonl import Record
 from fusion_jax.models.folder import Model
 from fusion_jax.runs.desk import Desk, Stage
-from fusion_jax.runs.evolving import EvolutionSettings, Judge, counted, drafted, mixed, pseudo_labels, rows_of
+from fusion_jax.runs.evolving import (
+    EvolutionSettings,
+    Judge,
+    anchors,
+    best_rewarded,
+    counted,
+    drafted,
+    first_drafts,
+    mixed,
+    pseudo_labels,
+    rows_of,
+)
 from fusion_jax.runs.examining import Round, round_of
 from fusion_jax.runs.judging import EvalSet
 from fusion_jax.runs.revising import Reviser
 from fusion_jax.train import objectives
 
+ON_PROMPTS = ("best-of-n", "distilled", "always-revise")
 Label = Callable[[list[Record], int], list[Record]]
 """(drafts of a round, its number) -> the same prompts with what the policy shall learn."""
 
@@ -32,6 +44,12 @@ class Rounds:
     prompts: Sequence[Record]
     judge: Judge
     anchored: Sequence[Record] = ()
+
+    def anchored_by(self, reviser: Reviser) -> Rounds:
+        """The same with the target's greedy answers to the first round's prompts that the reviser surely keeps."""
+        s, seed = self.settings, self.desk.seed
+        made = functools.partial(anchors, reviser, self.target, s.shard(self.prompts, 1), s, seed)
+        return dataclasses.replace(self, anchored=self.desk.records("anchors.jsonl", made))
 
     def revised_by(self, reviser: Reviser) -> Label:
         """What a reviser makes of drafts; one without labels revises every first draft."""
@@ -70,6 +88,18 @@ class Rounds:
         if compared:
             desk.judge(name, policy, self.tests)
         return policy, told
+
+    def compared(self, names: Sequence[str], base: Model, plain: Reviser) -> list[Round]:
+        """Baselines on the same prompts, those of `ON_PROMPTS` that are named: drafts chosen by reward (best-of-n), the
+        answers of the reviser's own beginning, `base` (distilled), every draft revised by `plain` (always-revise)."""
+        told = list[Round]()
+        if "best-of-n" in names:
+            told += self.run("best-of-n", lambda drafts, n: best_rewarded(drafts, self.judge), compared=True)[1]
+        if "distilled" in names:
+            told += self.run("distilled", lambda d, n: first_drafts(d), writer=base, samples=1, compared=True)[1]
+        if "always-revise" in names:
+            told += self.run("always-revise", self.revised_by(plain), samples=1, compared=True)[1]
+        return told
 
     def _learnt(self, stage: Stage, start: Model, records: Sequence[Record]) -> Model:
         """The policy after a round; as it was where the round's records do not fill a batch."""
