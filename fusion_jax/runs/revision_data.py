@@ -28,7 +28,6 @@ from fusion_jax.settings import bounded
 from fusion_jax.train.settings import TrainSettings, compute_for
 from fusion_jax.zoo import drafts, model_path, plants
 
-
 JUDGED = ("SFT", "DPO", "ORPO", "best-of-n", "distilled", "always-revise")  # names of baselines
 
 
