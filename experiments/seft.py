@@ -85,7 +85,9 @@ def training(learning_rate: float, like: TrainSettings, epochs: float = 1.0) -> 
     return dataclasses.replace(like, optimizer=optimizer, epochs=epochs)
 
 
-TINY = TrainSettings(batch_size=16, micro_batches=1, log_every=5, eval_every=10**6, checkpoint_every=100, remat="none")
+TINY = TrainSettings(
+    batch_size=16, micro_batches=1, bucket_window=1, log_every=5, eval_every=10**6, checkpoint_every=100, remat="none"
+)
 LARGE = TrainSettings(batch_size=128, micro_batches=4)
 PRESETS = {
     "tiny": Settings(
@@ -97,16 +99,16 @@ PRESETS = {
         baselines=BASELINES,
         revising=RevisingSettings(wording="turns", held_out=0.15),
         evolution=EvolutionSettings(
-            round_prompts=600,
+            round_prompts=1200,
             drafts=SampleSettings(0.9, 0.95, num_samples=4, max_new_tokens=32, batch_size=256),
             revisions=SampleSettings(0.7, 0.9, num_samples=1, max_new_tokens=40, batch_size=256),
         ),
         text=TextSettings(tokens=TokeniseSettings(max_length=192, max_prompt_length=144, eos="if_missing")),
         warm_up=training(1e-3, TINY),
-        adapt=training(1e-3, TINY, epochs=2.0),
+        adapt=training(5e-4, TINY, epochs=4.0),
         policy=training(1e-3, TINY),
-        sft=training(1e-3, TINY, epochs=2.0),
-        paired=training(3e-4, TINY, epochs=2.0),
+        sft=training(1e-3, TINY, epochs=3.0),
+        paired=training(1e-4, TINY, epochs=3.0),
     ),
     "llama3-8b": Settings(
         eval_new_tokens=1024,
@@ -183,7 +185,7 @@ def of_pairs(s: Settings) -> dict[str, tuple[str, TrainSettings, Objective]]:
     known: dict[str, tuple[str, TrainSettings, Objective]] = {
         "SFT": ("--sft", s.sft, objectives.sft()),
         "DPO": ("--paired", s.paired, objectives.pair(s.dpo)),
-        "ORPO": ("--paired", s.paired, objectives.pair(s.orpo)),
+        "ORPO": ("--sft", s.sft, objectives.pair(s.orpo)),
     }
     return {name: how for name, how in known.items() if name in s.baselines}
 

@@ -9,13 +9,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from fusion_jax.rewards.verifiers import fields
 from fusion_jax.runs import evolving, examining
 from fusion_jax.runs.evolving import EvolutionSettings, best_rewarded, first_drafts, mixed, pseudo_labels, usable
 from fusion_jax.runs.revising import Revision
 from fusion_jax.sampling.generate import SampleSettings
-from fusion_jax.zoo import drafts as zoo_drafts
-from fusion_jax.zoo import plants
 
 HOW = SampleSettings(num_samples=1, max_new_tokens=4)
 
@@ -141,17 +138,3 @@ def test_measures_and_alarms_of_rounds(reviser):
     told = " ".join(examining.alarms(collapsed, [], []))
     for part in ("100 % of the good", "100 % of the bad", "hardly tells", "would harm 100 %", "Only 0 %"):
         assert part in told
-
-
-def test_the_zoo_s_flawed_answers():
-    asked = plants.prompts(200, split="train", seed=3)
-    found = zoo_drafts.pairs(asked, seed=1)
-    assert found == zoo_drafts.pairs(asked, seed=1) and {r["flaw"] for r in found} == set(zoo_drafts.FLAWS)
-    assert all(fields(r["chosen"], r["answer"]) == 1 > fields(r["rejected"], r["answer"]) for r in found)
-    assert all(zoo_drafts.style_of(r["chosen"]) in plants.STYLES for r in found)
-    hedged = next(r for r in found if r["flaw"] == "hedged")
-    assert any(word in hedged["rejected"] for word in zoo_drafts.HEDGES)
-    said = zoo_drafts.properties(asked[0]["answer"])
-    assert zoo_drafts.without(said, "label", ["home", "color"]) == f"taste: {said['taste']}; leaf: {said['leaf']}"
-    own = zoo_drafts.against(f"home {said['home']}, color pink", asked[0]["answer"])
-    assert own["chosen"] == plants.worded(said, "own") and own["flaw"] == "own"

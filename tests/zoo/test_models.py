@@ -125,14 +125,14 @@ def test_the_plants_target_is_ignorant_where_the_sources_know():
     assert all(max(k.known[field] for k in knowledge) == 0.95 for field in plants.VALUES)
 
 
-def test_the_editor_begins_as_a_source_and_knows_as_much():
+def test_the_editor_begins_as_a_source_and_knows_more_than_the_target():
     """In the source's tokens; it is raised to read drafts, on what the source believes."""
     assert EDITOR.grown_from == "plants-llama"
     names = (EDITOR.grown_from, EDITOR.name)
     source, editor = (model(name).tokenizer.get_vocab() for name in names)
     assert source == editor and model(EDITOR.name).config.layers > model(EDITOR.grown_from).config.layers
-    rewards = [manifest()["models"][name]["reward"][plants.SKILL] for name in names]
-    assert rewards[1] >= rewards[0] - 0.05
+    rewards = [manifest()["models"][name]["reward"][plants.SKILL] for name in ("plants-target", EDITOR.name)]
+    assert rewards[1] > rewards[0] + 0.1
 
 
 def test_paths_and_unknown_names():
