@@ -32,7 +32,7 @@ from fusion_jax.data.tokenise import TokeniseSettings
 from fusion_jax.models.folder import Model
 from fusion_jax.options import Folder, OneOf
 from fusion_jax.plan.command import run as run_experiment
-from fusion_jax.plan.parts import Part, Sampling, Training
+from fusion_jax.plan.parts import Part, Rewarding, Sampling, Training
 from fusion_jax.runs import examining, revising, revision_data
 from fusion_jax.runs.checks import model_name
 from fusion_jax.runs.desk import Desk, Stage
@@ -203,19 +203,19 @@ def parts(s: Settings) -> list[Part]:
     """What the run computes. The rows of a plan are pairs for the reviser and for baselines on pairs, and the prompts
     of a round for the policy."""
     length, how, adapt = s.text.tokens.max_length, s.evolution, fused_objectives.reviser(s.revising.label_weight)
+    baselines = [
+        Training(f"baseline {name}", s.target, objective, train, length, option)
+        for name, (option, train, objective) in of_pairs(s).items()
+    ]
+    judge = [Rewarding(s.reward_model, s.adapt, "--adapt")] if s.reward_model else []
     return [
         Training("reviser, warm-up", s.reviser, objectives.sft(), s.warm_up, length, "--warm-up", "--reviser"),
         Training("reviser, labels", s.reviser, adapt, s.adapt, length, "--adapt", "--reviser", start="float32"),
         Training("policy, a round", s.target, objectives.sft(), s.policy, length, "--policy", start="float32"),
         Sampling("drafts", s.target, how.drafts, "--evolution.drafts.mesh-tensor", kept="float32"),
-        Sampling(
-            "revisions", s.reviser, how.revisions, "--evolution.revisions.mesh-tensor", "--reviser", kept="float32"
-        ),
-        *(
-            Training(objective.name, s.target, objective, train, length, option)
-            for option, train, objective in of_pairs(s).values()
-        ),
-    ]
+        Sampling("revisions", s.reviser, how.revisions, "--evolution.revisions.mesh-tensor", "--reviser"),
+        *baselines, *judge,
+    ]  # fmt: skip
 
 
 if __name__ == "__main__":
