@@ -39,17 +39,18 @@ def test_a_run_from_pairs_to_a_policy(tmp_path):
 
 
 def test_bad_input_is_refused(tmp_path, capsys):
-    model = str(small_folder(tmp_path / "model"))
+    model = str(small_folder(tmp_path / "model", max_position_embeddings=256))
     args = ["--target", model, "--reviser", model, "--out", str(tmp_path / "run"), "--baselines", "SFT"]
     pairs = str(write(tmp_path / "pairs.jsonl", even_pairs(12)))
     prompts = str(write(tmp_path / "prompts.jsonl", [{"prompt": f"Reverse {i} b"} for i in range(4)]))
     fails(seft, [*args, "--pairs", pairs], capsys, "field '--prompts'", "is missing beside --pairs")
     fails(seft, [*args, "--prompts", prompts], capsys, "field '--pairs'", "is missing beside --prompts")
     fails(seft, [*args, "--revising.preserve", "0"], capsys, "out of range")
-    fails(seft, [*args, "--baselines", "PPO"], capsys, "PPO")
+    fails(seft, [*args[:-2], "--baselines", "PPO"], capsys, "'PPO' is not one of its choices")
     both = ["--pairs", pairs, "--prompts", prompts]
     bare = str(write(tmp_path / "bare.jsonl", [{"prompt": "a", "chosen": "b"}]))
     fails(seft, [*args, "--pairs", bare, "--prompts", prompts], capsys, "record 1, field 'rejected'", bare)
     shared = str(write(tmp_path / "shared.jsonl", [{"prompt": p["prompt"]} for p in even_pairs(3)]))
     fails(seft, [*args, "--pairs", pairs, "--prompts", shared], capsys, "every prompt stands in a pair", shared)
+    args[args.index(str(tmp_path / "run"))] = str(tmp_path / "other")
     fails(seft, [*args, *both], capsys, "field '--warm-up.batch-size'", "do not fill one batch of 16")
