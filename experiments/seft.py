@@ -97,10 +97,11 @@ PRESETS = {
         accuracy="fields",
         eval_samples=2,
         baselines=BASELINES,
-        revising=RevisingSettings(wording="turns", held_out=0.15),
+        revising=RevisingSettings(wording="turns", held_out=0.15, preserve=0.5),
         evolution=EvolutionSettings(
+            internal=0,
             round_prompts=1200,
-            drafts=SampleSettings(0.9, 0.95, num_samples=4, max_new_tokens=32, batch_size=256),
+            drafts=SampleSettings(0.9, 0.95, num_samples=1, max_new_tokens=32, batch_size=256),
             revisions=SampleSettings(0.7, 0.9, num_samples=1, max_new_tokens=40, batch_size=256),
         ),
         text=TextSettings(tokens=TokeniseSettings(max_length=192, max_prompt_length=144, eos="if_missing")),

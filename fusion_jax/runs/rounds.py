@@ -90,11 +90,15 @@ class Rounds:
         return policy, told
 
     def compared(self, names: Sequence[str], base: Model, plain: Reviser) -> list[Round]:
-        """Baselines on the same prompts, those of `ON_PROMPTS` that are named: drafts chosen by reward (best-of-n), the
-        answers of the reviser's own beginning, `base` (distilled), every draft revised by `plain` (always-revise)."""
+        """Baselines on the same prompts, those of `ON_PROMPTS` that are named.
+
+        best-of-n: of four drafts or more the best by reward. distilled: answers of `base`, the model that became the
+        reviser. always-revise: every draft is revised, by `plain`.
+        """
         told = list[Round]()
         if "best-of-n" in names:
-            told += self.run("best-of-n", lambda drafts, n: best_rewarded(drafts, self.judge), compared=True)[1]
+            many = max(self.settings.drafts.num_samples, 4)
+            told += self.run("best-of-n", lambda d, n: best_rewarded(d, self.judge), samples=many, compared=True)[1]
         if "distilled" in names:
             told += self.run("distilled", lambda d, n: first_drafts(d), writer=base, samples=1, compared=True)[1]
         if "always-revise" in names:
