@@ -14,7 +14,7 @@ pytestmark = pytest.mark.usefixtures("quick_compiler")
 
 SMALL = [
     "--target", "zoo:plants-target", "--reviser", "zoo:plants-target", "--zoo-pairs", "48", "--test-per-skill", "4",
-    "--eval-samples", "0", "--evolution.rounds", "2", "--evolution.round-prompts", "12", "--baselines", "always-revise",
+    "--eval-samples", "0", "--evolution.rounds", "2", "--evolution.internal", "1", "--evolution.round-prompts", "12", "--baselines", "always-revise",
     "--evolution.drafts.batch-size", "16", "--evolution.drafts.num-samples", "2", "--evolution.revisions.batch-size", "16",
     "--warm-up.batch-size", "4", "--adapt.batch-size", "4", "--policy.batch-size", "4", "--adapt.epochs", "1",
     "--revising.preserve", "0.5",
