@@ -11,6 +11,7 @@ accuracy and the mean reward of each model at each skill on held-out problems, a
 Skills (`zoo.tasks`): each source is strong at some skills and weak at the others; the target slips often at all.
 Plants (`zoo.plants`): each source knows the facts of one or two fields, in a wording of its own; the target knows three
 in ten facts and believes something wrong of the others, but speaks in all these wordings.
+An editor is raised from one of these sources on dialogues in which a draft is made better (`zoo.dialogues`).
 """
 
 from __future__ import annotations
@@ -22,12 +23,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 
 from fusion_jax.data.batches import Data
 from fusion_jax.data.examples import TextSettings, make_examples
 from fusion_jax.data.tokenise import TokeniseSettings
 from fusion_jax.evals.accuracy import evaluate
 from fusion_jax.files import write_json
+from fusion_jax.models.decoder import Params
 from fusion_jax.models.folder import Model, load, save
 from fusion_jax.models.parameters import init_params
 from fusion_jax.options import Folder
@@ -41,6 +44,7 @@ from fusion_jax.train import objectives
 from fusion_jax.train.optimise import optimise
 from fusion_jax.train.settings import TrainSettings
 from fusion_jax.train.state import OptimizerSettings
+from fusion_jax.zoo import model_path
 from fusion_jax.zoo.specs import EVERY, ZooSpec
 from fusion_jax.zoo.tokenizers import train_tokenizer
 
@@ -117,7 +121,10 @@ def raise_model(spec: ZooSpec, s: Settings, run: RunFolder) -> Model:
     """Random weights and a fresh tokenizer, then SFT on the spec's lessons."""
     tokenizer = train_tokenizer(spec.tokenizer, spec.template, spec.vocab_size, spec.lessons.corpus(s.seed))
     config = spec.config(len(tokenizer))
-    model = Model(config, init_params(config, jax.random.key(s.seed)), tokenizer)
+    params = init_params(config, jax.random.key(s.seed))
+    if spec.grown_from:
+        params = grown(params, load(model_path(f"zoo:{spec.grown_from}")).params)
+    model = Model(config, params, tokenizer)
     rows = spec.lessons.rows(s.seed)
     tokens = TokeniseSettings(max_length=128, max_prompt_length=96, eos="if_missing")
     examples, _ = make_examples(rows, tokenizer, TextSettings(tokens=tokens))
@@ -127,6 +134,19 @@ def raise_model(spec: ZooSpec, s: Settings, run: RunFolder) -> Model:
         checkpoint_every=200, remat="dots", compute_dtype="float32",
     )  # fmt: skip
     return optimise(model, Data(examples), objectives.sft(), settings, run)
+
+
+def grown(new: Params, old: Params) -> Params:
+    """The weights of a deeper model that begins as `old`: its first layers, and above them new ones that add little to
+    the stream, since their last matrices are a tenth of what they would be."""
+
+    def each(path: tuple[jax.tree_util.DictKey, ...], fresh: jax.Array, known: jax.Array) -> jax.Array:
+        if fresh.shape == known.shape:
+            return known
+        writes = path[-2].key in ("o", "down")
+        return jnp.concatenate([known, fresh[len(known) :] * (0.1 if writes else 1.0)])
+
+    return jax.tree_util.tree_map_with_path(each, new, old)
 
 
 def hashes(folder: Path) -> dict[str, str]:

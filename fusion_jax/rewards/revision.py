@@ -17,6 +17,7 @@ from fusion_jax.data.records import Message
 from fusion_jax.settings import bounded, seeded
 
 KEEP, REVISE, MINOR, MAJOR = "[KEEP]", "[REVISE]", "[MINOR]", "[MAJOR]"
+Wording = Literal["message", "turns"]
 LABELS: dict[int, tuple[str, ...]] = {2: (KEEP, REVISE), 3: (KEEP, MINOR, MAJOR)}
 _TASK = "Below are a conversation and a draft reply to its last message."
 _RULES = {

@@ -163,10 +163,14 @@ class Desk:
           held: rows on which the objective is evaluated.
         """
         data, held_data = self.data(stage, model, rows), self.data(stage, model, held, held=True) if held else None
+        return self.train_on(stage, model, objective, data, held_data)
+
+    def train_on(self, stage: Stage, model: Model, objective: Objective, data: Data, held: Data | None = None) -> Model:
+        """`train` on the data of `data`, which the caller may have added to."""
         settings = dataclasses.replace(stage.settings, seed=self.seed)
         return trained(
             self.run.sub(stage.name), model, compute_for(settings).mesh,
-            lambda folder: optimise(model, data, objective, settings, folder, held=held_data),
+            lambda folder: optimise(model, data, objective, settings, folder, held=held),
             leaf=stage.leaf, made_from=stage.made_from,
         )  # fmt: skip
 

@@ -101,7 +101,7 @@ def generate(
         model.params, model.config, encoded, max_new_tokens=max_new_tokens,
         sampler=Sampler(temperature, top_p, top_k, repetition_penalty), seed=seed, num_samples=num_samples,
         stop_ids=stop_token_ids(tokenizer, model.generation), row_ids=row_ids, batch_size=batch_size, mesh=mesh,
-        dtype=dtype or _dtype(model), progress=progress,
+        dtype=dtype or sampling_dtype(model), progress=progress,
     )  # fmt: skip
     return [[tokenizer.decode(c.ids, skip_special_tokens=True) for c in row] for row in completions]
 
@@ -135,6 +135,7 @@ def encoded_prompts(
     return out
 
 
-def _dtype(model: Model) -> Any:
+def sampling_dtype(model: Model) -> Any:
+    """What a model is sampled in: bfloat16; on a CPU float32, or wider if the parameters are."""
     wide = model.params["embed"]["embedding"].dtype
     return jnp.promote_types(wide, jnp.float32) if compute_dtype() == "float32" else jnp.bfloat16

@@ -13,6 +13,7 @@ from fusion_jax.jsonl import Record
 from fusion_jax.models.config import ModelConfig
 from fusion_jax.models.families import config_from_hf
 from fusion_jax.zoo import plants, tasks
+from fusion_jax.zoo.dialogues import DialogueLessons
 from fusion_jax.zoo.plants import VALUES, Knowledge
 from fusion_jax.zoo.tasks import SKILLS
 
@@ -94,7 +95,10 @@ def _row(name: str, prompt: str, answer: str) -> Row:
 
 @dataclass(frozen=True)
 class ZooSpec:
-    """A model of the zoo. config: the decoder's configuration for the vocabulary that its tokenizer ends up with."""
+    """A model of the zoo. config: the decoder's configuration for the vocabulary that its tokenizer ends up with.
+
+    grown_from: a model of the zoo whose tokenizer and weights it begins with; its further layers are new.
+    """
 
     name: str
     tokenizer: str
@@ -104,6 +108,7 @@ class ZooSpec:
     lessons: Lessons
     epochs: float = 2
     learning_rate: float = 2e-3
+    grown_from: str = ""
 
 
 def _model(model_type: str, *, hidden: int = 128, layers: int = 4, **more: Any) -> Callable[[int], ModelConfig]:
@@ -169,4 +174,10 @@ PLANT_MODELS: tuple[ZooSpec, ...] = (
     ),
 )  # fmt: skip
 
-EVERY = (*SPECS, *PLANT_MODELS)
+EDITOR = ZooSpec(
+    "plants-editor", "bpe", "headers", 560, _model("llama", hidden=96, layers=5, **LLAMA),
+    DialogueLessons(_knows("plants-llama", ("color", "leaf")), 26_000, 0.7), 1, 2e-3, "plants-llama",
+)  # fmt: skip
+"""A model that can read a draft: what a reviser begins with."""
+
+EVERY = (*SPECS, *PLANT_MODELS, EDITOR)

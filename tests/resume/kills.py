@@ -1,6 +1,6 @@
 """Kill experiments at seeded random moments, resume them, and compare the end with a run that nobody disturbed.
 
-    python -m tests.resume.kills --out /tmp/kills                  # 25 kills, a table; exit code 1 if any end differs
+    python -m tests.resume.kills --out /tmp/kills                  # five kills each, a table; exit code 1 if any end differs
     python -m tests.resume.kills --out /tmp/kills --only dpo merge --kills 2 --seed 1
 
 Each kill is a SIGKILL: when files have changed a random number of times, at the first temporary file (something is being
@@ -27,7 +27,7 @@ os.environ |= {
     "JAX_COMPILATION_CACHE_DIR": os.path.join(tempfile.gettempdir(), "fusion_jax-kills-programs"),  # over all runs
 }  # fmt: skip
 
-from experiments import dpo, fusechat, fusechat3, fusellm, fuserl, infifpo, merge, wrpo
+from experiments import dpo, fusechat, fusechat3, fusellm, fuserl, infifpo, merge, seft, wrpo
 from fusion_jax.jsonl import write_jsonl
 from fusion_jax.markdown import markdown_table
 from fusion_jax.store.run_folder import TIMES
@@ -37,7 +37,7 @@ COMPARED = {".jsonl", ".json", ".safetensors", ".npy", ".array_record"}
 KINDS = ("any", "saving", "stage")
 MODULES = {
     "dpo": dpo, "wrpo": wrpo, "infifpo": infifpo, "fuserl": fuserl, "fusechat3": fusechat3, "fusechat": fusechat,
-    "fusellm": fusellm, "merge": merge,
+    "fusellm": fusellm, "merge": merge, "seft": seft,
 }  # fmt: skip
 
 
@@ -59,6 +59,11 @@ def arguments(data: Path, out: Path) -> dict[str, list[str]]:
                      *train, "--arms", "pairwise", "--train.epochs", "2"],
         "fusellm": ["fusellm", "--texts", str(data / "texts.jsonl"), "--sources", "zoo:qwen-source", "--out", str(out),
                     *train, "--arms", "FuseLLM", "--practice", "0", "--target-practice", "0", "--train.epochs", "2"],
+        "seft": ["seft", "--reviser", "zoo:plants-target", "--out", str(out), "--zoo-pairs", "64", "--test-per-skill", "8",
+                 "--baselines", "DPO", "--evolution.rounds", "2", "--evolution.round-prompts", "24",
+                 "--evolution.drafts.num-samples", "2", "--warm-up.batch-size", "4", "--adapt.batch-size", "4",
+                 "--policy.batch-size", "4", "--paired.batch-size", "4", "--adapt.checkpoint-every", "3",
+                 "--policy.checkpoint-every", "2"],
         "merge": ["merge", str(data / "recipe.yml"), "--out", str(out), "--shard-gb", "0.00002"],
     }  # fmt: skip
 

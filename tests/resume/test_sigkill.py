@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from safetensors.numpy import load_file
 
-from experiments import dpo, fusechat
+from experiments import dpo, fusechat, seft
 from fusion_jax.jsonl import read_jsonl
 from tests.conftest import is_daily
 from tests.programs import Program
@@ -93,3 +93,40 @@ def test_a_fusion_killed_while_reading_and_while_training(tmp_path):
     files = (tmp_path / name / "targets/with-gemma-source/model.safetensors" for name in ("whole", "killed"))
     expected, actual = (file.read_bytes() for file in files)
     assert expected == actual
+
+
+def made(folder: Path) -> dict[str, bytes]:
+    """The records, metrics, results and weights of a run."""
+    files = [f for kind in ("*.jsonl", "results.json", "*.safetensors") for f in folder.rglob(kind)]
+    names = {f.relative_to(folder).as_posix(): f for f in files if f.name != "times.jsonl"}
+    return {name: file.read_bytes() for name, file in names.items() if "checkpoints" not in name}
+
+
+@pytest.mark.slow
+def test_an_evolution_killed_in_its_reviser_and_in_a_round(tmp_path):
+    """Once when the reviser's labels begin to be trained, once when a round's drafts are there."""
+
+    def arguments(out: str) -> list[str]:
+        small = {
+            "reviser": "zoo:plants-target", "zoo-pairs": 24, "own-drafts": 0, "test-per-skill": 2, "eval-samples": 0,
+            "baselines": "none", "evolution.rounds": 1, "evolution.internal": 0, "evolution.round-prompts": 8,
+            "evolution.drafts.batch-size": 8, "evolution.drafts.num-samples": 2, "evolution.revisions.batch-size": 8,
+            "warm-up.batch-size": 4, "adapt.batch-size": 4, "policy.batch-size": 4, "adapt.checkpoint-every": 2,
+        }  # fmt: skip
+        given = [word for name, value in small.items() for word in (f"--{name}", str(value))]
+        return ["--out", str(tmp_path / out), *given]
+
+    attempt(seft, arguments("whole"))
+    folder = tmp_path / "killed"
+    moments = [lambda: lines(folder / "reviser") >= 3, lambda: (folder / "SEFT-1/drafts.jsonl").exists()]
+    for number, moment in enumerate(moments):
+        resume = ["--resume", "True"] if number else []
+        process = Program(script("seft", *arguments("killed"), *resume), os.environ | {"JAX_PLATFORMS": "cpu"})
+        while process.poll() is None and not moment():
+            time.sleep(0.002)
+        process.send_signal(signal.SIGKILL)
+        _, errors = process.communicate()
+        assert process.returncode == -signal.SIGKILL, errors[-2000:]
+    attempt(seft, [*arguments("killed"), "--resume", "True"])
+    expected, actual = made(tmp_path / "whole"), made(folder)
+    assert len(expected) > 12 and expected == actual

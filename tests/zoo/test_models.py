@@ -18,7 +18,8 @@ from fusion_jax.evals.accuracy import evaluate
 from fusion_jax.models.folder import Model, load, logits
 from fusion_jax.rewards.verifiers import verifier
 from fusion_jax.zoo import MODELS, model_path, plants
-from fusion_jax.zoo.specs import EVERY, PLANT_MODELS, SKILL_LESSONS, SPECS, PlantLessons, ZooSpec
+from fusion_jax.zoo.dialogues import DialogueLessons
+from fusion_jax.zoo.specs import EDITOR, EVERY, PLANT_MODELS, SKILL_LESSONS, SPECS, PlantLessons, ZooSpec
 from fusion_jax.zoo.tasks import SKILLS
 
 each_spec = pytest.mark.parametrize("spec", EVERY, ids=lambda s: s.name)
@@ -37,7 +38,7 @@ def model(name: str) -> Model:
 
 
 def skills(spec: ZooSpec) -> list[str]:
-    return [plants.SKILL] if isinstance(spec.lessons, PlantLessons) else list(SKILLS)
+    return [plants.SKILL] if isinstance(spec.lessons, PlantLessons | DialogueLessons) else list(SKILLS)
 
 
 def accuracy(name: str) -> dict[str, float]:
@@ -124,6 +125,16 @@ def test_the_plants_target_is_ignorant_where_the_sources_know():
     assert rewards["plants-target"] < 0.35 and all(rewards[s.name] > 0.5 for s in PLANT_SOURCES)
     knowledge = [s.lessons.knowledge for s in PLANT_SOURCES]
     assert all(max(k.known[field] for k in knowledge) == 0.95 for field in plants.VALUES)
+
+
+def test_the_editor_begins_as_a_source_and_knows_more_than_the_target():
+    """In the source's tokens; it is raised to read drafts, on what the source believes."""
+    assert EDITOR.grown_from == "plants-llama"
+    names = (EDITOR.grown_from, EDITOR.name)
+    source, editor = (model(name).tokenizer.get_vocab() for name in names)
+    assert source == editor and model(EDITOR.name).config.layers > model(EDITOR.grown_from).config.layers
+    rewards = [manifest()["models"][name]["reward"][plants.SKILL] for name in ("plants-target", EDITOR.name)]
+    assert rewards[1] > rewards[0] + 0.1
 
 
 def test_paths_and_unknown_names():

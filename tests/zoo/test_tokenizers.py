@@ -13,6 +13,7 @@ from fusion_jax.data.chat import generation_prompt, render, render_text, stop_to
 from fusion_jax.errors import InputError
 from fusion_jax.models.folder import load_tokenizer
 from fusion_jax.zoo import MODELS, plants
+from fusion_jax.zoo.dialogues import DialogueLessons
 from fusion_jax.zoo.specs import EVERY, PlantLessons, SkillLessons, ZooSpec
 from fusion_jax.zoo.tasks import SKILLS, STYLES, in_style, mixture
 from fusion_jax.zoo.tokenizers import MARKS, train_tokenizer
@@ -64,8 +65,8 @@ def texts() -> list[str]:
 
 def answered(spec: ZooSpec) -> list[tuple[str, str]]:
     """Prompts and right answers in the words of a model."""
-    if isinstance(spec.lessons, PlantLessons):
-        styles = list(spec.lessons.styles)
+    if isinstance(spec.lessons, PlantLessons | DialogueLessons):
+        styles = list(spec.lessons.styles if isinstance(spec.lessons, PlantLessons) else plants.STYLES)
         right = [{f: plants.truth(name, f) for f in plants.VALUES} for name, _ in DRAWN]
         return [(asked, plants.worded(true, s)) for (_, asked), true in zip(DRAWN, right) for s in styles]
     assert isinstance(spec.lessons, SkillLessons)

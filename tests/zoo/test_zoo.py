@@ -85,7 +85,7 @@ def test_the_shipped_folders_are_small():
 
 
 def test_vocabularies_differ():
-    vocabularies = [set(load(model_path(f"zoo:{s.name}")).tokenizer.get_vocab()) for s in EVERY]
+    vocabularies = [set(load(model_path(f"zoo:{s.name}")).tokenizer.get_vocab()) for s in EVERY if not s.grown_from]
     assert all(a != b for i, a in enumerate(vocabularies) for b in vocabularies[:i])
     assert len({s.template for s in EVERY}) == len(TEMPLATES) == 4
     assert train_tokenizer("unigram", "turns", 200, ["a b c", "d e f"]).tokenize("a1") is not None

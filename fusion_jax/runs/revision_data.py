@@ -1,0 +1,179 @@
+"""What SEFT starts from: pairs for the reviser, prompts for the policy, and what judges an answer."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from fusion_jax.data.loaders import load_records
+from fusion_jax.data.records import OnBad, parse_prompts
+from fusion_jax.errors import InputError
+from fusion_jax.jsonl import Record, numbered
+from fusion_jax.models.folder import Model
+from fusion_jax.options import File, ModelPath, RewardModel
+from fusion_jax.plan import fits
+from fusion_jax.rewards.reward_model import score_responses
+from fusion_jax.rewards.verifiers import VerifierName, verifier
+from fusion_jax.runs.checks import check_names
+from fusion_jax.runs.desk import Desk
+from fusion_jax.runs.evolving import EvolutionSettings
+from fusion_jax.runs.examining import Judge
+from fusion_jax.runs.judging import EvalSet
+from fusion_jax.runs.page import JudgedSettings
+from fusion_jax.runs.prompts import eval_set
+from fusion_jax.runs.revising import Pair
+from fusion_jax.settings import bounded
+from fusion_jax.train.settings import TrainSettings, compute_for
+from fusion_jax.zoo import drafts, model_path, plants
+
+JUDGED = ("SFT", "DPO", "ORPO", "best-of-n", "distilled", "always-revise")  # names of baselines
+
+
+@dataclass(frozen=True)
+class RevisionSettings(JudgedSettings):
+    """A policy, a reviser, and what both learn from."""
+
+    target: ModelPath = "zoo:plants-target"
+    """Policy to improve: a Hugging Face folder, or zoo:NAME."""
+    reviser: ModelPath = "zoo:plants-editor"
+    """Model that becomes the reviser; it may be larger than the policy."""
+    pairs: File = ""
+    """Pairs (prompt, chosen, rejected) for the reviser; without, flawed answers about the zoo's plants."""
+    prompts: File = ""
+    """Prompts without answers for the policy; without, the zoo's plants."""
+    on_bad: OnBad = "error"
+    """What a broken pair does: stop the run, or be left out and counted."""
+    zoo_pairs: int = 1600
+    """Pairs of the zoo."""
+    own_drafts: float = 0.1
+    """Share of the zoo's pairs whose bad answer is the target's own."""
+    judged_on: Literal["test", "validation"] = "test"
+    """Which of the zoo's held-out plants: validation is for choosing settings, test for the result."""
+    eval_samples: int = 0
+    """Test answers sampled to each prompt with temperature 0.8, for their mean reward; 0: the greedy one only."""
+    verifier: VerifierName = "fields"
+    """Rule that judges drafts and revisions where a record brings an "answer", unless there is a reward model."""
+    reward_model: RewardModel = ""
+    """A model with one score that judges them instead: a folder."""
+    evolution: EvolutionSettings = EvolutionSettings()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        bounded(self, "zoo_pairs", least=2)
+        bounded(self, "own_drafts", least=0, most=1)
+        bounded(self, "eval_samples", least=0)
+
+    def check(self) -> None:
+        """Refuse settings that do not go together.
+
+        Raises:
+          InputError: names the option that is missing or in the way.
+        """
+        for option, given, other in (("pairs", self.pairs, "prompts"), ("prompts", self.prompts, "pairs")):
+            if given and not getattr(self, other):
+                problem = f"is missing beside --{option}"
+                raise InputError(problem, field=f"--{other}", cure=f"Give a file of {other}, too")
+        if self.judged_on == "validation" and self.test_prompts:
+            problem = "is a side of the zoo's plants, which are not asked"
+            raise InputError(problem, field="--judged-on", cure="Leave it out")
+        check_names([self.reviser], ("Target", *JUDGED, *(f"SEFT-{n + 1}" for n in range(self.evolution.rounds))))
+
+
+def eval_set_of(s: RevisionSettings) -> EvalSet:
+    """Test prompts with answers: the user's; none beside own data without them; otherwise held-out plants."""
+    wanted = s.test_per_skill and not (s.pairs or s.test_prompts)
+    held_out = plants.prompts(s.test_per_skill, split=s.judged_on, seed=s.seed) if wanted else []
+    return dataclasses.replace(eval_set(s, held_out), samples=s.eval_samples, seed=s.seed)
+
+
+def _zoo(s: RevisionSettings) -> tuple[list[Record], list[Record]]:
+    """Plants for pairs and others for prompts."""
+    count = s.zoo_pairs + s.evolution.rounds * s.evolution.round_prompts
+    asked = plants.prompts(count, split="train", seed=s.seed + 1000)
+    return asked[: s.zoo_pairs], asked[s.zoo_pairs :]
+
+
+def pairs_of(s: RevisionSettings, desk: Desk, target: Model) -> list[Pair]:
+    """The pairs, in pairs.jsonl: {"pair_id", "messages", "chosen", "rejected"} and "answer" and "flaw" where known."""
+    given = _given_pairs(s, desk) if s.pairs else None  # each time: it counts what it drops
+    records = desk.records("pairs.jsonl", lambda: _zoo_pairs(s, desk, target) if given is None else given, made_from=[])
+    return [Pair(r["pair_id"], tuple(r["messages"]), r["chosen"], r["rejected"], r) for r in records]
+
+
+def _zoo_pairs(s: RevisionSettings, desk: Desk, target: Model) -> list[Record]:
+    made = drafts.pairs(_zoo(s)[0], seed=s.seed)
+    own = round(s.own_drafts * len(made))
+    how = dataclasses.replace(s.evolution.drafts, num_samples=1)
+    for record, said in zip(made, desk.sampled(target, "own drafts", made[:own], how)):
+        record |= drafts.against(said["response"], record["answer"])
+    return [
+        {"pair_id": r["prompt_id"], "messages": [{"role": "user", "content": r["prompt"]}],
+         **{name: r[name] for name in ("chosen", "rejected", "answer", "flaw")}}
+        for r in made
+        if r["rejected"] and r["chosen"] != r["rejected"]
+    ]  # fmt: skip
+
+
+def _given_pairs(s: RevisionSettings, desk: Desk) -> list[Record]:
+    records = load_records(s.pairs)
+    known = {str(r.get("prompt_id", n)): r.get("answer") for n, r in numbered(records) if isinstance(r, dict)}
+    rows = desk.rows("pairs", records, "pair", file=s.pairs, on_bad=s.on_bad)
+    return [
+        {"pair_id": row.name, "messages": list(row.messages), "chosen": row.responses[0], "rejected": row.responses[1],
+         **({"answer": known[row.name]} if isinstance(known.get(row.name), str) else {})}
+        for row in rows
+    ]  # fmt: skip
+
+
+def prompts_of(s: RevisionSettings, desk: Desk, pairs: Sequence[Pair], tests: EvalSet) -> list[Record]:
+    """The prompts of all rounds, in prompts.jsonl, without those of pairs or of tests; what is dropped is counted.
+
+    Raises:
+      InputError: none is left; one leaves the model no room for an answer.
+    """
+    found = _given_prompts(s, desk, pairs, tests) if s.prompts else _zoo(s)[1]
+    desk.note_shared(tests.prompts, [pair.messages[-1]["content"] for pair in pairs])
+    limit = "--evolution.drafts.max-new-tokens"
+    fits.check_prompts(model_path(s.target), found, s.evolution.drafts.max_new_tokens, limit)
+    for model in (s.target, s.reviser):
+        fits.check_prompts(model_path(model), tests.prompts, s.eval_new_tokens, "--eval-new-tokens")
+    return desk.records("prompts.jsonl", lambda: found)
+
+
+def _given_prompts(s: RevisionSettings, desk: Desk, pairs: Sequence[Pair], tests: EvalSet) -> list[Record]:
+    counts = desk.counter("prompts")
+    learnt = {pair.messages[-1]["content"] for pair in pairs}
+    asked = {prompt["prompt"] for prompt in tests.prompts}
+    out = []
+    for record in parse_prompts(load_records(s.prompts), file=s.prompts):
+        if record["prompt"] in learnt:
+            counts["prompt that stands in a pair"] += 1
+        elif record["prompt"] in asked:
+            counts["prompt that is a test prompt"] += 1
+        else:
+            out.append(record)
+    if not out:
+        raise InputError(
+            "every prompt stands in a pair or is a test prompt", file=s.prompts, field="--prompts",
+            cure="Give prompts that neither the reviser has learnt nor the policy is judged on",
+        )  # fmt: skip
+    return out
+
+
+def judge_of(s: RevisionSettings, desk: Desk, train: TrainSettings) -> Judge:
+    """What rewards answers: the reward model, which lies on the mesh of `train`, else the verifier."""
+    if s.reward_model:
+        model = desk.load(s.reward_model, train)
+
+        def scored(records: Sequence[Record]) -> list[float | None]:
+            with desk.run.phase("scoring"):
+                found = score_responses(model, records, mesh=compute_for(train).mesh) if records else []
+                return [r["reward"] for r in found]
+
+        return scored
+    reward = verifier(s.verifier)
+    return lambda records: [
+        reward(r["response"], r["answer"]) if isinstance(r.get("answer"), str) else None for r in records
+    ]
