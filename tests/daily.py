@@ -80,6 +80,7 @@ LEFT_OUT = (
     "cli/test_preference_pages.py::test_infifpo_from_responses_to_a_model",
     "cli/test_preference_pages.py::test_prompts_that_pairs_have_are_left_out_of_ready_sft_data",
     "cli/test_preference_pages.py::test_whether_a_response_passed_is_true_or_false",
+    "cli/test_seft.py::test_a_run_from_pairs_to_a_policy",
     "cli/test_several_devices.py::test_same_metrics",
     "cli/test_sweeps.py::test_a_sweep_goes_on_past_failures_and_is_finished_by_the_same_command",
     "cli/test_sweeps.py::test_runs_end_with_the_sweep_or_are_not_started_twice",
