@@ -12,7 +12,7 @@ Data (JSON lines or hf:NAME, docs/data.md): prompts {"prompt", "answer"?, "tests
 "source_model", "response", "reward"?, "passed"?}; sft-data {"conversations": [{"from", "value"}]}; pair-data {"prompt",
 "chosen", "rejected": messages}.
 
-Hardware and time: `tiny` 2 CPU cores, 4 minutes; the other presets are for TPU slices (not timed yet).
+Hardware and time: `tiny` 2 CPU cores, 3 minutes; the other presets are for TPU slices (not timed yet).
 Result: accuracy, mean reward of sampled answers and P(right) of Target, sources, SFT and FuseChat. Published
 (Llama-3.1-8B, mean of 14 benchmarks): Target 40.5, SFT 43.2, FuseChat 47.3.
 

@@ -12,7 +12,7 @@ weighs them, the equations are this project's (docs/papers.md).
 Data (JSON lines or hf:NAME, docs/data.md): prompts {"prompt", "answer"?}; responses {"prompt", "source_model",
 "response", "reward"?, "answer"?}.
 
-Hardware and time: `tiny` 2 CPU cores, 4 minutes; `llama3-8b` is for a TPU slice (not timed yet).
+Hardware and time: `tiny` 2 CPU cores, 3 to 4 minutes; `llama3-8b` is for a TPU slice (not timed yet).
 Result: accuracy, mean reward of sampled answers and P(right) of Target, sources, SFT (on the best response alone),
 FuseSFT and FuseRL. Published (reviews; AlpacaEval-2 win rate): WRPO 74.1, FuseRL at most 71.3.
 
