@@ -83,6 +83,20 @@ def quads(count: int) -> list[Record]:
     ]  # fmt: skip
 
 
+def responses(count: int) -> list[Record]:
+    """Of two sources, a right and a wrong answer each, of different rewards."""
+    return [
+        {
+            "prompt_id": p["prompt_id"], "prompt": p["prompt"], "answer": p["chosen"], "source_model": source,
+            "sample": sample, "response": p["chosen"] if right else f"{p['rejected']} {source}",
+            "reward": 0.5 + 0.3 * right + 0.01 * (source == "b"), "domain": "even" if number % 2 else "odd",
+        }
+        for number, p in enumerate(pairs(count))
+        for source in ("a", "b")
+        for sample, right in enumerate((True, False))
+    ]  # fmt: skip
+
+
 def write(path: Path, records: list[Record]) -> Path:
     write_jsonl(path, records)
     return path

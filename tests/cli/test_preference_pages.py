@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from experiments import fusechat3, fuserl, infifpo
-from fusion_jax.jsonl import Record, read_jsonl
-from tests.small import attempt, fails, pairs, small_folder, write
+from fusion_jax.jsonl import read_jsonl
+from tests.small import attempt, fails, pairs, responses, small_folder, write
 
 pytestmark = pytest.mark.usefixtures("quick_compiler")
 
@@ -26,20 +26,6 @@ SHORT = [
 @pytest.fixture(scope="module")
 def target(tmp_path_factory) -> Path:
     return small_folder(tmp_path_factory.mktemp("small") / "model")
-
-
-def responses(count: int) -> list[Record]:
-    """Of two sources, a right and a wrong answer each, of different rewards."""
-    return [
-        {
-            "prompt_id": p["prompt_id"], "prompt": p["prompt"], "answer": p["chosen"], "source_model": source,
-            "sample": sample, "response": p["chosen"] if right else f"{p['rejected']} {source}",
-            "reward": 0.5 + 0.3 * right + 0.01 * (source == "b"), "domain": "even" if number % 2 else "odd",
-        }
-        for number, p in enumerate(pairs(count))
-        for source in ("a", "b")
-        for sample, right in enumerate((True, False))
-    ]  # fmt: skip
 
 
 def given(tmp_path: Path, target: Path, count: int = 24) -> list[str]:

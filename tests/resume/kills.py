@@ -31,7 +31,7 @@ from experiments import dpo, fusechat, fusechat3, fusellm, fuserl, infifpo, merg
 from fusion_jax.jsonl import write_jsonl
 from fusion_jax.markdown import markdown_table
 from fusion_jax.store.run_folder import TIMES
-from tests.small import attempt, pairs, small_folder
+from tests.small import attempt, pairs, responses, small_folder
 
 COMPARED = {".jsonl", ".json", ".safetensors", ".npy", ".array_record"}
 KINDS = ("any", "saving", "stage")
@@ -47,11 +47,13 @@ def arguments(data: Path, out: Path) -> dict[str, list[str]]:
     short = ["--out", str(out), "--sample.num-samples", "2", "--sft.batch-size", "4", "--preference.batch-size", "4",
              "--sft.checkpoint-every", "2", "--preference.checkpoint-every", "2", "--preference.eval-every", "2"]
     plants = ["--sources", "zoo:plants-qwen", "--prompts-per-skill", "48", "--test-per-skill", "8", "--sft-share", "0.3"]
-    skills = ["--sources", "zoo:qwen-source", "--prompts-per-skill", "12", "--test-per-skill", "2"]
+    ready = ["--target", model, "--responses", str(data / "responses.jsonl"), "--sft-share", "0.4", "--eval-samples", "0",
+             "--text.tokens.max-length", "96", "--text.tokens.max-prompt-length", "64"]
     return {
-        "infifpo": ["infifpo", *plants, *short, "--target-samples", "2"],
-        "fuserl": ["fuserl", *skills, *short],
-        "fusechat3": ["fusechat3", *skills, *short, "--preference.best-of", "2"],
+        "infifpo": ["infifpo", *ready, *short, "--sources", model, str(data / "other"), "--target-samples", "2",
+                    "--sample.max-new-tokens", "4", "--sample.temperature", "2"],
+        "fuserl": ["fuserl", *ready, *short],
+        "fusechat3": ["fusechat3", *ready, *short, "--preference.best-of", "2"],
         "dpo": ["dpo", "--model", model, "--data", str(data / "pairs.jsonl"), "--out", str(out), *train,
                 "--train.epochs", "4", "--train.eval-every", "10"],
         "wrpo": ["wrpo", *plants, *short, "--sft.epochs", "2"],
@@ -75,6 +77,7 @@ def prepare(data: Path) -> None:
             small_folder(data / name)
     write_jsonl(data / "pairs.jsonl", pairs(60))
     write_jsonl(data / "chats.jsonl", [{"prompt": p["prompt"], "response": p["chosen"]} for p in pairs(32)])
+    write_jsonl(data / "responses.jsonl", responses(60))
     write_jsonl(data / "texts.jsonl", [{"text": f"{p['prompt']}\n{p['chosen']}"} for p in pairs(32)])
     models = [{"model": str(data / name), "parameters": {"density": 0.5, "weight": 1}} for name in ("model", "other")]
     recipe = {"merge_method": "della", "base_model": str(data / "model"), "models": models, "dtype": "float32"}
