@@ -6,6 +6,7 @@ them. A reviser reads a conversation and a draft, answers with a label, and behi
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from fusion_jax.settings import bounded, seeded
 KEEP, REVISE, MINOR, MAJOR = "[KEEP]", "[REVISE]", "[MINOR]", "[MAJOR]"
 Wording = Literal["message", "turns"]
 LABELS: dict[int, tuple[str, ...]] = {2: (KEEP, REVISE), 3: (KEEP, MINOR, MAJOR)}
+HEADINGS = ("### Conversation", "### Draft")
 _TASK = "Below are a conversation and a draft reply to its last message."
 _RULES = {
     0: "Output an improved reply and nothing else.",
@@ -40,18 +42,18 @@ def reviser_prompt(messages: Sequence[Message], draft: str, labels: int = 2) -> 
         conversation = messages[0]["content"]
     else:
         conversation = "\n".join(f"{m['role']}: {m['content']}" for m in messages)
-    parts = (_TASK, _RULES[labels], "### Conversation", _escaped(conversation), "### Draft", _escaped(draft))
+    parts = (_TASK, _RULES[labels], HEADINGS[0], _escaped(conversation), HEADINGS[1], _escaped(draft))
     return "\n".join(parts)
 
 
 def _escaped(text: str) -> str:
-    """Headings inside a text do not look like those of the prompt."""
-    return text.replace("###", "# ##")
+    """Headings inside a text do not look like those of the prompt: nowhere do three # follow each other."""
+    return re.sub("#(?=##)", "# ", text)
 
 
 def target_of(label: str, revision: str | None) -> str:
-    """What a reviser should answer: the label, and the revision behind it."""
-    return label if revision is None else f"{label}\n{revision}"
+    """What a reviser should answer: the label, and the revision, without white space around it, in the line below."""
+    return label if revision is None else f"{label}\n{revision.strip()}"
 
 
 def p_keep(label_logprobs: np.ndarray) -> np.ndarray:
@@ -150,7 +152,7 @@ def fault_of(draft: str, revised: str, *, finished: bool, lengths: tuple[int, in
         return "empty"
     if not finished:
         return "unfinished"
-    if any(label in revised for label in (KEEP, REVISE, MINOR, MAJOR)) or "###" in revised:
+    if any(part in revised for part in (KEEP, REVISE, MINOR, MAJOR, *HEADINGS)):
         return "repeats the reviser's prompt"
     if words == draft.split():
         return "identical"

@@ -17,9 +17,12 @@ def test_the_prompt_names_the_labels_and_hides_headings_in_texts():
     assert prompt.count("###") == 2 and prompt.endswith("# ## Draft\n1 2 3")
     assert KEEP in prompt and REVISE in prompt and MINOR not in prompt
     assert MAJOR in revision.reviser_prompt(asked, "x", 3) and KEEP not in revision.reviser_prompt(asked, "x", 0)
+    for marks in ("####", "#####", "a ###### b"):
+        assert revision.reviser_prompt(asked, marks).count("###") == 2
     talk = [*asked, {"role": "assistant", "content": "1 2 3"}, {"role": "user", "content": "Down"}]
     assert "user: Sort 3 1 2\nassistant: 1 2 3\nuser: Down" in revision.reviser_prompt(talk, "3 2 1")
     assert revision.target_of(KEEP, None) == KEEP and revision.target_of(REVISE, "1 2") == f"{REVISE}\n1 2"
+    assert revision.target_of(REVISE, "\n\n1 2\n") == f"{REVISE}\n1 2"
 
 
 def test_p_keep_is_a_share_of_the_labels():
@@ -66,7 +69,8 @@ LOOP = "one two three four five six seven eight " * 6
 
 @pytest.mark.parametrize(("revised", "finished", "lengths", "why"), [
     ("1 2 3", True, (3, 3), ""), (" ", True, (3, 1), "empty"), ("1 2", False, (3, 3), "unfinished"),
-    (f"{KEEP} 1 2 3", True, (3, 5), "repeats the reviser's prompt"), ("### 1", True, (3, 3), "repeats the reviser's prompt"),
+    (f"{KEEP} 1 2 3", True, (3, 5), "repeats the reviser's prompt"), ("### Draft\n1", True, (3, 3), "repeats the reviser's prompt"),
+    ("### Sorted\n1 2 3\n#### 3", True, (3, 3), ""),
     ("3  1\n2", True, (3, 3), "identical"), ("1", True, (10, 2), "length"), ("1 2", True, (3, 10), "length"),
     ("1 2 3", True, (10, 3), ""), (LOOP, True, (48, 48), "loop"), (LOOP[:170], True, (48, 48), ""),
 ])  # fmt: skip
