@@ -20,7 +20,6 @@ then answers/MODEL.jsonl, report.md, model/
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
@@ -151,8 +150,7 @@ def evolve(s: Settings, desk: Desk) -> Measures:
     desk.export(policy)
 
     measures = desk.measures()
-    rewards = [measures.get(name, {}).get("mean reward", math.nan) for name in ("Target", *(one.name for one in ours))]
-    calls = examining.alarms(found, ours, rewards)
+    calls = examining.alarms(found, ours, examining.course(measures, ["Target", *(one.name for one in ours)]))
     for one in calls:
         desk.run.log(f"alarm: {one}")
     desk.report(
@@ -167,16 +165,20 @@ def revisers(s: Settings, desk: Desk, base: Model, pairs: Sequence[Pair]) -> tup
     """Stages 2 to 4: a reviser without labels and, by how hard each pair is for it, the one with labels."""
     asked, read = s.revising, (compute_for(s.adapt), s.adapt.batch_size // s.adapt.micro_batches)
     plain = Reviser(base, None, asked.wording, s.text, *read)
+    pairs = revising.fitting_pairs(plain, pairs, desk.counter("warm-up"))
     stage = Stage("warm-up", "--warm-up", s.warm_up, s.text)
     warm = desk.train(stage, base, objectives.sft(), revising.revision_rows(plain, pairs))
     plain = dataclasses.replace(plain, model=warm)
     hard = desk.records("difficulty.jsonl", lambda: revising.difficulty(plain, pairs, asked.difficulty, s.seed))
-    rules, counts = dataclasses.replace(asked.rules, seed=s.seed), desk.counter("labelled drafts")
-    found = revising.label_records(pairs, hard, rules, counts)
+    reviser = Reviser(base if asked.adapt_from == "base" else warm, asked.rules, asked.wording, s.text, *read)
+    counts = desk.counter("labelled drafts")
+    found = revising.label_records(pairs, hard, asked.rules, s.seed, counts)
+    found = revising.fitting_drafts(reviser, found, counts)
     drafts = desk.records("adapt.jsonl", lambda: found)
-    reviser = Reviser(base if asked.adapt_from == "base" else warm, rules, asked.wording, s.text, *read)
     stage = Stage("reviser", "--adapt", s.adapt, s.text)
-    data = revising.marked(reviser, drafts, desk.data(stage, base, revising.label_rows(reviser, drafts)))
+    data = desk.data(stage, base, revising.label_rows(reviser, drafts))
+    data = revising.marked(reviser, drafts, data, counts)
+    desk.check_enough(len(data), s.adapt, "--adapt")
     model = desk.train_on(stage, reviser.model, fused_objectives.reviser(asked.label_weight), data)
     return plain, dataclasses.replace(reviser, model=model)
 

@@ -15,7 +15,7 @@ from typing import Literal
 import numpy as np
 
 from fusion_jax.data.records import Message
-from fusion_jax.settings import bounded, seeded
+from fusion_jax.settings import bounded
 
 KEEP, REVISE, MINOR, MAJOR = "[KEEP]", "[REVISE]", "[MINOR]", "[MAJOR]"
 Wording = Literal["message", "turns"]
@@ -100,12 +100,9 @@ class LabelRules:
     """Good drafts, to be kept, for each bad one, to be revised."""
     keep_target: Literal["label", "copy"] = "label"
     """What stands behind KEEP: nothing, or the draft again."""
-    seed: int = 0
-    """Decides which drafts stay and which of a prompt's two is learned from."""
 
     def __post_init__(self) -> None:
         bounded(self, "keep_per_revise", above=0)
-        seeded(self, "seed")
 
 
 @dataclass(frozen=True)
@@ -117,17 +114,18 @@ class Draft:
     label: str
 
 
-def labelled(difficulty: np.ndarray, rules: LabelRules, dropped: Counter[str]) -> list[Draft]:
+def labelled(difficulty: np.ndarray, rules: LabelRules, seed: int, dropped: Counter[str]) -> list[Draft]:
     """Drafts with labels, in the order of the pairs; of a pair either the good or the bad one, never both.
 
     A bad draft is to be revised; among three labels it is MAJOR where its difficulty is above the median.
 
     Args:
       difficulty: float[n], of the pairs: nats a token of the good response, given the bad one as draft.
+      seed: decides which of a pair's two drafts is learnt from. dropped: what is left out is added to it.
     """
     difficulty = np.asarray(difficulty, np.float64)
     tenth, half = np.quantile(difficulty, [0.1, 0.5]) if len(difficulty) else (0.0, 0.0)
-    order = np.random.default_rng(rules.seed).permutation(len(difficulty))
+    order = np.random.default_rng(seed).permutation(len(difficulty))
     wanted = round(len(order) * rules.keep_per_revise / (1 + rules.keep_per_revise))
     good = set(order[:wanted].tolist())
     out = []

@@ -49,19 +49,19 @@ def test_auc_counts_pairs_that_stand_in_order():
 
 def test_labels_follow_the_difficulty_and_the_mixture():
     difficulty, drops = np.arange(30.0), Counter[str]()
-    found = labelled(difficulty, LabelRules(), drops)
+    found = labelled(difficulty, LabelRules(), 0, drops)
     kept = [d for d in found if d.good]
     assert len(kept) == 10 and all(d.label == KEEP for d in kept)
     assert len({d.pair for d in found}) == len(found)  # never both drafts of a pair
     assert all(d.label == REVISE and difficulty[d.pair] > 2.9 for d in found if not d.good)
     assert sum(drops.values()) == 30 - len(found) <= 3
-    every = labelled(difficulty, LabelRules(near="keep", labels=3), Counter())
+    every = labelled(difficulty, LabelRules(near="keep", labels=3), 0, Counter())
     assert len(every) == 30
     assert {d.label for d in every if not d.good and difficulty[d.pair] > 14.5} == {MAJOR}
     assert {d.label for d in every if not d.good and difficulty[d.pair] < 14.5} == {MINOR}
-    assert found == labelled(difficulty, LabelRules(), Counter())
-    assert found != labelled(difficulty, LabelRules(seed=1), Counter())
-    assert labelled(np.asarray([]), LabelRules(), Counter()) == []
+    assert found == labelled(difficulty, LabelRules(), 0, Counter())
+    assert found != labelled(difficulty, LabelRules(), 1, Counter())
+    assert labelled(np.asarray([]), LabelRules(), 0, Counter()) == []
 
 
 LOOP = "one two three four five six seven eight " * 6
