@@ -22,14 +22,14 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from typing import ClassVar
 
 from fusion_jax.data.examples import TextSettings
 from fusion_jax.data.order import split
 from fusion_jax.data.records import Row
 from fusion_jax.data.tokenise import TokeniseSettings
 from fusion_jax.models.folder import Model
-from fusion_jax.options import Folder, OneOf
+from fusion_jax.options import Folder
 from fusion_jax.plan.command import run as run_experiment
 from fusion_jax.plan.parts import Part, Rewarding, Sampling, Training
 from fusion_jax.runs import examining, revising, revision_data
@@ -38,8 +38,8 @@ from fusion_jax.runs.desk import Desk, Stage
 from fusion_jax.runs.evolving import EvolutionSettings
 from fusion_jax.runs.page import conduct
 from fusion_jax.runs.revising import Pair, Reviser, RevisingSettings
-from fusion_jax.runs.revision_data import RevisionSettings
-from fusion_jax.runs.rounds import ON_PROMPTS, Rounds
+from fusion_jax.runs.revision_data import BASELINES, PAIRED, RevisionSettings
+from fusion_jax.runs.rounds import Rounds
 from fusion_jax.runs.seeds import Measures
 from fusion_jax.sampling.generate import SampleSettings
 from fusion_jax.train import fused_objectives, objectives
@@ -47,9 +47,6 @@ from fusion_jax.train.objective import Objective
 from fusion_jax.train.objectives import PairSettings
 from fusion_jax.train.settings import TrainSettings, compute_for
 from fusion_jax.train.state import OptimizerSettings
-
-PAIRED = ("SFT", "DPO", "ORPO")
-BASELINES = (*PAIRED, *ON_PROMPTS)
 
 
 @dataclass(frozen=True)
@@ -64,11 +61,7 @@ class Settings(RevisionSettings):
     )  # fmt: skip
 
     out: Folder = "runs/seft"
-    baselines: tuple[Annotated[str, OneOf((*BASELINES, "none"))], ...] = ()
-    """What is trained beside SEFT, to compare: on the pairs SFT, DPO, ORPO; on the prompts best-of-n (drafts chosen by
-    reward), distilled (answers of --reviser as it is) and always-revise (a reviser without labels); or none."""
     revising: RevisingSettings = RevisingSettings()
-    text: TextSettings = TextSettings()
     warm_up: TrainSettings = TrainSettings()
     adapt: TrainSettings = TrainSettings()
     policy: TrainSettings = TrainSettings()
@@ -134,8 +127,8 @@ def evolve(s: Settings, desk: Desk) -> Measures:
     pairs = revision_data.pairs_of(s, desk, target)
     prompts = revision_data.prompts_of(s, desk, pairs, tests)
     held, train = split(pairs, s.revising.held_out, s.seed)
-    desk.judge(model_name(s.reviser), base, tests, made_from=[])
     desk.judge("Target", target, tests, made_from=[])
+    desk.judge(model_name(s.reviser), base, tests, made_from=[])
 
     plain, reviser = revisers(s, desk, base, train)
     seen = desk.records("held_out.jsonl", lambda: examining.examined(reviser, held, how.revisions, s.seed, judge))
