@@ -13,7 +13,7 @@ each round kept and revised, and model/. Published, as directions: SEFT above SF
 with more prompts. docs/seft.md says how it works, what the miniature shows and how it is set.
 
 Stages: 1 pairs.jsonl, prompts.jsonl  2 warm-up/  3 difficulty.jsonl, adapt.jsonl  4 reviser/  5 held_out.jsonl, which
-calibrates the threshold  6 anchors.jsonl, baselines  7 for each round SEFT-N/drafts.jsonl, labels.jsonl, model/
+calibrates the threshold  6 anchors.jsonl, baselines  7 for each round SEFT-N/: drafts, labels, rewards, model/
 then answers/MODEL.jsonl, report.md, model/
 """
 
