@@ -13,24 +13,23 @@ each round kept and revised, and model/. Published, as directions: SEFT above SF
 with more prompts. docs/seft.md says how it works, what the miniature shows and how it is set.
 
 Stages: 1 pairs.jsonl, prompts.jsonl  2 warm-up/  3 difficulty.jsonl, adapt.jsonl  4 reviser/  5 held_out.jsonl, which
-calibrates the threshold  6 anchors.jsonl, baselines  7 for each round SEFT-N/drafts.jsonl, labels.jsonl, model/
+calibrates the threshold  6 anchors.jsonl, baselines  7 for each round SEFT-N/: drafts, labels, rewards, model/
 then answers/MODEL.jsonl, report.md, model/
 """
 
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from typing import ClassVar
 
 from fusion_jax.data.examples import TextSettings
 from fusion_jax.data.order import split
 from fusion_jax.data.records import Row
 from fusion_jax.data.tokenise import TokeniseSettings
 from fusion_jax.models.folder import Model
-from fusion_jax.options import Folder, OneOf
+from fusion_jax.options import Folder
 from fusion_jax.plan.command import run as run_experiment
 from fusion_jax.plan.parts import Part, Rewarding, Sampling, Training
 from fusion_jax.runs import examining, revising, revision_data
@@ -39,8 +38,8 @@ from fusion_jax.runs.desk import Desk, Stage
 from fusion_jax.runs.evolving import EvolutionSettings
 from fusion_jax.runs.page import conduct
 from fusion_jax.runs.revising import Pair, Reviser, RevisingSettings
-from fusion_jax.runs.revision_data import RevisionSettings
-from fusion_jax.runs.rounds import ON_PROMPTS, Rounds
+from fusion_jax.runs.revision_data import BASELINES, PAIRED, RevisionSettings
+from fusion_jax.runs.rounds import Rounds
 from fusion_jax.runs.seeds import Measures
 from fusion_jax.sampling.generate import SampleSettings
 from fusion_jax.train import fused_objectives, objectives
@@ -48,9 +47,6 @@ from fusion_jax.train.objective import Objective
 from fusion_jax.train.objectives import PairSettings
 from fusion_jax.train.settings import TrainSettings, compute_for
 from fusion_jax.train.state import OptimizerSettings
-
-PAIRED = ("SFT", "DPO", "ORPO")
-BASELINES = (*PAIRED, *ON_PROMPTS)
 
 
 @dataclass(frozen=True)
@@ -65,11 +61,7 @@ class Settings(RevisionSettings):
     )  # fmt: skip
 
     out: Folder = "runs/seft"
-    baselines: tuple[Annotated[str, OneOf((*BASELINES, "none"))], ...] = ()
-    """What is trained beside SEFT, to compare: on the pairs SFT, DPO, ORPO; on the prompts best-of-n (drafts chosen by
-    reward), distilled (answers of --reviser as it is) and always-revise (a reviser without labels); or none."""
     revising: RevisingSettings = RevisingSettings()
-    text: TextSettings = TextSettings()
     warm_up: TrainSettings = TrainSettings()
     adapt: TrainSettings = TrainSettings()
     policy: TrainSettings = TrainSettings()
@@ -135,8 +127,8 @@ def evolve(s: Settings, desk: Desk) -> Measures:
     pairs = revision_data.pairs_of(s, desk, target)
     prompts = revision_data.prompts_of(s, desk, pairs, tests)
     held, train = split(pairs, s.revising.held_out, s.seed)
-    desk.judge(model_name(s.reviser), base, tests, made_from=[])
     desk.judge("Target", target, tests, made_from=[])
+    desk.judge(model_name(s.reviser), base, tests, made_from=[])
 
     plain, reviser = revisers(s, desk, base, train)
     seen = desk.records("held_out.jsonl", lambda: examining.examined(reviser, held, how.revisions, s.seed, judge))
@@ -151,8 +143,7 @@ def evolve(s: Settings, desk: Desk) -> Measures:
     desk.export(policy)
 
     measures = desk.measures()
-    rewards = [measures.get(name, {}).get("mean reward", math.nan) for name in ("Target", *(one.name for one in ours))]
-    calls = examining.alarms(found, ours, rewards)
+    calls = examining.alarms(found, ours, examining.course(measures, ["Target", *(one.name for one in ours)]))
     for one in calls:
         desk.run.log(f"alarm: {one}")
     desk.report(
@@ -167,16 +158,20 @@ def revisers(s: Settings, desk: Desk, base: Model, pairs: Sequence[Pair]) -> tup
     """Stages 2 to 4: a reviser without labels and, by how hard each pair is for it, the one with labels."""
     asked, read = s.revising, (compute_for(s.adapt), s.adapt.batch_size // s.adapt.micro_batches)
     plain = Reviser(base, None, asked.wording, s.text, *read)
+    pairs = revising.fitting_pairs(plain, pairs, desk.counter("warm-up"))
     stage = Stage("warm-up", "--warm-up", s.warm_up, s.text)
     warm = desk.train(stage, base, objectives.sft(), revising.revision_rows(plain, pairs))
     plain = dataclasses.replace(plain, model=warm)
     hard = desk.records("difficulty.jsonl", lambda: revising.difficulty(plain, pairs, asked.difficulty, s.seed))
-    rules, counts = dataclasses.replace(asked.rules, seed=s.seed), desk.counter("labelled drafts")
-    found = revising.label_records(pairs, hard, rules, counts)
+    reviser = Reviser(base if asked.adapt_from == "base" else warm, asked.rules, asked.wording, s.text, *read)
+    counts = desk.counter("labelled drafts")
+    found = revising.label_records(pairs, hard, asked.rules, s.seed, counts)
+    found = revising.fitting_drafts(reviser, found, counts)
     drafts = desk.records("adapt.jsonl", lambda: found)
-    reviser = Reviser(base if asked.adapt_from == "base" else warm, rules, asked.wording, s.text, *read)
     stage = Stage("reviser", "--adapt", s.adapt, s.text)
-    data = revising.marked(reviser, drafts, desk.data(stage, base, revising.label_rows(reviser, drafts)))
+    data = desk.data(stage, base, revising.label_rows(reviser, drafts))
+    data = revising.marked(reviser, drafts, data, counts)
+    desk.check_enough(len(data), s.adapt, "--adapt")
     model = desk.train_on(stage, reviser.model, fused_objectives.reviser(asked.label_weight), data)
     return plain, dataclasses.replace(reviser, model=model)
 

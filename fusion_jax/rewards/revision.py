@@ -6,6 +6,7 @@ them. A reviser reads a conversation and a draft, answers with a label, and behi
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,11 +15,12 @@ from typing import Literal
 import numpy as np
 
 from fusion_jax.data.records import Message
-from fusion_jax.settings import bounded, seeded
+from fusion_jax.settings import bounded
 
 KEEP, REVISE, MINOR, MAJOR = "[KEEP]", "[REVISE]", "[MINOR]", "[MAJOR]"
 Wording = Literal["message", "turns"]
 LABELS: dict[int, tuple[str, ...]] = {2: (KEEP, REVISE), 3: (KEEP, MINOR, MAJOR)}
+HEADINGS = ("### Conversation", "### Draft")
 _TASK = "Below are a conversation and a draft reply to its last message."
 _RULES = {
     0: "Output an improved reply and nothing else.",
@@ -40,18 +42,18 @@ def reviser_prompt(messages: Sequence[Message], draft: str, labels: int = 2) -> 
         conversation = messages[0]["content"]
     else:
         conversation = "\n".join(f"{m['role']}: {m['content']}" for m in messages)
-    parts = (_TASK, _RULES[labels], "### Conversation", _escaped(conversation), "### Draft", _escaped(draft))
+    parts = (_TASK, _RULES[labels], HEADINGS[0], _escaped(conversation), HEADINGS[1], _escaped(draft))
     return "\n".join(parts)
 
 
 def _escaped(text: str) -> str:
-    """Headings inside a text do not look like those of the prompt."""
-    return text.replace("###", "# ##")
+    """Headings inside a text do not look like those of the prompt: nowhere do three # follow each other."""
+    return re.sub("#(?=##)", "# ", text)
 
 
 def target_of(label: str, revision: str | None) -> str:
-    """What a reviser should answer: the label, and the revision behind it."""
-    return label if revision is None else f"{label}\n{revision}"
+    """What a reviser should answer: the label, and the revision, without white space around it, in the line below."""
+    return label if revision is None else f"{label}\n{revision.strip()}"
 
 
 def p_keep(label_logprobs: np.ndarray) -> np.ndarray:
@@ -98,12 +100,9 @@ class LabelRules:
     """Good drafts, to be kept, for each bad one, to be revised."""
     keep_target: Literal["label", "copy"] = "label"
     """What stands behind KEEP: nothing, or the draft again."""
-    seed: int = 0
-    """Decides which drafts stay and which of a prompt's two is learned from."""
 
     def __post_init__(self) -> None:
         bounded(self, "keep_per_revise", above=0)
-        seeded(self, "seed")
 
 
 @dataclass(frozen=True)
@@ -115,17 +114,18 @@ class Draft:
     label: str
 
 
-def labelled(difficulty: np.ndarray, rules: LabelRules, dropped: Counter[str]) -> list[Draft]:
+def labelled(difficulty: np.ndarray, rules: LabelRules, seed: int, dropped: Counter[str]) -> list[Draft]:
     """Drafts with labels, in the order of the pairs; of a pair either the good or the bad one, never both.
 
     A bad draft is to be revised; among three labels it is MAJOR where its difficulty is above the median.
 
     Args:
       difficulty: float[n], of the pairs: nats a token of the good response, given the bad one as draft.
+      seed: decides which of a pair's two drafts is learnt from. dropped: what is left out is added to it.
     """
     difficulty = np.asarray(difficulty, np.float64)
     tenth, half = np.quantile(difficulty, [0.1, 0.5]) if len(difficulty) else (0.0, 0.0)
-    order = np.random.default_rng(rules.seed).permutation(len(difficulty))
+    order = np.random.default_rng(seed).permutation(len(difficulty))
     wanted = round(len(order) * rules.keep_per_revise / (1 + rules.keep_per_revise))
     good = set(order[:wanted].tolist())
     out = []
@@ -150,7 +150,7 @@ def fault_of(draft: str, revised: str, *, finished: bool, lengths: tuple[int, in
         return "empty"
     if not finished:
         return "unfinished"
-    if any(label in revised for label in (KEEP, REVISE, MINOR, MAJOR)) or "###" in revised:
+    if any(part in revised for part in (KEEP, REVISE, MINOR, MAJOR, *HEADINGS)):
         return "repeats the reviser's prompt"
     if words == draft.split():
         return "identical"

@@ -57,8 +57,8 @@ def model_name(model: str) -> str:
     return Path(model.removeprefix("zoo:")).name
 
 
-def check_names(models: Sequence[str], reserved: Sequence[str] = ()) -> None:
-    """Refuse models that would be called the same.
+def check_names(models: Sequence[str], reserved: Sequence[str] = (), field: str = "sources") -> None:
+    """Refuse models that would be called the same; `field` is the setting that names them.
 
     Raises:
       InputError: names the second of them.
@@ -66,7 +66,7 @@ def check_names(models: Sequence[str], reserved: Sequence[str] = ()) -> None:
     names = [*reserved, *map(model_name, models)]
     for i, name in enumerate(names):
         if name in names[:i]:
-            raise InputError(f"two models are called '{name}'", field="sources", cure="Rename one of the folders")
+            raise InputError(f"two models are called '{name}'", field=field, cure="Rename one of the folders")
 
 
 def check_arms(arms: Sequence[str]) -> None:

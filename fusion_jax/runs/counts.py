@@ -10,6 +10,7 @@ from fusion_jax.errors import InputError
 from fusion_jax.hosts.agree import first_host
 from fusion_jax.markdown import markdown_table
 from fusion_jax.paths import write_text
+from fusion_jax.runs.reading import TOO_LONG
 from fusion_jax.store.run_folder import REPORT, RunFolder
 from fusion_jax.train.settings import TrainSettings
 
@@ -65,6 +66,7 @@ CURES = {
     "blank response": "Give responses that are not blank",
     TEXT_LOST: "Use a chat template that keeps the text of the answers, or write the answers as the template does",
     NOTHING_LEFT: "Raise --text.tokens.max-length, or shorten the prompts",
+    TOO_LONG: "Raise --text.tokens.max-length, or give shorter answers",
     SAME_TOKENS: "Raise --text.tokens.max-length: what differs is cut off",
     "prompt: no pair": "Look at the reasons beside: widen --rules.least-gap and --rules.most-gap to the units of these "
     "rewards, or draw more varied samples (--sample.temperature, --sample.num-samples)",

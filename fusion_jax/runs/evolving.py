@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,12 +15,13 @@ from fusion_jax.data.records import Row
 from fusion_jax.jsonl import Record
 from fusion_jax.models.folder import Model
 from fusion_jax.rewards.revision import p_keep
-from fusion_jax.runs.revising import Asked, Reviser, completions, decide, revise
+from fusion_jax.runs.reading import Asked
+from fusion_jax.runs.revising import Reviser, completions, decide, revise
 from fusion_jax.sampling.generate import SampleSettings, encoded_prompts
 from fusion_jax.settings import bounded
 
 Mode = Literal["internal", "external", "always"]
-KEPT, REVISED = "kept", "revised"
+KEPT, REVISED, NOTHING = "kept", "revised", "no finished draft"
 Judge = Callable[[Sequence[Record]], list[float | None]]
 """Rewards of records {"prompt", "response", "answer"?}; None where one cannot be judged."""
 
@@ -90,24 +92,31 @@ def pseudo_labels(
         return _revised(reviser, first_drafts(drafts), None, how, seed)
     places = [(i, number) for i, record in enumerate(drafts) for number in usable(record)]
     scores = decide(reviser, [_asked(drafts[i], drafts[i]["candidates"][number]["text"]) for i, number in places])
-    keep = np.nan_to_num(p_keep(scores), nan=-1.0) if len(places) else np.zeros(0)
-    taken, every = dict[int, int](), defaultdict[int, list[float]](list)
+    known = p_keep(scores) if len(places) else np.zeros(0)
+    keep = np.nan_to_num(known, nan=-1.0)
+    taken, every = dict[int, int](), defaultdict[int, list[float | None]](list)
     for at, (i, _) in enumerate(places):
-        every[i].append(float(keep[at]))
+        every[i].append(number_or_none(known[at]))
         if i not in taken or keep[at] > keep[taken[i]]:
             taken[i] = at
     out = [_chosen(record, places[taken[i]][1] if i in taken else None) for i, record in enumerate(drafts)]
     for i, at in taken.items():
-        out[i] |= {"p_keep": float(keep[at]), "p_keeps": every[i]}
+        out[i] |= {"p_keep": number_or_none(known[at]), "p_keeps": every[i]}
     below = [i for i, at in taken.items() if keep[at] < reviser.threshold]
     if mode == "internal":
         for i in below:
-            out[i] |= {"response": None, "why": "below the threshold"}
+            unread = out[i]["p_keep"] is None
+            out[i] |= {"response": None, "why": "unreadable" if unread else "below the threshold"}
     else:
         again = _revised(reviser, [out[i] for i in below], scores[[taken[i] for i in below]], how, seed)
         for i, record in zip(below, again):
             out[i] = record
     return out
+
+
+def number_or_none(value: float) -> float | None:
+    """A number as a record holds it: None where it is not known."""
+    return None if math.isnan(value) else float(value)
 
 
 def _revised(
@@ -144,7 +153,11 @@ def best_rewarded(drafts: Sequence[Record], judge: Judge) -> list[Record]:
     for (i, number), reward in zip(places, judge(answered)):
         if reward is not None and (i not in best or reward > best[i][0]):
             best[i] = (reward, number)
-    return [_chosen(record, best[i][1] if i in best else None) for i, record in enumerate(drafts)]
+    there = {i for i, _ in places}
+    return [
+        _chosen(record, best[i][1] if i in best else None, "no reward" if i in there else NOTHING)
+        for i, record in enumerate(drafts)
+    ]
 
 
 def first_drafts(drafts: Sequence[Record]) -> list[Record]:
@@ -152,11 +165,12 @@ def first_drafts(drafts: Sequence[Record]) -> list[Record]:
     return [_chosen(record, next(iter(usable(record)), None)) for record in drafts]
 
 
-def _chosen(record: Record, number: int | None) -> Record:
-    """A prompt with the draft that is taken: {"draft", "text", "response", "why"} beside what it knows."""
+def _chosen(record: Record, number: int | None, without: str = NOTHING) -> Record:
+    """A prompt with the draft that is taken: {"draft", "text", "response", "why"} beside what it knows; `without` says
+    why there is none."""
     known = {name: value for name, value in record.items() if name != "candidates"}
     if number is None:
-        return known | {"response": None, "why": "no finished draft"}
+        return known | {"response": None, "why": without}
     text = record["candidates"][number]["text"]
     return known | {"draft": number, "text": text, "response": text, "why": KEPT}
 

@@ -12,8 +12,10 @@ import numpy as np
 from fusion_jax.jsonl import Record
 from fusion_jax.markdown import markdown_table
 from fusion_jax.rewards.revision import auc, keep_threshold, p_keep
-from fusion_jax.runs.evolving import KEPT, REVISED, Judge, usable
-from fusion_jax.runs.revising import Asked, Pair, Reviser, decide, revise
+from fusion_jax.runs.evolving import KEPT, REVISED, Judge, number_or_none, usable
+from fusion_jax.runs.reading import Asked
+from fusion_jax.runs.revising import Pair, Reviser, decide, revise
+from fusion_jax.runs.seeds import MOST_TELLING, Measures
 from fusion_jax.sampling.generate import SampleSettings
 
 MATCHED = (0.7, 1.4)  # lengths of the bad answer over the good one that count as alike
@@ -24,7 +26,8 @@ def examined(reviser: Reviser, pairs: Sequence[Pair], how: SampleSettings, seed:
 
     {"pair_id", "high": {...}, "low": {...}} of the good and the bad answer, each {"p_keep", "revised", "why", "tokens",
     "p_keep_revised", "reward", "reward_revised"}. tokens: of the answer and of its revision; a revision that does not
-    count is judged as the answer that it leaves.
+    count is judged as the answer that it leaves. What is not known is None: p_keep of what the reviser cannot read,
+    rewards of what cannot be judged.
     """
     out: list[Record] = [{"pair_id": p.name, "flaw": p.known.get("flaw")} for p in pairs]
     for side, drafts in {"high": [p.chosen for p in pairs], "low": [p.rejected for p in pairs]}.items():
@@ -40,8 +43,8 @@ def examined(reviser: Reviser, pairs: Sequence[Pair], how: SampleSettings, seed:
         columns = zip(out, p_keep(scores), revised, p_keep(again), rewards, revised_rewards)
         for record, keep, r, keep_revised, reward, reward_revised in columns:
             record[side] = {
-                "p_keep": float(keep), "revised": r.text, "why": r.why, "tokens": list(r.tokens),
-                "p_keep_revised": float(keep_revised), "reward": reward, "reward_revised": reward_revised,
+                "p_keep": number_or_none(keep), "revised": r.text, "why": r.why, "tokens": list(r.tokens),
+                "p_keep_revised": number_or_none(keep_revised), "reward": reward, "reward_revised": reward_revised,
             }  # fmt: skip
     return out
 
@@ -50,6 +53,8 @@ def examined(reviser: Reviser, pairs: Sequence[Pair], how: SampleSettings, seed:
 class Examination:
     """A reviser's measures on held-out pairs; NaN where nothing could be judged or there is nothing of a kind.
 
+    pairs: that the reviser could read, both answers of each; judged: how many of them have all rewards. Measures of
+    rewards leave out what has none. preserve: share of the good answers that the threshold shall keep.
     matched: the AUC where the two answers are alike in length. keep_high, keep_low: shares of good and of bad answers
     that are kept. valid: share of the bad answers' revisions that count; length_ratio: of their tokens to the
     answer's; idempotent: how many of them have a higher p_keep than the answer. wins, wins_high: how often a bad
@@ -57,6 +62,9 @@ class Examination:
     answers whose revision is rewarded less. rewards: means of bad answers, their revisions, good ones, their revisions.
     """
 
+    pairs: int
+    judged: int
+    preserve: float
     threshold: float
     auc: float
     matched: float
@@ -74,12 +82,12 @@ class Examination:
 def examination(records: Sequence[Record], preserve: float) -> Examination:
     """The measures of `examined`, at the threshold that preserves such a share of the good answers.
 
-    Pairs that the chat template changes are left out; without any, the threshold is 0.5 and nothing is measured.
+    Pairs that the reviser cannot read are left out; without any, the threshold is 0.5 and nothing is measured.
     """
-    records = [r for r in records if not math.isnan(r["high"]["p_keep"] + r["low"]["p_keep"])]
+    records = [r for r in records if r["high"]["p_keep"] is not None and r["low"]["p_keep"] is not None]
     nan = math.nan
     if not records:
-        return Examination(0.5, nan, nan, nan, nan, nan, nan, nan, nan, nan, nan, (nan, nan, nan, nan))
+        return Examination(0, 0, preserve, 0.5, nan, nan, nan, nan, nan, nan, nan, nan, nan, nan, (nan, nan, nan, nan))
     good, bad = _column(records, "high", "p_keep"), _column(records, "low", "p_keep")
     threshold = keep_threshold(good, preserve)
     tokens = np.asarray([[*r["high"]["tokens"], *r["low"]["tokens"]] for r in records], np.float64)
@@ -89,28 +97,36 @@ def examination(records: Sequence[Record], preserve: float) -> Examination:
     before, after, best, harmed = (
         _column(records, side, name) for side in ("low", "high") for name in ("reward", "reward_revised")
     )
+    again = _column(records, "low", "p_keep_revised")
     return Examination(
+        pairs=len(records), judged=int(np.sum(~np.isnan(before + after + best + harmed))), preserve=preserve,
         threshold=threshold, auc=auc(good, bad), matched=auc(good[alike], bad[alike]) if alike.any() else math.nan,
         keep_high=_mean(good >= threshold), keep_low=_mean(bad >= threshold), valid=_mean(valid),
         length_ratio=_mean((revised / low)[valid]),
-        idempotent=_mean((_column(records, "low", "p_keep_revised") > bad)[valid]),
-        wins=_wins(after, before), wins_high=_wins(after, best), harm=_share(harmed < best, best),
+        idempotent=_share((again > bad)[valid], again[valid]),
+        wins=_wins(after, before), wins_high=_wins(after, best), harm=_share(harmed < best, harmed + best),
         rewards=(_mean(before), _mean(after), _mean(best), _mean(harmed)),
     )  # fmt: skip
 
 
 def _column(records: Sequence[Record], side: str, name: str) -> np.ndarray:
-    values = [r[side][name] for r in records]
+    return _known([r[side][name] for r in records])
+
+
+def _known(values: Sequence[float | None]) -> np.ndarray:
+    """float64 of what records hold, None as NaN."""
     return np.asarray([math.nan if v is None else v for v in values], np.float64)
 
 
 def _mean(values: np.ndarray) -> float:
-    return float(np.mean(values)) if len(values) else math.nan
+    """The mean of what is known."""
+    known = values[~np.isnan(values)] if len(values) else values
+    return float(np.mean(known)) if len(known) else math.nan
 
 
 def _share(true: np.ndarray, known: np.ndarray) -> float:
-    """The share of what is true, NaN where a reward is not known."""
-    return math.nan if np.isnan(known).any() else _mean(true)
+    """The share that is true of those of which `known` is no NaN."""
+    return _mean(true[~np.isnan(known)])
 
 
 def _wins(one: np.ndarray, other: np.ndarray) -> float:
@@ -138,6 +154,11 @@ def measures_table(found: Examination) -> str:
         "mean reward of their revisions, if they were revised": high_revised,
     }
     known = [{"held-out pairs": what, "value": f"{v:.3f}"} for what, v in lines.items() if not math.isnan(v)]
+    if found.pairs:
+        known.insert(
+            0,
+            {"held-out pairs": "pairs that could be read; of these judged", "value": f"{found.pairs}; {found.judged}"},
+        )
     return markdown_table(known)
 
 
@@ -147,7 +168,8 @@ def kinds_table(records: Sequence[Record], threshold: float) -> str:
     for kind in dict.fromkeys(r["flaw"] for r in records if r["flaw"]):
         some = [r for r in records if r["flaw"] == kind]
         line = {"flaw": kind, "pairs": len(some)}
-        line["kept"] = f"{_mean(_column(some, 'low', 'p_keep') >= threshold):.2f}"
+        keep = _column(some, "low", "p_keep")
+        line["kept"] = f"{_share(keep >= threshold, keep):.2f}"
         for name, field in (("reward", "reward"), ("reward, revised", "reward_revised")):
             value = _mean(_column(some, "low", field))
             line |= {} if math.isnan(value) else {name: f"{value:.2f}"}
@@ -157,9 +179,10 @@ def kinds_table(records: Sequence[Record], threshold: float) -> str:
 
 @dataclass(frozen=True)
 class Round:
-    """What a round did; rewards are NaN where they are not known.
+    """What a round did; rewards are means over what has one, NaN where nothing has.
 
     kept, revised: shares of the prompts that are learnt as drafted, as revised. p_keep: mean over the taken drafts.
+    judged: share of the drafts that have a reward.
     reward: mean over all drafts; taken: over the drafts that were taken; best: over the best draft of each prompt;
     learnt: over the pseudo-labels; before_revision, after_revision: over what was revised. length: mean tokens of a
     draft. distinct: different sequences of three words, of all that the drafts have.
@@ -170,6 +193,7 @@ class Round:
     kept: float
     revised: float
     p_keep: float
+    judged: float
     reward: float
     taken: float
     best: float
@@ -180,37 +204,55 @@ class Round:
     distinct: float
 
 
-def round_of(name: str, drafts: Sequence[Record], labels: Sequence[Record], judge: Judge) -> Round:
-    """The measures of a round."""
-    candidates = [[record["candidates"][number] for number in usable(record)] for record in drafts]
-    rewards = [
-        [math.nan if r is None else r for r in judge([{**record, "response": c["text"]} for c in some])]
-        for record, some in zip(drafts, candidates)
+def rewarded(drafts: Sequence[Record], labels: Sequence[Record], judge: Judge) -> list[Record]:
+    """Rewards of a round, judged all at once: {"prompt_id", "candidates", "text", "response"} of each prompt.
+
+    candidates: of its usable drafts; text, response: of the draft that was taken, of what is learnt. None: not known.
+    """
+    wanted = [
+        {record["candidates"][number]["text"]: None for number in usable(record)}
+        | {label[field]: None for field in ("text", "response") if label.get(field)}
+        for record, label in zip(drafts, labels, strict=True)
+    ]
+    places = [(i, text) for i, texts in enumerate(wanted) for text in texts]
+    found = dict(zip(places, judge([{**labels[i], "response": text} for i, text in places]), strict=True))
+    return [
+        {
+            "prompt_id": record["prompt_id"],
+            "candidates": [found[i, record["candidates"][number]["text"]] for number in usable(record)],
+            **{field: found.get((i, label.get(field))) for field in ("text", "response")},
+        }
+        for i, (record, label) in enumerate(zip(drafts, labels))
     ]
 
-    def judged(field: str, records: Sequence[Record]) -> np.ndarray:
-        found = judge([{**r, "response": r[field]} for r in records])
-        return np.asarray([math.nan if r is None else r for r in found], np.float64)
 
-    said = [r for r in labels if r["response"] is not None]
-    revised = [r for r in said if r["why"] == REVISED]
-    texts = [c["text"].split() for some in candidates for c in some]
-    threes = [tuple(words[i : i + 3]) for words in texts for i in range(len(words) - 2)]
+def round_of(name: str, drafts: Sequence[Record], labels: Sequence[Record], rewards: Sequence[Record]) -> Round:
+    """The measures of a round, with the rewards of `rewarded`."""
+    candidates = [record["candidates"][number] for record in drafts for number in usable(record)]
+    each = [_known(record["candidates"]) for record in rewards]
+    said = [at for at, r in enumerate(labels) if r["response"] is not None]
+    revised = [at for at in said if labels[at]["why"] == REVISED]
+    before, after = (_known([rewards[at][field] for at in revised]) for field in ("text", "response"))
+    both = ~np.isnan(before + after)
+    words = [one["text"].split() for one in candidates]
+    threes = [tuple(some[i : i + 3]) for some in words for i in range(len(some) - 2)]
+    every = np.concatenate([*each, np.zeros(0)])
     return Round(
-        name, len(labels), sum(r["why"] == KEPT for r in said) / max(len(labels), 1),
-        len(revised) / max(len(labels), 1), _mean(np.asarray([r["p_keep"] for r in labels if "p_keep" in r])),
-        _mean(np.asarray([r for some in rewards for r in some])),
-        _mean(judged("text", [r for r in labels if r.get("text")])),
-        _mean(np.asarray([max(some) for some in rewards if some])), _mean(judged("response", said)),
-        _mean(judged("text", revised)), _mean(judged("response", revised)),
-        _mean(np.asarray([c["tokens"] for some in candidates for c in some])), len(set(threes)) / max(len(threes), 1),
+        name=name, prompts=len(labels), kept=sum(labels[at]["why"] == KEPT for at in said) / max(len(labels), 1),
+        revised=len(revised) / max(len(labels), 1), p_keep=_mean(_known([r.get("p_keep") for r in labels])),
+        judged=_mean(~np.isnan(every)), reward=_mean(every), taken=_mean(_known([r["text"] for r in rewards])),
+        best=_mean(np.asarray([np.nanmax(some) for some in each if not np.isnan(some).all()])),
+        learnt=_mean(_known([rewards[at]["response"] for at in said])),
+        before_revision=_mean(before[both]), after_revision=_mean(after[both]),
+        length=_mean(np.asarray([one["tokens"] for one in candidates])),
+        distinct=len(set(threes)) / max(len(threes), 1),
     )  # fmt: skip
 
 
 def rounds_table(rounds: Sequence[Round]) -> str:
     """A line a round."""
     columns = {
-        "kept": "kept", "revised": "revised", "p_keep": "p_keep", "reward of drafts": "reward",
+        "kept": "kept", "revised": "revised", "p_keep": "p_keep", "judged": "judged", "reward of drafts": "reward",
         "of those taken": "taken", "of the best": "best", "of what is learnt": "learnt",
         "revised: before": "before_revision", "after": "after_revision", "tokens a draft": "length",
         "distinct-3": "distinct",
@@ -236,15 +278,23 @@ def told(seen: Sequence[Record], found: Examination, rounds: Sequence[Round], ca
     return ["## The reviser", *filter(None, reviser), "## Rounds", rounds_table(rounds), "## Alarms", alarmed]
 
 
+def course(measures: Measures, names: Sequence[str]) -> list[float]:
+    """The mean reward of each of these policies or, where the first has none, its accuracy; NaN where not measured."""
+    known = measures.get(names[0], {})
+    measure = MOST_TELLING if MOST_TELLING in known else "accuracy"
+    return [measures.get(name, {}).get(measure, math.nan) for name in names]
+
+
 def alarms(found: Examination, rounds: Sequence[Round], rewards: Sequence[float]) -> list[str]:
     """What calls for attention, in sentences.
 
     Args:
-      rounds: of SEFT. rewards: measured of the policy before the first round and after each; empty if unknown.
+      rounds: of SEFT. rewards: of `course`, the policy before the first round and after each; empty if unknown.
     """
     out = []
-    for what, rate in (("good", found.keep_high), ("bad", found.keep_low)):
-        if rate < 0.05 or rate > 0.95:
+    least, most = min(0.05, found.preserve), max(0.95, found.preserve + 1 / max(found.pairs, 1))
+    for what, rate, low, high in (("good", found.keep_high, least, most), ("bad", found.keep_low, 0.05, 0.95)):
+        if rate < low or rate > high:
             out.append(
                 f"The reviser keeps {100 * rate:.0f} % of the {what} held-out answers: its labels have collapsed."
             )

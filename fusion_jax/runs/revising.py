@@ -33,6 +33,7 @@ from fusion_jax.rewards.revision import (
     reviser_prompt,
     target_of,
 )
+from fusion_jax.runs.reading import TOO_LONG, Asked, fitted, readable
 from fusion_jax.sampling.generate import SampleSettings, decoding_mesh, generate_ids, sampling_dtype
 from fusion_jax.settings import bounded
 from fusion_jax.train.fused_objectives import LABEL, REVISION
@@ -68,13 +69,6 @@ class RevisingSettings:
         bounded(self, "held_out", least=0, below=1)
         bounded(self, "preserve", above=0, most=1)
         bounded(self, "label_weight", least=0)
-
-
-class Asked(NamedTuple):
-    """A draft that answers the last message of a conversation."""
-
-    messages: Conversation
-    draft: str
 
 
 class Pair(NamedTuple):
@@ -128,6 +122,10 @@ class Reviser:
         labels = self.rules.labels if self.rules else 0
         return ({"role": "user", "content": reviser_prompt(asked.messages, asked.draft, labels)},)
 
+    def fitted(self, asked: Sequence[Asked], answers: Sequence[str]) -> tuple[list[Asked | None], dict[int, Example]]:
+        """See `reading.fitted`."""
+        return fitted(self.message, asked, answers, self.tokenizer, self.text)
+
 
 def spelling(tokenizer: PreTrainedTokenizerBase, text: TextSettings, rules: LabelRules | None) -> Spelling:
     """The ids of the header and of the labels, as answers begin with them: all tokens that hold a part of the label.
@@ -177,23 +175,41 @@ def _refused(tokenizer: PreTrainedTokenizerBase, label: str, problem: str) -> In
     )  # fmt: skip
 
 
+def fitting_pairs(reviser: Reviser, pairs: Sequence[Pair], counts: Counter[str]) -> list[Pair]:
+    """Pairs whose bad answer the reviser can read with the good one behind it, their conversations cut where needed;
+    those that it cannot are counted."""
+    found, _ = reviser.fitted([Asked(p.messages, p.rejected) for p in pairs], [p.chosen for p in pairs])
+    counts[TOO_LONG] += found.count(None)
+    return [p._replace(messages=one.messages) for p, one in zip(pairs, found) if one]
+
+
+def fitting_drafts(reviser: Reviser, records: Sequence[Record], counts: Counter[str]) -> list[Record]:
+    """As `fitting_pairs`, of records of `label_records`."""
+    asked = [Asked(tuple(r["messages"]), r["draft"]) for r in records]
+    found, _ = reviser.fitted(asked, [target_of(r["label"], r["target"]) for r in records])
+    counts[TOO_LONG] += found.count(None)
+    return [r | {"messages": list(one.messages)} for r, one in zip(records, found) if one]
+
+
 def revision_rows(reviser: Reviser, pairs: Sequence[Pair]) -> list[Row]:
     """What a reviser without labels learns: the good answer, given the bad one as draft."""
     return [Row(p.name, reviser.message(Asked(p.messages, p.rejected)), (p.chosen,)) for p in pairs]
 
 
 def label_records(
-    pairs: Sequence[Pair], hard: Sequence[Record], rules: LabelRules, counts: Counter[str]
+    pairs: Sequence[Pair], hard: Sequence[Record], rules: LabelRules, seed: int, counts: Counter[str]
 ) -> list[Record]:
     """Drafts with labels: {"pair_id", "messages", "draft", "label", "target", "kind"}, kind "high" for a good answer.
 
     Args:
-      hard: of `difficulty`. counts: what is dropped, and how many drafts have each label, is added to it.
+      hard: of `difficulty`. seed: see `labelled`. counts: what is dropped, and how many drafts have each label, is
+        added to it.
     """
     known = [i for i, record in enumerate(hard) if record["d"] is not None]
     counts["pair changed by the chat template"] += len(hard) - len(known)
     out = []
-    for draft in labelled(np.asarray([hard[i]["d"] for i in known]), rules, counts):
+    for draft in labelled(np.asarray([hard[i]["d"] for i in known]), rules, seed, counts):
+        counts[f"draft with {draft.label}"] += 1
         pair = pairs[known[draft.pair]]
         said = pair.chosen if draft.good else pair.rejected
         kept = said if rules.keep_target == "copy" else None
@@ -215,13 +231,14 @@ def label_rows(reviser: Reviser, records: Sequence[Record]) -> list[Row]:
     ]  # fmt: skip
 
 
-def marked(reviser: Reviser, records: Sequence[Record], data: Data) -> Data:
+def marked(reviser: Reviser, records: Sequence[Record], data: Data, counts: Counter[str]) -> Data:
     """Examples of `label_rows` with `Example.groups`: tokens of the label and, behind it, of the revision.
 
-    The header is not scored; the end of the turn behind a label without a revision belongs to the label.
+    The header is not scored; the end of the turn behind a label without a revision belongs to the label. An example
+    whose label is spelled otherwise than alone is dropped and counted.
 
     Raises:
-      InputError: an example whose label is spelled otherwise than alone.
+      InputError: all of them are.
     """
     assert reviser.rules is not None
     labels, spelled, out = LABELS[reviser.rules.labels], reviser.spelled, list[Example]()
@@ -229,13 +246,16 @@ def marked(reviser: Reviser, records: Sequence[Record], data: Data) -> Data:
         record, row = records[example.index], example.rows[0]
         ids = spelled.labels[labels.index(record["label"])]
         at = example.starts[0] + len(spelled.header)
+        if row[at : at + len(ids)] != ids:
+            counts["label in other tokens than alone"] += 1
+            continue
         groups = np.zeros(len(row), np.uint8)
         groups[at:] = REVISION if record["target"] is not None else LABEL
         groups[at : at + len(ids)] = LABEL
-        if row[at : at + len(ids)] != ids:
-            problem = "the tokenizer writes its label in other tokens than alone"
-            raise InputError(problem, record=data.name(example.index), field="label", cure="Give another --reviser")
         out.append(dataclasses.replace(example, groups=groups))
+    if data.examples and not out:
+        problem, name = "the tokenizer writes labels in other tokens than alone", data.name(data.examples[0].index)
+        raise InputError(problem, record=name, field="label", cure="Give another --reviser")
     return Data(out, data.name)
 
 
@@ -272,7 +292,7 @@ def difficulty(reviser: Reviser, pairs: Sequence[Pair], measure: Measure, seed: 
 def _nats(reviser: Reviser, rows: Sequence[Row], header: int) -> list[tuple[float, int] | None]:
     """-log p of each row's response and its tokens, the end of the turn included and the header left out; None where
     the template changes its text."""
-    examples, _ = make_examples(rows, reviser.tokenizer, reviser.text)
+    examples, _ = readable(rows, reviser.tokenizer, reviser.text)
     cut = [dataclasses.replace(e, starts=(e.starts[0] + header,)) for e in examples]
     values = _logprobs(reviser, cut)
     found: list[tuple[float, int] | None] = [None] * len(rows)
@@ -293,13 +313,13 @@ def _logprobs(reviser: Reviser, examples: Sequence[Example]) -> np.ndarray:
 
 
 def prefixes(reviser: Reviser, asked: Sequence[Asked]) -> list[tuple[int, ...] | None]:
-    """The ids behind which the reviser writes its answer to each draft; None where the template changes the draft."""
+    """The ids behind which the reviser writes its answer to each draft; None where the template changes the draft, or
+    where it is too long."""
     header = len(reviser.spelled.header)
-    rows = [Row(str(i), reviser.message(one), (KEEP,)) for i, one in enumerate(asked)]
-    found: list[tuple[int, ...] | None] = [None] * len(rows)
-    for e in make_examples(rows, reviser.tokenizer, reviser.text)[0] if rows else ():
-        found[e.index] = e.rows[0][: e.starts[0] + header]
-    return found
+    _, examples = reviser.fitted(asked, [KEEP] * len(asked))
+    return [
+        e.rows[0][: e.starts[0] + header] if (e := examples.get(i)) is not None else None for i in range(len(asked))
+    ]  # fmt: skip
 
 
 def decide(reviser: Reviser, asked: Sequence[Asked]) -> np.ndarray:
@@ -339,9 +359,10 @@ def revise(
         labels: list[tuple[int, ...]] = [()] * len(asked)
     else:
         labels = [spelled.labels[1 + int(np.argmax(np.nan_to_num(s[1:], nan=-np.inf)))] for s in scores]
-    begun = prefixes(reviser, asked)
-    there = [i for i, prefix in enumerate(begun) if prefix is not None]
-    written = completions(reviser.model, [[*(begun[i] or ()), *labels[i]] for i in there], how, seed)
+    room = reviser.model.config.max_positions - how.max_new_tokens
+    begun = {i: [*ids, *labels[i]] for i, ids in enumerate(prefixes(reviser, asked)) if ids is not None}
+    there = [i for i, ids in begun.items() if len(ids) <= room]
+    written = completions(reviser.model, [begun[i] for i in there], how, seed)
     found = [Revision("", "unreadable")] * len(asked)
     for i, [one] in zip(there, written):
         draft = asked[i].draft

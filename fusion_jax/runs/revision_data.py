@@ -5,14 +5,16 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
+from fusion_jax.data.chat import LostText
+from fusion_jax.data.examples import TextSettings
 from fusion_jax.data.loaders import load_records
-from fusion_jax.data.records import OnBad, parse_prompts
+from fusion_jax.data.records import OnBad, Row, parse_prompts
 from fusion_jax.errors import InputError
 from fusion_jax.jsonl import Record, numbered
-from fusion_jax.models.folder import Model
-from fusion_jax.options import File, ModelPath, RewardModel
+from fusion_jax.models.folder import Model, check_folder
+from fusion_jax.options import File, ModelPath, OneOf, RewardModel
 from fusion_jax.plan import fits
 from fusion_jax.rewards.reward_model import score_responses
 from fusion_jax.rewards.verifiers import VerifierName, verifier
@@ -24,11 +26,13 @@ from fusion_jax.runs.judging import EvalSet
 from fusion_jax.runs.page import JudgedSettings
 from fusion_jax.runs.prompts import eval_set
 from fusion_jax.runs.revising import Pair
+from fusion_jax.runs.rounds import ON_PROMPTS
 from fusion_jax.settings import bounded
 from fusion_jax.train.settings import TrainSettings, compute_for
 from fusion_jax.zoo import drafts, model_path, plants
 
-JUDGED = ("SFT", "DPO", "ORPO", "best-of-n", "distilled", "always-revise")  # names of baselines
+PAIRED = ("SFT", "DPO", "ORPO")  # baselines on the pairs
+BASELINES = (*PAIRED, *ON_PROMPTS)
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,10 @@ class RevisionSettings(JudgedSettings):
     """Rule that judges drafts and revisions where a record brings an "answer", unless there is a reward model."""
     reward_model: RewardModel = ""
     """A model with one score that judges them instead: a folder."""
+    baselines: tuple[Annotated[str, OneOf((*BASELINES, "none"))], ...] = ()
+    """What is trained beside SEFT, to compare: on the pairs SFT, DPO, ORPO; on the prompts best-of-n (drafts chosen by
+    reward), distilled (answers of --reviser as it is) and always-revise (a reviser without labels); or none."""
+    text: TextSettings = TextSettings()
     evolution: EvolutionSettings = EvolutionSettings()
 
     def __post_init__(self) -> None:
@@ -78,7 +86,23 @@ class RevisionSettings(JudgedSettings):
         if self.judged_on == "validation" and self.test_prompts:
             problem = "is a side of the zoo's plants, which are not asked"
             raise InputError(problem, field="--judged-on", cure="Leave it out")
-        check_names([self.reviser], ("Target", *JUDGED, *(f"SEFT-{n + 1}" for n in range(self.evolution.rounds))))
+        if self.text.packing != "none":
+            problem = "is for documents, of which every token is learnt; SEFT learns answers"
+            raise InputError(problem, field="--text.packing", cure="Leave it out")
+        names = ("Target", *BASELINES, *(f"SEFT-{n + 1}" for n in range(self.evolution.rounds)))
+        check_names([self.reviser], names, "--reviser")
+        self._check_room()
+
+    def _check_room(self) -> None:
+        """Refuse a reviser that cannot write a revision behind the longest draft that it reads."""
+        positions = check_folder(model_path(self.reviser)).max_positions
+        reads, writes = self.text.tokens.max_length, self.evolution.revisions.max_new_tokens
+        if reads + writes > positions:
+            problem = f"{reads} tokens that it reads and {writes} of a revision exceed its {positions} positions"
+            raise InputError(
+                problem, file=self.reviser, field="--evolution.revisions.max-new-tokens",
+                cure="Lower it or --text.tokens.max-length",
+            )  # fmt: skip
 
 
 def eval_set_of(s: RevisionSettings) -> EvalSet:
@@ -117,9 +141,15 @@ def _zoo_pairs(s: RevisionSettings, desk: Desk, target: Model) -> list[Record]:
 
 
 def _given_pairs(s: RevisionSettings, desk: Desk) -> list[Record]:
+    """The first pair of every prompt: two would stand on both sides of a split, and contradict each other's labels."""
     records = load_records(s.pairs)
     known = {str(r.get("prompt_id", n)): r.get("answer") for n, r in numbered(records) if isinstance(r, dict)}
-    rows = desk.rows("pairs", records, "pair", file=s.pairs, on_bad=s.on_bad)
+    every = desk.rows("pairs", records, "pair", file=s.pairs, on_bad=s.on_bad)
+    firsts = dict[tuple[str, ...], Row]()
+    for row in every:
+        firsts.setdefault(tuple(m[part] for m in row.messages for part in ("role", "content")), row)
+    rows = list(firsts.values())
+    desk.counter("pairs").update({"used": len(rows) - len(every), "another pair of its prompt": len(every) - len(rows)})
     return [
         {"pair_id": row.name, "messages": list(row.messages), "chosen": row.responses[0], "rejected": row.responses[1],
          **({"answer": known[row.name]} if isinstance(known.get(row.name), str) else {})}
@@ -131,15 +161,34 @@ def prompts_of(s: RevisionSettings, desk: Desk, pairs: Sequence[Pair], tests: Ev
     """The prompts of all rounds, in prompts.jsonl, without those of pairs or of tests; what is dropped is counted.
 
     Raises:
-      InputError: none is left; one leaves the model no room for an answer.
+      InputError: none is left, or too few for all rounds; best-of-n has nothing to choose by; a prompt leaves a model
+        no room for an answer.
     """
     found = _given_prompts(s, desk, pairs, tests) if s.prompts else _zoo(s)[1]
+    if "best-of-n" in s.baselines and not s.reward_model and not any(isinstance(r.get("answer"), str) for r in found):
+        problem = "best-of-n has nothing to choose by: no prompt has an answer, and there is no reward model"
+        raise InputError(problem, field="--baselines", cure="Give a --reward-model, or name other baselines")
     desk.note_shared(tests.prompts, [pair.messages[-1]["content"] for pair in pairs])
-    limit = "--evolution.drafts.max-new-tokens"
-    fits.check_prompts(model_path(s.target), found, s.evolution.drafts.max_new_tokens, limit)
+    limit, new = "--evolution.drafts.max-new-tokens", s.evolution.drafts.max_new_tokens
+    for model in [s.target, *([s.reviser] if "distilled" in s.baselines else [])]:
+        fits.check_prompts(model_path(model), found, new, limit)
+    if s.reward_model:
+        _check_judged(s, found, pairs)
     for model in (s.target, s.reviser):
         fits.check_prompts(model_path(model), tests.prompts, s.eval_new_tokens, "--eval-new-tokens")
     return desk.records("prompts.jsonl", lambda: found)
+
+
+def _check_judged(s: RevisionSettings, prompts: Sequence[Record], pairs: Sequence[Pair]) -> None:
+    """Refuse drafts, revisions and answers of pairs that are longer than the reward model reads."""
+    judge, how = model_path(s.reward_model), s.evolution
+    asked = [{"prompt_id": pair.name, "prompt": pair.messages[-1]["content"]} for pair in pairs]
+    fits.check_judged(judge, prompts, how.drafts.max_new_tokens, "--evolution.drafts.max-new-tokens")
+    limit = "--evolution.revisions.max-new-tokens"
+    fits.check_judged(judge, [*prompts, *asked], how.revisions.max_new_tokens, limit)
+    for field in ("chosen", "rejected"):
+        both = [{**one, "prompt": f"{one['prompt']}\n{getattr(p, field)}"} for one, p in zip(asked, pairs)]
+        fits.check_judged(judge, both, 0, "--pairs")
 
 
 def _given_prompts(s: RevisionSettings, desk: Desk, pairs: Sequence[Pair], tests: EvalSet) -> list[Record]:
@@ -154,11 +203,19 @@ def _given_prompts(s: RevisionSettings, desk: Desk, pairs: Sequence[Pair], tests
             counts["prompt that is a test prompt"] += 1
         else:
             out.append(record)
+    rounds, each = s.evolution.rounds, s.evolution.round_prompts
     if not out:
         raise InputError(
             "every prompt stands in a pair or is a test prompt", file=s.prompts, field="--prompts",
             cure="Give prompts that neither the reviser has learnt nor the policy is judged on",
         )  # fmt: skip
+    if len(out) <= (rounds - 1) * each:
+        raise InputError(
+            f"{len(out)} prompts are too few for {rounds} rounds of {each}", file=s.prompts,
+            field="--evolution.round-prompts",
+            cure=f"Set it to {len(out) // rounds} or less" if len(out) >= rounds else "Give more prompts",
+        )  # fmt: skip
+    counts["prompt that no round needs"] += max(len(out) - rounds * each, 0)
     return out
 
 
@@ -169,7 +226,10 @@ def judge_of(s: RevisionSettings, desk: Desk, train: TrainSettings) -> Judge:
 
         def scored(records: Sequence[Record]) -> list[float | None]:
             with desk.run.phase("scoring"):
-                found = score_responses(model, records, mesh=compute_for(train).mesh) if records else []
+                try:
+                    found = score_responses(model, records, mesh=compute_for(train).mesh) if records else []
+                except LostText:  # the template changes every one
+                    return [None] * len(records)
                 return [r["reward"] for r in found]
 
         return scored

@@ -7,6 +7,7 @@ import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from fusion_jax.data.batches import Data
 from fusion_jax.jsonl import Record
 from fusion_jax.models.folder import Model
 from fusion_jax.runs.desk import Desk, Stage
@@ -22,8 +23,9 @@ from fusion_jax.runs.evolving import (
     pseudo_labels,
     rows_of,
 )
-from fusion_jax.runs.examining import Round, round_of
+from fusion_jax.runs.examining import Round, rewarded, round_of
 from fusion_jax.runs.judging import EvalSet
+from fusion_jax.runs.reading import readable
 from fusion_jax.runs.revising import Reviser
 from fusion_jax.train import objectives
 
@@ -46,7 +48,10 @@ class Rounds:
     anchored: Sequence[Record] = ()
 
     def anchored_by(self, reviser: Reviser) -> Rounds:
-        """The same with the target's greedy answers to the first round's prompts that the reviser surely keeps."""
+        """The same with the target's greedy answers to the first round's prompts that the reviser surely keeps, if
+        the rounds mix in any."""
+        if not self.settings.anchor:
+            return self
         s, seed = self.settings, self.desk.seed
         made = functools.partial(anchors, reviser, self.target, s.shard(self.prompts, 1), s, seed)
         return dataclasses.replace(self, anchored=self.desk.records("anchors.jsonl", made))
@@ -79,7 +84,10 @@ class Rounds:
             drafts = desk.records(f"{stage.name}/drafts.jsonl", write)
             labels = desk.records(f"{stage.name}/labels.jsonl", functools.partial(label, drafts, number))
             counted(labels, desk.counter(stage.name))
-            told.append(round_of(stage.name, drafts, labels, self.judge))
+            judged = functools.partial(rewarded, drafts, labels, self.judge)
+            parts = [f"{stage.name}/drafts.jsonl", f"{stage.name}/labels.jsonl"]
+            rewards = desk.run.stage(f"{stage.name}/rewards.jsonl", judged, made_from=parts, leaf=True)
+            told.append(round_of(stage.name, drafts, labels, rewards))
             new = mixed(labels, () if compared else self.anchored, s.anchor, desk.seed + number)
             said = [*said, *new] if s.start_from == "target" else new
             policy = self._learnt(stage, self.target if s.start_from == "target" else policy, said)
@@ -106,8 +114,12 @@ class Rounds:
         return told
 
     def _learnt(self, stage: Stage, start: Model, records: Sequence[Record]) -> Model:
-        """The policy after a round; as it was where the round's records do not fill a batch."""
-        if len(records) < stage.settings.batch_size:
-            self.desk.run.log(f"{stage.name}: {len(records)} records do not fill a batch, the policy stays as it is")
+        """The policy after a round; as it was where the round's examples do not fill a batch."""
+        rows = rows_of(records)
+        examples, counts = readable(rows, start.tokenizer, stage.text)
+        counts["used"] = len(examples)
+        self.desk.counter(stage.name).update(counts)
+        if len(examples) < stage.settings.batch_size:
+            self.desk.run.log(f"{stage.name}: {len(examples)} examples do not fill a batch, the policy stays as it is")
             return start
-        return self.desk.train(stage, start, objectives.sft(), rows_of(records))
+        return self.desk.train_on(stage, start, objectives.sft(), Data(examples, lambda i: rows[i].name))

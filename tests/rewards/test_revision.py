@@ -17,9 +17,12 @@ def test_the_prompt_names_the_labels_and_hides_headings_in_texts():
     assert prompt.count("###") == 2 and prompt.endswith("# ## Draft\n1 2 3")
     assert KEEP in prompt and REVISE in prompt and MINOR not in prompt
     assert MAJOR in revision.reviser_prompt(asked, "x", 3) and KEEP not in revision.reviser_prompt(asked, "x", 0)
+    for marks in ("####", "#####", "a ###### b"):
+        assert revision.reviser_prompt(asked, marks).count("###") == 2
     talk = [*asked, {"role": "assistant", "content": "1 2 3"}, {"role": "user", "content": "Down"}]
     assert "user: Sort 3 1 2\nassistant: 1 2 3\nuser: Down" in revision.reviser_prompt(talk, "3 2 1")
     assert revision.target_of(KEEP, None) == KEEP and revision.target_of(REVISE, "1 2") == f"{REVISE}\n1 2"
+    assert revision.target_of(REVISE, "\n\n1 2\n") == f"{REVISE}\n1 2"
 
 
 def test_p_keep_is_a_share_of_the_labels():
@@ -46,19 +49,19 @@ def test_auc_counts_pairs_that_stand_in_order():
 
 def test_labels_follow_the_difficulty_and_the_mixture():
     difficulty, drops = np.arange(30.0), Counter[str]()
-    found = labelled(difficulty, LabelRules(), drops)
+    found = labelled(difficulty, LabelRules(), 0, drops)
     kept = [d for d in found if d.good]
     assert len(kept) == 10 and all(d.label == KEEP for d in kept)
     assert len({d.pair for d in found}) == len(found)  # never both drafts of a pair
     assert all(d.label == REVISE and difficulty[d.pair] > 2.9 for d in found if not d.good)
     assert sum(drops.values()) == 30 - len(found) <= 3
-    every = labelled(difficulty, LabelRules(near="keep", labels=3), Counter())
+    every = labelled(difficulty, LabelRules(near="keep", labels=3), 0, Counter())
     assert len(every) == 30
     assert {d.label for d in every if not d.good and difficulty[d.pair] > 14.5} == {MAJOR}
     assert {d.label for d in every if not d.good and difficulty[d.pair] < 14.5} == {MINOR}
-    assert found == labelled(difficulty, LabelRules(), Counter())
-    assert found != labelled(difficulty, LabelRules(seed=1), Counter())
-    assert labelled(np.asarray([]), LabelRules(), Counter()) == []
+    assert found == labelled(difficulty, LabelRules(), 0, Counter())
+    assert found != labelled(difficulty, LabelRules(), 1, Counter())
+    assert labelled(np.asarray([]), LabelRules(), 0, Counter()) == []
 
 
 LOOP = "one two three four five six seven eight " * 6
@@ -66,7 +69,8 @@ LOOP = "one two three four five six seven eight " * 6
 
 @pytest.mark.parametrize(("revised", "finished", "lengths", "why"), [
     ("1 2 3", True, (3, 3), ""), (" ", True, (3, 1), "empty"), ("1 2", False, (3, 3), "unfinished"),
-    (f"{KEEP} 1 2 3", True, (3, 5), "repeats the reviser's prompt"), ("### 1", True, (3, 3), "repeats the reviser's prompt"),
+    (f"{KEEP} 1 2 3", True, (3, 5), "repeats the reviser's prompt"), ("### Draft\n1", True, (3, 3), "repeats the reviser's prompt"),
+    ("### Sorted\n1 2 3\n#### 3", True, (3, 3), ""),
     ("3  1\n2", True, (3, 3), "identical"), ("1", True, (10, 2), "length"), ("1 2", True, (3, 10), "length"),
     ("1 2 3", True, (10, 3), ""), (LOOP, True, (48, 48), "loop"), (LOOP[:170], True, (48, 48), ""),
 ])  # fmt: skip

@@ -8,11 +8,20 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from rich.console import Console
 
+from fusion_jax.data.examples import TextSettings
 from fusion_jax.runs import evolving, examining
+from fusion_jax.runs.desk import Desk, Stage
 from fusion_jax.runs.evolving import EvolutionSettings, best_rewarded, first_drafts, mixed, pseudo_labels, usable
+from fusion_jax.runs.judging import EvalSet
+from fusion_jax.runs.provenance import Ran
 from fusion_jax.runs.revising import Revision
+from fusion_jax.runs.rounds import Rounds
 from fusion_jax.sampling.generate import SampleSettings
+from fusion_jax.store.run_folder import RunFolder
+from fusion_jax.train.settings import TrainSettings
+from tests.small import small_model
 
 HOW = SampleSettings(num_samples=1, max_new_tokens=4)
 
@@ -76,7 +85,9 @@ def test_baselines_choose_by_reward_or_take_the_first():
     def judge(records):
         return [KEEPS.get(r["response"]) if r["prompt_id"] != "d" else None for r in records]
 
-    assert [r["response"] for r in best_rewarded(DRAFTS, judge)] == ["good", "fair", "bad", None, None, "fair"]
+    best = best_rewarded(DRAFTS, judge)
+    assert [r["response"] for r in best] == ["good", "fair", "bad", None, None, "fair"]
+    assert [r["why"] for r in best][3:5] == ["no reward", "no finished draft"]
     assert [r["response"] for r in first_drafts(DRAFTS)] == ["bad", "fair", "bad", "worse", None, "fair"]
 
 
@@ -114,6 +125,9 @@ def test_measures_of_a_reviser_by_hand():
     unknown = [r | {"low": r["low"] | {"reward": None}} for r in records]
     assert math.isnan(examining.examination(unknown, 0.75).wins)
     assert "harm" not in examining.measures_table(examining.examination(unknown, 0.75)).split("bad answers")[0]
+    some = examining.examination([*records, unknown[0]], 0.75)  # one that is not judged erases nothing
+    assert (some.wins, some.harm, some.rewards[:2]) == (found.wins, 0.2, found.rewards[:2][:1] + (0.45,))
+    assert (some.pairs, some.judged) == (5, 4) and "| 5; 4 |" in examining.measures_table(some)
     nothing = examining.examination([], 0.9)
     assert nothing.threshold == 0.5 and math.isnan(nothing.auc)
 
@@ -123,10 +137,22 @@ def test_measures_and_alarms_of_rounds(reviser):
         return [KEEPS.get(r["response"], 0.5) for r in records]
 
     labels = pseudo_labels(reviser, DRAFTS, "external", HOW, 0)
-    one = examining.round_of("SEFT-1", DRAFTS, labels, judge)
+    one = examining.round_of("SEFT-1", DRAFTS, labels, examining.rewarded(DRAFTS, labels, judge))
     assert (one.prompts, one.kept, one.revised) == (6, 3 / 6, 1 / 6)
     assert one.best == pytest.approx(np.mean([0.9, 0.6, 0.2, 0.1, 0.6]))
     assert (one.before_revision, one.after_revision) == (0.2, 0.5)
+    assert one.judged == 1
+    calls = []
+
+    def strange(records):
+        calls.append(len(records))
+        return [None if r["response"] == "worse" else KEEPS.get(r["response"], 0.5) for r in records]
+
+    rewards = examining.rewarded(DRAFTS, labels, strange)
+    assert calls == [11] and rewards[2] == {"prompt_id": "c", "candidates": [0.2, None], "text": 0.2, "response": 0.5}
+    other = examining.round_of("SEFT-1", DRAFTS, labels, rewards)
+    assert other.judged == 0.8 and other.best == pytest.approx(np.mean([0.9, 0.6, 0.2, 0.6]))
+    assert (other.before_revision, other.after_revision, other.taken) == (0.2, 0.5, pytest.approx(0.575))
     one = dataclasses.replace(one, distinct=0.8)
     good = examining.examination([held(0.9, 0.1, 0.8)] * 19 + [held(0.1, 0.96, 0.8)], 0.9)
     assert examining.alarms(good, [one], []) == []
@@ -134,7 +160,40 @@ def test_measures_and_alarms_of_rounds(reviser):
     told = " ".join(examining.alarms(good, [one, longer], [0.3, 0.4, 0.35]))
     for part in ("SEFT-2 are 30 % longer", "vary less", "highest p_keep are rewarded less", "SEFT-2 answers worse"):
         assert part in told
+    careful = examining.examination([held(0.9, 0.1, 0.8)] * 3 + [held(0.8, 0.96, 0.9)], 1.0)
+    assert careful.keep_high == 1 and "labels have collapsed" not in " ".join(examining.alarms(careful, [], []))
     collapsed = examining.examination([held(0.9, 0.95, 0.9, high_revised=0.0)] * 4, 0.9)
     told = " ".join(examining.alarms(collapsed, [], []))
     for part in ("100 % of the good", "100 % of the bad", "hardly tells", "would harm 100 %", "Only 0 %"):
         assert part in told
+
+
+def test_a_draft_that_the_reviser_cannot_read_has_no_p_keep(reviser, monkeypatch):
+    monkeypatch.setattr(evolving, "decide", lambda reviser, asked: np.full((len(asked), 2), np.nan))
+    [inner] = pseudo_labels(reviser, DRAFTS[3:4], "internal", HOW, 0)
+    assert (inner["p_keep"], inner["p_keeps"], inner["why"]) == (None, [None], "unreadable")
+    told = examining.round_of(
+        "SEFT-1", DRAFTS[3:4], [inner], examining.rewarded(DRAFTS[3:4], [inner], lambda r: [None])
+    )
+    assert math.isnan(told.p_keep) and math.isnan(told.reward) and told.judged == 0
+
+
+def test_without_anchors_none_are_made_and_a_round_that_fills_no_batch_trains_nothing(tmp_path):
+    """Counted are examples: the template changes two of the five answers."""
+    model = small_model()
+    model.tokenizer.chat_template = model.tokenizer.chat_template.replace("| trim", "| replace('~', '') | trim")
+    desk = Desk(RunFolder(tmp_path, Console(quiet=True)), "", Ran("", SimpleNamespace(seed=0), {}))
+    stage = Stage("SEFT-1", "--policy", TrainSettings(batch_size=4, micro_batches=1), TextSettings())
+    rounds = Rounds(desk, EvolutionSettings(anchor=0), stage, EvalSet([], 4), model, [], lambda records: [])
+    assert rounds.anchored_by(None) is rounds
+    said = [{"prompt_id": str(i), "prompt": "a", "response": "b~" if i < 2 else "b"} for i in range(5)]
+    assert rounds._learnt(stage, model, said) is model and desk.counts["SEFT-1"]["used"] == 3
+    assert rounds._learnt(stage, model, said[:2]) is model
+
+
+def test_the_course_of_a_policy_is_told_by_reward_or_else_by_accuracy():
+    found = {"Target": {"accuracy": 0.5}, "SEFT-1": {"accuracy": 0.4}}
+    assert examining.course(found, ["Target", "SEFT-1"]) == [0.5, 0.4]
+    rewarded = {name: {**of, "mean reward": 0.1} for name, of in found.items()}
+    assert examining.course(rewarded, ["Target", "SEFT-1"]) == [0.1, 0.1]
+    assert math.isnan(examining.course({}, ["Target", "SEFT-1"])[1])
