@@ -39,7 +39,7 @@ from fusion_jax.runs.desk import Desk, Stage
 from fusion_jax.runs.evolving import EvolutionSettings
 from fusion_jax.runs.page import conduct
 from fusion_jax.runs.revising import Pair, Reviser, RevisingSettings
-from fusion_jax.runs.revision_data import BASELINES, PAIRED, RevisionSettings
+from fusion_jax.runs.revision_data import PAIRED, RevisionSettings
 from fusion_jax.runs.rounds import Rounds
 from fusion_jax.runs.seeds import Measures
 from fusion_jax.sampling.generate import SampleSettings
