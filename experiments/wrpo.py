@@ -91,7 +91,11 @@ class Settings(PreferenceSettings):
 
 PRESETS = {
     "tiny": preference.on_plants(
-        Settings(continued=True, wrpo=WrpoSettings(beta=1.0, alpha=0.6, dynamic=False), dpo=PairSettings(beta=0.3))
+        Settings(
+            continued=True,
+            wrpo=WrpoSettings(beta=1.0, alpha=0.6, dynamic=False, sft_weight=0.3),
+            dpo=PairSettings(beta=1.0, sft_weight=0.3),
+        )
     ),
     "llama3-8b": Settings(
         text=TextSettings(tokens=TokeniseSettings(truncation="official")),
