@@ -26,7 +26,7 @@ Stages (each is a file of the run folder, made once):
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -46,7 +46,7 @@ from fusion_jax.rewards.passed import checked
 from fusion_jax.rewards.verifiers import verifier
 from fusion_jax.rewards.within_source import PairRules, best_passed, pairs_within_source, released_pair, released_sft
 from fusion_jax.runs import preference
-from fusion_jax.runs.checks import check_names
+from fusion_jax.runs.checks import check_names, check_skipped
 from fusion_jax.runs.desk import Desk
 from fusion_jax.runs.domains import data_table, shares_of
 from fusion_jax.runs.judging import EvalSet
@@ -193,14 +193,12 @@ def unread(s: Settings) -> tuple[str, ...]:
 def check(s: Settings) -> None:
     """Refuse options that do not go together."""
     shares_of(s.sft_shares)
-    skipped: Mapping[str, object] = {
+    skipped = {
         "responses": s.responses, "prompts": s.prompts, "reward-model": s.reward_model, "sft-shares": s.sft_shares,
         "check-answers": s.check_answers, "code-tests": s.code_tests,
     }  # fmt: skip
-    for option, given in skipped.items():
-        if s.pair_data and given:
-            problem = "belongs to a stage that --pair-data skips"
-            raise InputError(problem, field=f"--{option}", cure="Leave one of the two out")
+    if s.pair_data:
+        check_skipped(skipped, "--pair-data")
     if s.code_tests:
         check_worker(s.limits)
     if s.sft_data and not s.pair_data:

@@ -125,7 +125,16 @@ def fuse(s: Settings, desk: Desk) -> Measures:
     stage = preference.preference_stage(s, "infifpo")
     if s.baseline:
         alone, pair = dataclasses.replace(stage, name="dpo"), objectives.pair(s.dpo)
-        preference.compared(desk, f"{after}DPO", alone, start, pair, last_two(train), last_two(held), tests=begun.tests)
+        preference.compared(
+            desk,
+            f"{after}DPO",
+            alone,
+            start,
+            pair,
+            preference.last_two(train),
+            preference.last_two(held),
+            tests=begun.tests,
+        )
     fused = desk.train(stage, start, fused_objectives.infifpo(s.infifpo), train, held)
     desk.judge(f"{after}InfiFPO", fused, begun.tests)
     desk.export(fused, made_from=["infifpo/model"])
@@ -160,11 +169,6 @@ def scored_by_sources(s: Settings, begun: Begun, rows: Sequence[Row]) -> list[Ro
     scored = [source_values.scored_by(begun.desk, name, source, rows, stage) for name, source in named]
     dropped = begun.desk.counter("preference prompts")
     return source_values.with_values(rows, scored, length_norm=s.infifpo.length_norm, dropped=dropped)
-
-
-def last_two(rows: Sequence[Row]) -> list[Row]:
-    """Rows as plain pairs."""
-    return [Row(row.name, row.messages, row.responses[-2:]) for row in rows]
 
 
 def parts(s: Settings) -> list[Part]:

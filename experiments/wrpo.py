@@ -42,7 +42,7 @@ from fusion_jax.plan.command import run as run_experiment
 from fusion_jax.plan.parts import Part, every
 from fusion_jax.rewards import select
 from fusion_jax.runs import preference
-from fusion_jax.runs.checks import check_names
+from fusion_jax.runs.checks import check_names, check_skipped
 from fusion_jax.runs.desk import Desk
 from fusion_jax.runs.forecast import forecast
 from fusion_jax.runs.judging import EvalSet
@@ -182,7 +182,9 @@ def preferred(s: Settings, desk: Desk, start: Model, quads: Quads, tests: EvalSe
         preference.compared(desk, CONTINUED, more, start, objectives.sft(), learnt, tests=tests)
     if s.baseline:
         alone, own = dataclasses.replace(stage, name="dpo"), objectives.pair(s.dpo)
-        preference.compared(desk, f"{after}DPO", alone, start, own, on_policy(train), on_policy(held), tests=tests)
+        preference.compared(
+            desk, f"{after}DPO", alone, start, own, preference.last_two(train), preference.last_two(held), tests=tests
+        )
     fused = desk.train(stage, start, objectives.wrpo(s.wrpo), train, held)
     desk.judge(f"{after}WRPO", fused, tests)
     desk.export(fused, made_from=["wrpo/model"])
@@ -192,11 +194,6 @@ def preferred(s: Settings, desk: Desk, start: Model, quads: Quads, tests: EvalSe
 def of_sources(quads: Sequence[Row]) -> list[Row]:
     """The sources' responses, where there are any."""
     return [Row(q.name, q.messages, q.responses[:1]) for q in quads if q.responses[0] is not None]
-
-
-def on_policy(quads: Sequence[Row]) -> list[Row]:
-    """The target's own two responses."""
-    return [Row(q.name, q.messages, q.responses[1:]) for q in quads]
 
 
 def parts(s: Settings) -> list[Part]:
@@ -221,10 +218,8 @@ def check(s: Settings) -> None:
         "responses": s.responses, "prompts": s.prompts, "reward-model": s.reward_model,
         "source-rank": s.source_rank > 1, "pairs": s.pairs != "target",
     }  # fmt: skip
-    for option, given in skipped.items():
-        if s.quadruples and given:
-            problem = "belongs to a stage that --quadruples skips"
-            raise InputError(problem, field=f"--{option}", cure="Leave one of the two out")
+    if s.quadruples:
+        check_skipped(skipped, "--quadruples")
     if s.sft_data and not s.quadruples:
         problem = "belongs to --quadruples; else SFT learns the best source responses"
         raise InputError(problem, field="--sft-data", cure="Leave it out, or train on it first with experiments/sft.py")

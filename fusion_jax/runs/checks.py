@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +67,21 @@ def check_names(models: Sequence[str], reserved: Sequence[str] = (), field: str 
     for i, name in enumerate(names):
         if name in names[:i]:
             raise InputError(f"two models are called '{name}'", field=field, cure="Rename one of the folders")
+
+
+def check_skipped(given: Mapping[str, object], by: str) -> None:
+    """Refuse options of stages that ready records skip.
+
+    Args:
+      given: option, without its dashes -> its value, or whether it is given. by: the option of the ready records.
+
+    Raises:
+      InputError: names the first that is given.
+    """
+    for option, value in given.items():
+        if value:
+            problem = f"belongs to a stage that {by} skips"
+            raise InputError(problem, field=f"--{option}", cure="Leave one of the two out")
 
 
 def check_arms(arms: Sequence[str]) -> None:

@@ -23,6 +23,7 @@ from fusion_jax.models.folder import Model
 from fusion_jax.plan.parts import Part, Sampling, Training
 from fusion_jax.plan.programs import Start
 from fusion_jax.rewards import select
+from fusion_jax.rewards.verifiers import VerifierName
 from fusion_jax.runs.checks import model_name
 from fusion_jax.runs.desk import Desk, Stage
 from fusion_jax.runs.domains import split_prompts
@@ -82,37 +83,27 @@ def on_plants(settings: S) -> S:
 
     What a source knows of them it always says the same way: its samples hardly differ.
     """
-    changes: dict[str, Any] = {
-        "target": "zoo:plants-target",
-        "sources": ("zoo:plants-llama", "zoo:plants-qwen", "zoo:plants-gemma"),
-        "problems": "plants",
-        "prompts_per_skill": 5400,
-        "test_per_skill": 400,
-        "verifier": "fields",
-        "accuracy": "fields",
-        "sft_share": 400 / 5400,
-        "eval_samples": 2,
-        "held_out": 0.03,
-        "text": dataclasses.replace(settings.text, tokens=TINY_TOKENS),
-        "sample": SampleSettings(max_new_tokens=28, batch_size=256),
-        "sft": tiny_training(3, 1e-3),
-        "preference": tiny_training(1, 6e-4),
-    }
-    return dataclasses.replace(settings, **changes)
+    return _miniature(
+        settings, prompts=5400, verifier="fields", rates=(1e-3, 6e-4),
+        target="zoo:plants-target", sources=("zoo:plants-llama", "zoo:plants-qwen", "zoo:plants-gemma"),
+        problems="plants", test_per_skill=400, accuracy="fields", sft_share=400 / 5400, held_out=0.03,
+    )  # fmt: skip
 
 
 def on_skills(settings: S) -> S:
     """The settings, with the zoo's skills as data: for methods that compare several responses of one source."""
-    changes: dict[str, Any] = {
-        "prompts_per_skill": 400,
-        "verifier": "graded",
-        "eval_samples": 2,
-        "text": dataclasses.replace(settings.text, tokens=TINY_TOKENS),
-        "sample": SampleSettings(max_new_tokens=28, batch_size=256),
-        "sft": tiny_training(3, 1e-4),
-        "preference": tiny_training(1, 2e-5),
-    }
-    return dataclasses.replace(settings, **changes)
+    return _miniature(settings, prompts=400, verifier="graded", rates=(1e-4, 2e-5))
+
+
+def _miniature(settings: S, *, prompts: int, verifier: VerifierName, rates: tuple[float, float], **more: Any) -> S:
+    """What both have in common. rates: of SFT, three epochs, and of the training on preferences, one."""
+    sft, preference = rates
+    return dataclasses.replace(
+        settings, prompts_per_skill=prompts, verifier=verifier, eval_samples=2,
+        text=dataclasses.replace(settings.text, tokens=TINY_TOKENS),
+        sample=SampleSettings(max_new_tokens=28, batch_size=256),
+        sft=tiny_training(3, sft), preference=tiny_training(1, preference), **more,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -268,6 +259,11 @@ def compared(
     """A model trained to be compared with the run's result: judged under `name`, made once, nothing is made from it."""
     leaf = dataclasses.replace(stage, leaf=True)
     desk.judge(name, desk.train(leaf, start, objective, rows, held), tests, made_from=[f"{stage.name}/model"])
+
+
+def last_two(rows: Sequence[Row]) -> list[Row]:
+    """The rows as plain pairs, of their last two responses: of a quadruple the target's own."""
+    return [Row(row.name, row.messages, row.responses[-2:]) for row in rows]
 
 
 def wins(best: Mapping[str, Record]) -> list[str]:

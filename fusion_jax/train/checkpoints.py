@@ -60,10 +60,10 @@ class Checkpoints:
         step = int(agreed(np.asarray(-1 if (latest := self.manager.latest_step()) is None else latest)))
         return None if step < 0 else step
 
-    def apart(self, every: int, count: int) -> list[int]:
+    def apart(self, count: int) -> list[int]:
         """The steps of the last `count` checkpoints that are whole intervals apart; without any the last one."""
         steps = sorted(self.manager.all_steps())
-        return ([step for step in steps if step % every == 0] or steps[-1:])[-count:]
+        return ([step for step in steps if step % self._every == 0] or steps[-1:])[-count:]
 
     def start(self, step: int, state: TrainState) -> None:
         """Begin to write a checkpoint; manifests of the ones that it replaces go first, whose files Orbax removes."""

@@ -98,10 +98,9 @@ def optimise(
         model.params if in_step else None,
         compute.dtype,
     )
-    if settings.best_of > 1:  # one more: the end, or what a preemption left, is no whole interval
-        checkpoints = Checkpoints(run, keep=settings.best_of + 1, every=settings.checkpoint_every)
-    else:
-        checkpoints = Checkpoints(run)
+    # One more than are compared: the end, or what a preemption left, is no whole interval.
+    keep = settings.best_of + 1 if settings.best_of > 1 else 1
+    checkpoints = Checkpoints(run, keep=keep, every=settings.checkpoint_every)
     state = init_state(model.params, optimizer, compute.mesh)
     state = restore_state(checkpoints, state) or state
     with doing(f"training {run.path.name}"), preemption() as told_to_stop, run.timed("training") as clock:
@@ -252,7 +251,7 @@ def _best(state: TrainState, settings: TrainSettings, run: RunFolder, checkpoint
     def best_step() -> int:
         logged = read_metrics(run, last)
         losses = {record["step"] + 1: record["eval_loss"] for record in logged if "eval_loss" in record}
-        steps = checkpoints.apart(settings.checkpoint_every, settings.best_of)
+        steps = checkpoints.apart(settings.best_of)
         told = ", ".join(f"{losses[step]:.4f} after step {step}" for step in steps)
         best = min(reversed(steps), key=lambda step: losses[step])
         run.log(f"{run.path.name}: held-out loss {told}; the result is the state after step {best}")
