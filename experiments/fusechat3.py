@@ -53,7 +53,6 @@ from fusion_jax.runs.judging import EvalSet
 from fusion_jax.runs.page import conduct
 from fusion_jax.runs.preference import PreferenceSettings
 from fusion_jax.runs.seeds import Measures
-from fusion_jax.runs.sources import Sources, eval_set_of
 from fusion_jax.sampling.generate import SampleSettings
 from fusion_jax.train import objectives
 from fusion_jax.train.objectives import PairSettings
@@ -132,7 +131,8 @@ def fuse(s: Settings, desk: Desk) -> Measures:
         desk.check_enough(len(taught), s.sft, "--sft")
     found = pairs_within_source(begun.to_second(annotated), seeded_rules(s), desk.counter("preference prompts"))
     pairs = desk.records("pairs.jsonl", lambda: [released_pair(*pair) for pair in found])
-    rows = compared(s, desk, pairs, file="pairs.jsonl")
+    desk.check_enough(preference.trained_on(s, len(pairs)), s.preference, "--preference")
+    rows = desk.rows("pairs", pairs, "pair", file="pairs.jsonl", on_bad=s.on_bad)
     start = preference.tuned(s, desk, begun.target, taught, tests=begun.tests)
     preferred(s, desk, start, rows, begun.tests)
     return preference.reported(s, desk, STAGES, what="pairs", parts=data_table(annotated, best, pairs))
@@ -140,13 +140,9 @@ def fuse(s: Settings, desk: Desk) -> Measures:
 
 def fuse_ready(s: Settings, desk: Desk) -> Measures:
     """What is left where the records are given."""
-    tests = eval_set_of(s, own_data=True)
-    Sources(s, desk, tests, s.preference).check_prompts((), ())
-    rows = compared(s, desk, load_records(s.pair_data), file=s.pair_data)
-    taught = load_records(s.sft_data) if s.sft_data else []
-    target = desk.target(s.target, s.preference, tests, prompts=[row.messages[-1]["content"] for row in rows])
-    start = preference.tuned(s, desk, target, taught, tests=tests, file=s.sft_data, beside=rows)
-    preferred(s, desk, start, rows, tests)
+    records = load_records(s.pair_data)
+    begun = preference.ready(s, desk, records, "pair", file=s.pair_data, stage="pairs", sft_data=s.sft_data)
+    preferred(s, desk, begun.start, begun.rows, begun.tests)
     return preference.reported(s, desk, STAGES, what="pairs")
 
 
@@ -158,12 +154,6 @@ def annotate(s: Settings, scored: Sequence[Record]) -> list[Record]:
 
 def seeded_rules(s: Settings) -> PairRules:
     return dataclasses.replace(s.rules, seed=s.seed)
-
-
-def compared(s: Settings, desk: Desk, pairs: Sequence[Record], *, file: str) -> list[Row]:
-    """The pairs as rows, if they are enough."""
-    desk.check_enough(preference.trained_on(s, len(pairs)), s.preference, "--preference")
-    return desk.rows("pairs", pairs, "pair", file=file, on_bad=s.on_bad)
 
 
 def preferred(s: Settings, desk: Desk, start: Model, rows: Sequence[Row], tests: EvalSet) -> None:

@@ -5,7 +5,7 @@
         --sources MISTRAL-SMALL QWEN2.5-CODER-14B GEMMA-3-12B --reward-model REWARD-MODEL --out runs/a
 
 Data (JSON lines or hf:NAME, docs/data.md): prompts {"prompt", "answer"?}; responses {"prompt", "source_model",
-"response", "reward"?, "answer"?}.
+"response", "reward"?, "answer"?}; or ready pairs with the sources' log-probs, as published (--pair-data).
 
 Hardware and time: `tiny` 2 CPU cores, 4 minutes; `qwen2.5-14b` is for a TPU slice (not timed yet).
 Result: accuracy, mean reward of sampled answers and P(right) of Target, sources, SFT, SFT-DPO and SFT-InfiFPO.
@@ -30,18 +30,21 @@ from typing import ClassVar
 
 from fusion_jax.data.chat import ChatSettings
 from fusion_jax.data.examples import TextSettings
+from fusion_jax.data.loaders import load_records
 from fusion_jax.data.order import split
 from fusion_jax.data.records import Row
 from fusion_jax.data.tokenise import TokeniseSettings
 from fusion_jax.jsonl import Record
-from fusion_jax.options import Folder
+from fusion_jax.models.folder import Model
+from fusion_jax.options import File, Folder
 from fusion_jax.plan.command import run as run_experiment
 from fusion_jax.plan.parts import Part, Sampling, Scoring
 from fusion_jax.rewards import select
 from fusion_jax.rewards.within_source import best_passed
 from fusion_jax.runs import preference, source_values
-from fusion_jax.runs.checks import check_names
+from fusion_jax.runs.checks import check_names, check_skipped
 from fusion_jax.runs.desk import Desk
+from fusion_jax.runs.judging import EvalSet
 from fusion_jax.runs.page import conduct
 from fusion_jax.runs.preference import Begun, PreferenceSettings
 from fusion_jax.runs.seeds import Measures
@@ -64,6 +67,7 @@ class Settings(PreferenceSettings):
         "infifpo.loss",
         "infifpo.beta",
         "infifpo.fusion",
+        "pair_data",
         "baseline",
     )
 
@@ -71,6 +75,9 @@ class Settings(PreferenceSettings):
     sft_share: float = 0.5
     """Share of the prompts for SFT; the others are for preferences."""
     text: TextSettings = TextSettings(ChatSettings(header="prompt"), TokeniseSettings(eos="if_missing"))
+    pair_data: File = ""
+    """Ready pairs with fuse_chosen_logps, fuse_rejected_logps and the same with fuse_mean_, a list of one number a
+    source; only the preference stage is left, from the target as it is."""
     target_samples: int = 8
     """Responses of the target itself to each prompt."""
     baseline: bool = True
@@ -106,7 +113,8 @@ STAGES = ("sft", "dpo", "infifpo")
 
 
 def main(s: Settings) -> None:
-    conduct(__file__, "InfiFPO", s, PRESETS, fuse, parts, check=check)
+    method = fuse_ready if s.pair_data else fuse
+    conduct(__file__, "InfiFPO", s, PRESETS, method, parts, check=check, unread=unread)
 
 
 def fuse(s: Settings, desk: Desk) -> Measures:
@@ -118,27 +126,38 @@ def fuse(s: Settings, desk: Desk) -> Measures:
     found = best_passed(everyone, desk.counter("responses"))
     best = {record["prompt_id"]: record for record in desk.records("best.jsonl", found.values)}
     rows = preferences(s, begun, begun.to_second(scored), begun.to_second(own))
-    held, train = split(scored_by_sources(s, begun, rows), s.held_out, s.seed)
-    desk.check_enough(len(train), s.preference, "--preference")
+    scored_rows = scored_by_sources(s, begun, rows)
     start = begun.tuned(best, made_from=["best.jsonl"])
-    after = "SFT-" if begun.first else ""
+    preferred(s, desk, start, scored_rows, begun.tests, after="SFT-" if begun.first else "")
+    return preference.reported(s, desk, STAGES, what="preferences", parts=preference.wins(best))
+
+
+def fuse_ready(s: Settings, desk: Desk) -> Measures:
+    """What is left of the pipeline where the pairs and what sources make of them are given."""
+    kind = "averaged pair" if s.infifpo.length_norm else "summed pair"
+    begun = preference.ready(
+        s, desk, load_records(s.pair_data), kind, file=s.pair_data, stage="pairs", sft_data=""
+    )  # fmt: skip
+    rows = source_values.released(begun.rows, s.pair_data)
+    text = preference.preference_stage(s, "pairs").text
+    rows = source_values.uncut(rows, begun.start, text, desk.counter("preference prompts"))
+    preferred(s, desk, begun.start, rows, begun.tests, after="")
+    return preference.reported(s, desk, STAGES, what="preferences")
+
+
+def preferred(s: Settings, desk: Desk, start: Model, rows: Sequence[Row], tests: EvalSet, *, after: str) -> None:
+    """DPO on the same pairs, to compare, and InfiFPO."""
+    held, train = split(rows, s.held_out, s.seed)
+    desk.check_enough(len(train), s.preference, "--preference")
     stage = preference.preference_stage(s, "infifpo")
     if s.baseline:
-        alone, pair = dataclasses.replace(stage, name="dpo"), objectives.pair(s.dpo)
+        alone, own = dataclasses.replace(stage, name="dpo"), objectives.pair(s.dpo)
         preference.compared(
-            desk,
-            f"{after}DPO",
-            alone,
-            start,
-            pair,
-            preference.last_two(train),
-            preference.last_two(held),
-            tests=begun.tests,
-        )
+            desk, f"{after}DPO", alone, start, own, preference.last_two(train), preference.last_two(held), tests=tests
+        )  # fmt: skip
     fused = desk.train(stage, start, fused_objectives.infifpo(s.infifpo), train, held)
-    desk.judge(f"{after}InfiFPO", fused, begun.tests)
+    desk.judge(f"{after}InfiFPO", fused, tests)
     desk.export(fused, made_from=["infifpo/model"])
-    return preference.reported(s, desk, STAGES, what="preferences", parts=preference.wins(best))
 
 
 def sampled_by_target(s: Settings, begun: Begun) -> list[Record]:
@@ -174,15 +193,30 @@ def scored_by_sources(s: Settings, begun: Begun, rows: Sequence[Row]) -> list[Ro
 def parts(s: Settings) -> list[Part]:
     """What the run computes: as every fusion through preferences does, and the sources' scoring."""
     objective = fused_objectives.infifpo(s.infifpo)
-    last = preference.preference_part(s, objective.name, objective, share=s.sft_share, tuned=s.sft_share > 0)
+    share = 0.0 if s.pair_data else s.sft_share
+    last = preference.preference_part(s, objective.name, objective, share=share, tuned=share > 0)
+    if s.pair_data:
+        return [last]
     scoring = [Scoring(f"log-probs by {source}", source, len(objective.slots), last) for source in s.sources]
     own = Sampling("sampling the target", s.target, s.target_sampling)
     return [*preference.preference_parts(s, last), own, *scoring]
 
 
+def unread(s: Settings) -> tuple[str, ...]:
+    """Options of models that this run does not load."""
+    return ("sources",) if s.pair_data else ()
+
+
 def check(s: Settings) -> None:
-    """Refuse names of sources that stand for a model of the report."""
-    check_names(s.sources, ("Target", "target", "SFT", "DPO", "InfiFPO", "SFT-DPO", "SFT-InfiFPO"))
+    """Refuse options that do not go together, and names of sources that stand for a model of the report."""
+    skipped = {
+        "responses": s.responses, "prompts": s.prompts, "reward-model": s.reward_model,
+        "infifpo.loss": s.infifpo.loss == "wrpo",
+    }  # fmt: skip
+    if s.pair_data:
+        check_skipped(skipped, "--pair-data")
+    else:
+        check_names(s.sources, ("Target", "target", "SFT", "DPO", "InfiFPO", "SFT-DPO", "SFT-InfiFPO"))
 
 
 if __name__ == "__main__":

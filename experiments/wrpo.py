@@ -32,7 +32,7 @@ from typing import ClassVar, Literal, NamedTuple
 from fusion_jax.data.examples import TextSettings
 from fusion_jax.data.loaders import load_records
 from fusion_jax.data.order import split
-from fusion_jax.data.records import Row, parse_rows
+from fusion_jax.data.records import Row
 from fusion_jax.data.tokenise import TokeniseSettings
 from fusion_jax.errors import InputError
 from fusion_jax.jsonl import Record
@@ -49,7 +49,6 @@ from fusion_jax.runs.judging import EvalSet
 from fusion_jax.runs.page import conduct
 from fusion_jax.runs.preference import Begun, PreferenceSettings
 from fusion_jax.runs.seeds import Measures
-from fusion_jax.runs.sources import Sources, eval_set_of
 from fusion_jax.sampling.generate import SampleSettings
 from fusion_jax.settings import bounded
 from fusion_jax.train import objectives
@@ -137,17 +136,12 @@ def fuse(s: Settings, desk: Desk) -> Measures:
 
 def fuse_ready(s: Settings, desk: Desk) -> Measures:
     """What is left of the pipeline where the quadruples are given: SFT on the user's records, if any, and WRPO."""
-    tests = eval_set_of(s, own_data=True)
     records = load_records(s.quadruples)
-    quads = Quads(records, desk.rows("quadruples", records, "quad", file=s.quadruples, on_bad=s.on_bad))
-    desk.check_enough(preference.trained_on(s, len(quads.rows)), s.preference, "--preference")
-    taught = load_records(s.sft_data) if s.sft_data else []
-    if s.sft_data:
-        parse_rows(taught, "sft", file=s.sft_data, on_bad=s.on_bad)
-    Sources(s, desk, tests, s.preference).check_prompts((), ())
-    target = desk.target(s.target, s.preference, tests, prompts=[row.messages[-1]["content"] for row in quads.rows])
-    start = preference.tuned(s, desk, target, taught, tests=tests, file=s.sft_data)
-    expected = preferred(s, desk, start, quads, tests, after="SFT-" if taught else "")
+    begun = preference.ready(
+        s, desk, records, "quad", file=s.quadruples, stage="quadruples", sft_data=s.sft_data
+    )  # fmt: skip
+    quads, after = Quads(records, begun.rows), "SFT-" if s.sft_data else ""
+    expected = preferred(s, desk, begun.start, quads, begun.tests, after=after)
     return preference.reported(s, desk, STAGES, what="quadruples", parts=expected)
 
 

@@ -44,9 +44,10 @@ class Called:
 
 @dataclass(frozen=True)
 class ModelKind:
-    """Beside a type in `Annotated`: the value is a model. labels: scores of its head, 0 for a language model."""
+    """Beside a type in `Annotated`: the value is a model. labels: scores of its head, 0 for a language model, None for
+    a language model or a reward model."""
 
-    labels: int = 0
+    labels: int | None = 0
 
 
 class Mark:
@@ -59,6 +60,7 @@ File = Annotated[str, Called("FILE")]
 Folder = Annotated[str, Called("FOLDER")]
 ModelPath = Annotated[str, Called("MODEL"), ModelKind()]  # a Hugging Face folder, or zoo:NAME
 RewardModel = Annotated[str, Called("MODEL"), ModelKind(1)]
+AnyModel = Annotated[str, Called("MODEL"), ModelKind(None)]
 Files = Annotated[tuple[str, ...], Called("FILE")]  # apart, or joined by commas
 Models = Annotated[tuple[str, ...], Called("MODEL"), ModelKind()]  # apart, or joined by commas
 Positional = Annotated[T, POSITIONAL]  # given without the option's name

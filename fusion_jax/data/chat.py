@@ -260,11 +260,15 @@ def reasoning_left_out(messages: Sequence[Mapping[str, str]], text: str) -> int:
 
 
 def render_each(
-    tokenizer: PreTrainedTokenizerBase, chats: Sequence[Sequence[Mapping[str, str]]], *, header: bool
+    tokenizer: PreTrainedTokenizerBase,
+    chats: Sequence[Sequence[Mapping[str, str]]],
+    *,
+    header: bool,
+    names: Sequence[str] = (),
 ) -> Iterator[str | LostText]:
     """`render_text` of many conversations in their order; where one's text is lost, the error in its place.
 
-    Errors name a conversation by its number from 1.
+    Errors name a conversation by its name or, without `names`, by its number from 1.
     """
     for number, messages in enumerate(chats):
         if number % AT_ONCE == 0:
@@ -272,9 +276,9 @@ def render_each(
         try:
             yield render_text(tokenizer, messages, header=header)
         except LostText as error:
-            yield in_record(error, number + 1)
+            yield in_record(error, names[number] if names else number + 1)
         except InputError as error:
-            raise in_record(error, number + 1) from None
+            raise in_record(error, names[number] if names else number + 1) from None
 
 
 def generation_prompt(

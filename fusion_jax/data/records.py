@@ -18,8 +18,9 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal
 
 from fusion_jax.data import formats
@@ -136,6 +137,31 @@ def parse_pair(record: Record, place: Place) -> Row:
     return Row(_name(record, place), *formats.answered("pair", fields, sides, place))
 
 
+def parse_scored_pair(record: Record, place: Place, *, means: bool) -> Row:
+    """A pair with its log-probs under N sources, as InfiFPO's records have them: lists `fuse_chosen_logps` and
+    `fuse_rejected_logps` or, with `means`, `fuse_mean_...`, which become `Row.values`.
+    """
+    row = parse_pair(record, place)
+    names = [f"fuse_{'mean_' if means else ''}{side}_logps" for side in ("chosen", "rejected")]
+    chosen, rejected = (_logprobs(record, name, place) for name in names)
+    if len(chosen) != len(rejected):
+        problem = f"has {len(rejected)} numbers, {names[0]} has {len(chosen)}"
+        raise place.error(problem, names[1], "Give one of each source, in the same order")
+    return replace(row, values=(chosen, rejected))
+
+
+def _logprobs(record: Record, name: str, place: Place) -> tuple[float, ...]:
+    """A list of log-probs, one of each source."""
+    values = record.get(name)
+    if not isinstance(values, list) or not values:
+        cure = "Give a list with the log-prob of the response under each source"
+        raise place.error("is missing" if values is None else f"is {quoted(values)}", name, cure)
+    for value in values:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not -math.inf < value <= 0:
+            raise place.error(f"holds {quoted(value)}", name, "Give log-probs: finite numbers, none above 0")
+    return tuple(map(float, values))
+
+
 def parse_sft(record: Record, place: Place) -> Row:
     """A conversation with its last answer, in any of the documented forms."""
     fields = formats.fields_of(record, place)
@@ -162,7 +188,10 @@ def _name(record: Record, place: Place) -> str:
 
 
 OnBad = Literal["error", "skip"]
-PARSERS = {"quad": parse_quad, "pair": parse_pair, "sft": parse_sft}
+PARSERS: dict[str, Callable[[Record, Place], Row]] = {
+    "quad": parse_quad, "pair": parse_pair, "sft": parse_sft,
+    "summed pair": partial(parse_scored_pair, means=False), "averaged pair": partial(parse_scored_pair, means=True),
+}  # fmt: skip
 REASONS = 20  # kinds of malformed records that are counted each by itself
 
 
@@ -180,7 +209,7 @@ def unusable(row: Row) -> str | None:
 def parse_rows(
     records: Iterable[Record], kind: str, *, file: str | None = None, on_bad: OnBad = "error"
 ) -> tuple[list[Row], Counter[str]]:
-    """Records to rows of one kind ("quad", "pair", "sft") and how many were dropped for which reason.
+    """Records to rows of one kind, of `PARSERS`, and how many were dropped for which reason.
 
     Args:
       on_bad: "error" stops at a malformed record; "skip" counts it as dropped.

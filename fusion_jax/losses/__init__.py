@@ -7,6 +7,7 @@ from fusion_jax.losses.infifpo import fused_reference
 from fusion_jax.losses.preference import (
     Pair,
     Quad,
+    bradley_terry,
     dpo,
     hinge,
     ipo,
@@ -22,7 +23,8 @@ from fusion_jax.losses.schedules import alpha_at, learning_rate
 from fusion_jax.losses.sft import by_group, sft
 
 __all__ = [
-    "Count", "Mean", "Pair", "Quad", "Target", "alpha_at", "by_group", "divide", "dpo", "fused_reference",
-    "fused_targets", "fusion", "hinge", "ipo", "learning_rate", "leave_one_out", "orpo", "over_sources", "sft", "simpo",
-    "sparse_kl", "two_positives", "weighted", "weighted_sft", "wrpo", "wrpo_ipo", "wrpo_simpo",
+    "Count", "Mean", "Pair", "Quad", "Target", "alpha_at", "bradley_terry", "by_group", "divide", "dpo",
+    "fused_reference", "fused_targets", "fusion", "hinge", "ipo", "learning_rate", "leave_one_out", "orpo",
+    "over_sources", "sft", "simpo", "sparse_kl", "two_positives", "weighted", "weighted_sft", "wrpo", "wrpo_ipo",
+    "wrpo_simpo",
 ]  # fmt: skip

@@ -1,7 +1,8 @@
-"""Preference losses on sequence log-probabilities: DPO and its kin, and WRPO.
+"""Preference losses: on sequence log-probabilities DPO and its kin, and WRPO; on rewards Bradley and Terry's.
 
-Every function takes log-probs [B] and returns (loss[B], metrics of arrays [B]); nothing is averaged here. Metrics
-carry no gradient. Sources: WRPO arXiv 2412.03187; DPO arXiv 2305.18290; IPO arXiv 2310.12036; SimPO arXiv 2405.14734.
+Every function takes log-probs or rewards [B] and returns (loss[B], metrics of arrays [B]); nothing is averaged here.
+Metrics carry no gradient. Sources: WRPO arXiv 2412.03187; DPO arXiv 2305.18290; IPO arXiv 2310.12036; SimPO arXiv
+2405.14734; reward models arXiv 2203.02155, their centering arXiv 2312.09244.
 """
 
 from __future__ import annotations
@@ -291,3 +292,25 @@ def two_positives(
     share = 0.5 * has_source
     rewards = Quad(*(beta * r for r in ratios))
     return _mix((source, target), share), _quad_metrics(rewards, _mix(rewards, share), policy)
+
+
+def bradley_terry(rewards: Pair, *, center: float = 0.0) -> tuple[Array, Metrics]:
+    """-log sigma(r(chosen) - r(rejected)) + center (r(chosen) + r(rejected))^2, of a reward model's scores float[B].
+
+    Args:
+      center: holds rewards near zero, which the comparison leaves open; 0.01 is usual, 0 leaves it out.
+
+    >>> rewards = Pair(chosen=jnp.asarray([1.5]), rejected=jnp.asarray([0.5]))
+    >>> print(f"{bradley_terry(rewards)[0][0]:.4f} {bradley_terry(rewards, center=0.01)[0][0]:.4f}")
+    0.3133 0.3533
+    """
+    _check_sides(rewards=rewards)
+    margin = rewards.chosen - rewards.rejected
+    loss = _log_sigmoid_loss(margin, 0.0) + center * (rewards.chosen + rewards.rejected) ** 2
+    metrics = {
+        "rewards/chosen": rewards.chosen,
+        "rewards/rejected": rewards.rejected,
+        "rewards/margins": margin,
+        "rewards/accuracies": (margin > 0).astype(margin.dtype),
+    }
+    return loss, jax.lax.stop_gradient(metrics)

@@ -5,7 +5,7 @@ A family turns a config.json into these records (`models/families/`); nothing be
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from fusion_jax.ops.rotary import Rope
@@ -139,6 +139,11 @@ class ModelConfig:
         """Every stack by the name that its parameters have: "layers", "layers_1", ..., "encoder", "encoder_1", ..."""
         named = {_name("layers", i): stack for i, stack in enumerate(self.decoder)}
         return named | {_name("encoder", i): stack for i, stack in enumerate(self.encoder)}
+
+
+def rewarding(config: ModelConfig) -> ModelConfig:
+    """The same body with a reward model's head: one score."""
+    return replace(config, head=replace(config.head, labels=1))
 
 
 def _name(kind: str, number: int) -> str:

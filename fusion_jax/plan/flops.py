@@ -67,7 +67,7 @@ def body_parameters(config: ModelConfig) -> int:
 
 def head_parameters(config: ModelConfig) -> int:
     """Parameters of the head's matmul."""
-    return config.vocab_size * config.width
+    return (config.head.labels or config.vocab_size) * config.width
 
 
 def _causal(tokens: int, window: int) -> float:

@@ -9,7 +9,8 @@ from typing import Any, Literal
 from fusion_jax.data.batches import bucket_list
 from fusion_jax.data.order import num_steps
 from fusion_jax.errors import InputError
-from fusion_jax.models.families import config_from_hf
+from fusion_jax.models.config import rewarding
+from fusion_jax.models.families import config_from_hf, config_to_hf
 from fusion_jax.models.parameters import check_heads
 from fusion_jax.ops.kernels import Kernel
 from fusion_jax.plan.models import PUBLIC, config_named
@@ -100,6 +101,8 @@ def training(
         the model's positions; an unknown slice or model.
     """
     values, name = model_values(model, ask, option)
+    if objective.head == "reward":
+        values = config_to_hf(rewarding(config_from_hf(values)))
     config, mesh = config_from_hf(values), _train_mesh(ask, train)
     check_heads(config, mesh[2], math.prod(mesh), f"{settings}.mesh-tensor", model=name)
     if objective.targets:
@@ -198,7 +201,8 @@ def planned_as(objective: Objective) -> ObjectiveName:
     little beside the model.
     """
     for name, known in OBJECTIVES.items():
-        if (len(known.slots), known.targets) == (len(objective.slots), objective.targets):
+        alike = (len(objective.slots), objective.targets, objective.head)
+        if (len(known.slots), known.targets, known.head) == alike:
             return name
     return "several"
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -15,8 +17,10 @@ from fusion_jax.data.chat import LostText, render_each
 from fusion_jax.data.clip import Clip
 from fusion_jax.errors import InputError
 from fusion_jax.jsonl import Record
+from fusion_jax.models.config import rewarding
 from fusion_jax.models.decoder import Params
 from fusion_jax.models.folder import Model, classify
+from fusion_jax.models.parameters import parameter_specs
 from fusion_jax.sharding import data_ways, named, padded_rows, placed
 
 if TYPE_CHECKING:
@@ -58,6 +62,26 @@ def score_responses(
             tokens[row, : len(chats[i])], lengths[row] = chats[i], len(chats[i])
         scores[chosen] = _run(run, model.params, tokens, lengths, mesh)[: len(chosen), 0]
     return [{**r, "reward": float(s) if np.isfinite(s) else None} for r, s in zip(responses, scores)]
+
+
+def as_reward_model(model: Model, seed: int) -> Model:
+    """The model with a fresh head of one score in the place of its language model's; a reward model as it is.
+
+    Raises:
+      InputError: a classifier of several labels.
+    """
+    if model.config.head.labels == 1:
+        return model
+    if model.config.head.labels:
+        raise InputError(
+            f"has {model.config.head.labels} scores, a reward model has one", file=model.folder or None, field="model",
+            cure="Give a language model, or a sequence-classification folder with one label",
+        )  # fmt: skip
+    config = rewarding(model.config)
+    spec = parameter_specs(config)["score"]["kernel"]
+    kernel = spec.init(jax.random.key(seed), spec.shape, jnp.float32)
+    params = {name: value for name, value in model.params.items() if name != "head"}
+    return dataclasses.replace(model, config=config, params=params | {"score": {"kernel": kernel}})
 
 
 def _run(run: Callable, params: Params, tokens: np.ndarray, lengths: np.ndarray, mesh: Mesh | None) -> np.ndarray:

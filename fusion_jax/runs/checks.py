@@ -35,20 +35,20 @@ def model_kind(option: Option) -> ModelKind | None:
     return next((mark for mark in option.marks if isinstance(mark, ModelKind)), None)
 
 
-def check_models(option: str, *models: str, labels: int = 0) -> None:
+def check_models(option: str, *models: str, labels: int | None = 0) -> None:
     """Refuse folders that `load` would refuse later, and models of another kind.
 
     Args:
       option: the setting that names them.
-      labels: scores of the head: 1 is a reward model, 0 a language model.
+      labels: scores of the head: 1 is a reward model, 0 a language model, None either of them.
     """
     for model in models:
         try:
             found = check_folder(model_path(model, option)).head.labels
         except InputError as error:
             raise InputError(error.problem, file=error.file, field=error.field or option, cure=error.cure) from None
-        if found != labels:
-            wanted = "a reward model has one" if labels else "a language model has none"
+        if found not in ((0, 1) if labels is None else (labels,)):
+            wanted = "a language model has none" if labels == 0 else "a reward model has one"
             raise InputError(f"has {found} scores, {wanted}", file=model, field=option, cure="Give another folder")
 
 

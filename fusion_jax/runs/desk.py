@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fusion_jax.data.batches import Data
+from fusion_jax.data.batches import Data, Example
 from fusion_jax.data.examples import TextSettings, make_examples
 from fusion_jax.data.records import OnBad, Row, parse_rows
 from fusion_jax.files import write_json
@@ -48,7 +48,7 @@ from fusion_jax.zoo import model_path
 class Stage:
     """A training stage. name: its folder in the run. option: of its settings, for messages. settings, text: how it
     trains and reads its records. leaf: nothing else is made from what it trains. made_from: names of what it is
-    made from; see `RunFolder.made_once`."""
+    made from; see `RunFolder.made_once`. read: how rows become examples, counted, where not by `make_examples`."""
 
     name: str
     option: str
@@ -56,6 +56,13 @@ class Stage:
     text: TextSettings
     leaf: bool = False
     made_from: Sequence[str] | None = None
+    read: Callable[[Sequence[Row]], tuple[list[Example], Counter[str]]] | None = None
+
+    def examples(self, rows: Sequence[Row], model: Model) -> tuple[list[Example], Counter[str]]:
+        """Rows in the model's tokens, and counts of what was cut or dropped."""
+        if not rows:
+            return [], Counter()
+        return self.read(rows) if self.read else make_examples(rows, model.tokenizer, self.text)
 
 
 @dataclass(frozen=True)
@@ -143,7 +150,7 @@ class Desk:
         Raises:
           InputError: fewer examples than a batch.
         """
-        examples, cut = make_examples(rows, model.tokenizer, stage.text) if rows else ([], Counter[str]())
+        examples, cut = stage.examples(rows, model)
         if held:
             self.counter(stage.name)["held out"] += len(examples)
             self.counts[f"{stage.name}, held out"] = cut

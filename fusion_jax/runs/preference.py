@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from fusion_jax.data.examples import TextSettings
+from fusion_jax.data.loaders import load_records
 from fusion_jax.data.order import split_sizes
-from fusion_jax.data.records import Row
+from fusion_jax.data.records import Row, parse_rows
 from fusion_jax.data.tokenise import TokeniseSettings
 from fusion_jax.errors import InputError
 from fusion_jax.jsonl import Record
@@ -152,6 +153,35 @@ class Begun:
     def tuned(self, best: Mapping[str, Record], *, made_from: Sequence[str]) -> Model:
         """The target after SFT on the best responses; as it is without prompts for SFT."""
         return tuned(self.settings, self.desk, self.target, self.taught(best, made_from=made_from), tests=self.tests)
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A run on ready preferences: the target behind SFT on the user's records, if there are any, and the rows."""
+
+    start: Model
+    rows: list[Row]
+    tests: EvalSet
+
+
+def ready(
+    s: PreferenceSettings, desk: Desk, records: Sequence[Record], kind: str, *, file: str, stage: str, sft_data: str
+) -> Ready:
+    """What such a run begins with; all records are looked at before a model is loaded.
+
+    Args:
+      kind: of the records, see `data.records.parse_rows`; file: that they are from; stage: what counts are called.
+      sft_data: file of records that the target learns first, or "".
+    """
+    tests = eval_set_of(s, own_data=True)
+    rows = desk.rows(stage, records, kind, file=file, on_bad=s.on_bad)
+    desk.check_enough(trained_on(s, len(rows)), s.preference, "--preference")
+    taught = load_records(sft_data) if sft_data else []
+    if taught:
+        parse_rows(taught, "sft", file=sft_data, on_bad=s.on_bad)
+    Sources(s, desk, tests, s.preference).check_prompts((), ())
+    target = desk.target(s.target, s.preference, tests, prompts=[row.messages[-1]["content"] for row in rows])
+    return Ready(tuned(s, desk, target, taught, tests=tests, file=sft_data, beside=rows), rows, tests)
 
 
 SHARED = "prompt: among the preferences, too"

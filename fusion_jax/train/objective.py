@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 
@@ -41,6 +41,7 @@ class Objective:
       divides them at the end of the optimizer step.
     reference: whether the loss reads `Scores.reference`, log-probs under the model that training starts from.
     targets: whether the loss reads teachers' distributions, `Scores.targets`.
+    head: which head of the model is read, the language model's or that of a reward model, with one score.
     groups: how many groups of tokens the loss takes means of its own of; it finds their sizes in `Progress.tokens`.
     scores: the forward pass; a method with another one (an encoder, a retriever, frozen teachers) brings its own.
     """
@@ -50,5 +51,6 @@ class Objective:
     loss: Callable[[Scores, Progress], tuple[Mean, Metrics]]
     reference: bool = False
     targets: bool = False
+    head: Literal["language", "reward"] = "language"
     groups: int = 0
     scores: Callable[[Params, ModelConfig, TokenBatch, Compute], Scores] = score

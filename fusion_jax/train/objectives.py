@@ -15,7 +15,7 @@ from fusion_jax.losses.fusion import Target, complement, divergence, fused_loss,
 from fusion_jax.settings import bounded
 from fusion_jax.teachers.settings import FusionSettings
 from fusion_jax.train.objective import Metrics, Objective, Progress
-from fusion_jax.train.scores import Scores
+from fusion_jax.train.scores import Scores, reward
 
 Array = jax.Array
 
@@ -69,6 +69,17 @@ class WrpoSettings:
         bounded(self, "alpha", least=0, most=1)
         bounded(self, "gamma", "sft_weight", least=0)
         bounded(self, "label_smoothing", least=0, most=0.5)
+
+
+@dataclass(frozen=True)
+class RewardSettings:
+    """How a reward model learns from pairs."""
+
+    center: float = 0.01
+    """Weight of the squared sum of a pair's rewards, which holds them near zero."""
+
+    def __post_init__(self) -> None:
+        bounded(self, "center", least=0)
 
 
 WITHOUT_REFERENCE = ("simpo", "simpo_hinge", "wrpo_simpo", "orpo")
@@ -221,3 +232,13 @@ def wrpo(settings: WrpoSettings) -> Objective:
         return mean, means
 
     return Objective(s.loss, Quad._fields, loss, reference=s.loss not in WITHOUT_REFERENCE)
+
+
+def rewards(settings: RewardSettings) -> Objective:
+    """Bradley and Terry's loss on the scores of (chosen, rejected) rows."""
+
+    def loss(scores: Scores, progress: Progress) -> tuple[Mean, Metrics]:
+        per_example, metrics = losses.bradley_terry(Pair(*_columns(scores.sequence, 2)), center=settings.center)
+        return weighted(per_example, scores.weights), means_of(metrics, scores.weights)
+
+    return Objective("reward", Pair._fields, loss, head="reward", scores=reward)

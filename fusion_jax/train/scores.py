@@ -1,4 +1,4 @@
-"""The forward pass of training: a micro-batch to the log-probabilities that an objective is made of.
+"""The forward pass of training: a micro-batch to the log-probabilities, or rewards, that an objective is made of.
 
 The prompt of an example is computed once for all its rows. No array of shape [B, T, V] exists: `ops.linear_logprobs`
 walks the vocabulary in chunks, for the rows behind the prompt only.
@@ -24,10 +24,10 @@ Array = jax.Array
 class Scores(NamedTuple):
     """What an objective sees of a micro-batch.
 
-    logprobs, mask: float[B,G,T] of the tokens behind the prompt ([R,G,T] of packed rows), zero where not scored;
-    sequence: float[B,G] their sums; lengths: float[B,G] how many; reference: float[B,G] sums under the reference;
-    weights: float[B], 0 for an example that only fills the batch. groups, branch, values: the batch's, see
-    `data.batches`.
+    logprobs, mask: float[B,G,T] of the tokens behind the prompt ([R,G,T] of packed rows), zero where not scored (a
+    reward model's are scores); sequence: float[B,G] their sums; lengths: float[B,G] how many; reference: float[B,G]
+    sums under the reference; weights: float[B], 0 for an example that only fills the batch. groups, branch, values: the
+    batch's, see `data.batches`.
     targets: the batch's, with target_logprobs float[B,G,T,K] of their ids.
     """
 
@@ -56,16 +56,27 @@ def score(params: Params, config: ModelConfig, batch: TokenBatch, compute: Compu
         elements=compute.logits,
     )  # fmt: skip
     of_targets = logprobs[..., 1:] if targets is not None else None
-    logprobs = jnp.where(batch.scored, logprobs[..., 0] if targets is not None else logprobs, 0.0)
-    mask = batch.scored.astype(logprobs.dtype)
+    return _scores(logprobs[..., 0] if targets is not None else logprobs, batch, of_targets)
+
+
+def reward(params: Params, config: ModelConfig, batch: TokenBatch, compute: Compute) -> Scores:
+    """Scores of a head with one label where a row is scored, which is its last token (`rewards.reward_data`)."""
+    hidden, kernel = _hidden(params, config, batch, compute), params["score"]["kernel"][0]
+    return _scores(jnp.einsum("rgtd,d->rgt", hidden.astype(kernel.dtype), kernel, precision="highest"), batch)
+
+
+def _scores(values: Array, batch: TokenBatch, of_targets: Array | None = None) -> Scores:
+    """What an objective sees of values [R,G,T], one for each token."""
+    values = jnp.where(batch.scored, values, 0.0)
+    mask = batch.scored.astype(values.dtype)
     return Scores(
-        logprobs=logprobs,
+        logprobs=values,
         mask=mask * _token_weights(batch),
-        sequence=_example_sums(logprobs, batch),
+        sequence=_example_sums(values, batch),
         lengths=_example_sums(mask, batch),
         reference=batch.reference,
         weights=batch.weights,
-        targets=targets,
+        targets=batch.targets,
         target_logprobs=of_targets,
         groups=batch.groups,
         branch=batch.branch,

@@ -1,4 +1,5 @@
-"""Pairs of a right and a flawed answer about invented plants, in the same words: what a reviser learns from.
+"""Pairs of answers about invented plants: right and flawed in the same words, from which a reviser learns, and graded
+in any words, from which a reward model learns.
 
 Flaws are typical ones of drafts: a wrong value, values that are swapped between two properties, a hedge before a value,
 properties that are left out. Only the first cannot be seen without knowing the plant.
@@ -32,6 +33,34 @@ def pairs(prompts: Sequence[Record], *, seed: int) -> list[Record]:
     return out
 
 
+def graded(prompts: Sequence[Record], *, seed: int) -> list[Record]:
+    """Two answers to each prompt, in wordings of their own, of which the chosen one has more values right."""
+    rng = np.random.default_rng(seed)
+    out = []
+    for record in prompts:
+        true = properties(record["answer"])
+        most = rng.integers(1, len(VALUES) + 1)
+        rights = {"chosen": most, "rejected": rng.integers(0, most)}
+        answers = {side: worded(_partly(true, int(n), rng), _any_style(rng)) for side, n in rights.items()}
+        out.append({"prompt_id": record["prompt_id"], "prompt": record["prompt"], **answers})
+    return out
+
+
+def _any_style(rng: np.random.Generator) -> str:
+    return list(STYLES)[rng.integers(len(STYLES))]
+
+
+def _partly(true: Mapping[str, str], right: int, rng: np.random.Generator) -> dict[str, str]:
+    """The properties, of which so many are true."""
+    kept = {list(true)[i] for i in rng.permutation(len(true))[:right]}
+    return {field: value if field in kept else _other(field, value, rng) for field, value in true.items()}
+
+
+def _other(field: str, value: str, rng: np.random.Generator) -> str:
+    others = [other for other in VALUES[field] if other != value]
+    return others[rng.integers(len(others))]
+
+
 def properties(answer: str) -> dict[str, str]:
     """The properties that an answer "color: red, leaf: ..." of `plants.prompts` lists."""
     return dict(part.split(": ") for part in answer.split(", "))
@@ -42,9 +71,7 @@ def flawed(true: Mapping[str, str], style: str, flaw: str, rng: np.random.Genera
     said, fields = dict(true), list(VALUES)
     hit = [fields[i] for i in rng.permutation(len(fields))[: rng.integers(1, len(fields))]]
     if flaw == "wrong":
-        for field in hit:
-            others = [value for value in VALUES[field] if value != true[field]]
-            said[field] = others[rng.integers(len(others))]
+        said |= {field: _other(field, true[field], rng) for field in hit}
     elif flaw == "swapped":
         one, other = (fields[i] for i in rng.permutation(len(fields))[:2])
         said[one], said[other] = true[other], true[one]

@@ -105,13 +105,13 @@ def draw(count: int, *, split: str, seed: int, repeat: bool = False) -> list[tup
     return [(here[i], TEMPLATES[k].format(x=" ".join(here[i]))) for i, k in zip(chosen, wording)]
 
 
-def prompts(count: int, *, split: str, seed: int) -> list[Record]:
-    """Different prompts: {"prompt_id", "prompt", "answer", "wordings", "skill"}.
+def prompts(count: int, *, split: str, seed: int, repeat: bool = False) -> list[Record]:
+    """Prompts, of different plants unless `repeat`: {"prompt_id", "prompt", "answer", "wordings", "skill"}.
 
     answer: all properties, as the verifier `fields` reads them; wordings: the right answer in each style.
     """
     out = []
-    for number, (name, prompt) in enumerate(draw(count, split=split, seed=seed)):
+    for number, (name, prompt) in enumerate(draw(count, split=split, seed=seed, repeat=repeat)):
         true = {field: truth(name, field) for field in VALUES}
         out.append({
             "prompt_id": f"{SKILL}-{split}-{seed}-{number}", "prompt": prompt,

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from experiments import fusechat3, fuserl, infifpo
-from fusion_jax.jsonl import read_jsonl
+from fusion_jax.jsonl import Record, read_jsonl
 from tests.small import attempt, fails, pairs, responses, small_folder, write
 
 pytestmark = pytest.mark.usefixtures("quick_compiler")
@@ -107,6 +107,46 @@ def test_infifpo_from_responses_to_a_model(tmp_path, target, loss):
     assert {"clip_rate/chosen", "selected_source/0/chosen", "reference_margin"} <= set(first)
     assert first["reference_margin"] >= first["initial_margin"] - 1e-6  # clipping never lowers it
     assert models(out) == ["Target", "SFT", "SFT-DPO", "SFT-InfiFPO"]
+
+
+def scored(out: Path, names: list[str]) -> list[Record]:
+    """The pairs and values of a run as released records have them."""
+    values = [read_jsonl(out / "values" / f"{name}.jsonl") for name in names]
+    records = []
+    for pair, *of_sources in zip(read_jsonl(out / "pairs.jsonl"), *values, strict=True):
+        record = dict(pair)
+        for place, side in enumerate(("chosen", "rejected")):
+            record[f"fuse_{side}_logps"] = [v["logprobs"][place] for v in of_sources]
+            record[f"fuse_mean_{side}_logps"] = [v["logprobs"][place] / v["tokens"][place] for v in of_sources]
+        records.append(record)
+    return records
+
+
+def test_infifpo_from_released_records_trains_the_same_model(tmp_path, target, capsys):
+    out, again = tmp_path / "run", tmp_path / "again"
+    attempt(infifpo, [
+        *given(tmp_path, target, 32), "--sources", str(target), "--out", str(out), "--target-samples", "2",
+        "--verifier", "graded", "--sample.temperature", "2", "--baseline", "False",
+    ])  # fmt: skip
+    records = scored(out, [target.name])
+    data = write(tmp_path / "pairs.jsonl", records)
+    common = [*SHORT, "--target", str(out / "sft" / "model"), "--pair-data", str(data), "--sources", "NOT-THERE"]
+    attempt(infifpo, [*common, "--baseline", "False", "--out", str(again)])
+    weights = [(folder / "infifpo/model/model.safetensors").read_bytes() for folder in (out, again)]
+    assert weights[0] == weights[1]
+    name = records[3]["prompt_id"]
+    for side, value, told in (
+        ("fuse_mean_rejected_logps", [-1.0, -2.0], ["record 4", "has 2 numbers, fuse_mean_chosen_logps has 1"]),
+        ("fuse_mean_chosen_logps", [0.5], ["record 4", "finite numbers, none above 0"]),
+        ("fuse_mean_chosen_logps", None, ["record 4", "'fuse_mean_chosen_logps': is missing"]),
+    ):
+        write(data, [*records[:3], {**records[3], side: value}, *records[4:]])
+        fails(infifpo, [*common, "--out", str(tmp_path / "bad")], capsys, "pairs.jsonl", *told)
+    both = {f"fuse_mean_{side}_logps": [-1.0, -2.0] for side in ("chosen", "rejected")}
+    write(data, [*records[:3], {**records[3], **both}, *records[4:]])
+    fails(infifpo, [*common, "--out", str(tmp_path / "bad")], capsys, name, "2 sources, others of 1")
+    refused = [*common, "--infifpo.loss", "wrpo", "--out", str(tmp_path / "bad")]
+    fails(infifpo, refused, capsys, "--infifpo.loss", "--pair-data skips")
 
 
 def test_what_does_not_go_together(tmp_path, capsys, target):

@@ -30,14 +30,19 @@ MODELS = {
     "llama": {"model_type": "llama"},
     "qwen3": {"model_type": "qwen3"},
     "gemma2": {"model_type": "gemma2", "sliding_window": 16, "attn_logit_softcapping": 50.0},
+    "judge": {"model_type": "llama", "architectures": ["LlamaForSequenceClassification"], "num_labels": 1},
     "gemma3": {"model_type": "gemma3_text", "sliding_window": 16, "sliding_window_pattern": 2},
 }
-TRAINED = [(model, TrainStep("wrpo", 2, 16, prompt=16, reference="stored", attention="xla")) for model in MODELS] + [
+TRAINED = [
+    (model, TrainStep("wrpo", 2, 16, prompt=16, reference="stored", attention="xla"))
+    for model in MODELS if model != "judge"
+] + [
     ("llama", TrainStep("sft", 2, 32, attention="xla", remat="none")),
     ("llama", TrainStep("sft", 2, 32, attention="xla", remat="dots", dtype="float32")),
     ("llama", TrainStep("sft", 2, 32, attention="xla", remat="offload", micro_batches=2)),
     ("llama", TrainStep("dpo", 2, 16, prompt=16, reference="in-step", attention="xla", shared_prompt=False)),
     ("llama", TrainStep("fusion", 2, 32, attention="xla", k=20)),
+    ("judge", TrainStep("reward", 2, 16, prompt=16, attention="xla")),
 ]
 READ = [
     ("gemma2", ScoreStep(2, 16, 3, prompt=16, attention="xla")), ("gemma3", TeacherStep(2, 32, attention="xla")),

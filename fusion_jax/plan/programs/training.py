@@ -21,17 +21,18 @@ from fusion_jax.plan.programs.shapes import batch, targets, tpu_compute, traced
 from fusion_jax.teachers.settings import FusionSettings
 from fusion_jax.train import objectives
 from fusion_jax.train.objective import Metrics, Objective, Progress
-from fusion_jax.train.objectives import PairSettings, WrpoSettings
+from fusion_jax.train.objectives import PairSettings, RewardSettings, WrpoSettings
 from fusion_jax.train.scores import Scores
 from fusion_jax.train.state import OptimizerSettings, init_state, make_optimizer, state_shardings
 from fusion_jax.train.step import make_score_step, make_train_step
 
-ObjectiveName = Literal["sft", "dpo", "wrpo", "fusion", "several"]
+ObjectiveName = Literal["sft", "dpo", "wrpo", "fusion", "reward", "several"]
 OBJECTIVES: dict[ObjectiveName, Objective] = {
     "sft": objectives.sft(),
     "dpo": objectives.pair(PairSettings()),
     "wrpo": objectives.wrpo(WrpoSettings()),
     "fusion": objectives.fusion(FusionSettings()),
+    "reward": objectives.rewards(RewardSettings()),
 }  # settings of a loss do not change what is planned
 
 
