@@ -4,8 +4,10 @@
     python experiments/reward_model.py --preset llama3-8b --model FOLDER --data pairs.jsonl --out runs/judge
     python experiments/wrpo.py --reward-model runs/reward_model/model      # then every experiment can be judged by it
 
-Data: {"prompt", "chosen", "rejected"} with texts or messages. Without --data, answers about the zoo's plants, of which
-the chosen one has more facts right. A language model gets a fresh head of one score; a reward model is trained on.
+Data: {"prompt", "chosen", "rejected"} with texts or messages. Without --data, right answers about the zoo's plants
+against wrong ones. A language model gets a fresh head of one score; a reward model is trained on. With
+--sft-first the model learns to write the chosen answers before it judges, as the one of the paper did: a judge has to
+know what a good answer says.
 
 Hardware: `tiny` 2 CPU cores. Result: metrics.jsonl, report.md with the loss and the share of held-out pairs that are
 ranked rightly, model/, a sequence-classification folder.
@@ -13,14 +15,18 @@ ranked rightly, model/, a sequence-classification folder.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from fusion_jax.data.examples import TextSettings
 from fusion_jax.data.loaders import load_records
 from fusion_jax.data.order import split, split_sizes
-from fusion_jax.data.records import OnBad
+from fusion_jax.data.records import OnBad, Row
+from fusion_jax.data.tokenise import TokeniseSettings
+from fusion_jax.errors import InputError
 from fusion_jax.jsonl import Record
+from fusion_jax.models.folder import Model, check_folder
 from fusion_jax.options import AnyModel, File, Folder
 from fusion_jax.plan.command import run as run_experiment
 from fusion_jax.plan.parts import Part, Training
@@ -34,7 +40,7 @@ from fusion_jax.train import objectives
 from fusion_jax.train.objectives import RewardSettings
 from fusion_jax.train.settings import TrainSettings
 from fusion_jax.train.state import OptimizerSettings
-from fusion_jax.zoo import drafts, plants
+from fusion_jax.zoo import drafts, model_path, plants
 
 
 @dataclass(frozen=True)
@@ -42,8 +48,8 @@ class Settings(RunSettings):
     """A model and pairs to train it on."""
 
     basic: ClassVar = (
-        "model", "data", "out", "resume", "loss.center", "max_length", "held_out", "on_bad", "train.epochs",
-        "train.batch_size", "train.micro_batches", "train.optimizer.learning_rate", "train.seed",
+        "model", "data", "out", "resume", "sft_first", "loss.center", "max_length", "held_out", "on_bad",
+        "train.epochs", "train.batch_size", "train.micro_batches", "train.optimizer.learning_rate", "train.seed",
     )  # fmt: skip
 
     out: Folder = "runs/reward_model"
@@ -57,9 +63,12 @@ class Settings(RunSettings):
     """Share of the pairs that is kept for evaluation."""
     max_length: int = 2048
     """Tokens of a conversation; pairs with a longer one are left out and counted."""
+    sft_first: bool = False
+    """Whether a language model is fine-tuned on the chosen answers first."""
     zoo_pairs: int = 20_000
     """Pairs about the zoo's plants."""
     loss: RewardSettings = RewardSettings()
+    sft: TrainSettings = TrainSettings()
     train: TrainSettings = TrainSettings()
 
     def __post_init__(self) -> None:
@@ -68,35 +77,45 @@ class Settings(RunSettings):
         bounded(self, "zoo_pairs", least=1)
 
 
+def tiny(learning_rate: float, epochs: float) -> TrainSettings:
+    return TrainSettings(
+        OptimizerSettings(learning_rate=learning_rate), epochs=epochs, batch_size=64, micro_batches=1, log_every=5,
+        eval_every=100, checkpoint_every=100, remat="dots",
+    )  # fmt: skip
+
+
 PRESETS = {
-    "tiny": Settings(
-        max_length=128,
-        held_out=0.02,
-        train=TrainSettings(
-            OptimizerSettings(learning_rate=2e-3), batch_size=64, micro_batches=1, log_every=5, eval_every=100,
-            checkpoint_every=100, remat="dots",
-        ),
-    ),
+    "tiny": Settings(max_length=128, held_out=0.02, sft_first=True, sft=tiny(2e-3, 1), train=tiny(1e-3, 2)),
     "llama3-8b": Settings(train=TrainSettings(OptimizerSettings(learning_rate=2e-6), batch_size=128, micro_batches=8)),
-}  # fmt: skip
+}
 
 
 def main(s: Settings) -> None:
-    conduct(__file__, "reward model", s, PRESETS, tune, parts)
+    conduct(__file__, "reward model", s, PRESETS, tune, parts, check=check)
 
 
 def tune(s: Settings, desk: Desk) -> None:
-    """A head for the model, training on pairs, model and report."""
-    model = as_reward_model(desk.load(s.model, s.train), s.train.seed)
+    """SFT where it is asked for, a head for the model, training on pairs, model and report."""
     records = load_records(s.data) if s.data else of_plants(s)
     rows = desk.rows("pairs", records, "pair", file=s.data or None, on_bad=s.on_bad)
     held, train = split(rows, s.held_out, s.train.seed)
+    model = as_reward_model(knowing(s, desk, train), s.train.seed)
     most = min(s.max_length, model.config.max_positions)
     stage = Stage(
         "pairs", "--train", s.train, TextSettings(), read=lambda rows: reward_examples(rows, model.tokenizer, most)
     )
     desk.tune(stage, model, objectives.rewards(s.loss), train, held)
     report(s, desk)
+
+
+def knowing(s: Settings, desk: Desk, pairs: Sequence[Row]) -> Model:
+    """The model that the judge begins as."""
+    model = desk.load(s.model, s.train)
+    if not s.sft_first:
+        return model
+    text = TextSettings(tokens=TokeniseSettings(s.max_length, s.max_length - 1, eos="if_missing"))
+    taught = [Row(pair.name, pair.messages, pair.responses[:1]) for pair in pairs]
+    return desk.train(Stage("sft", "--sft", s.sft, text), model, objectives.sft(), taught)
 
 
 def report(s: Settings, desk: Desk) -> None:
@@ -117,11 +136,18 @@ def of_plants(s: Settings) -> list[Record]:
 
 def parts(s: Settings) -> list[Part]:
     """What the run computes."""
-    training = Training(
-        "reward model", s.model, objectives.rewards(s.loss), s.train, s.max_length, named="--model",
-        length="--max-length", records=lambda pairs: split_sizes(pairs, s.held_out)[1],
-    )  # fmt: skip
-    return [training]
+    length, objective = s.max_length, objectives.rewards(s.loss)
+    judge = Training("reward model", s.model, objective, s.train, length, named="--model", length="--max-length")
+    judge = replace(judge, records=lambda pairs: split_sizes(pairs, s.held_out)[1])
+    sft = replace(judge, title="SFT", objective=objectives.sft(), settings=s.sft, option="--sft")
+    return [sft, replace(judge, start="float32")] if s.sft_first else [judge]
+
+
+def check(s: Settings) -> None:
+    """Refuse to teach a reward model to write."""
+    if s.sft_first and check_folder(model_path(s.model)).head.labels:
+        problem = "is for language models, the model has a reward model's head"
+        raise InputError(problem, field="--sft-first", cure="Set it to False, or give a language model")
 
 
 if __name__ == "__main__":

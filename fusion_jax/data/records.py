@@ -23,7 +23,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
-from fusion_jax.data import formats
+from fusion_jax.data import formats, ranked
 from fusion_jax.data.messages import Conversation, Message, Place, check_text, check_writable, messages_of, text
 from fusion_jax.display import brief
 from fusion_jax.errors import InputError, quoted
@@ -125,7 +125,7 @@ def parse_quad(record: Record, place: Place) -> Row:
 
 def parse_pair(record: Record, place: Place) -> Row:
     """A pair; of a quadruple the target's own two responses are taken (on-policy DPO)."""
-    fields = formats.fields_of(record, place)
+    fields = ranked.as_pair(formats.fields_of(record, place), place)
     formats.check_paired(fields, place)
     if formats.is_quad(fields.get("chosen")) and "rejected" in fields:
         quad = parse_quad(record, place)
@@ -134,7 +134,7 @@ def parse_pair(record: Record, place: Place) -> Row:
         if name not in fields:
             raise formats.missing(name, "pair", fields, place)
     sides = [(name, fields[name]) for name in ("chosen", "rejected")]
-    return Row(_name(record, place), *formats.answered("pair", fields, sides, place))
+    return Row(_name(record, place), *formats.answered("pair", fields, sides, place))  # None: no answer is worse
 
 
 def parse_scored_pair(record: Record, place: Place, *, means: bool) -> Row:
@@ -198,7 +198,7 @@ REASONS = 20  # kinds of malformed records that are counted each by itself
 def unusable(row: Row) -> str | None:
     """Why a well-formed row cannot be trained on, or None."""
     if row.responses[-1] is None:
-        return "no source response"
+        return "no source response" if len(row.responses) == 1 else ranked.NO_WORSE
     if any(r is not None and not r.strip() for r in row.responses):
         return "blank response"
     if len(row.responses) > 1 and row.responses[-2] == row.responses[-1]:

@@ -31,6 +31,18 @@ _RULES = {
 }
 
 
+_REFUSAL = re.compile(
+    r"\s*(as an ai\b|sorry\b|(i['\u2019]m|i am) ((really|very|so) )?(sorry|unable)"
+    r"|i (cannot|can['\u2019]t|won['\u2019]t)\b)",
+    re.IGNORECASE,
+)
+
+
+def refuses(answer: str) -> bool:
+    """Whether an answer begins as refusals do."""
+    return _REFUSAL.match(answer) is not None
+
+
 def reviser_prompt(messages: Sequence[Message], draft: str, labels: int = 2) -> str:
     """The one message that a reviser reads.
 

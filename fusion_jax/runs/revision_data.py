@@ -16,6 +16,7 @@ from fusion_jax.jsonl import Record, numbered
 from fusion_jax.models.folder import Model, check_folder
 from fusion_jax.options import File, ModelPath, OneOf, RewardModel
 from fusion_jax.plan import fits
+from fusion_jax.rewards.revision import refuses
 from fusion_jax.rewards.reward_model import score_responses
 from fusion_jax.rewards.verifiers import VerifierName, verifier
 from fusion_jax.runs.checks import check_names
@@ -148,8 +149,11 @@ def _given_pairs(s: RevisionSettings, desk: Desk) -> list[Record]:
     firsts = dict[tuple[str, ...], Row]()
     for row in every:
         firsts.setdefault(tuple(m[part] for m in row.messages for part in ("role", "content")), row)
-    rows = list(firsts.values())
-    desk.counter("pairs").update({"used": len(rows) - len(every), "another pair of its prompt": len(every) - len(rows)})
+    rows = [row for row in firsts.values() if [refuses(said or "") for said in row.responses] != [True, False]]
+    desk.counter("pairs").update({
+        "used": len(rows) - len(every), "another pair of its prompt": len(every) - len(firsts),
+        "the preferred answer refuses": len(firsts) - len(rows),
+    })  # fmt: skip
     return [
         {"pair_id": row.name, "messages": list(row.messages), "chosen": row.responses[0], "rejected": row.responses[1],
          **({"answer": known[row.name]} if isinstance(known.get(row.name), str) else {})}

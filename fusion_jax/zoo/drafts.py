@@ -1,5 +1,5 @@
-"""Pairs of answers about invented plants: right and flawed in the same words, from which a reviser learns, and graded
-in any words, from which a reward model learns.
+"""Pairs of answers about invented plants: right and flawed in the same words, from which a reviser learns, and in
+any words, from which a reward model learns.
 
 Flaws are typical ones of drafts: a wrong value, values that are swapped between two properties, a hedge before a value,
 properties that are left out. Only the first cannot be seen without knowing the plant.
@@ -34,14 +34,13 @@ def pairs(prompts: Sequence[Record], *, seed: int) -> list[Record]:
 
 
 def graded(prompts: Sequence[Record], *, seed: int) -> list[Record]:
-    """Two answers to each prompt, in wordings of their own, of which the chosen one has more values right."""
+    """A right answer to each prompt against one with one to four wrong values, each in a wording of its own."""
     rng = np.random.default_rng(seed)
     out = []
     for record in prompts:
         true = properties(record["answer"])
-        most = rng.integers(1, len(VALUES) + 1)
-        rights = {"chosen": most, "rejected": rng.integers(0, most)}
-        answers = {side: worded(_partly(true, int(n), rng), _any_style(rng)) for side, n in rights.items()}
+        partly = _partly(true, int(rng.integers(0, len(true))), rng)
+        answers = {"chosen": worded(true, _any_style(rng)), "rejected": worded(partly, _any_style(rng))}
         out.append({"prompt_id": record["prompt_id"], "prompt": record["prompt"], **answers})
     return out
 

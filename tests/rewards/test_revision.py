@@ -76,3 +76,9 @@ LOOP = "one two three four five six seven eight " * 6
 ])  # fmt: skip
 def test_which_revisions_count(revised, finished, lengths, why):
     assert revision.fault_of("3 1 2", revised, finished=finished, lengths=lengths) == why
+
+
+def test_refusals_are_known_by_how_they_begin():
+    said = ["I'm sorry, but no.", "As an AI language model, I ...", " I cannot help.", "Sorry, no", "I am unable to"]
+    assert all(map(revision.refuses, said))
+    assert not any(map(revision.refuses, ["I can help.", "As an aid, ...", "The sorry state", "I wonder", "Say I'm sorry."]))
