@@ -292,9 +292,10 @@ def alarms(found: Examination, rounds: Sequence[Round], rewards: Sequence[float]
       rounds: of SEFT. rewards: of `course`, the policy before the first round and after each; empty if unknown.
     """
     out = []
-    least, most = min(0.05, found.preserve), max(0.95, found.preserve + 1 / max(found.pairs, 1))
-    for what, rate, low, high in (("good", found.keep_high, least, most), ("bad", found.keep_low, 0.05, 0.95)):
-        if rate < low or rate > high:
+    # To keep hardly any bad answer is what a good reviser does, and how many good ones it keeps is calibrated.
+    collapsed = {"good": found.keep_high < min(0.05, found.preserve), "bad": found.keep_low > 0.95}
+    for what, rate in (("good", found.keep_high), ("bad", found.keep_low)):
+        if collapsed[what]:
             out.append(
                 f"The reviser keeps {100 * rate:.0f} % of the {what} held-out answers: its labels have collapsed."
             )
