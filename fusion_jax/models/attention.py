@@ -83,13 +83,14 @@ class Projections:
         self.attention, self.specs, self.dtype = attention, specs, dtype
 
     def heads(self, name: str, x: Array) -> Array:
-        """[B,T,D] -> [B,T,heads,h], normed where the configuration norms heads."""
-        y = Linear(self.specs[name], self.dtype, name=name)(x)
-        y = y.reshape(*y.shape[:-1], -1, self.attention.head_dim)
-        norm = self.attention.qk_norm
-        if norm is not None and name in "qk":
-            y = NormLayer(self.specs[f"{name}_norm"], norm, self.dtype, name=f"{name}_norm")(y)
-        return y
+        """[B,T,D] -> [B,T,heads,h], normed where the configuration norms queries and keys."""
+        y, attention = Linear(self.specs[name], self.dtype, name=name)(x), self.attention
+        heads = (*y.shape[:-1], -1, attention.head_dim)
+        if attention.qk_norm is None or name not in "qk":
+            return y.reshape(heads)
+        y = y if attention.norms_all else y.reshape(heads)
+        y = NormLayer(self.specs[f"{name}_norm"], attention.qk_norm, self.dtype, name=f"{name}_norm")(y)
+        return y.reshape(heads)
 
     def out(self, y: Array) -> Array:
         """[B,T,H,h] -> [B,T,D]."""
@@ -111,8 +112,8 @@ def self_attention(
     mesh: Mesh | None,
 ) -> tuple[Array, KeysValues]:
     """A row over its own tokens and the context: [B,T,D], and what is to be kept of the row's tokens."""
-    q = apply_rotary(parts.heads("q", x), tables)
-    k = apply_rotary(parts.heads("k", x), tables)
+    pairs = parts.attention.rotary_pairs
+    q, k = (apply_rotary(parts.heads(name, x), tables, pairs) for name in "qk")
     v = parts.heads("v", x)
     y = attend(
         q, k, v, visible, scale=parts.scale, soft_cap=parts.attention.soft_cap, kernel=kernel, mesh=mesh,

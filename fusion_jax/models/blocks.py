@@ -35,7 +35,7 @@ class LayerInputs(NamedTuple):
 class Rows(NamedTuple):
     """What all layers of a stack read alike.
 
-    tables: cos and sin [B,T,h/2], with a leading axis where layers choose. places: positions and lengths of each
+    tables: cos and sin [B,T,r/2], with a leading axis where layers choose. places: positions and lengths of each
     context, whose kept arrays come layer by layer.
     """
 
@@ -52,7 +52,7 @@ def layer_inputs(stack: Stack) -> LayerInputs:
 
 
 def tables_of(config: ModelConfig, stack: Stack, positions: Array) -> tuple[Array, Array]:
-    """cos and sin float32[B,T,h/2] of tokens at positions int[B,T]; [ropes,B,T,h/2] where the layers choose."""
+    """cos and sin float32[B,T,r/2] of tokens at positions int[B,T]; [ropes,B,T,r/2] where the layers choose."""
     made = [
         rotary_tables(positions, rope, stack.attention.head_dim, config.max_positions)
         for rope in (config.positions.ropes if stack.ropes else config.positions.ropes[:1])
@@ -102,9 +102,9 @@ class Block(nn.Module):
                 return feed_forward(stack.mlp, specs, y, self.dtype, self.mesh)
 
         x = named(x, BLOCK_INPUT)
-        if stack.residual == "parallel":
+        if stack.residual in ("parallel", "parallel_norms"):
             y = self._norm("attention_norm", x)
-            x = x + attention(y) + mlp(y)
+            x = x + attention(y) + mlp(y if stack.residual == "parallel" else self._norm("mlp_norm", x))
         else:
             x = named(self._added("attention", x, attention), RESIDUAL)
             x = self._added("cross", x, cross) if stack.cross else x
@@ -124,6 +124,8 @@ class Block(nn.Module):
         match self.stack.residual:
             case "post":
                 return self._norm(f"{name}_norm", x + part(x))
+            case "after":
+                return x + self._norm(f"{name}_norm", part(x))
             case "sandwich":
                 y = part(self._norm(f"{name}_norm", x))
                 return x + self._norm(f"{name}_post_norm", y)

@@ -11,7 +11,7 @@ from typing import Literal
 from fusion_jax.ops.rotary import Rope
 
 Activation = Literal["silu", "gelu_tanh", "gelu", "relu"]
-Residual = Literal["pre", "post", "parallel", "sandwich"]
+Residual = Literal["pre", "post", "after", "parallel", "parallel_norms", "sandwich"]
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,9 @@ class Positions:
 class Attention:
     """Softmax attention of `heads` queries over `kv_heads` keys and values, all of `head_dim` numbers.
 
-    scale: of the scores; None: head_dim ** -0.5. biases: which of q, k, v and o have one. qk_norm: of each head's
-    queries and keys, before the rotary embedding.
+    scale: of the scores; None: head_dim ** -0.5. biases: which of q, k, v and o have one. qk_norm: of queries and
+    keys before the rotary embedding, of each head's or, with `norms_all`, of those of all heads together.
+    rotary_pairs: see `ops.rotary.apply_rotary`.
     """
 
     heads: int
@@ -50,6 +51,8 @@ class Attention:
     soft_cap: float | None = None
     biases: str = ""
     qk_norm: Norm | None = None
+    norms_all: bool = False
+    rotary_pairs: bool = False
 
 
 @dataclass(frozen=True)
@@ -66,8 +69,9 @@ class Mlp:
 class Stack:
     """Layers of the same parts, which run under one scan.
 
-    residual: where a part f and its norm stand. pre: x + f(norm(x)); post: norm(x + f(x)); sandwich, with two norms:
-      x + norm(f(norm(x))); parallel, with one norm for both parts: x + attention(norm(x)) + mlp(norm(x)).
+    residual: where a part f and its norm stand. pre: x + f(norm(x)); post: norm(x + f(x)); after: x + norm(f(x));
+      sandwich, with two norms: x + norm(f(norm(x))); parallel, with one norm for both parts: x + attention(norm(x)) +
+      mlp(norm(x)); parallel_norms: the same with a norm for each.
     windows: for each layer, how many keys (itself included) a query sees; 0 is no limit; empty: no limit anywhere.
     ropes: for each layer, which of `Positions.ropes` it uses; empty: the first everywhere.
     causal: whether queries see only themselves and the keys before them.

@@ -148,12 +148,12 @@ def encode(
     return Encoded(hidden, lengths)
 
 
-def padded_positions(tokens: Array, config: ModelConfig) -> Array:
-    """int[B,T], 0..T-1, of right-padded rows that the model can read. What lies beyond its positions is padding and
-    stays at the last one, since `dynamic` rotary scaling goes by the greatest position that there is.
+def padded_positions(tokens: Array, config: ModelConfig, lengths: Array) -> Array:
+    """int[B,T], 0..T-1, of right-padded rows of which lengths int[B] exist and the model can read. Padding stays at the
+    row's last position, since `dynamic` and `longrope` scaling go by the greatest position that there is.
     """
-    places = jnp.minimum(jnp.arange(tokens.shape[1], dtype=jnp.int32), config.max_positions - 1)
-    return jnp.broadcast_to(places, tokens.shape)
+    last = jnp.clip(jnp.asarray(lengths) - 1, 0, config.max_positions - 1)
+    return jnp.minimum(jnp.arange(tokens.shape[1], dtype=jnp.int32), last[:, None].astype(jnp.int32))
 
 
 def head_kernel(params: Params, config: ModelConfig) -> Array:

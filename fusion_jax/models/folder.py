@@ -170,8 +170,9 @@ def _write(model: Model, folder: Path, dtype: str, tensors: Sequence[PlannedTens
 def _write_settings(model: Model, folder: Path, dtype: str) -> None:
     values = model.hf_config
     if not values or config_from_hf(values) != model.config:
-        values = {**{k: v for k, v in values.items() if k.endswith("_token_id")}, **config_to_hf(model.config)}
-    values = with_both_forms(values) | {"dtype": dtype, "torch_dtype": dtype}  # the name before transformers 4.56
+        values = config_to_hf(model.config) | {k: v for k, v in values.items() if k.endswith("_token_id")}
+    values = with_both_forms(values, names_of(model.config.model_type))
+    values |= {"dtype": dtype, "torch_dtype": dtype}  # the name before transformers 4.56
     if model.generation:
         write_text(folder / "generation_config.json", json.dumps(model.generation, indent=2) + "\n")
     if model.tokenizer is not None:
@@ -212,7 +213,7 @@ def classify(model: Model, tokens: Array, lengths: Array) -> Array:
     if not model.config.head.labels:
         raise InputError("the model has no sequence-classification head", cure="Give a reward-model folder")
     tokens = jnp.asarray(tokens)
-    positions = padded_positions(tokens, model.config)
+    positions = padded_positions(tokens, model.config, lengths)
     hidden = forward(model.params, model.config, tokens, positions=positions, dtype=_compute_dtype(model))
     last = jnp.take_along_axis(hidden, jnp.asarray(lengths)[:, None, None] - 1, axis=1)[:, 0]
     return jnp.einsum("bd,ld->bl", last.astype(jnp.float32), model.params["score"]["kernel"].astype(jnp.float32))

@@ -1,4 +1,4 @@
-"""What weights are known by: a hash of their content."""
+"""What weights are known by, a hash of their content, and what configurations are."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding
 
+from fusion_jax.models.config import ModelConfig
 from fusion_jax.models.decoder import Params
 from fusion_jax.sharding import fetched
 
@@ -22,6 +23,19 @@ def fingerprint(params: Params) -> str:
         for block in _blocks(value):
             digest.update(np.ascontiguousarray(block).reshape(-1).view(np.uint8).data)
     return digest.hexdigest()
+
+
+LATER = (", norms_all=False", ", rotary_pairs=False", ", share=1.0", ", short_factors=()", ", long_factors=()")
+"""Fields that configurations did not have from the start, with the values that change nothing."""
+
+
+def described(config: ModelConfig) -> str:
+    """A configuration as a text that tells it from every other one, and that of an older one does not change with what
+    newer ones may have besides."""
+    text = repr(config)
+    for field in LATER:
+        text = text.replace(field, "")
+    return text
 
 
 def _blocks(value: jax.Array) -> Iterator[np.ndarray]:

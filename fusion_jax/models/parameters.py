@@ -86,7 +86,8 @@ def attention_specs(config: ModelConfig, attention: Attention) -> Specs:
         "o": _linear(config, (q_size, width), ("heads", "embed"), "o" in biases),
     }
     if attention.qk_norm is not None:
-        specs |= {name: norm_specs(attention.qk_norm, attention.head_dim, "head_dim") for name in ("q_norm", "k_norm")}
+        whole = (q_size, kv_size) if attention.norms_all else (attention.head_dim,) * 2
+        specs |= {f"{name}_norm": norm_specs(attention.qk_norm, size, "head_dim") for name, size in zip("qk", whole)}
     return specs
 
 

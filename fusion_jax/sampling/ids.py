@@ -113,8 +113,8 @@ def prefill(how: How, params: Params, tokens: Array, lengths: Array) -> tuple[tu
     """What each layer's attention keeps of tokens int[g,P], arrays [g,...,P,last], and the last tokens' hidden states
     [g,D]."""
     hidden, kept = forward(
-        params, how.config, tokens, positions=padded_positions(tokens, how.config), mesh=how.mesh, dtype=how.dtype,
-        keep=True, kernel=how.kernel,
+        params, how.config, tokens, positions=padded_positions(tokens, how.config, lengths), mesh=how.mesh,
+        dtype=how.dtype, keep=True, kernel=how.kernel,
     )  # fmt: skip
     last = jnp.take_along_axis(hidden, jnp.maximum(lengths - 1, 0)[:, None, None], axis=1)[:, 0]
     return apart(kept, how.config), last

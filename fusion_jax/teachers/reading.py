@@ -16,7 +16,7 @@ from fusion_jax.models.compute import Compute
 from fusion_jax.models.config import ModelConfig
 from fusion_jax.models.decoder import Params, forward, head_kernel, padded_positions
 from fusion_jax.models.folder import Model
-from fusion_jax.models.identity import fingerprint
+from fusion_jax.models.identity import described, fingerprint
 from fusion_jax.ops.linear_topk import TopK, linear_topk
 from fusion_jax.sharding import constrain, data_ways, named, padded_rows, placed, tensor_shards
 from fusion_jax.teachers.store import StoreIdentity
@@ -27,7 +27,7 @@ Array = jax.Array
 def store_identity(model: Model, documents: Sequence[Document], k: int) -> StoreIdentity:
     """What a store of this teacher on these documents is known by: weights and architecture, all of the tokenizer."""
     assert model.tokenizer is not None  # `encode_documents` has looked
-    whole = hashlib.sha256(f"{fingerprint(model.params)}{model.config!r}".encode()).hexdigest()
+    whole = hashlib.sha256(f"{fingerprint(model.params)}{described(model.config)}".encode()).hexdigest()
     read = f"{model.tokenizer.eos_token_id} {model.tokenizer.backend_tokenizer.to_str()}"
     tokenizer = hashlib.sha256(read.encode()).hexdigest()
     return StoreIdentity(whole, tokenizer, documents_fingerprint(documents), k, len(documents))
@@ -35,13 +35,14 @@ def store_identity(model: Model, documents: Sequence[Document], k: int) -> Store
 
 def make_topk_step(
     config: ModelConfig, compute: Compute, k: int, vocab_limit: int
-) -> Callable[[Params, Array, Array], tuple[TopK, Array]]:
-    """Jitted (params, tokens int[B,T], labels int[B,T]) -> (the k entries that may follow, log-probs of the labels)."""
+) -> Callable[[Params, Array, Array, Array], tuple[TopK, Array]]:
+    """Jitted (params, tokens int[B,T], labels int[B,T], lengths int[B]) -> (the k entries that may follow, log-probs of
+    the labels)."""
 
-    def step(params: Params, tokens: Array, labels: Array) -> tuple[TopK, Array]:
+    def step(params: Params, tokens: Array, labels: Array, lengths: Array) -> tuple[TopK, Array]:
         tokens = constrain(tokens, compute.mesh, ("batch", None))
         hidden = forward(
-            params, config, tokens, positions=padded_positions(tokens, config), mesh=compute.mesh,
+            params, config, tokens, positions=padded_positions(tokens, config, lengths), mesh=compute.mesh,
             dtype=compute.dtype, kernel=compute.kernel,
         )  # fmt: skip
         kernel = head_kernel(params, config).astype(hidden.dtype)
@@ -78,10 +79,12 @@ def teacher_rows(
             chosen = order[start : start + batch_size]
             width = next(b for b in buckets if b >= len(texts[chosen[-1]].ids))
             tokens, labels = np.zeros((2, batch_size, width), np.int32)
+            lengths = np.ones(batch_size, np.int32)
             for b, i in enumerate(chosen):
                 ids = texts[i].ids
+                lengths[b] = len(ids)
                 tokens[b, : len(ids)], labels[b, : len(ids) - 1] = ids, ids[1:]
-            rows = (placed(x, compute.mesh, ("batch", None)) for x in (tokens, labels))
+            rows = (placed(x, compute.mesh, ("batch", None)[: x.ndim]) for x in (tokens, labels, lengths))
             top, logprobs = jax.device_get(step(model.params, *rows))
             found |= {i: _row(texts[i], b, top, logprobs) for b, i in enumerate(chosen)}
         return [found[i] for i in wanted]

@@ -126,7 +126,7 @@ def _hidden(params: Params, config: ModelConfig, batch: TokenBatch, compute: Com
         joined = jnp.concatenate([prompt, rest], 1) if size else rest
         return constrain(joined, compute.mesh, ("batch", None))
 
-    places = jnp.broadcast_to(jnp.arange(size, dtype=jnp.int32), prompts.shape)
+    places = jnp.minimum(jnp.arange(size, dtype=jnp.int32), jnp.maximum(lengths - 1, 0)[:, None])
     positions = jnp.minimum(whole(places, batch.positions), config.max_positions - 1)  # beyond them is padding
     hidden = forward(
         params, config, whole(prompts, batch.tokens), positions=positions,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import re
 from functools import cache
@@ -18,6 +19,7 @@ from fusion_jax.models import families
 from fusion_jax.models.families import FAMILIES, config_from_hf, config_to_hf, llama
 from fusion_jax.models.families.rotary import with_both_forms
 from fusion_jax.models.folder import check_folder
+from fusion_jax.models.identity import described
 from fusion_jax.models.parameters import abstract_params
 from fusion_jax.ops.rotary import Rope, rotary_tables
 from tests.parity.checkpoints import CONFIGS, SMALL, write_checkpoint
@@ -47,7 +49,7 @@ def usable(values: dict[str, Any]) -> None:
     for stack, again in zip(config.decoder, config_from_hf(config_to_hf(config)).decoder, strict=True):
         assert again.attention.heads == stack.attention.heads
         for rope in config.positions.ropes:
-            shape = (1, 4, stack.attention.head_dim // 2)
+            shape = (1, 4, rope.rotated(stack.attention.head_dim) // 2)
             assert rotary(rope, stack.attention.head_dim, config.max_positions) == shape
         assert len(stack.windows) in (0, stack.layers)
 
@@ -59,19 +61,13 @@ def rotary(rope: Rope, head_dim: int, max_positions: int) -> tuple[int, ...]:
     return jax.eval_shape(lambda p: rotary_tables(p, rope, head_dim, max_positions), places)[0].shape
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "llama-yarn",
-        "llama-3.1",
-        "llama-dynamic",
-        "mistral-window",
-        "qwen2-windows",
-        "gemma2",
-        "qwen3-windows-yarn",
-        "gemma3",
-    ],
-)
+FUZZED = (
+    "llama-yarn", "llama-3.1", "llama-dynamic", "mistral-window", "qwen2-windows", "gemma2", "qwen3-windows-yarn",
+    "gemma3", "olmo2-yarn", "glm", "glm4-mha-quarter", "phi3-longrope-beyond", "gpt-neox",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FUZZED)
 def test_each_field_of_each_family(name):
     """Every field in turn, and every rotary one, takes every odd value: read, or refused in one line that names it."""
     values = whole(name)
@@ -99,11 +95,14 @@ def test_each_field_of_each_family(name):
                 else:
                     refused.add(path[0])
                     assert told[1].split(".")[0] in {*values, *MORE}, message
-    assert {
+    every = {
         "hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size", "intermediate_size", "rms_norm_eps",
         "max_position_embeddings", "num_key_value_heads", "tie_word_embeddings", "rope_parameters", "model_type", "eos_token_id",
         "architectures", "initializer_range",
-    } <= refused  # fmt: skip
+    }  # fmt: skip
+    if values["model_type"] == "gpt_neox":
+        every = every - {"rms_norm_eps", "num_key_value_heads"} | {"layer_norm_eps", "use_parallel_residual"}
+    assert every <= refused
 
 
 BAD: list[tuple[str, dict[str, Any], str]] = [
@@ -135,6 +134,14 @@ BAD: list[tuple[str, dict[str, Any], str]] = [
     ("gemma3", {"rope_parameters": {"sliding_attention": {"rope_type": "x"}}}, "'rope_parameters.sliding_attention': rotary scaling 'x' is not supported"),
     ("gemma3", {"rope_parameters": None, "rope_local_base_freq": 0.5}, "'rope_local_base_freq': is 0.5, out of range"),
     ("gemma3", {"rope_parameters": {"full_attention": {"rope_type": "linear"}}}, "'rope_parameters.full_attention.factor': is missing, which linear needs"),
+    ("glm", {"head_dim": 12, "rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.25}}, "'partial_rotary_factor': is 0.25, which rotates 3 of a head's 12 numbers"),
+    ("glm", {"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 1.5}}, "'rope_parameters.partial_rotary_factor': is 1.5, out of range"),
+    ("gpt-neox", {"use_parallel_residual": 1}, "'use_parallel_residual': is 1, not true or false"),
+    ("gpt-neox", {"layer_norm_eps": -1}, "'layer_norm_eps': is -1, out of range"),
+    ("phi3-longrope-beyond", {"rope_parameters": {"rope_theta": 1e4, "rope_type": "longrope", "short_factor": [1.0], "long_factor": [1.0]}}, "'rope_parameters': short_factor has 1 numbers, a head has 8 frequencies"),
+    ("phi3-longrope-beyond", {"rope_parameters": {"rope_theta": 1e4, "rope_type": "longrope", "short_factor": [0]}}, "'rope_parameters.short_factor': holds 0, not a positive number"),
+    ("phi3-longrope-beyond", {"rope_parameters": {"rope_theta": 1e4, "rope_type": "linear", "factor": 2}}, "'rope_scaling': rotary scaling 'linear' is not Phi-3's"),
+    ("llama-mha", {"partial_rotary_factor": 0.5}, "'partial_rotary_factor': a partial rotary embedding is not supported"),
     ("qwen2-windows", {"use_sliding_window": "false"}, "'use_sliding_window': is 'false', not true or false"),
 ]  # fmt: skip
 
@@ -230,6 +237,16 @@ def test_a_family_whose_file_is_broken_leaves_the_others_alone(tmp_path, monkeyp
 
 
 def test_every_family_is_tried():
-    assert {
-        CONFIGS[n][0] for n in ("llama-yarn", "mistral-window", "qwen2-windows", "gemma2", "qwen3", "gemma3")
-    } == set(FAMILIES)
+    assert {CONFIGS[name][0] for name in FUZZED} == set(FAMILIES)
+
+
+@pytest.mark.parametrize(("name", "known"), [("llama-yarn", "0861c65d36e4e159"), ("gemma3", "734d6ec9dcd9eaf2")])
+def test_what_older_configurations_are_known_by_stays(name, known):
+    """Teachers' stores carry it: fields that came later must not change it."""
+    family, options = CONFIGS[name]
+    config = config_from_hf({"model_type": family, **SMALL, **options})
+    assert hashlib.sha256(described(config).encode()).hexdigest()[:16] == known
+    other = dataclasses.replace(config, decoder=(dataclasses.replace(
+        config.decoder[0], attention=dataclasses.replace(config.decoder[0].attention, rotary_pairs=True)
+    ),))  # fmt: skip
+    assert described(other) != described(config)

@@ -216,7 +216,7 @@ def test_fields_of_generation_config(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", ["llama-3.1", "llama-yarn", "llama-mha", "qwen2-windows", "gemma2", "qwen3-windows-yarn"]
+    "name", ["llama-3.1", "llama-yarn", "llama-mha", "qwen2-windows", "gemma2", "qwen3-windows-yarn", "olmo2-yarn"]
 )
 def test_rotary_settings_are_saved_in_both_forms(name, tmp_path):
     """transformers 4 reads `rope_theta` and `rope_scaling`, transformers 5 also `rope_parameters`: whichever form came in.

@@ -8,8 +8,8 @@ import pytest
 
 import fusion_jax as fj
 from fusion_jax.errors import InputError
-from fusion_jax.models import families
-from fusion_jax.models.families import FAMILIES, check_tensors, tensors_of
+from fusion_jax.models.families import FAMILIES, check_tensors, config_from_hf, tensors_of
+from tests.parity.checkpoints import CONFIGS, SMALL
 from tests.small import small_model
 
 
@@ -35,7 +35,7 @@ def test_a_list_that_is_wrong_is_refused(wrong, field, problem, tmp_path, monkey
     assert not (tmp_path / "model").exists()
 
 
-@pytest.mark.parametrize("family", families.FAMILIES)
-def test_every_family_lists_every_parameter_once(family):
-    model = small_model()
-    tensors_of(replace(model.config, model_type=family))
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_family_lists_every_parameter_once(name):
+    family, options = CONFIGS[name]
+    tensors_of(config_from_hf({"model_type": family, **SMALL, **options}))

@@ -61,6 +61,33 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
         "sliding_window": 4096, "head_dim": 16, "final_logit_softcapping": 3.0, "tie_word_embeddings": False}),
     "gemma2-uncapped": ("gemma2", {"sliding_window": 4096, "head_dim": 12, "query_pre_attn_scalar": 12,
                                    "attn_logit_softcapping": None, "final_logit_softcapping": None}),
+    "olmo2": ("olmo2", {"num_key_value_heads": 4}),
+    "olmo2-gqa-tied-bias": ("olmo2", {"tie_word_embeddings": True, "attention_bias": True}),
+    "olmo2-yarn": ("olmo2", {"num_key_value_heads": 1, "rope_parameters": {
+        "rope_theta": 5e5, "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}}),
+    "glm": ("glm", {"head_dim": 16}),
+    "glm-whole-no-bias": ("glm", {
+        "head_dim": 12, "attention_bias": False, "rope_parameters": {**THETA, "partial_rotary_factor": 1.0}}),
+    "glm-tied-mqa": ("glm", {"head_dim": 8, "num_key_value_heads": 1, "tie_word_embeddings": True}),
+    "glm4": ("glm4", {"head_dim": 16}),
+    "glm4-mha-quarter": ("glm4", {
+        "head_dim": 16, "num_key_value_heads": 4, "rope_parameters": {**THETA, "partial_rotary_factor": 0.25}}),
+    "glm4-tied-no-bias": ("glm4", {"head_dim": 8, "attention_bias": False, "tie_word_embeddings": True}),
+    "phi3": ("phi3", {"num_key_value_heads": 4}),
+    "phi3-window-gqa": ("phi3", {"sliding_window": 7}),
+    "phi3-longrope-beyond": ("phi3", {
+        "hidden_size": 64, "original_max_position_embeddings": 4, "tie_word_embeddings": True, "rope_parameters": {
+            **THETA, "rope_type": "longrope", "partial_rotary_factor": 0.75,
+            "short_factor": [1.0, 1.1, 1.2, 1.3, 1.4, 1.5], "long_factor": [1.0, 1.5, 2.0, 3.0, 5.0, 8.0]}}),
+    "phi3-longrope-within": ("phi3", {
+        "original_max_position_embeddings": 48, "rope_parameters": {
+            **THETA, "rope_type": "longrope",
+            "short_factor": [1.0, 1.1, 1.2, 1.3, 1.4, 1.5], "long_factor": [1.0, 1.5, 2.0, 3.0, 5.0, 8.0]}}),
+    "gpt-neox": ("gpt_neox", {"hidden_size": 64}),
+    "gpt-neox-in-turn": ("gpt_neox", {"use_parallel_residual": False, "rope_parameters": {
+        **THETA, "partial_rotary_factor": 1.0}}),
+    "gpt-neox-no-bias-linear": ("gpt_neox", {"attention_bias": False, "hidden_act": "gelu_pytorch_tanh", "rope_parameters": {
+        **THETA, "partial_rotary_factor": 0.5, "rope_type": "linear", "factor": 2.0}}),
 }  # fmt: skip
 
 

@@ -119,5 +119,25 @@ def test_padding_beyond_the_positions_of_a_model_turns_nothing():
     np.testing.assert_allclose(hidden, wanted, rtol=1e-4, atol=1e-5)
 
 
+def test_padding_beyond_the_original_length_of_longrope_turns_nothing():
+    """Rows of 18 and of 25 tokens in one batch: the factors for texts beyond 20 tokens are the second one's alone."""
+    rope = Rope(
+        kind="longrope", factor=2.0, original_max_positions=20, short_factors=(1.0, 1.2) * 2, long_factors=(3.0, 5.0) * 2
+    )
+    config = dataclasses.replace(PLAIN, positions=Positions(64, (rope,)), initializer_range=0.4)
+    rng = np.random.default_rng(0)
+    rows = [tuple(rng.integers(1, 256, size).tolist()) for size in (18, 25)]
+    many = [Example((row,), (9,), index) for index, row in enumerate(rows)]
+    params, batch = init_params(config, jax.random.key(0)), collate(many, buckets_of(many))
+    found = jax.jit(lambda params: score(params, config, batch, Compute()).sequence)(params)
+    how = How(config, GREEDY, 1, jnp.dtype("float32"), None)
+    for row, value in zip(rows, found[:, 0], strict=True):
+        alone = jnp.asarray([row[:-1]])
+        logprobs = np.asarray(jax.nn.log_softmax(logits(Model(config, params), alone)[0]))
+        np.testing.assert_allclose(value, logprobs[np.arange(8, len(row) - 1), row[9:]].sum(), rtol=1e-5)
+        hidden = prefill(how)(params, *_padded(row[:-1], 32))[1]
+        np.testing.assert_allclose(hidden, forward(params, config, alone)[:, -1], rtol=1e-4, atol=1e-5)
+
+
 def _padded(row, width):
     return jnp.asarray([[*row, *[0] * (width - len(row))]]), jnp.asarray([len(row)])

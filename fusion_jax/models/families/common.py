@@ -9,7 +9,7 @@ from typing import Any
 from fusion_jax.errors import quoted
 from fusion_jax.fields import Fields
 from fusion_jax.models.config import Activation, Attention, Head, Mlp, ModelConfig, Norm, Positions, Stack
-from fusion_jax.models.families.rotary import POSITIONS, rope_fields, rope_from_hf
+from fusion_jax.models.families.rotary import POSITIONS, check_rotated, rope_fields, rope_from_hf
 from fusion_jax.ops.rotary import Rope
 
 # What is beyond any model: a file that gives more is broken.
@@ -29,6 +29,7 @@ class Defaults:
     tied: bool = False
     activation_field: str = "hidden_act"
     activation: str = "silu"
+    eps: float = 1e-6
 
 
 def default_of(fields: Fields, name: str, absent: Any) -> Any:
@@ -52,9 +53,11 @@ def llama_like_from_hf(fields: Fields, defaults: Defaults, ropes: Sequence[Rope]
     ropes = tuple(ropes) or (rope_from_hf(fields, most),)
     if any(rope.kind == "dynamic" for rope in ropes) and attention.head_dim < 4:
         raise fields.wrong("head_dim", f"is {attention.head_dim}; dynamic rotary scaling needs 4 or more")
+    for rope in ropes:
+        check_rotated(fields, rope, attention.head_dim)
     vocabulary = fields.integer("vocab_size", low=1, high=VOCABULARY)
     check_token_ids(fields, vocabulary)
-    norm = Norm(eps=fields.number("rms_norm_eps", 1e-6, low=0, high=1))
+    norm = Norm(eps=fields.number("rms_norm_eps", defaults.eps, low=0, high=1))
     mlp = Mlp(fields.integer("intermediate_size", low=1, high=4 * WIDTH), ACTIVATIONS[activation])
     layers = fields.integer("num_hidden_layers", low=1, high=LAYERS)
     return ModelConfig(
@@ -166,6 +169,10 @@ def kinds_to_hf(stack: Stack) -> dict[str, Any]:
     """`layer_types` and `sliding_window` of a stack."""
     windows = stack.windows or (0,) * stack.layers
     return {"sliding_window": max(windows) or None, "layer_types": [SLIDING if w else FULL for w in windows]}
+
+
+NO_PADDING = {"pad_token_id": None}
+"""For families for which transformers takes another default, which a small vocabulary does not have."""
 
 
 def llama_like_to_hf(config: ModelConfig, architecture: str) -> dict[str, Any]:

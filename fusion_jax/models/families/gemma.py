@@ -18,7 +18,7 @@ from fusion_jax.models.families.common import (
     window_of,
     windows_of,
 )
-from fusion_jax.models.families.tensors import HfTensor, llama_like_tensors
+from fusion_jax.models.families.tensors import HfTensor, Names, llama_like_tensors
 
 DEFAULTS = Defaults(
     max_positions=8192, kv_heads=4, head_dim=256, tied=True, activation_field="hidden_activation",
@@ -80,4 +80,4 @@ def _whole(value: float) -> float | int:
 
 def gemma_tensors(config: ModelConfig) -> list[HfTensor]:
     """Names of the tensors; four norms a layer."""
-    return llama_like_tensors(config, NORMS)
+    return llama_like_tensors(config, Names(NORMS))

@@ -13,17 +13,23 @@ POSITIONS = 2**31 - 1  # beyond any model
 KINDS = get_args(RopeKind)
 
 
-def rope_from_hf(fields: Fields, max_positions: int) -> Rope:
+def rope_from_hf(
+    fields: Fields, max_positions: int, *, share: float | None = None, names: Mapping[str, RopeKind] | None = None
+) -> Rope:
     """The one setting of all layers: `rope_parameters` (transformers 5) or `rope_theta` and `rope_scaling` (before).
 
     Where a file has both forms, `rope_scaling` and `rope_theta` give what they hold, as in transformers.
+
+    Args:
+      share: of a head that is rotated where the file does not say; None: the family rotates whole heads.
+      names: that the family's files have for kinds.
     """
     name = "rope_scaling" if fields.object("rope_scaling", None) else "rope_parameters"
     scaling = fields.object(name, None) or Fields({}, fields.file)
     layered = next((key for key, value in scaling.values.items() if isinstance(value, dict)), None)
     if layered is not None:
         raise scaling.wrong(layered, "a rotary embedding for each kind of layer is not supported")
-    return _rope(fields, scaling, ("rope_theta", 10_000.0), max_positions)
+    return _rope(fields, scaling, ("rope_theta", 10_000.0), max_positions, share, names or {})
 
 
 def layered_ropes_from_hf(fields: Fields, max_positions: int, *, full: float, sliding: float) -> tuple[Rope, Rope]:
@@ -48,21 +54,34 @@ def layered_ropes_from_hf(fields: Fields, max_positions: int, *, full: float, sl
     )
 
 
-def _rope(fields: Fields, scaling: Fields, outer: tuple[str, float], max_positions: int) -> Rope:
+def _rope(
+    fields: Fields,
+    scaling: Fields,
+    outer: tuple[str, float],
+    max_positions: int,
+    share: float | None = None,
+    names: Mapping[str, RopeKind] = {},
+) -> Rope:
     """One setting. scaling: its object; outer: the field beside it that gives the base where the object has none, and
-    that field's default."""
+    that field's default. share, names: see `rope_from_hf`."""
     kind: Any = scaling.text("rope_type", None) or scaling.text("type", "default")
+    kind = names.get(kind, kind)
     if kind not in KINDS:
         problem = f"rotary scaling {quoted(kind)} is not supported"
         raise fields.wrong(scaling.within, problem, f"Known: {', '.join(KINDS)}")
-    for one in (scaling, fields):
+    for one in (scaling, fields) if share is None else ():
         if one.number("partial_rotary_factor", 1.0) != 1.0:
             raise one.wrong("partial_rotary_factor", "a partial rotary embedding is not supported")
+    rotated = scaling.number("partial_rotary_factor", None, above=0, high=1)
+    rotated = fields.number("partial_rotary_factor", share, above=0, high=1) if rotated is None else rotated
     unknown = [key for key in ("mscale", "mscale_all_dim") if scaling.number(key, 0.0)]
     unknown += [] if scaling.flag("truncate", True) else ["truncate"]
     if unknown:
         raise scaling.wrong(unknown[0], "this form of yarn is not supported")
-    original = scaling.integer("original_max_position_embeddings", None, low=1, high=POSITIONS)
+    least = 2 if kind == "longrope" else 1  # its factor is over the logarithm of this
+    original = scaling.integer("original_max_position_embeddings", None, low=least, high=POSITIONS)
+    if kind == "longrope" and original is None:
+        original = fields.integer("original_max_position_embeddings", max_positions, low=least, high=POSITIONS)
     scaled = kind in ("llama3", "yarn")
     low = scaling.number("low_freq_factor", 1.0, above=0, high=1e6)
     high = scaling.number("high_freq_factor", 4.0, above=0, high=1e6)
@@ -79,13 +98,41 @@ def _rope(fields: Fields, scaling: Fields, outer: tuple[str, float], max_positio
         beta_fast=scaling.number("beta_fast", 32.0, above=0, high=1e6),
         beta_slow=scaling.number("beta_slow", 1.0, above=0, high=1e6),
         attention_factor=scaling.number("attention_factor", None, above=0, high=1e6),
+        share=1.0 if rotated is None else rotated,
+        short_factors=_divisors(scaling, "short_factor") if kind == "longrope" else (),
+        long_factors=_divisors(scaling, "long_factor") if kind == "longrope" else (),
     )
+
+
+def check_rotated(fields: Fields, rope: Rope, head_dim: int) -> None:
+    """Refuse a rotary setting that does not fit the heads.
+
+    Raises:
+      InputError: an odd number of rotated numbers, or of longrope another number of factors than of frequencies.
+    """
+    rotated = rope.rotated(head_dim)
+    if rotated % 2 or not rotated:
+        problem = f"is {rope.share:g}, which rotates {rotated} of a head's {head_dim} numbers"
+        raise fields.wrong("partial_rotary_factor", problem, "It has to be an even number of them")
+    for name, given in (("short_factor", rope.short_factors), ("long_factor", rope.long_factors)):
+        if rope.kind == "longrope" and len(given) != rotated // 2:
+            problem = f"{name} has {len(given)} numbers, a head has {rotated // 2} frequencies"
+            raise fields.wrong("rope_parameters", problem, "Restore the model's own config.json")
+
+
+def _divisors(scaling: Fields, name: str) -> tuple[float, ...]:
+    """A list of positive numbers."""
+    values = scaling.items(name, [])
+    for value in values:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e6:
+            raise scaling.wrong(name, f"holds {quoted(value)}, not a positive number")
+    return tuple(map(float, values))
 
 
 def _factor(scaling: Fields, kind: str, original: int | None, max_positions: int) -> float:
     if kind == "default":
         return 1.0
-    ratio = max_positions / original if kind == "yarn" and original else None
+    ratio = max_positions / original if kind in ("yarn", "longrope") and original else None
     factor: float | None = scaling.number("factor", ratio, above=0, high=1e6)
     if factor is None:
         raise scaling.wrong("factor", f"is missing, which {kind} needs")
@@ -101,6 +148,11 @@ def rope_to_hf(rope: Rope) -> dict[str, Any]:
         out["original_max_position_embeddings"] = rope.original_max_positions
     if rope.kind == "llama3":
         out |= {"low_freq_factor": rope.low_freq_factor, "high_freq_factor": rope.high_freq_factor}
+    if rope.share != 1.0:
+        out["partial_rotary_factor"] = rope.share
+    if rope.kind == "longrope":
+        out |= {"short_factor": list(rope.short_factors), "long_factor": list(rope.long_factors)}
+        out |= {} if rope.attention_factor is None else {"attention_factor": rope.attention_factor}
     if rope.kind == "yarn":
         out |= {"beta_fast": rope.beta_fast, "beta_slow": rope.beta_slow}
         out |= {} if rope.attention_factor is None else {"attention_factor": rope.attention_factor}
@@ -110,7 +162,8 @@ def rope_to_hf(rope: Rope) -> dict[str, Any]:
 def rope_fields(rope: Rope) -> dict[str, Any]:
     """The fields of a config.json with one setting, in both forms."""
     new = rope_to_hf(rope)
-    return {"rope_parameters": new, "rope_theta": rope.theta, "rope_scaling": _scaling(new)}
+    share = {"partial_rotary_factor": rope.share} if rope.share != 1.0 else {}
+    return {"rope_parameters": new, "rope_theta": rope.theta, "rope_scaling": _scaling(new), **share}
 
 
 def layered_rope_fields(full: Rope, sliding: Rope) -> dict[str, Any]:
@@ -129,9 +182,19 @@ def _scaling(rope: Mapping[str, Any]) -> dict[str, Any] | None:
     return None if plain or not old else old
 
 
-def with_both_forms(values: Mapping[str, Any]) -> dict[str, Any]:
+def with_both_forms(values: Mapping[str, Any], names: Mapping[str, str] = {}) -> dict[str, Any]:
     """A config.json of any family whose rotary settings stand in the forms of transformers 4 and 5, if they stand in
-    one of them: a version that does not know the other one would take its defaults without a word."""
+    one of them: a version that does not know the other one would take its defaults without a word.
+
+    Args:
+      names: usual names of fields -> what this config.json calls them.
+    """
+    usual = {theirs: ours for ours, theirs in names.items()}
+    both = _both_forms({usual.get(name, name): value for name, value in values.items()})
+    return {names.get(name, name): value for name, value in both.items()}
+
+
+def _both_forms(values: Mapping[str, Any]) -> dict[str, Any]:
     scaling, rope = values.get("rope_scaling") or {}, values.get("rope_parameters")
     if not isinstance(scaling, dict) or (rope is not None and not isinstance(rope, dict)):
         return dict(values)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate, pairwise
 
 from fusion_jax.models.config import ModelConfig, Stack
-from fusion_jax.models.parameters import layer_specs
+from fusion_jax.models.parameters import Specs, layer_specs, norm_specs
 
 
 @dataclass(frozen=True)
@@ -41,22 +42,59 @@ PARTS = {
 }  # fmt: skip
 
 
-def llama_like_tensors(config: ModelConfig, norms: Mapping[str, str] | None = None) -> list[HfTensor]:
-    """Those of a family that names them as Llama does; `norms` maps our norms of a layer to the family's names."""
-    names = {**(norms or NORMS), **PARTS}
-    out = [HfTensor("model.embed_tokens.weight", ("embed", "embedding"))]
+@dataclass(frozen=True)
+class Names:
+    """What a family calls its tensors. norms, parts: our parts of a layer -> its own; fused: its tensors that hold the
+    kernels of several parts, one behind the other."""
+
+    norms: Mapping[str, str] = field(default_factory=lambda: NORMS)
+    parts: Mapping[str, str] = field(default_factory=lambda: PARTS)
+    fused: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    layers: str = "model.layers"
+    embedding: str = "model.embed_tokens"
+    final_norm: str = "model.norm"
+    head: str = "lm_head"
+
+
+GATE_UP = {"mlp.gate_up_proj": ("gate", "up")}
+
+
+def llama_like_tensors(config: ModelConfig, names: Names = Names()) -> list[HfTensor]:
+    """Those of a family whose files have Llama's form, by its names."""
+    inside = {part for parts in names.fused.values() for part in parts}
+    single = {ours: theirs for ours, theirs in {**names.norms, **names.parts}.items() if ours not in inside}
+    out = [HfTensor(f"{names.embedding}.weight", ("embed", "embedding"))]
     for number, (stack, path, index) in enumerate(layers_of(config)):
-        specs = layer_specs(config, stack)
-        for ours, theirs in names.items():
-            for leaf in [leaf for leaf in ("scale", "kernel", "bias") if leaf in specs.get(ours, {})]:
-                name = f"model.layers.{number}.{theirs}.{'bias' if leaf == 'bias' else 'weight'}"
-                out.append(HfTensor(name, (path, ours, leaf), (index,), leaf == "kernel"))
-    out.append(HfTensor("model.norm.weight", ("final_norm", "scale")))
+        specs, layer = layer_specs(config, stack), f"{names.layers}.{number}"
+        for ours, theirs in single.items():
+            out += _whole(f"{layer}.{theirs}", specs.get(ours, {}), (path, ours), (index,))
+        for theirs, parts in names.fused.items():
+            out += _rows(f"{layer}.{theirs}.weight", specs, path, parts, index)
+    out += _whole(names.final_norm, norm_specs(config.final_norm, config.width), ("final_norm",))
     if config.head.labels:
         out.append(HfTensor("score.weight", ("score", "kernel")))
     elif not config.head.tied:
-        out.append(HfTensor("lm_head.weight", ("head", "kernel")))
+        out.append(HfTensor(f"{names.head}.weight", ("head", "kernel")))
     return out
+
+
+def _whole(name: str, specs: Specs, path: tuple[str, ...], index: tuple[int, ...] = ()) -> list[HfTensor]:
+    """The tensors of one part: its kernel or scale, and its bias where it has one."""
+    return [
+        HfTensor(f"{name}.{'bias' if leaf == 'bias' else 'weight'}", (*path, leaf), index, leaf == "kernel")
+        for leaf in ("scale", "kernel", "bias")
+        if leaf in specs
+    ]
+
+
+def _rows(name: str, specs: Specs, path: str, parts: Sequence[str], index: int) -> list[HfTensor]:
+    """A tensor that holds the kernels of several parts, one behind the other."""
+    sizes = [specs[part]["kernel"].shape[1] for part in parts]
+    whole, ends = (sum(sizes), specs[parts[0]]["kernel"].shape[0]), list(accumulate(sizes, initial=0))
+    return [
+        HfTensor(name, (path, part, "kernel"), (index,), True, whole, part=(slice(start, end),))
+        for part, (start, end) in zip(parts, pairwise(ends), strict=True)
+    ]
 
 
 def layers_of(config: ModelConfig) -> Iterator[tuple[Stack, str, int]]:

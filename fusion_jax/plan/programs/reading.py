@@ -35,7 +35,8 @@ class TeacherStep(Program):
         compute = tpu_compute(mesh, "bfloat16", kernel=self.attention)
         step = make_topk_step(config, compute, self.k, config.vocab_size)
         tokens = array(mesh, (), (self.rows, self.tokens), jnp.int32)
-        return traced(step, abstract_params(config, jnp.bfloat16, mesh), tokens, tokens)
+        lengths = array(mesh, (), (self.rows,), jnp.int32)
+        return traced(step, abstract_params(config, jnp.bfloat16, mesh), tokens, tokens, lengths)
 
     def flops(self, config: ModelConfig) -> float:
         return forward_flops(config, 0, self.tokens, 1, False) * self.rows
