@@ -34,6 +34,7 @@ from fusion_jax.data.loaders import load_records
 from fusion_jax.data.order import split
 from fusion_jax.data.records import Row
 from fusion_jax.data.tokenise import TokeniseSettings
+from fusion_jax.errors import InputError
 from fusion_jax.jsonl import Record
 from fusion_jax.models.folder import Model
 from fusion_jax.options import File, Folder
@@ -126,29 +127,34 @@ def fuse(s: Settings, desk: Desk) -> Measures:
     found = best_passed(everyone, desk.counter("responses"))
     best = {record["prompt_id"]: record for record in desk.records("best.jsonl", found.values)}
     rows = preferences(s, begun, begun.to_second(scored), begun.to_second(own))
-    scored_rows = scored_by_sources(s, begun, rows)
+    parts = held_and_trained(s, desk, scored_by_sources(s, begun, rows))
     start = begun.tuned(best, made_from=["best.jsonl"])
-    preferred(s, desk, start, scored_rows, begun.tests, after="SFT-" if begun.first else "")
+    preferred(s, desk, start, *parts, tests=begun.tests, after="SFT-" if begun.first else "")
     return preference.reported(s, desk, STAGES, what="preferences", parts=preference.wins(best))
 
 
 def fuse_ready(s: Settings, desk: Desk) -> Measures:
     """What is left of the pipeline where the pairs and what sources make of them are given."""
     kind = "averaged pair" if s.infifpo.length_norm else "summed pair"
-    begun = preference.ready(
-        s, desk, load_records(s.pair_data), kind, file=s.pair_data, stage="pairs", sft_data=""
-    )  # fmt: skip
-    rows = source_values.released(begun.rows, s.pair_data)
+    records = load_records(s.pair_data)
+    begun = preference.ready(s, desk, records, kind, file=s.pair_data, stage="pairs", sft_data="")
     text = preference.preference_stage(s, "pairs").text
-    rows = source_values.uncut(rows, begun.start, text, desk.counter("preference prompts"))
-    preferred(s, desk, begun.start, rows, begun.tests, after="")
+    rows = source_values.uncut(begun.rows, begun.start, text, desk.counter("preference prompts"))
+    preferred(s, desk, begun.start, *held_and_trained(s, desk, rows), tests=begun.tests, after="")
     return preference.reported(s, desk, STAGES, what="preferences")
 
 
-def preferred(s: Settings, desk: Desk, start: Model, rows: Sequence[Row], tests: EvalSet, *, after: str) -> None:
-    """DPO on the same pairs, to compare, and InfiFPO."""
+def held_and_trained(s: Settings, desk: Desk, rows: list[Row]) -> tuple[list[Row], list[Row]]:
+    """The pairs to evaluate on and those to train on, if they are enough."""
     held, train = split(rows, s.held_out, s.seed)
     desk.check_enough(len(train), s.preference, "--preference")
+    return held, train
+
+
+def preferred(
+    s: Settings, desk: Desk, start: Model, held: list[Row], train: list[Row], *, tests: EvalSet, after: str
+) -> None:
+    """DPO on the same pairs, to compare, and InfiFPO."""
     stage = preference.preference_stage(s, "infifpo")
     if s.baseline:
         alone, own = dataclasses.replace(stage, name="dpo"), objectives.pair(s.dpo)
@@ -209,12 +215,12 @@ def unread(s: Settings) -> tuple[str, ...]:
 
 def check(s: Settings) -> None:
     """Refuse options that do not go together, and names of sources that stand for a model of the report."""
-    skipped = {
-        "responses": s.responses, "prompts": s.prompts, "reward-model": s.reward_model,
-        "infifpo.loss": s.infifpo.loss == "wrpo",
-    }  # fmt: skip
     if s.pair_data:
+        skipped = {"responses": s.responses, "prompts": s.prompts, "reward-model": s.reward_model}
         check_skipped(skipped, "--pair-data")
+        if s.infifpo.loss == "wrpo":
+            cure = "Choose dpo or ipo, or leave --pair-data out"
+            raise InputError("learns from quadruples, and --pair-data has pairs", field="--infifpo.loss", cure=cure)
     else:
         check_names(s.sources, ("Target", "target", "SFT", "DPO", "InfiFPO", "SFT-DPO", "SFT-InfiFPO"))
 

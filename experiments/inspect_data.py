@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.text import Text
 
 from experiments import wrpo
+from fusion_jax.data import ranked
 from fusion_jax.data.examples import TextSettings, make_examples
 from fusion_jax.data.loaders import load_records
 from fusion_jax.data.records import parse_rows
@@ -86,7 +87,7 @@ def main(s: Settings) -> None:
 def kind_of(record: Record) -> str:
     """What a record is read as by its fields: without "rejected" for SFT, with two chosen messages a quadruple."""
     if "rejected" not in record:
-        return "sft"
+        return "pair" if ranked.listed(record) else "sft"
     chosen, rejected = record.get("chosen"), record["rejected"]
     sizes = [len(x) if isinstance(x, list) else 0 for x in (chosen, rejected)]
     return "quad" if sizes == [2, 1] else "pair"

@@ -2,7 +2,7 @@
 
     python experiments/reward_model.py                                     # a miniature judge, a CPU, minutes
     python experiments/reward_model.py --preset llama3-8b --model FOLDER --data pairs.jsonl --out runs/judge
-    python experiments/wrpo.py --reward-model runs/reward_model/model      # then every experiment can be judged by it
+    python experiments/wrpo.py --reward-model runs/reward_model/model      # then it gives the rewards of any fusion
 
 Data: {"prompt", "chosen", "rejected"} with texts or messages. Without --data, right answers about the zoo's plants
 against wrong ones. A language model gets a fresh head of one score; a reward model is trained on. With
@@ -15,17 +15,19 @@ ranked rightly, model/, a sequence-classification folder.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import ClassVar
 
+from fusion_jax.data.batches import Example
 from fusion_jax.data.examples import TextSettings
 from fusion_jax.data.loaders import load_records
-from fusion_jax.data.order import split, split_sizes
+from fusion_jax.data.order import split_sizes, split_together
 from fusion_jax.data.records import OnBad, Row
 from fusion_jax.data.tokenise import TokeniseSettings
 from fusion_jax.errors import InputError
-from fusion_jax.jsonl import Record
 from fusion_jax.models.folder import Model, check_folder
 from fusion_jax.options import AnyModel, File, Folder
 from fusion_jax.plan.command import run as run_experiment
@@ -60,7 +62,7 @@ class Settings(RunSettings):
     on_bad: OnBad = "error"
     """What a broken record does: stop the run, or be left out and counted."""
     held_out: float = 0.1
-    """Share of the pairs that is kept for evaluation."""
+    """Share of the conversations whose pairs are kept for evaluation."""
     max_length: int = 2048
     """Tokens of a conversation; pairs with a longer one are left out and counted."""
     sft_first: bool = False
@@ -75,6 +77,10 @@ class Settings(RunSettings):
         bounded(self, "held_out", least=0, below=1)
         bounded(self, "max_length", least=2)
         bounded(self, "zoo_pairs", least=1)
+        if self.sft.best_of > 1:
+            raise InputError("needs held-out records, which SFT has none of", field="sft.best_of", cure="Leave it at 1")
+        if self.train.best_of > 1 and not self.held_out:
+            raise InputError("needs held-out records", field="train.best_of", cure="Give --held-out a share")
 
 
 def tiny(learning_rate: float, epochs: float) -> TrainSettings:
@@ -96,26 +102,42 @@ def main(s: Settings) -> None:
 
 def tune(s: Settings, desk: Desk) -> None:
     """SFT where it is asked for, a head for the model, training on pairs, model and report."""
-    records = load_records(s.data) if s.data else of_plants(s)
-    rows = desk.rows("pairs", records, "pair", file=s.data or None, on_bad=s.on_bad)
-    held, train = split(rows, s.held_out, s.train.seed)
-    model = as_reward_model(knowing(s, desk, train), s.train.seed)
-    most = min(s.max_length, model.config.max_positions)
-    stage = Stage(
-        "pairs", "--train", s.train, TextSettings(), read=lambda rows: reward_examples(rows, model.tokenizer, most)
-    )
-    desk.tune(stage, model, objectives.rewards(s.loss), train, held)
+    model = desk.load(s.model, s.train)
+    held, train = pairs_of(s, desk)
+    stage = Stage("pairs", "--train", s.train, TextSettings(), read=partial(conversations, s))
+    data, held_data = desk.data(stage, model, train), desk.data(stage, model, held, held=True) if held else None
+    if s.sft_first:
+        model = taught(s, desk, model, train)
+    judge = as_reward_model(model, s.train.seed)
+    desk.tune_on(stage, judge, objectives.rewards(s.loss), data, held_data)
     report(s, desk)
 
 
-def knowing(s: Settings, desk: Desk, pairs: Sequence[Row]) -> Model:
-    """The model that the judge begins as."""
-    model = desk.load(s.model, s.train)
-    if not s.sft_first:
-        return model
+def pairs_of(s: Settings, desk: Desk) -> tuple[list[Row], list[Row]]:
+    """Pairs to evaluate on and to train on; all pairs of a conversation, or of a plant's side, are together."""
+    if not s.data:
+        validation, training = split_sizes(s.zoo_pairs, s.held_out)
+        held = of_plants(s, desk, "validation", validation) if validation else []
+        return held, of_plants(s, desk, "train", training)
+    rows = desk.rows("pairs", load_records(s.data), "pair", file=s.data, on_bad=s.on_bad)
+    return split_together(rows, [str(row.messages) for row in rows], s.held_out, s.train.seed)
+
+
+def of_plants(s: Settings, desk: Desk, side: str, count: int) -> list[Row]:
+    """Pairs of answers about plants of a side; on none of these models are tested."""
+    prompts = plants.prompts(count, split=side, seed=s.train.seed, repeat=True)
+    return desk.rows("pairs", drafts.graded(prompts, seed=s.train.seed), "pair", file=None)
+
+
+def conversations(s: Settings, rows: Sequence[Row], model: Model) -> tuple[list[Example], Counter[str]]:
+    return reward_examples(rows, model.tokenizer, min(s.max_length, model.config.max_positions))
+
+
+def taught(s: Settings, desk: Desk, model: Model, pairs: Sequence[Row]) -> Model:
+    """The model after SFT on the chosen answers."""
     text = TextSettings(tokens=TokeniseSettings(s.max_length, s.max_length - 1, eos="if_missing"))
-    taught = [Row(pair.name, pair.messages, pair.responses[:1]) for pair in pairs]
-    return desk.train(Stage("sft", "--sft", s.sft, text), model, objectives.sft(), taught)
+    rows = [Row(pair.name, pair.messages, pair.responses[:1]) for pair in pairs]
+    return desk.train(Stage("sft", "--sft", s.sft, text), model, objectives.sft(), rows)
 
 
 def report(s: Settings, desk: Desk) -> None:
@@ -126,12 +148,6 @@ def report(s: Settings, desk: Desk) -> None:
     if ranked := final.get("eval_rewards/accuracies"):
         result = f"{100 * ranked[1][-1]:.1f} % of {held} held-out pairs are ranked rightly, after training on {used}."
     desk.report_tuning("reward", result, final)
-
-
-def of_plants(s: Settings) -> list[Record]:
-    """Pairs of answers about plants, on none of which models are tested."""
-    prompts = plants.prompts(s.zoo_pairs, split="train", seed=s.train.seed, repeat=True)
-    return drafts.graded(prompts, seed=s.train.seed)
 
 
 def parts(s: Settings) -> list[Part]:

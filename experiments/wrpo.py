@@ -137,10 +137,8 @@ def fuse(s: Settings, desk: Desk) -> Measures:
 def fuse_ready(s: Settings, desk: Desk) -> Measures:
     """What is left of the pipeline where the quadruples are given: SFT on the user's records, if any, and WRPO."""
     records = load_records(s.quadruples)
-    begun = preference.ready(
-        s, desk, records, "quad", file=s.quadruples, stage="quadruples", sft_data=s.sft_data
-    )  # fmt: skip
-    quads, after = Quads(records, begun.rows), "SFT-" if s.sft_data else ""
+    begun = preference.ready(s, desk, records, "quad", file=s.quadruples, stage="quadruples", sft_data=s.sft_data)
+    quads, after = Quads(records, begun.rows), "SFT-" if begun.tuned else ""
     expected = preferred(s, desk, begun.start, quads, begun.tests, after=after)
     return preference.reported(s, desk, STAGES, what="quadruples", parts=expected)
 

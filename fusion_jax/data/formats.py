@@ -32,7 +32,8 @@ ANSWERS = ("response", "completion", "output")
 _ASKED = '"prompt", "instruction" and "input", "question", or "messages"'
 FORMS = {
     "quad": '"prompt" with "chosen" (two messages) and "rejected" (one)',
-    "pair": f'{_ASKED}, with "chosen" and "rejected"; or these two as whole conversations',
+    "pair": f'{_ASKED}, with "chosen" and "rejected"; or these two as whole conversations; '
+    'or with ranked "answers" or scored "completions"',
     "sft": '"prompt" with "response" or "completion", "instruction" with "output", "question" with "answer", '
     '"messages", "conversations"',
     "prompts": '"prompt", "instruction" and "input", or "question"',

@@ -114,9 +114,14 @@ def split(items: Sequence[T], share: float, seed: int) -> tuple[list[T], list[T]
 
 def split_by_name(rows: Sequence[Row], share: float, seed: int) -> tuple[list[Row], list[Row]]:
     """As `split`, of rows; those of one name stay together."""
-    names = list(dict.fromkeys(row.name for row in rows))
-    first = set(split(names, share, seed)[0])
-    return [row for row in rows if row.name in first], [row for row in rows if row.name not in first]
+    return split_together(rows, [row.name for row in rows], share, seed)
+
+
+def split_together(rows: Sequence[T], keys: Sequence[str], share: float, seed: int) -> tuple[list[T], list[T]]:
+    """As `split`; rows with the same key stay together."""
+    first = set(split(list(dict.fromkeys(keys)), share, seed)[0])
+    both = list(zip(rows, keys, strict=True))
+    return [row for row, key in both if key in first], [row for row, key in both if key not in first]
 
 
 def _check_seed(seed: int) -> None:

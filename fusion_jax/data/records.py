@@ -141,13 +141,19 @@ def parse_scored_pair(record: Record, place: Place, *, means: bool) -> Row:
     """A pair with its log-probs under N sources, as InfiFPO's records have them: lists `fuse_chosen_logps` and
     `fuse_rejected_logps` or, with `means`, `fuse_mean_...`, which become `Row.values`.
     """
-    row = parse_pair(record, place)
-    names = [f"fuse_{'mean_' if means else ''}{side}_logps" for side in ("chosen", "rejected")]
+    row, names = parse_pair(record, place), SCORES["averaged pair" if means else "summed pair"]
     chosen, rejected = (_logprobs(record, name, place) for name in names)
     if len(chosen) != len(rejected):
         problem = f"has {len(rejected)} numbers, {names[0]} has {len(chosen)}"
         raise place.error(problem, names[1], "Give one of each source, in the same order")
     return replace(row, values=(chosen, rejected))
+
+
+SCORES = {
+    "summed pair": ("fuse_chosen_logps", "fuse_rejected_logps"),
+    "averaged pair": ("fuse_mean_chosen_logps", "fuse_mean_rejected_logps"),
+}
+"""Fields of the sources' log-probs, by kind of record."""
 
 
 def _logprobs(record: Record, name: str, place: Place) -> tuple[float, ...]:
@@ -218,7 +224,7 @@ def parse_rows(
       InputError: a malformed record, an id that stands for two prompts, or no usable record at all.
     """
     rows, dropped, malformed = list[Row](), Counter[str](), Counter[str]()
-    ids = Ids.none()
+    ids, sources = Ids.none(), 0
     for number, record in numbered(records):
         place = Place(file, number)
         try:
@@ -226,6 +232,9 @@ def parse_rows(
             if record.get("prompt_id") is not None:
                 ids.check(row.name, row.messages, "prompt", place)
             check_text(record, place)
+            if row.values:
+                sources = sources or len(row.values[0])
+                _check_sources(len(row.values[0]), sources, SCORES[kind][0], place)
         except InputError as error:
             if on_bad == "error":
                 raise
@@ -240,8 +249,17 @@ def parse_rows(
     dropped += malformed
     if not rows:
         why = dict(dropped) or "the file is empty"
-        raise InputError(f"no usable {kind} record is left ({why})", file=file, cure="Give more data")
+        raise InputError(f"no usable {SPOKEN.get(kind, kind)} record is left ({why})", file=file, cure="Give more data")
     return rows, dropped
+
+
+SPOKEN = dict.fromkeys(SCORES, "pair")
+
+
+def _check_sources(found: int, wanted: int, field: str, place: Place) -> None:
+    if found != wanted:
+        problem = f"has the log-probs of {found} sources, records before it of {wanted}"
+        raise place.error(problem, field, "Score all records by the same sources, in the same order")
 
 
 def _asked_text(fields: Mapping[str, Any], kind: str, place: Place) -> str:

@@ -169,7 +169,7 @@ def _write(model: Model, folder: Path, dtype: str, tensors: Sequence[PlannedTens
 
 def _write_settings(model: Model, folder: Path, dtype: str) -> None:
     values = model.hf_config
-    if not values or config_from_hf(values) != model.config:
+    if "model_type" not in values or config_from_hf(values) != model.config:
         values = config_to_hf(model.config) | {k: v for k, v in values.items() if k.endswith("_token_id")}
     values = with_both_forms(values, names_of(model.config.model_type))
     values |= {"dtype": dtype, "torch_dtype": dtype}  # the name before transformers 4.56

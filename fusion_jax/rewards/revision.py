@@ -31,15 +31,21 @@ _RULES = {
 }
 
 
-_REFUSAL = re.compile(
-    r"\s*(as an ai\b|sorry\b|(i['\u2019]m|i am) ((really|very|so) )?(sorry|unable)"
-    r"|i (cannot|can['\u2019]t|won['\u2019]t)\b)",
-    re.IGNORECASE,
+REFUSES = "the preferred answer refuses"
+_SORRY = r"((i['\u2019]m |i am )?((really|very|so) )?sorry|i apologi[sz]e|unfortunately)"
+_CANNOT = (
+    r"((i|we) (cannot|can['\u2019]?t|won['\u2019]?t|will not|am unable to|am not able to)"
+    r"|i['\u2019]m (unable|not able) to)"
 )
+_ASKED = (
+    r"(help|assist|provide|answer|comply|fulfil|fulfill|discuss|engage|create|write|generate|support|participate|"
+    r"offer|give|share|do|continue|respond|complete)"
+)
+_REFUSAL = re.compile(rf"\s*(as an ai\b|({_SORRY}\W+(but )?)?{_CANNOT} ({_ASKED})\b)", re.IGNORECASE)
 
 
 def refuses(answer: str) -> bool:
-    """Whether an answer begins as refusals do."""
+    """Whether an answer begins as refusals do: "I'm sorry, but I can't help ...", "As an AI ..."."""
     return _REFUSAL.match(answer) is not None
 
 

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING
 from fusion_jax.data.batches import Example
 from fusion_jax.data.chat import LostText, render_each
 from fusion_jax.data.clip import Clip
-from fusion_jax.data.examples import SAME_TOKENS, TEXT_LOST
+from fusion_jax.data.examples import TEXT_LOST
 from fusion_jax.data.records import Row
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 TOO_LONG = "longer than the reward model reads"
+ALIKE = "chosen equals rejected after rendering"
 
 
 def reward_examples(
@@ -23,7 +24,7 @@ def reward_examples(
 ) -> tuple[list[Example], Counter[str]]:
     """Examples whose rows are whole rendered conversations, each scored once: where its last token is read.
 
-    A last token is repeated behind it, since the rows of a batch are read up to their last token but one.
+    Each row ends with its last token twice: the model reads a row up to its last token but one.
 
     Args:
       most: tokens of a conversation; a pair with a longer one is left out and counted, as is one whose text the
@@ -52,7 +53,7 @@ def reward_examples(
         if max(map(len, ids)) > most:
             counts[TOO_LONG] += 1
         elif ids[0] == ids[-1]:
-            counts[SAME_TOKENS] += 1
+            counts[ALIKE] += 1
         else:
             examples.append(Example(tuple((*i, i[-1]) for i in ids), tuple(map(len, ids)), index))
     if lost and not examples:

@@ -67,6 +67,9 @@ def score_responses(
 def as_reward_model(model: Model, seed: int) -> Model:
     """The model with a fresh head of one score in the place of its language model's; a reward model as it is.
 
+    Its config.json names the tokenizer's padding token: transformers scores the last token that is no padding, so that
+    token should end no conversation.
+
     Raises:
       InputError: a classifier of several labels.
     """
@@ -80,8 +83,10 @@ def as_reward_model(model: Model, seed: int) -> Model:
     config = rewarding(model.config)
     spec = parameter_specs(config)["score"]["kernel"]
     kernel = spec.init(jax.random.key(seed), spec.shape, jnp.float32)
-    params = {name: value for name, value in model.params.items() if name != "head"}
-    return dataclasses.replace(model, config=config, params=params | {"score": {"kernel": kernel}})
+    params = {name: value for name, value in model.params.items() if name != "head"} | {"score": {"kernel": kernel}}
+    padding = None if model.tokenizer is None else model.tokenizer.pad_token_id
+    hf_config = model.hf_config if padding is None else model.hf_config | {"pad_token_id": padding}
+    return dataclasses.replace(model, config=config, params=params, hf_config=hf_config)
 
 
 def _run(run: Callable, params: Params, tokens: np.ndarray, lengths: np.ndarray, mesh: Mesh | None) -> np.ndarray:

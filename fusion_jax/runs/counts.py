@@ -6,10 +6,14 @@ from collections import Counter
 from collections.abc import Mapping
 
 from fusion_jax.data.examples import NOTHING_LEFT, SAME_TOKENS, TEXT_LOST
+from fusion_jax.data.ranked import NO_WORSE
 from fusion_jax.errors import InputError
 from fusion_jax.hosts.agree import first_host
 from fusion_jax.markdown import markdown_table
 from fusion_jax.paths import write_text
+from fusion_jax.rewards.revision import REFUSES
+from fusion_jax.rewards.reward_data import ALIKE
+from fusion_jax.rewards.reward_data import TOO_LONG as LONG_CONVERSATION
 from fusion_jax.runs.reading import TOO_LONG
 from fusion_jax.store.run_folder import REPORT, RunFolder
 from fusion_jax.train.settings import TrainSettings
@@ -53,7 +57,13 @@ def check_enough(
     raise InputError(problem, field=f"{option}.batch-size", cure=cure)
 
 
+SHARED = "prompt: among the preferences, too"
 CURES = {
+    SHARED: "Give records for SFT to other prompts than those of the preferences, or leave --sft-data out",
+    REFUSES: "Set --drop-refusals to False if refusals are to be learnt",
+    LONG_CONVERSATION: "Raise --max-length, or give shorter conversations",
+    ALIKE: "Give pairs of different responses",
+    NO_WORSE: "Give answers that are clearly worse: of rank 3 or lower, or a point below the best",
     "prompt: tie of best and worst": "The responses to a prompt have equal rewards, so none is preferred: use another "
     "--verifier or a --reward-model, lower --tolerance, or draw more samples (--sample.num-samples)",
     "prompt: identical responses": "Draw more varied samples (--sample.temperature, --sample.num-samples)",

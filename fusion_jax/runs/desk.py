@@ -56,13 +56,13 @@ class Stage:
     text: TextSettings
     leaf: bool = False
     made_from: Sequence[str] | None = None
-    read: Callable[[Sequence[Row]], tuple[list[Example], Counter[str]]] | None = None
+    read: Callable[[Sequence[Row], Model], tuple[list[Example], Counter[str]]] | None = None
 
     def examples(self, rows: Sequence[Row], model: Model) -> tuple[list[Example], Counter[str]]:
         """Rows in the model's tokens, and counts of what was cut or dropped."""
         if not rows:
             return [], Counter()
-        return self.read(rows) if self.read else make_examples(rows, model.tokenizer, self.text)
+        return self.read(rows, model) if self.read else make_examples(rows, model.tokenizer, self.text)
 
 
 @dataclass(frozen=True)
@@ -186,7 +186,11 @@ class Desk:
     ) -> Model:
         """A model trained in the run's own folder, which is the run's result. As `train`."""
         data, held_data = self.data(stage, model, rows), self.data(stage, model, held, held=True) if held else None
-        better = optimise(model, data, objective, stage.settings, self.run, held=held_data)
+        return self.tune_on(stage, model, objective, data, held_data)
+
+    def tune_on(self, stage: Stage, model: Model, objective: Objective, data: Data, held: Data | None = None) -> Model:
+        """`tune` on the data of `data`."""
+        better = optimise(model, data, objective, stage.settings, self.run, held=held)
         self.export(better)
         return better
 

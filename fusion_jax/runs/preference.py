@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from fusion_jax.data.examples import TextSettings
 from fusion_jax.data.loaders import load_records
 from fusion_jax.data.order import split_sizes
-from fusion_jax.data.records import Row, parse_rows
+from fusion_jax.data.records import Row
 from fusion_jax.data.tokenise import TokeniseSettings
 from fusion_jax.errors import InputError
 from fusion_jax.jsonl import Record
@@ -26,6 +26,7 @@ from fusion_jax.plan.programs import Start
 from fusion_jax.rewards import select
 from fusion_jax.rewards.verifiers import VerifierName
 from fusion_jax.runs.checks import model_name
+from fusion_jax.runs.counts import SHARED
 from fusion_jax.runs.desk import Desk, Stage
 from fusion_jax.runs.domains import split_prompts
 from fusion_jax.runs.judging import EvalSet
@@ -157,11 +158,12 @@ class Begun:
 
 @dataclass(frozen=True)
 class Ready:
-    """A run on ready preferences: the target behind SFT on the user's records, if there are any, and the rows."""
+    """A run on ready preferences. start: the target, behind SFT on the user's records if there are any (`tuned`)."""
 
     start: Model
     rows: list[Row]
     tests: EvalSet
+    tuned: bool
 
 
 def ready(
@@ -171,20 +173,19 @@ def ready(
 
     Args:
       kind: of the records, see `data.records.parse_rows`; file: that they are from; stage: what counts are called.
-      sft_data: file of records that the target learns first, or "".
+      sft_data: file of records that the target learns first, or ""; those to prompts of the preferences are left out.
     """
     tests = eval_set_of(s, own_data=True)
     rows = desk.rows(stage, records, kind, file=file, on_bad=s.on_bad)
     desk.check_enough(trained_on(s, len(rows)), s.preference, "--preference")
-    taught = load_records(sft_data) if sft_data else []
-    if taught:
-        parse_rows(taught, "sft", file=sft_data, on_bad=s.on_bad)
+    lessons = lessons_of(s, desk, load_records(sft_data), sft_data, beside=rows) if sft_data else []
+    if sft_data and s.text.packing == "none":
+        desk.check_enough(len(lessons), s.sft, "--sft")
     Sources(s, desk, tests, s.preference).check_prompts((), ())
     target = desk.target(s.target, s.preference, tests, prompts=[row.messages[-1]["content"] for row in rows])
-    return Ready(tuned(s, desk, target, taught, tests=tests, file=sft_data, beside=rows), rows, tests)
+    return Ready(after_sft(s, desk, target, lessons, tests=tests), rows, tests, bool(lessons))
 
 
-SHARED = "prompt: among the preferences, too"
 REPEATED = "prompt: the same text under another id"
 
 
@@ -240,34 +241,32 @@ def trained_on(s: PreferenceSettings, preferences: int) -> int:
     return split_sizes(preferences, s.held_out)[1]
 
 
-def tuned(
-    s: PreferenceSettings,
-    desk: Desk,
-    target: Model,
-    taught: Sequence[Record],
-    *,
-    tests: EvalSet,
-    file: str = "sft.jsonl",
-    beside: Sequence[Row] = (),
-) -> Model:
-    """The target after SFT on these records, judged; as it is without any.
-
-    Args:
-      beside: preferences whose prompts SFT leaves out.
-    """
-    if not taught:
-        return target
+def lessons_of(
+    s: PreferenceSettings, desk: Desk, taught: Sequence[Record], file: str, *, beside: Sequence[Row] = ()
+) -> list[Row]:
+    """Records for SFT as rows, without those to conversations of the preferences `beside`, which are counted."""
     rows, preferred = desk.rows("sft", taught, "sft", file=file, on_bad=s.on_bad), {_asked(row) for row in beside}
     kept = [row for row in rows if _asked(row) not in preferred]
     desk.counts["sft"].update({SHARED: len(rows) - len(kept), "used": len(kept) - len(rows)})
-    rows = kept
-    model = desk.train(Stage("sft", "--sft", s.sft, s.text), target, objectives.sft(), rows)
+    return kept
+
+
+def tuned(s: PreferenceSettings, desk: Desk, target: Model, taught: Sequence[Record], *, tests: EvalSet) -> Model:
+    """The target after SFT on the records of sft.jsonl; as it is without any."""
+    return after_sft(s, desk, target, lessons_of(s, desk, taught, "sft.jsonl") if taught else [], tests=tests)
+
+
+def after_sft(s: PreferenceSettings, desk: Desk, target: Model, lessons: Sequence[Row], *, tests: EvalSet) -> Model:
+    """The target after SFT on these rows, judged; as it is without any."""
+    if not lessons:
+        return target
+    model = desk.train(Stage("sft", "--sft", s.sft, s.text), target, objectives.sft(), lessons)
     desk.judge("SFT", model, tests)
     return model
 
 
-def _asked(row: Row) -> str:
-    return str(row.messages[-1]["content"]).strip()
+def _asked(row: Row) -> tuple[str, ...]:
+    return tuple(message["content"].strip() for message in row.messages)
 
 
 def preference_stage(s: PreferenceSettings, name: str, *, leaf: bool = False) -> Stage:

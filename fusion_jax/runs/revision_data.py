@@ -16,7 +16,7 @@ from fusion_jax.jsonl import Record, numbered
 from fusion_jax.models.folder import Model, check_folder
 from fusion_jax.options import File, ModelPath, OneOf, RewardModel
 from fusion_jax.plan import fits
-from fusion_jax.rewards.revision import refuses
+from fusion_jax.rewards.revision import REFUSES, refuses
 from fusion_jax.rewards.reward_model import score_responses
 from fusion_jax.rewards.verifiers import VerifierName, verifier
 from fusion_jax.runs.checks import check_names
@@ -65,6 +65,8 @@ class RevisionSettings(JudgedSettings):
     baselines: tuple[Annotated[str, OneOf((*BASELINES, "none"))], ...] = ()
     """What is trained beside SEFT, to compare: on the pairs SFT, DPO, ORPO; on the prompts best-of-n (drafts chosen by
     reward), distilled (answers of --reviser as it is) and always-revise (a reviser without labels); or none."""
+    drop_refusals: bool = True
+    """Whether pairs are left out whose preferred answer begins as refusals do and whose other one does not."""
     text: TextSettings = TextSettings()
     evolution: EvolutionSettings = EvolutionSettings()
 
@@ -146,14 +148,19 @@ def _given_pairs(s: RevisionSettings, desk: Desk) -> list[Record]:
     records = load_records(s.pairs)
     known = {str(r.get("prompt_id", n)): r.get("answer") for n, r in numbered(records) if isinstance(r, dict)}
     every = desk.rows("pairs", records, "pair", file=s.pairs, on_bad=s.on_bad)
+    answering = [row for row in every if [refuses(said or "") for said in row.responses] != [True, False]]
     firsts = dict[tuple[str, ...], Row]()
-    for row in every:
+    for row in answering if s.drop_refusals else every:
         firsts.setdefault(tuple(m[part] for m in row.messages for part in ("role", "content")), row)
-    rows = [row for row in firsts.values() if [refuses(said or "") for said in row.responses] != [True, False]]
+    rows, refusing = list(firsts.values()), len(every) - len(answering) if s.drop_refusals else 0
     desk.counter("pairs").update({
-        "used": len(rows) - len(every), "another pair of its prompt": len(every) - len(firsts),
-        "the preferred answer refuses": len(firsts) - len(rows),
+        "used": len(rows) - len(every), REFUSES: refusing,
+        "another pair of its prompt": len(every) - refusing - len(rows),
     })  # fmt: skip
+    if not rows:
+        problem = f"in all {refusing} pairs the preferred answer refuses and the other does not"
+        cure = "Give other pairs, or --drop-refusals False if refusals are to be learnt"
+        raise InputError(problem, file=s.pairs, field="chosen", cure=cure)
     return [
         {"pair_id": row.name, "messages": list(row.messages), "chosen": row.responses[0], "rejected": row.responses[1],
          **({"answer": known[row.name]} if isinstance(known.get(row.name), str) else {})}

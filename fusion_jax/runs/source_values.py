@@ -15,7 +15,6 @@ import numpy as np
 from fusion_jax.data.batches import Data, Example, buckets_for
 from fusion_jax.data.examples import TextSettings, make_examples
 from fusion_jax.data.records import Row
-from fusion_jax.errors import InputError
 from fusion_jax.jsonl import Record
 from fusion_jax.models.folder import Model
 from fusion_jax.runs.desk import Desk, Stage
@@ -30,6 +29,9 @@ def uncut(rows: Sequence[Row], model: Model, text: TextSettings, dropped: Counte
     """The rows that the model reads as a whole, without white space around responses, which some chat templates leave
     out and others keep; the other rows are counted."""
     rows = [replace(row, responses=tuple(r if r is None else r.strip() for r in row.responses)) for row in rows]
+    different = [row for row in rows if len(row.responses) == 1 or row.responses[-2] != row.responses[-1]]
+    dropped["chosen equals rejected"] += len(rows) - len(different)
+    rows = different
     examples, lost = _whole(rows, model, text, text.tokens.max_length)
     dropped.update(lost.values())
     return [rows[example.index] for example in examples]
@@ -109,21 +111,6 @@ def with_values(
         dropped["note: scored without one of the sources"] += len(there) < len(records)
         out.append(replace(row, values=tuple(zip(*(_values(r, row, length_norm) for r in records)))))
     return out
-
-
-def released(rows: Sequence[Row], file: str) -> list[Row]:
-    """Rows that brought their values along, if all have those of equally many sources.
-
-    Raises:
-      InputError: names the first that differs.
-    """
-    many = len(rows[0].values[0])
-    for row in rows:
-        if len(row.values[0]) != many:
-            problem = f"has the log-probs of {len(row.values[0])} sources, others of {many}"
-            cure = "Score all records by the same sources, in the same order"
-            raise InputError(problem, file=file, record=row.name, field="fuse_chosen_logps", cure=cure)
-    return list(rows)
 
 
 def _values(record: Record, row: Row, length_norm: bool) -> list[float]:

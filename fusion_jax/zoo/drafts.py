@@ -34,7 +34,7 @@ def pairs(prompts: Sequence[Record], *, seed: int) -> list[Record]:
 
 
 def graded(prompts: Sequence[Record], *, seed: int) -> list[Record]:
-    """A right answer to each prompt against one with one to four wrong values, each in a wording of its own."""
+    """A right answer to each prompt against one with one to four wrong values, in wordings drawn apart."""
     rng = np.random.default_rng(seed)
     out = []
     for record in prompts:

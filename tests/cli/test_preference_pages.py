@@ -134,7 +134,6 @@ def test_infifpo_from_released_records_trains_the_same_model(tmp_path, target, c
     attempt(infifpo, [*common, "--baseline", "False", "--out", str(again)])
     weights = [(folder / "infifpo/model/model.safetensors").read_bytes() for folder in (out, again)]
     assert weights[0] == weights[1]
-    name = records[3]["prompt_id"]
     for side, value, told in (
         ("fuse_mean_rejected_logps", [-1.0, -2.0], ["record 4", "has 2 numbers, fuse_mean_chosen_logps has 1"]),
         ("fuse_mean_chosen_logps", [0.5], ["record 4", "finite numbers, none above 0"]),
@@ -144,9 +143,12 @@ def test_infifpo_from_released_records_trains_the_same_model(tmp_path, target, c
         fails(infifpo, [*common, "--out", str(tmp_path / "bad")], capsys, "pairs.jsonl", *told)
     both = {f"fuse_mean_{side}_logps": [-1.0, -2.0] for side in ("chosen", "rejected")}
     write(data, [*records[:3], {**records[3], **both}, *records[4:]])
-    fails(infifpo, [*common, "--out", str(tmp_path / "bad")], capsys, name, "2 sources, others of 1")
+    told = ["record 4", "fuse_mean_chosen_logps", "2 sources, records before it of 1"]
+    fails(infifpo, [*common, "--out", str(tmp_path / "bad")], capsys, "pairs.jsonl", *told)
+    attempt(infifpo, [*common, "--baseline", "False", "--on-bad", "skip", "--out", str(tmp_path / "skipped")])
+    assert "2 sources, records before it of 1" in (tmp_path / "skipped" / "report.md").read_text()
     refused = [*common, "--infifpo.loss", "wrpo", "--out", str(tmp_path / "bad")]
-    fails(infifpo, refused, capsys, "--infifpo.loss", "--pair-data skips")
+    fails(infifpo, refused, capsys, "--infifpo.loss", "--pair-data has pairs")
 
 
 def test_what_does_not_go_together(tmp_path, capsys, target):

@@ -23,7 +23,7 @@ def test_a_model_trained_on_pairs_judges_a_run(tmp_path):
     data = write(tmp_path / "pairs.jsonl", [*records, {**records[0], "rejected": "no " * 200}])
     attempt(reward_model, [
         "--model", str(target), "--data", str(data), "--out", str(out), "--max-length", "96", "--held-out", "0.2",
-        "--train.batch-size", "8", "--train.epochs", "6", "--train.remat", "none",
+        "--sft-first", "True", "--sft.batch-size", "8", "--train.batch-size", "8", "--train.epochs", "6", "--train.remat", "none",
         "--train.optimizer.learning-rate", "5e-3",
     ])  # fmt: skip
     found = json.loads((out / "results.json").read_text())["reward"]
@@ -54,6 +54,15 @@ def test_what_cannot_be_trained_is_told(tmp_path, capsys):
         reward_model, [*out, "--model", str(several), "--max-length", "96"], capsys, "3 scores, a reward model has one"
     )
     fails(reward_model, [*out, "--max-length", "1"], capsys, "--max-length")
+    fails(reward_model, [*out, "--sft.best-of", "2"], capsys, "--sft.best-of")
+    judge = small_folder(tmp_path / "judge", num_labels=1)
+    fails(
+        reward_model, [*out, "--model", str(judge), "--max-length", "96", "--sft-first", "True"], capsys, "--sft-first"
+    )
+    target = str(small_folder(tmp_path / "target"))
+    short = [*out, "--model", target, "--max-length", "8", "--sft-first", "True"]
+    fails(reward_model, short, capsys, "longer than the reward model reads 39", "Raise --max-length")
+    assert not (tmp_path / "o" / "sft").exists()
 
 
 def test_the_chosen_answer_about_a_plant_has_more_right():

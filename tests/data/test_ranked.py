@@ -39,7 +39,23 @@ def test_ultrafeedback_compares_the_highest_with_one_a_point_below():
 @pytest.mark.parametrize(("answer", "told"), [
     ({"answer": 3, "rank": 1}, r"answers\[1\].answer.*not a text"),
     ({"answer": "oak", "rank": "first"}, r"answers\[1\].rank.*'first', not a number"),
+    ({"answer": "oak"}, r"answers\[1\].rank.*None, not a number"), ("oak", r"answers\[1\]'.*not an object"),
 ])  # fmt: skip
 def test_answers_that_cannot_be_ranked_are_named(answer, told):
     with pytest.raises(InputError, match=told):
         parse_rows([{"prompt": "Name a tree.", "answers": [{"answer": "elm", "rank": 2}, answer]}], "pair")
+
+
+def test_the_best_answer_is_never_its_own_worse_one():
+    for ranks in ((3, 5), (3, 3, 5)):
+        rows, _ = parse_rows([nectar(ranks, f"\n\nHuman: {i}?\n\nAssistant: ") for i in range(30)], "pair")
+        assert {row.responses for row in rows} == {("tree 3", "tree 5")}
+
+
+def test_the_prompt_decides_wherever_it_stands():
+    def said(i):
+        answers = [{"response": f"{n}", "overall_score": float(n)} for n in range(1, 9)]
+        return {"messages": [{"role": "user", "content": f"Name tree {i}."}], "completions": answers}
+
+    rows, _ = parse_rows([said(i) for i in range(50)], "pair")
+    assert len({row.responses[1] for row in rows}) > 3

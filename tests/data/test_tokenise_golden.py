@@ -123,5 +123,5 @@ def test_rows_share_what_they_have_in_common_before_the_first_scored_token():
     batch = collate([Example(rows[:2], (4, 4)), Example(rows[::2], (4, 4))], Buckets([0, 4], [4]))
     np.testing.assert_array_equal(batch.prompt_lengths, [3, 2])
     np.testing.assert_array_equal(batch.tokens, [[[4, 0, 0, 0], [4, 8, 0, 0]], [[3, 4, 0, 0], [5, 4, 0, 0]]])
-    np.testing.assert_array_equal(batch.positions[:, 0], [[3, 4, 5, 6], [2, 3, 4, 5]])
+    np.testing.assert_array_equal(batch.positions[:, 0], [[3, 3, 3, 3], [2, 3, 3, 3]])  # padding stays at the last
     np.testing.assert_array_equal(batch.scored, [[[1, 0, 0, 0], [1, 1, 0, 0]], [[0, 1, 0, 0], [0, 1, 0, 0]]])

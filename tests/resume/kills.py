@@ -27,7 +27,7 @@ os.environ |= {
     "JAX_COMPILATION_CACHE_DIR": os.path.join(tempfile.gettempdir(), "fusion_jax-kills-programs"),  # over all runs
 }  # fmt: skip
 
-from experiments import dpo, fusechat, fusechat3, fusellm, fuserl, infifpo, merge, seft, wrpo
+from experiments import dpo, fusechat, fusechat3, fusellm, fuserl, infifpo, merge, reward_model, seft, wrpo
 from fusion_jax.jsonl import write_jsonl
 from fusion_jax.markdown import markdown_table
 from fusion_jax.store.run_folder import TIMES
@@ -37,7 +37,7 @@ COMPARED = {".jsonl", ".json", ".safetensors", ".npy", ".array_record"}
 KINDS = ("any", "saving", "stage")
 MODULES = {
     "dpo": dpo, "wrpo": wrpo, "infifpo": infifpo, "fuserl": fuserl, "fusechat3": fusechat3, "fusechat": fusechat,
-    "fusellm": fusellm, "merge": merge, "seft": seft,
+    "fusellm": fusellm, "merge": merge, "seft": seft, "reward_model": reward_model,
 }  # fmt: skip
 
 
@@ -56,6 +56,8 @@ def arguments(data: Path, out: Path) -> dict[str, list[str]]:
         "fusechat3": ["fusechat3", *ready, *short, "--preference.best-of", "2"],
         "dpo": ["dpo", "--model", model, "--data", str(data / "pairs.jsonl"), "--out", str(out), *train,
                 "--train.epochs", "4", "--train.eval-every", "10"],
+        "reward_model": ["reward_model", "--model", model, "--data", str(data / "pairs.jsonl"), "--out", str(out), *train,
+                         "--max-length", "96", "--sft.batch-size", "8", "--sft.checkpoint-every", "3", "--train.epochs", "3"],
         "wrpo": ["wrpo", *plants, *short, "--sft.epochs", "2"],
         "fusechat": ["fusechat", "--chats", str(data / "chats.jsonl"), "--sources", "zoo:gemma-source", "--out", str(out),
                      *train, "--arms", "pairwise", "--train.epochs", "2"],

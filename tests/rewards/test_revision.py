@@ -79,6 +79,14 @@ def test_which_revisions_count(revised, finished, lengths, why):
 
 
 def test_refusals_are_known_by_how_they_begin():
-    said = ["I'm sorry, but no.", "As an AI language model, I ...", " I cannot help.", "Sorry, no", "I am unable to"]
+    said = [
+        "I'm sorry, but I can't help with that.", "As an AI language model, I ...", " I cannot assist with this.",
+        "Sorry, I won't do that.", "I am unable to provide it", "I apologize, but I'm not able to answer.",
+        "Unfortunately, I can\u2019t share that.",
+    ]  # fmt: skip
     assert all(map(revision.refuses, said))
-    assert not any(map(revision.refuses, ["I can help.", "As an aid, ...", "The sorry state", "I wonder", "Say I'm sorry."]))
+    helpful = [
+        "I'm sorry to hear that. Here is what helps:", "Sorry for the confusion: it is 4.", "I can't recommend it enough!",
+        "As an aid, ...", "I can help.", "Say I'm sorry.", "I cannot stress enough how ...", "Unfortunately it rained.",
+    ]  # fmt: skip
+    assert not any(map(revision.refuses, helpful))

@@ -14,13 +14,12 @@ import transformers
 from fusion_jax import losses
 from fusion_jax.data.batches import buckets_of, collate
 from fusion_jax.data.chat import render_text
-from fusion_jax.data.examples import SAME_TOKENS
 from fusion_jax.data.records import Row
 from fusion_jax.errors import InputError
 from fusion_jax.losses import Pair, divide
 from fusion_jax.models.compute import Compute
 from fusion_jax.models.folder import load, save
-from fusion_jax.rewards.reward_data import TOO_LONG, reward_examples
+from fusion_jax.rewards.reward_data import ALIKE, TOO_LONG, reward_examples
 from fusion_jax.rewards.reward_model import as_reward_model, score_responses
 from fusion_jax.train import objectives
 from fusion_jax.train.objective import Progress
@@ -96,6 +95,24 @@ def test_what_is_trained_is_what_scores(model):
     np.testing.assert_allclose(np.ravel(trained), used, atol=1e-5)
 
 
+def test_transformers_scores_a_padded_batch_alike(model, tmp_path):
+    tokenizer = model.tokenizer
+    tokenizer.pad_token = tokenizer.convert_ids_to_tokens(0)
+    padded = as_reward_model(small_model(initializer_range=0.3), 7)
+    save(padded, tmp_path / "judge", dtype="float32")
+    judge = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "judge", dtype=torch.float32)
+    texts = [
+        render_text(tokenizer, [*row.messages, {"role": "assistant", "content": row.responses[0]}], header=False)
+        for row in ROWS
+    ]
+    batch = padded.tokenizer(texts, add_special_tokens=False, padding=True, padding_side="right", return_tensors="pt")
+    with torch.no_grad():
+        together = judge(**batch).logits[:, 0].numpy()
+    records = [{"prompt": row.messages[0]["content"], "response": row.responses[0]} for row in ROWS]
+    ours = [record["reward"] for record in score_responses(padded, records)]
+    np.testing.assert_allclose(together[[0, 2]], np.asarray(ours)[[0, 2]], atol=1e-4)  # the middle one has more turns
+
+
 def test_a_head_is_fresh_seeded_and_saved(model, tmp_path):
     plain = small_model(initializer_range=0.3)
     again, other = as_reward_model(plain, 7), as_reward_model(plain, 8)
@@ -116,7 +133,7 @@ def test_pairs_that_cannot_be_read_are_counted(model):
     longer = Row("longer", ASKED, ("3" * 100_000, "4"))
     same = Row("same", ASKED, ("3", "3"))
     examples, counts = reward_examples([many, ROWS[0], longer, same], model.tokenizer, 64)
-    assert [example.index for example in examples] == [1] and counts == {TOO_LONG: 2, SAME_TOKENS: 1}
+    assert [example.index for example in examples] == [1] and counts == {TOO_LONG: 2, ALIKE: 1}
     assert examples[0].scored == (1, 1)
 
 

@@ -12,13 +12,13 @@ import numpy as np
 
 from fusion_jax.data.batches import Example, Targets, buckets_of, collate
 from fusion_jax.models.compute import Compute
-from fusion_jax.models.config import Embed
+from fusion_jax.models.config import Embed, rewarding
 from fusion_jax.models.families import config_from_hf
 from fusion_jax.models.parameters import init_params, parameter_specs
 from fusion_jax.sharding import make_mesh, named
 from fusion_jax.teachers.settings import FusionSettings
 from fusion_jax.train import objectives
-from fusion_jax.train.objectives import WrpoSettings
+from fusion_jax.train.objectives import RewardSettings, WrpoSettings
 from fusion_jax.train.state import OptimizerSettings, init_state, make_optimizer
 from fusion_jax.train.step import make_train_step, shard_batch
 
@@ -46,17 +46,24 @@ def fused(rng):
     return out
 
 
+def judged(rng):
+    """Pairs of whole conversations, scored where they end."""
+    rows = [tuple(tuple(rng.integers(0, 256, n)) for n in rng.integers(8, 30, 2)) for _ in range(16)]
+    return [Example(pair, tuple(len(row) - 1 for row in pair), i) for i, pair in enumerate(rows)]
+
+
 def batch(kind):
-    examples = {"wrpo": quadruples, "fusion": fused}[kind](np.random.default_rng(0))
+    examples = {"wrpo": quadruples, "fusion": fused, "reward": judged}[kind](np.random.default_rng(0))
     flat = collate(examples, buckets_of(examples))
     return jax.tree.map(lambda x: x.reshape(2, 8, *x.shape[1:]), flat)
 
 
 def run(config, kind, mesh, params):
     optimizer = make_optimizer(OptimizerSettings(learning_rate=0.01, warmup_ratio=0.0), 4)
-    objective = (
-        objectives.wrpo(WrpoSettings(beta=1.0)) if kind == "wrpo" else objectives.fusion(FusionSettings(0.5))
-    )
+    objective = {
+        "wrpo": objectives.wrpo(WrpoSettings(beta=1.0)), "fusion": objectives.fusion(FusionSettings(0.5)),
+        "reward": objectives.rewards(RewardSettings()),
+    }[kind]  # fmt: skip
     step = make_train_step(config, objective, optimizer, Compute(mesh, jnp.float32, "full"), total=4)
     if mesh is not None:
         specs = parameter_specs(config)
@@ -76,9 +83,11 @@ def main() -> None:
     results = {}
     runs = (
         (True, "wrpo", ((8, 1, 1), (1, 2, 4))), (False, "wrpo", ((1, 8, 1), (2, 2, 2))), (False, "fusion", ((2, 2, 2),)),
+        (True, "reward", ((2, 2, 2),)),
     )  # fmt: skip
     for tied, kind, shapes in runs:
         config = dataclasses.replace(CONFIG, head=dataclasses.replace(CONFIG.head, tied=tied))
+        config = rewarding(config) if kind == "reward" else config
         params = init_params(config, jax.random.key(1))
         single, gradient, _ = run(config, kind, None, params)
         scale = max(float(np.abs(g).max()) for g in jax.tree.leaves(gradient))
