@@ -237,7 +237,8 @@ def test_a_family_whose_file_is_broken_leaves_the_others_alone(tmp_path, monkeyp
 
 
 def test_every_family_is_tried():
-    assert {CONFIGS[name][0] for name in FUZZED} == set(FAMILIES)
+    without_a_class = {"internlm2"}  # in transformers; tests/parity/test_layouts.py
+    assert {CONFIGS[name][0] for name in FUZZED} == set(FAMILIES) - without_a_class
 
 
 @pytest.mark.parametrize(("name", "known"), [("llama-yarn", "0861c65d36e4e159"), ("gemma3", "734d6ec9dcd9eaf2")])
