@@ -213,7 +213,7 @@ def collate(examples: Sequence[Example], buckets: Buckets, extent: np.ndarray | 
             segments[b, g, :size] = (example.segments or (1,) * len(row))[:size]
             if example.segments:
                 positions[b, g, :size] = _restarting(np.asarray(example.segments))[:size]
-            positions[b, g, size:] = positions[b, g, size - 1] if size else shared  # padding is nowhere farther
+            positions[b, g, size:] = positions[b, g, size - 1] if size else max(shared - 1, 0)  # nowhere farther
     return TokenBatch(
         prompts=prompts, prompt_lengths=lengths, tokens=tokens, labels=labels, positions=positions,
         segment_ids=segments if segmented else None, groups=kinds,

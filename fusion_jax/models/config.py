@@ -34,6 +34,11 @@ class Positions:
     max_positions: int
     ropes: tuple[Rope, ...] = field(default_factory=lambda: (Rope(),))
 
+    @property
+    def switches(self) -> tuple[int, ...]:
+        """Lengths beyond which all tokens of a text are turned otherwise than in shorter texts."""
+        return tuple({rope.original_max_positions for rope in self.ropes if rope.kind == "longrope"})
+
 
 @dataclass(frozen=True)
 class Attention:

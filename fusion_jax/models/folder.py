@@ -200,7 +200,13 @@ def logits(model: Model, tokens: Array, lengths: Array | None = None) -> Array:
     segments = (
         None if lengths is None else (jnp.arange(tokens.shape[1]) < jnp.asarray(lengths)[:, None]).astype(jnp.int32)
     )
-    hidden = forward(model.params, model.config, tokens, segment_ids=segments, dtype=_compute_dtype(model))
+    positions = None
+    if lengths is not None:  # beyond the model's own, too: padding stays at a row's last one
+        last = jnp.maximum(jnp.asarray(lengths, jnp.int32) - 1, 0)
+        positions = jnp.minimum(jnp.arange(tokens.shape[1], dtype=jnp.int32), last[:, None])
+    hidden = forward(
+        model.params, model.config, tokens, positions=positions, segment_ids=segments, dtype=_compute_dtype(model)
+    )
     out = jnp.einsum(
         "btd,vd->btv", hidden, head_kernel(model.params, model.config).astype(hidden.dtype),
         preferred_element_type=jnp.promote_types(hidden.dtype, jnp.float32),

@@ -264,6 +264,14 @@ def _check(prompts: Sequence[Sequence[int]], config: ModelConfig, max_new_tokens
                 f"the model's {config.max_positions} positions",
                 record=number, field="prompt", cure="Shorten the prompt or lower max_new_tokens",
             )  # fmt: skip
+        for switch in config.positions.switches:
+            if len(prompt) <= switch < len(prompt) + max_new_tokens:
+                raise InputError(
+                    f"{len(prompt)} tokens and {max_new_tokens} new ones cross {switch}, from where on the model turns "
+                    "all tokens otherwise: what it keeps of the prompt would not fit",
+                    record=number, field="prompt",
+                    cure=f"Lower max_new_tokens to {switch - len(prompt)}, or give a longer prompt",
+                )  # fmt: skip
 
 
 def decoding_ways(config: ModelConfig, devices: int, tensor: int = 0, option: str = "mesh_tensor") -> int:

@@ -23,6 +23,7 @@ from fusion_jax.hosts.signals import PREEMPTED, preemption
 from fusion_jax.json_files import RESTORE, read_json
 from fusion_jax.losses.schedules import learning_rate
 from fusion_jax.models.compute import Compute
+from fusion_jax.models.config import Positions
 from fusion_jax.models.decoder import Params
 from fusion_jax.models.folder import Model
 from fusion_jax.models.parameters import place_params
@@ -71,7 +72,7 @@ def optimise(
     model = dataclasses.replace(model, params=place_params(model.params, model.config, compute.mesh))
     held = held if held is not None and len(held) else None
     buckets = buckets_for(np.concatenate([data.extents, *([held.extents] if held else [])]))
-    _check_examples(run, data, model.config.max_positions, settings.pack_tokens)
+    _check_examples(run, data, model.config.positions, settings.pack_tokens)
     in_step = objective.reference and settings.reference == "in-step"
     if objective.reference:
         size = settings.batch_size // settings.micro_batches
@@ -164,16 +165,24 @@ def _feeder(
     return feed
 
 
-def _check_examples(run: RunFolder, data: Data, max_positions: int, pack_tokens: int) -> None:
+def _check_examples(run: RunFolder, data: Data, positions: Positions, pack_tokens: int) -> None:
     """Refuse rows that the model cannot read, examples that rows of `pack_tokens` do not hold and, on resume, other
     examples than the run was started with."""
     if pack_tokens:
         check_packable(data.examples, pack_tokens)
     read = max(len(row) for e in data.examples for row in e.rows) - 1  # the last token of a row only is predicted
-    if read > max_positions:
+    if read > positions.max_positions:
         raise InputError(
-            f"the longest example has {read + 1} tokens, the model has {max_positions} positions", field="max_length",
-            cure=f"Cut examples to {max_positions} tokens",
+            f"the longest example has {read + 1} tokens, the model has {positions.max_positions} positions",
+            field="max_length", cure=f"Cut examples to {positions.max_positions} tokens",
+        )  # fmt: skip
+    packed = pack_tokens or any(e.segments for e in data.examples)
+    if packed and any(read > switch for switch in positions.switches):
+        least = min(positions.switches)
+        raise InputError(
+            f"the longest example has {read + 1} tokens; from {least} on the model turns all tokens of a text "
+            "otherwise, and texts in one row cannot differ in that", field="pack_tokens",
+            cure=f"Do not pack, or cut examples to {least} tokens",
         )  # fmt: skip
     run.on_first(lambda: _check_same_examples(run.file("examples.json"), data))
 

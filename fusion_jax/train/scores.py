@@ -117,9 +117,11 @@ def _hidden(params: Params, config: ModelConfig, batch: TokenBatch, compute: Com
     examples, groups, width = batch.tokens.shape
     size = batch.prompts.shape[1]
     prompts, lengths = batch.prompts, batch.prompt_lengths
-    if size and not compute.shared_prompt:
+    # Texts on both sides of such a length cannot share what is computed of a prompt.
+    shared = compute.shared_prompt and all(size + width <= switch for switch in config.positions.switches)
+    if size and not shared:
         prompts, lengths = jnp.repeat(prompts, groups, 0), jnp.repeat(lengths, groups)
-    rows = examples if size and compute.shared_prompt else examples * groups
+    rows = examples if size and shared else examples * groups
 
     def whole(prompt: Array, rest: Array) -> Array:
         rest = rest.reshape(rows, -1)

@@ -144,7 +144,7 @@ BROKEN_FOLDERS: dict[str, tuple[Any, tuple[str, ...]]] = {
     "broken config": (lambda f: (f / "config.json").write_text("{"), ("config.json", "is not JSON")),
     "unknown architecture": (lambda f: edit_json(f / "config.json", model_type="gpt9"), ("'gpt9'", "Known: ", "llama")),
     "unknown rotary scaling": (
-        lambda f: edit_json(f / "config.json", rope_parameters={"rope_type": "longrope"}), ("'longrope'", "rope_parameters")),
+        lambda f: edit_json(f / "config.json", rope_parameters={"rope_type": "axial"}), ("'axial'", "rope_parameters")),
     "field missing": (lambda f: edit_json(f / "config.json", hidden_size=None), ("field 'hidden_size'", "is missing")),
     "missing weight": (lambda f: rewrite(f, lambda t: t.pop(Q)), (Q, "the weight is missing")),
     "extra weight": (lambda f: rewrite(f, lambda t: t.update(extra=np.ones(3, np.float32))), ("'extra'", "does not have")),

@@ -251,3 +251,41 @@ def test_what_older_configurations_are_known_by_stays(name, known):
         config.decoder[0], attention=dataclasses.replace(config.decoder[0].attention, rotary_pairs=True)
     ),))  # fmt: skip
     assert described(other) != described(config)
+
+
+PUBLISHED: list[tuple[dict[str, Any], dict[str, Any]]] = [
+    ({"model_type": "gpt_neox", "hidden_act": "gelu_fast", "rotary_pct": 0.25, "rotary_emb_base": 10000, "layer_norm_eps": 1e-5},
+     {"theta": 10000, "share": 0.25}),
+    ({"model_type": "gpt_neox", "hidden_act": "gelu", "rotary_pct": 1.0, "rotary_emb_base": 500, "use_parallel_residual": False},
+     {"theta": 500, "share": 1.0}),
+    ({"model_type": "phi3", "max_position_embeddings": 131072, "original_max_position_embeddings": 4096, "rope_scaling": {
+        "type": "su", "short_factor": [1.0] * 8, "long_factor": [2.0] * 8}},
+     {"kind": "longrope", "original_max_positions": 4096, "factor": 32.0}),
+    ({"model_type": "phi3", "max_position_embeddings": 131072, "original_max_position_embeddings": 4096,
+      "partial_rotary_factor": 0.75, "rope_scaling": {
+        "type": "longrope", "short_factor": [1.0] * 6, "long_factor": [2.0] * 6}},
+     {"kind": "longrope", "share": 0.75, "long_factors": (2.0,) * 6}),
+    ({"model_type": "phi3", "max_position_embeddings": 131072, "rope_scaling": {
+        "type": "longrope", "short_factor": [1.0] * 8, "long_factor": [2.0] * 8}},
+     {"original_max_positions": 4096, "factor": 32.0}),
+    ({"model_type": "glm", "partial_rotary_factor": 0.5, "rope_theta": 10000.0, "head_dim": 16}, {"share": 0.5}),
+    ({"model_type": "glm4", "rope_theta": 5e5, "head_dim": 16}, {"share": 0.5, "theta": 5e5}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("values", "rope"), PUBLISHED)
+def test_rotary_settings_of_published_files(values, rope):
+    """In the names and forms of files before transformers 5, as transformers reads them."""
+    size = {"hidden_size": 64, "num_attention_heads": 4, "num_key_value_heads": 4, "intermediate_size": 96,
+            "num_hidden_layers": 2, "vocab_size": 96}  # fmt: skip
+    found = config_from_hf({**size, **values})
+    for name, wanted in rope.items():
+        assert getattr(found.positions.ropes[0], name) == wanted, name
+    assert config_from_hf(config_to_hf(found)) == found
+    if values.get("rope_scaling", {}).get("type") == "su":  # which transformers 5 refuses
+        return
+    pads = {"pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 2}
+    theirs = transformers.AutoConfig.for_model(**{**size, **values, **pads}).rope_parameters
+    assert theirs.get("partial_rotary_factor", 1.0) == found.positions.ropes[0].share
+    assert theirs["rope_theta"] == found.positions.ropes[0].theta
+    assert theirs["rope_type"] == found.positions.ropes[0].kind

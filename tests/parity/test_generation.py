@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from fusion_jax.errors import InputError
 from fusion_jax.models.folder import load, logits
 from fusion_jax.sampling.generate import generate_ids
 from tests.parity.checkpoints import write_checkpoint
@@ -49,3 +50,12 @@ def test_greedy_equals_transformers_and_the_uncached_model(name, tmp_path):
         scores = row[len(prompt) - 1 : len(prompt) - 1 + len(tokens)]
         assert scores.argmax(-1).tolist() == tokens
         assert completion.logprob == pytest.approx(scores[np.arange(len(tokens)), tokens].sum(), abs=1e-3)
+
+
+def test_a_text_that_crosses_the_length_where_rotations_change_is_refused(tmp_path):
+    """What is kept of the prompt was turned for shorter texts; transformers reads all of it again there."""
+    write_checkpoint("phi3-longrope-within", tmp_path, num_hidden_layers=2)
+    ours = load(tmp_path)
+    with pytest.raises(InputError, match="record 2, field 'prompt': 40 tokens and 12 new ones cross 48"):
+        generate_ids(ours.params, ours.config, [[5] * 4, [5] * 40], max_new_tokens=12, stop_ids=[STOP], batch_size=2)
+    generate_ids(ours.params, ours.config, [[5] * 49], max_new_tokens=2, stop_ids=[STOP], batch_size=1)

@@ -131,6 +131,12 @@ def test_padding_beyond_the_original_length_of_longrope_turns_nothing():
     params, batch = init_params(config, jax.random.key(0)), collate(many, buckets_of(many))
     found = jax.jit(lambda params: score(params, config, batch, Compute()).sequence)(params)
     how = How(config, GREEDY, 1, jnp.dtype("float32"), None)
+    siblings = [Example((rows[0], rows[0][:9] + rows[1][9:]), (9, 9))]  # one on each side, behind one prompt
+    together = collate(siblings, buckets_of(siblings))
+    apart = [Example((row,), (9,)) for row in siblings[0].rows]
+    shared = jax.jit(lambda params: score(params, config, together, Compute()).sequence)(params)
+    single = jax.jit(lambda params: score(params, config, collate(apart, buckets_of(apart)), Compute()).sequence)(params)
+    np.testing.assert_allclose(shared[0], single[:, 0], rtol=1e-5)
     for row, value in zip(rows, found[:, 0], strict=True):
         alone = jnp.asarray([row[:-1]])
         logprobs = np.asarray(jax.nn.log_softmax(logits(Model(config, params), alone)[0]))

@@ -11,6 +11,7 @@ from fusion_jax.files import write_json
 from fusion_jax.merge.executor.inputs import Input
 from fusion_jax.merge.executor.prepare import Prepared
 from fusion_jax.merge.vocabulary.tokens import pivot_model
+from fusion_jax.models.families import names_of
 from fusion_jax.models.families.rotary import with_both_forms
 from fusion_jax.models.json_files import GENERATION, read_generation
 from fusion_jax.paths import write_bytes
@@ -47,7 +48,7 @@ def merged_config(prepared: Prepared) -> ConfigFiles:
     config[first.fields.called("tie_word_embeddings")] = plan.tied
     config["dtype"] = prepared.dtype(max(plan.tensors, key=prepared.held)).name
     config["torch_dtype"] = config["dtype"]  # transformers before 4.56 reads this name alone
-    config = with_both_forms(config)
+    config = with_both_forms(config, names_of(config.get("model_type")))
     generation = read_generation(first.files, LARGEST_ID)
     if generation and pivot is not first:
         ids = {**pivot.config, **read_generation(pivot.files, LARGEST_ID)}

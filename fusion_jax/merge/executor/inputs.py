@@ -23,6 +23,8 @@ from fusion_jax.paths import is_remote, listed
 
 # What may not differ between models, also where the shapes of their tensors agree.
 SAME = ("model_type", "num_attention_heads", "num_key_value_heads", "head_dim", "hidden_act")
+SAME_IF_SAID = ("use_parallel_residual", "partial_rotary_factor")  # defaults are the family's
+
 SMALL = (".json", ".jinja", ".txt", ".model")  # files of a folder that are not weights
 
 
@@ -64,7 +66,10 @@ class Input:
     def resolved(self) -> dict[str, Any]:
         """What may not differ between models; a number of heads or a width that config.json leaves out follows."""
         values = self.fields.values
-        found = {name: values.get(name) for name in SAME}
+        found = {name: values.get(name) for name in (*SAME, *SAME_IF_SAID)}
+        rope = values.get("rope_parameters")
+        if found["partial_rotary_factor"] is None and isinstance(rope, dict):
+            found["partial_rotary_factor"] = rope.get("partial_rotary_factor")
         heads, width = found["num_attention_heads"], values.get("hidden_size")
         if found["num_key_value_heads"] is None:
             found["num_key_value_heads"] = heads
@@ -84,9 +89,9 @@ def open_inputs(recipe: Recipe, locate: Callable[[str], Path]) -> dict[str, Inpu
         found[model] = open_input(locate(model))
     first = recipe.base or recipe.models[0]
     for other in found.values():
-        for name in SAME:
+        for name in (*SAME, *SAME_IF_SAID):
             ours, theirs = found[first].resolved[name], other.resolved[name]
-            if ours != theirs:
+            if ours != theirs and not (name in SAME_IF_SAID and None in (ours, theirs)):
                 problem = f"is {quoted(theirs)}, but {quoted(ours)} in {first}"
                 cure = "Merge models of one architecture; fuse others with experiments/fusechat.py first"
                 raise other.fields.wrong(name, problem, cure)

@@ -14,7 +14,10 @@ from fusion_jax.ops.rotary import Rope
 
 # What is beyond any model: a file that gives more is broken.
 WIDTH, LAYERS, VOCABULARY, LABELS = 2**20, 1000, 2**24, 2**20
-ACTIVATIONS: dict[str, Activation] = {"silu": "silu", "gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh"}
+ACTIVATIONS: dict[str, Activation] = {
+    "silu": "silu", "gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_fast": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh",
+}  # fmt: skip
+"""By their names in config.json; of several for one the last is written."""
 TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id", "decoder_start_token_id")
 SLIDING, FULL = "sliding_attention", "full_attention"
 
@@ -51,7 +54,7 @@ def llama_like_from_hf(fields: Fields, defaults: Defaults, ropes: Sequence[Rope]
         raise fields.wrong(defaults.activation_field, problem, f"Known: {', '.join(ACTIVATIONS)}")
     most = max_positions_of(fields, defaults)
     ropes = tuple(ropes) or (rope_from_hf(fields, most),)
-    if any(rope.kind == "dynamic" for rope in ropes) and attention.head_dim < 4:
+    if any(rope.kind == "dynamic" and rope.rotated(attention.head_dim) < 4 for rope in ropes):
         raise fields.wrong("head_dim", f"is {attention.head_dim}; dynamic rotary scaling needs 4 or more")
     for rope in ropes:
         check_rotated(fields, rope, attention.head_dim)

@@ -10,12 +10,12 @@ from fusion_jax.fields import Fields
 from fusion_jax.models.config import ModelConfig, Norm
 from fusion_jax.models.families.common import Defaults, llama_like_from_hf, llama_like_to_hf, max_positions_of
 from fusion_jax.models.families.rotary import rope_from_hf
-from fusion_jax.models.families.tensors import HfTensor, Names, layers_of, llama_like_tensors
+from fusion_jax.models.families.tensors import HfTensor, Names, by_heads, llama_like_tensors
 
 DEFAULTS = Defaults(max_positions=2048, activation="gelu", eps=1e-5)
 NAMES = {"rms_norm_eps": "layer_norm_eps", "rope_theta": "rotary_emb_base", "partial_rotary_factor": "rotary_pct"}
 UNREAD = ("num_key_value_heads", "head_dim")
-IGNORED = (r"gpt_neox\.layers\.\d+\.attention\.(bias|masked_bias|rotary_emb\.inv_freq)",)
+IGNORED: tuple[str, ...] = ()
 PLAIN = Names(
     parts={"o": "attention.dense", "up": "mlp.dense_h_to_4h", "down": "mlp.dense_4h_to_h"},
     layers="gpt_neox.layers", embedding="gpt_neox.embed_in", final_norm="gpt_neox.final_layer_norm", head="embed_out",
@@ -48,16 +48,8 @@ def to_hf(config: ModelConfig) -> dict[str, Any]:
 
 
 def tensors(config: ModelConfig) -> list[HfTensor]:
-    """Names of the tensors."""
-    out = llama_like_tensors(config, PLAIN)
-    for number, (stack, path, index) in enumerate(layers_of(config)):
-        attention, name = stack.attention, f"gpt_neox.layers.{number}.attention.query_key_value"
-        heads = (attention.heads, 3, attention.head_dim)
-        rows = 3 * attention.heads * attention.head_dim
-        for place, ours in enumerate("qkv"):
-            part, at = (slice(None), place), (index,)
-            whole, view = (rows, config.width), (*heads, config.width)
-            out.append(HfTensor(f"{name}.weight", (path, ours, "kernel"), at, True, whole, view, part))
-            if attention.biases:
-                out.append(HfTensor(f"{name}.bias", (path, ours, "bias"), at, False, (rows,), heads, part))
-    return out
+    """Names of the tensors; a group of query_key_value is a head's query, key and value."""
+    packed = by_heads(
+        config, "gpt_neox.layers.{}.attention.query_key_value", lambda attention: (3, {"q": 0, "k": 1, "v": 2})
+    )
+    return llama_like_tensors(config, PLAIN) + packed

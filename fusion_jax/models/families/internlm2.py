@@ -7,9 +7,9 @@ from dataclasses import replace
 from typing import Any
 
 from fusion_jax.fields import Fields
-from fusion_jax.models.config import ModelConfig
+from fusion_jax.models.config import Attention, ModelConfig
 from fusion_jax.models.families.common import Defaults, llama_like_from_hf, llama_like_to_hf
-from fusion_jax.models.families.tensors import HfTensor, Names, layers_of, llama_like_tensors
+from fusion_jax.models.families.tensors import HfTensor, Names, by_heads, llama_like_tensors
 
 DEFAULTS = Defaults(max_positions=2048)
 IGNORED: tuple[str, ...] = ()
@@ -39,16 +39,9 @@ def to_hf(config: ModelConfig) -> dict[str, Any]:
 
 def tensors(config: ModelConfig) -> list[HfTensor]:
     """Names of the tensors."""
-    out = llama_like_tensors(config, PLAIN)
-    for number, (stack, path, index) in enumerate(layers_of(config)):
-        attention, name = stack.attention, f"model.layers.{number}.attention.wqkv"
-        group = attention.heads // attention.kv_heads
-        view = (attention.kv_heads, group + 2, attention.head_dim)
-        rows = attention.kv_heads * (group + 2) * attention.head_dim
-        for ours, place in (("q", slice(0, group)), ("k", group), ("v", group + 1)):
-            part, at = (slice(None), place), (index,)
-            whole = (rows, config.width)
-            out.append(HfTensor(f"{name}.weight", (path, ours, "kernel"), at, True, whole, (*view, config.width), part))
-            if attention.biases:
-                out.append(HfTensor(f"{name}.bias", (path, ours, "bias"), at, False, (rows,), view, part))
-    return out
+    return llama_like_tensors(config, PLAIN) + by_heads(config, "model.layers.{}.attention.wqkv", _group)
+
+
+def _group(attention: Attention) -> tuple[int, dict[str, int | slice]]:
+    queries = attention.heads // attention.kv_heads
+    return queries + 2, {"q": slice(0, queries), "k": queries, "v": queries + 1}

@@ -15,8 +15,9 @@ from fusion_jax.models.families.common import (
     llama_like_to_hf,
     max_positions_of,
 )
-from fusion_jax.models.families.rotary import rope_from_hf
+from fusion_jax.models.families.rotary import POSITIONS, rope_from_hf
 from fusion_jax.models.families.tensors import GATE_UP, HfTensor, Names, llama_like_tensors
+from fusion_jax.ops.rotary import RopeKind
 
 DEFAULTS = Defaults(max_positions=4096, eps=1e-5)
 IGNORED: tuple[str, ...] = ()
@@ -24,9 +25,15 @@ FUSED = {"self_attn.qkv_proj": ("q", "k", "v"), **GATE_UP}
 
 
 def from_hf(fields: Fields) -> ModelConfig:
-    """config.json to the model's parts. The kinds "su" and "yarn" of older files are LongRoPE."""
-    known = {"su": "longrope", "yarn": "longrope"}
-    rope = rope_from_hf(fields, max_positions_of(fields, DEFAULTS), share=1.0, names=known)  # type: ignore[arg-type]
+    """config.json to the model's parts. The kinds "su" and "yarn" of older files are LongRoPE; the original length is
+    that at the top level, as in transformers."""
+    known: dict[str, RopeKind] = {"su": "longrope", "yarn": "longrope"}
+    most = max_positions_of(fields, DEFAULTS)
+    rope = rope_from_hf(fields, most, share=1.0, names=known)
+    if rope.kind == "longrope":
+        original = fields.integer("original_max_position_embeddings", 4096, low=2, high=POSITIONS)
+        factor = rope.factor if _says_factor(fields) else most / original
+        rope = replace(rope, original_max_positions=original, factor=factor)
     if rope.kind not in ("default", "longrope"):
         raise fields.wrong("rope_scaling", f"rotary scaling '{rope.kind}' is not Phi-3's", "Known: default, longrope")
     model = llama_like_from_hf(fields, DEFAULTS, [rope])
@@ -35,12 +42,21 @@ def from_hf(fields: Fields) -> ModelConfig:
     return replace(model, decoder=(replace(stack, windows=(window,) * stack.layers if window else ()),))
 
 
+def _says_factor(fields: Fields) -> bool:
+    scaling = fields.values.get("rope_scaling") or fields.values.get("rope_parameters")
+    return isinstance(scaling, dict) and "factor" in scaling
+
+
 def to_hf(config: ModelConfig) -> dict[str, Any]:
     """The parts to config.json."""
     stack, rope = config.decoder[0], config.positions.ropes[0]
     own = {"sliding_window": max(stack.windows, default=0) or None, **NO_PADDING}
     original = rope.original_max_positions or config.max_positions
-    return llama_like_to_hf(config, "Phi3") | own | {"original_max_position_embeddings": original}
+    out = llama_like_to_hf(config, "Phi3") | own | {"original_max_position_embeddings": original}
+    if rope.kind == "longrope" and rope.factor != config.max_positions / original:
+        out["rope_parameters"] |= {"factor": rope.factor}
+        out["rope_scaling"] |= {"factor": rope.factor}
+    return out
 
 
 def tensors(config: ModelConfig) -> list[HfTensor]:

@@ -142,7 +142,7 @@ def _factor(scaling: Fields, kind: str, original: int | None, max_positions: int
 def rope_to_hf(rope: Rope) -> dict[str, Any]:
     """An object of `rope_parameters`."""
     out: dict[str, Any] = {"rope_theta": rope.theta, "rope_type": rope.kind}
-    if rope.kind != "default":
+    if rope.kind not in ("default", "longrope"):
         out["factor"] = rope.factor
     if rope.original_max_positions:
         out["original_max_position_embeddings"] = rope.original_max_positions
@@ -179,6 +179,9 @@ def _scaling(rope: Mapping[str, Any]) -> dict[str, Any] | None:
     """`rope_scaling` of transformers 4, None where nothing is scaled."""
     old = {key: value for key, value in rope.items() if key not in ("rope_theta", "partial_rotary_factor")}
     plain = old.keys() <= {"rope_type", "type"} and "default" in old.values()
+    if old.get("rope_type") == "longrope":  # transformers 4 takes these three alone; the length stands beside them
+        more: dict[str, Any] = {key: old[key] for key in ("factor", "attention_factor") if key in old}
+        return {"type": "longrope", "short_factor": old["short_factor"], "long_factor": old["long_factor"], **more}
     return None if plain or not old else old
 
 
@@ -217,6 +220,8 @@ def _new_form(values: Mapping[str, Any], scaling: Mapping[str, Any]) -> dict[str
     kind = scaling.get("rope_type", scaling.get("type", "default"))
     new = {"rope_theta": values["rope_theta"], **scaling, "rope_type": kind}
     new = {key: value for key, value in new.items() if key != "type"}
+    beside = ("partial_rotary_factor", *(["original_max_position_embeddings"] if kind == "longrope" else []))
+    new |= {key: values[key] for key in beside if key in values}
     if "rope_local_base_freq" not in values:
         return new
     local = {"rope_theta": values["rope_local_base_freq"], "rope_type": "default"}

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate, pairwise
 
-from fusion_jax.models.config import ModelConfig, Stack
+from fusion_jax.models.config import Attention, ModelConfig, Stack
 from fusion_jax.models.parameters import Specs, layer_specs, norm_specs
 
 
@@ -95,6 +95,32 @@ def _rows(name: str, specs: Specs, path: str, parts: Sequence[str], index: int) 
         HfTensor(name, (path, part, "kernel"), (index,), True, whole, part=(slice(start, end),))
         for part, (start, end) in zip(parts, pairwise(ends), strict=True)
     ]
+
+
+def by_heads(
+    config: ModelConfig, name: str, heads: Callable[[Attention], tuple[int, Mapping[str, int | slice]]]
+) -> list[HfTensor]:
+    """Queries, keys and values of every layer in one tensor that goes by groups of heads.
+
+    Args:
+      name: of the tensor, with a place for the layer's number. heads: of an attention, how many heads of h numbers a
+        group has, and which of them are q, k and v.
+    """
+    out = []
+    for number, (stack, path, index) in enumerate(layers_of(config)):
+        attention, whole = stack.attention, name.format(number)
+        size, places = heads(attention)
+        groups = (attention.heads + 2 * attention.kv_heads) // size
+        view, rows = (groups, size, attention.head_dim), groups * size * attention.head_dim
+        for ours, place in places.items():
+            part, shape = (slice(None), place), (rows, config.width)
+            kernel = HfTensor(
+                f"{whole}.weight", (path, ours, "kernel"), (index,), True, shape, (*view, config.width), part
+            )
+            out.append(kernel)
+            if ours in attention.biases:
+                out.append(HfTensor(f"{whole}.bias", (path, ours, "bias"), (index,), False, (rows,), view, part))
+    return out
 
 
 def layers_of(config: ModelConfig) -> Iterator[tuple[Stack, str, int]]:
