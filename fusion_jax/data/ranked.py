@@ -57,7 +57,8 @@ def _read(one: Any, answer: str, number: str, where: str, place: Place) -> tuple
     if not isinstance(text, str):
         raise place.error(f"is {quoted(text)}, not a text", f"{where}.{answer}", "Write a JSON string")
     if isinstance(value, bool) or not isinstance(value, int | float) or value != value:
-        raise place.error(f"is {quoted(value)}, not a number", f"{where}.{number}", "Write a JSON number")
+        problem = "is missing" if value is None else f"is {quoted(value)}, not a number"
+        raise place.error(problem, f"{where}.{number}", "Write a JSON number")
     return text, float(value)
 
 

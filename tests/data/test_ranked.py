@@ -39,7 +39,7 @@ def test_ultrafeedback_compares_the_highest_with_one_a_point_below():
 @pytest.mark.parametrize(("answer", "told"), [
     ({"answer": 3, "rank": 1}, r"answers\[1\].answer.*not a text"),
     ({"answer": "oak", "rank": "first"}, r"answers\[1\].rank.*'first', not a number"),
-    ({"answer": "oak"}, r"answers\[1\].rank.*None, not a number"), ("oak", r"answers\[1\]'.*not an object"),
+    ({"answer": "oak"}, r"answers\[1\].rank.*is missing"), ("oak", r"answers\[1\]'.*not an object"),
 ])  # fmt: skip
 def test_answers_that_cannot_be_ranked_are_named(answer, told):
     with pytest.raises(InputError, match=told):
