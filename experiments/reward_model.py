@@ -29,6 +29,7 @@ from fusion_jax.data.order import split_sizes, split_together
 from fusion_jax.data.records import OnBad, Row
 from fusion_jax.data.tokenise import TokeniseSettings
 from fusion_jax.errors import InputError
+from fusion_jax.intervals import wilson
 from fusion_jax.models.folder import Model, check_folder
 from fusion_jax.options import AnyModel, File, Folder
 from fusion_jax.plan.command import run as run_experiment
@@ -147,7 +148,9 @@ def report(s: Settings, desk: Desk) -> None:
     used, held = desk.counts["pairs"]["used"], desk.counts["pairs"]["held out"]
     result = loss_sentence(final, used)
     if ranked := final.get("eval_rewards/accuracies"):
-        result = f"{100 * ranked[1][-1]:.1f} % of {held} held-out pairs are ranked rightly, after training on {used}."
+        low, high = (100 * end for end in wilson(ranked[1][-1] * held, held))
+        share = f"{100 * ranked[1][-1]:.1f} % [{low:.1f}, {high:.1f}]"
+        result = f"{share} of {held} held-out pairs are ranked rightly, after training on {used}."
     desk.report_tuning("reward", result, final)
 
 

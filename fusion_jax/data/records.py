@@ -248,8 +248,9 @@ def parse_rows(
             dropped[unused] += 1
     dropped += malformed
     if not rows:
-        why = dict(dropped) or "the file is empty"
-        raise InputError(f"no usable {SPOKEN.get(kind, kind)} record is left ({why})", file=file, cure="Give more data")
+        why = ", ".join(f"{reason}: {n}" for reason, n in dropped.items()) or "the file is empty"
+        cure = "Give records that can be used" if dropped else "Give more data"
+        raise InputError(f"no usable {SPOKEN.get(kind, kind)} record is left ({why})", file=file, cure=cure)
     return rows, dropped
 
 

@@ -238,7 +238,8 @@ class Desk:
         lines = [{"what": f"final {metric}", "value": f"{value:.4f}"} for metric, value in ends.items()]
         parts = [picture, markdown_table(lines), "## Records used, and dropped by reason", counts_table(self.counts)]
         write_report(self.run, self.title, result, self.ran, parts)
-        self.run.log(f"model: {self.run.file('model')}")
+        self.run.log(result)
+        self.run.log(f"report: {self.run.file('report.md')}; model: {self.run.file('model')}")
 
     def _write_report(
         self, stages: Sequence[str], sources: Sequence[str], target: str, result: str, parts: Sequence[str]

@@ -76,7 +76,7 @@ def test_broken_quadruples(kind, model, tmp_path, capsys):
 def test_nothing_usable_is_left(model, tmp_path, capsys):
     same = [quad(chosen=[say("a"), say("b")], rejected=[say("b")]), quad(rejected=[say(" ")])]
     file = write(tmp_path / "quads.jsonl", same)
-    wanted = ("no usable quad record", "'chosen equals rejected': 1", "'blank response': 1")
+    wanted = ("no usable quad record", "chosen equals rejected: 1", "blank response: 1")
     fails(wrpo, ["--target", str(model), "--quadruples", str(file), "--out", str(tmp_path / "o")], capsys, *wanted)
 
 
