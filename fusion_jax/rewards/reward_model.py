@@ -42,10 +42,7 @@ def score_responses(
       InputError: the model has no scalar head or no tokenizer; a chat is longer than the model's positions.
     """
     if model.config.head.labels != 1:
-        raise InputError(
-            f"has {model.config.head.labels} scores, a reward model has one", field="reward_model",
-            cure="Give a sequence-classification folder with one label",
-        )  # fmt: skip
+        raise _not_one_score(model, "reward_model", "Give a sequence-classification folder with one label")
     if model.tokenizer is None:
         raise InputError("has no tokenizer", field="reward_model", cure="Add the tokenizer's files to its folder")
     responses = records(responses, "responses")
@@ -76,10 +73,8 @@ def as_reward_model(model: Model, seed: int) -> Model:
     if model.config.head.labels == 1:
         return model
     if model.config.head.labels:
-        raise InputError(
-            f"has {model.config.head.labels} scores, a reward model has one", file=model.folder or None, field="model",
-            cure="Give a language model, or a sequence-classification folder with one label",
-        )  # fmt: skip
+        cure = "Give a language model, or a sequence-classification folder with one label"
+        raise _not_one_score(model, "model", cure)
     config = rewarding(model.config)
     spec = parameter_specs(config)["score"]["kernel"]
     kernel = spec.init(jax.random.key(seed), spec.shape, jnp.float32)
@@ -87,6 +82,11 @@ def as_reward_model(model: Model, seed: int) -> Model:
     padding = None if model.tokenizer is None else model.tokenizer.pad_token_id
     hf_config = model.hf_config if padding is None else model.hf_config | {"pad_token_id": padding}
     return dataclasses.replace(model, config=config, params=params, hf_config=hf_config)
+
+
+def _not_one_score(model: Model, field: str, cure: str) -> InputError:
+    problem = f"has {model.config.head.labels} scores, a reward model has one"
+    return InputError(problem, file=model.folder or None, field=field, cure=cure)
 
 
 def _run(run: Callable, params: Params, tokens: np.ndarray, lengths: np.ndarray, mesh: Mesh | None) -> np.ndarray:

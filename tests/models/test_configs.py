@@ -289,3 +289,13 @@ def test_rotary_settings_of_published_files(values, rope):
     assert theirs.get("partial_rotary_factor", 1.0) == found.positions.ropes[0].share
     assert theirs["rope_theta"] == found.positions.ropes[0].theta
     assert theirs["rope_type"] == found.positions.ropes[0].kind
+
+
+def test_longrope_of_any_family_is_saved_whole():
+    """Also where its factor is not that of the lengths."""
+    rope = {"rope_type": "longrope", "rope_theta": 1e4, "factor": 3.0, "original_max_position_embeddings": 16,
+            "short_factor": [1.0] * 6, "long_factor": [2.0] * 6}  # fmt: skip
+    config = config_from_hf({"model_type": "llama", **SMALL, "rope_parameters": rope})
+    found = config.positions.ropes[0]
+    assert (found.original_max_positions, found.factor) == (16, 3.0)
+    assert config_from_hf(config_to_hf(config)) == config

@@ -194,7 +194,7 @@ def llama_like_to_hf(config: ModelConfig, architecture: str) -> dict[str, Any]:
         "head_dim": attention.head_dim,
         "max_position_embeddings": config.max_positions,
         "rms_norm_eps": stack.norm.eps,
-        **rope_fields(config.positions.ropes[0]),
+        **rope_fields(config.positions.ropes[0], config.max_positions),
         "tie_word_embeddings": config.head.tied,
         "hidden_act": activation,
         "initializer_range": config.initializer_range,

@@ -49,14 +49,9 @@ def _says_factor(fields: Fields) -> bool:
 
 def to_hf(config: ModelConfig) -> dict[str, Any]:
     """The parts to config.json."""
-    stack, rope = config.decoder[0], config.positions.ropes[0]
-    own = {"sliding_window": max(stack.windows, default=0) or None, **NO_PADDING}
-    original = rope.original_max_positions or config.max_positions
-    out = llama_like_to_hf(config, "Phi3") | own | {"original_max_position_embeddings": original}
-    if rope.kind == "longrope" and rope.factor != config.max_positions / original:
-        out["rope_parameters"] |= {"factor": rope.factor}
-        out["rope_scaling"] |= {"factor": rope.factor}
-    return out
+    window = max(config.decoder[0].windows, default=0) or None
+    original = {"original_max_position_embeddings": config.max_positions}  # of LongRoPE it stands in what follows
+    return original | llama_like_to_hf(config, "Phi3") | {"sliding_window": window, **NO_PADDING}
 
 
 def tensors(config: ModelConfig) -> list[HfTensor]:

@@ -159,11 +159,17 @@ def rope_to_hf(rope: Rope) -> dict[str, Any]:
     return out
 
 
-def rope_fields(rope: Rope) -> dict[str, Any]:
-    """The fields of a config.json with one setting, in both forms."""
-    new = rope_to_hf(rope)
-    share = {"partial_rotary_factor": rope.share} if rope.share != 1.0 else {}
-    return {"rope_parameters": new, "rope_theta": rope.theta, "rope_scaling": _scaling(new), **share}
+def rope_fields(rope: Rope, max_positions: int) -> dict[str, Any]:
+    """The fields of a config.json with one setting, in both forms; what `rope_scaling` of LongRoPE cannot hold beside
+    them."""
+    new, beside = rope_to_hf(rope), dict[str, Any]()
+    if rope.share != 1.0:
+        beside["partial_rotary_factor"] = rope.share
+    if rope.kind == "longrope":
+        beside["original_max_position_embeddings"] = rope.original_max_positions
+        if rope.factor != max_positions / rope.original_max_positions:
+            new["factor"] = rope.factor
+    return {"rope_parameters": new, "rope_theta": rope.theta, "rope_scaling": _scaling(new), **beside}
 
 
 def layered_rope_fields(full: Rope, sliding: Rope) -> dict[str, Any]:
