@@ -23,7 +23,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
-from fusion_jax.data import formats, ranked
+from fusion_jax.data import formats, ranked, scored_pairs
 from fusion_jax.data.messages import Conversation, Message, Place, check_text, check_writable, messages_of, text
 from fusion_jax.display import brief
 from fusion_jax.errors import InputError, quoted
@@ -137,35 +137,9 @@ def parse_pair(record: Record, place: Place) -> Row:
     return Row(_name(record, place), *formats.answered("pair", fields, sides, place))  # None: no answer is worse
 
 
-def parse_scored_pair(record: Record, place: Place, *, means: bool) -> Row:
-    """A pair with its log-probs under N sources, as InfiFPO's records have them: lists `fuse_chosen_logps` and
-    `fuse_rejected_logps` or, with `means`, `fuse_mean_...`, which become `Row.values`.
-    """
-    row, names = parse_pair(record, place), SCORES["averaged pair" if means else "summed pair"]
-    chosen, rejected = (_logprobs(record, name, place) for name in names)
-    if len(chosen) != len(rejected):
-        problem = f"has {len(rejected)} numbers, {names[0]} has {len(chosen)}"
-        raise place.error(problem, names[1], "Give one of each source, in the same order")
-    return replace(row, values=(chosen, rejected))
-
-
-SCORES = {
-    "summed pair": ("fuse_chosen_logps", "fuse_rejected_logps"),
-    "averaged pair": ("fuse_mean_chosen_logps", "fuse_mean_rejected_logps"),
-}
-"""Fields of the sources' log-probs, by kind of record."""
-
-
-def _logprobs(record: Record, name: str, place: Place) -> tuple[float, ...]:
-    """A list of log-probs, one of each source."""
-    values = record.get(name)
-    if not isinstance(values, list) or not values:
-        cure = "Give a list with the log-prob of the response under each source"
-        raise place.error("is missing" if values is None else f"is {quoted(values)}", name, cure)
-    for value in values:
-        if isinstance(value, bool) or not isinstance(value, int | float) or not -math.inf < value <= 0:
-            raise place.error(f"holds {quoted(value)}", name, "Give log-probs: finite numbers, none above 0")
-    return tuple(map(float, values))
+def parse_scored_pair(record: Record, place: Place, *, kind: str) -> Row:
+    """A pair with its log-probs under N sources, as InfiFPO's records have them, which become `Row.values`."""
+    return replace(parse_pair(record, place), values=scored_pairs.log_probs(record, kind, place))
 
 
 def parse_sft(record: Record, place: Place) -> Row:
@@ -195,9 +169,11 @@ def _name(record: Record, place: Place) -> str:
 
 OnBad = Literal["error", "skip"]
 PARSERS: dict[str, Callable[[Record, Place], Row]] = {
-    "quad": parse_quad, "pair": parse_pair, "sft": parse_sft,
-    "summed pair": partial(parse_scored_pair, means=False), "averaged pair": partial(parse_scored_pair, means=True),
-}  # fmt: skip
+    "quad": parse_quad,
+    "pair": parse_pair,
+    "sft": parse_sft,
+    **{kind: partial(parse_scored_pair, kind=kind) for kind in scored_pairs.FIELDS},
+}
 REASONS = 20  # kinds of malformed records that are counted each by itself
 
 
@@ -234,7 +210,7 @@ def parse_rows(
             check_text(record, place)
             if row.values:
                 sources = sources or len(row.values[0])
-                _check_sources(len(row.values[0]), sources, SCORES[kind][0], place)
+                scored_pairs.check_sources(len(row.values[0]), sources, kind, place)
         except InputError as error:
             if on_bad == "error":
                 raise
@@ -250,17 +226,9 @@ def parse_rows(
     if not rows:
         why = ", ".join(f"{reason}: {n}" for reason, n in dropped.items()) or "the file is empty"
         cure = "Give records that can be used" if dropped else "Give more data"
-        raise InputError(f"no usable {SPOKEN.get(kind, kind)} record is left ({why})", file=file, cure=cure)
+        spoken = "pair" if kind in scored_pairs.FIELDS else kind
+        raise InputError(f"no usable {spoken} record is left ({why})", file=file, cure=cure)
     return rows, dropped
-
-
-SPOKEN = dict.fromkeys(SCORES, "pair")
-
-
-def _check_sources(found: int, wanted: int, field: str, place: Place) -> None:
-    if found != wanted:
-        problem = f"has the log-probs of {found} sources, records before it of {wanted}"
-        raise place.error(problem, field, "Score all records by the same sources, in the same order")
 
 
 def _asked_text(fields: Mapping[str, Any], kind: str, place: Place) -> str:
