@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 from fusion_jax.models.config import Attention
 from fusion_jax.models.layers import Linear, NormLayer
 from fusion_jax.models.parameters import Specs
-from fusion_jax.ops.kernels import ContextPart, Kernel, Visible, attend
+from fusion_jax.ops.kernels import Bias, ContextPart, Kernel, Visible, attend
 from fusion_jax.ops.rotary import apply_rotary
 
 Array = jax.Array
@@ -105,18 +105,19 @@ class Projections:
 def self_attention(
     parts: Projections,
     x: Array,
-    tables: tuple[Array, Array],
+    tables: tuple[Array, Array] | None,
     visible: Visible,
     context: tuple[Context, ...],
     kernel: Kernel,
     mesh: Mesh | None,
+    bias: Bias | None = None,
 ) -> tuple[Array, KeysValues]:
     """A row over its own tokens and the context: [B,T,D], and what is to be kept of the row's tokens."""
-    pairs = parts.attention.rotary_pairs
-    q, k = (apply_rotary(parts.heads(name, x), tables, pairs) for name in "qk")
-    v = parts.heads("v", x)
+    q, k, v = (parts.heads(name, x) for name in "qkv")
+    if tables is not None:
+        q, k = (apply_rotary(one, tables, parts.attention.rotary_pairs) for one in (q, k))
     y = attend(
-        q, k, v, visible, scale=parts.scale, soft_cap=parts.attention.soft_cap, kernel=kernel, mesh=mesh,
+        q, k, v, visible, scale=parts.scale, soft_cap=parts.attention.soft_cap, bias=bias, kernel=kernel, mesh=mesh,
         context=tuple(ContextPart(one.kept.k, one.kept.v, one.positions, one.lengths) for one in context),
     )  # fmt: skip
     return parts.out(y), KeysValues(*(jnp.swapaxes(one, 1, 2) for one in (k, v)))

@@ -14,7 +14,8 @@ from fusion_jax.models.attention import Context, CrossAttention, Encoded, KeysVa
 from fusion_jax.models.config import ModelConfig, Stack
 from fusion_jax.models.layers import NormLayer, feed_forward
 from fusion_jax.models.parameters import layer_specs
-from fusion_jax.ops.kernels import Kernel, Visible
+from fusion_jax.ops.biases import alibi, bucketed
+from fusion_jax.ops.kernels import Bias, Kernel, Visible
 from fusion_jax.ops.remat import BLOCK_INPUT, RESIDUAL, named
 from fusion_jax.ops.rotary import rotary_tables
 from fusion_jax.sharding import constrain
@@ -35,14 +36,16 @@ class LayerInputs(NamedTuple):
 class Rows(NamedTuple):
     """What all layers of a stack read alike.
 
-    tables: cos and sin [B,T,r/2], with a leading axis where layers choose. places: positions and lengths of each
-    context, whose kept arrays come layer by layer.
+    tables: cos and sin [B,T,r/2], with a leading axis where layers choose; None without rotary embedding. places:
+    positions and lengths of each context, whose kept arrays come layer by layer. buckets: float[buckets,H], the learned
+    bias of the scores.
     """
 
-    tables: tuple[Array, Array]
+    tables: tuple[Array, Array] | None
     visible: Visible
     places: tuple[tuple[Array, Array], ...] = ()
     encoded: Encoded | None = None
+    buckets: Array | None = None
 
 
 def layer_inputs(stack: Stack) -> LayerInputs:
@@ -51,8 +54,11 @@ def layer_inputs(stack: Stack) -> LayerInputs:
     return LayerInputs(windows, jnp.asarray(stack.ropes, jnp.int32) if stack.ropes else None)
 
 
-def tables_of(config: ModelConfig, stack: Stack, positions: Array) -> tuple[Array, Array]:
-    """cos and sin float32[B,T,r/2] of tokens at positions int[B,T]; [ropes,B,T,r/2] where the layers choose."""
+def tables_of(config: ModelConfig, stack: Stack, positions: Array) -> tuple[Array, Array] | None:
+    """cos and sin float32[B,T,r/2] of tokens at positions int[B,T]; [ropes,B,T,r/2] where the layers choose; None
+    without rotary embedding."""
+    if config.positions.kind != "rotary":
+        return None
     made = [
         rotary_tables(positions, rope, stack.attention.head_dim, config.max_positions)
         for rope in (config.positions.ropes if stack.ropes else config.positions.ropes[:1])
@@ -61,6 +67,16 @@ def tables_of(config: ModelConfig, stack: Stack, positions: Array) -> tuple[Arra
         return made[0]
     cos, sin = (jnp.stack(one) for one in zip(*made, strict=True))
     return cos, sin
+
+
+def bias_of(config: ModelConfig, stack: Stack, buckets: Array | None) -> Bias | None:
+    """What is added to the scores of a stack's own attention by distance; buckets: float[buckets,H]."""
+    positions = config.positions
+    if positions.kind == "alibi":
+        return alibi(stack.attention.heads)
+    if positions.kind == "buckets" and buckets is not None:
+        return bucketed(buckets, positions.distance, stack.causal)
+    return None
 
 
 class Block(nn.Module):
@@ -79,15 +95,15 @@ class Block(nn.Module):
     ) -> tuple[Array, KeysValues | None]:
         stack, specs = self.stack, layer_specs(self.config, self.stack)
         visible = rows.visible.of_layer(layer.window, stack.windows, stack.causal)
-        cos, sin = rows.tables
-        tables = (cos, sin) if layer.rope is None else (cos[layer.rope], sin[layer.rope])
+        tables = rows.tables if layer.rope is None else jax.tree.map(lambda x: x[layer.rope], rows.tables)
+        bias = bias_of(self.config, stack, rows.buckets)
         context = tuple(Context(one, *where) for one, where in zip(kept, rows.places, strict=True))
         found = []
 
         def attention(y: Array) -> Array:
             with jax.named_scope("attention"):
                 parts = Projections(stack.attention, specs, self.dtype)
-                y, new = self_attention(parts, y, tables, visible, context, self.kernel, self.mesh)
+                y, new = self_attention(parts, y, tables, visible, context, self.kernel, self.mesh, bias)
             found.append(new)
             return y
 

@@ -26,17 +26,28 @@ class Norm:
 
 @dataclass(frozen=True)
 class Positions:
-    """How the place of a token enters: rotary embeddings, for up to `max_positions` tokens.
+    """How the place of a token enters, for up to `max_positions` tokens.
 
+    kind: rotary embeddings of queries and keys; alibi, a bias of the scores that grows with the distance (arXiv
+      2108.12409); learned, a vector for each place that is added to the token's; buckets, a learned bias of the scores
+      by ranges of distances (T5, arXiv 1910.10683); none.
     ropes: the settings that the layers choose from (`Stack.ropes`); most models have one.
+    offset: rows of a learned table before that of place 0. buckets, distance: how many ranges there are, and the
+      distance from which on all places share the last one.
     """
 
     max_positions: int
     ropes: tuple[Rope, ...] = field(default_factory=lambda: (Rope(),))
+    kind: Literal["rotary", "alibi", "learned", "buckets", "none"] = "rotary"
+    offset: int = 0
+    buckets: int = 32
+    distance: int = 128
 
     @property
     def switches(self) -> tuple[int, ...]:
         """Lengths beyond which all tokens of a text are turned otherwise than in shorter texts."""
+        if self.kind != "rotary":
+            return ()
         return tuple({rope.original_max_positions for rope in self.ropes if rope.kind == "longrope"})
 
 

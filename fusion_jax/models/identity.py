@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import NamedSharding
 
-from fusion_jax.models.config import ModelConfig
 from fusion_jax.models.decoder import Params
 from fusion_jax.sharding import fetched
 
@@ -25,17 +26,28 @@ def fingerprint(params: Params) -> str:
     return digest.hexdigest()
 
 
-LATER = (", norms_all=False", ", rotary_pairs=False", ", share=1.0", ", short_factors=()", ", long_factors=()")
-"""Fields that configurations did not have from the start, with the values that change nothing."""
+LATER = {
+    "Positions": ("kind", "offset", "buckets", "distance"),
+    "Attention": ("norms_all", "rotary_pairs"),
+    "Rope": ("share", "short_factors", "long_factors"),
+}
+"""Fields that configurations did not have from the start; their defaults change nothing."""
 
 
-def described(config: ModelConfig) -> str:
-    """A configuration as a text that tells it from every other one, and that of an older one does not change with what
-    newer ones may have besides."""
-    text = repr(config)
-    for field in LATER:
-        text = text.replace(field, "")
-    return text
+def described(part: Any) -> str:
+    """A configuration, or a part of one, as a text that tells it from every other one, and that of an older one does
+    not change with what newer ones may have besides."""
+    if isinstance(part, tuple):
+        return f"({', '.join(map(described, part))}{',' if len(part) == 1 else ''})"
+    if not dataclasses.is_dataclass(part):
+        return repr(part)
+    later = LATER.get(type(part).__name__, ())
+    shown = {
+        one.name: getattr(part, one.name)
+        for one in dataclasses.fields(part)
+        if one.name not in later or getattr(part, one.name) != one.default
+    }
+    return f"{type(part).__name__}({', '.join(f'{name}={described(value)}' for name, value in shown.items())})"
 
 
 def _blocks(value: jax.Array) -> Iterator[np.ndarray]:
