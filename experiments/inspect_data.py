@@ -75,6 +75,8 @@ def main(s: Settings) -> None:
     rows = rows[s.start : s.start + s.count]
     examples, counts = make_examples(rows, tokenizer, s.text)
     console = Console()
+    fields = ", ".join(records[0]) if records else "nothing"
+    console.print(f"read as {kind} ({', '.join(SLOTS[kind])}); record 1 has {fields}", highlight=False, markup=False)
     for number, example in enumerate(examples):
         name = f"block {number}" if s.text.packing != "none" else rows[example.index].name
         console.rule(f"{name}")

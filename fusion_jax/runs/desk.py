@@ -139,10 +139,12 @@ class Desk:
     def sampled(self, model: Model, name: str, prompts: Sequence[Record], how: SampleSettings) -> list[Record]:
         """Responses of one model, with progress on the screen."""
         with self.run.console.status(f"  sampling {name}") as status, self.run.phase("sampling"):
-            return sample_responses(
-                model, name, prompts, how, seed=self.seed,
-                progress=lambda done: status.update(f"  sampling {name}: {done} of {len(prompts)} prompts"),
-            )  # fmt: skip
+
+            def told(done: int) -> None:
+                status.update(f"  sampling {name}: {done} of {len(prompts)} prompts")
+                self.run.heartbeat(f"sampling {name}", done, len(prompts))
+
+            return sample_responses(model, name, prompts, how, seed=self.seed, progress=told)
 
     def data(self, stage: Stage, model: Model, rows: Sequence[Row], *, held: bool = False) -> Data:
         """Rows as examples in the model's tokens, counted; held-out ones may be few.
@@ -198,8 +200,19 @@ class Desk:
         """Metrics that the run's own folder has logged."""
         return curves(self.run.path, names)
 
-    def judge(self, name: str, model: Model, tests: EvalSet, *, made_from: Sequence[str] | None = None) -> None:
-        """Accuracy of a model's greedy answers on the test prompts, if there are any; `made_from` as in `made_once`."""
+    def judge(
+        self,
+        name: str,
+        model: Model | Callable[[], Model],
+        tests: EvalSet,
+        *,
+        made_from: Sequence[str] | None = None,
+    ) -> None:
+        """Accuracy of a model's greedy answers on the test prompts, if there are any; `made_from` as in `made_once`.
+
+        Args:
+          model: or what loads it, which is called where the answers are not there yet.
+        """
         self.accuracy.extend(judged(self.run, name, model, tests, made_from=made_from))
 
     def export(self, model: Model, name: str = "model", *, made_from: Sequence[str] | None = None) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,11 +47,13 @@ class EvalSet:
 
 
 def judged(
-    run: RunFolder, name: str, model: Model, tests: EvalSet, *, made_from: Sequence[str] | None = None
-) -> list[dict[str, Any]]:
+    run: RunFolder, name: str, model: Model | Callable[[], Model], tests: EvalSet, *,
+    made_from: Sequence[str] | None = None,
+) -> list[dict[str, Any]]:  # fmt: skip
     """Rows of `by_skill` on the test prompts, if there are any; that of all skills has what `means` gives, too.
 
     Args:
+      model: or what loads it, which is called where the answers are not there yet.
       made_from: what the model was made from, as in `RunFolder.made_once`.
     """
     if not tests.prompts:
@@ -59,7 +61,7 @@ def judged(
 
     def answered() -> list[Record]:
         with run.phase("judging"):
-            return answers(name, model, tests)
+            return answers(name, model() if callable(model) else model, tests)
 
     records = run.stage(f"answers/{name}.jsonl", answered, made_from=made_from, leaf=True)
     return [row | (means(records) if row["skill"] == "all" else {}) for row in by_skill(name, records)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -142,9 +143,11 @@ class Sources:
 
     def _of(self, place: int, prompts: Sequence[Record]) -> list[Record]:
         name, sample = self.names[place], self.settings.sampling_of(place)
-        model = load_to_sample(model_path(self.settings.sources[place]), sample.mesh_tensor, "--sample.mesh-tensor")
-        file = f"responses/{name}.jsonl"
-        found = self.desk.records(file, lambda: self.sampled(model, name, prompts, sample), made_from=["prompts.jsonl"])
+        folder, file = model_path(self.settings.sources[place]), f"responses/{name}.jsonl"
+        model = functools.cache(lambda: load_to_sample(folder, sample.mesh_tensor, "--sample.mesh-tensor"))
+        found = self.desk.records(
+            file, lambda: self.sampled(model(), name, prompts, sample), made_from=["prompts.jsonl"]
+        )
         self.desk.judge(name, model, self.tests, made_from=[])
         return found
 

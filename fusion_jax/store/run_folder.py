@@ -53,7 +53,8 @@ class RunFolder:
     manifests: of the whole run, made when left out. lock: held by the first host until the end of the run.
     appending: of the whole run, too; it asks the lock.
     made: the folders that opening the run has made, the outermost first. tracker: what shows the metrics besides.
-    clocks: of the stages that are under way, the innermost last; all folders of a run share them.
+    clocks: of the stages that are under way, the innermost last; spoken: when a line of progress was last printed; all
+      folders of a run share both.
     """
 
     path: Path
@@ -64,6 +65,7 @@ class RunFolder:
     appending: Appending = field(default=None, repr=False, compare=False)  # type: ignore[assignment]
     tracker: Tracker | None = field(default=None, repr=False, compare=False)
     clocks: list[Clock] = field(default_factory=list, repr=False, compare=False)
+    spoken: list[float] = field(default_factory=lambda: [time.monotonic()], repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.manifests is None:
@@ -127,6 +129,13 @@ class RunFolder:
         if self.console.is_terminal or done == of:
             end = "\n" if done == of else "\r"
             self.console.print(f"  {what}: {done} of {of}", end=end, highlight=False, markup=False)
+
+    def heartbeat(self, what: str, done: int, of: int) -> None:
+        """Where the screen is no terminal, which has bars: a line a minute of how far a long stage is."""
+        if self.console.is_terminal or not first_host() or done == of or time.monotonic() - self.spoken[0] < 60:
+            return
+        self.spoken[0] = time.monotonic()
+        self.console.print(f"  {what}: {done} of {of}", highlight=False, markup=False, emoji=False, soft_wrap=True)
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[Clock]:

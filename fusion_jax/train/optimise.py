@@ -247,6 +247,7 @@ def _loop(
                 _log_evaluation(run, step, work.evaluate(state))
                 clock.took("eval")
             progress.update(task, completed=done)
+            run.heartbeat(f"{run.path.name}, steps", done, total)
     if first < total:
         loss = f"last loss {values['loss']:.4f}"
         run.log(f"{run.path.name}: steps {first + 1} to {total}, {loss}, {clock.in_words()}")
