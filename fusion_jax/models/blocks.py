@@ -14,7 +14,7 @@ from fusion_jax.models.attention import Context, CrossAttention, Encoded, KeysVa
 from fusion_jax.models.config import ModelConfig, Stack
 from fusion_jax.models.layers import NormLayer, feed_forward
 from fusion_jax.models.parameters import layer_specs
-from fusion_jax.ops.biases import alibi, bucketed
+from fusion_jax.ops.biases import Alibi, Bucketed
 from fusion_jax.ops.kernels import Bias, Kernel, Visible
 from fusion_jax.ops.remat import BLOCK_INPUT, RESIDUAL, named
 from fusion_jax.ops.rotary import rotary_tables
@@ -73,9 +73,9 @@ def bias_of(config: ModelConfig, stack: Stack, buckets: Array | None) -> Bias | 
     """What is added to the scores of a stack's own attention by distance; buckets: float[buckets,H]."""
     positions = config.positions
     if positions.kind == "alibi":
-        return alibi(stack.attention.heads)
+        return Alibi(stack.attention.heads)
     if positions.kind == "buckets" and buckets is not None:
-        return bucketed(buckets, positions.distance, stack.causal)
+        return Bucketed(buckets, positions.distance, stack.causal)
     return None
 
 

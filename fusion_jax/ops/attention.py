@@ -17,21 +17,30 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from fusion_jax.ops.biases import Bias
 from fusion_jax.ops.remat import ATTENDED, QKV, named
-from fusion_jax.ops.visible import Bias, ContextPart, Visible
+from fusion_jax.ops.visible import ContextPart, Visible
 
 Array = jax.Array
 QUERY_BLOCKS, LEAST_BLOCK = 4, 32
 
 
+class _Biased(NamedTuple):
+    """What is added to the scores: the bias of the positions of queries int[B,T] and of keys int[C,S]. It is computed
+    where the scores are, and kept for the backward pass as this."""
+
+    bias: Bias
+    queries: Array
+    keys: Array
+
+
 class _Keys(NamedTuple):
-    """One set of keys as `_attend` wants it. k, v: [C,K,S,h]; mask: bool[C,1,repeat,1,T,S] up to broadcasting; bias:
-    float[C,K,repeat,G,T,S] or None."""
+    """One set of keys as `_attend` wants it. k, v: [C,K,S,h]; mask: bool[C,1,repeat,1,T,S] up to broadcasting."""
 
     k: Array
     v: Array
     mask: Array
-    bias: Array | None = None
+    biased: _Biased | None = None
 
 
 def attention(
@@ -82,10 +91,10 @@ def _one_text(
         keys = []
         if k is not None and v is not None:
             stop = end if visible.causal else tokens
-            added = _bias(bias, places, visible.positions[:, :stop], kv_heads)
+            added = None if bias is None else _Biased(bias, places, visible.positions[:, :stop])
             keys.append(_Keys(k[:, :, :stop], v[:, :, :stop], _own_mask(visible, start, end, stop), added))
         for part in context:
-            added = _bias(bias, places, part.positions, kv_heads)
+            added = None if bias is None else _Biased(bias, places, part.positions)
             keys.append(_Keys(part.k, part.v, _context_mask(part, places, visible.window), added))
         blocks.append(_attend(q[:, :, :, start:end], tuple(keys), soft_cap))
     out = blocks[0] if len(blocks) == 1 else jnp.concatenate(blocks, 3)
@@ -144,12 +153,11 @@ def _context_mask(part: ContextPart, positions: Array, window: Array | int | Non
     return mask
 
 
-def _bias(bias: Bias | None, queries: Array, keys: Array, kv_heads: int) -> Array | None:
-    """float[C,K,repeat,G,T,S] of the positions of queries int[B,T] and of keys int[C,S]."""
-    if bias is None:
-        return None
-    entries = keys.shape[0]
-    found = bias(queries.reshape(entries, -1, queries.shape[1], 1), keys[:, None, None, :])  # [H,C,repeat,T,S]
+def _added(biased: _Biased, kv_heads: int) -> Array:
+    """float[C,K,repeat,G,T,S]."""
+    queries, keys = biased.queries, biased.keys
+    places = queries.reshape(keys.shape[0], -1, queries.shape[1], 1)
+    found = biased.bias(places, keys[:, None, None, :])  # [H,C,repeat,T,S]
     return found.reshape(kv_heads, -1, *found.shape[1:]).transpose(2, 0, 3, 1, 4, 5)
 
 
@@ -182,7 +190,7 @@ def _scores(q: Array, keys: _Keys, soft_cap: float | None) -> Array:
     stacked = _stacked(q, keys.k.shape[0])
     scores = _dot("ckqh,cksh->ckqs", _flat(stacked), keys.k).reshape(*stacked.shape[:-1], -1)
     scores = scores if soft_cap is None else soft_cap * jnp.tanh(scores / soft_cap)
-    scores = scores if keys.bias is None else scores + keys.bias
+    scores = scores if keys.biased is None else scores + _added(keys.biased, keys.k.shape[1])
     return jnp.where(keys.mask, scores, jnp.finfo(scores.dtype).min)
 
 
@@ -226,9 +234,16 @@ def _attend_backward(
         d_q += _by_row(_dot("ckqs,cksh->ckqh", flat_d, keys.k).reshape(*weights.shape[:-1], -1))
         d_k = _dot("ckqs,ckqh->cksh", flat_d, flat_q).astype(keys.k.dtype)
         d_v = _dot("ckqs,ckqh->cksh", _flat(weights.astype(q.dtype)), flat_g).astype(keys.v.dtype)
-        d_bias = None if keys.bias is None else d_scores.astype(keys.bias.dtype)
-        d_parts.append(_Keys(d_k, d_v, None, d_bias))  # type: ignore[arg-type]
+        d_parts.append(_Keys(d_k, d_v, None, _bias_gradient(keys, d_scores)))  # type: ignore[arg-type]
     return d_q.astype(q.dtype), tuple(d_parts)
+
+
+def _bias_gradient(keys: _Keys, d_scores: Array) -> _Biased | None:
+    if keys.biased is None:
+        return None
+    biased, kv_heads = keys.biased, keys.k.shape[1]
+    added, pull = jax.vjp(lambda bias: _added(biased._replace(bias=bias), kv_heads), biased.bias)
+    return _Biased(pull(d_scores.astype(added.dtype))[0], None, None)  # type: ignore[arg-type]
 
 
 _attend.defvjp(_attend_forward, _attend_backward)

@@ -8,8 +8,9 @@ import jax
 from jax.sharding import Mesh
 
 from fusion_jax.ops.attention import attention
+from fusion_jax.ops.biases import Bias
 from fusion_jax.ops.splash import splash_attention, takes
-from fusion_jax.ops.visible import Bias, ContextPart, Visible
+from fusion_jax.ops.visible import ContextPart, Visible
 from fusion_jax.sharding import data_ways, tensor_shards
 
 __all__ = ["Bias", "ContextPart", "Kernel", "Visible", "attend"]

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import jax
 
 Array = jax.Array
-
-Bias = Callable[[Array, Array], Array]
-"""Added to the scores of a query and a key by their positions: takes int arrays of the queries' and of the keys'
-positions that broadcast to a shape S, and returns float[H, *S]."""
 
 
 @jax.tree_util.register_dataclass

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -135,9 +137,15 @@ def test_both_directions(window):
         )
 
 
-def table_bias(table):
-    """By head and clipped distance, as T5's: float[H,...] of table [H,9]."""
-    return lambda queries, keys: table[:, jnp.clip(queries - keys, -4, 4) + 4]
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TableBias:
+    """By head and clipped distance: float[H,...] of table [H,9]."""
+
+    table: jax.Array
+
+    def __call__(self, queries, keys):
+        return self.table[:, jnp.clip(queries - keys, -4, 4) + 4]
 
 
 def test_a_bias_of_positions_and_its_gradient():
@@ -155,11 +163,11 @@ def test_a_bias_of_positions_and_its_gradient():
 
         def ours(q, k, v, pk, pv, table):
             part = ContextPart(*(jnp.swapaxes(x, 1, 2) for x in (pk, pv)), places, jnp.full(2, size))
-            return attention(q, k, v, Visible(positions), scale=0.3, bias=table_bias(table), context=(part,))
+            return attention(q, k, v, Visible(positions), scale=0.3, bias=TableBias(table), context=(part,))
 
         def theirs(q, k, v, pk, pv, table):
             k, v = (jnp.concatenate([jnp.repeat(p, 2, 0), x], 1) for p, x in ((pk, k), (pv, v)))
-            bias = table_bias(table)(positions[:, :, None], every[:, None, :])
+            bias = TableBias(table)(positions[:, :, None], every[:, None, :])
             return dense(q, k, v, mask, None, jnp.swapaxes(bias, 0, 1))
 
         assert_same(ours, theirs, inputs)
@@ -184,7 +192,7 @@ def test_questions_without_an_answer_are_refused():
     one = jnp.zeros((1, 4), int)
     q, k = jnp.zeros((1, 4, HEADS, DIM)), jnp.zeros((1, 4, KV_HEADS, DIM))
     with pytest.raises(ValueError, match="a bias or a soft cap"):
-        attention(q, k, k, Visible(one), scale=1.0, soft_cap=2.0, bias=table_bias(jnp.zeros((HEADS, 9))))
+        attention(q, k, k, Visible(one), scale=1.0, soft_cap=2.0, bias=TableBias(jnp.zeros((HEADS, 9))))
     shared = Visible(one, prompt_lengths=jnp.ones(1, int), branches=(2, 1))
     with pytest.raises(ValueError, match="keys of their own"):
         attention(q, None, None, shared, scale=1.0)
