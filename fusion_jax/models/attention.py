@@ -70,10 +70,27 @@ class Context(NamedTuple):
 
 
 class Encoded(NamedTuple):
-    """An encoder's output: hidden states [C,S,D], of which `lengths` int[C] tokens exist."""
+    """An encoder's output: hidden states [C,S,D], of which `lengths` int[C] tokens exist.
 
-    hidden: Array
+    hidden: None while decoding, where the layers have kept what they read of it.
+    """
+
+    hidden: Any
     lengths: Array
+
+
+class Held(NamedTuple):
+    """What is kept for one layer. context: of each `Context`. cross: keys and values of an encoder's output."""
+
+    context: tuple[Any, ...] = ()
+    cross: KeysValues | None = None
+
+
+class Crossed(NamedTuple):
+    """What a layer with cross-attention keeps: of its own tokens, which grow, and of the encoder's, which stay."""
+
+    own: Any
+    cross: KeysValues
 
 
 class Projections:
@@ -124,7 +141,10 @@ def self_attention(
 
 
 class CrossAttention(nn.Module):
-    """A row over an encoder's output, without rotary embedding."""
+    """A row over an encoder's output, without positions: [B,T,D], and keys and values of that output.
+
+    `kept` are those where they were computed before.
+    """
 
     attention: Attention
     specs: Specs
@@ -132,13 +152,16 @@ class CrossAttention(nn.Module):
     mesh: Mesh | None
 
     @nn.compact
-    def __call__(self, x: Array, encoded: Encoded, visible: Visible) -> Array:
+    def __call__(
+        self, x: Array, encoded: Encoded, kept: KeysValues | None, visible: Visible
+    ) -> tuple[Array, KeysValues]:
         parts = Projections(self.attention, self.specs, self.dtype)
-        k, v = (jnp.swapaxes(parts.heads(name, encoded.hidden), 1, 2) for name in ("k", "v"))
-        places = jnp.broadcast_to(jnp.arange(k.shape[2]), (k.shape[0], k.shape[2]))
+        if kept is None:
+            kept = KeysValues(*(jnp.swapaxes(parts.heads(name, encoded.hidden), 1, 2) for name in ("k", "v")))
+        places = jnp.broadcast_to(jnp.arange(kept.k.shape[2]), (kept.k.shape[0], kept.k.shape[2]))
         everything = Visible(visible.positions)
         y = attend(
             parts.heads("q", x), None, None, everything, scale=parts.scale, soft_cap=self.attention.soft_cap,
-            context=(ContextPart(k, v, places, encoded.lengths),), mesh=self.mesh,
+            context=(ContextPart(kept.k, kept.v, places, encoded.lengths),), mesh=self.mesh,
         )  # fmt: skip
-        return parts.out(y)
+        return parts.out(y), kept

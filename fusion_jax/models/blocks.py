@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from fusion_jax.models.attention import Context, CrossAttention, Encoded, KeysValues, Projections, self_attention
+from fusion_jax.models.attention import Context, CrossAttention, Crossed, Encoded, Held, Projections, self_attention
 from fusion_jax.models.config import ModelConfig, Stack
 from fusion_jax.models.layers import NormLayer, feed_forward
 from fusion_jax.models.parameters import layer_specs
@@ -90,15 +90,13 @@ class Block(nn.Module):
     keep: bool = False
 
     @nn.compact
-    def __call__(
-        self, x: Array, layer: LayerInputs, kept: tuple[Any, ...], rows: Rows
-    ) -> tuple[Array, KeysValues | None]:
+    def __call__(self, x: Array, layer: LayerInputs, held: Held, rows: Rows) -> tuple[Array, Any]:
         stack, specs = self.stack, layer_specs(self.config, self.stack)
         visible = rows.visible.of_layer(layer.window, stack.windows, stack.causal)
         tables = rows.tables if layer.rope is None else jax.tree.map(lambda x: x[layer.rope], rows.tables)
         bias = bias_of(self.config, stack, rows.buckets)
-        context = tuple(Context(one, *where) for one, where in zip(kept, rows.places, strict=True))
-        found = []
+        context = tuple(Context(one, *where) for one, where in zip(held.context, rows.places, strict=True))
+        found: list[Any] = []
 
         def attention(y: Array) -> Array:
             with jax.named_scope("attention"):
@@ -111,7 +109,9 @@ class Block(nn.Module):
             if rows.encoded is None:
                 raise ValueError("layers with cross-attention need an encoder's output")
             part = CrossAttention(stack.attention, specs["cross"], self.dtype, self.mesh, name="cross")
-            return part(y, rows.encoded, visible)
+            y, new = part(y, rows.encoded, held.cross, visible)
+            found.append(new)
+            return y
 
         def mlp(y: Array) -> Array:
             with jax.named_scope("feed_forward"):
@@ -126,7 +126,9 @@ class Block(nn.Module):
             x = self._added("cross", x, cross) if stack.cross else x
             x = self._added("mlp", x, mlp)
         x = constrain(x, self.mesh, ("batch", "tokens", None))
-        return x, found[0] if self.keep else None
+        if not self.keep:
+            return x, None
+        return x, Crossed(*found) if stack.cross else found[0]
 
     @nn.nowrap
     def _norm(self, name: str, x: Array) -> Array:

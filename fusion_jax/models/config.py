@@ -11,6 +11,7 @@ from typing import Literal
 from fusion_jax.ops.rotary import Rope
 
 Activation = Literal["silu", "gelu_tanh", "gelu", "relu"]
+Side = Literal["decoder", "encoder"]
 Residual = Literal["pre", "post", "after", "parallel", "parallel_norms", "sandwich"]
 
 
@@ -112,9 +113,12 @@ class Stack:
 
 @dataclass(frozen=True)
 class Embed:
-    """Tokens to vectors of the model's width, times `scale`."""
+    """Tokens to vectors of the model's width, times `scale`; learned positions and, where there are `types` of tokens,
+    a vector of each are added to them. norm: of the sum."""
 
     scale: float = 1.0
+    norm: Norm | None = None
+    types: int = 0
 
 
 @dataclass(frozen=True)
@@ -122,16 +126,24 @@ class Head:
     """Hidden states to logits: by the embedding's table where `tied`. soft_cap: cap * tanh(logits / cap).
 
     labels: 0 is a language model; otherwise a sequence-classification head of that many scores.
+    scale: of the hidden states before a language model's head.
+    pooled: whether tanh(linear(the first token's hidden state)) stands before the scores of an encoder.
     """
 
     tied: bool = False
     soft_cap: float | None = None
     labels: int = 0
+    scale: float = 1.0
+    pooled: bool = False
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """A transformer. decoder, encoder: stacks, one after the other; width: of the residual stream."""
+    """A transformer. decoder, encoder: stacks, one after the other; width: of the residual stream.
+
+    final_norm: of the hidden states behind the stacks of each side; None where the last layer norms them.
+    start: the token that a decoder with an encoder begins with.
+    """
 
     model_type: str
     vocab_size: int
@@ -140,14 +152,20 @@ class ModelConfig:
     decoder: tuple[Stack, ...]
     encoder: tuple[Stack, ...] = ()
     embed: Embed = field(default_factory=Embed)
-    final_norm: Norm = field(default_factory=Norm)
+    final_norm: Norm | None = field(default_factory=Norm)
     head: Head = field(default_factory=Head)
     initializer_range: float = 0.02
+    start: int = 0
 
     @property
     def layers(self) -> int:
         """Layers of the decoder."""
         return sum(stack.layers for stack in self.decoder)
+
+    @property
+    def sides(self) -> tuple[Side, ...]:
+        """Which of decoder and encoder there are."""
+        return ("decoder",) * bool(self.decoder) + ("encoder",) * bool(self.encoder)
 
     @property
     def max_positions(self) -> int:

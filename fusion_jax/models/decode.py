@@ -16,12 +16,11 @@ from jax import lax
 from jax.sharding import Mesh
 
 from fusion_jax.display import brief
-from fusion_jax.models.attention import cache_specs
+from fusion_jax.models.attention import Encoded, Held, cache_specs
 from fusion_jax.models.blocks import Block, LayerInputs, Rows, tables_of
 from fusion_jax.models.config import ModelConfig, Stack
-from fusion_jax.models.decoder import Params, head_kernel, soft_capped, stacks_of
-from fusion_jax.models.layers import NormLayer, embedded
-from fusion_jax.models.parameters import parameter_specs
+from fusion_jax.models.decoder import Params, buckets_of, finally_normed, head_kernel, soft_capped, stacks_of
+from fusion_jax.models.layers import embedded
 from fusion_jax.ops.kernels import Visible
 from fusion_jax.sharding import constrain
 
@@ -107,27 +106,38 @@ def decode_step(
 
     Args:
       token: int[R], the row's token number `step` (from 0) behind its prompt; steps come one after the other.
-      lengths: int[C], of the prompts; R = C * S rows, row r continues prompt r // S.
-      prompts: per layer, what attention kept of the prompts, arrays [C,...,P,last].
+      lengths: int[C], of the prompts, or of the encoder's texts; R = C * S rows, row r continues prompt r // S.
+      prompts: per layer, what attention kept of the prompts, arrays [C,...,P,last]; behind an encoder `Crossed`, of the
+        decoder's first token and of the encoder's text.
       caches: from `empty_caches`, of a capacity N >= `step`, or from the step before.
     """
-    rows, (entries, size) = token.shape[0], _entries_and_tokens(prompts[0])
+    encoded, owns = None, prompts
+    if config.encoder:
+        encoded, owns, lengths = Encoded(None, lengths), tuple(p.own for p in prompts), jnp.ones_like(lengths)
+    rows, (entries, size) = token.shape[0], _entries_and_tokens(owns[0])
     starts = jnp.repeat(lengths, rows // entries)[:, None]
     positions = starts + step
-    x = embedded(params.rest["embed"]["embedding"][token[:, None]].astype(dtype), config.embed)
+    x = embedded(params.rest, config, "decoder", token[:, None], positions, None, dtype)
     places = (
         (jnp.broadcast_to(jnp.arange(size), (entries, size)), lengths),
         (starts + jnp.arange(_entries_and_tokens(caches[0].kept)[1]), jnp.full(rows, step)),
     )
-    shared = {stack: Rows(tables_of(config, stack, positions), Visible(positions), places) for stack in config.decoder}
+    buckets = buckets_of(params.rest, "decoder")
+    shared = {
+        stack: Rows(tables_of(config, stack, positions), Visible(positions), places, encoded, buckets)
+        for stack in config.decoder
+    }
     after = []
-    for (stack, layer), weights, prompt, cache in zip(_layers(config), params.layers, prompts, caches, strict=True):
+    each = zip(_layers(config), params.layers, prompts, owns, caches, strict=True)
+    for (stack, layer), weights, prompt, own, cache in each:
         kept = jax.tree.map(lambda x, new: _written(x, new, step - 1), cache.kept, cache.new)
-        block = Block(config, stack, mesh, dtype, keep=True)
-        x, new = block.apply({"params": weights}, x, layer, (prompt, kept), shared[stack])
-        after.append(LayerCache(kept, new))
-    norm = NormLayer(parameter_specs(config)["final_norm"], config.final_norm, dtype)
-    hidden = norm.apply({"params": params.rest["final_norm"]}, x)
+        block, held = (
+            Block(config, stack, mesh, dtype, keep=True),
+            Held((own, kept), prompt.cross if stack.cross else None),
+        )
+        x, new = block.apply({"params": weights}, x, layer, held, shared[stack])
+        after.append(LayerCache(kept, new.own if stack.cross else new))
+    hidden = finally_normed(params.rest, config, "decoder", x, dtype)
     return next_logits(hidden[:, 0], params.rest, config), tuple(after)
 
 

@@ -7,18 +7,19 @@ needs the logits of all tokens.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from fusion_jax.models.attention import Context, Encoded
+from fusion_jax.models.attention import Context, Encoded, Held
 from fusion_jax.models.blocks import Block, LayerInputs, Rows, layer_inputs, tables_of
-from fusion_jax.models.config import ModelConfig, Stack
-from fusion_jax.models.layers import NormLayer, Table, embedded
-from fusion_jax.models.parameters import parameter_specs
+from fusion_jax.models.config import ModelConfig, Side, Stack
+from fusion_jax.models.layers import Tables, embedded, normed
+from fusion_jax.models.parameters import FINAL_NORMS, parameter_specs
 from fusion_jax.ops.kernels import Kernel, Visible
 from fusion_jax.ops.remat import Remat, remat_policy
 from fusion_jax.sharding import constrain
@@ -31,7 +32,7 @@ class Body(nn.Module):
     """Tokens to hidden states after the final norm, by the stacks of one side; see `forward`."""
 
     config: ModelConfig
-    side: Literal["decoder", "encoder"] = "decoder"
+    side: Side = "decoder"
     mesh: Mesh | None = None
     dtype: Any = jnp.float32
     remat: Remat = "none"
@@ -43,24 +44,26 @@ class Body(nn.Module):
         self,
         tokens: Array,
         visible: Visible,
-        context: tuple[Context, ...],
-        encoded: Encoded | None,
-        layers: tuple[LayerInputs, ...] | None,
+        context: tuple[Context, ...] = (),
+        encoded: Encoded | None = None,
+        layers: tuple[LayerInputs, ...] | None = None,
+        types: Array | None = None,
     ) -> tuple[Array, tuple[Any, ...]]:
         config, specs = self.config, parameter_specs(self.config)
+        tables = {name: Tables(specs[name], name=name)() for name in tables_beside(config, self.side)}
         with jax.named_scope("embed"):
-            x = embedded(Table(specs["embed"], name="embed")().astype(self.dtype)[tokens], config.embed)
+            x = embedded(tables, config, self.side, tokens, visible.positions, types, self.dtype)
             x = constrain(x, self.mesh, ("batch", "tokens", None))
-        places = tuple((one.positions, one.lengths) for one in context)
+        places, buckets = tuple((one.positions, one.lengths) for one in context), buckets_of(tables, self.side)
         kept = []
         for number, (name, stack) in enumerate(stacks_of(config, self.side).items()):
             inputs = layer_inputs(stack) if layers is None else layers[number]
-            rows = Rows(tables_of(config, stack, visible.positions), visible, places, encoded)
-            x, new = self._scanned(stack, name)(x, inputs, tuple(one.kept[number] for one in context), rows)
+            rows = Rows(tables_of(config, stack, visible.positions), visible, places, encoded, buckets)
+            held = Held(tuple(one.kept[number] for one in context))
+            x, new = self._scanned(stack, name)(x, inputs, held, rows)
             kept.append(new)
-        name = "final_norm" if self.side == "decoder" else "encoder_norm"
         with jax.named_scope("norm"):
-            return NormLayer(specs[name], config.final_norm, self.dtype, name=name)(x), tuple(kept)
+            return finally_normed(tables, config, self.side, x, self.dtype), tuple(kept)
 
     @nn.nowrap
     def _scanned(self, stack: Stack, name: str) -> nn.Module:
@@ -74,7 +77,26 @@ class Body(nn.Module):
         return scanned(self.config, stack, self.mesh, self.dtype, self.kernel, self.keep, name=name)
 
 
-def stacks_of(config: ModelConfig, side: Literal["decoder", "encoder"]) -> dict[str, Stack]:
+def tables_beside(config: ModelConfig, side: Side) -> list[str]:
+    """Names of the parameters that a side reads besides its layers."""
+    names = ("embed", f"{side}_embed", f"{side}_buckets", FINAL_NORMS[side])
+    return [name for name in names if name in parameter_specs(config)]
+
+
+def buckets_of(tables: Mapping[str, Any], side: Side) -> Array | None:
+    """float[buckets,H], a side's learned bias of scores, if it has one."""
+    return tables[f"{side}_buckets"]["table"] if f"{side}_buckets" in tables else None
+
+
+def finally_normed(tables: Mapping[str, Any], config: ModelConfig, side: Side, x: Array, dtype: Any) -> Array:
+    """Hidden states behind the last layer, by the final norm and the scale before the head where there are such."""
+    if config.final_norm is not None:
+        x = normed(x, tables[FINAL_NORMS[side]], config.final_norm, dtype)
+    scale = config.head.scale if side == "decoder" else 1.0
+    return x if scale == 1.0 else x * jnp.asarray(scale, x.dtype)
+
+
+def stacks_of(config: ModelConfig, side: Side) -> dict[str, Stack]:
     """The stacks of one side by the names of their parameters."""
     own = config.decoder if side == "decoder" else config.encoder
     names = list(config.stacks)
@@ -111,7 +133,7 @@ def forward(
       context: tokens that all rows attend to besides their own; `kept` is what this function returned of them.
       branches, prompt_lengths: (size, n) and int[B]: a row is a prompt of `size` tokens, of which prompt_lengths
         exist, and n continuations of equal width, each of which sees the prompt and itself. Give the positions.
-      encoded: what `encode` gave, for a decoder with cross-attention.
+      encoded: what `encode` gave of C entries, for a decoder with cross-attention; B rows share C = B / repeat entries.
       layers: for each stack, what differs between its layers, in place of what `config` says; windows are among those
         that the stack has. Traced, so that other values compile nothing anew.
       remat: what the backward pass keeps, see `ops.remat`.
@@ -135,16 +157,21 @@ def encode(
     tokens: Array,
     lengths: Array,
     *,
+    types: Array | None = None,
     mesh: Mesh | None = None,
     dtype: Any = jnp.float32,
     remat: Remat = "none",
     kernel: Kernel = "xla",
 ) -> Encoded:
-    """An encoder-decoder's encoder: right-padded tokens int[B,S] of which lengths int[B] exist."""
+    """The encoder: right-padded tokens int[B,S] of which lengths int[B] exist, in `dtype`.
+
+    Args:
+      types: int[B,S], of the tokens, for models that tell two texts of a row apart; None: all 0.
+    """
     places = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape)
     segments = (places < lengths[:, None]).astype(jnp.int32)
     body = Body(config, "encoder", mesh, dtype, remat, kernel)
-    hidden, _ = body.apply({"params": params}, tokens, Visible(places, segments), (), None, None)
+    hidden, _ = body.apply({"params": params}, tokens, Visible(places, segments), types=types)
     return Encoded(hidden, lengths)
 
 

@@ -27,7 +27,10 @@ def fingerprint(params: Params) -> str:
 
 
 LATER = {
+    "ModelConfig": ("start",),
     "Positions": ("kind", "offset", "buckets", "distance"),
+    "Embed": ("norm", "types"),
+    "Head": ("scale", "pooled"),
     "Attention": ("norms_all", "rotary_pairs"),
     "Rope": ("share", "short_factors", "long_factors"),
 }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from fusion_jax.models.config import Activation, Embed, Mlp, Norm
+from fusion_jax.models.config import Activation, Mlp, ModelConfig, Norm, Side
 from fusion_jax.models.parameters import Specs
 from fusion_jax.ops.remat import GATED, named
 from fusion_jax.sharding import constrain
@@ -34,18 +34,21 @@ class NormLayer(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        scale = self.param("scale", self.specs["scale"].init, self.specs["scale"].shape)
-        wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-        if self.norm.kind == "layer":
-            wide -= wide.mean(-1, keepdims=True)
-        wide *= jax.lax.rsqrt(jnp.square(wide).mean(-1, keepdims=True) + self.norm.eps)
-        if self.norm.unit_offset:
-            out = (wide * (1.0 + scale)).astype(self.dtype)
-        else:
-            out = wide.astype(self.dtype) * scale.astype(self.dtype)
-        if "bias" in self.specs:
-            out += self.param("bias", self.specs["bias"].init, self.specs["bias"].shape).astype(self.dtype)
-        return out
+        own = {name: self.param(name, spec.init, spec.shape) for name, spec in self.specs.items()}
+        return normed(x, own, self.norm, self.dtype)
+
+
+def normed(x: Array, params: Mapping[str, Array], norm: Norm, dtype: Any) -> Array:
+    """A norm of these parameters, its statistics in float32."""
+    wide, scale = x.astype(jnp.promote_types(x.dtype, jnp.float32)), params["scale"]
+    if norm.kind == "layer":
+        wide -= wide.mean(-1, keepdims=True)
+    wide *= jax.lax.rsqrt(jnp.square(wide).mean(-1, keepdims=True) + norm.eps)
+    if norm.unit_offset:
+        out = (wide * (1.0 + scale)).astype(dtype)
+    else:
+        out = wide.astype(dtype) * scale.astype(dtype)
+    return out + params["bias"].astype(dtype) if "bias" in params else out
 
 
 class Linear(nn.Module):
@@ -65,19 +68,38 @@ class Linear(nn.Module):
         return out
 
 
-class Table(nn.Module):
-    """The embedding table, read whole."""
+class Tables(nn.Module):
+    """Parameters that are read whole: a nested dict as the specs lay it out."""
 
     specs: Specs
 
     @nn.compact
-    def __call__(self) -> Array:
-        return self.param("embedding", self.specs["embedding"].init, self.specs["embedding"].shape)
+    def __call__(self) -> Any:
+        return {
+            name: Tables(spec, name=name)() if isinstance(spec, dict) else self.param(name, spec.init, spec.shape)
+            for name, spec in self.specs.items()
+        }
 
 
-def embedded(rows: Array, embed: Embed) -> Array:
-    """Rows of the table as the first layer reads them."""
-    return rows if embed.scale == 1.0 else rows * jnp.asarray(embed.scale, rows.dtype)
+def embedded(
+    tables: Mapping[str, Any], config: ModelConfig, side: Side, tokens: Array, positions: Array, types: Array | None,
+    dtype: Any,
+) -> Array:  # fmt: skip
+    """[B,T,D], tokens as the first layer reads them.
+
+    Args:
+      tables: parameters, among them "embed" and what the side adds. types: int[B,T], of the tokens; None: all 0.
+    """
+    embed, added = config.embed, tables.get(f"{side}_embed", {})
+    x = tables["embed"]["embedding"].astype(dtype)[tokens]
+    x = x if embed.scale == 1.0 else x * jnp.asarray(embed.scale, dtype)
+    if "types" in added:
+        x += added["types"].astype(dtype)[jnp.zeros_like(tokens) if types is None else types]
+    if "positions" in added:
+        x += added["positions"].astype(dtype)[positions + config.positions.offset]
+    if embed.norm is not None:
+        x = normed(x, added["norm"], embed.norm, dtype)
+    return x
 
 
 def feed_forward(mlp: Mlp, specs: Specs, x: Array, dtype: Any, mesh: Mesh | None) -> Array:

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from fusion_jax.errors import InputError
-from fusion_jax.models.config import Attention, ModelConfig, Norm, Stack
+from fusion_jax.models.config import Attention, ModelConfig, Norm, Side, Stack
 from fusion_jax.sharding import named
 
 Array = jax.Array
@@ -60,7 +60,7 @@ def check_heads(
 
 def key_heads(config: ModelConfig) -> int:
     """The most devices that the caches of keys and values of all layers divide over."""
-    return math.gcd(*(stack.attention.kv_heads for stack in config.decoder))
+    return math.gcd(*(stack.attention.kv_heads for stack in config.decoder or config.encoder))
 
 
 def norm_specs(norm: Norm, size: int, axis: str | None = "embed") -> Specs:
@@ -118,15 +118,47 @@ def parameter_specs(config: ModelConfig) -> Specs:
     """Every parameter of a model as a nested dict of `ParamSpec`, as `forward` takes them."""
     table = jax.nn.initializers.normal(config.initializer_range)
     vocabulary = ParamSpec((config.vocab_size, config.width), ("vocab", "embed"), table)
-    specs: Specs = {"embed": {"embedding": vocabulary}, "final_norm": norm_specs(config.final_norm, config.width)}
+    specs: Specs = {"embed": {"embedding": vocabulary}}
+    for side in config.sides:
+        specs |= _side_specs(config, side)
     for name, stack in config.stacks.items():
         specs[name] = jax.tree.map(lambda spec, n=stack.layers: _stacked(spec, n), layer_specs(config, stack))
-    if config.encoder:
-        specs["encoder_norm"] = norm_specs(config.final_norm, config.width)
-    if config.head.labels:
-        specs["score"] = {"kernel": ParamSpec((config.head.labels, config.width), ("labels", "embed"), table, 1.0)}
-    elif not config.head.tied:
+    head = config.head
+    if head.pooled:
+        specs["pooler"] = _linear(config, (config.width, config.width), ("embed", None), True)
+    if head.labels:
+        specs["score"] = {"kernel": ParamSpec((head.labels, config.width), ("labels", "embed"), table, 1.0)}
+        if head.pooled:
+            specs["score"] |= {"bias": ParamSpec((head.labels,), ("labels",), jax.nn.initializers.zeros)}
+    elif config.decoder and not head.tied:
         specs["head"] = {"kernel": replace(vocabulary, used=1.0)}
+    return specs
+
+
+FINAL_NORMS: dict[Side, str] = {"decoder": "final_norm", "encoder": "encoder_norm"}
+
+
+def _side_specs(config: ModelConfig, side: Side) -> Specs:
+    """What a side has besides its layers: the tables that it adds to the tokens' vectors and to its scores, norms."""
+    positions, table = config.positions, jax.nn.initializers.normal(config.initializer_range)
+
+    def rows(count: int, width: int, axis: str) -> ParamSpec:
+        return ParamSpec((count, width), (None, axis), table)
+
+    specs, added = Specs(), Specs()
+    if positions.kind == "learned":
+        added["positions"] = rows(positions.max_positions + positions.offset, config.width, "embed")
+    if config.embed.types:
+        added["types"] = rows(config.embed.types, config.width, "embed")
+    if config.embed.norm is not None:
+        added["norm"] = norm_specs(config.embed.norm, config.width)
+    if added:
+        specs[f"{side}_embed"] = added
+    if positions.kind == "buckets":
+        heads = (config.decoder if side == "decoder" else config.encoder)[0].attention.heads
+        specs[f"{side}_buckets"] = {"table": rows(positions.buckets, heads, "heads")}
+    if config.final_norm is not None:
+        specs[FINAL_NORMS[side]] = norm_specs(config.final_norm, config.width)
     return specs
 
 
