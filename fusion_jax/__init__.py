@@ -18,10 +18,10 @@ if sys.version_info < (3, 11):  # noqa: UP036 - where it was copied rather than 
 if TYPE_CHECKING:
     from fusion_jax import align, losses, merge
     from fusion_jax.errors import InputError
-    from fusion_jax.models.folder import Model, load, logits, save
+    from fusion_jax.models.folder import Model, encode, load, logits, save
     from fusion_jax.sampling.generate import generate
 
-__all__ = ["InputError", "Model", "align", "generate", "load", "logits", "losses", "merge", "save"]
+__all__ = ["InputError", "Model", "align", "encode", "generate", "load", "logits", "losses", "merge", "save"]
 
 # Ports are in JAX: transformers need not say at each start that PyTorch is not there.
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
@@ -29,7 +29,7 @@ os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 # Rooms are entered when they are asked for: a merge needs none of transformers' two seconds of imports.
 _ROOMS = {
     "InputError": "errors", "Model": "models.folder", "load": "models.folder", "logits": "models.folder",
-    "save": "models.folder", "generate": "sampling.generate",
+    "save": "models.folder", "encode": "models.folder", "generate": "sampling.generate",
 }  # fmt: skip
 
 

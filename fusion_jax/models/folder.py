@@ -18,12 +18,13 @@ from jax.sharding import Mesh
 from fusion_jax.errors import InputError, quoted
 from fusion_jax.files import replacing_folder
 from fusion_jax.hosts.agree import barrier, first_host, on_first
+from fusion_jax.models import decoder
 from fusion_jax.models.config import Head, ModelConfig
 from fusion_jax.models.decoder import Params, forward, head_kernel, padded_positions, soft_capped
 from fusion_jax.models.families import config_from_hf, config_to_hf, family_of, names_of, tensors_of
 from fusion_jax.models.families.rotary import with_both_forms
 from fusion_jax.models.families.tensors import HfTensor
-from fusion_jax.models.head import with_head
+from fusion_jax.models.head import usual_tensors, with_head
 from fusion_jax.models.json_files import read_config, read_generation
 from fusion_jax.models.safetensors_io import (
     DTYPES,
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Array = jax.Array
-__all__ = ["Model", "check_folder", "classify", "load", "load_tokenizer", "logits", "save", "tokenizer_of"]
+__all__ = ["Model", "check_folder", "classify", "encode", "load", "load_tokenizer", "logits", "save", "tokenizer_of"]
 
 
 @dataclass(frozen=True)
@@ -89,16 +90,20 @@ def _opened(folder: Path) -> tuple[dict[str, Any], ModelConfig, dict[str, Tensor
     config = config_from_hf(values, file)
     family = family_of(config.model_type)
     untied = {t.path: t.name for t in family.tensors(dataclasses.replace(config, head=Head()))}
-    embedding, head = untied["embed", "embedding"], untied["head", "kernel"]
+    embedding, head = untied["embed", "embedding"], untied.get(("head", "kernel"), "")
+    found = usual_tensors(open_folder(folder), family)
     tie = names_of(config.model_type).get("tie_word_embeddings", "tie_word_embeddings")
-    entries, tied = with_head(open_folder(folder), config.head.tied, embedding=embedding, head=head)
+    entries, tied = with_head(found, config.head.tied, embedding=embedding, head=head)
     if tied != config.head.tied and not config.head.labels:
-        values = values | {tie: tied}
-        config = config_from_hf(values, file)
+        values, config = values | {tie: tied}, _with_tied(config, tied)
     tensors = tensors_of(config)
     lost = {head: f", or set {tie} to true in config.json if the embedding is the head"}
     check_weights(folder, config, entries, tensors, family.IGNORED, lost if embedding in entries else {})
     return values, config, entries, tensors
+
+
+def _with_tied(config: ModelConfig, tied: bool) -> ModelConfig:
+    return dataclasses.replace(config, head=dataclasses.replace(config.head, tied=tied))
 
 
 def load(path: str | os.PathLike[str], *, dtype: Any = None, mesh: Mesh | None = None) -> Model:
@@ -180,49 +185,107 @@ def _write_settings(model: Model, folder: Path, dtype: str) -> None:
     write_text(folder / "config.json", json.dumps(values, indent=2) + "\n")  # last: on a bucket it makes the folder one
 
 
-def logits(model: Model, tokens: Array, lengths: Array | None = None) -> Array:
+def logits(model: Model, tokens: Array, lengths: Array | None = None, *, decoder_tokens: Array | None = None) -> Array:
     """float32[B,T,V] for int[B,T] right-padded tokens: for inspection and tests, not for training.
 
     Args:
       lengths: int[B], real tokens of each row; what lies beyond is undefined.
+      decoder_tokens: int[B,T] of a model with an encoder, which reads `tokens`; the first is `config.start`.
 
     Raises:
-      InputError: tokens that are no rows of whole numbers, such as a text.
+      InputError: tokens that are no rows of whole numbers, such as a text; a decoder's tokens that are missing, or that
+        a model without an encoder is given.
     """
+    tokens, config, dtype = _token_rows(tokens, "tokens"), model.config, _compute_dtype(model)
+    _check_sides(config, decoder_tokens is not None)
+    if decoder_tokens is not None:
+        encoded = decoder.encode(model.params, config, tokens, _lengths(tokens, lengths), dtype=dtype)
+        rows = _token_rows(decoder_tokens, "decoder_tokens")
+        hidden = forward(model.params, config, rows, encoded=encoded, dtype=dtype)
+    elif lengths is None:
+        hidden = forward(model.params, config, tokens, dtype=dtype)
+    else:
+        segments = (jnp.arange(tokens.shape[1]) < jnp.asarray(lengths)[:, None]).astype(jnp.int32)
+        # beyond the model's own, too: padding stays at a row's last position
+        last = jnp.maximum(jnp.asarray(lengths, jnp.int32) - 1, 0)
+        places = jnp.minimum(jnp.arange(tokens.shape[1], dtype=jnp.int32), last[:, None])
+        hidden = forward(model.params, config, tokens, positions=places, segment_ids=segments, dtype=dtype)
+    out = jnp.einsum(
+        "btd,vd->btv", hidden, head_kernel(model.params, config).astype(hidden.dtype),
+        preferred_element_type=jnp.promote_types(hidden.dtype, jnp.float32),
+    )  # fmt: skip
+    return soft_capped(out, config)
+
+
+def _token_rows(tokens: Any, field: str) -> Array:
     if not isinstance(tokens, Array):
         tokens = np.asarray(tokens)
     if tokens.ndim != 2 or tokens.dtype.kind not in "iu":
         raise InputError(
-            f"is {tokens.dtype.name}{list(tokens.shape)}, not rows of token ids int[B,T]", field="tokens",
+            f"is {tokens.dtype.name}{list(tokens.shape)}, not rows of token ids int[B,T]", field=field,
             cure="Give model.tokenizer([text])['input_ids'], rows of one length",
         )  # fmt: skip
-    tokens = jnp.asarray(tokens)
-    segments = (
-        None if lengths is None else (jnp.arange(tokens.shape[1]) < jnp.asarray(lengths)[:, None]).astype(jnp.int32)
-    )
-    positions = None
-    if lengths is not None:  # beyond the model's own, too: padding stays at a row's last one
-        last = jnp.maximum(jnp.asarray(lengths, jnp.int32) - 1, 0)
-        positions = jnp.minimum(jnp.arange(tokens.shape[1], dtype=jnp.int32), last[:, None])
-    hidden = forward(
-        model.params, model.config, tokens, positions=positions, segment_ids=segments, dtype=_compute_dtype(model)
-    )
-    out = jnp.einsum(
-        "btd,vd->btv", hidden, head_kernel(model.params, model.config).astype(hidden.dtype),
-        preferred_element_type=jnp.promote_types(hidden.dtype, jnp.float32),
-    )  # fmt: skip
-    return soft_capped(out, model.config)
+    return jnp.asarray(tokens)
 
 
-def classify(model: Model, tokens: Array, lengths: Array) -> Array:
-    """float32[B,labels]: scores of a sequence-classification head at the last real token of each row."""
-    if not model.config.head.labels:
+def _check_sides(config: ModelConfig, given: bool) -> None:
+    if not config.decoder:
+        raise InputError(f"{config.model_type} is an encoder, without logits of tokens", cure="Call fj.encode")
+    if bool(config.encoder) != given:
+        problem = "has a decoder whose tokens are missing" if config.encoder else "has no encoder"
+        cure = "Give decoder_tokens, config.start first" if config.encoder else "Leave decoder_tokens out"
+        raise InputError(f"{config.model_type} {problem}", field="decoder_tokens", cure=cure)
+
+
+def _lengths(tokens: Array, lengths: Array | None) -> Array:
+    return jnp.full(tokens.shape[0], tokens.shape[1]) if lengths is None else jnp.asarray(lengths)
+
+
+def encode(
+    model: Model, tokens: Array, lengths: Array | None = None, *, types: Array | None = None
+) -> tuple[Array, Array | None]:
+    """What an encoder makes of int[B,T] right-padded tokens: hidden states float32[B,T,D] and, where the model has a
+    pooler, tanh(linear(hidden state of the first token)) float32[B,D], else None.
+
+    Args:
+      lengths: int[B], real tokens of each row. types: int[B,T], which of the texts of a row a token is of.
+
+    Raises:
+      InputError: a model without an encoder; tokens that are no rows of whole numbers.
+    """
+    if not model.config.encoder:
+        raise InputError(f"{model.config.model_type} has no encoder", cure="Call fj.logits")
+    tokens = _token_rows(tokens, "tokens")
+    encoded = decoder.encode(
+        model.params, model.config, tokens, _lengths(tokens, lengths), types=types, dtype=_compute_dtype(model)
+    )
+    pooler = model.params.get("pooler")
+    return encoded.hidden, None if pooler is None else pooled(encoded.hidden, pooler)
+
+
+def pooled(hidden: Array, pooler: Params) -> Array:
+    """tanh(linear(hidden state of the first token)), [B,T,D] -> [B,D]."""
+    first, kernel = hidden[:, 0], pooler["kernel"].astype(hidden.dtype)
+    return jnp.tanh(jnp.einsum("bd,de->be", first, kernel, precision="highest") + pooler["bias"].astype(hidden.dtype))
+
+
+def classify(model: Model, tokens: Array, lengths: Array, *, types: Array | None = None) -> Array:
+    """float32[B,labels]: scores of a sequence-classification head at the last real token of each row, or at the pooled
+    first one of an encoder's."""
+    config, score = model.config, model.params.get("score")
+    if not config.head.labels or score is None:
         raise InputError("the model has no sequence-classification head", cure="Give a reward-model folder")
     tokens = jnp.asarray(tokens)
-    positions = padded_positions(tokens, model.config, lengths)
-    hidden = forward(model.params, model.config, tokens, positions=positions, dtype=_compute_dtype(model))
-    last = jnp.take_along_axis(hidden, jnp.asarray(lengths)[:, None, None] - 1, axis=1)[:, 0]
-    return jnp.einsum("bd,ld->bl", last.astype(jnp.float32), model.params["score"]["kernel"].astype(jnp.float32))
+    if config.decoder:
+        positions = padded_positions(tokens, config, lengths)
+        hidden = forward(model.params, config, tokens, positions=positions, dtype=_compute_dtype(model))
+        last = jnp.take_along_axis(hidden, jnp.asarray(lengths)[:, None, None] - 1, axis=1)[:, 0]
+    else:
+        _, summary = encode(model, tokens, lengths, types=types)
+        assert summary is not None
+        last = summary
+    scores = jnp.einsum("bd,ld->bl", last.astype(jnp.float32), score["kernel"].astype(jnp.float32))
+    return scores + score["bias"].astype(jnp.float32) if "bias" in score else scores
 
 
 def _compute_dtype(model: Model) -> Any:

@@ -1,15 +1,48 @@
-"""Whether a checkpoint's head is its embedding: the stored tensors say so, before config.json does."""
+"""Tensors that checkpoints hold twice or under older names; whether a checkpoint's head is its embedding: the stored
+tensors say so, before config.json does."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
+from fusion_jax.errors import InputError
 from fusion_jax.models.safetensors_io import TensorEntry
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 ROWS_BYTES = 16 << 20  # compared at once
+
+
+def usual_tensors(entries: Mapping[str, TensorEntry], family: Any) -> dict[str, TensorEntry]:
+    """The tensors of a checkpoint by the names that the family gives them, without copies and without zeros.
+
+    Args:
+      family: may have `usual_name(name, names)` for names of older files, COPIES (a tensor -> the one that it must
+        equal) and ZEROS (tensors that must hold zeros).
+
+    Raises:
+      InputError: a copy that differs, a tensor of zeros that holds other numbers, two tensors of one name; names it.
+    """
+    usual = getattr(family, "usual_name", None)
+    found: dict[str, TensorEntry] = {}
+    for name, entry in entries.items():
+        known = name if usual is None else usual(name, entries.keys())
+        if known in found:
+            raise InputError(f"is {known} a second time", file=entry.file, field=name, cure="Keep one of the two")
+        found[known] = entry
+    for copy, original in getattr(family, "COPIES", {}).items():
+        entry = found.pop(copy, None)
+        if entry is not None and not same(found.setdefault(original, entry), entry):
+            cure = f"Remove one of the two; this architecture reads {original}"
+            raise InputError(f"differs from {original}", file=entry.file, field=copy, cure=cure)
+    for zeros in getattr(family, "ZEROS", ()):
+        entry = found.pop(zeros, None)
+        if entry is not None and entry.mapped().any():
+            cure = "Such a model is not supported"
+            raise InputError("holds numbers other than zero", file=entry.file, field=zeros, cure=cure)
+    return found
 
 
 def with_head(

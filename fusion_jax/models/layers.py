@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from fusion_jax.models.config import Activation, Mlp, ModelConfig, Norm, Side
-from fusion_jax.models.parameters import Specs
+from fusion_jax.models.parameters import ParamSpec, Specs
 from fusion_jax.ops.remat import GATED, named
 from fusion_jax.sharding import constrain
 
@@ -76,7 +76,7 @@ class Tables(nn.Module):
     @nn.compact
     def __call__(self) -> Any:
         return {
-            name: Tables(spec, name=name)() if isinstance(spec, dict) else self.param(name, spec.init, spec.shape)
+            name: self.param(name, spec.init, spec.shape) if isinstance(spec, ParamSpec) else Tables(spec, name=name)()
             for name, spec in self.specs.items()
         }
 

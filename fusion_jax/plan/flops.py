@@ -24,7 +24,10 @@ def row_tokens(prompt: int, tokens: int, groups: int, shared: bool) -> int:
 
 
 def forward_flops(config: ModelConfig, prompt: int, tokens: int, groups: int, shared: bool) -> float:
-    """FLOPs of the forward pass of one example: `groups` rows of `tokens` behind `prompt` tokens."""
+    """FLOPs of the forward pass of one example: `groups` rows of `tokens` behind `prompt` tokens, which an encoder reads
+    where the model has one."""
+    if config.encoder:
+        return _encoded_flops(config, prompt, tokens, groups)
     copies = 1 if shared else groups
     body = 2.0 * body_parameters(config) * row_tokens(prompt, tokens, groups, shared)
     head = 2.0 * head_parameters(config) * groups * tokens
@@ -34,6 +37,20 @@ def forward_flops(config: ModelConfig, prompt: int, tokens: int, groups: int, sh
             before, whole = _causal(prompt, window), _causal(prompt + tokens, window)
             attention += flops_of_pairs(stack.attention) * (copies * before + groups * (whole - before))
     return body + head + attention
+
+
+def _encoded_flops(config: ModelConfig, prompt: int, tokens: int, groups: int) -> float:
+    """The encoder over the prompt, all of which each of its tokens sees; of a decoder's layers the keys and values of
+    the encoder's output once a prompt, everything else for each of the rows' tokens."""
+    flops = 2.0 * head_parameters(config) * groups * tokens
+    for stack in config.encoder:
+        flops += stack.layers * (2.0 * _used(config, stack) * prompt + flops_of_pairs(stack.attention) * prompt**2)
+    for stack in config.decoder:
+        specs, rows = layer_specs(config, stack), groups * tokens
+        once = sum(math.prod(specs["cross"][name]["kernel"].shape) for name in "kv")
+        pairs = flops_of_pairs(stack.attention) * (_causal(tokens, 0) * groups + rows * prompt)
+        flops += stack.layers * (2.0 * (_used(config, stack) - once) * rows + 2.0 * once * prompt + pairs)
+    return flops
 
 
 def kernel_computed(config: ModelConfig, tokens: int, branches: tuple[int, int] | None) -> float:
@@ -56,13 +73,13 @@ def parameter_count(config: ModelConfig) -> int:
 
 
 def body_parameters(config: ModelConfig) -> int:
-    """Parameters of the layers' matmuls that a token uses."""
+    """Parameters of the decoder's matmuls that a token uses."""
+    return round(sum(stack.layers * _used(config, stack) for stack in config.decoder))
 
-    def used(stack: Stack) -> float:
-        specs = jax.tree.leaves(layer_specs(config, stack), is_leaf=lambda spec: isinstance(spec, ParamSpec))
-        return sum(spec.used * math.prod(spec.shape) for spec in specs)
 
-    return round(sum(stack.layers * used(stack) for stack in config.decoder))
+def _used(config: ModelConfig, stack: Stack) -> float:
+    specs = jax.tree.leaves(layer_specs(config, stack), is_leaf=lambda spec: isinstance(spec, ParamSpec))
+    return sum(spec.used * math.prod(spec.shape) for spec in specs)
 
 
 def head_parameters(config: ModelConfig) -> int:

@@ -22,6 +22,7 @@ from jax.sharding import Mesh
 
 from fusion_jax.arguments import listed
 from fusion_jax.errors import InputError
+from fusion_jax.models.attention import Crossed
 from fusion_jax.models.config import ModelConfig
 from fusion_jax.models.decode import (
     DecodeParams,
@@ -33,7 +34,7 @@ from fusion_jax.models.decode import (
     empty_caches,
     next_logits,
 )
-from fusion_jax.models.decoder import Params, forward, padded_positions
+from fusion_jax.models.decoder import Params, encode, forward, padded_positions
 from fusion_jax.models.parameters import check_heads, key_heads, place_params
 from fusion_jax.ops.kernels import Kernel
 from fusion_jax.sampling.samplers import GREEDY, Sampler, choose, penalised
@@ -111,13 +112,17 @@ def _compiled(function: Callable[..., Any]) -> Callable[..., jax.stages.Wrapped]
 @_compiled
 def prefill(how: How, params: Params, tokens: Array, lengths: Array) -> tuple[tuple[Kept, ...], Array]:
     """What each layer's attention keeps of tokens int[g,P], arrays [g,...,P,last], and the last tokens' hidden states
-    [g,D]."""
-    hidden, kept = forward(
-        params, how.config, tokens, positions=padded_positions(tokens, how.config, lengths), mesh=how.mesh,
-        dtype=how.dtype, keep=True, kernel=how.kernel,
-    )  # fmt: skip
+    [g,D]. An encoder reads the tokens, and the decoder its first one."""
+    config, compute = how.config, {"mesh": how.mesh, "dtype": how.dtype, "kernel": how.kernel}
+    if config.encoder:
+        encoded = encode(params, config, tokens, lengths, **compute)
+        first = jnp.full((tokens.shape[0], 1), config.start, jnp.int32)
+        hidden, kept = forward(params, config, first, encoded=encoded, keep=True, **compute)
+        return apart(kept, config), hidden[:, 0]
+    places = padded_positions(tokens, config, lengths)
+    hidden, kept = forward(params, config, tokens, positions=places, keep=True, **compute)
     last = jnp.take_along_axis(hidden, jnp.maximum(lengths - 1, 0)[:, None, None], axis=1)[:, 0]
-    return apart(kept, how.config), last
+    return apart(kept, config), last
 
 
 def _choose_next(how: How, fixed: Fixed, state: _State, logits: Array) -> _State:
@@ -220,11 +225,17 @@ def _joined(size: int, width: int, parts: Sequence[tuple[tuple[Kept, ...], Array
         full = {0: sizes.get("rows", x.shape[0]), x.ndim - 2: sizes.get("tokens", x.shape[-2])}
         return jnp.pad(x, [(0, full.get(axis, n) - n) for axis, n in enumerate(x.shape)])
 
-    def kept(*groups: Array) -> Array:
+    def kept(width: int, *groups: Array) -> Array:
         return padded(jnp.concatenate([padded(x, tokens=width) for x in groups]), rows=size)
 
+    def layer(*groups: Kept) -> Kept:
+        if not isinstance(groups[0], Crossed):
+            return jax.tree.map(functools.partial(kept, width), *groups)
+        own = jax.tree.map(functools.partial(kept, 1), *(one.own for one in groups))
+        return Crossed(own, jax.tree.map(functools.partial(kept, width), *(one.cross for one in groups)))
+
     last = jnp.concatenate([last for _, last in parts])
-    layers = jax.tree.map(kept, *(layers for layers, _ in parts))
+    layers = tuple(layer(*groups) for groups in zip(*(layers for layers, _ in parts), strict=True))
     return layers, jnp.pad(last, [(0, size - last.shape[0]), (0, 0)])
 
 
@@ -258,7 +269,8 @@ def _check(prompts: Sequence[Sequence[int]], config: ModelConfig, max_new_tokens
                 f"holds a token id outside 0..{config.vocab_size - 1}", record=number, field="prompt",
                 cure="Use the model's own tokenizer",
             )  # fmt: skip
-        if len(prompt) + max_new_tokens > config.max_positions:
+        both = max(len(prompt), max_new_tokens) if config.encoder else len(prompt) + max_new_tokens
+        if both > config.max_positions:
             raise InputError(
                 f"{len(prompt)} tokens and {max_new_tokens} new ones exceed "
                 f"the model's {config.max_positions} positions",
@@ -332,6 +344,8 @@ def generate_ids(
       InputError: an empty prompt; a prompt that with the new tokens exceeds the model's positions; an id that the
         model does not have; weights that give logits which are not finite.
     """
+    if not config.decoder:
+        raise InputError(f"{config.model_type} is an encoder, which writes nothing", cure="Give a model with a decoder")
     _check(prompts, config, max_new_tokens, seed)
     if max_new_tokens <= 0 or num_samples <= 0 or not prompts:
         return [[Completion([], False)] * num_samples for _ in prompts]

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from fusion_jax.data.batches import Targets, TokenBatch
 from fusion_jax.models.compute import Compute
 from fusion_jax.models.config import ModelConfig
-from fusion_jax.models.decoder import Params, forward, head_kernel
+from fusion_jax.models.decoder import Params, encode, forward, head_kernel
 from fusion_jax.ops.linear_logprobs import linear_logprobs
 from fusion_jax.sharding import constrain, data_ways, tensor_shards
 
@@ -114,6 +114,8 @@ def _token_weights(batch: TokenBatch) -> Array:
 
 def _hidden(params: Params, config: ModelConfig, batch: TokenBatch, compute: Compute) -> Array:
     """Hidden states [B,G,T,D] of the rows behind their prompts; [R,G,T,D] of packed rows."""
+    if config.encoder:
+        return _decoded(params, config, batch, compute)
     examples, groups, width = batch.tokens.shape
     size = batch.prompts.shape[1]
     prompts, lengths = batch.prompts, batch.prompt_lengths
@@ -137,3 +139,17 @@ def _hidden(params: Params, config: ModelConfig, batch: TokenBatch, compute: Com
         mesh=compute.mesh, dtype=compute.dtype, remat=compute.remat, kernel=compute.kernel,
     )  # fmt: skip
     return hidden[:, size:].reshape(examples, groups, width, -1)
+
+
+def _decoded(params: Params, config: ModelConfig, batch: TokenBatch, compute: Compute) -> Array:
+    """Hidden states [B,G,T,D] of a decoder's rows over what the encoder made of their prompts, once each.
+
+    An example's rows are the encoder's tokens, which they share, the decoder's first token and what follows.
+    """
+    examples, groups, width = batch.tokens.shape
+    how = {"mesh": compute.mesh, "dtype": compute.dtype, "remat": compute.remat, "kernel": compute.kernel}
+    encoded = encode(params, config, batch.prompts, batch.prompt_lengths, **how)
+    tokens = constrain(batch.tokens.reshape(examples * groups, width), compute.mesh, ("batch", None))
+    places = (batch.positions - batch.prompt_lengths[:, None, None]).reshape(tokens.shape)
+    hidden = forward(params, config, tokens, positions=jnp.maximum(places, 0), encoded=encoded, **how)
+    return hidden.reshape(examples, groups, width, -1)

@@ -5,7 +5,8 @@ A family is a module of this folder, named as its model_type. It has
   to_hf(config) -> dict, the config.json of a model that never had one;
   tensors(config) -> list[HfTensor], every weight of the files and the parameter it is or holds;
   IGNORED, patterns of tensors beside the weights that such checkpoints may hold, besides the usual buffers;
-  NAMES, where its config.json calls fields otherwise: usual name -> its own. The functions above use the usual names.
+  NAMES, where its config.json calls fields otherwise: usual name -> its own. The functions above use the usual names;
+  usual_name(name, names), COPIES and ZEROS, where files hold tensors twice, or under older names: see `models.head`.
 A module is imported when its family is needed first. Nothing else has to be changed for it.
 """
 

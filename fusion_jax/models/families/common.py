@@ -15,7 +15,8 @@ from fusion_jax.ops.rotary import Rope
 # What is beyond any model: a file that gives more is broken.
 WIDTH, LAYERS, VOCABULARY, LABELS = 2**20, 1000, 2**24, 2**20
 ACTIVATIONS: dict[str, Activation] = {
-    "silu": "silu", "gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_fast": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh",
+    "silu": "silu", "relu": "relu", "gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_fast": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
 }  # fmt: skip
 """By their names in config.json; of several for one the last is written."""
 TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id", "decoder_start_token_id")
@@ -48,10 +49,7 @@ def llama_like_from_hf(fields: Fields, defaults: Defaults, ropes: Sequence[Rope]
     """
     width = fields.integer("hidden_size", low=1, high=WIDTH)
     attention = _attention(fields, defaults, width)
-    activation = fields.text(defaults.activation_field, defaults.activation)
-    if activation not in ACTIVATIONS:
-        problem = f"activation {quoted(activation)} is not supported"
-        raise fields.wrong(defaults.activation_field, problem, f"Known: {', '.join(ACTIVATIONS)}")
+    activation = activation_of(fields, defaults.activation_field, defaults.activation)
     most = max_positions_of(fields, defaults)
     ropes = tuple(ropes) or (rope_from_hf(fields, most),)
     if any(rope.kind == "dynamic" and rope.rotated(attention.head_dim) < 4 for rope in ropes):
@@ -61,7 +59,7 @@ def llama_like_from_hf(fields: Fields, defaults: Defaults, ropes: Sequence[Rope]
     vocabulary = fields.integer("vocab_size", low=1, high=VOCABULARY)
     check_token_ids(fields, vocabulary)
     norm = Norm(eps=fields.number("rms_norm_eps", defaults.eps, low=0, high=1))
-    mlp = Mlp(fields.integer("intermediate_size", low=1, high=4 * WIDTH), ACTIVATIONS[activation])
+    mlp = Mlp(fields.integer("intermediate_size", low=1, high=4 * WIDTH), activation)
     layers = fields.integer("num_hidden_layers", low=1, high=LAYERS)
     return ModelConfig(
         model_type=fields.text("model_type"),
@@ -70,9 +68,14 @@ def llama_like_from_hf(fields: Fields, defaults: Defaults, ropes: Sequence[Rope]
         positions=Positions(most, ropes),
         decoder=(Stack(layers, attention, mlp, norm),),
         final_norm=norm,
-        head=Head(fields.flag("tie_word_embeddings", defaults.tied), labels=_labels(fields)),
+        head=Head(fields.flag("tie_word_embeddings", defaults.tied), labels=labels_of(fields)),
         initializer_range=fields.number("initializer_range", 0.02, low=0, high=100),
     )
+
+
+def activation_of(fields: Fields, name: str, default: str) -> Activation:
+    """The activation that a field names."""
+    return ACTIVATIONS[fields.choice(name, tuple(ACTIVATIONS), default)]
 
 
 def max_positions_of(fields: Fields, defaults: Defaults) -> int:
@@ -114,12 +117,16 @@ def check_token_ids(fields: Fields, vocabulary: int, *, ends: bool = False) -> N
             replace(fields, values={name: one}).integer(name, low=low, high=high)
 
 
-def _labels(fields: Fields) -> int:
-    """Scores of a sequence classifier; 0 for a language model."""
+def labels_of(fields: Fields, known: Sequence[str] = ("ForCausalLM", "ForSequenceClassification")) -> int:
+    """Scores of a sequence classifier; 0 for a language model.
+
+    Args:
+      known: how the names of the architectures that are supported end.
+    """
     architectures = fields.items("architectures", [])
     for name in architectures:
-        if not isinstance(name, str) or not name.endswith(("ForCausalLM", "ForSequenceClassification")):
-            cure = "Known: ...ForCausalLM, ...ForSequenceClassification"
+        if not isinstance(name, str) or not name.endswith(tuple(known)):
+            cure = f"Known: {', '.join(f'...{one}' for one in known)}"
             raise fields.wrong("architectures", f"{quoted(name)} is not supported", cure)
     if not any("SequenceClassification" in name for name in architectures):
         return 0
@@ -174,6 +181,11 @@ def kinds_to_hf(stack: Stack) -> dict[str, Any]:
     return {"sliding_window": max(windows) or None, "layer_types": [SLIDING if w else FULL for w in windows]}
 
 
+def activation_to_hf(activation: Activation) -> str:
+    """What config.json calls it."""
+    return {ours: theirs for theirs, ours in ACTIVATIONS.items()}[activation]
+
+
 NO_PADDING = {"pad_token_id": None}
 """For families for which transformers takes another default, which a small vocabulary does not have."""
 
@@ -181,7 +193,7 @@ NO_PADDING = {"pad_token_id": None}
 def llama_like_to_hf(config: ModelConfig, architecture: str) -> dict[str, Any]:
     """A config.json in the forms of transformers 4 and 5; `architecture` without its task, e.g. "Llama"."""
     (stack,), attention = config.decoder, config.decoder[0].attention
-    activation = {ours: theirs for theirs, ours in ACTIVATIONS.items()}[stack.mlp.activation]
+    activation = activation_to_hf(stack.mlp.activation)
     out: dict[str, Any] = {
         "architectures": [architecture + ("ForSequenceClassification" if config.head.labels else "ForCausalLM")],
         "model_type": config.model_type,
@@ -199,6 +211,10 @@ def llama_like_to_hf(config: ModelConfig, architecture: str) -> dict[str, Any]:
         "hidden_act": activation,
         "initializer_range": config.initializer_range,
     }
-    if config.head.labels:
-        out["id2label"] = {str(i): f"LABEL_{i}" for i in range(config.head.labels)}
-    return out
+    return out | labels_to_hf(config)
+
+
+def labels_to_hf(config: ModelConfig) -> dict[str, Any]:
+    """`id2label` of a sequence classifier."""
+    labels = config.head.labels
+    return {"id2label": {str(i): f"LABEL_{i}" for i in range(labels)}} if labels else {}

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate, pairwise
 
-from fusion_jax.models.config import Attention, ModelConfig, Stack
-from fusion_jax.models.parameters import Specs, layer_specs, norm_specs
+from fusion_jax.models.config import Attention, ModelConfig, Side, Stack
+from fusion_jax.models.parameters import FINAL_NORMS, ParamSpec, Specs, layer_specs, norm_specs, parameter_specs
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,8 @@ def llama_like_tensors(config: ModelConfig, names: Names = Names()) -> list[HfTe
             out += _whole(f"{layer}.{theirs}", specs.get(ours, {}), (path, ours), (index,))
         for theirs, parts in names.fused.items():
             out += _rows(f"{layer}.{theirs}.weight", specs, path, parts, index)
-    out += _whole(names.final_norm, norm_specs(config.final_norm, config.width), ("final_norm",))
+    if config.final_norm is not None:
+        out += _whole(names.final_norm, norm_specs(config.final_norm, config.width), ("final_norm",))
     if config.head.labels:
         out.append(HfTensor("score.weight", ("score", "kernel")))
     elif not config.head.tied:
@@ -123,8 +124,41 @@ def by_heads(
     return out
 
 
-def layers_of(config: ModelConfig) -> Iterator[tuple[Stack, str, int]]:
-    """Every layer of the decoder: its stack, that one's name among the parameters, and its index there."""
+def layers_of(config: ModelConfig, side: Side = "decoder") -> Iterator[tuple[Stack, str, int]]:
+    """Every layer of a side: its stack, that one's name among the parameters, and its index there."""
     for name, stack in config.stacks.items():
-        if name.startswith("layers"):
+        if name.startswith("layers" if side == "decoder" else "encoder"):
             yield from ((stack, name, index) for index in range(stack.layers))
+
+
+def side_tensors(
+    config: ModelConfig, side: Side, layers: str, parts: Mapping[str, str], beside: Mapping[str, str]
+) -> list[HfTensor]:
+    """The tensors of a side whose names are those of its parts.
+
+    Args:
+      layers: of a layer, with a place for its number. parts: a layer's part ("q", "cross.q", "mlp_norm") -> its name
+        behind that. beside: the side's other parts ("embed.norm", "final_norm") -> their names; those that the model
+        does not have are passed over.
+    """
+    out = []
+    for number, (stack, path, index) in enumerate(layers_of(config, side)):
+        specs = layer_specs(config, stack)
+        for ours, theirs in parts.items():
+            out += _part(specs, ours, f"{layers.format(number)}.{theirs}", (path,), (index,))
+    specs = parameter_specs(config)
+    own = {"embed": f"{side}_embed", "buckets": f"{side}_buckets", "final_norm": FINAL_NORMS[side]}
+    for ours, theirs in beside.items():
+        first, *rest = ours.split(".")
+        out += _part(specs, ".".join([own[first], *rest]), theirs, (), ())
+    return out
+
+
+def _part(specs: Specs, ours: str, theirs: str, path: tuple[str, ...], index: tuple[int, ...]) -> list[HfTensor]:
+    """The tensors of a part by its dotted path; none where the model does not have it. A table is one parameter."""
+    path = (*path, *ours.split("."))
+    for name in ours.split("."):
+        specs = specs.get(name, {})
+    if isinstance(specs, ParamSpec):
+        return [HfTensor(f"{theirs}.weight", path, index)]
+    return _whole(theirs, specs, path, index)

@@ -105,9 +105,15 @@ class Decode(Program):
         every = [stack for stack in config.decoder for _ in range(stack.layers)]
         caches = tuple(LayerCache(kept(stack, rows, self.capacity), kept(stack, rows, 1)) for stack in every)
         state = jax.tree.map(placed, state._replace(caches=()))._replace(caches=caches)
-        prompts = tuple(kept(stack, self.rows, self.prompt) for stack in every)
+        prompts = tuple(self._read(stack, kept) for stack in every)
         limit = spread(mesh, (), (), jnp.int32)
         return ids.continue_rows(how, self.capacity).trace(ready, prompts, fixed, state, limit)
+
+    def _read(self, stack: Stack, kept: Callable[[Stack, int, int], Any]) -> Any:
+        """What a layer keeps of the prompts."""
+        if not stack.cross:
+            return kept(stack, self.rows, self.prompt)
+        return Crossed(kept(stack, self.rows, 1), kept(stack, self.rows, self.prompt))
 
     def flops(self, config: ModelConfig) -> float:
         parameters = body_parameters(config) + head_parameters(config)
