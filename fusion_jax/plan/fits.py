@@ -10,6 +10,7 @@ import jax
 
 from fusion_jax.errors import InputError
 from fusion_jax.jsonl import Record
+from fusion_jax.models.config import ModelConfig
 from fusion_jax.models.folder import check_folder, tokenizer_of
 from fusion_jax.models.parameters import check_heads
 from fusion_jax.sampling.generate import encoded_prompts
@@ -37,10 +38,24 @@ def check_reading(settings: TrainSettings, option: str, *folders: Folder) -> Non
     _check_mesh(compute_to_read(settings, option=option).mesh, option, folders)
 
 
+def _decoder(folder: Folder) -> ModelConfig:
+    """The configuration of a model that reads and writes one sequence of tokens, as the experiments need it.
+
+    Raises:
+      InputError: a model with an encoder.
+    """
+    config = check_folder(folder)
+    if config.encoder:
+        problem = f"is {config.model_type}, which has an encoder; this experiment trains and samples decoders alone"
+        raise InputError(problem, file=folder, cure="Give a decoder, such as a Llama, Qwen or Gemma folder")
+    return config
+
+
 def _check_mesh(mesh: jax.sharding.Mesh | None, option: str, folders: Sequence[Folder]) -> None:
-    if mesh is not None:
-        for folder in folders:
-            check_heads(check_folder(folder), tensor_shards(mesh), mesh.size, f"{option}.mesh-tensor", model=folder)
+    for folder in folders:
+        config = _decoder(folder)
+        if mesh is not None:
+            check_heads(config, tensor_shards(mesh), mesh.size, f"{option}.mesh-tensor", model=folder)
 
 
 def check_sampling(tensor: int, option: str, *folders: Folder) -> None:
@@ -52,8 +67,10 @@ def check_sampling(tensor: int, option: str, *folders: Folder) -> None:
     Raises:
       InputError: a model's heads or the devices do not divide by it.
     """
-    for folder in folders if jax.device_count() > 1 else ():
-        decoding_ways(check_folder(folder), jax.device_count(), tensor, option)
+    for folder in folders:
+        config = _decoder(folder)
+        if jax.device_count() > 1:
+            decoding_ways(config, jax.device_count(), tensor, option)
 
 
 def check_length(folder: Folder, max_length: int, option: str) -> None:

@@ -24,8 +24,8 @@ def row_tokens(prompt: int, tokens: int, groups: int, shared: bool) -> int:
 
 
 def forward_flops(config: ModelConfig, prompt: int, tokens: int, groups: int, shared: bool) -> float:
-    """FLOPs of the forward pass of one example: `groups` rows of `tokens` behind `prompt` tokens, which an encoder reads
-    where the model has one."""
+    """FLOPs of the forward pass of one example: `groups` rows of `tokens` behind `prompt` tokens, which the encoder
+    reads where the model has one."""
     if config.encoder:
         return _encoded_flops(config, prompt, tokens, groups)
     copies = 1 if shared else groups

@@ -58,6 +58,11 @@ PUBLIC: dict[str, dict[str, Any]] = {
         "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0, "rms_norm_eps": 1e-6,
     },
     "llama2-7b": _LLAMA2,
+    "t5-large": {
+        "model_type": "t5", "vocab_size": 32128, "d_model": 1024, "d_kv": 64, "d_ff": 4096, "num_layers": 24,
+        "num_heads": 16,
+    },
+    "bart-large": {"model_type": "bart", "vocab_size": 50265},
     "llama2-13b": _LLAMA2 | {
         "hidden_size": 5120, "intermediate_size": 13824, "num_hidden_layers": 40, "num_attention_heads": 40,
     },

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -10,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from fusion_jax.models.attention import cache_specs
+from fusion_jax.models.attention import Crossed, cache_specs
 from fusion_jax.models.config import ModelConfig, Stack
 from fusion_jax.models.decode import DecodeParams, LayerCache
 from fusion_jax.models.parameters import abstract_params, layer_specs
