@@ -127,7 +127,7 @@ def forward(
     Args:
       params: nested dict as `parameters.parameter_specs` lays it out.
       tokens: int[B,T]. A token sees itself and those before it, of its own segment, within the layer's window.
-      positions: int[B,T], absolute; default 0..T-1.
+      positions: int[B,T], absolute, or int[1,T] where those of all rows are the same; default 0..T-1.
       segment_ids: int[B,T], 0 for padding. None is exact for right-padded rows of one segment: causality hides the
         padding.
       context: tokens that all rows attend to besides their own; `kept` is what this function returned of them.
@@ -168,7 +168,7 @@ def encode(
     Args:
       types: int[B,S], of the tokens, for models that tell two texts of a row apart; None: all 0.
     """
-    places = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape)
+    places = jnp.arange(tokens.shape[1], dtype=jnp.int32)[None]
     segments = (places < lengths[:, None]).astype(jnp.int32)
     body = Body(config, "encoder", mesh, dtype, remat, kernel)
     hidden, _ = body.apply({"params": params}, tokens, Visible(places, segments), types=types)

@@ -243,7 +243,9 @@ def _bias_gradient(keys: _Keys, d_scores: Array) -> _Biased | None:
         return None
     biased, kv_heads = keys.biased, keys.k.shape[1]
     added, pull = jax.vjp(lambda bias: _added(biased._replace(bias=bias), kv_heads), biased.bias)
-    return _Biased(pull(d_scores.astype(added.dtype))[0], None, None)  # type: ignore[arg-type]
+    shared = [axis for axis, (one, all_of) in enumerate(zip(added.shape, d_scores.shape)) if one != all_of]
+    summed = d_scores.sum(shared, keepdims=True).astype(added.dtype)
+    return _Biased(pull(summed)[0], None, None)  # type: ignore[arg-type]
 
 
 _attend.defvjp(_attend_forward, _attend_backward)

@@ -18,7 +18,8 @@ class Visible:
 
     Distances are differences of `positions`, whatever lies between two tokens in the row.
 
-    positions: int[B,T]; within a segment, and from a prompt into each of its continuations, they grow by one a token.
+    positions: int[B,T], or int[1,T] of rows without context whose positions are the same; within a segment, and from a
+      prompt into each of its continuations, they grow by one a token.
     segments: int[B,T]; None: one segment. Rows with branches have none.
     prompt_lengths: int[B], how many of the prompt's tokens exist, for rows with branches.
     window: how many keys a query sees, itself included; it may be traced; 0 or, known beforehand, None: no limit.

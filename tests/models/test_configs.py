@@ -22,6 +22,7 @@ from fusion_jax.models.folder import check_folder
 from fusion_jax.models.identity import described
 from fusion_jax.models.parameters import abstract_params
 from fusion_jax.ops.rotary import Rope, rotary_tables
+from tests.parity import test_encoders as encoders
 from tests.parity.checkpoints import CONFIGS, SMALL, write_checkpoint
 
 ODD: list[Any] = [
@@ -46,8 +47,11 @@ def usable(values: dict[str, Any]) -> None:
     """What a config is used for before a weight is read."""
     config = config_from_hf(values, "config.json")
     abstract_params(config)
-    for stack, again in zip(config.decoder, config_from_hf(config_to_hf(config)).decoder, strict=True):
+    stacks = config_from_hf(config_to_hf(config)).stacks.values()
+    for stack, again in zip(config.stacks.values(), stacks, strict=True):
         assert again.attention.heads == stack.attention.heads
+        if config.positions.kind != "rotary":
+            continue
         for rope in config.positions.ropes:
             shape = (1, 4, rope.rotated(stack.attention.head_dim) // 2)
             assert rotary(rope, stack.attention.head_dim, config.max_positions) == shape
@@ -71,12 +75,26 @@ FUZZED = (
 def test_each_field_of_each_family(name):
     """Every field in turn, and every rotary one, takes every odd value: read, or refused in one line that names it."""
     values = whole(name)
-    usable(values)
-    refused, fields = set(), [(key,) for key in {**values, **MORE}]
+    fields = [(key,) for key in {**values, **MORE}]
     fields += [
         ("rope_parameters", key)
         for key in {**values["rope_parameters"], "type": 0, "truncate": 0, "mscale": 0, "attention_factor": 0}
     ]
+    refused = refused_fields(values, fields)
+    every = {
+        "hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size", "intermediate_size", "rms_norm_eps",
+        "max_position_embeddings", "num_key_value_heads", "tie_word_embeddings", "rope_parameters", "model_type", "eos_token_id",
+        "architectures", "initializer_range",
+    }  # fmt: skip
+    if values["model_type"] == "gpt_neox":
+        every = every - {"rms_norm_eps", "num_key_value_heads"} | {"layer_norm_eps", "use_parallel_residual"}
+    assert every <= refused
+
+
+def refused_fields(values: dict[str, Any], fields: list[tuple[str, ...]]) -> set[str]:
+    """Fields for which an odd value was refused, every time in one line that names the field; the rest were read."""
+    usable(values)
+    refused = set()
     for path in fields:
         for odd in ODD:
             changed = json.loads(json.dumps(values))
@@ -95,14 +113,26 @@ def test_each_field_of_each_family(name):
                 else:
                     refused.add(path[0])
                     assert told[1].split(".")[0] in {*values, *MORE}, message
-    every = {
-        "hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size", "intermediate_size", "rms_norm_eps",
-        "max_position_embeddings", "num_key_value_heads", "tie_word_embeddings", "rope_parameters", "model_type", "eos_token_id",
-        "architectures", "initializer_range",
-    }  # fmt: skip
-    if values["model_type"] == "gpt_neox":
-        every = every - {"rms_norm_eps", "num_key_value_heads"} | {"layer_norm_eps", "use_parallel_residual"}
-    assert every <= refused
+    return refused
+
+
+ENCODERS: dict[str, set[str]] = {
+    "t5": {"d_model", "d_kv", "d_ff", "num_layers", "num_decoder_layers", "num_heads", "feed_forward_proj", "layer_norm_epsilon",
+           "relative_attention_num_buckets", "relative_attention_max_distance", "scale_decoder_outputs", "tie_word_embeddings"},
+    "bart": {"d_model", "encoder_layers", "decoder_layers", "encoder_ffn_dim", "decoder_attention_heads", "activation_function",
+             "max_position_embeddings", "scale_embedding", "decoder_start_token_id", "tie_word_embeddings"},
+    "bert": {"hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "hidden_act", "layer_norm_eps",
+             "type_vocab_size", "max_position_embeddings", "is_decoder", "add_cross_attention"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_each_field_of_families_with_an_encoder(name):
+    family, base, options = encoders.CONFIGS[name]
+    config = transformers.AutoConfig.for_model(family, **{**base, **options})
+    config.architectures = [{"t5": "T5ForConditionalGeneration", "bart": "BartModel", "bert": "BertModel"}[name]]
+    values = json.loads(config.to_json_string(use_diff=False))
+    assert ENCODERS[name] | {"vocab_size", "architectures", "model_type"} <= refused_fields(values, [(key,) for key in values])
 
 
 BAD: list[tuple[str, dict[str, Any], str]] = [
@@ -238,7 +268,7 @@ def test_a_family_whose_file_is_broken_leaves_the_others_alone(tmp_path, monkeyp
 
 def test_every_family_is_tried():
     without_a_class = {"internlm2"}  # in transformers; tests/parity/test_layouts.py
-    assert {CONFIGS[name][0] for name in FUZZED} == set(FAMILIES) - without_a_class
+    assert {CONFIGS[name][0] for name in FUZZED} | ENCODERS.keys() == set(FAMILIES) - without_a_class
 
 
 @pytest.mark.parametrize(("name", "known"), [("llama-yarn", "0861c65d36e4e159"), ("gemma3", "734d6ec9dcd9eaf2")])

@@ -29,6 +29,16 @@ GEMMA = config_from_hf({
     "hidden_activation": "silu", "tie_word_embeddings": False, "initializer_range": 0.3,
 })  # fmt: skip
 CONFIG = dataclasses.replace(GEMMA, embed=Embed())
+T5 = config_from_hf({
+    "model_type": "t5", "vocab_size": 256, "d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4,
+    "relative_attention_num_buckets": 8, "relative_attention_max_distance": 20, "feed_forward_proj": "gated-gelu",
+})  # fmt: skip
+BART = config_from_hf({
+    "model_type": "bart", "vocab_size": 256, "d_model": 32, "encoder_layers": 1, "decoder_layers": 2, "encoder_ffn_dim": 64,
+    "decoder_ffn_dim": 64, "encoder_attention_heads": 4, "decoder_attention_heads": 4, "max_position_embeddings": 64,
+    "init_std": 0.3,
+})  # fmt: skip
+OTHERS = {"t5": T5, "bart": BART}
 
 
 def quadruples(rng):
@@ -52,8 +62,15 @@ def judged(rng):
     return [Example(pair, tuple(len(row) - 1 for row in pair), i) for i, pair in enumerate(rows)]
 
 
+def translated(rng):
+    """An encoder's tokens, the decoder's first one and what follows."""
+    rows = [tuple(rng.integers(0, 256, n + m)) for n, m in rng.integers(2, 20, (16, 2))]
+    return [Example((row,), (1 + len(row) // 2,), i) for i, row in enumerate(rows)]
+
+
 def batch(kind):
-    examples = {"wrpo": quadruples, "fusion": fused, "reward": judged}[kind](np.random.default_rng(0))
+    makers = {"wrpo": quadruples, "fusion": fused, "reward": judged, "t5": translated, "bart": translated}
+    examples = makers[kind](np.random.default_rng(0))
     flat = collate(examples, buckets_of(examples))
     return jax.tree.map(lambda x: x.reshape(2, 8, *x.shape[1:]), flat)
 
@@ -62,7 +79,7 @@ def run(config, kind, mesh, params):
     optimizer = make_optimizer(OptimizerSettings(learning_rate=0.01, warmup_ratio=0.0), 4)
     objective = {
         "wrpo": objectives.wrpo(WrpoSettings(beta=1.0)), "fusion": objectives.fusion(FusionSettings(0.5)),
-        "reward": objectives.rewards(RewardSettings()),
+        "reward": objectives.rewards(RewardSettings()), "t5": objectives.sft(), "bart": objectives.sft(),
     }[kind]  # fmt: skip
     step = make_train_step(config, objective, optimizer, Compute(mesh, jnp.float32, "full"), total=4)
     if mesh is not None:
@@ -83,10 +100,11 @@ def main() -> None:
     results = {}
     runs = (
         (True, "wrpo", ((8, 1, 1), (1, 2, 4))), (False, "wrpo", ((1, 8, 1), (2, 2, 2))), (False, "fusion", ((2, 2, 2),)),
-        (True, "reward", ((2, 2, 2),)),
+        (True, "reward", ((2, 2, 2),)), (False, "t5", ((2, 2, 2),)), (True, "bart", ((1, 2, 4),)),
     )  # fmt: skip
     for tied, kind, shapes in runs:
-        config = dataclasses.replace(CONFIG, head=dataclasses.replace(CONFIG.head, tied=tied))
+        config = OTHERS.get(kind, CONFIG)
+        config = dataclasses.replace(config, head=dataclasses.replace(config.head, tied=tied))
         config = rewarding(config) if kind == "reward" else config
         params = init_params(config, jax.random.key(1))
         single, gradient, _ = run(config, kind, None, params)
