@@ -70,7 +70,7 @@ def config_of(name: str) -> ModelConfig:
 def weights_of(config: ModelConfig, seed: int) -> Params:
     """Random float32 weights, norms near the identity."""
     rng = np.random.default_rng(seed)
-    identity = 0.0 if config.final_norm.unit_offset else 1.0
+    identity = 0.0 if config.decoder[0].norm.unit_offset else 1.0
 
     def leaf(path: tuple[Any, ...], spec: ParamSpec) -> jax.Array:
         values = rng.standard_normal(spec.shape, np.float32) * np.float32(0.12)

@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 
 Rows = Literal["input", "head"]
 LAYER = re.compile(r"^((?:.*?\.)?(?:layers?|h|blocks?))\.(\d+)\.(.+)$")
-INPUTS = {"embed_tokens", "tok_embeddings", "wte", "word_embeddings", "embed_in", "embeddings"}
+INPUTS = {"embed_tokens", "shared", "tok_embeddings", "wte", "word_embeddings", "embed_in", "embeddings"}
 HEADS = {"lm_head", "embed_out", "output", "output_layer"}
 
 

@@ -165,7 +165,8 @@ class ModelConfig:
     @property
     def sides(self) -> tuple[Side, ...]:
         """Which of decoder and encoder there are."""
-        return ("decoder",) * bool(self.decoder) + ("encoder",) * bool(self.encoder)
+        sides: tuple[tuple[Side, tuple[Stack, ...]], ...] = (("decoder", self.decoder), ("encoder", self.encoder))
+        return tuple(side for side, stacks in sides if stacks)
 
     @property
     def max_positions(self) -> int:

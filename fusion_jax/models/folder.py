@@ -68,7 +68,7 @@ class Model:
         """One line: family, sizes, dtypes, tokenizer and folder, and no weights."""
         leaves, config = jax.tree.leaves(self.params), self.config
         parts = [
-            config.model_type, f"{config.layers} layers", f"width {config.width}",
+            config.model_type, f"{sum(s.layers for s in config.stacks.values())} layers", f"width {config.width}",
             f"{sum(leaf.size for leaf in leaves):,} parameters", "/".join(sorted({str(leaf.dtype) for leaf in leaves})),
             "no tokenizer" if self.tokenizer is None else f"tokenizer of {len(self.tokenizer)} entries",
         ]  # fmt: skip

@@ -33,13 +33,14 @@ def usual_tensors(entries: Mapping[str, TensorEntry], family: Any) -> dict[str, 
             raise InputError(f"is {known} a second time", file=entry.file, field=name, cure="Keep one of the two")
         found[known] = entry
     for copy, original in getattr(family, "COPIES", {}).items():
-        entry = found.pop(copy, None)
-        if entry is not None and not same(found.setdefault(original, entry), entry):
+        if copy not in found:
+            continue
+        entry = found.pop(copy)
+        if not same(found.setdefault(original, entry), entry):
             cure = f"Remove one of the two; this architecture reads {original}"
             raise InputError(f"differs from {original}", file=entry.file, field=copy, cure=cure)
     for zeros in getattr(family, "ZEROS", ()):
-        entry = found.pop(zeros, None)
-        if entry is not None and entry.mapped().any():
+        if zeros in found and (entry := found.pop(zeros)).mapped().any():
             cure = "Such a model is not supported"
             raise InputError("holds numbers other than zero", file=entry.file, field=zeros, cure=cure)
     return found

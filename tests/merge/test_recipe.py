@@ -479,7 +479,8 @@ def test_a_rule_that_leaves_a_tensor_without_a_required_value(tmp_path: Path) ->
         (llama(2, vocab=12), r"embed_tokens\.weight': b has shape \(12, 4\) where a has \(10, 4\).*tokenizer_source"),
         (llama(2, width=8), r"b has shape \(10, 8\) where a has \(10, 4\).*one architecture and size"),
         (Checkpoint({**llama(2).shapes, "model.layers.1.extra.weight": (1,)}), r"a, field 'model.layers.1.extra.weight': lacks a tensor"),
-        (Checkpoint({**llama(2).shapes, "visual.blocks.0.w": (1,)}), r"b: has several stacks of layers \(model\.layers, visual\.blocks\)"),
+        (Checkpoint({**llama(2).shapes, "visual.blocks.0.w": (1,)}), r"different numbers of layers: a has 2, b has 3"),
+        (Checkpoint({**llama(2).shapes, "visual.blocks.1.w": (1,)}), r"b: lacks layer 0 of visual\.blocks"),
         (Checkpoint({k: v for k, v in llama(3).shapes.items() if ".1." not in k}), r"b: lacks layer 1"),
     ],
 )  # fmt: skip

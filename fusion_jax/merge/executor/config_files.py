@@ -40,7 +40,7 @@ def merged_config(prepared: Prepared) -> ConfigFiles:
     first, pivot = prepared.inputs[recipe.base or recipe.models[0]], prepared.inputs[pivot_model(recipe)]
     config: dict[str, Any] = dict(first.config)
     for key in {*LAYER_COUNTS, first.fields.called("num_hidden_layers")}:
-        if key in config:
+        if key in config and plan.layers is not None:
             config[key] = plan.layers
     config |= _of_layers(prepared, first)
     if prepared.rows is not None:

@@ -35,12 +35,15 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class Layout:
-    """A checkpoint's names: those of layers under one prefix, by layer; those before the layers and after them.
+    """A checkpoint's names: those of its layers, layer by layer; those before the layers and after them.
 
+    places: what the names of each layer begin with. prefixes: of its stacks of layers, one behind the other; an encoder
+      and a decoder have one each, whose layers count on from each other.
     head: None where none is stored. tied: the embedding where it may be the head.
     """
 
-    prefix: str
+    prefixes: tuple[str, ...]
+    places: tuple[str, ...]
     layers: tuple[tuple[str, ...], ...]
     before: tuple[str, ...]
     after: tuple[str, ...]
@@ -52,10 +55,9 @@ def layout_of(model: str, checkpoint: Checkpoint) -> Layout:
     """The layout of a model's tensors.
 
     Raises:
-      InputError: several stacks of layers, or a layer that is missing; names the model.
+      InputError: a layer that is missing; names the model.
     """
-    layers: dict[int, list[str]] = {}
-    prefixes: dict[str, None] = {}
+    stacks: dict[str, dict[int, list[str]]] = {}
     outside = []
     for name in checkpoint.shapes:
         if name.endswith(RECOMPUTED):
@@ -64,19 +66,19 @@ def layout_of(model: str, checkpoint: Checkpoint) -> Layout:
         if found is None:
             outside.append(name)
         else:
-            prefixes[found[1]] = None
-            layers.setdefault(int(found[2]), []).append(found[3])
-    if len(prefixes) > 1:
-        stacks = ", ".join(prefixes)
-        raise InputError(f"has several stacks of layers ({stacks})", file=model, cure="Merge models with one decoder")
-    if sorted(layers) != list(range(len(layers))):
-        lacking = min(set(range(max(layers))) - set(layers))
-        raise InputError(f"lacks layer {lacking}", file=model, cure="Restore the checkpoint's missing files")
+            stacks.setdefault(found[1], {}).setdefault(int(found[2]), []).append(found[3])
+    for prefix, layers in stacks.items():
+        if sorted(layers) != list(range(len(layers))):
+            lacking = min(set(range(max(layers))) - set(layers))
+            where = f" of {prefix}" if len(stacks) > 1 else ""
+            cure = "Restore the checkpoint's missing files"
+            raise InputError(f"lacks layer {lacking}{where}", file=model, cure=cure)
     ends = ends_of(outside)
     before = tuple(n for n in outside if rows_of(n) == "input" or (rows_of(n) is None and BEFORE.search(n)))
     return Layout(
-        prefix=next(iter(prefixes), ""),
-        layers=tuple(tuple(layers[i]) for i in range(len(layers))),
+        prefixes=tuple(stacks),
+        places=tuple(f"{prefix}.{i}" for prefix, layers in stacks.items() for i in range(len(layers))),
+        layers=tuple(tuple(layers[i]) for layers in stacks.values() for i in range(len(layers))),
         before=before,
         after=tuple(n for n in outside if n not in before and n != ends.head),
         head=ends.head,

@@ -60,10 +60,13 @@ class TensorPlan:
 
 @dataclass(frozen=True)
 class MergePlan:
-    """The output: its tensors, embeddings first and head last; its layers; whether its head is the embedding."""
+    """The output: its tensors, embeddings first and head last; its layers; whether its head is the embedding.
+
+    layers: None: there are several stacks, as long as the models' own.
+    """
 
     tensors: tuple[TensorPlan, ...]
-    layers: int
+    layers: int | None
     tied: bool
 
     def __repr__(self) -> str:
@@ -104,7 +107,8 @@ def plan_tensors(
     for granularity in {t.parameters["granularity"] for t in tensors if "granularity" in t.parameters}:
         check_layers(granularity, [t.name for t in tensors])
     last = recipe.slices[-1].participants[0]
-    return MergePlan(tensors, sum(counts), head is None and checkpoints[last.model].tied is not False)
+    depth = None if planner.several() else sum(counts)
+    return MergePlan(tensors, depth, head is None and checkpoints[last.model].tied is not False)
 
 
 class _Wanted(NamedTuple):
@@ -138,6 +142,12 @@ class _Planner:
         one = self.recipe.slices[part]
         depths = {s.model: len(self.layouts[s.model].layers) for s in one.participants}
         reference = one.sources[0]
+        if reference.layers is not None or len(self.recipe.slices) > 1:
+            for s in one.participants:
+                stacks = self.layouts[s.model].prefixes
+                if len(stacks) > 1:
+                    problem = f"{s.model} has several stacks of layers ({', '.join(stacks)}), which are merged whole"
+                    raise self._error(f"slices[{part}]", problem, "List the models under `models`, without slices")
         if reference.layers is None:
             if len(set(depths.values())) > 1:
                 told = ", ".join(f"{model} has {depth}" for model, depth in depths.items())
@@ -149,6 +159,10 @@ class _Planner:
                 problem = f"layer_range {list(s.layers)} goes beyond the {depths[s.model]} layers of {s.model}"
                 raise self._error(f"slices[{part}]", problem, f"End it at {depths[s.model]} or before")
         return reference.layers[1] - reference.layers[0]
+
+    def several(self) -> bool:
+        """Whether the models have several stacks of layers."""
+        return any(len(layout.prefixes) > 1 for layout in self.layouts.values())
 
     def before(self) -> list[_Wanted]:
         """What stands before the layers: of the first slice's models."""
@@ -162,13 +176,14 @@ class _Planner:
 
     def layers(self, counts: Sequence[int]) -> list[_Wanted]:
         """The tensors of all layers; counts: layers of each slice."""
-        prefix = self.layouts[self.recipe.slices[0].participants[0].model].prefix
+        first = self.layouts[self.recipe.slices[0].participants[0].model]
         places = [(part, position) for part, count in enumerate(counts) for position in range(count)]
         found = []
         for layer, (part, position) in enumerate(places):
             one = self.recipe.slices[part]
             for suffix in _union(self.layouts[s.model].layers[s.start + position] for s in one.participants):
-                name = f"{prefix}.{layer}.{suffix}"
+                place = first.places[layer] if self.several() else f"{first.prefixes[0]}.{layer}"
+                name = f"{place}.{suffix}"
                 of_slice = _Wanted(name, part, suffix=suffix, position=position, layers=counts[part], layer=layer)
                 found.append(of_slice)
         return found
@@ -229,7 +244,7 @@ class _Planner:
         """The tensor's name in a source's model."""
         layout = self.layouts[source.model]
         if wanted.position is not None:
-            return f"{layout.prefix}.{source.start + wanted.position}.{wanted.suffix}"
+            return f"{layout.places[source.start + wanted.position]}.{wanted.suffix}"
         return layout.head or layout.tied or wanted.name if wanted.head else wanted.name
 
     def _has(self, source: Source, wanted: _Wanted) -> bool:

@@ -40,7 +40,8 @@ def gemma_from_hf(
     Args:
       kinds: of attention, layer by layer. caps: of scores and of logits, where the file leaves them out.
     """
-    stack, norm = model.decoder[0], replace(model.final_norm, unit_offset=True)
+    stack = model.decoder[0]
+    norm = replace(stack.norm, unit_offset=True)
     attention = replace(
         stack.attention,
         biases="qkvo" if fields.flag("attention_bias", False) else "",

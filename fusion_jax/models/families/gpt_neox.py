@@ -28,7 +28,7 @@ def from_hf(fields: Fields) -> ModelConfig:
     fields = replace(fields, values=own)
     rope = rope_from_hf(fields, max_positions_of(fields, DEFAULTS), share=0.25)
     model = llama_like_from_hf(fields, DEFAULTS, [rope])
-    stack, norm = model.decoder[0], Norm("layer", model.final_norm.eps, bias=True)
+    stack, norm = model.decoder[0], Norm("layer", model.decoder[0].norm.eps, bias=True)
     biases = "qkvo" if fields.flag("attention_bias", True) else ""
     stack = replace(
         stack, norm=norm, attention=replace(stack.attention, biases=biases),
