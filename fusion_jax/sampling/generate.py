@@ -84,7 +84,8 @@ def generate(
     """Text in, text out: `num_samples` answers to every prompt.
 
     Args:
-      chat: each prompt is one user message in the model's chat template; else it is continued as it stands.
+      chat: each prompt is one user message in the model's chat template; else it is continued as it stands. An encoder
+        reads it as it stands, with the tokenizer's special tokens.
       dtype: of the computation; None: bfloat16, on a CPU float32 (or wider, if the parameters are).
 
     Raises:
@@ -96,9 +97,10 @@ def generate(
         raise InputError(
             "the model has no tokenizer", field="tokenizer", cure="Add the tokenizer's files to its folder"
         )
-    encoded = encoded_prompts(tokenizer, prompts, chat=chat, most=model.config.max_positions)
+    config = model.config
+    encoded = encoded_prompts(tokenizer, prompts, chat=chat and not config.encoder, most=config.max_positions)
     completions = generate_ids(
-        model.params, model.config, encoded, max_new_tokens=max_new_tokens,
+        model.params, config, encoded, max_new_tokens=max_new_tokens,
         sampler=Sampler(temperature, top_p, top_k, repetition_penalty), seed=seed, num_samples=num_samples,
         stop_ids=stop_token_ids(tokenizer, model.generation), row_ids=row_ids, batch_size=batch_size, mesh=mesh,
         dtype=dtype or sampling_dtype(model), progress=progress,

@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -15,9 +16,12 @@ from safetensors.numpy import load_file, save_file
 
 import fusion_jax as fj
 from fusion_jax.errors import InputError
+from fusion_jax.models.families import config_from_hf
 from fusion_jax.models.folder import classify
+from fusion_jax.models.parameters import init_params
 from fusion_jax.sampling.ids import generate_ids
 from tests.parity.test_logits import LENGTHS, assert_close, tokens
+from tests.small import small_model
 
 T5: dict[str, Any] = {
     "vocab_size": 96, "d_model": 48, "d_kv": 12, "d_ff": 80, "num_layers": 2, "num_heads": 4,
@@ -120,6 +124,21 @@ def test_greedy_equals_transformers(name, tmp_path):
         whole = np.asarray(fj.logits(ours, np.asarray([prompt]), decoder_tokens=prefix))[0]
         logprobs = whole - np.logaddexp.reduce(whole, -1, keepdims=True)
         assert completion.logprob == pytest.approx(logprobs[np.arange(len(written)), written].sum(), abs=1e-3)
+
+
+def test_text_in_and_out_of_an_encoder_decoder(tmp_path):
+    """The encoder reads the prompt as the tokenizer gives it, whatever `chat` says."""
+    tokenizer = small_model().tokenizer
+    config = config_from_hf(
+        {"model_type": "t5", **T5, "vocab_size": len(tokenizer), "eos_token_id": tokenizer.eos_token_id}
+    )
+    config = dataclasses.replace(config, initializer_range=0.3)
+    fj.save(fj.Model(config, init_params(config, jax.random.key(0)), tokenizer), tmp_path)
+    model, prompts = fj.load(tmp_path), ["What is 12 + 30?", "No."]
+    ids = [tokenizer(prompt)["input_ids"] for prompt in prompts]
+    found = generate_ids(model.params, model.config, ids, max_new_tokens=6, stop_ids=[tokenizer.eos_token_id])
+    expected = [[tokenizer.decode(c.ids, skip_special_tokens=True) for c in row] for row in found]
+    assert fj.generate(model, prompts, max_new_tokens=6) == expected and any(text for row in expected for text in row)
 
 
 @pytest.mark.parametrize("name", BERTS)
