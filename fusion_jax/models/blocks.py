@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 
 from fusion_jax.models.attention import Context, CrossAttention, Crossed, Encoded, Held, Projections, self_attention
 from fusion_jax.models.config import ModelConfig, Stack
+from fusion_jax.models.experts import ROUTING, routed
 from fusion_jax.models.layers import NormLayer, feed_forward
 from fusion_jax.models.parameters import layer_specs
 from fusion_jax.ops.biases import Alibi, Bucketed
@@ -38,7 +39,8 @@ class Rows(NamedTuple):
 
     tables: cos and sin [B,T,r/2], with a leading axis where layers choose; None without rotary embedding. places:
     positions and lengths of each context, whose kept arrays come layer by layer. buckets: float[buckets,H], the learned
-    bias of the scores.
+    bias of the scores. counted: bool[B,T], the tokens that routers count in the collection `experts.ROUTING`; None:
+    nothing is counted.
     """
 
     tables: tuple[Array, Array] | None
@@ -46,6 +48,7 @@ class Rows(NamedTuple):
     places: tuple[tuple[Array, Array], ...] = ()
     encoded: Encoded | None = None
     buckets: Array | None = None
+    counted: Array | None = None
 
 
 def layer_inputs(stack: Stack) -> LayerInputs:
@@ -115,7 +118,12 @@ class Block(nn.Module):
 
         def mlp(y: Array) -> Array:
             with jax.named_scope("feed_forward"):
-                return feed_forward(stack.mlp, specs, y, self.dtype, self.mesh)
+                if stack.mlp.experts is None:
+                    return feed_forward(stack.mlp, specs, y, self.dtype, self.mesh)
+                y, routing = routed(stack.mlp, specs, y, self.dtype, self.mesh, rows.counted)
+            if routing is not None:
+                self.sow(ROUTING, "sums", routing, reduce_fn=lambda _, new: new, init_fn=lambda: None)
+            return y
 
         x = named(x, BLOCK_INPUT)
         if stack.residual in ("parallel", "parallel_norms"):

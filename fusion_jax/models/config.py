@@ -73,13 +73,40 @@ class Attention:
 
 
 @dataclass(frozen=True)
+class Experts:
+    """Feed-forwards of which each token goes through those that a router chooses for it (arXiv 2101.03961).
+
+    A token x has the probabilities p = softmax(router(x)) over the `count` experts; it takes the `chosen` most probable
+    ones and the sum of p_e * expert_e(x) over them, times `scale`.
+
+    normalised: the probabilities of the chosen are divided by their sum. shared: so many experts more that every token
+    goes through unweighted; they are one feed-forward of their summed width.
+    groups, top_groups: experts lie in `groups` groups of equal size, one behind the other, and a token chooses among
+      those of its best `top_groups`, by the most probable expert of each.
+    """
+
+    count: int
+    chosen: int
+    normalised: bool = False
+    scale: float = 1.0
+    shared: int = 0
+    groups: int = 1
+    top_groups: int = 1
+
+
+@dataclass(frozen=True)
 class Mlp:
-    """down(activation(gate(x)) * up(x)), or without gate down(activation(up(x)))."""
+    """down(activation(gate(x)) * up(x)), or without gate down(activation(up(x))).
+
+    experts: how many of this width there are and which a token takes; None: one. Their linear layers have no bias but
+    for the shared ones'.
+    """
 
     width: int
     activation: Activation = "silu"
     gated: bool = True
     bias: bool = False
+    experts: Experts | None = None
 
 
 @dataclass(frozen=True)

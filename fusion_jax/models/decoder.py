@@ -18,6 +18,7 @@ from jax.sharding import Mesh
 from fusion_jax.models.attention import Context, Encoded, Held
 from fusion_jax.models.blocks import Block, LayerInputs, Rows, layer_inputs, tables_of
 from fusion_jax.models.config import ModelConfig, Side, Stack
+from fusion_jax.models.experts import ROUTING, total_routing
 from fusion_jax.models.layers import Tables, embedded, normed
 from fusion_jax.models.parameters import FINAL_NORMS, parameter_specs
 from fusion_jax.ops.kernels import Kernel, Visible
@@ -48,6 +49,7 @@ class Body(nn.Module):
         encoded: Encoded | None = None,
         layers: tuple[LayerInputs, ...] | None = None,
         types: Array | None = None,
+        counted: Array | None = None,
     ) -> tuple[Array, tuple[Any, ...]]:
         config, specs = self.config, parameter_specs(self.config)
         tables = {name: Tables(specs[name], name=name)() for name in tables_beside(config, self.side)}
@@ -58,7 +60,7 @@ class Body(nn.Module):
         kept = []
         for number, (name, stack) in enumerate(stacks_of(config, self.side).items()):
             inputs = layer_inputs(stack) if layers is None else layers[number]
-            rows = Rows(tables_of(config, stack, visible.positions), visible, places, encoded, buckets)
+            rows = Rows(tables_of(config, stack, visible.positions), visible, places, encoded, buckets, counted)
             held = Held(tuple(one.kept[number] for one in context))
             x, new = self._scanned(stack, name)(x, inputs, held, rows)
             kept.append(new)
@@ -71,7 +73,7 @@ class Body(nn.Module):
         if self.remat != "none":
             block = nn.remat(Block, policy=remat_policy(self.remat), prevent_cse=False)
         scanned = nn.scan(
-            block, variable_axes={"params": 0}, split_rngs={"params": True}, length=stack.layers,
+            block, variable_axes={"params": 0, ROUTING: 0}, split_rngs={"params": True}, length=stack.layers,
             in_axes=(0, 0, nn.broadcast),
         )  # fmt: skip
         return scanned(self.config, stack, self.mesh, self.dtype, self.kernel, self.keep, name=name)
@@ -116,6 +118,7 @@ def forward(
     prompt_lengths: Array | None = None,
     encoded: Encoded | None = None,
     layers: tuple[LayerInputs, ...] | None = None,
+    counted: Array | None = None,
     mesh: Mesh | None = None,
     dtype: Any = jnp.float32,
     remat: Remat = "none",
@@ -136,19 +139,26 @@ def forward(
       encoded: what `encode` gave of C entries, for a decoder with cross-attention; B rows share C = B / repeat entries.
       layers: for each stack, what differs between its layers, in place of what `config` says; windows are among those
         that the stack has. Traced, so that other values compile nothing anew.
+      counted: bool[B,T], the tokens whose routing among experts is to be told besides.
       remat: what the backward pass keeps, see `ops.remat`.
       kernel: of attention: "splash" on TPU, where it takes the question (see `ops.splash.takes`), else "xla".
 
     Returns:
       hidden, or (hidden, kept) when `keep`: for each stack, what its layers' attention keeps of the tokens (a pytree of
-      [L,B,...,T,last], see `models.attention`).
+      [L,B,...,T,last], see `models.attention`); with `counted` the sums of all layers stand behind them, a
+      `models.experts.Routing`.
     """
     if positions is None:
         positions = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape)
     visible = Visible(positions, segment_ids, prompt_lengths, branches=branches)
     body = Body(config, "decoder", mesh, dtype, remat, kernel, keep)
-    hidden, kept = body.apply({"params": params}, tokens, visible, context, encoded, layers)
-    return (hidden, kept) if keep else hidden
+    arguments = tokens, visible, context, encoded, layers
+    if counted is None:
+        hidden, kept = body.apply({"params": params}, *arguments)
+        return (hidden, kept) if keep else hidden
+    (hidden, kept), found = body.apply({"params": params}, *arguments, counted=counted, mutable=[ROUTING])
+    routing = total_routing(found[ROUTING])
+    return (hidden, kept, routing) if keep else (hidden, routing)
 
 
 def encode(

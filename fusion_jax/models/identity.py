@@ -32,6 +32,7 @@ LATER = {
     "Embed": ("norm", "types"),
     "Head": ("scale", "pooled"),
     "Attention": ("norms_all", "rotary_pairs"),
+    "Mlp": ("experts",),
     "Rope": ("share", "short_factors", "long_factors"),
 }
 """Fields that configurations did not have from the start; their defaults change nothing."""

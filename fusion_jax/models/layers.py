@@ -81,6 +81,16 @@ class Tables(nn.Module):
         }
 
 
+class Kernel(nn.Module):
+    """A kernel as it is stored."""
+
+    specs: Specs
+
+    @nn.compact
+    def __call__(self) -> Array:
+        return self.param("kernel", self.specs["kernel"].init, self.specs["kernel"].shape)
+
+
 def embedded(
     tables: Mapping[str, Any], config: ModelConfig, side: Side, tokens: Array, positions: Array, types: Array | None,
     dtype: Any,
@@ -102,11 +112,11 @@ def embedded(
     return x
 
 
-def feed_forward(mlp: Mlp, specs: Specs, x: Array, dtype: Any, mesh: Mesh | None) -> Array:
-    """[B,T,D] -> [B,T,D], its linear layers in the scope of the module that calls it."""
+def feed_forward(mlp: Mlp, specs: Specs, x: Array, dtype: Any, mesh: Mesh | None, prefix: str = "") -> Array:
+    """[B,T,D] -> [B,T,D], its linear layers in the scope of the module that calls it, by their names with a prefix."""
 
     def linear(name: str, y: Array) -> Array:
-        return Linear(specs[name], dtype, name=name)(y)
+        return Linear(specs[prefix + name], dtype, name=prefix + name)(y)
 
     activation = ACTIVATIONS[mlp.activation]
     if mlp.gated:

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from fusion_jax.errors import InputError
-from fusion_jax.models.config import Attention, ModelConfig, Norm, Side, Stack
+from fusion_jax.models.config import Attention, Mlp, ModelConfig, Norm, Side, Stack
 from fusion_jax.sharding import named
 
 Array = jax.Array
@@ -91,16 +91,32 @@ def attention_specs(config: ModelConfig, attention: Attention) -> Specs:
     return specs
 
 
+def mlp_specs(config: ModelConfig, mlp: Mlp) -> Specs:
+    """The parameters of one layer's feed-forward; of experts the kernels [E,D,F] and [E,F,D], the router's [D,E], and
+    `shared_gate`, `shared_up` and `shared_down` of those that all tokens share."""
+    if mlp.experts is None:
+        return _feed_forward(config, mlp, mlp.width)
+    experts, router = mlp.experts, ("embed", None)
+    specs = {"router": _linear(config, (config.width, experts.count), router, False)}
+    for name, part in _feed_forward(config, replace(mlp, bias=False), mlp.width).items():
+        one, used = part["kernel"], experts.chosen / experts.count
+        specs[name] = {
+            "kernel": replace(one, shape=(experts.count, *one.shape), axes=("experts", *one.axes), used=used)
+        }
+    shared = _feed_forward(config, mlp, mlp.width * experts.shared) if experts.shared else {}
+    return specs | {f"shared_{name}": part for name, part in shared.items()}
+
+
+def _feed_forward(config: ModelConfig, mlp: Mlp, width: int) -> Specs:
+    wide = _linear(config, (config.width, width), ("embed", "mlp"), mlp.bias)
+    specs = {"up": wide, "down": _linear(config, (width, config.width), ("mlp", "embed"), mlp.bias)}
+    return specs | ({"gate": wide} if mlp.gated else {})
+
+
 def layer_specs(config: ModelConfig, stack: Stack) -> Specs:
     """The parameters of one layer, without the layer axis."""
-    norm, mlp = norm_specs(stack.norm, config.width), stack.mlp
-    specs = attention_specs(config, stack.attention) | {
-        "attention_norm": norm,
-        "up": _linear(config, (config.width, mlp.width), ("embed", "mlp"), mlp.bias),
-        "down": _linear(config, (mlp.width, config.width), ("mlp", "embed"), mlp.bias),
-    }
-    if mlp.gated:
-        specs["gate"] = _linear(config, (config.width, mlp.width), ("embed", "mlp"), mlp.bias)
+    norm = norm_specs(stack.norm, config.width)
+    specs = attention_specs(config, stack.attention) | {"attention_norm": norm} | mlp_specs(config, stack.mlp)
     if stack.residual != "parallel":
         specs["mlp_norm"] = norm
     if stack.cross:

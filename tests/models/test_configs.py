@@ -67,7 +67,8 @@ def rotary(rope: Rope, head_dim: int, max_positions: int) -> tuple[int, ...]:
 
 FUZZED = (
     "llama-yarn", "llama-3.1", "llama-dynamic", "mistral-window", "qwen2-windows", "gemma2", "qwen3-windows-yarn",
-    "gemma3", "olmo2-yarn", "glm", "glm4-mha-quarter", "phi3-longrope-beyond", "gpt-neox",
+    "gemma3", "olmo2-yarn", "glm", "glm4-mha-quarter", "phi3-longrope-beyond", "gpt-neox", "mixtral",
+    "qwen3-moe-some-plain",
 )  # fmt: skip
 
 
@@ -172,6 +173,11 @@ BAD: list[tuple[str, dict[str, Any], str]] = [
     ("phi3-longrope-beyond", {"rope_parameters": {"rope_theta": 1e4, "rope_type": "longrope", "short_factor": [0]}}, "'rope_parameters.short_factor': holds 0, not a positive number"),
     ("phi3-longrope-beyond", {"rope_parameters": {"rope_theta": 1e4, "rope_type": "linear", "factor": 2}}, "'rope_scaling': rotary scaling 'linear' is not Phi-3's"),
     ("llama-mha", {"partial_rotary_factor": 0.5}, "'partial_rotary_factor': a partial rotary embedding is not supported"),
+    ("mixtral", {"num_local_experts": 0}, "'num_local_experts': is 0"),
+    ("mixtral", {"num_experts_per_tok": 5}, "'num_experts_per_tok': is 5, out of the range from 1 to 4"),
+    ("mixtral", {"num_local_experts": 2**20}, "'num_local_experts': is 1048576, out of the range"),
+    ("qwen3-moe", {"mlp_only_layers": ["1"]}, "'mlp_only_layers': holds '1', not a layer's number"),
+    ("qwen3-moe", {"decoder_sparse_step": 0}, "'decoder_sparse_step': is 0, out of the range"),
     ("qwen2-windows", {"use_sliding_window": "false"}, "'use_sliding_window': is 'false', not true or false"),
 ]  # fmt: skip
 

@@ -88,6 +88,23 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
         **THETA, "partial_rotary_factor": 1.0}}),
     "gpt-neox-no-bias-linear": ("gpt_neox", {"attention_bias": False, "hidden_act": "gelu_pytorch_tanh", "rope_parameters": {
         **THETA, "partial_rotary_factor": 0.5, "rope_type": "linear", "factor": 2.0}}),
+    "mixtral": ("mixtral", {"num_local_experts": 4}),
+    "mixtral-window-three-of-five": ("mixtral", {
+        "num_local_experts": 5, "num_experts_per_tok": 3, "sliding_window": 7, "head_dim": 16,
+        "tie_word_embeddings": True}),
+    "mixtral-one-of-two-yarn": ("mixtral", {
+        "num_local_experts": 2, "num_experts_per_tok": 1, "head_dim": 12, "num_key_value_heads": 4, "rope_parameters": {
+            "rope_theta": 1e6, "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}}),
+    "qwen3-moe": ("qwen3_moe", {
+        "num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 24, "norm_topk_prob": True,
+        "head_dim": 16}),
+    "qwen3-moe-some-plain": ("qwen3_moe", {
+        "num_experts": 4, "num_experts_per_tok": 4, "moe_intermediate_size": 28, "num_hidden_layers": 5,
+        "decoder_sparse_step": 2, "mlp_only_layers": [3], "attention_bias": True, "tie_word_embeddings": True}),
+    "qwen3-moe-window-yarn": ("qwen3_moe", {
+        "num_experts": 16, "num_experts_per_tok": 3, "moe_intermediate_size": 16, "use_sliding_window": True,
+        "sliding_window": 6, "mlp_only_layers": [0], "rope_parameters": {
+            "rope_theta": 1e6, "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}}),
 }  # fmt: skip
 
 

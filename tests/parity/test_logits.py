@@ -24,7 +24,7 @@ TOLERANCE = 1e-5
 NEW_FILES = (
     "llama-3.1", "llama-yarn", "mistral-window", "qwen2-windows", "gemma2", "qwen3-windows-yarn", "gemma3",
     "gemma3-kinds-yarn", "olmo2-yarn", "glm", "glm4-mha-quarter", "phi3-window-gqa", "phi3-longrope-beyond", "gpt-neox",
-    "gpt-neox-in-turn", "gpt-neox-no-bias-linear",
+    "gpt-neox-in-turn", "gpt-neox-no-bias-linear", "mixtral-window-three-of-five", "qwen3-moe", "qwen3-moe-some-plain",
 )  # fmt: skip
 LENGTHS = np.asarray([40, 23, 5])
 
@@ -95,9 +95,19 @@ def test_a_new_config_json_means_the_same(tmp_path):
             torch.testing.assert_close(again(rows).logits, theirs(rows).logits)
 
 
-@pytest.mark.parametrize(("name", "labels"), [
-    ("llama-gqa-tied", 1), ("llama-gqa-tied", 3), ("gemma3", 3), ("phi3", 1), ("glm4", 2), ("gpt-neox", 1),
-])
+@pytest.mark.parametrize(
+    ("name", "labels"),
+    [
+        ("llama-gqa-tied", 1),
+        ("llama-gqa-tied", 3),
+        ("gemma3", 3),
+        ("phi3", 1),
+        ("glm4", 2),
+        ("gpt-neox", 1),
+        ("mixtral", 1),
+        ("qwen3-moe", 3),
+    ],
+)
 def test_sequence_classification(name, labels, tmp_path):
     theirs = write_checkpoint(name, tmp_path, classifier=True, num_labels=labels)
     rows = tokens()

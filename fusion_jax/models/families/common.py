@@ -8,12 +8,12 @@ from typing import Any
 
 from fusion_jax.errors import quoted
 from fusion_jax.fields import Fields
-from fusion_jax.models.config import Activation, Attention, Head, Mlp, ModelConfig, Norm, Positions, Stack
+from fusion_jax.models.config import Activation, Attention, Experts, Head, Mlp, ModelConfig, Norm, Positions, Stack
 from fusion_jax.models.families.rotary import POSITIONS, check_rotated, rope_fields, rope_from_hf
 from fusion_jax.ops.rotary import Rope
 
 # What is beyond any model: a file that gives more is broken.
-WIDTH, LAYERS, VOCABULARY, LABELS = 2**20, 1000, 2**24, 2**20
+WIDTH, LAYERS, VOCABULARY, LABELS, EXPERTS = 2**20, 1000, 2**24, 2**20, 2**12
 ACTIVATIONS: dict[str, Activation] = {
     "silu": "silu", "relu": "relu", "gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_fast": "gelu_tanh",
     "gelu_pytorch_tanh": "gelu_tanh",
@@ -117,6 +117,21 @@ def check_token_ids(fields: Fields, vocabulary: int, *, ends: bool = False) -> N
             replace(fields, values={name: one}).integer(name, low=low, high=high)
 
 
+def experts_from_hf(fields: Fields, count: str, chosen: Any = None, absent: Any = None) -> Experts | None:
+    """The experts of a config.json; None where there are 0 of them.
+
+    Args:
+      count: the field that says how many there are. absent, chosen: how many, and how many a token chooses, where the
+        file does not say; None: it has to.
+    """
+    have = fields.integer(count, absent, low=0, high=EXPERTS) if absent else fields.integer(count, low=0, high=EXPERTS)
+    if not have:
+        return None
+    bounds = {"low": 1, "high": have}
+    name = "num_experts_per_tok"
+    return Experts(have, fields.integer(name, chosen, **bounds) if chosen else fields.integer(name, **bounds))
+
+
 def labels_of(fields: Fields, known: Sequence[str] = ("ForCausalLM", "ForSequenceClassification")) -> int:
     """Scores of a sequence classifier; 0 for a language model.
 
@@ -192,7 +207,7 @@ NO_PADDING = {"pad_token_id": None}
 
 def llama_like_to_hf(config: ModelConfig, architecture: str) -> dict[str, Any]:
     """A config.json in the forms of transformers 4 and 5; `architecture` without its task, e.g. "Llama"."""
-    (stack,), attention = config.decoder, config.decoder[0].attention
+    stack, attention = config.decoder[0], config.decoder[0].attention
     activation = activation_to_hf(stack.mlp.activation)
     out: dict[str, Any] = {
         "architectures": [architecture + ("ForSequenceClassification" if config.head.labels else "ForCausalLM")],
@@ -200,7 +215,7 @@ def llama_like_to_hf(config: ModelConfig, architecture: str) -> dict[str, Any]:
         "vocab_size": config.vocab_size,
         "hidden_size": config.width,
         "intermediate_size": stack.mlp.width,
-        "num_hidden_layers": stack.layers,
+        "num_hidden_layers": config.layers,
         "num_attention_heads": attention.heads,
         "num_key_value_heads": attention.kv_heads,
         "head_dim": attention.head_dim,

@@ -14,7 +14,12 @@ KINDS = get_args(RopeKind)
 
 
 def rope_from_hf(
-    fields: Fields, max_positions: int, *, share: float | None = None, names: Mapping[str, RopeKind] | None = None
+    fields: Fields,
+    max_positions: int,
+    *,
+    share: float | None = None,
+    names: Mapping[str, RopeKind] | None = None,
+    theta: float = 10_000.0,
 ) -> Rope:
     """The one setting of all layers: `rope_parameters` (transformers 5) or `rope_theta` and `rope_scaling` (before).
 
@@ -22,14 +27,14 @@ def rope_from_hf(
 
     Args:
       share: of a head that is rotated where the file does not say; None: the family rotates whole heads.
-      names: that the family's files have for kinds.
+      names: that the family's files have for kinds. theta: the base where the file does not say.
     """
     name = "rope_scaling" if fields.object("rope_scaling", None) else "rope_parameters"
     scaling = fields.object(name, None) or Fields({}, fields.file)
     layered = next((key for key, value in scaling.values.items() if isinstance(value, dict)), None)
     if layered is not None:
         raise scaling.wrong(layered, "a rotary embedding for each kind of layer is not supported")
-    return _rope(fields, scaling, ("rope_theta", 10_000.0), max_positions, share, names or {})
+    return _rope(fields, scaling, ("rope_theta", theta), max_positions, share, names or {})
 
 
 def layered_ropes_from_hf(fields: Fields, max_positions: int, *, full: float, sliding: float) -> tuple[Rope, Rope]:

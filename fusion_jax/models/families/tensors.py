@@ -45,11 +45,13 @@ PARTS = {
 @dataclass(frozen=True)
 class Names:
     """What a family calls its tensors. norms, parts: our parts of a layer -> its own; fused: its tensors that hold the
-    kernels of several parts, one behind the other."""
+    kernels of several parts, one behind the other; experts: gate, up and down of one expert, with a place for its
+    number; in layers with experts they stand in the place of the parts of these names."""
 
     norms: Mapping[str, str] = field(default_factory=lambda: NORMS)
     parts: Mapping[str, str] = field(default_factory=lambda: PARTS)
     fused: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    experts: Mapping[str, str] = field(default_factory=dict)
     layers: str = "model.layers"
     embedding: str = "model.embed_tokens"
     final_norm: str = "model.norm"
@@ -66,8 +68,13 @@ def llama_like_tensors(config: ModelConfig, names: Names = Names()) -> list[HfTe
     out = [HfTensor(f"{names.embedding}.weight", ("embed", "embedding"))]
     for number, (stack, path, index) in enumerate(layers_of(config)):
         specs, layer = layer_specs(config, stack), f"{names.layers}.{number}"
+        many = names.experts if stack.mlp.experts is not None else {}
         for ours, theirs in single.items():
-            out += _whole(f"{layer}.{theirs}", specs.get(ours, {}), (path, ours), (index,))
+            if ours not in many:
+                out += _whole(f"{layer}.{theirs}", specs.get(ours, {}), (path, ours), (index,))
+        for expert in range(stack.mlp.experts.count if stack.mlp.experts is not None else 0):
+            for ours, theirs in many.items():
+                out += _whole(f"{layer}.{theirs.format(expert)}", specs.get(ours, {}), (path, ours), (index, expert))
         for theirs, parts in names.fused.items():
             out += _rows(f"{layer}.{theirs}.weight", specs, path, parts, index)
     if config.final_norm is not None:
