@@ -196,6 +196,11 @@ class ModelConfig:
         return tuple(side for side, stacks in sides if stacks)
 
     @property
+    def experts(self) -> Experts | None:
+        """Those of the decoder's first layer that has some; all have as many."""
+        return next((stack.mlp.experts for stack in self.decoder if stack.mlp.experts is not None), None)
+
+    @property
     def max_positions(self) -> int:
         """Tokens that a row may have."""
         return self.positions.max_positions

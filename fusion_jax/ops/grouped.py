@@ -1,8 +1,9 @@
 """Matmuls of rows that lie in groups, one behind the other, each group with a kernel of its own.
 
 What is computed is the rows' own kernels, whatever the sizes of the groups, which only the data tell. On TPU the
-compiler has an operation for it (`jax.lax.ragged_dot`). Elsewhere that operation multiplies every row with every kernel
-and masks the rest; in its place a loop takes the groups that have rows, in blocks of rows of one group.
+compiler has a kernel for it behind `jax.lax.ragged_dot`, but none for the gradient of the kernels, which it would mask:
+that is Megablox's (MegaBlocks, arXiv 2211.15841), which JAX ships. Elsewhere `ragged_dot` multiplies every row with
+every kernel; in its place a loop takes the groups that have rows, in blocks of rows of one group.
 """
 
 from __future__ import annotations
@@ -14,13 +15,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.experimental.pallas.ops.tpu.megablox.gmm import tgmm
 
 Array = jax.Array
 LEAST_BLOCK, GREATEST_BLOCK = 8, 128
+_COLUMNS = lax.RaggedDotDimensionNumbers((((1,), (1,)), ((), ())), [0], [0])
+"""[M,D] and [E,D,F] -> [M,F]."""
 _ROWS = lax.RaggedDotDimensionNumbers((((1,), (2,)), ((), ())), [0], [0])
 """[M,F] and [E,D,F] -> [M,D]."""
-_KERNELS = lax.RaggedDotDimensionNumbers((((0,), (0,)), ((), ())), [0], [])
-"""[M,D] and [M,F] -> [E,D,F]."""
+_TILE = 1024  # columns of a kernel's gradient that are summed at once, each way
 
 
 @jax.custom_vjp
@@ -47,23 +50,28 @@ def _backward(saved: tuple[Array, Array, Array], gradient: Array) -> tuple[Array
         gradient, kernels, sizes,
         tpu=partial(_ragged, numbers=_ROWS), default=partial(_looped, transposed=True),
     )  # fmt: skip
-    d_kernels = lax.platform_dependent(x, gradient, sizes, tpu=partial(_ragged, numbers=_KERNELS), default=_summed)
+    d_kernels = lax.platform_dependent(x, gradient, sizes, tpu=_megablox, default=_summed)
     return d_x, d_kernels, None
 
 
 grouped_matmul.defvjp(_forward, _backward)
 
 
-def _ragged(x: Array, y: Array, sizes: Array, numbers: lax.RaggedDotDimensionNumbers | None = None) -> Array:
-    wide = _wide(x)
-    if numbers is None:
-        return lax.ragged_dot(x, y, sizes, preferred_element_type=wide).astype(x.dtype)
-    return lax.ragged_dot_general(x, y, sizes, numbers, preferred_element_type=wide).astype(x.dtype)
+def _ragged(x: Array, y: Array, sizes: Array, numbers: lax.RaggedDotDimensionNumbers = _COLUMNS) -> Array:
+    return lax.ragged_dot_general(x, y, sizes, numbers)  # whose kernel sums in float32 and writes what it was given
+
+
+def _megablox(x: Array, gradient: Array, sizes: Array) -> Array:
+    """`_summed` on TPU; rows are filled up to whole tiles, of which the first and last of a group are computed for two."""
+    tile = 256 if len(x) >= 1024 * len(sizes) else 128
+    x, gradient = (jnp.pad(one, ((0, -len(x) % tile), (0, 0))) for one in (x, gradient))
+    tiling = (tile, min(_TILE, x.shape[1]), min(_TILE, gradient.shape[1]))
+    return tgmm(x.T, gradient, sizes, x.dtype, tiling)
 
 
 def _looped(x: Array, kernels: Array, sizes: Array, transposed: bool = False) -> Array:
-    """Blocks of rows times their group's kernel; rows of a group's last block that are the next group's are written again
-    by that one."""
+    """Blocks of rows times their group's kernel; the next group's rows in a group's last block are written again by
+    that one."""
     block, contracted = _block(x, sizes), int(transposed)
     filled = jnp.pad(x, ((0, block), (0, 0)))
     out = jnp.zeros((len(filled), kernels.shape[1 if transposed else 2]), x.dtype)

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from fusion_jax.plan.hlo import COLLECTIVES, Computation, Instruction, Module, replica_groups
-from fusion_jax.plan.work import copied, kernel_flops, matmul_flops, traffic
+from fusion_jax.plan.work import attention_flops, copied, kernel_cost, matmul_flops, traffic
 from fusion_jax.slices import Slice
 
 Lane = Literal["link", "host", "copy"]
@@ -235,7 +235,9 @@ class _Schedule:
         if not flops:
             moving = max(moving / ELEMENTWISE, vmem / (chip.bandwidth * VMEM_SPEED))
         if i.opcode == "custom-call" and "tpu_custom_call" in i.attributes:
-            flops = kernel_flops(i, self.computation) * self.walk.kernel_share
+            stated = kernel_cost(i)
+            flops = attention_flops(i, self.computation) * self.walk.kernel_share if stated is None else stated[0]
+            hbm = hbm if stated is None else max(hbm, int(stated[1]))
             arithmetic, moving = flops / (chip.flops * KERNEL), hbm / chip.bandwidth
         seconds = max(arithmetic, moving)
         cycles = re.search(r'"estimated_cycles":"?(\d+)', i.attributes)

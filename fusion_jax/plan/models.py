@@ -77,6 +77,15 @@ PUBLIC: dict[str, dict[str, Any]] = {
         "hidden_size": 8192, "intermediate_size": 29568, "num_hidden_layers": 80, "num_attention_heads": 64,
         "num_key_value_heads": 8,
     },
+    "mixtral-8x7b": _MISTRAL | {
+        "model_type": "mixtral", "rope_theta": 1000000.0, "num_local_experts": 8, "num_experts_per_tok": 2,
+    },
+    "qwen3-30b-a3b": {
+        "model_type": "qwen3_moe", "vocab_size": 151936, "hidden_size": 2048, "intermediate_size": 6144,
+        "moe_intermediate_size": 768, "num_hidden_layers": 48, "num_attention_heads": 32, "num_key_value_heads": 4,
+        "head_dim": 128, "num_experts": 128, "num_experts_per_tok": 8, "norm_topk_prob": True, "rope_theta": 1000000.0,
+        "max_position_embeddings": 40960, "rms_norm_eps": 1e-6, "tie_word_embeddings": False,
+    },
 }  # fmt: skip
 
 

@@ -154,12 +154,18 @@ def _updates(module: Module, called: Computation) -> dict[int, int]:
     return out
 
 
-def kernel_flops(instruction: Instruction, where: Computation) -> float:
-    """FLOPs of a Pallas kernel: its own cost estimate, or those of causal attention from the shapes of q and k: two
-    matmuls forward; backward two that are done again and one for each gradient."""
+def kernel_cost(instruction: Instruction) -> tuple[float, float] | None:
+    """FLOPs of a Pallas kernel and the bytes it moves as it states them itself; None where it does not."""
     stated = re.search(r'"cost_estimate":(\{[^}]*\})', instruction.attributes)
-    if stated:
-        return float(json.loads(stated.group(1)).get("flops", 0))
+    if not stated:
+        return None
+    cost = json.loads(stated.group(1))
+    return float(cost.get("flops", 0)), float(cost.get("bytes_accessed", 0))
+
+
+def attention_flops(instruction: Instruction, where: Computation) -> float:
+    """FLOPs of a Pallas kernel that states none: those of causal attention from the shapes of q and k, two matmuls
+    forward; backward two that are done again and one for each gradient."""
     read = [where.by_name[o].shapes[0] for o in instruction.operands if o in where.by_name and where.by_name[o].shapes]
     arrays, results = _wide(read), _wide(instruction.shapes)
     if len(arrays) < 2:

@@ -93,7 +93,9 @@ def optimise(
     work = _Work(
         total,
         _feeder(data, settings, total, buckets, compute),
-        make_train_step(model.config, objective, optimizer, compute, total=total, rate=rate),
+        make_train_step(
+            model.config, objective, optimizer, compute, total=total, rate=rate, router_weight=settings.router_weight
+        ),
         _evaluation(model, objective, held, settings, buckets, compute, total),
         data.name,
         model.params if in_step else None,

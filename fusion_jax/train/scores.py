@@ -15,6 +15,7 @@ from fusion_jax.data.batches import Targets, TokenBatch
 from fusion_jax.models.compute import Compute
 from fusion_jax.models.config import ModelConfig
 from fusion_jax.models.decoder import Params, encode, forward, head_kernel
+from fusion_jax.models.experts import Routing
 from fusion_jax.ops.linear_logprobs import linear_logprobs
 from fusion_jax.sharding import constrain, data_ways, tensor_shards
 
@@ -29,6 +30,7 @@ class Scores(NamedTuple):
     sums under the reference; weights: float[B], 0 for an example that only fills the batch. groups, branch, values: the
     batch's, see `data.batches`.
     targets: the batch's, with target_logprobs float[B,G,T,K] of their ids.
+    routing: of a model with experts, what its routers did with the tokens that something scored depends on.
     """
 
     logprobs: Array
@@ -42,11 +44,12 @@ class Scores(NamedTuple):
     groups: Array | None = None
     branch: Array | None = None
     values: Array | None = None
+    routing: Routing | None = None
 
 
 def score(params: Params, config: ModelConfig, batch: TokenBatch, compute: Compute) -> Scores:
     """Log-probabilities of the scored tokens of every row of a micro-batch."""
-    hidden, targets = _hidden(params, config, batch, compute), batch.targets
+    (hidden, routing), targets = _hidden(params, config, batch, compute), batch.targets
     labels = batch.labels
     if targets is not None:
         labels = jnp.concatenate([labels[..., None], targets.ids], -1)
@@ -56,16 +59,16 @@ def score(params: Params, config: ModelConfig, batch: TokenBatch, compute: Compu
         elements=compute.logits,
     )  # fmt: skip
     of_targets = logprobs[..., 1:] if targets is not None else None
-    return _scores(logprobs[..., 0] if targets is not None else logprobs, batch, of_targets)
+    return _scores(logprobs[..., 0] if targets is not None else logprobs, batch, routing, of_targets)
 
 
 def reward(params: Params, config: ModelConfig, batch: TokenBatch, compute: Compute) -> Scores:
     """Scores of a head with one label where a row is scored, which is its last token (`rewards.reward_data`)."""
-    hidden, kernel = _hidden(params, config, batch, compute), params["score"]["kernel"][0]
-    return _scores(jnp.einsum("rgtd,d->rgt", hidden.astype(kernel.dtype), kernel, precision="highest"), batch)
+    (hidden, routing), kernel = _hidden(params, config, batch, compute), params["score"]["kernel"][0]
+    return _scores(jnp.einsum("rgtd,d->rgt", hidden.astype(kernel.dtype), kernel, precision="highest"), batch, routing)
 
 
-def _scores(values: Array, batch: TokenBatch, of_targets: Array | None = None) -> Scores:
+def _scores(values: Array, batch: TokenBatch, routing: Routing | None, of_targets: Array | None = None) -> Scores:
     """What an objective sees of values [R,G,T], one for each token."""
     values = jnp.where(batch.scored, values, 0.0)
     mask = batch.scored.astype(values.dtype)
@@ -81,6 +84,7 @@ def _scores(values: Array, batch: TokenBatch, of_targets: Array | None = None) -
         groups=batch.groups,
         branch=batch.branch,
         values=batch.values,
+        routing=routing,
     )
 
 
@@ -112,10 +116,10 @@ def _token_weights(batch: TokenBatch) -> Array:
     return jnp.einsum("rgtm,rm->rgt", _segments(batch), jnp.where(batch.slots < 0, 0, batch.weights[batch.slots]))
 
 
-def _hidden(params: Params, config: ModelConfig, batch: TokenBatch, compute: Compute) -> Array:
-    """Hidden states [B,G,T,D] of the rows behind their prompts; [R,G,T,D] of packed rows."""
+def _hidden(params: Params, config: ModelConfig, batch: TokenBatch, compute: Compute) -> tuple[Array, Routing | None]:
+    """Hidden states [B,G,T,D] of the rows behind their prompts, [R,G,T,D] of packed rows, and `Scores.routing`."""
     if config.encoder:
-        return _decoded(params, config, batch, compute)
+        return _decoded(params, config, batch, compute), None
     examples, groups, width = batch.tokens.shape
     size = batch.prompts.shape[1]
     prompts, lengths = batch.prompts, batch.prompt_lengths
@@ -132,13 +136,29 @@ def _hidden(params: Params, config: ModelConfig, batch: TokenBatch, compute: Com
 
     places = jnp.minimum(jnp.arange(size, dtype=jnp.int32), jnp.maximum(lengths - 1, 0)[:, None])
     positions = jnp.minimum(whole(places, batch.positions), config.max_positions - 1)  # beyond them is padding
-    hidden = forward(
+    counted = None
+    if config.experts is not None:
+        used = _used(batch)
+        prompted = used.any((1, 2)) if shared else used.any(2).reshape(-1)
+        counted = whole((jnp.arange(size) < lengths[:, None]) & prompted[:, None], used)
+    found = forward(
         params, config, whole(prompts, batch.tokens), positions=positions,
         segment_ids=None if batch.segment_ids is None else batch.segment_ids.reshape(rows, -1),
         branches=(size, examples * groups // rows) if size else None, prompt_lengths=lengths if size else None,
-        mesh=compute.mesh, dtype=compute.dtype, remat=compute.remat, kernel=compute.kernel,
+        counted=counted, mesh=compute.mesh, dtype=compute.dtype, remat=compute.remat, kernel=compute.kernel,
     )  # fmt: skip
-    return hidden[:, size:].reshape(examples, groups, width, -1)
+    hidden, routing = found if config.experts is not None else (found, None)
+    return hidden[:, size:].reshape(examples, groups, width, -1), routing
+
+
+def _used(batch: TokenBatch) -> Array:
+    """bool[B,G,T], the tokens behind the prompts that exist, up to the last one that is scored."""
+    if batch.segment_ids is not None:
+        return batch.segment_ids > 0
+    scored = batch.scored & (batch.weights > 0)[:, None, None]
+    if batch.targets is not None:
+        scored |= (batch.targets.probs > 0).any(-1) & (batch.weights > 0)[:, None, None]
+    return jax.lax.cummax(scored.astype(jnp.int32), 2, reverse=True) > 0
 
 
 def _decoded(params: Params, config: ModelConfig, batch: TokenBatch, compute: Compute) -> Array:

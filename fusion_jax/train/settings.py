@@ -51,6 +51,9 @@ class TrainSettings:
     """Whether the responses of a preference example share the computation of their prompt."""
     pack_tokens: int = 0
     """Tokens of a row into which preference examples of uneven lengths are packed; 0: each response is a row."""
+    router_weight: float = 0.0
+    """Of a model with experts: weight of the term of the loss that keeps their routers from preferring some; published
+    recipes take 0.001 to 0.02."""
     remat: Remat = "full"
     """What the backward pass keeps of a layer: everything (none); the residual stream (full), also the attention's
     outputs (attention) and inputs (qkv); the stream and the feed-forward's two factors (gated); the results of all wide
@@ -72,7 +75,7 @@ class TrainSettings:
         bounded(self, "epochs", above=0, most=1e6)
         bounded(self, "mesh_data", "mesh_fsdp", "mesh_tensor", least=-1)
         seeded(self, "seed")
-        bounded(self, "pack_tokens", least=0)
+        bounded(self, "pack_tokens", "router_weight", least=0)
         if self.best_of > 1 and self.checkpoint_every % self.eval_every:
             problem = f"is not a multiple of eval_every, {self.eval_every}: states would have no held-out loss"
             raise InputError(problem, field="checkpoint_every", cure="Change one of the two, or leave out best_of")

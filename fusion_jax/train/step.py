@@ -17,9 +17,10 @@ from jax import lax
 from jax.sharding import Mesh
 
 from fusion_jax.data.batches import TokenBatch
-from fusion_jax.losses.reductions import divide
+from fusion_jax.losses.reductions import Mean, divide
 from fusion_jax.models.compute import Compute
 from fusion_jax.models.config import ModelConfig
+from fusion_jax.models.experts import balance
 from fusion_jax.sharding import constrain, data_ways, local_rows, named
 from fusion_jax.train.objective import Metrics, Objective, Progress
 from fusion_jax.train.scores import Scores, group_tokens, score
@@ -56,9 +57,17 @@ def make_eval_step(
         scores = objective.scores(params, config, batch, compute)
         tokens = group_tokens(batch, objective.groups) if objective.groups else None
         loss, metrics = objective.loss(scores, Progress(step, total, tokens))
-        return {"loss": loss, **metrics}
+        return {"loss": loss, **metrics, **_balance(scores)}
 
     return compute.jit(evaluate)
+
+
+def _balance(scores: Scores) -> Metrics:
+    """How evenly the routers of a model with experts choose (`models.experts.balance`), by micro-batches."""
+    if scores.routing is None:
+        return {}
+    tokens = scores.routing.tokens
+    return {"balance": Mean(balance(scores.routing) * tokens, tokens)}
 
 
 def make_train_step(
@@ -69,6 +78,7 @@ def make_train_step(
     *,
     total: int,
     rate: optax.Schedule | None = None,
+    router_weight: float = 0.0,
 ) -> Callable[..., tuple[TrainState, dict[str, Array]]]:
     """The jitted step (state, batches, reference_params=None) -> (state, metrics); the state is donated.
 
@@ -78,6 +88,7 @@ def make_train_step(
       reference_params: given, reference log-probs are computed in the step instead of read from the batch.
       total: optimizer steps of the whole run.
       rate: the learning-rate schedule, reported as `lr`.
+      router_weight: of a model with experts, times the balance of each micro-batch added to its mean loss.
 
     metrics: scalars, each divided once at the end; `bad` bool[A,B] marks examples whose log-probs are not finite.
     A step whose loss or gradient is not finite changes nothing but sets `state.halted`.
@@ -92,6 +103,10 @@ def make_train_step(
             scores = scores._replace(reference=lax.stop_gradient(frozen))
         with jax.named_scope("loss"):
             loss, metrics = objective.loss(scores, progress)
+            if scores.routing is not None:
+                metrics = metrics | _balance(scores)
+                added = router_weight * balance(scores.routing) * lax.stop_gradient(loss.weight)
+                loss = loss._replace(total=loss.total + added) if router_weight else loss
         bad = constrain(~jnp.isfinite(scores.sequence).all(-1), compute.mesh, (None,))  # every host reads it
         return loss.total, ({"loss": loss, **metrics}, bad)
 

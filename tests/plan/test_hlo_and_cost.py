@@ -8,7 +8,7 @@ import pytest
 
 from fusion_jax.plan.cost import step_time
 from fusion_jax.plan.hlo import parse, parse_shapes, replica_groups
-from fusion_jax.plan.work import kernel_flops, matmul_flops, traffic
+from fusion_jax.plan.work import attention_flops, matmul_flops, traffic
 from fusion_jax.slices import slice_of
 
 SLICE = slice_of("v5e-4")
@@ -37,8 +37,8 @@ def entry(*lines: str, before: str = MATMUL) -> str:
     ])  # fmt: skip
 
 
-def times(text: str):
-    return step_time(parse(text), SLICE, COORDS)
+def times(text: str, kernel_share: float = 1.0):
+    return step_time(parse(text), SLICE, COORDS, kernel_share)
 
 
 def test_shapes_with_padding_of_tiles_and_memory_spaces():
@@ -361,12 +361,17 @@ def test_a_kernel_by_its_own_estimate_or_by_its_shapes():
     text = entry(*inputs, f"ROOT %s = ({q}, f32[2,32,2048,128]{{3,2,1,0}}) custom-call(%m, %q, %k, %v), {call}")
     causal = 4 * 2 * 32 * 2048 * 2048 * 128 / 2
     main = parse(text).computations["main"]
-    assert kernel_flops(main.root, main) == causal
+    assert attention_flops(main.root, main) == causal
     assert times(text).compute == pytest.approx(causal / (0.5 * 197e12))
     backward = parse(entry(
         *inputs, "%l = f32[2,32,8,2048]{3,2,1,0} parameter(7)",
         f"ROOT %s = (f32[2,512,128]{{2,1,0}}, {q}, {k}, {k}) custom-call(%m, %q, %k, %v, %l, %q, %l), {call}",
     )).computations["main"]  # fmt: skip
-    assert kernel_flops(backward.root, backward) == 2.5 * causal
-    stated = parse(text.replace(call, call + ', backend_config={"cost_estimate":{"flops":12}}')).computations["main"]
-    assert kernel_flops(stated.root, stated) == 12.0
+    assert attention_flops(backward.root, backward) == 2.5 * causal
+    costly = ', backend_config={"cost_estimate":{"flops":"12000000000000","bytes_accessed":"8190000000"}}'
+    stated = times(
+        text.replace(call, call + costly), kernel_share=0.5
+    )  # which is of attention kernels, that state none
+    assert stated.flops == 12e12 and stated.compute == pytest.approx(12e12 / (0.5 * 197e12))
+    moving = times(text.replace(call, call + costly.replace("12000000000000", "12")))
+    assert moving.memory == pytest.approx(8.19e9 / 819e9)

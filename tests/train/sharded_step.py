@@ -38,7 +38,12 @@ BART = config_from_hf({
     "decoder_ffn_dim": 64, "encoder_attention_heads": 4, "decoder_attention_heads": 4, "max_position_embeddings": 64,
     "init_std": 0.3,
 })  # fmt: skip
-OTHERS = {"t5": T5, "bart": BART}
+EXPERTS = config_from_hf({
+    "model_type": "qwen3_moe", "vocab_size": 256, "hidden_size": 32, "moe_intermediate_size": 16, "num_hidden_layers": 3,
+    "intermediate_size": 64, "num_attention_heads": 4, "num_key_value_heads": 4, "head_dim": 8, "num_experts": 6,
+    "num_experts_per_tok": 2, "max_position_embeddings": 64, "mlp_only_layers": [1], "initializer_range": 0.3,
+})  # fmt: skip
+OTHERS = {"t5": T5, "bart": BART, "experts": EXPERTS}
 
 
 def quadruples(rng):
@@ -69,7 +74,7 @@ def translated(rng):
 
 
 def batch(kind):
-    makers = {"wrpo": quadruples, "fusion": fused, "reward": judged, "t5": translated, "bart": translated}
+    makers = {"wrpo": quadruples, "fusion": fused, "reward": judged, "t5": translated, "bart": translated, "experts": quadruples}
     examples = makers[kind](np.random.default_rng(0))
     flat = collate(examples, buckets_of(examples))
     return jax.tree.map(lambda x: x.reshape(2, 8, *x.shape[1:]), flat)
@@ -80,8 +85,10 @@ def run(config, kind, mesh, params):
     objective = {
         "wrpo": objectives.wrpo(WrpoSettings(beta=1.0)), "fusion": objectives.fusion(FusionSettings(0.5)),
         "reward": objectives.rewards(RewardSettings()), "t5": objectives.sft(), "bart": objectives.sft(),
+        "experts": objectives.wrpo(WrpoSettings(beta=1.0)),
     }[kind]  # fmt: skip
-    step = make_train_step(config, objective, optimizer, Compute(mesh, jnp.float32, "full"), total=4)
+    compute = Compute(mesh, jnp.float32, "full")
+    step = make_train_step(config, objective, optimizer, compute, total=4, router_weight=0.1)
     if mesh is not None:
         specs = parameter_specs(config)
         params = jax.tree.map(lambda p, s: jax.device_put(p, named(mesh, s.axes, s.shape)), params, specs)
@@ -101,6 +108,7 @@ def main() -> None:
     runs = (
         (True, "wrpo", ((8, 1, 1), (1, 2, 4))), (False, "wrpo", ((1, 8, 1), (2, 2, 2))), (False, "fusion", ((2, 2, 2),)),
         (True, "reward", ((2, 2, 2),)), (False, "t5", ((2, 2, 2),)), (True, "bart", ((1, 2, 4),)),
+        (False, "experts", ((1, 8, 1), (1, 2, 4))),
     )  # fmt: skip
     for tied, kind, shapes in runs:
         config = OTHERS.get(kind, CONFIG)
