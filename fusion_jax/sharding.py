@@ -30,6 +30,8 @@ RULES: dict[str, str | tuple[str, ...] | None] = {
     "head_dim": None,
     "mlp": "tensor",
     "experts": None,
+    "rank": "fsdp",
+    "latent": None,
     "labels": None,
 }
 

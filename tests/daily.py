@@ -48,7 +48,7 @@ KEPT: dict[str, tuple[str, ...]] = {
         "splash-interpreted-packed-by layer-12 over 4",
         "splash-interpreted-shared prompt-between branch and row-12 over 4",
         "splash-interpreted-prompt of its own-between prompt and branch-MHA",
-        "xla-packed-by layer-MHA", "xla-shared prompt-by layer-MQA", "xla-prompt of its own-by layer-MHA",
+        "xla-shared prompt-none-narrow values", "xla-packed-by layer-MHA", "xla-shared prompt-by layer-MQA", "xla-prompt of its own-by layer-MHA",
     ),
     "ops/test_linear_logprobs.py::test_several_entries_a_position": ("4-1", "20-2"),
     "ops/test_linear_logprobs.py::test_values_and_gradients_equal_plain_softmax": (

@@ -63,7 +63,7 @@ def tables_of(config: ModelConfig, stack: Stack, positions: Array) -> tuple[Arra
     if config.positions.kind != "rotary":
         return None
     made = [
-        rotary_tables(positions, rope, stack.attention.head_dim, config.max_positions)
+        rotary_tables(positions, rope, stack.attention.rotary_dim, config.max_positions)
         for rope in (config.positions.ropes if stack.ropes else config.positions.ropes[:1])
     ]
     if not stack.ropes:

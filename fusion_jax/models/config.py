@@ -53,12 +53,31 @@ class Positions:
 
 
 @dataclass(frozen=True)
+class Latent:
+    """Keys and values by way of a short vector, the only one that is kept of a token (DeepSeek-V2, arXiv 2405.04434).
+
+    A token x has the latent c = norm(x W), of `kv_rank` numbers. Each head's value is `value_dim` numbers made of c; of
+    its key `nope_dim` are made of c, and `rope_dim` more, made of x and rotated, are the same for all heads.
+    q_rank: queries are made of norm(x W) of so many numbers; None: of x.
+    """
+
+    kv_rank: int
+    rope_dim: int
+    nope_dim: int
+    value_dim: int
+    q_rank: int | None = None
+    norm: Norm = field(default_factory=Norm)
+
+
+@dataclass(frozen=True)
 class Attention:
     """Softmax attention of `heads` queries over `kv_heads` keys and values, all of `head_dim` numbers.
 
     scale: of the scores; None: head_dim ** -0.5. biases: which of q, k, v and o have one. qk_norm: of queries and
     keys before the rotary embedding, of each head's or, with `norms_all`, of those of all heads together.
     rotary_pairs: see `ops.rotary.apply_rotary`.
+    latent: how keys and values are made, for as many heads of them as of queries, `head_dim` the numbers of a key; the
+      biases are then those of the projections to c (k) and to the queries' latent (q), and of o. None: of x.
     """
 
     heads: int
@@ -70,6 +89,17 @@ class Attention:
     qk_norm: Norm | None = None
     norms_all: bool = False
     rotary_pairs: bool = False
+    latent: Latent | None = None
+
+    @property
+    def rotary_dim(self) -> int:
+        """Numbers of a head that a rotary embedding takes a share of."""
+        return self.head_dim if self.latent is None else self.latent.rope_dim
+
+    @property
+    def value_dim(self) -> int:
+        """Numbers of a head's value."""
+        return self.head_dim if self.latent is None else self.latent.value_dim
 
 
 @dataclass(frozen=True)

@@ -31,9 +31,9 @@ LATER = {
     "Positions": ("kind", "offset", "buckets", "distance"),
     "Embed": ("norm", "types"),
     "Head": ("scale", "pooled"),
-    "Attention": ("norms_all", "rotary_pairs"),
+    "Attention": ("norms_all", "rotary_pairs", "latent"),
     "Mlp": ("experts",),
-    "Rope": ("share", "short_factors", "long_factors"),
+    "Rope": ("share", "short_factors", "long_factors", "mscale", "mscale_all_dim"),
 }
 """Fields that configurations did not have from the start; their defaults change nothing."""
 

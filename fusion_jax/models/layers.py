@@ -81,7 +81,7 @@ class Tables(nn.Module):
         }
 
 
-class Kernel(nn.Module):
+class KernelOf(nn.Module):
     """A kernel as it is stored."""
 
     specs: Specs

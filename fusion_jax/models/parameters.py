@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from fusion_jax.errors import InputError
-from fusion_jax.models.config import Attention, Mlp, ModelConfig, Norm, Side, Stack
+from fusion_jax.models.config import Attention, Latent, Mlp, ModelConfig, Norm, Side, Stack
 from fusion_jax.sharding import named
 
 Array = jax.Array
@@ -59,7 +59,8 @@ def check_heads(
 
 
 def key_heads(config: ModelConfig) -> int:
-    """The most devices that the caches of keys and values of all layers divide over."""
+    """The most devices that the heads which decoding reads caches by divide over, in all layers: those of keys and
+    values; of latents, which every device keeps whole, those of queries."""
     return math.gcd(*(stack.attention.kv_heads for stack in config.decoder or config.encoder))
 
 
@@ -77,6 +78,8 @@ def _linear(config: ModelConfig, size: tuple[int, int], axes: tuple[str | None, 
 
 def attention_specs(config: ModelConfig, attention: Attention) -> Specs:
     """The parameters of one layer's attention."""
+    if attention.latent is not None:
+        return _latent_specs(config, attention, attention.latent)
     q_size, kv_size = attention.heads * attention.head_dim, attention.kv_heads * attention.head_dim
     biases, width = attention.biases, config.width
     specs = {
@@ -89,6 +92,26 @@ def attention_specs(config: ModelConfig, attention: Attention) -> Specs:
         whole = (q_size, kv_size) if attention.norms_all else (attention.head_dim,) * 2
         specs |= {f"{name}_norm": norm_specs(attention.qk_norm, size, "head_dim") for name, size in zip("qk", whole)}
     return specs
+
+
+def _latent_specs(config: ModelConfig, attention: Attention, latent: Latent) -> Specs:
+    """Down to the latents and up to the heads; kv_up [kv_rank, H * (nope_dim + value_dim)] goes by heads."""
+    heads, width, biases = attention.heads, config.width, attention.biases
+    made = heads * (latent.nope_dim + latent.value_dim)
+    specs = {
+        "kv_down": _linear(config, (width, latent.kv_rank + latent.rope_dim), ("embed", None), "k" in biases),
+        "kv_down_norm": norm_specs(latent.norm, latent.kv_rank, None),
+        "kv_up": _linear(config, (latent.kv_rank, made), ("rank", "heads"), False),
+        "o": _linear(config, (heads * latent.value_dim, width), ("heads", "embed"), "o" in biases),
+    }
+    queries = heads * attention.head_dim
+    if latent.q_rank is None:
+        return specs | {"q": _linear(config, (width, queries), ("embed", "heads"), False)}
+    return specs | {
+        "q_down": _linear(config, (width, latent.q_rank), ("embed", None), "q" in biases),
+        "q_down_norm": norm_specs(latent.norm, latent.q_rank, None),
+        "q_up": _linear(config, (latent.q_rank, queries), ("rank", "heads"), False),
+    }
 
 
 def mlp_specs(config: ModelConfig, mlp: Mlp) -> Specs:

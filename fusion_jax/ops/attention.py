@@ -35,7 +35,8 @@ class _Biased(NamedTuple):
 
 
 class _Keys(NamedTuple):
-    """One set of keys as `_attend` wants it. k, v: [C,K,S,h]; mask: bool[C,1,repeat,1,T,S] up to broadcasting."""
+    """One set of keys as `_attend` wants it. k: [C,K,S,h]; v: [C,K,S,n]; mask: bool[C,1,repeat,1,T,S] up to
+    broadcasting."""
 
     k: Array
     v: Array
@@ -57,13 +58,13 @@ def attention(
     """Exact joint softmax attention over a row's own keys and the context parts.
 
     Args:
-      q: [B,T,H,h]; k, v: [B,T,K,h] with H a multiple of K, rotary already applied; None: a row has no keys of its own
-        and sees the context alone (cross-attention).
+      q: [B,T,H,h]; k: [B,T,K,h] with H a multiple of K, rotary already applied; v: [B,T,K,n]; None: a row has no keys of
+        its own and sees the context alone (cross-attention).
       bias: added to the scores behind the scale; not together with a soft cap.
       context: of rows without branches.
 
     Returns:
-      [B,T,H,h] in the dtype of q; softmax in at least float32.
+      [B,T,H,n] in the dtype of q; softmax in at least float32.
     """
     if bias is not None and soft_cap is not None:
         raise ValueError("attention has a bias or a soft cap, not both")
@@ -98,7 +99,7 @@ def _one_text(
             keys.append(_Keys(part.k, part.v, _context_mask(part, places, visible.window), added))
         blocks.append(_attend(q[:, :, :, start:end], tuple(keys), soft_cap))
     out = blocks[0] if len(blocks) == 1 else jnp.concatenate(blocks, 3)
-    return out.transpose(0, 3, 1, 2, 4).reshape(rows, tokens, heads, dim)
+    return out.transpose(0, 3, 1, 2, 4).reshape(rows, tokens, heads, -1)
 
 
 def _branched(q: Array, k: Array, v: Array, visible: Visible, one_text: Callable[..., Array]) -> Array:
@@ -118,7 +119,7 @@ def _branched(q: Array, k: Array, v: Array, visible: Visible, one_text: Callable
     kept_k, kept_v = (jnp.swapaxes(x[:, :size], 1, 2) for x in (k, v))
     shared = ContextPart(kept_k, kept_v, places, visible.prompt_lengths)
     continued = one_text(rest(q), rest(k), rest(v), text(rest(visible.positions)), context=(shared,))
-    return jnp.concatenate([prompt, continued.reshape(rows, -1, *q.shape[2:])], 1)
+    return jnp.concatenate([prompt, continued.reshape(rows, -1, *prompt.shape[2:])], 1)
 
 
 def _query_blocks(tokens: int, causal: bool) -> list[tuple[int, int]]:
@@ -203,7 +204,7 @@ def _attend(q: Array, parts: tuple[_Keys, ...], soft_cap: float | None) -> Array
 def _attend_forward(q: Array, parts: tuple[_Keys, ...], soft_cap: float | None) -> tuple[Array, tuple[Any, ...]]:
     scores = [_scores(q, keys, soft_cap) for keys in parts]
     peak = functools.reduce(jnp.maximum, (_by_row(s.max(-1)) for s in scores))
-    total, values = jnp.zeros_like(peak), jnp.zeros((*peak.shape, q.shape[-1]), peak.dtype)
+    total, values = jnp.zeros_like(peak), jnp.zeros((*peak.shape, parts[0].v.shape[-1]), peak.dtype)
     for keys, s in zip(parts, scores, strict=True):
         weights = jnp.exp(s - _stacked(peak, s.shape[0])[..., None])
         total += _by_row(weights.sum(-1))

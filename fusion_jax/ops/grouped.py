@@ -62,7 +62,7 @@ def _ragged(x: Array, y: Array, sizes: Array, numbers: lax.RaggedDotDimensionNum
 
 
 def _megablox(x: Array, gradient: Array, sizes: Array) -> Array:
-    """`_summed` on TPU; rows are filled up to whole tiles, of which the first and last of a group are computed for two."""
+    """`_summed` on TPU; rows are filled up to whole tiles, and a tile with rows of two groups is computed for both."""
     tile = 256 if len(x) >= 1024 * len(sizes) else 128
     x, gradient = (jnp.pad(one, ((0, -len(x) % tile), (0, 0))) for one in (x, gradient))
     tiling = (tile, min(_TILE, x.shape[1]), min(_TILE, gradient.shape[1]))

@@ -36,12 +36,12 @@ def attend(
     mesh does not divide, leaves it to XLA.
 
     Args:
-      q: [B,T,H,h]; k, v: [B,T,K,h] with H a multiple of K, rotary already applied; None: the context's alone.
+      q: [B,T,H,h]; k: [B,T,K,h] with H a multiple of K, rotary already applied; v: [B,T,K,n]; None: the context's alone.
       bias, context: see `ops.attention.attention`.
       mesh: what the rows and heads lie over.
 
     Returns:
-      [B,T,H,h] in the dtype of q; what tokens that do not exist get is undefined.
+      [B,T,H,n] in the dtype of q; what tokens that do not exist get is undefined.
     """
     even = q.shape[0] % data_ways(mesh) == 0 and q.shape[2] % tensor_shards(mesh) == 0
     plain = kernel == "xla" or k is None or v is None or bias is not None or bool(context)

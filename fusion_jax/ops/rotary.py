@@ -31,6 +31,8 @@ class Rope:
     beta_slow: float = 1.0  # yarn
     attention_factor: float | None = None  # yarn; None: 0.1 ln(factor) + 1. longrope; None: see `_longrope`
     share: float = 1.0
+    mscale: float = 0.0  # yarn, both given: the factor is the ratio of 0.1 m ln(factor) + 1 for the two m
+    mscale_all_dim: float = 0.0
     short_factors: tuple[float, ...] = ()  # longrope: divisors of the frequencies, one of each,
     long_factors: tuple[float, ...] = ()  # and those of texts beyond the original length
 
@@ -86,9 +88,15 @@ def _yarn(rope: Rope, head_dim: int, max_positions: int) -> tuple[np.ndarray, fl
     low, high = max(math.floor(dimension(rope.beta_fast)), 0), min(math.ceil(dimension(rope.beta_slow)), head_dim - 1)
     ramp = np.clip((np.arange(head_dim // 2, dtype=np.float32) - low) / max(high - low, 1e-3), 0, 1)
     plain = 1.0 / rope.theta ** (np.arange(0, head_dim, 2, dtype=np.float32) / head_dim)
-    default = 0.1 * math.log(rope.factor) + 1.0 if rope.factor > 1 else 1.0
+    both = rope.mscale and rope.mscale_all_dim
+    default = mscale(rope, rope.mscale) / mscale(rope, rope.mscale_all_dim) if both else mscale(rope, 1.0)
     factor = rope.attention_factor if rope.attention_factor is not None else default
     return (plain / rope.factor * ramp + plain * (1 - ramp)).astype(np.float32), factor
+
+
+def mscale(rope: Rope, weight: float) -> float:
+    """What yarn multiplies by for longer texts."""
+    return 0.1 * weight * math.log(rope.factor) + 1.0 if rope.factor > 1 else 1.0
 
 
 def _longrope(positions: Array, rope: Rope, head_dim: int) -> tuple[Array, float]:

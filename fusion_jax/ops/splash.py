@@ -105,14 +105,14 @@ def splash_attention(
     mesh: Mesh | None = None,
     interpret: bool = False,
 ) -> Array:
-    """What `ops.attention.attention` gives, [B,T,H,h], for a question that `takes` accepts.
+    """What `ops.attention.attention` gives, [B,T,H,n], for a question that `takes` accepts.
 
     Args:
-      q: [B,T,H,h]; k, v: [B,T,K,h], rotary applied; the visible's positions grow by one within a segment.
+      q: [B,T,H,h]; k: [B,T,K,h], rotary applied; v: [B,T,K,n]; the visible's positions grow by one within a segment.
       mesh: rows lie over its data axes, heads over its tensor axis.
       interpret: the kernel in plain JAX, for tests on a CPU.
     """
-    tokens, head_dim = q.shape[1], q.shape[3]
+    tokens, value_dim = q.shape[1], v.shape[3]
     limits, masks = zip(*layer_masks(tokens, visible.windows, visible.branches).items())
     segment_ids = visible.segments
     if visible.branches is not None and visible.prompt_lengths is not None:
@@ -128,7 +128,7 @@ def splash_attention(
     else:
         window = 0 if visible.window is None else visible.window
         out = jax.lax.switch(jnp.searchsorted(jnp.asarray(limits), window), calls, q, k, v, ids)
-    return out.swapaxes(1, 2)[:, :tokens, :, :head_dim]
+    return out.swapaxes(1, 2)[:, :tokens, :, :value_dim]
 
 
 def layer_masks(tokens: int, windows: tuple[int, ...], branches: tuple[int, int] | None) -> dict[int, TreeMask]:
@@ -152,7 +152,7 @@ def _on_devices(
     q: Array, k: Array, v: Array, ids: Array | None, *, mask: TreeMask, soft_cap: float | None, mesh: Mesh | None,
     interpret: bool,
 ) -> Array:  # fmt: skip
-    """[B,H,T,h] by the kernel, on each device its rows and heads."""
+    """[B,H,T,n] by the kernel, on each device its rows and heads."""
     heads = q.shape[1] // tensor_shards(mesh)
 
     def on_device(q: Array, k: Array, v: Array, ids: Array | None) -> Array:

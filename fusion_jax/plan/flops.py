@@ -12,7 +12,7 @@ import math
 
 import jax
 
-from fusion_jax.models.attention import flops_of_pairs
+from fusion_jax.models.attention import flops_of_kept_pairs, flops_of_pairs
 from fusion_jax.models.config import ModelConfig, Stack
 from fusion_jax.models.parameters import ParamSpec, abstract_params, layer_specs
 from fusion_jax.ops.splash import layer_masks
@@ -97,7 +97,7 @@ def _causal(tokens: int, window: int) -> float:
 def query_flops(config: ModelConfig, keys: int) -> float:
     """FLOPs of one query over `keys` keys in all layers."""
     return sum(
-        flops_of_pairs(stack.attention) * min(window or keys, keys)
+        flops_of_kept_pairs(stack.attention) * min(window or keys, keys)
         for stack in config.decoder
         for window in stack.windows or (0,) * stack.layers
     )

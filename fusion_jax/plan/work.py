@@ -168,10 +168,11 @@ def attention_flops(instruction: Instruction, where: Computation) -> float:
     forward; backward two that are done again and one for each gradient."""
     read = [where.by_name[o].shapes[0] for o in instruction.operands if o in where.by_name and where.by_name[o].shapes]
     arrays, results = _wide(read), _wide(instruction.shapes)
-    if len(arrays) < 2:
+    if len(arrays) < 3:
         return 0.0
-    matmuls = 2 if len(arrays) < 4 else 2 + len([r for r in results if r.dtype == arrays[0].dtype])
-    return float(matmuls * math.prod(arrays[0].dims) * arrays[1].dims[-2])
+    (q, k, v), gradients = arrays[:3], [r for r in results if r.dtype == arrays[0].dtype]
+    numbers = q.dims[-1] + v.dims[-1] + (sum(r.dims[-1] for r in gradients) if len(arrays) > 3 else 0)
+    return float(numbers * math.prod(q.dims[:-1]) * k.dims[-2])
 
 
 def _wide(shapes: Sequence[Shape]) -> list[Shape]:

@@ -53,8 +53,8 @@ def usable(values: dict[str, Any]) -> None:
         if config.positions.kind != "rotary":
             continue
         for rope in config.positions.ropes:
-            shape = (1, 4, rope.rotated(stack.attention.head_dim) // 2)
-            assert rotary(rope, stack.attention.head_dim, config.max_positions) == shape
+            shape = (1, 4, rope.rotated(stack.attention.rotary_dim) // 2)
+            assert rotary(rope, stack.attention.rotary_dim, config.max_positions) == shape
         assert len(stack.windows) in (0, stack.layers)
 
 
@@ -68,7 +68,7 @@ def rotary(rope: Rope, head_dim: int, max_positions: int) -> tuple[int, ...]:
 FUZZED = (
     "llama-yarn", "llama-3.1", "llama-dynamic", "mistral-window", "qwen2-windows", "gemma2", "qwen3-windows-yarn",
     "gemma3", "olmo2-yarn", "glm", "glm4-mha-quarter", "phi3-longrope-beyond", "gpt-neox", "mixtral",
-    "qwen3-moe-some-plain",
+    "qwen3-moe-some-plain", "deepseek-v2",
 )  # fmt: skip
 
 
@@ -178,6 +178,16 @@ BAD: list[tuple[str, dict[str, Any], str]] = [
     ("mixtral", {"num_local_experts": 2**20}, "'num_local_experts': is 1048576, out of the range"),
     ("qwen3-moe", {"mlp_only_layers": ["1"]}, "'mlp_only_layers': holds '1', not a layer's number"),
     ("qwen3-moe", {"decoder_sparse_step": 0}, "'decoder_sparse_step': is 0, out of the range"),
+    ("deepseek-v2", {"scoring_func": "sigmoid"}, "'scoring_func': 'sigmoid' is not supported"),
+    ("deepseek-v2", {"topk_method": "noaux_tc"}, "'topk_method': 'noaux_tc' is not supported"),
+    ("deepseek-v2", {"norm_topk_prob": True}, "'norm_topk_prob': weights that are divided by their sum"),
+    ("deepseek-v2", {"moe_layer_freq": 2}, "'moe_layer_freq': layers without experts between"),
+    ("deepseek-v2", {"n_group": 3}, "'n_group': is 3, which does not divide n_routed_experts, 8"),
+    ("deepseek-v2", {"topk_group": 1}, "'topk_group': is 1, groups with too few experts"),
+    ("deepseek-v2", {"num_key_value_heads": 2}, "'num_key_value_heads': is not num_attention_heads, 4"),
+    ("deepseek-v2", {"qk_rope_head_dim": 7}, "'qk_rope_head_dim': is 7; a rotary embedding needs an even number"),
+    ("deepseek-v2", {"rope_parameters": {"rope_theta": 1e4, "rope_type": "linear", "factor": 2, "mscale": 1}}, "'rope_parameters.mscale': this form of yarn"),
+    ("deepseek-v2", {"rope_parameters": {"rope_theta": 1e4, "rope_type": "proportional"}}, "'rope_parameters': rotary scaling 'proportional' is not supported"),
     ("qwen2-windows", {"use_sliding_window": "false"}, "'use_sliding_window': is 'false', not true or false"),
 ]  # fmt: skip
 

@@ -34,7 +34,7 @@ WINDOWS = {
     "by layer": (7, 0, 50),
 }
 HEADS = {"MHA": (4, 4, 16), "GQA": (4, 2, 128), "MQA": (4, 1, 80), "12 over 4": (12, 4, 8)}
-EVERY_HEADS = HEADS | {"uneven": (6, 3, 16)}
+EVERY_HEADS = HEADS | {"uneven": (6, 3, 16), "narrow values": (4, 4, 136, 24), "wide values": (4, 2, 16, 136)}
 MESHES = {"2 x 2 x 2": (2, 2, 2), "fsdp 4, tensor 2": (1, 4, 2), "fsdp 2, tensor 4": (1, 2, 4)}
 
 
@@ -107,13 +107,17 @@ def visible_of(layout: str, tokens: Tokens, windows: tuple[int, ...]) -> Visible
     return Visible(position, prompt_lengths=lengths, windows=windows, branches=(PROMPT, count))
 
 
-def apart(kernel: Any, layout: str, windows: tuple[int, ...], heads: tuple[int, int, int], mesh: Mesh | None) -> float:
-    """The largest difference of a value or of a gradient of q, k or v from plain attention, over all layers."""
-    tokens, (query_heads, kv_heads, dim) = tokens_of(layout), heads
+def apart(kernel: Any, layout: str, windows: tuple[int, ...], heads: tuple[int, ...], mesh: Mesh | None) -> float:
+    """The largest difference of a value or of a gradient of q, k or v from plain attention, over all layers.
+
+    heads: of queries, of keys and values, the size of keys and, where it is another, that of values.
+    """
+    tokens, (query_heads, kv_heads, dim) = tokens_of(layout), heads[:3]
     rng, shape = np.random.default_rng(0), (*tokens.position.shape,)
-    qkv = [rng.normal(size=(*shape, n, dim)).astype(np.float32) for n in (query_heads, kv_heads, kv_heads)]
+    sizes = ((query_heads, dim), (kv_heads, dim), (kv_heads, heads[-1]))
+    qkv = [rng.normal(size=(*shape, *size)).astype(np.float32) for size in sizes]
     exists = (tokens.document >= 0)[..., None, None]
-    toward = (rng.normal(size=qkv[0].shape) * exists).astype(np.float32)
+    toward = (rng.normal(size=(*shape, query_heads, heads[-1])) * exists).astype(np.float32)
     soft_cap = 5.0 if len(windows) > 1 else None  # as in Gemma-2
 
     def ours(window: Any, *qkv: Any) -> tuple[Any, ...]:
@@ -122,7 +126,9 @@ def apart(kernel: Any, layout: str, windows: tuple[int, ...], heads: tuple[int, 
         out, pull = jax.vjp(partial(how, kernel=kernel, mesh=mesh), *qkv)
         return out, *pull(jnp.asarray(toward))
 
-    placed = [x if mesh is None else jax.device_put(x, named(mesh, ("batch", None, "heads", None), x.shape)) for x in qkv]
+    placed = [
+        x if mesh is None else jax.device_put(x, named(mesh, ("batch", None, "heads", None), x.shape)) for x in qkv
+    ]
     found, worst = jax.jit(ours, compiler_options=FAST), 0.0
     for window in dict.fromkeys(windows or (0,)):
         wanted = plain(qkv, mask_of(tokens, window), soft_cap, toward)
@@ -140,7 +146,8 @@ def cases() -> list[tuple[str, str, str, str]]:
         out.append(("splash-interpreted", layout, window, heads[number % len(heads)]))
         if window in ("narrower than the prompt", "between branch and row", "by layer"):
             out.append(("xla", layout, window, heads[(number + 1) % len(heads)]))
-    return out
+    out += [("splash-interpreted", "shared prompt", "none", "narrow values"), ("xla", "packed", "none", "wide values")]
+    return [*out, ("xla", "shared prompt", "none", "narrow values")]
 
 
 def cases_on_meshes() -> list[tuple[str, str, str, str, str]]:

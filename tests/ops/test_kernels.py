@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import pytest
 
 from fusion_jax.ops.kernels import Visible
-from tests.ops.every_kernel import HEADS, WINDOWS, apart, cases, cases_on_meshes
+from tests.ops.every_kernel import EVERY_HEADS, WINDOWS, apart, cases, cases_on_meshes
 from tests.programs import finished
 from tests.small import virtual_devices
 
@@ -21,7 +21,7 @@ TOLERANCE = 2e-5
 
 @pytest.mark.parametrize(("kernel", "layout", "window", "heads"), cases())
 def test_values_and_gradients(kernel, layout, window, heads):
-    assert apart(kernel, layout, WINDOWS[window], HEADS[heads], None) < TOLERANCE
+    assert apart(kernel, layout, WINDOWS[window], EVERY_HEADS[heads], None) < TOLERANCE
 
 
 @pytest.fixture(scope="module")

@@ -14,6 +14,10 @@ SMALL: dict[str, Any] = {
     "bos_token_id": 1, "eos_token_id": 2,
 }  # fmt: skip
 THETA = {"rope_theta": 1e4}
+LATENT = {
+    "num_key_value_heads": 4, "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 12, "v_head_dim": 10,
+    "moe_intermediate_size": 24, "n_routed_experts": 8, "num_experts_per_tok": 3, "first_k_dense_replace": 1,
+}  # fmt: skip
 
 CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama-mha": ("llama", {"num_key_value_heads": 4}),
@@ -105,6 +109,18 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
         "num_experts": 16, "num_experts_per_tok": 3, "moe_intermediate_size": 16, "use_sliding_window": True,
         "sliding_window": 6, "mlp_only_layers": [0], "rope_parameters": {
             "rope_theta": 1e6, "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}}),
+    "deepseek-v2": ("deepseek_v2", {
+        **LATENT, "q_lora_rank": 20, "topk_method": "group_limited_greedy", "n_group": 4, "topk_group": 2,
+        "routed_scaling_factor": 2.5, "rope_parameters": {
+            **THETA, "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16, "mscale": 1.0,
+            "mscale_all_dim": 0.7}}),
+    "deepseek-v2-lite": ("deepseek_v2", {
+        **LATENT, "q_lora_rank": None, "n_shared_experts": 1, "rms_norm_eps": 1e-4, "rope_parameters": {
+            **THETA, "rope_type": "yarn", "factor": 40.0, "original_max_position_embeddings": 8, "mscale": 0.707,
+            "mscale_all_dim": 0.707}}),
+    "deepseek-v2-bias-tied": ("deepseek_v2", {
+        **LATENT, "q_lora_rank": 12, "attention_bias": True, "mlp_bias": True, "first_k_dense_replace": 2,
+        "tie_word_embeddings": True, "v_head_dim": 24, "num_experts_per_tok": 1, "qk_rope_head_dim": 4}),
 }  # fmt: skip
 
 

@@ -25,6 +25,7 @@ NEW_FILES = (
     "llama-3.1", "llama-yarn", "mistral-window", "qwen2-windows", "gemma2", "qwen3-windows-yarn", "gemma3",
     "gemma3-kinds-yarn", "olmo2-yarn", "glm", "glm4-mha-quarter", "phi3-window-gqa", "phi3-longrope-beyond", "gpt-neox",
     "gpt-neox-in-turn", "gpt-neox-no-bias-linear", "mixtral-window-three-of-five", "qwen3-moe", "qwen3-moe-some-plain",
+    "deepseek-v2", "deepseek-v2-bias-tied",
 )  # fmt: skip
 LENGTHS = np.asarray([40, 23, 5])
 
@@ -106,6 +107,7 @@ def test_a_new_config_json_means_the_same(tmp_path):
         ("gpt-neox", 1),
         ("mixtral", 1),
         ("qwen3-moe", 3),
+        ("deepseek-v2", 2),
     ],
 )
 def test_sequence_classification(name, labels, tmp_path):

@@ -14,7 +14,8 @@ from fusion_jax.data.batches import Example, Targets, buckets_of, collate
 from fusion_jax.models.compute import Compute
 from fusion_jax.models.config import Embed, rewarding
 from fusion_jax.models.families import config_from_hf
-from fusion_jax.models.parameters import init_params, parameter_specs
+from fusion_jax.models.parameters import init_params, parameter_specs, place_params
+from fusion_jax.sampling.ids import generate_ids
 from fusion_jax.sharding import make_mesh, named
 from fusion_jax.teachers.settings import FusionSettings
 from fusion_jax.train import objectives
@@ -43,7 +44,13 @@ EXPERTS = config_from_hf({
     "intermediate_size": 64, "num_attention_heads": 4, "num_key_value_heads": 4, "head_dim": 8, "num_experts": 6,
     "num_experts_per_tok": 2, "max_position_embeddings": 64, "mlp_only_layers": [1], "initializer_range": 0.3,
 })  # fmt: skip
-OTHERS = {"t5": T5, "bart": BART, "experts": EXPERTS}
+LATENT = config_from_hf({
+    "model_type": "deepseek_v2", "vocab_size": 256, "hidden_size": 32, "moe_intermediate_size": 16,
+    "num_hidden_layers": 2, "intermediate_size": 64, "num_attention_heads": 4, "q_lora_rank": 16, "kv_lora_rank": 24,
+    "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 4, "n_routed_experts": 4, "num_experts_per_tok": 2,
+    "first_k_dense_replace": 1, "max_position_embeddings": 64, "initializer_range": 0.3,
+})  # fmt: skip
+OTHERS = {"t5": T5, "bart": BART, "experts": EXPERTS, "latent": LATENT}
 
 
 def quadruples(rng):
@@ -74,7 +81,8 @@ def translated(rng):
 
 
 def batch(kind):
-    makers = {"wrpo": quadruples, "fusion": fused, "reward": judged, "t5": translated, "bart": translated, "experts": quadruples}
+    makers = {"wrpo": quadruples, "fusion": fused, "reward": judged, "t5": translated, "bart": translated, "experts": quadruples,
+        "latent": quadruples}
     examples = makers[kind](np.random.default_rng(0))
     flat = collate(examples, buckets_of(examples))
     return jax.tree.map(lambda x: x.reshape(2, 8, *x.shape[1:]), flat)
@@ -85,7 +93,7 @@ def run(config, kind, mesh, params):
     objective = {
         "wrpo": objectives.wrpo(WrpoSettings(beta=1.0)), "fusion": objectives.fusion(FusionSettings(0.5)),
         "reward": objectives.rewards(RewardSettings()), "t5": objectives.sft(), "bart": objectives.sft(),
-        "experts": objectives.wrpo(WrpoSettings(beta=1.0)),
+        "experts": objectives.wrpo(WrpoSettings(beta=1.0)), "latent": objectives.wrpo(WrpoSettings(beta=1.0)),
     }[kind]  # fmt: skip
     compute = Compute(mesh, jnp.float32, "full")
     step = make_train_step(config, objective, optimizer, compute, total=4, router_weight=0.1)
@@ -103,12 +111,25 @@ def run(config, kind, mesh, params):
     return values, gradient, spread
 
 
+def decoded() -> list[bool]:
+    """Whether greedy tokens of three prompts are those of one device: latents whole on each of four, heads over them."""
+    out, prompts = [], [[5, 6, 7, 8], [9], [10, 11]]
+    for config in (EXPERTS, LATENT):
+        params = init_params(config, jax.random.key(1))
+        alone, many = (
+            generate_ids(place_params(params, config, mesh), config, prompts, max_new_tokens=6, mesh=mesh)
+            for mesh in (None, make_mesh(2, 1, 4))
+        )
+        out.append([one.ids for (one,) in alone] == [one.ids for (one,) in many])
+    return out
+
+
 def main() -> None:
     results = {}
     runs = (
         (True, "wrpo", ((8, 1, 1), (1, 2, 4))), (False, "wrpo", ((1, 8, 1), (2, 2, 2))), (False, "fusion", ((2, 2, 2),)),
         (True, "reward", ((2, 2, 2),)), (False, "t5", ((2, 2, 2),)), (True, "bart", ((1, 2, 4),)),
-        (False, "experts", ((1, 8, 1), (1, 2, 4))),
+        (False, "experts", ((1, 8, 1), (1, 2, 4))), (False, "latent", ((1, 8, 1), (1, 2, 4))),
     )  # fmt: skip
     for tied, kind, shapes in runs:
         config = OTHERS.get(kind, CONFIG)
@@ -126,7 +147,7 @@ def main() -> None:
                 ) / scale,
                 "devices": spread,
             }  # fmt: skip
-    json.dump(results, sys.stdout)
+    json.dump(results | {"decoded": decoded()}, sys.stdout)
 
 
 if __name__ == "__main__":

@@ -41,21 +41,23 @@ def default_of(fields: Fields, name: str, absent: Any) -> Any:
     return None if name in fields.values else absent
 
 
-def llama_like_from_hf(fields: Fields, defaults: Defaults, ropes: Sequence[Rope] = ()) -> ModelConfig:
+def llama_like_from_hf(
+    fields: Fields, defaults: Defaults, ropes: Sequence[Rope] = (), attention: Attention | None = None
+) -> ModelConfig:
     """The model that the fields give which every Llama-like config.json has: one stack of plain layers, without biases.
 
     Args:
-      ropes: the rotary settings; empty: the one that the file gives.
+      ropes: the rotary settings; empty: the one that the file gives. attention: None: that of the usual fields.
     """
     width = fields.integer("hidden_size", low=1, high=WIDTH)
-    attention = _attention(fields, defaults, width)
+    attention = _attention(fields, defaults, width) if attention is None else attention
     activation = activation_of(fields, defaults.activation_field, defaults.activation)
     most = max_positions_of(fields, defaults)
     ropes = tuple(ropes) or (rope_from_hf(fields, most),)
-    if any(rope.kind == "dynamic" and rope.rotated(attention.head_dim) < 4 for rope in ropes):
+    if any(rope.kind == "dynamic" and rope.rotated(attention.rotary_dim) < 4 for rope in ropes):
         raise fields.wrong("head_dim", f"is {attention.head_dim}; dynamic rotary scaling needs 4 or more")
     for rope in ropes:
-        check_rotated(fields, rope, attention.head_dim)
+        check_rotated(fields, rope, attention.rotary_dim)
     vocabulary = fields.integer("vocab_size", low=1, high=VOCABULARY)
     check_token_ids(fields, vocabulary)
     norm = Norm(eps=fields.number("rms_norm_eps", defaults.eps, low=0, high=1))

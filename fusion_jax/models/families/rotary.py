@@ -79,7 +79,8 @@ def _rope(
             raise one.wrong("partial_rotary_factor", "a partial rotary embedding is not supported")
     rotated = scaling.number("partial_rotary_factor", None, above=0, high=1)
     rotated = fields.number("partial_rotary_factor", share, above=0, high=1) if rotated is None else rotated
-    unknown = [key for key in ("mscale", "mscale_all_dim") if scaling.number(key, 0.0)]
+    mscale = {key: scaling.number(key, 0.0, low=0, high=1e3) for key in ("mscale", "mscale_all_dim")}
+    unknown = [key for key, value in mscale.items() if value and kind != "yarn"]
     unknown += [] if scaling.flag("truncate", True) else ["truncate"]
     if unknown:
         raise scaling.wrong(unknown[0], "this form of yarn is not supported")
@@ -103,6 +104,7 @@ def _rope(
         beta_fast=scaling.number("beta_fast", 32.0, above=0, high=1e6),
         beta_slow=scaling.number("beta_slow", 1.0, above=0, high=1e6),
         attention_factor=scaling.number("attention_factor", None, above=0, high=1e6),
+        **mscale,
         share=1.0 if rotated is None else rotated,
         short_factors=_divisors(scaling, "short_factor") if kind == "longrope" else (),
         long_factors=_divisors(scaling, "long_factor") if kind == "longrope" else (),
@@ -159,6 +161,7 @@ def rope_to_hf(rope: Rope) -> dict[str, Any]:
         out |= {"short_factor": list(rope.short_factors), "long_factor": list(rope.long_factors)}
         out |= {} if rope.attention_factor is None else {"attention_factor": rope.attention_factor}
     if rope.kind == "yarn":
+        out |= {key: value for key in ("mscale", "mscale_all_dim") if (value := getattr(rope, key))}
         out |= {"beta_fast": rope.beta_fast, "beta_slow": rope.beta_slow}
         out |= {} if rope.attention_factor is None else {"attention_factor": rope.attention_factor}
     return out
