@@ -98,13 +98,13 @@ def _on_device(
     assert experts is not None
     with jax.named_scope("router"):
         probabilities, weights, chosen = choose(experts, router, tokens)
-        order = jnp.argsort(chosen.reshape(-1), stable=True)
+        order = jnp.argsort(chosen.T.reshape(-1), stable=True)  # the pairs of all first choices, then of all second
         places = jnp.argsort(order)
         each = jax.nn.one_hot(chosen, experts.count, dtype=jnp.int32).sum(1)
     out = grouped_feed_forward(mlp, kernels, _spread(tokens, order, places), each.sum(0))
     with jax.named_scope("weighted"):
-        out = _in_order(out, order, places).reshape(*chosen.shape, -1)
-        out = (out * weights[..., None].astype(out.dtype)).sum(1).reshape(x.shape)
+        out = _in_order(out, order, places).reshape(experts.chosen, *tokens.shape)
+        out = (out * weights.T[..., None].astype(out.dtype)).sum(0).reshape(x.shape)
     if counted is None:
         return out, None
     seen = counted.reshape(-1, 1).astype(probabilities.dtype)
@@ -142,13 +142,13 @@ def grouped_feed_forward(mlp: Mlp, kernels: dict[str, Array], x: Array, sizes: A
 
 @jax.custom_vjp
 def _spread(x: Array, order: Array, places: Array) -> Array:
-    """Tokens [N,D] to the pairs [N*k,D] that they are in, pair i at places[i]; backward without a scatter."""
-    return x[order // (len(order) // len(x))]
+    """Tokens [N,D] to the pairs [k*N,D] that they are in, pair i at places[i]; backward without a scatter."""
+    return x[order % len(x)]
 
 
 def _spread_back(saved: tuple[Array, int], gradient: Array) -> tuple[Array, None, None]:
     places, tokens = saved
-    return gradient[places].reshape(tokens, -1, gradient.shape[-1]).sum(1), None, None
+    return gradient[places].reshape(-1, tokens, gradient.shape[-1]).sum(0), None, None
 
 
 _spread.defvjp(lambda x, order, places: (_spread(x, order, places), (places, len(x))), _spread_back)
@@ -156,7 +156,7 @@ _spread.defvjp(lambda x, order, places: (_spread(x, order, places), (places, len
 
 @jax.custom_vjp
 def _in_order(y: Array, order: Array, places: Array) -> Array:
-    """Pairs [N*k,D] back in the order of the tokens."""
+    """Pairs [k*N,D] back in the order of the tokens."""
     return y[places]
 
 

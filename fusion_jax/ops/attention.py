@@ -58,8 +58,8 @@ def attention(
     """Exact joint softmax attention over a row's own keys and the context parts.
 
     Args:
-      q: [B,T,H,h]; k: [B,T,K,h] with H a multiple of K, rotary already applied; v: [B,T,K,n]; None: a row has no keys of
-        its own and sees the context alone (cross-attention).
+      q: [B,T,H,h]; k: [B,T,K,h] with H a multiple of K, rotary already applied; v: [B,T,K,n]. None: a row has no keys
+        of its own and sees the context alone (cross-attention).
       bias: added to the scores behind the scale; not together with a soft cap.
       context: of rows without branches.
 

@@ -36,7 +36,8 @@ def attend(
     mesh does not divide, leaves it to XLA.
 
     Args:
-      q: [B,T,H,h]; k: [B,T,K,h] with H a multiple of K, rotary already applied; v: [B,T,K,n]; None: the context's alone.
+      q: [B,T,H,h]; k: [B,T,K,h] with H a multiple of K, rotary already applied; v: [B,T,K,n]. None: the
+        context's alone.
       bias, context: see `ops.attention.attention`.
       mesh: what the rows and heads lie over.
 

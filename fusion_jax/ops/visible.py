@@ -52,8 +52,8 @@ class Visible:
 class ContextPart(NamedTuple):
     """Keys and values that rows attend to besides their own: a prompt's cache, or tokens generated before.
 
-    k: [C,K,P,h]; v: [C,K,P,n]; positions: int[C,P]; lengths: int[C], how many of the P entries exist. B rows share C = B / repeat
-    entries: row b reads entry b // repeat.
+    k: [C,K,P,h]; v: [C,K,P,n]; positions: int[C,P]; lengths: int[C], how many of the P entries exist. B rows share
+    C = B / repeat entries: row b reads entry b // repeat.
     """
 
     k: Any
