@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from fusion_jax.models.config import Attention, Latent, Norm
-from fusion_jax.models.layers import KernelOf, Linear, NormLayer
+from fusion_jax.models.layers import Linear, NormLayer, Tables
 from fusion_jax.models.parameters import Specs
 from fusion_jax.ops.kernels import Bias, ContextPart, Kernel, Visible, attend
 from fusion_jax.ops.rotary import apply_rotary
@@ -183,7 +183,7 @@ def _latent_attention(
     if tables is not None:
         q_rope, k_rope = (apply_rotary(one, tables, pairs) for one in (q_rope, k_rope))
     kept = jnp.concatenate([c[..., None, :], k_rope], -1)  # [B,T,1,kv_rank + rope_dim]
-    up = KernelOf(parts.specs["kv_up"], name="kv_up")().astype(parts.dtype).reshape(latent.kv_rank, heads, -1)
+    up = Tables(parts.specs["kv_up"], name="kv_up")()["kernel"].astype(parts.dtype).reshape(latent.kv_rank, heads, -1)
     over = partial(attend, visible=visible, scale=parts.scale, soft_cap=parts.attention.soft_cap, mesh=mesh)
     if context:
         to_keys, to_values = jnp.split(up, [latent.nope_dim], -1)

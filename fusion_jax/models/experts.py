@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
 from fusion_jax.models.config import Experts, Mlp
-from fusion_jax.models.layers import ACTIVATIONS, KernelOf, feed_forward
+from fusion_jax.models.layers import ACTIVATIONS, Tables, feed_forward
 from fusion_jax.models.parameters import Specs
 from fusion_jax.ops.grouped import grouped_matmul
 from fusion_jax.ops.remat import GATED, named
@@ -62,8 +62,8 @@ def routed(
     """
     assert mlp.experts is not None
     names = [name for name in ("gate", "up", "down") if name in specs]
-    kernels: dict[str, Array] = {name: KernelOf(specs[name], name=name)().astype(dtype) for name in names}
-    router = KernelOf(specs["router"], name="router")()
+    kernels: dict[str, Array] = {name: Tables(specs[name], name=name)()["kernel"].astype(dtype) for name in names}
+    router = Tables(specs["router"], name="router")()["kernel"]
     out, routing = _over_devices(mlp, router, kernels, x, counted, mesh)
     if mlp.experts.shared:
         out += feed_forward(mlp, specs, x, dtype, mesh, prefix="shared_")

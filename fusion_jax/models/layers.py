@@ -81,16 +81,6 @@ class Tables(nn.Module):
         }
 
 
-class KernelOf(nn.Module):
-    """A kernel as it is stored."""
-
-    specs: Specs
-
-    @nn.compact
-    def __call__(self) -> Array:
-        return self.param("kernel", self.specs["kernel"].init, self.specs["kernel"].shape)
-
-
 def embedded(
     tables: Mapping[str, Any], config: ModelConfig, side: Side, tokens: Array, positions: Array, types: Array | None,
     dtype: Any,
