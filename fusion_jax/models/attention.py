@@ -124,8 +124,9 @@ class Projections:
         return Linear(self.specs[name], self.dtype, name=name)(x)
 
     def heads(self, name: str, x: Array) -> Array:
-        """[B,T,D] -> [B,T,heads,h], normed where the configuration norms queries and keys."""
+        """[B,T,D] -> [B,T,heads,h], clipped and normed where the configuration says so."""
         y, attention = self.linear(name, x), self.attention
+        y = y if attention.clip is None else jnp.clip(y, -attention.clip, attention.clip)
         heads = (*y.shape[:-1], -1, attention.head_dim)
         if attention.qk_norm is None or name not in "qk":
             return y.reshape(heads)

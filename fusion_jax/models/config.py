@@ -75,7 +75,8 @@ class Attention:
 
     scale: of the scores; None: head_dim ** -0.5. biases: which of q, k, v and o have one. qk_norm: of queries and
     keys before the rotary embedding, of each head's or, with `norms_all`, of those of all heads together.
-    rotary_pairs: see `ops.rotary.apply_rotary`.
+    rotary_pairs: see `ops.rotary.apply_rotary`. clip: queries, keys and values are clipped to [-clip, clip] as they are
+      projected.
     latent: how keys and values are made, for as many heads of them as of queries, `head_dim` the numbers of a key; the
       biases are then those of the projections to c (k) and to the queries' latent (q), and of o. None: of x.
     """
@@ -89,6 +90,7 @@ class Attention:
     qk_norm: Norm | None = None
     norms_all: bool = False
     rotary_pairs: bool = False
+    clip: float | None = None
     latent: Latent | None = None
 
     @property
@@ -185,6 +187,7 @@ class Head:
     labels: 0 is a language model; otherwise a sequence-classification head of that many scores.
     scale: of the hidden states before a language model's head.
     pooled: whether tanh(linear(the first token's hidden state)) stands before the scores of an encoder.
+    normalised: the table's rows are divided by their L2 norm before they are used.
     """
 
     tied: bool = False
@@ -192,6 +195,7 @@ class Head:
     labels: int = 0
     scale: float = 1.0
     pooled: bool = False
+    normalised: bool = False
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ from fusion_jax.sharding import constrain
 
 Array = jax.Array
 Params = dict[str, Any]
+LEAST_NORM = 1e-12  # what a row of the head is divided by at least
 
 
 class Body(nn.Module):
@@ -194,8 +195,13 @@ def padded_positions(tokens: Array, config: ModelConfig, lengths: Array) -> Arra
 
 
 def head_kernel(params: Params, config: ModelConfig) -> Array:
-    """The head [V,D]: the embedding where they are tied."""
-    return params["embed"]["embedding"] if config.head.tied else params["head"]["kernel"]
+    """The head [V,D]: the embedding where they are tied, its rows of length 1 where the configuration says so."""
+    table = params["embed"]["embedding"] if config.head.tied else params["head"]["kernel"]
+    if not config.head.normalised:
+        return table
+    wide = table.astype(jnp.promote_types(table.dtype, jnp.float32))
+    squares = jnp.square(wide).sum(-1, keepdims=True)
+    return (wide * jax.lax.rsqrt(jnp.maximum(squares, LEAST_NORM**2))).astype(table.dtype)
 
 
 def soft_capped(logits: Array, config: ModelConfig) -> Array:

@@ -30,8 +30,8 @@ LATER = {
     "ModelConfig": ("start",),
     "Positions": ("kind", "offset", "buckets", "distance"),
     "Embed": ("norm", "types"),
-    "Head": ("scale", "pooled"),
-    "Attention": ("norms_all", "rotary_pairs", "latent"),
+    "Head": ("scale", "pooled", "normalised"),
+    "Attention": ("norms_all", "rotary_pairs", "latent", "clip"),
     "Mlp": ("experts",),
     "Rope": ("share", "short_factors", "long_factors", "mscale", "mscale_all_dim"),
 }

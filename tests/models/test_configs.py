@@ -35,8 +35,26 @@ MORE = {
 }  # fmt: skip
 
 
+ROTARY = {"type": 0, "truncate": 0, "mscale": 0, "attention_factor": 0}  # may stand there, too
+WITHOUT_A_CLASS: dict[str, dict[str, Any]] = {  # in transformers; tests/parity/test_layouts.py
+    "internlm2": {
+        **SMALL, "model_type": "internlm2", "architectures": ["InternLM2ForCausalLM"], "bias": False, "rope_theta": 1e6,
+        "rope_scaling": {"type": "dynamic", "factor": 2.0}, "rms_norm_eps": 1e-5, "tie_word_embeddings": False,
+    },
+    "baichuan2-7b": {
+        **SMALL, "model_type": "baichuan", "architectures": ["BaichuanForCausalLM"], "model_max_length": 64,
+        "rms_norm_eps": 1e-6, "tie_word_embeddings": False, "z_loss_weight": 0, "hidden_act": "silu",
+    },
+}  # fmt: skip
+WITHOUT_A_CLASS["baichuan2-13b"] = {
+    name: value for name, value in WITHOUT_A_CLASS["baichuan2-7b"].items() if name != "max_position_embeddings"
+}
+
+
 def whole(name: str) -> dict[str, Any]:
-    """A config.json as transformers writes it."""
+    """A config.json as transformers writes it, or as the family's own code does."""
+    if name in WITHOUT_A_CLASS:
+        return json.loads(json.dumps(WITHOUT_A_CLASS[name]))
     family, options = CONFIGS[name]
     config = transformers.AutoConfig.for_model(family, **{**SMALL, **options})
     config.architectures = [type(config).__name__.replace("Config", "ForCausalLM")]
@@ -69,25 +87,38 @@ FUZZED = (
     "llama-yarn", "llama-3.1", "llama-dynamic", "mistral-window", "qwen2-windows", "gemma2", "qwen3-windows-yarn",
     "gemma3", "olmo2-yarn", "glm", "glm4-mha-quarter", "phi3-longrope-beyond", "gpt-neox", "mixtral",
     "qwen3-moe-some-plain", "deepseek-v2",
+    "mpt-clipped-6-heads", *WITHOUT_A_CLASS,
 )  # fmt: skip
 
 
 @pytest.mark.parametrize("name", FUZZED)
 def test_each_field_of_each_family(name):
-    """Every field in turn, and every rotary one, takes every odd value: read, or refused in one line that names it."""
+    """Every field in turn, and every one of the objects in it, takes every odd value: read, or refused in one line that
+    names it."""
     values = whole(name)
     fields = [(key,) for key in {**values, **MORE}]
-    fields += [
-        ("rope_parameters", key)
-        for key in {**values["rope_parameters"], "type": 0, "truncate": 0, "mscale": 0, "attention_factor": 0}
-    ]
+    for inside in ("rope_parameters", "rope_scaling", "attn_config"):
+        if values.get(inside):
+            fields += [(inside, key) for key in {**values[inside], **(ROTARY if inside != "attn_config" else {})}]
     refused = refused_fields(values, fields)
     every = {
         "hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size", "intermediate_size", "rms_norm_eps",
         "max_position_embeddings", "num_key_value_heads", "tie_word_embeddings", "rope_parameters", "model_type", "eos_token_id",
         "architectures", "initializer_range",
     }  # fmt: skip
-    if values["model_type"] == "gpt_neox":
+    family = values["model_type"]
+    if family in ("internlm2", "baichuan"):
+        every -= {"rope_parameters"}
+    if family == "baichuan":
+        every -= {"num_key_value_heads"}
+    if name == "baichuan2-13b":
+        every = every - {"max_position_embeddings"} | {"model_max_length"}
+    if family == "mpt":
+        every = {
+            "d_model", "n_layers", "n_heads", "max_seq_len", "expansion_ratio", "attn_config", "no_bias", "norm_type",
+            "logit_scale", "embedding_fraction", "layer_norm_epsilon", "vocab_size", "tie_word_embeddings",
+        }  # fmt: skip
+    if family == "gpt_neox":
         every = every - {"rms_norm_eps", "num_key_value_heads"} | {"layer_norm_eps", "use_parallel_residual"}
     assert every <= refused
 
@@ -172,6 +203,24 @@ BAD: list[tuple[str, dict[str, Any], str]] = [
     ("phi3-longrope-beyond", {"rope_parameters": {"rope_theta": 1e4, "rope_type": "longrope", "short_factor": [1.0], "long_factor": [1.0]}}, "'rope_parameters': short_factor has 1 numbers, a head has 8 frequencies"),
     ("phi3-longrope-beyond", {"rope_parameters": {"rope_theta": 1e4, "rope_type": "longrope", "short_factor": [0]}}, "'rope_parameters.short_factor': holds 0, not a positive number"),
     ("phi3-longrope-beyond", {"rope_parameters": {"rope_theta": 1e4, "rope_type": "linear", "factor": 2}}, "'rope_scaling': rotary scaling 'linear' is not Phi-3's"),
+    ("mpt", {"attn_config": {"alibi": False}}, "'attn_config.alibi': False is not supported. Known: true"),
+    ("mpt", {"attn_config": {"alibi_bias_max": 16}}, "'attn_config.alibi_bias_max': 16 is not supported. Known: 8"),
+    ("mpt", {"attn_config": {"attn_type": "multiquery_attention"}}, "'attn_config.attn_type': 'multiquery_attention' is not supported. Known: multihead_attention"),
+    ("mpt", {"attn_config": {"qk_ln": True}}, "'attn_config.qk_ln': True is not supported. Known: false"),
+    ("mpt", {"attn_config": {"prefix_lm": True}}, "'attn_config.prefix_lm': True is not supported"),
+    ("mpt", {"attn_config": {"clip_qkv": -1}}, "'attn_config.clip_qkv': is -1, out of range"),
+    ("mpt", {"attn_config": {"softmax_scale": 0}}, "'attn_config.softmax_scale': is 0, out of range"),
+    ("mpt", {"attn_config": [8]}, "'attn_config': is list of 1, not an object"),
+    ("mpt", {"no_bias": False}, "'no_bias': False is not supported. Known: true"),
+    ("mpt", {"logit_scale": "inv_sqrt_d_model"}, "'logit_scale': 'inv_sqrt_d_model' is not supported. Known: null"),
+    ("mpt", {"norm_type": "rmsnorm"}, "'norm_type': 'rmsnorm' is not supported. Known: low_precision_layernorm, layernorm"),
+    ("mpt", {"embedding_fraction": 0.1}, "'embedding_fraction': 0.1 is not supported. Known: 1.0"),
+    ("mpt", {"expansion_ratio": 10**6}, "'expansion_ratio': is 1000000, out of the range from 1 to 87381"),
+    ("mpt", {"n_heads": 5}, "'n_heads': is 5, which does not divide d_model, 48"),
+    ("baichuan2-13b", {"model_max_length": 0}, "'model_max_length': is 0, out of the range"),
+    ("baichuan2-7b", {"max_position_embeddings": "4k"}, "'max_position_embeddings': is '4k', not a whole number"),
+    ("baichuan2-7b", {"z_loss_weight": "x"}, "'z_loss_weight': is 'x', not a number"),
+    ("baichuan2-7b", {"hidden_size": 36, "num_attention_heads": 4}, "'head_dim': is 9; a rotary embedding needs an even number"),
     ("llama-mha", {"partial_rotary_factor": 0.5}, "'partial_rotary_factor': a partial rotary embedding is not supported"),
     ("mixtral", {"num_local_experts": 0}, "'num_local_experts': is 0"),
     ("mixtral", {"num_experts_per_tok": 5}, "'num_experts_per_tok': is 5, out of the range from 1 to 4"),
@@ -283,8 +332,20 @@ def test_a_family_whose_file_is_broken_leaves_the_others_alone(tmp_path, monkeyp
 
 
 def test_every_family_is_tried():
-    without_a_class = {"internlm2"}  # in transformers; tests/parity/test_layouts.py
-    assert {CONFIGS[name][0] for name in FUZZED} | ENCODERS.keys() == set(FAMILIES) - without_a_class
+    assert {whole(name)["model_type"] for name in FUZZED} | ENCODERS.keys() == set(FAMILIES)
+
+
+def test_which_baichuan_a_file_is():
+    """7B or 13B by the field of its length, 1 or 2 by the vocabulary or the field that only 2 has."""
+    sizes = SMALL | {"model_type": "baichuan", "max_position_embeddings": None, "model_max_length": 32}
+    one = config_from_hf(sizes | {"vocab_size": 64000})
+    assert (one.positions.kind, one.max_positions, one.head.normalised) == ("alibi", 32, False)
+    two = config_from_hf(sizes | {"vocab_size": 125696, "max_position_embeddings": 16})
+    assert (two.positions.kind, two.max_positions, two.head.normalised) == ("rotary", 16, True)
+    assert config_from_hf(sizes | {"vocab_size": 125700, "z_loss_weight": 0}).head.normalised
+    for config in (one, two):
+        assert config_from_hf(config_to_hf(config)) == config
+    assert described(two) != described(dataclasses.replace(two, head=dataclasses.replace(two.head, normalised=False)))
 
 
 @pytest.mark.parametrize(("name", "known"), [("llama-yarn", "0861c65d36e4e159"), ("gemma3", "734d6ec9dcd9eaf2")])

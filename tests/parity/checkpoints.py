@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +122,11 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "deepseek-v2-bias-tied": ("deepseek_v2", {
         **LATENT, "q_lora_rank": 12, "attention_bias": True, "mlp_bias": True, "first_k_dense_replace": 2,
         "tie_word_embeddings": True, "v_head_dim": 24, "num_experts_per_tok": 1, "qk_rope_head_dim": 4}),
+    "mpt": ("mpt", {"max_seq_len": 64}),
+    "mpt-clipped-6-heads": ("mpt", {
+        "num_attention_heads": 6, "max_seq_len": 64, "attn_config": {"clip_qkv": 0.8, "softmax_scale": 0.3}}),
+    "mpt-untied-3-heads": ("mpt", {
+        "num_attention_heads": 3, "max_seq_len": 40, "tie_word_embeddings": False, "layer_norm_epsilon": 1e-3}),
 }  # fmt: skip
 
 
@@ -134,7 +140,7 @@ def write_checkpoint(name: str, folder: Path, *, classifier: bool = False, **cha
     model = kind.from_config(config, attn_implementation="eager").float().eval()
     with torch.no_grad():
         for key, value in model.named_parameters():
-            if key.endswith("norm.weight") or key.endswith("bias"):
+            if re.search(r"norm(_\w)?\.weight$|bias$", key):
                 value.add_(0.3 * torch.randn_like(value))
     model.save_pretrained(folder)
     return model

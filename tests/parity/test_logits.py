@@ -25,7 +25,7 @@ NEW_FILES = (
     "llama-3.1", "llama-yarn", "mistral-window", "qwen2-windows", "gemma2", "qwen3-windows-yarn", "gemma3",
     "gemma3-kinds-yarn", "olmo2-yarn", "glm", "glm4-mha-quarter", "phi3-window-gqa", "phi3-longrope-beyond", "gpt-neox",
     "gpt-neox-in-turn", "gpt-neox-no-bias-linear", "mixtral-window-three-of-five", "qwen3-moe", "qwen3-moe-some-plain",
-    "deepseek-v2", "deepseek-v2-bias-tied",
+    "deepseek-v2", "deepseek-v2-bias-tied", "mpt-clipped-6-heads", "mpt-untied-3-heads",
 )  # fmt: skip
 LENGTHS = np.asarray([40, 23, 5])
 
@@ -62,10 +62,10 @@ def test_logits_files_and_cache(name, tmp_path):
         torch.testing.assert_close(again.eval()(torch.tensor(rows[:1])).logits, torch.tensor(expected[:1]))
 
     if name not in ("llama-dynamic", "phi3-longrope-beyond"):  # whose frequencies depend on the length seen so far
-        _cached_equals_uncached(ours, rows)
+        cached_equals_uncached(ours, rows)
 
 
-def _cached_equals_uncached(model, rows):
+def cached_equals_uncached(model, rows):
     """The first 20 tokens as shared context of two continuations a row, then one token on top of both.
 
     This package beside itself, compiled with few optimisations.
@@ -108,6 +108,7 @@ def test_a_new_config_json_means_the_same(tmp_path):
         ("mixtral", 1),
         ("qwen3-moe", 3),
         ("deepseek-v2", 2),
+        ("mpt", 2),
     ],
 )
 def test_sequence_classification(name, labels, tmp_path):

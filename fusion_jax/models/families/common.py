@@ -42,18 +42,21 @@ def default_of(fields: Fields, name: str, absent: Any) -> Any:
 
 
 def llama_like_from_hf(
-    fields: Fields, defaults: Defaults, ropes: Sequence[Rope] = (), attention: Attention | None = None
+    fields: Fields, defaults: Defaults, ropes: Sequence[Rope] | None = None, attention: Attention | None = None
 ) -> ModelConfig:
     """The model that the fields give which every Llama-like config.json has: one stack of plain layers, without biases.
 
     Args:
-      ropes: the rotary settings; empty: the one that the file gives. attention: None: that of the usual fields.
+      ropes: the rotary settings; None: the one that the file gives; empty: no rotary embedding. attention: None: that of
+        the usual fields.
     """
     width = fields.integer("hidden_size", low=1, high=WIDTH)
     attention = _attention(fields, defaults, width) if attention is None else attention
     activation = activation_of(fields, defaults.activation_field, defaults.activation)
     most = max_positions_of(fields, defaults)
-    ropes = tuple(ropes) or (rope_from_hf(fields, most),)
+    ropes = (rope_from_hf(fields, most),) if ropes is None else tuple(ropes)
+    if ropes and attention.rotary_dim % 2:
+        raise fields.wrong("head_dim", f"is {attention.head_dim}; a rotary embedding needs an even number")
     if any(rope.kind == "dynamic" and rope.rotated(attention.rotary_dim) < 4 for rope in ropes):
         raise fields.wrong("head_dim", f"is {attention.head_dim}; dynamic rotary scaling needs 4 or more")
     for rope in ropes:
@@ -67,7 +70,7 @@ def llama_like_from_hf(
         model_type=fields.text("model_type"),
         vocab_size=vocabulary,
         width=width,
-        positions=Positions(most, ropes),
+        positions=Positions(most, ropes, "rotary" if ropes else "none"),
         decoder=(Stack(layers, attention, mlp, norm),),
         final_norm=norm,
         head=Head(fields.flag("tie_word_embeddings", defaults.tied), labels=labels_of(fields)),
@@ -99,8 +102,6 @@ def _attention(fields: Fields, defaults: Defaults, width: int) -> Attention:
         problem = f"is {heads}, which does not divide {fields.called('hidden_size')}, {width}"
         raise fields.wrong("num_attention_heads", problem)
     head_dim = width // heads if head_dim is None else head_dim
-    if head_dim % 2:
-        raise fields.wrong("head_dim", f"is {head_dim}; a rotary embedding needs an even number")
     return Attention(heads, kv_heads, head_dim)
 
 
@@ -211,6 +212,7 @@ def llama_like_to_hf(config: ModelConfig, architecture: str) -> dict[str, Any]:
     """A config.json in the forms of transformers 4 and 5; `architecture` without its task, e.g. "Llama"."""
     stack, attention = config.decoder[0], config.decoder[0].attention
     activation = activation_to_hf(stack.mlp.activation)
+    ropes = config.positions.ropes[:1]
     out: dict[str, Any] = {
         "architectures": [architecture + ("ForSequenceClassification" if config.head.labels else "ForCausalLM")],
         "model_type": config.model_type,
@@ -223,7 +225,7 @@ def llama_like_to_hf(config: ModelConfig, architecture: str) -> dict[str, Any]:
         "head_dim": attention.head_dim,
         "max_position_embeddings": config.max_positions,
         "rms_norm_eps": stack.norm.eps,
-        **rope_fields(config.positions.ropes[0], config.max_positions),
+        **(rope_fields(ropes[0], config.max_positions) if ropes else {}),
         "tie_word_embeddings": config.head.tied,
         "hidden_act": activation,
         "initializer_range": config.initializer_range,
