@@ -48,6 +48,7 @@ from fusion_jax.evals.perplexity import stored_surprise
 from fusion_jax.hosts.join import HostSettings, join
 from fusion_jax.markdown import markdown_table
 from fusion_jax.models.folder import load, tokenizer_of
+from fusion_jax.models.int8 import Weights, dtype_of
 from fusion_jax.options import File, Folder, ModelPath, Models
 from fusion_jax.plan.command import run as run_experiment
 from fusion_jax.plan.parts import Part, Teaching
@@ -87,6 +88,8 @@ class Settings:
     """Rows that are scored again and compared at the end; 0: none."""
     mesh: Literal["local", "global"] = "local"
     """Each host holds the whole teacher (local), or all hosts hold it together (global)."""
+    weights: Weights = "stored"
+    """How the layers' matrices are held: as in the files (stored), or rounded to int8, half the bytes of bfloat16."""
     hosts: HostSettings = HostSettings()
 
     def __post_init__(self) -> None:
@@ -104,7 +107,7 @@ def main(s: Settings) -> None:
     compute = compute_to_read(TrainSettings(), jax.devices() if together else jax.local_devices())
     named = [("--model", s.model), *(("--windows-for", name) for name in s.windows_for)]
     tokenizers = [tokenizer_of(model_path(name, option), option) for option, name in named]
-    model = load(model_path(s.model), mesh=compute.mesh)
+    model = load(model_path(s.model), dtype=dtype_of(s.weights), mesh=compute.mesh)
     entries = min(len(tokenizers[0]), model.config.vocab_size)
     if s.k > entries:
         raise InputError(f"{s.k} entries are more than the vocabulary's {entries}", field="--k", cure="Give fewer")
@@ -150,7 +153,7 @@ def table_of(store: TeacherStore, documents: Sequence[Document], counts: Mapping
 
 def parts(s: Settings) -> list[Part]:
     """What the program computes."""
-    return [Teaching("teacher", s.model, None, s.batch_size, s.max_length, s.k, named="--model")]
+    return [Teaching("teacher", s.model, None, s.batch_size, s.max_length, s.k, named="--model", weights=s.weights)]
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from fusion_jax.data.loaders import load_records
 from fusion_jax.data.records import parse_prompts
 from fusion_jax.errors import InputError
 from fusion_jax.jsonl import write_jsonl
+from fusion_jax.models.int8 import Weights
 from fusion_jax.options import File, FreeTexts, ModelPath
 from fusion_jax.paths import as_path, check_bucket, is_remote
 from fusion_jax.plan.command import run as run_experiment
@@ -63,6 +64,8 @@ class Settings:
     """Prompts at once, over all devices."""
     mesh_tensor: int = 0
     """Devices over which the model's heads are split; 0: as many as its key-value heads divide over."""
+    weights: Weights = "stored"
+    """How the layers' matrices are held: as in the files (stored), or rounded to int8, half the bytes of bfloat16."""
 
     def __post_init__(self) -> None:
         seeded(self, "seed")
@@ -82,7 +85,7 @@ def main(s: Settings) -> None:
     if s.out and not is_remote(out) and not out.parent.is_dir():
         raise InputError("its folder is not there", file=s.out, field="--out", cure="Make the folder or choose another")
     name = s.name or Path(s.model.removeprefix("zoo:")).name
-    model = load_to_sample(model_path(s.model, "--model"), s.mesh_tensor, "--mesh-tensor")
+    model = load_to_sample(model_path(s.model, "--model"), s.mesh_tensor, "--mesh-tensor", weights=s.weights)
     responses = sample_responses(model, name, prompts, settings, seed=s.seed)
     if s.out:
         write_jsonl(s.out, responses)
@@ -102,7 +105,7 @@ def sampling(s: Settings) -> SampleSettings:
 
 def parts(s: Settings) -> list[Part]:
     """What the program computes."""
-    return [Sampling("generation", s.model, sampling(s), "--mesh-tensor", "--model")]
+    return [Sampling("generation", s.model, sampling(s), "--mesh-tensor", "--model", weights=s.weights)]
 
 
 if __name__ == "__main__":

@@ -191,7 +191,9 @@ def scored_by_sources(s: Settings, begun: Begun, rows: Sequence[Row]) -> list[Ro
     """The rows with every source's value of each text."""
     stage = preference.preference_stage(s, "infifpo")
     named = zip(begun.sources.names, s.sources, strict=True)
-    scored = [source_values.scored_by(begun.desk, name, source, rows, stage) for name, source in named]
+    scored = [
+        source_values.scored_by(begun.desk, name, source, rows, stage, s.source_weights) for name, source in named
+    ]
     dropped = begun.desk.counter("preference prompts")
     return source_values.with_values(rows, scored, length_norm=s.infifpo.length_norm, dropped=dropped)
 
@@ -203,7 +205,10 @@ def parts(s: Settings) -> list[Part]:
     last = preference.preference_part(s, objective.name, objective, share=share, tuned=share > 0)
     if s.pair_data:
         return [last]
-    scoring = [Scoring(f"log-probs by {source}", source, len(objective.slots), last) for source in s.sources]
+    scoring = [
+        Scoring(f"log-probs by {source}", source, len(objective.slots), last, weights=s.source_weights)
+        for source in s.sources
+    ]
     own = Sampling("sampling the target", s.target, s.target_sampling)
     return [*preference.preference_parts(s, last), own, *scoring]
 

@@ -21,6 +21,7 @@ from fusion_jax.models.blocks import Block, LayerInputs, Rows, tables_of
 from fusion_jax.models.config import ModelConfig, Stack
 from fusion_jax.models.decoder import Params, buckets_of, finally_normed, head_kernel, soft_capped, stacks_of
 from fusion_jax.models.layers import embedded
+from fusion_jax.ops.int8 import Int8, holds_int8, is_int8
 from fusion_jax.ops.kernels import Visible
 from fusion_jax.sharding import constrain
 
@@ -39,13 +40,14 @@ class DecodeParams(NamedTuple):
 
 
 def decode_params(params: Params, config: ModelConfig, dtype: Any) -> DecodeParams:
-    """The layers taken apart, their matrices cast to the compute dtype once instead of at every token."""
+    """The layers taken apart, their matrices cast to the compute dtype once instead of at every token; kernels in int8
+    stay so."""
 
-    def leaf(path: tuple[Any, ...], x: Array) -> Array:
-        return x if path[-1].key == "scale" else x.astype(dtype)
+    def leaf(path: tuple[Any, ...], x: Array | Int8) -> Array | Int8:
+        return x if path[-1].key == "scale" or isinstance(x, Int8) else x.astype(dtype)
 
     stacked = tuple(params[name] for name in stacks_of(config, "decoder"))
-    layers = apart(jax.tree_util.tree_map_with_path(leaf, stacked), config)
+    layers = apart(jax.tree_util.tree_map_with_path(leaf, stacked, is_leaf=is_int8), config)
     return DecodeParams(layers, {name: value for name, value in params.items() if name not in config.stacks})
 
 
@@ -130,6 +132,8 @@ def decode_step(
     after = []
     each = zip(_layers(config), params.layers, prompts, owns, caches, strict=True)
     for (stack, layer), weights, prompt, own, cache in each:
+        if holds_int8(weights):  # a compiler would cast all layers before the loop over tokens and hold them through it
+            x, weights = lax.optimization_barrier((x, weights))
         kept = jax.tree.map(lambda x, new: _written(x, new, step - 1), cache.kept, cache.new)
         block, held = (
             Block(config, stack, mesh, dtype, keep=True),

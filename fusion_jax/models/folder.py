@@ -25,6 +25,7 @@ from fusion_jax.models.families import config_from_hf, config_to_hf, family_of, 
 from fusion_jax.models.families.rotary import with_both_forms
 from fusion_jax.models.families.tensors import HfTensor
 from fusion_jax.models.head import usual_tensors, with_head
+from fusion_jax.models.int8 import refuse_int8
 from fusion_jax.models.json_files import read_config, read_generation
 from fusion_jax.models.safetensors_io import (
     DTYPES,
@@ -37,6 +38,7 @@ from fusion_jax.models.safetensors_io import (
 )
 from fusion_jax.models.tokenizers import check_fits, load_tokenizer, read_settings, save_tokenizer, tokenizer_of
 from fusion_jax.models.weights import check_weights, planned_tensors, read_params
+from fusion_jax.ops.int8 import is_int8
 from fusion_jax.paths import as_path, write_text
 
 if TYPE_CHECKING:
@@ -66,7 +68,7 @@ class Model:
 
     def __repr__(self) -> str:
         """One line: family, sizes, dtypes, tokenizer and folder, and no weights."""
-        leaves, config = jax.tree.leaves(self.params), self.config
+        leaves, config = jax.tree.leaves(self.params, is_leaf=is_int8), self.config
         parts = [
             config.model_type, f"{sum(s.layers for s in config.stacks.values())} layers", f"width {config.width}",
             f"{sum(leaf.size for leaf in leaves):,} parameters", "/".join(sorted({str(leaf.dtype) for leaf in leaves})),
@@ -110,7 +112,9 @@ def load(path: str | os.PathLike[str], *, dtype: Any = None, mesh: Mesh | None =
     """Read a Hugging Face folder.
 
     Args:
-      dtype: of the parameters; None keeps the files'.
+      dtype: of the parameters; None keeps the files'. "int8": the kernels of the layers as int8 with a float32 scale an
+        output (`ops.int8`), made tensor by tensor, the rest as in the files: for reading and writing texts, neither
+        trained nor saved.
       mesh: shard the parameters over it; every device's slice is read on its own.
 
     Raises:
@@ -125,7 +129,9 @@ def load(path: str | os.PathLike[str], *, dtype: Any = None, mesh: Mesh | None =
     if tokenizer is not None:
         check_fits(tokenizer, config.vocab_size, folder)
     settings = {} if tokenizer is None else read_settings(folder)
-    params = read_params(config, entries, tensors, jnp.dtype(dtype or file_dtype), mesh)
+    int8 = dtype is not None and jnp.dtype(dtype) == jnp.int8
+    chosen = jnp.dtype(file_dtype if dtype is None or int8 else dtype)
+    params = read_params(config, entries, tensors, chosen, mesh, int8=int8)
     return Model(config, params, tokenizer, values, generation, file_dtype.name, settings, str(folder))
 
 
@@ -146,8 +152,9 @@ def save(
     Where several hosts hold the parameters, all of them call this; each tensor goes to the first one, which writes.
 
     Raises:
-      InputError: the folder exists (without `overwrite`). Nothing is left behind when writing fails.
+      InputError: the folder exists (without `overwrite`); weights in int8. Nothing is left behind when writing fails.
     """
+    refuse_int8(model.params, "saved")
     folder, name = as_path(path), dtype or model.file_dtype
     if NAMES.get(jnp.dtype(name)) not in DTYPES:
         raise InputError(f"weights cannot be saved as {name}", field="dtype", cure="Use float32, bfloat16 or float16")

@@ -18,6 +18,7 @@ from jax.sharding import Mesh
 
 from fusion_jax.errors import InputError
 from fusion_jax.models.config import Attention, Latent, Mlp, ModelConfig, Norm, Side, Stack
+from fusion_jax.ops.int8 import Int8, holds_int8, is_int8
 from fusion_jax.sharding import named
 
 Array = jax.Array
@@ -212,22 +213,50 @@ def init_params(config: ModelConfig, key: Array, dtype: Any = jnp.float32) -> Sp
     return jax.tree.unflatten(structure, [s.init(k, s.shape, dtype) for s, k in zip(leaves, keys)])
 
 
-def abstract_params(config: ModelConfig, dtype: Any = jnp.float32, mesh: Mesh | None = None) -> Specs:
-    """Shapes, dtypes and (with a mesh) shardings of the parameters; nothing is allocated."""
+def abstract_params(
+    config: ModelConfig, dtype: Any = jnp.float32, mesh: Mesh | None = None, *, int8: bool = False
+) -> Specs:
+    """Shapes, dtypes and (with a mesh) shardings of the parameters; nothing is allocated. int8: see `int8_specs`."""
 
-    def abstract(spec: ParamSpec) -> jax.ShapeDtypeStruct:
+    def abstract(spec: ParamSpec, kind: Any = dtype) -> jax.ShapeDtypeStruct:
         sharding = None if mesh is None else named(mesh, spec.axes, spec.shape)
-        return jax.ShapeDtypeStruct(spec.shape, dtype, sharding=sharding)
+        return jax.ShapeDtypeStruct(spec.shape, kind, sharding=sharding)
 
-    return jax.tree.map(abstract, parameter_specs(config))
+    def one(spec: ParamSpec | Int8) -> Any:
+        if isinstance(spec, Int8):
+            return Int8(abstract(spec.values, jnp.int8), abstract(spec.scale, jnp.float32))
+        return abstract(spec)
+
+    specs = parameter_specs(config)
+    return jax.tree.map(one, int8_specs(specs, config) if int8 else specs, is_leaf=is_int8)
+
+
+def int8_specs(specs: Specs, config: ModelConfig) -> Specs:
+    """Parameters' specs with an `Int8` of specs in the place of every kernel of the layers, routers' left out: what
+    chooses between experts is small, and a wrong choice is no small error."""
+
+    def one(path: tuple[Any, ...], spec: ParamSpec) -> ParamSpec | Int8:
+        names = [key.key for key in path]
+        if names[-1] != "kernel" or names[0] not in config.stacks or "router" in names:
+            return spec
+        scale = replace(spec, shape=(*spec.shape[:-2], 1, spec.shape[-1]), axes=(*spec.axes[:-2], None, spec.axes[-1]))
+        return Int8(spec, scale)
+
+    return jax.tree.map_with_path(one, specs)
 
 
 def place_params(params: Specs, config: ModelConfig, mesh: Mesh | None, dtype: Any = None) -> Specs:
-    """Parameters sharded over the mesh as the specs say and, the norms' scales left out, in `dtype` where one is given;
-    those that lie so already stay."""
+    """Parameters sharded over the mesh as the specs say and, the norms' scales and kernels in int8 left out, in `dtype`
+    where one is given; those that lie so already stay."""
 
-    def place(path: tuple[Any, ...], p: Array, spec: ParamSpec) -> Array:
-        p = p if dtype is None or path[-1].key == "scale" else p.astype(dtype)
+    def spread(p: Array, spec: ParamSpec) -> Array:
         return p if mesh is None else jax.device_put(p, named(mesh, spec.axes, spec.shape))
 
-    return jax.tree.map_with_path(place, params, parameter_specs(config))
+    def place(path: tuple[Any, ...], p: Array | Int8, spec: Any) -> Array | Int8:
+        if isinstance(p, Int8):
+            return Int8(spread(p.values, spec.values), spread(p.scale, spec.scale))
+        return spread(p if dtype is None or path[-1].key == "scale" else p.astype(dtype), spec)
+
+    specs = parameter_specs(config)
+    specs = int8_specs(specs, config) if holds_int8(params) else specs
+    return jax.tree.map_with_path(place, params, specs, is_leaf=is_int8)

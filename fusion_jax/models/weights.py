@@ -18,8 +18,10 @@ from fusion_jax.errors import InputError
 from fusion_jax.models.buffers import is_buffer
 from fusion_jax.models.config import ModelConfig
 from fusion_jax.models.families.tensors import HfTensor
+from fusion_jax.models.int8 import read_int8
 from fusion_jax.models.parameters import abstract_params
 from fusion_jax.models.safetensors_io import DTYPES, PlannedTensor, TensorEntry
+from fusion_jax.ops.int8 import Int8
 from fusion_jax.sharding import fetched
 
 Array = jax.Array
@@ -66,16 +68,24 @@ def _missing(folder: Path, name: str, entries: Mapping[str, TensorEntry], lost: 
 
 
 def read_params(
-    config: ModelConfig, entries: Mapping[str, TensorEntry], tensors: Sequence[HfTensor], dtype: Any, mesh: Mesh | None
-) -> Params:
-    """The parameters in `dtype`; with a mesh, every device's slice is read on its own."""
+    config: ModelConfig, entries: Mapping[str, TensorEntry], tensors: Sequence[HfTensor], dtype: Any,
+    mesh: Mesh | None, *, int8: bool = False,
+) -> Params:  # fmt: skip
+    """The parameters in `dtype`; with a mesh, every device's slice is read on its own. int8: the layers' kernels so."""
     sources: dict[tuple[str, ...], dict[tuple[int, ...], HfTensor]] = {}
     for tensor in tensors:
         sources.setdefault(tensor.path, {})[tensor.index] = tensor
 
-    def read(path: tuple[str, ...], abstract: jax.ShapeDtypeStruct) -> Array:
+    def read(path: tuple[str, ...], abstract: Any) -> Any:
         indexed = sources[path]
         leading = len(next(iter(indexed)))
+        if isinstance(abstract, Int8):
+
+            def wide(place: tuple[int, ...], index: tuple[slice, ...]) -> np.ndarray:
+                tensor = indexed[place]
+                return slice_of(entries[tensor.name], tensor, abstract.shape[leading:], index, np.dtype(np.float32))
+
+            return read_int8(abstract, leading, wide)
 
         def part(index: Any) -> np.ndarray:
             ranges = [range(size)[one] for one, size in zip(index[:leading], abstract.shape, strict=False)]
@@ -89,7 +99,7 @@ def read_params(
         sharding = abstract.sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         return jax.make_array_from_callback(abstract.shape, sharding, part)
 
-    return _map_with_path(read, abstract_params(config, dtype, mesh))
+    return _map_with_path(read, abstract_params(config, dtype, mesh, int8=int8))
 
 
 def planned_tensors(

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
+from fusion_jax.models.int8 import Weights
 from fusion_jax.plan import fits
 from fusion_jax.plan.programs import Start
 from fusion_jax.plan.runs import Ask, Planned, generation, merging, scoring, teacher, training
@@ -73,8 +74,8 @@ class Training:
 
 @dataclass(frozen=True)
 class Sampling:
-    """Responses of a model. records: as in `Training`. kept: see `plan.runs.generation`. planned: whether `--plan`
-    compiles it; a run has several alike."""
+    """Responses of a model. records: as in `Training`. kept, weights: see `plan.runs.generation`. planned: whether
+    `--plan` compiles it; a run has several alike."""
 
     title: str
     model: str
@@ -84,6 +85,7 @@ class Sampling:
     records: Callable[[int], int] = every
     kept: Literal["", Start] = ""
     planned: bool = True
+    weights: Weights = "stored"
 
     def check(self) -> None:
         fits.check_sampling(self.settings.mesh_tensor, self.option, model_path(self.model, self.named))
@@ -93,14 +95,14 @@ class Sampling:
             return []
         return generation(
             self.title, self.model, self.settings, _reading(ask, self.records), option=self.named,
-            settings=self.option, kept=self.kept,
+            settings=self.option, kept=self.kept, weights=self.weights,
         )  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Teaching:
     """A teacher that reads `rows` texts of `tokens` tokens at once. settings: of the training stage whose mesh it lies
-    on, or None for all devices. planned: as in `Sampling`."""
+    on, or None for all devices. planned, weights: as in `Sampling`."""
 
     title: str
     model: str
@@ -111,6 +113,7 @@ class Teaching:
     option: str = "--train"
     named: str = "--target"
     planned: bool = True
+    weights: Weights = "stored"
 
     def check(self) -> None:
         if self.settings is not None:
@@ -121,20 +124,21 @@ class Teaching:
             return []
         return teacher(
             self.title, self.model, self.rows, self.tokens, self.k, ask, option=self.named, train=self.settings,
-            settings=self.option,
+            settings=self.option, weights=self.weights,
         )  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Scoring:
     """Log-probs of `rows` texts of an example under a model that did not write them, once. stage: the training whose
-    mesh, batches, lengths and records they have."""
+    mesh, batches, lengths and records they have. weights: as in `Sampling`."""
 
     title: str
     model: str
     rows: int
     stage: Training
     named: str = "--sources"
+    weights: Weights = "stored"
 
     def check(self) -> None:
         fits.check_reading(self.stage.settings, self.stage.option, model_path(self.model, self.named))
@@ -143,7 +147,7 @@ class Scoring:
         stage = self.stage
         return scoring(
             self.title, self.model, self.rows, stage.settings, stage.tokens, _reading(ask, stage.records),
-            option=self.named, settings=stage.option,
+            option=self.named, settings=stage.option, weights=self.weights,
         )  # fmt: skip
 
 

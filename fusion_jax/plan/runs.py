@@ -11,6 +11,7 @@ from fusion_jax.data.order import num_steps
 from fusion_jax.errors import InputError
 from fusion_jax.models.config import rewarding
 from fusion_jax.models.families import config_from_hf, config_to_hf
+from fusion_jax.models.int8 import Weights
 from fusion_jax.models.parameters import check_heads
 from fusion_jax.ops.kernels import Kernel
 from fusion_jax.plan.models import PUBLIC, config_named
@@ -39,6 +40,7 @@ from fusion_jax.zoo import model_path
 _PROMPT = 1024
 Sizes = tuple[int, int, int]  # of data, fsdp and tensor
 
+_HELD: dict[Weights, str] = {"stored": "", "int8": ", its layers' matrices in int8"}
 _PACKED = {
     "official": ("packed blocks have the settings' greatest length, as planned",),
     "reset": ("planned without the segment ids of packed documents: attention leaves out nothing across them",),
@@ -138,12 +140,13 @@ def training(
 
 
 def scoring(
-    title: str, model: str, rows: int, train: TrainSettings, max_length: int, ask: Ask, *, option: str, settings: str
-) -> list[Planned]:
+    title: str, model: str, rows: int, train: TrainSettings, max_length: int, ask: Ask, *, option: str, settings: str,
+    weights: Weights = "stored",
+) -> list[Planned]:  # fmt: skip
     """Log-probs of texts under a model that did not write them, once, on the mesh and in the batches of a stage.
 
     Args:
-      rows: texts of an example. option: that names the model; settings: that `train` has.
+      rows: texts of an example. option: that names the model; settings: that `train` has. weights: of the layers.
 
     Raises:
       InputError: as `training`.
@@ -155,8 +158,9 @@ def scoring(
     examples, prompt, tokens = train.batch_size // micro, *_lengths(max_length, ask.prompt)
     attention: Kernel = "splash" if train.attention == "auto" else train.attention
     dtype: Dtype = "bfloat16" if train.compute_dtype == "auto" else train.compute_dtype
-    step = ScoreStep(examples, tokens, rows, prompt, train.shared_prompt and prompt > 0, attention, dtype, "bfloat16")
-    notes = (f"model: {name}", _widths(prompt, tokens, rows), *notes)
+    shared = train.shared_prompt and prompt > 0
+    step = ScoreStep(examples, tokens, rows, prompt, shared, attention, dtype, "bfloat16", weights)
+    notes = (f"model: {name}{_HELD[weights]}", _widths(prompt, tokens, rows), *notes)
     return [Planned(title, Request(ask.slice, values, step, mesh), math.ceil(ask.rows / examples), notes)]
 
 
@@ -227,27 +231,28 @@ def teacher(
     option: str = "--model",
     train: TrainSettings | None = None,
     settings: str = "--train",
+    weights: Weights = "stored",
 ) -> list[Planned]:
     """A teacher that reads texts and keeps k entries a token, on a mesh of its own or on that of `train`, which the
-    option `settings` has."""
+    option `settings` has. weights: of its layers."""
     values, name = model_values(model, ask, option)
     config, mesh = config_from_hf(values), _mesh(ask, mesh) if train is None else _train_mesh(ask, train)
     check_heads(config, mesh[2], math.prod(mesh), "--mesh" if train is None else f"{settings}.mesh-tensor", model=name)
     ways, tokens = mesh[0] * mesh[1], min(tokens, config.max_positions)
     padded = padded_rows(rows, ways)
-    notes = [f"model: {name}", f"every text: {tokens} tokens, the settings' longest"]
+    notes = [f"model: {name}{_HELD[weights]}", f"every text: {tokens} tokens, the settings' longest"]
     if padded != rows:
         notes.append(f"planned with {padded} texts at once: {rows} do not divide over {ways} chips")
-    step = TeacherStep(padded, bucket_list(tokens)[-1], k)
+    step = TeacherStep(padded, bucket_list(tokens)[-1], k, weights=weights)
     return [Planned(title, Request(ask.slice, values, step, mesh), math.ceil(ask.rows / padded), tuple(notes))]
 
 
 def generation(
     title: str, model: str, sample: SampleSettings, ask: Ask, *, prompt: int = _PROMPT, option: str = "--target",
-    settings: str = "--sample.mesh-tensor", kept: Literal["", Start] = "",
+    settings: str = "--sample.mesh-tensor", kept: Literal["", Start] = "", weights: Weights = "stored",
 ) -> list[Planned]:  # fmt: skip
     """Reading a batch of prompts, and growing all their samples to the most tokens; settings: the option that sets
-    `mesh_tensor`; kept: see `programs.Prefill`."""
+    `mesh_tensor`; kept, weights: see `programs.Prefill`."""
     values, name = model_values(model, ask, option)
     config = config_from_hf(values)
     longest = min(ask.prompt or prompt, config.max_positions - sample.max_new_tokens)
@@ -261,12 +266,13 @@ def generation(
     group = read_together(width, size, mesh[0] * mesh[1])
     *_, capacity = capacities_of(sample.max_new_tokens)
     batches = math.ceil(ask.rows / size)
-    grown = Decode(size, kept_width(longest), capacity, sample.num_samples, sample.sampler, kept)
-    notes = (f"model: {name}", f"every prompt: {width} tokens (--plan-prompt N)")
+    grown = Decode(size, kept_width(longest), capacity, sample.num_samples, sample.sampler, kept, weights)
+    notes = (f"model: {name}{_HELD[weights]}", f"every prompt: {width} tokens (--plan-prompt N)")
     grows = f"every sample grows to {capacity} tokens, its cache as large from the start: an upper bound"
     return [
         Planned(
-            f"{title}: {group} prompts read", Request(ask.slice, values, Prefill(group, width, kept), mesh),
+            f"{title}: {group} prompts read",
+            Request(ask.slice, values, Prefill(group, width, kept, weights=weights), mesh),
             math.ceil(batches * size / group), notes,
         ),
         Planned(f"{title}: a batch grown", Request(ask.slice, values, grown, mesh), batches, (*notes, grows)),

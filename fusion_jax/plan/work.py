@@ -12,6 +12,7 @@ from typing import NamedTuple
 from fusion_jax.plan.hlo import COLLECTIVES, HOST, VMEM, Computation, Instruction, Module, Shape
 
 _SLICES = ("dynamic-slice", "slice", "gather")
+_ALIASED = "output_to_operand_aliasing={{}: (0, {})}"  # inside a fusion: its operand, laid out otherwise as it is read
 _SPACES = {VMEM: 1, HOST: 2}
 _THROUGH = ("bitcast", "reshape", "convert", "copy", "transpose")
 
@@ -126,7 +127,7 @@ def _read(module: Module, called: Computation, name: str, whole: int) -> int:
             continue
         if first and user.opcode in _SLICES:
             total += sum(s.size for s in user.shapes)
-        elif first and user.opcode == "bitcast":
+        elif first and (user.opcode == "bitcast" or _ALIASED in user.attributes):
             total += _read(module, called, user.name, whole)
         elif user.opcode == "fusion" and (inner := module.called(user)):
             places = [n for n, operand in enumerate(user.operands) if operand == name]

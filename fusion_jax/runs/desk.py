@@ -20,6 +20,7 @@ from fusion_jax.files import write_json
 from fusion_jax.jsonl import Record
 from fusion_jax.markdown import markdown_table, save_figure
 from fusion_jax.models.folder import Model, load, save
+from fusion_jax.models.int8 import Weights, dtype_of
 from fusion_jax.runs.counts import check_enough, counts_table
 from fusion_jax.runs.judging import (
     MEASURES,
@@ -115,10 +116,10 @@ class Desk:
         """Refuse fewer examples than a batch, with what was dropped before."""
         check_enough(self.run, self.counts if counts else {}, examples, settings, option)
 
-    def load(self, name: str | Path, settings: TrainSettings) -> Model:
+    def load(self, name: str | Path, settings: TrainSettings, weights: Weights = "stored") -> Model:
         """A model on the mesh of a stage."""
         with self.run.phase("loading"):
-            return load(model_path(name), mesh=compute_for(settings).mesh)
+            return load(model_path(name), dtype=dtype_of(weights), mesh=compute_for(settings).mesh)
 
     def target(self, name: str, settings: TrainSettings, tests: EvalSet, *, prompts: Sequence[str]) -> Model:
         """The model to improve on the mesh of a stage, judged before it learns from these prompts."""

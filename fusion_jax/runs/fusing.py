@@ -15,6 +15,7 @@ from fusion_jax.evals.perplexity import surprise
 from fusion_jax.failures import doing
 from fusion_jax.markdown import markdown_table, save_figure
 from fusion_jax.models.folder import Model
+from fusion_jax.models.int8 import Weights
 from fusion_jax.options import Models, built
 from fusion_jax.plan.parts import Packing, Part, Teaching, Training
 from fusion_jax.runs.desk import Desk
@@ -53,6 +54,9 @@ class FusingSettings(JudgedSettings):
 
     sources: Models = ("zoo:llama-source", "zoo:qwen-source", "zoo:gemma-source")
     """Models to learn from: folders, or zoo:NAME."""
+    source_weights: Weights = "stored"
+    """How the layers' matrices of the sources are held: as their files have them (stored), or rounded to int8, which
+    takes half the memory of bfloat16."""
     max_length: int = 2048
     """Tokens that models read; longer texts are cut, longer chats left out and counted."""
     k: int = 10
@@ -144,7 +148,9 @@ class Fusing:
 
     def read(self, name: str) -> Reading:
         """Measure a model and have it read its documents; it is let go with the call."""
-        run, model = self.desk.run, self.load(self.corpus.folders[name])
+        pivot = name == next(iter(self.corpus.folders))
+        weights: Weights = "stored" if pivot else self.settings.source_weights
+        run, model = self.desk.run, self.desk.load(self.corpus.folders[name], self.train, weights)
         self.measure(name, model, reader=name)
         with doing(f"reading {name}"), run.timed(f"reading {name}"):
             return read_documents(
@@ -224,7 +230,17 @@ def fusing_parts(s: FusingSettings, title: str, target: str, named: str, packing
     """
     models = [(named, target), *(("--sources", source) for source in s.sources)]
     reads = [
-        Teaching(f"reading {model}", model, s.train, s.teacher_batch, s.max_length, s.k, named=option, planned=not i)
+        Teaching(
+            f"reading {model}",
+            model,
+            s.train,
+            s.teacher_batch,
+            s.max_length,
+            s.k,
+            named=option,
+            planned=not i,
+            weights=s.source_weights if i else "stored",
+        )
         for i, (option, model) in enumerate(models)
     ]
     objective = objectives.fusion(s.fusion)

@@ -17,6 +17,7 @@ from fusion_jax.data.examples import TextSettings, make_examples
 from fusion_jax.data.records import Row
 from fusion_jax.jsonl import Record
 from fusion_jax.models.folder import Model
+from fusion_jax.models.int8 import Weights
 from fusion_jax.runs.desk import Desk, Stage
 from fusion_jax.train.reference import sequence_logprobs
 from fusion_jax.train.settings import compute_for
@@ -49,16 +50,19 @@ def _whole(rows: Sequence[Row], model: Model, text: TextSettings, most: int) -> 
     return whole, lost
 
 
-def scored_by(desk: Desk, name: str, source: str, rows: Sequence[Row], stage: Stage) -> list[Record]:
+def scored_by(
+    desk: Desk, name: str, source: str, rows: Sequence[Row], stage: Stage, weights: Weights = "stored"
+) -> list[Record]:
     """values/NAME.jsonl: {"row", "logprobs", "tokens"} of every row, one number a response; null, with "dropped" for
     the reason, where the source cannot read the row.
 
     Args:
       source: the folder. stage: on whose mesh, in whose batches and with whose text settings it is computed.
+      weights: how the source's are held.
     """
 
     def measured() -> list[Record]:
-        model = desk.load(source, stage.settings)
+        model = desk.load(source, stage.settings, weights)
         with desk.run.phase("scoring"):
             return _measured(model, name, rows, stage)
 

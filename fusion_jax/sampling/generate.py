@@ -15,6 +15,7 @@ from fusion_jax.data.chat import LostText, render_each, stop_token_ids
 from fusion_jax.data.clip import Clip
 from fusion_jax.errors import InputError
 from fusion_jax.models.folder import Model, check_folder, load
+from fusion_jax.models.int8 import Weights, dtype_of
 from fusion_jax.sampling.ids import Completion, decoding_mesh, generate_ids
 from fusion_jax.sampling.samplers import Sampler
 from fusion_jax.settings import bounded
@@ -58,9 +59,11 @@ class SampleSettings:
         return Sampler(self.temperature, self.top_p, self.top_k, self.repetition_penalty)
 
 
-def load_to_sample(path: str | os.PathLike[str], tensor: int = 0, option: str = "mesh_tensor") -> Model:
+def load_to_sample(
+    path: str | os.PathLike[str], tensor: int = 0, option: str = "mesh_tensor", *, weights: Weights = "stored"
+) -> Model:
     """A model laid out to generate; see `decoding_mesh` and `load`, which name the errors."""
-    return load(path, mesh=decoding_mesh(check_folder(path), tensor, option))
+    return load(path, dtype=dtype_of(weights), mesh=decoding_mesh(check_folder(path), tensor, option))
 
 
 def generate(

@@ -26,6 +26,7 @@ from fusion_jax.models.compute import Compute
 from fusion_jax.models.config import Positions
 from fusion_jax.models.decoder import Params
 from fusion_jax.models.folder import Model
+from fusion_jax.models.int8 import refuse_int8
 from fusion_jax.models.parameters import place_params
 from fusion_jax.store.run_folder import RunFolder, append_metrics, evaluated, read_metrics, truncate_metrics
 from fusion_jax.store.times import Clock
@@ -65,6 +66,7 @@ def optimise(
       NonFiniteLoss: a step was not finite; names the records, after saving the last good state.
       SystemExit: with `hosts.signals.PREEMPTED`, SIGTERM came to any host; the state is saved.
     """
+    refuse_int8(model.params, "trained")
     if settings.best_of > 1 and held is None:
         cure = "Keep some records for evaluation, or leave it at 1"
         raise InputError("needs held-out records to choose by", field="best_of", cure=cure)

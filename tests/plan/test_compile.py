@@ -119,13 +119,14 @@ def test_other_programs_are_planned(program, place, mesh):
 
 
 @needs_compiler
-def test_a_token_takes_no_less_than_reading_weights_and_cache_once():
+@pytest.mark.parametrize(("weights", "size"), [("stored", 2), pytest.param("int8", 1, marks=pytest.mark.slow)])
+def test_a_token_takes_no_less_than_reading_weights_and_cache_once(weights, size):
     """Four layers of Llama-3-8B by heads over four chips, which HBM bounds: at every token all weights of the layers
-    and the head, and the whole caches."""
-    program, model = Decode(32, 1024, 512), PUBLIC["llama3-8b"] | {"num_hidden_layers": 4}
+    and the head, and the whole caches; of layers in int8 a byte a number, for nothing holds them cast."""
+    program, model = Decode(32, 1024, 512, weights=weights), PUBLIC["llama3-8b"] | {"num_hidden_layers": 4}
     found = plan(Planned("decode", Request("v5e-4", model, program, (1, 1, 4))))
     config = config_from_hf(model)
-    weights = 2 * (body_parameters(config) + head_parameters(config))
+    weights = size * body_parameters(config) + 2 * head_parameters(config)
     attention = config.decoder[0].attention
     cache = 2 * 2 * 4 * attention.kv_heads * attention.head_dim * 32 * (1024 + 512)
     floor = 512 * (weights + cache) / 4 / slice_of("v5e-4").chip.bandwidth

@@ -47,7 +47,8 @@ TRAINED = [
 READ = [
     ("gemma2", ScoreStep(2, 16, 3, prompt=16, attention="xla")), ("gemma3", TeacherStep(2, 32, attention="xla")),
     ("gemma3", Prefill(2, 32, attention="xla")), ("qwen3", Prefill(2, 32, attention="xla")),
-    ("gemma2", Decode(2, 32, 16)), ("llama", Decode(2, 32, 16, 2, Sampler(0.8, 0.95, 5, 1.05))),
+    ("gemma2", Decode(2, 32, 16)), ("gemma3", Decode(2, 32, 16, weights="int8")),
+    ("llama", TeacherStep(2, 32, attention="xla", weights="int8")), ("llama", Decode(2, 32, 16, 2, Sampler(0.8, 0.95, 5, 1.05))),
 ]  # fmt: skip
 MERGED = [
     ("", MergeTensor(name, min(max(method.least_models, 2), method.most_models or 2), (8, 6)))
@@ -59,6 +60,7 @@ MERGED = [
 def named(case):
     model, program = case
     what = [getattr(program, field, "") for field in ("objective", "method", "remat", "reference")]
+    what += ["int8"] * (getattr(program, "weights", "") == "int8")
     return " ".join(filter(None, [model, type(program).__name__, *what]))
 
 

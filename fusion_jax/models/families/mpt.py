@@ -44,7 +44,7 @@ def from_hf(fields: Fields) -> ModelConfig:
     own = {name: value for name, value in fields.values.items() if name not in UNREAD}
     fields = replace(fields, values=own | {"intermediate_size": ratio * width})
     model = llama_like_from_hf(fields, DEFAULTS, ())
-    stack, norm = model.decoder[0], Norm("layer", model.final_norm.eps)
+    stack, norm = model.decoder[0], Norm("layer", model.decoder[0].norm.eps)
     attention = _attention(fields.object("attn_config", None) or Fields({}), stack.attention)
     stack = replace(stack, norm=norm, attention=attention, mlp=replace(stack.mlp, gated=False))
     positions = Positions(model.max_positions, (), "alibi")

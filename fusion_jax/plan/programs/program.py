@@ -11,7 +11,7 @@ from fusion_jax.errors import InputError
 
 Dtype = Literal["bfloat16", "float32"]
 Start = Dtype  # of the weights that a stage starts from
-BYTES = {"bfloat16": 2, "float32": 4, "": 0}
+BYTES = {"bfloat16": 2, "float32": 4, "stored": 2, "int8": 1, "": 0}  # files are planned as bfloat16
 
 
 class Place(NamedTuple):

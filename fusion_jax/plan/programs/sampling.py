@@ -9,12 +9,14 @@ from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from fusion_jax.models.attention import Crossed, cache_specs
 from fusion_jax.models.config import ModelConfig, Stack
 from fusion_jax.models.decode import DecodeParams, LayerCache
-from fusion_jax.models.parameters import abstract_params, layer_specs
+from fusion_jax.models.decoder import stacks_of
+from fusion_jax.models.int8 import Weights
+from fusion_jax.models.parameters import abstract_params
 from fusion_jax.ops.kernels import Kernel
 from fusion_jax.plan.flops import body_parameters, forward_flops, head_parameters, query_flops
 from fusion_jax.plan.programs.program import BYTES, Place, Program, Situation, Start
@@ -25,20 +27,21 @@ from fusion_jax.sampling.samplers import GREEDY, Sampler
 _GIB = 2**30
 
 
-def _held(kept: str, weights: int, place: Place) -> int:
+def _held(kept: str, held: Weights, weights: int, place: Place) -> int:
     """The layers stacked, to read prompts, and taken apart, to decode, and the weights that the run had before."""
-    return 2 * weights // place.mesh[2] + BYTES[kept] * weights // place.chips
+    return BYTES[held] * weights // place.mesh[2] + BYTES[kept] * weights // place.chips
 
 
 @dataclass(frozen=True)
 class Prefill(Program):
     """Keys and values of `rows` prompts of `prompt` tokens, as generation reads them; kept: dtype of the weights that
-    the run holds on its training mesh besides, "" for none."""
+    the run holds on its training mesh besides, "" for none; weights: of the layers as generation reads them."""
 
     rows: int
     prompt: int
     kept: Literal["", Start] = ""
     attention: Kernel = "splash"
+    weights: Weights = "stored"
     needs_model: ClassVar[bool] = True
 
     def check(self, ways: int) -> None:
@@ -48,7 +51,8 @@ class Prefill(Program):
         how = ids.How(config, Sampler(), 1, jnp.dtype(jnp.bfloat16), mesh, self.attention)
         tokens = spread(mesh, ("batch", "tokens"), (self.rows, self.prompt), jnp.int32)
         lengths = spread(mesh, ("batch",), (self.rows,), jnp.int32)
-        return ids.prefill(how).trace(abstract_params(config, jnp.bfloat16, mesh), tokens, lengths)
+        params = abstract_params(config, jnp.bfloat16, mesh, int8=self.weights == "int8")
+        return ids.prefill(how).trace(params, tokens, lengths)
 
     def flops(self, config: ModelConfig) -> float:
         return forward_flops(config, self.prompt, 0, 1, True) * self.rows
@@ -57,13 +61,13 @@ class Prefill(Program):
         return self.rows * self.prompt
 
     def weights_beside(self, weights: int, place: Place) -> int:
-        return _held(self.kept, weights, place)
+        return _held(self.kept, self.weights, weights, place)
 
 
 @dataclass(frozen=True)
 class Decode(Program):
     """`capacity` more tokens of `samples` continuations of each of `rows` prompts: the loop that grows all rows;
-    kept: see `Prefill`."""
+    kept, weights: see `Prefill`."""
 
     rows: int
     prompt: int
@@ -71,6 +75,7 @@ class Decode(Program):
     samples: int = 1
     sampler: Sampler = GREEDY
     kept: Literal["", Start] = ""
+    weights: Weights = "stored"
     needs_model: ClassVar[bool] = True
 
     def check(self, ways: int) -> None:
@@ -79,10 +84,15 @@ class Decode(Program):
     def trace(self, config: ModelConfig, mesh: Mesh) -> jax.stages.Traced:
         dtype, rows = jnp.dtype(jnp.bfloat16), self.rows * self.samples
         how = ids.How(config, self.sampler, self.samples, dtype, mesh)
-        params = abstract_params(config, dtype, mesh)
+        params = abstract_params(config, dtype, mesh, int8=self.weights == "int8")
+
+        def of_layer(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+            sharding = NamedSharding(mesh, PartitionSpec(*x.sharding.spec[1:]))
+            return jax.ShapeDtypeStruct(x.shape[1:], x.dtype, sharding=sharding)
+
         layers = tuple(
-            jax.tree.map(lambda s: spread(mesh, s.axes, s.shape, dtype), layer_specs(config, stack))
-            for stack in config.decoder
+            jax.tree.map(of_layer, params[name])
+            for name, stack in stacks_of(config, "decoder").items()
             for _ in range(stack.layers)
         )
         ready = DecodeParams(layers, {name: value for name, value in params.items() if name not in config.stacks})
@@ -125,7 +135,7 @@ class Decode(Program):
         return self.rows * self.samples * self.capacity
 
     def weights_beside(self, weights: int, place: Place) -> int:
-        return _held(self.kept, weights, place)
+        return _held(self.kept, self.weights, weights, place)
 
     def advice(self, now: Situation) -> str:
         if now.place.mesh[1] != 1:

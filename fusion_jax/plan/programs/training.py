@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from fusion_jax.losses import Mean, weighted
 from fusion_jax.losses.schedules import learning_rate
 from fusion_jax.models.config import ModelConfig
+from fusion_jax.models.int8 import Weights
 from fusion_jax.models.parameters import abstract_params
 from fusion_jax.ops.kernels import Kernel
 from fusion_jax.ops.remat import Remat
@@ -144,7 +145,8 @@ class TrainStep(Program):
 
 @dataclass(frozen=True)
 class ScoreStep(Program):
-    """Reference log-probs of a micro-batch of examples of `groups` rows; start: dtype of the weights."""
+    """Reference log-probs of a micro-batch of examples of `groups` rows; start: dtype of the weights; weights: of the
+    layers, "stored" as `start` says."""
 
     examples: int
     tokens: int
@@ -154,6 +156,7 @@ class ScoreStep(Program):
     attention: Kernel = "splash"
     dtype: Dtype = "bfloat16"
     start: Start = "bfloat16"
+    weights: Weights = "stored"
     needs_model: ClassVar[bool] = True
 
     def check(self, ways: int) -> None:
@@ -162,7 +165,7 @@ class ScoreStep(Program):
     def trace(self, config: ModelConfig, mesh: Mesh) -> jax.stages.Traced:
         rows = batch(mesh, (), self.examples, self.groups, self.prompt, self.tokens)
         compute = tpu_compute(mesh, self.dtype, kernel=self.attention, shared_prompt=self.shared_prompt)
-        params = abstract_params(config, jnp.dtype(self.start), mesh)
+        params = abstract_params(config, jnp.dtype(self.start), mesh, int8=self.weights == "int8")
         return traced(make_score_step(config, compute), params, rows)
 
     def flops(self, config: ModelConfig) -> float:
