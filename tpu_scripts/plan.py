@@ -21,6 +21,7 @@ from fusion_jax.errors import InputError
 from fusion_jax.markdown import markdown_table
 from fusion_jax.merge.methods import MethodName
 from fusion_jax.models.decoder import Kernel
+from fusion_jax.models.int8 import Weights
 from fusion_jax.ops.remat import Remat
 from fusion_jax.options import Called, ModelPath
 from fusion_jax.plan.compile import check_compiler
@@ -78,6 +79,8 @@ class Settings:
     """Prompts of prefill and decode, over all chips."""
     new_tokens: int = 1024
     """Tokens grown behind each prompt."""
+    weights: Weights = "stored"
+    """How score, teacher, prefill and decode hold the layers' matrices: bfloat16 as stored, or int8."""
     method: MethodName = "sce"
     """Method of a merge."""
     models: int = 4
@@ -146,13 +149,13 @@ def program_of(s: Settings, name: Name, ways: int, remat: Remat, reference: Lite
             )
             return replace(step, reference=reference) if OBJECTIVES[name].reference else step
         case "score":
-            return ScoreStep((rows or 1) * ways, tokens, 1, s.prompt, attention=s.attention)
+            return ScoreStep((rows or 1) * ways, tokens, 1, s.prompt, attention=s.attention, weights=s.weights)
         case "teacher":
-            return TeacherStep((rows or 1) * ways, s.tokens, s.k, s.attention)
+            return TeacherStep((rows or 1) * ways, s.tokens, s.k, s.attention, s.weights)
         case "prefill":
-            return Prefill(s.batch_size, s.tokens)
+            return Prefill(s.batch_size, s.tokens, weights=s.weights)
         case "decode":
-            return Decode(s.batch_size, s.tokens, s.new_tokens)
+            return Decode(s.batch_size, s.tokens, s.new_tokens, weights=s.weights)
         case "merge":
             values = config_named(s.model, "--model")
             return MergeTensor(s.method, s.models, (values["vocab_size"], values["hidden_size"]))

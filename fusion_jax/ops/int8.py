@@ -1,8 +1,8 @@
 """Kernels as int8 with one scale an output: half the bytes of bfloat16, to hold and to read for every token.
 
 w ~ values * scale with scale = max |w| / 127 over the inputs of an output, rounded to bfloat16, and values the nearest
-whole numbers. A product is (x @ values) * scale. Values and scales are exact in bfloat16: what is lost is lost once,
-when a kernel is rounded.
+whole numbers. A product is (x @ values) * scale, where x has few rows, or x @ (values * scale). Values and scales are
+exact in bfloat16; their products are rounded as every weight in bfloat16 is.
 """
 
 from __future__ import annotations
@@ -69,4 +69,7 @@ def times(x: Array, kernel: Array | Int8, dtype: Any) -> Array:
     """x [N,D] @ kernel [D,F] in `dtype`."""
     if not isinstance(kernel, Int8):
         return x @ kernel.astype(dtype)
-    return (x @ kernel.values.astype(dtype)) * kernel.scale.astype(dtype)
+    values, scale = kernel.values.astype(dtype), kernel.scale.astype(dtype)
+    if x.shape[0] < kernel.shape[0]:  # the scale on what has fewer numbers, the result or the kernel
+        return (x @ values) * scale
+    return x @ (values * scale)
