@@ -175,6 +175,30 @@ def test_a_slice_inside_a_nested_fusion_is_read_alone():
     assert matmul_flops(module, main.root, main) == 2 * 1024 * 2048 * 4096
 
 
+def test_a_slice_of_what_a_nested_fusion_lays_out_otherwise_is_read_alone():
+    """As the TPU compiler slices stacked kernels in int8."""
+    nested = """
+%turned (p0: s8[32,2048,4096]) -> s8[32,2048,4096] {
+  %p0 = s8[32,2048,4096]{2,1,0:T(32,128)(4,1)} parameter(0)
+  ROOT %c = s8[32,2048,4096]{2,1,0:T(8,128)(4,1)} copy(%p0)
+}
+
+%take (p0: s8[32,2048,4096], p1: s32[]) -> s8[1,2048,4096] {
+  %p0 = s8[32,2048,4096]{2,1,0:T(32,128)(4,1)} parameter(0)
+  %view = s8[32,2048,4096]{2,1,0:T(8,128)(4,1)} fusion(%p0), kind=kLoop, output_to_operand_aliasing={{}: (0, {})}, calls=%turned
+  %p1 = s32[] parameter(1)
+  ROOT %d = s8[1,2048,4096]{2,1,0} dynamic-slice(%view, %p1, %p1, %p1), dynamic_slice_sizes={1,2048,4096}
+}
+"""
+    text = entry(
+        "%s = s8[32,2048,4096]{2,1,0:T(32,128)(4,1)} parameter(3)", "%i = s32[] parameter(4)",
+        "ROOT %f = s8[1,2048,4096]{2,1,0} fusion(%s, %i), kind=kLoop, calls=%take", before=nested,
+    )  # fmt: skip
+    module = parse(text)
+    main = module.computations["main"]
+    assert traffic(module, main.root, main) == (2 * 2048 * 4096 + 4, 0, 0)
+
+
 def test_a_weight_handed_on_by_a_nested_fusion_is_read_whole():
     """As the compiler wraps the weights of a decoded token: the nested fusion is a bitcast of its parameter alone."""
     nested = """
