@@ -23,7 +23,10 @@ from fusion_jax.paths import is_remote, listed
 
 # What may not differ between models, also where the shapes of their tensors agree.
 SAME = ("model_type", "num_attention_heads", "num_key_value_heads", "head_dim", "hidden_act")
-SAME_IF_SAID = ("use_parallel_residual", "partial_rotary_factor")  # defaults are the family's
+SAME_IF_SAID = (  # defaults are the family's
+    "use_parallel_residual", "partial_rotary_factor", "num_experts_per_tok", "norm_topk_prob", "routed_scaling_factor",
+    "topk_method", "topk_group",
+)  # fmt: skip
 
 SMALL = (".json", ".jinja", ".txt", ".model")  # files of a folder that are not weights
 
