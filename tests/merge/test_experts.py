@@ -36,10 +36,10 @@ def test_every_tensor_of_a_layer_is_found_in_it(name):
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
     config, folder = config_of("deepseek-v2"), tmp_path_factory.mktemp("models")
+    rng = np.random.default_rng(0)
     for seed in range(2):
-        rng = np.random.default_rng(seed)
-        params = jax.tree.map(lambda one: rng.normal(size=one.shape).astype(np.float32), abstract_params(config))
-        fj.save(Model(config, jax.tree.map(jnp.asarray, params)), folder / f"m{seed}")
+        params = jax.tree.map(lambda one: jnp.asarray(rng.normal(size=one.shape), one.dtype), abstract_params(config))
+        fj.save(Model(config, params), folder / f"m{seed}")
     return folder
 
 
