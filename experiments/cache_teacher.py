@@ -71,7 +71,7 @@ class Settings:
     texts: File = ""
     """JSON lines with "text", or a .txt or .md file with one text a line."""
     model: ModelPath = "zoo:gemma-source"
-    """The teacher: a Hugging Face folder, or zoo:NAME."""
+    """The teacher: a Hugging Face folder, a GGUF file, or zoo:NAME."""
     out: Folder = "runs/teacher"
     """Folder of the store; the same command goes on at its missing parts."""
     k: int = 10

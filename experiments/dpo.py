@@ -51,7 +51,7 @@ class Settings(RunSettings):
 
     out: Folder = "runs/dpo"
     model: ModelPath = "zoo:target"
-    """Model to train: a Hugging Face folder, or zoo:NAME."""
+    """Model to train: a Hugging Face folder, a GGUF file, or zoo:NAME."""
     data: File = ""
     """Pairs (prompt, chosen, rejected) or quadruples; without, the model's own samples on the zoo's problems."""
     on_bad: OnBad = "error"

@@ -37,7 +37,7 @@ class Settings:
     """A model, prompts, and how answers are sampled."""
 
     model: ModelPath = "zoo:target"
-    """Model to ask: a Hugging Face folder, or zoo:NAME."""
+    """Model to ask: a Hugging Face folder, a GGUF file, or zoo:NAME."""
     prompt: FreeTexts = ()
     """Prompts, each in quotes."""
     prompts: File = ""

@@ -58,7 +58,7 @@ class Settings(RunSettings):
 
     out: Folder = "runs/reward_model"
     model: AnyModel = "zoo:plants-editor"
-    """Language model or reward model to train: a Hugging Face folder, or zoo:NAME."""
+    """Language model or reward model to train: a Hugging Face folder, a GGUF file, or zoo:NAME."""
     data: File = ""
     """Pairs (prompt, chosen, rejected); without, answers about the zoo's plants."""
     on_bad: OnBad = "error"

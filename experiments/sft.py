@@ -45,7 +45,7 @@ class Settings(RunSettings):
 
     out: Folder = "runs/sft"
     model: ModelPath = "zoo:target"
-    """Model to train: a Hugging Face folder, or zoo:NAME."""
+    """Model to train: a Hugging Face folder, a GGUF file, or zoo:NAME."""
     data: File = ""
     """Records with a prompt and a response, or messages; without, problems of the zoo's skills."""
     on_bad: OnBad = "error"

@@ -1,4 +1,5 @@
-"""A Hugging Face folder in, a Hugging Face folder out; weights stream slice by slice into their sharding and back."""
+"""A Hugging Face folder or GGUF file in, a Hugging Face folder out; weights stream slice by slice into their sharding
+and back."""
 
 from __future__ import annotations
 
@@ -7,6 +8,7 @@ import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +26,8 @@ from fusion_jax.models.decoder import Params, forward, head_kernel, padded_posit
 from fusion_jax.models.families import config_from_hf, config_to_hf, family_of, names_of, tensors_of
 from fusion_jax.models.families.rotary import with_both_forms
 from fusion_jax.models.families.tensors import HfTensor
+from fusion_jax.models.gguf_header import is_gguf
+from fusion_jax.models.gguf_model import gguf_name, hf_entries, tell_size
 from fusion_jax.models.head import usual_tensors, with_head
 from fusion_jax.models.int8 import refuse_int8
 from fusion_jax.models.json_files import read_config, read_generation
@@ -88,19 +92,20 @@ def _opened(folder: Path) -> tuple[dict[str, Any], ModelConfig, dict[str, Tensor
     A stored head that is not the embedding counts, whatever config.json says: then the values say that nothing is tied.
     """
     values = read_config(folder)
-    file = folder / "config.json"
+    file = folder if is_gguf(folder) else folder / "config.json"
     config = config_from_hf(values, file)
     family = family_of(config.model_type)
     untied = {t.path: t.name for t in family.tensors(dataclasses.replace(config, head=Head()))}
     embedding, head = untied["embed", "embedding"], untied.get(("head", "kernel"), "")
-    found = usual_tensors(open_folder(folder), family)
+    found = usual_tensors(hf_entries(folder) if is_gguf(folder) else open_folder(folder), family)
     tie = names_of(config.model_type).get("tie_word_embeddings", "tie_word_embeddings")
     entries, tied = with_head(found, config.head.tied, embedding=embedding, head=head)
     if tied != config.head.tied and not config.head.labels:
         values, config = values | {tie: tied}, _with_tied(config, tied)
     tensors = tensors_of(config)
     lost = {head: f", or set {tie} to true in config.json if the embedding is the head"}
-    check_weights(folder, config, entries, tensors, family.IGNORED, lost if embedding in entries else {})
+    named = partial(gguf_name, file=folder) if is_gguf(folder) else str
+    check_weights(folder, config, entries, tensors, family.IGNORED, lost if embedding in entries else {}, named)
     return values, config, entries, tensors
 
 
@@ -109,7 +114,7 @@ def _with_tied(config: ModelConfig, tied: bool) -> ModelConfig:
 
 
 def load(path: str | os.PathLike[str], *, dtype: Any = None, mesh: Mesh | None = None) -> Model:
-    """Read a Hugging Face folder.
+    """Read a Hugging Face folder or, dequantised tensor by tensor, a GGUF file, whose size is logged before.
 
     Args:
       dtype: of the parameters; None keeps the files'. "int8": the kernels of the layers as int8 with a float32 scale an
@@ -119,7 +124,7 @@ def load(path: str | os.PathLike[str], *, dtype: Any = None, mesh: Mesh | None =
 
     Raises:
       InputError: a missing or broken file, an unknown architecture, a missing, extra or misshapen weight, a tokenizer
-        with more entries than the embedding; names the file and the tensor.
+        with more entries than the embedding, a GGUF file that is larger than the memory; names the file and the tensor.
     """
     folder = as_path(path)
     values, config, entries, tensors = _opened(folder)
@@ -131,6 +136,8 @@ def load(path: str | os.PathLike[str], *, dtype: Any = None, mesh: Mesh | None =
     settings = {} if tokenizer is None else read_settings(folder)
     int8 = dtype is not None and jnp.dtype(dtype) == jnp.int8
     chosen = jnp.dtype(file_dtype if dtype is None or int8 else dtype)
+    if is_gguf(folder):
+        tell_size(folder, chosen, on_host=jax.local_devices()[0].platform == "cpu")
     params = read_params(config, entries, tensors, chosen, mesh, int8=int8)
     return Model(config, params, tokenizer, values, generation, file_dtype.name, settings, str(folder))
 

@@ -10,19 +10,22 @@ from fusion_jax.fields import Fields
 from fusion_jax.files import reason
 from fusion_jax.json_files import read_json
 from fusion_jax.models.families.common import check_token_ids
-from fusion_jax.models.safetensors_io import GGUF_CURE
+from fusion_jax.models.gguf_header import is_gguf, read_gguf_header
+from fusion_jax.models.gguf_model import hf_config, hf_generation
 from fusion_jax.paths import check_bucket, exists, listed
 
 GENERATION = "generation_config.json"
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """config.json of a model folder.
+    """config.json of a model folder, or what a GGUF file says in its place.
 
     Raises:
       InputError: no such folder or file, it is not a JSON object, or the model is quantised.
     """
     check_directory(folder)
+    if is_gguf(folder):
+        return hf_config(folder)
     file = folder / "config.json"
     if not exists(file):
         raise _no_config(folder)
@@ -34,7 +37,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def read_generation(folder: Path, vocabulary: int) -> dict[str, Any]:
-    """generation_config.json of a model folder, empty where there is none.
+    """generation_config.json of a model folder, empty where there is none; of a GGUF file, its tokens that end a text.
 
     Args:
       vocabulary: tokens of the model; what ends a text is one of them.
@@ -42,10 +45,12 @@ def read_generation(folder: Path, vocabulary: int) -> dict[str, Any]:
     Raises:
       InputError: not a JSON object, or a field of another type or out of range; names the field.
     """
-    file = folder / GENERATION
-    if not exists(file):
+    if is_gguf(folder):
+        fields = Fields(hf_generation(folder), folder, within="tokenizer.ggml")
+    elif exists(file := folder / GENERATION):
+        fields = Fields(read_json(file), file)
+    else:
         return {}
-    fields = Fields(read_json(file), file)
     check_token_ids(fields, vocabulary, ends=True)
     for name in ("temperature", "top_p", "min_p", "typical_p", "repetition_penalty"):
         fields.number(name, None, low=0)
@@ -56,15 +61,18 @@ def read_generation(folder: Path, vocabulary: int) -> dict[str, Any]:
 
 
 def check_directory(path: Path, field: str | None = None) -> None:
-    """Raises InputError where a path is not a folder that can be listed; names what it is instead.
+    """Raises InputError where a path is neither a folder that can be listed nor a GGUF file; names what it is instead.
 
     field: the option that the path was given for.
     """
     zoo = str(path).startswith("zoo:")
     cure = f"fusion_jax.zoo.model_path('{path}') is the folder" if zoo else "Give a Hugging Face model folder"
     if field is not None:
-        cure = "Give a Hugging Face folder or zoo:NAME"
+        cure = "Give a Hugging Face folder, a GGUF file or zoo:NAME"
     try:
+        if is_gguf(path) and exists(path):
+            read_gguf_header(path)
+            return
         listed(path)
     except InputError:
         raise
@@ -72,8 +80,6 @@ def check_directory(path: Path, field: str | None = None) -> None:
         check_bucket(path, field)
         raise InputError("there is no such folder", file=path, field=field, cure=cure) from None
     except NotADirectoryError:
-        if str(path).lower().endswith(".gguf"):
-            raise InputError("is a GGUF file, which is not read", file=path, field=field, cure=GGUF_CURE) from None
         raise InputError("is a file; there is no such folder", file=path, field=field, cure=cure) from None
     except ValueError:
         raise InputError("is no path (it holds a NUL character)", file=path, field=field, cure=cure) from None
@@ -85,7 +91,7 @@ def _no_config(folder: Path) -> InputError:
     names = listed(folder)
     gguf = [name for name in names if name.lower().endswith(".gguf")]
     if gguf:
-        return InputError(f"holds a GGUF file ({gguf[0]}), which is not read", file=folder, cure=GGUF_CURE)
+        return InputError("holds a GGUF file, no Hugging Face model", file=folder, cure=f"Give {folder / gguf[0]}")
     if "adapter_config.json" in names:
         cure = "Merge the adapter into its base model first (merge_and_unload of peft, then save_pretrained)"
         return InputError("holds an adapter (LoRA), not a model", file=folder, cure=cure)

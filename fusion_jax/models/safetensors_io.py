@@ -25,10 +25,6 @@ INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 DTYPES = {name: BITS[name][1] for name in ("F64", "F32", "F16", "BF16")}  # of weights that are read
 NAMES = {dtype: name for name, (_, dtype) in BITS.items() if dtype != np.void}
-GGUF_CURE = (
-    "Convert it to a Hugging Face folder first, as docs/folders.md (GGUF files) shows: transformers' from_pretrained "
-    "with gguf_file, hf_quantizer = None, save_pretrained"
-)
 
 
 @dataclass(frozen=True)
@@ -178,7 +174,7 @@ def _no_weights(folder: Path) -> InputError:
     names = listed(folder)
     gguf = [name for name in names if name.lower().endswith(".gguf")]
     if gguf:
-        return InputError(f"holds a GGUF file ({gguf[0]}), which is not read", file=folder, cure=GGUF_CURE)
+        return InputError("holds a GGUF file, no Hugging Face model", file=folder, cure=f"Give {folder / gguf[0]}")
     if any(name.startswith("model-0") and name.endswith(".safetensors") for name in names):
         return InputError(f"holds parts of a model but not {INDEX}, which lists them", file=folder, cure="Copy it, too")
     if any(name.startswith("adapter_") for name in names):

@@ -23,6 +23,8 @@ from fusion_jax.fields import Fields
 from fusion_jax.files import regular_file, write_json
 from fusion_jax.json_files import read_json
 from fusion_jax.models.families.common import VOCABULARY
+from fusion_jax.models.gguf_header import is_gguf
+from fusion_jax.models.gguf_tokenizer import backend_and_settings
 from fusion_jax.models.json_files import check_directory
 from fusion_jax.paths import as_path, exists, is_remote, write_text
 
@@ -54,12 +56,14 @@ def tokenizer_of(path: str | os.PathLike[str], option: str | None = None) -> Pre
 
 
 def load_tokenizer(path: str | os.PathLike[str]) -> PreTrainedTokenizerBase | None:
-    """The folder's tokenizer, or None where it has none; code from the folder is never run.
+    """The tokenizer of a folder or GGUF file, or None where it has none; code from the folder is never run.
 
     Raises:
       InputError: a file of the tokenizer that is broken, names the folder and what is wrong.
     """
     folder = as_path(path)
+    if is_gguf(folder):
+        return _from_gguf(folder)
     if not is_remote(folder):
         return _from_folder(folder)
     with Fetched(folder, FILES) as here:
@@ -89,6 +93,24 @@ def _from_folder(folder: Path) -> PreTrainedTokenizerBase | None:
         if not broken_tokenizer(error):
             raise
         raise _unreadable(folder, error) from None
+
+
+def _from_gguf(file: Path) -> PreTrainedTokenizerBase | None:
+    """That of a GGUF file, by way of the files that a folder would have."""
+    made = backend_and_settings(file)
+    if made is None:
+        return None
+    backend, settings = made
+    bos = settings.get("bos_token") if settings.get("add_bos_token") else None
+    eos = settings.get("eos_token") if settings.get("add_eos_token") else None
+    if bos or eos:
+        backend.post_processor = bos_processor(backend, bos, eos)
+    with tempfile.TemporaryDirectory() as place:
+        backend.save(str(Path(place) / FULL))
+        write_json(Path(place) / CONFIG, settings)
+        found = _read_fast(Path(place))
+    found.name_or_path = str(file)
+    return found
 
 
 def broken_tokenizer(error: BaseException) -> bool:
@@ -168,11 +190,14 @@ def _checked(tokenizer: PreTrainedTokenizerBase, folder: Path) -> PreTrainedToke
 
 
 def read_settings(folder: Path) -> dict[str, Any]:
-    """tokenizer_config.json of a folder, empty where there is none; it and the small files beside it are checked.
+    """tokenizer_config.json of a folder, empty where there is none, as for a GGUF file; it and the small files beside
+    it are checked.
 
     Raises:
       InputError: a field of another type; names file and field.
     """
+    if is_gguf(folder):
+        return {}
     for name in (SPECIAL, ADDED):
         if exists(folder / name):
             _check_small(Fields(read_json(folder / name, cure=CURE), folder / name, cure=CURE), ids=name == ADDED)

@@ -30,12 +30,13 @@ Params = dict[str, Any]
 
 def check_weights(
     folder: Path, config: ModelConfig, entries: Mapping[str, TensorEntry], tensors: Sequence[HfTensor],
-    ignored: Sequence[str], lost: Mapping[str, str],
+    ignored: Sequence[str], lost: Mapping[str, str], named: Callable[[str], str] = str,
 ) -> None:  # fmt: skip
     """Every weight is there, none is left over but buffers, and each has the shape that the config gives.
 
     Args:
       ignored: patterns of tensors beside the weights. lost: what else would help where a tensor is missing, by name.
+      named: what the files call a tensor, for messages.
 
     Raises:
       InputError: names the file and the tensor.
@@ -44,12 +45,12 @@ def check_weights(
     for tensor in tensors:
         entry = entries.get(tensor.name)
         if entry is None:
-            raise _missing(folder, tensor.name, entries, lost)
-        entry.check_weight(tensor.name)
+            raise _missing(folder, tensor.name, entries, lost, named)
+        entry.check_weight(named(tensor.name))
         shape = tensor.shape or _in_file(_at(specs, tensor.path).shape, tensor)
         if entry.shape != shape:
             raise InputError(
-                f"has shape {entry.shape}, config.json gives {shape}", file=entry.file, field=tensor.name,
+                f"has shape {entry.shape}, config.json gives {shape}", file=entry.file, field=named(tensor.name),
                 cure="Use the config.json that belongs to the weights",
             )  # fmt: skip
     expected = {tensor.name for tensor in tensors}
@@ -57,14 +58,16 @@ def check_weights(
         if name not in expected and not is_buffer(name, entry, ignored):
             cure = "Remove it, or correct model_type in config.json"
             problem = "is a weight that this architecture does not have"
-            raise InputError(problem, file=entry.file, field=name, cure=cure)
+            raise InputError(problem, file=entry.file, field=named(name), cure=cure)
 
 
-def _missing(folder: Path, name: str, entries: Mapping[str, TensorEntry], lost: Mapping[str, str]) -> InputError:
+def _missing(
+    folder: Path, name: str, entries: Mapping[str, TensorEntry], lost: Mapping[str, str], named: Callable[[str], str]
+) -> InputError:
     problem, cure = "the weight is missing", "Restore the checkpoint's files" + lost.get(name, "")
     other = sorted({e.stored for e in entries.values() if e.stored not in DTYPES})
     problem += f" (the files hold tensors of dtype {', '.join(other)}, which are no weights)" if other else ""
-    return InputError(problem, file=folder, field=name, cure=cure)
+    return InputError(problem, file=folder, field=named(name), cure=cure)
 
 
 def read_params(
@@ -158,6 +161,9 @@ def slice_of(
         index = (*index[:-2], index[-1], index[-2])
     if tensor.shape is None:
         value = entry.read(index)
+    elif tensor.view is None and index and len(tensor.part) == 1 and isinstance(rows := tensor.part[0], slice):
+        start, stop, _ = index[0].indices(_turned(shape, tensor)[0])
+        value = entry.read((slice(rows.start + start, rows.start + stop), *index[1:]))
     else:
         whole = entry.mapped().reshape(tensor.view or tensor.shape)[tensor.part]
         value = np.array(whole.reshape(_turned(shape, tensor))[index])

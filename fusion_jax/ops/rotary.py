@@ -78,6 +78,12 @@ def _llama3(plain: np.ndarray, rope: Rope) -> np.ndarray:
     return ((1 - smooth) * plain / rope.factor + smooth * plain).astype(np.float32)
 
 
+def llama3_divisors(rope: Rope, rotated: int) -> np.ndarray:
+    """What Llama 3.1's scaling divides the plain frequencies of so many rotated numbers by, float32[r/2]."""
+    plain = (1.0 / rope.theta ** (np.arange(0, rotated, 2, dtype=np.float32) / rotated)).astype(np.float32)
+    return plain / _llama3(plain, rope)
+
+
 def _yarn(rope: Rope, head_dim: int, max_positions: int) -> tuple[np.ndarray, float]:
     """YaRN (arXiv 2309.00071): interpolate dimensions that turn fewer than beta_slow times in the original length."""
     original = rope.original_max_positions or max_positions

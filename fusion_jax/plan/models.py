@@ -6,6 +6,7 @@ import os
 from typing import Any
 
 from fusion_jax.errors import InputError
+from fusion_jax.models.gguf_header import is_gguf
 from fusion_jax.models.json_files import read_config
 from fusion_jax.paths import as_path
 
@@ -107,9 +108,9 @@ def config_named(name: str | os.PathLike[str], option: str | None = None) -> dic
     """
     if str(name) in PUBLIC:
         return PUBLIC[str(name)]
-    if not as_path(name).is_dir():
+    if not as_path(name).is_dir() and not is_gguf(name):
         raise InputError(
             "is neither a folder nor a known model", file=name, field=option,
-            cure=f"Give a folder with a config.json, or one of {', '.join(PUBLIC)}",
+            cure=f"Give a folder with a config.json, a GGUF file, or one of {', '.join(PUBLIC)}",
         )  # fmt: skip
     return read_config(as_path(name))

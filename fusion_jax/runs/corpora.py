@@ -38,7 +38,7 @@ class PlainTextSettings(FusingSettings):
     """Base models and texts."""
 
     target: ModelPath = "zoo:target"
-    """Model to improve: a Hugging Face folder, or zoo:NAME."""
+    """Model to improve: a Hugging Face folder, a GGUF file, or zoo:NAME."""
     texts: File = ""
     """JSON lines with "text", or plain lines; without, problems of the zoo's skills with their answers."""
     held_out_texts: File = ""
@@ -50,7 +50,7 @@ class ChatSettings(FusingSettings):
     """Chat models, chats, and the template through which models read them."""
 
     pivot: ModelPath = "zoo:target"
-    """Model to improve: a Hugging Face folder, or zoo:NAME."""
+    """Model to improve: a Hugging Face folder, a GGUF file, or zoo:NAME."""
     chats: File = ""
     """Conversations, messages, or prompts with responses; without, problems of the zoo's skills with right answers."""
     held_out_chats: File = ""

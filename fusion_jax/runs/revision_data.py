@@ -41,7 +41,7 @@ class RevisionSettings(JudgedSettings):
     """A policy, a reviser, and what both learn from."""
 
     target: ModelPath = "zoo:plants-target"
-    """Policy to improve: a Hugging Face folder, or zoo:NAME."""
+    """Policy to improve: a Hugging Face folder, a GGUF file, or zoo:NAME."""
     reviser: ModelPath = "zoo:plants-editor"
     """Model that becomes the reviser; it may be larger than the policy."""
     pairs: File = ""

@@ -40,7 +40,7 @@ class SourceSettings(JudgedSettings):
     """A target, sources that it learns from, prompts, and how responses to them are sampled and rewarded."""
 
     target: ModelPath = "zoo:target"
-    """Model to improve: a Hugging Face folder, or zoo:NAME."""
+    """Model to improve: a Hugging Face folder, a GGUF file, or zoo:NAME."""
     sources: Models = ("zoo:llama-source", "zoo:qwen-source", "zoo:gemma-source")
     """Models to learn from: folders, or zoo:NAME."""
     source_weights: Weights = "stored"

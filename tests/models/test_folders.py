@@ -152,16 +152,16 @@ def test_quantised_weights_are_told(tmp_path):
 
 
 def test_what_is_no_model_folder_is_told(tmp_path):
-    (tmp_path / "m.gguf").write_bytes(b"GGUF")
+    (tmp_path / "m.gguf").write_bytes(b"GGUL")
     (tmp_path / "loop").symlink_to("loop")
     (tmp_path / "note").write_text("x")
     adapter = tmp_path / "adapter"
     adapter.mkdir()
     (adapter / "adapter_config.json").write_text("{}")
-    gguf = r"GGUF file.*, which is not read\. Convert it to a Hugging Face folder first"
+    gguf = r"holds a GGUF file, no Hugging Face model\. Give .*/m\.gguf"
     write_checkpoint("llama-mha", tmp_path / "good")
     cases = [
-        ("m.gguf", "is a GGUF file, which is not read. Convert it"), ("", gguf), ("adapter", r"adapter \(LoRA\)"),
+        ("m.gguf", "is (not )?a GGUF file"), ("", gguf), ("adapter", r"adapter \(LoRA\)"),
         ("loop", "cannot be opened"), ("x" * 300, "file name too long"), ("a\0b", "NUL"), ("note", "there is no such folder"),
         ("none", "there is no such folder"),
     ]  # fmt: skip

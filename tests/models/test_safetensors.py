@@ -239,7 +239,7 @@ def test_indexes_and_files_that_disagree(tmp_path):
     [
         (
             ["model-q4.gguf"],
-            r"holds a GGUF file \(model-q4.gguf\).*Convert it to a Hugging Face folder first.*gguf_file",
+            r"holds a GGUF file, no Hugging Face model\. Give .*/model-q4\.gguf",
         ),
         (["model-00001-of-00002.safetensors"], "but not model.safetensors.index.json"),
         (["adapter_model.safetensors", "adapter_config.json"], r"an adapter \(LoRA\).*merge_and_unload"),

@@ -9,13 +9,14 @@ from typing import Any
 
 from fusion_jax.copies import Fetched
 from fusion_jax.display import brief
-from fusion_jax.errors import quoted
+from fusion_jax.errors import InputError, quoted
 from fusion_jax.fields import Fields
 from fusion_jax.merge.names import ends_of
 from fusion_jax.merge.recipes.checkpoints import Checkpoint
 from fusion_jax.merge.recipes.recipe import Recipe
 from fusion_jax.models.buffers import is_buffer
 from fusion_jax.models.families import FAMILIES, names_of
+from fusion_jax.models.gguf_header import is_gguf
 from fusion_jax.models.head import EMBEDDING, HEAD, with_head
 from fusion_jax.models.json_files import read_config
 from fusion_jax.models.safetensors_io import TensorEntry, open_folder
@@ -107,6 +108,9 @@ def open_input(folder: Path) -> Input:
     Raises:
       InputError: a file that is missing or broken, a weight of a dtype that is not read; names file and tensor.
     """
+    if is_gguf(folder):
+        cure = "Save it as a folder first: fusion_jax.save(fusion_jax.load(FILE), FOLDER)"
+        raise InputError("is a GGUF file, which a merge does not read", file=folder, cure=cure)
     config, entries = read_config(folder), open_folder(folder)
     buffers = {name: entry for name, entry in entries.items() if is_buffer(name, entry)}
     weights = {name: entry for name, entry in entries.items() if name not in buffers}
