@@ -27,19 +27,20 @@ from fusion_jax.models.families import config_from_hf, config_to_hf, family_of, 
 from fusion_jax.models.families.rotary import with_both_forms
 from fusion_jax.models.families.tensors import HfTensor
 from fusion_jax.models.gguf_header import is_gguf
-from fusion_jax.models.gguf_model import gguf_name, hf_entries, tell_size
+from fusion_jax.models.gguf_model import gguf_name, tell_size
 from fusion_jax.models.head import usual_tensors, with_head
 from fusion_jax.models.int8 import refuse_int8
 from fusion_jax.models.json_files import read_config, read_generation
+from fusion_jax.models.lora import Adapter
 from fusion_jax.models.safetensors_io import (
     DTYPES,
     NAMES,
     PlannedTensor,
     TensorEntry,
     metadata_dtype,
-    open_folder,
     write_folder,
 )
+from fusion_jax.models.stored import root_of, stored_tensors
 from fusion_jax.models.tokenizers import check_fits, load_tokenizer, read_settings, save_tokenizer, tokenizer_of
 from fusion_jax.models.weights import check_weights, planned_tensors, read_params
 from fusion_jax.ops.int8 import is_int8
@@ -58,7 +59,7 @@ class Model:
 
     hf_config: config.json as read; generation: generation_config.json as read; file_dtype: dtype of the files.
     tokenizer_config: tokenizer_config.json as read.
-    folder: that the model was read from, if any.
+    folder: that the model was read from, if any. adapter: what was trained of it, where that was an adapter.
     """
 
     config: ModelConfig
@@ -69,6 +70,7 @@ class Model:
     file_dtype: str = "float32"
     tokenizer_config: dict[str, Any] = field(default_factory=dict)
     folder: str = ""
+    adapter: Adapter | None = None
 
     def __repr__(self) -> str:
         """One line: family, sizes, dtypes, tokenizer and folder, and no weights."""
@@ -81,23 +83,25 @@ class Model:
         return f"Model({', '.join(parts)}{f', from {quoted(self.folder)}' if self.folder else ''})"
 
 
-def check_folder(path: str | os.PathLike[str]) -> ModelConfig:
+def check_folder(path: str | os.PathLike[str], *, adapter: str | os.PathLike[str] | None = None) -> ModelConfig:
     """What `load` would refuse by config.json and the files' headers, at little cost; the config of a good folder."""
-    return _opened(as_path(path))[1]
+    return _opened(as_path(path), None if adapter is None else as_path(adapter))[1]
 
 
-def _opened(folder: Path) -> tuple[dict[str, Any], ModelConfig, dict[str, TensorEntry], list[HfTensor]]:
+def _opened(
+    path: Path, adapter: Path | None
+) -> tuple[dict[str, Any], ModelConfig, dict[str, TensorEntry], list[HfTensor]]:
     """config.json and what it means; the tensors of the files, and those of the architecture, which are among them.
 
     A stored head that is not the embedding counts, whatever config.json says: then the values say that nothing is tied.
     """
-    values = read_config(folder)
+    values, folder = read_config(path), root_of(path)
     file = folder if is_gguf(folder) else folder / "config.json"
     config = config_from_hf(values, file)
     family = family_of(config.model_type)
     untied = {t.path: t.name for t in family.tensors(dataclasses.replace(config, head=Head()))}
     embedding, head = untied["embed", "embedding"], untied.get(("head", "kernel"), "")
-    found = usual_tensors(hf_entries(folder) if is_gguf(folder) else open_folder(folder), family)
+    found = usual_tensors(stored_tensors(path, adapter), family)
     tie = names_of(config.model_type).get("tie_word_embeddings", "tie_word_embeddings")
     entries, tied = with_head(found, config.head.tied, embedding=embedding, head=head)
     if tied != config.head.tied and not config.head.labels:
@@ -113,10 +117,18 @@ def _with_tied(config: ModelConfig, tied: bool) -> ModelConfig:
     return dataclasses.replace(config, head=dataclasses.replace(config.head, tied=tied))
 
 
-def load(path: str | os.PathLike[str], *, dtype: Any = None, mesh: Mesh | None = None) -> Model:
-    """Read a Hugging Face folder or, dequantised tensor by tensor, a GGUF file, whose size is logged before.
+def load(
+    path: str | os.PathLike[str],
+    *,
+    adapter: str | os.PathLike[str] | None = None,
+    dtype: Any = None,
+    mesh: Mesh | None = None,
+) -> Model:
+    """Read a Hugging Face folder; or a GGUF file, dequantised tensor by tensor, whose size is logged before; or a LoRA
+    adapter (a PEFT folder), merged into its base as that is read.
 
     Args:
+      adapter: a PEFT folder to merge into the model of `path`, whatever base it names itself.
       dtype: of the parameters; None keeps the files'. "int8": the kernels of the layers as int8 with a float32 scale an
         output (`ops.int8`), made tensor by tensor, the rest as in the files: for reading and writing texts, neither
         trained nor saved.
@@ -127,7 +139,7 @@ def load(path: str | os.PathLike[str], *, dtype: Any = None, mesh: Mesh | None =
         with more entries than the embedding, a GGUF file that is larger than the memory; names the file and the tensor.
     """
     folder = as_path(path)
-    values, config, entries, tensors = _opened(folder)
+    values, config, entries, tensors = _opened(folder, None if adapter is None else as_path(adapter))
     file_dtype = metadata_dtype({t.name: entries[t.name] for t in tensors})
     generation = read_generation(folder, config.vocab_size)
     tokenizer = load_tokenizer(folder)
@@ -136,8 +148,8 @@ def load(path: str | os.PathLike[str], *, dtype: Any = None, mesh: Mesh | None =
     settings = {} if tokenizer is None else read_settings(folder)
     int8 = dtype is not None and jnp.dtype(dtype) == jnp.int8
     chosen = jnp.dtype(file_dtype if dtype is None or int8 else dtype)
-    if is_gguf(folder):
-        tell_size(folder, chosen, on_host=jax.local_devices()[0].platform == "cpu")
+    if is_gguf(root := root_of(folder)):
+        tell_size(root, chosen, on_host=jax.local_devices()[0].platform == "cpu")
     params = read_params(config, entries, tensors, chosen, mesh, int8=int8)
     return Model(config, params, tokenizer, values, generation, file_dtype.name, settings, str(folder))
 

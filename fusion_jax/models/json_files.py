@@ -12,13 +12,14 @@ from fusion_jax.json_files import read_json
 from fusion_jax.models.families.common import check_token_ids
 from fusion_jax.models.gguf_header import is_gguf, read_gguf_header
 from fusion_jax.models.gguf_model import hf_config, hf_generation
+from fusion_jax.models.peft_folder import base_of, is_peft
 from fusion_jax.paths import check_bucket, exists, listed
 
 GENERATION = "generation_config.json"
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """config.json of a model folder, or what a GGUF file says in its place.
+    """config.json of a model folder, or what a GGUF file says in its place; of an adapter (PEFT), its base's.
 
     Raises:
       InputError: no such folder or file, it is not a JSON object, or the model is quantised.
@@ -26,6 +27,8 @@ def read_config(folder: Path) -> dict[str, Any]:
     check_directory(folder)
     if is_gguf(folder):
         return hf_config(folder)
+    if is_peft(folder):
+        return read_config(base_of(folder))
     file = folder / "config.json"
     if not exists(file):
         raise _no_config(folder)
@@ -37,7 +40,8 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def read_generation(folder: Path, vocabulary: int) -> dict[str, Any]:
-    """generation_config.json of a model folder, empty where there is none; of a GGUF file, its tokens that end a text.
+    """generation_config.json of a model folder, empty where there is none; of a GGUF file, its tokens that end a text;
+    of an adapter, its base's.
 
     Args:
       vocabulary: tokens of the model; what ends a text is one of them.
@@ -45,6 +49,8 @@ def read_generation(folder: Path, vocabulary: int) -> dict[str, Any]:
     Raises:
       InputError: not a JSON object, or a field of another type or out of range; names the field.
     """
+    if is_peft(folder):
+        return read_generation(base_of(folder), vocabulary)
     if is_gguf(folder):
         fields = Fields(hf_generation(folder), folder, within="tokenizer.ggml")
     elif exists(file := folder / GENERATION):
@@ -92,8 +98,5 @@ def _no_config(folder: Path) -> InputError:
     gguf = [name for name in names if name.lower().endswith(".gguf")]
     if gguf:
         return InputError("holds a GGUF file, no Hugging Face model", file=folder, cure=f"Give {folder / gguf[0]}")
-    if "adapter_config.json" in names:
-        cure = "Merge the adapter into its base model first (merge_and_unload of peft, then save_pretrained)"
-        return InputError("holds an adapter (LoRA), not a model", file=folder, cure=cure)
     cure = "Give the path of a Hugging Face model folder"
     return InputError("holds no config.json", file=folder, cure=cure)

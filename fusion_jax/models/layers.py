@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from fusion_jax.models.config import Activation, Mlp, ModelConfig, Norm, Side
-from fusion_jax.models.parameters import ParamSpec, Specs
+from fusion_jax.models.parameters import LORA, ParamSpec, Specs
 from fusion_jax.ops.int8 import times
 from fusion_jax.ops.remat import GATED, named
 from fusion_jax.sharding import constrain
@@ -53,7 +53,8 @@ def normed(x: Array, params: Mapping[str, Array], norm: Norm, dtype: Any) -> Arr
 
 
 class Linear(nn.Module):
-    """x @ kernel (+ bias) in the compute dtype; a kernel may be an `Int8`."""
+    """x @ kernel (+ bias) in the compute dtype, plus x @ A @ B where an adapter stands beside the kernel; a kernel may
+    be an `Int8`."""
 
     specs: Specs
     dtype: Any
@@ -62,7 +63,12 @@ class Linear(nn.Module):
     def __call__(self, x: Array) -> Array:
         kernel = self.param("kernel", self.specs["kernel"].init, self.specs["kernel"].shape)
         # Two dimensions: the CPU compiler has a slow path for weight gradients that contract over two.
-        out = times(x.reshape(-1, x.shape[-1]), kernel, self.dtype).reshape(*x.shape[:-1], -1)
+        flat = x.reshape(-1, x.shape[-1])
+        out = times(flat, kernel, self.dtype)
+        if self.has_variable("params", LORA[0]):
+            a, b = (self.get_variable("params", name).astype(self.dtype) for name in LORA)
+            out += (flat @ a) @ b
+        out = out.reshape(*x.shape[:-1], -1)
         if "bias" in self.specs:
             bias = self.param("bias", self.specs["bias"].init, self.specs["bias"].shape)
             out += bias.astype(self.dtype)

@@ -24,6 +24,7 @@ from fusion_jax.sharding import named
 Array = jax.Array
 Initializer = Callable[..., Array]
 Specs = dict[str, Any]
+LORA = ("lora_a", "lora_b")  # of a low-rank adapter, beside the kernel that it is added to; see `models.lora`
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,19 @@ class ParamSpec:
     axes: tuple[str | None, ...]
     init: Initializer
     used: float = 0.0
+
+
+def lora_specs(kernel: ParamSpec, rank: int) -> Specs:
+    """A and B of an adapter of a kernel [.., in, out]: [.., in, r] and [.., r, out]."""
+    *stacked, size, out = kernel.shape
+    *axes, first, last = kernel.axes
+    bound = 1 / math.sqrt(size)
+
+    def uniform(key: Array, shape: tuple[int, ...], dtype: Any) -> Array:
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    a = ParamSpec((*stacked, size, rank), (*axes, first, None), uniform, 1.0)
+    return dict(zip(LORA, (a, ParamSpec((*stacked, rank, out), (*axes, None, last), jax.nn.initializers.zeros, 1.0))))
 
 
 def check_heads(
@@ -257,6 +271,12 @@ def place_params(params: Specs, config: ModelConfig, mesh: Mesh | None, dtype: A
             return Int8(spread(p.values, spec.values), spread(p.scale, spec.scale))
         return spread(p if dtype is None or path[-1].key == "scale" else p.astype(dtype), spec)
 
-    specs = parameter_specs(config)
+    specs = _with_lora(parameter_specs(config), params)
     specs = int8_specs(specs, config) if holds_int8(params) else specs
     return jax.tree.map_with_path(place, params, specs, is_leaf=is_int8)
+
+
+def _with_lora(specs: Specs, params: Specs) -> Specs:
+    """The specs with those of the adapters that stand beside kernels of `params`."""
+    out = {name: _with_lora(spec, params[name]) if isinstance(spec, dict) else spec for name, spec in specs.items()}
+    return out | (lora_specs(specs["kernel"], params[LORA[0]].shape[-1]) if LORA[0] in params else {})

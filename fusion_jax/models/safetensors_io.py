@@ -44,6 +44,11 @@ class TensorEntry:
     def nbytes(self) -> int:
         return int(np.prod(self.shape, dtype=np.int64)) * BITS[self.stored][0] // 8
 
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The files that its numbers are made of."""
+        return (self.file,)
+
     def check_weight(self, name: str) -> None:
         """Raises InputError where the tensor, needed as a weight, has a dtype that is not read."""
         if self.stored not in DTYPES:
@@ -178,8 +183,8 @@ def _no_weights(folder: Path) -> InputError:
     if any(name.startswith("model-0") and name.endswith(".safetensors") for name in names):
         return InputError(f"holds parts of a model but not {INDEX}, which lists them", file=folder, cure="Copy it, too")
     if any(name.startswith("adapter_") for name in names):
-        cure = "Merge the adapter into its base model first (merge_and_unload of peft, then save_pretrained)"
-        return InputError("holds an adapter (LoRA), not a model", file=folder, cure=cure)
+        cure = "Copy the model's files, too, or give the adapter a folder of its own"
+        return InputError("holds an adapter (LoRA) and a part of a model", file=folder, cure=cure)
     if any(name.endswith((".bin", ".pt", ".pth")) for name in names):
         cure = "Convert the model to safetensors (transformers: from_pretrained, then save_pretrained)"
         return InputError("holds pickled weights, which are not read", file=folder, cure=cure)

@@ -26,6 +26,7 @@ from fusion_jax.models.families.common import VOCABULARY
 from fusion_jax.models.gguf_header import is_gguf
 from fusion_jax.models.gguf_tokenizer import backend_and_settings
 from fusion_jax.models.json_files import check_directory
+from fusion_jax.models.peft_folder import base_of, is_peft
 from fusion_jax.paths import as_path, exists, is_remote, write_text
 
 if TYPE_CHECKING:
@@ -56,7 +57,8 @@ def tokenizer_of(path: str | os.PathLike[str], option: str | None = None) -> Pre
 
 
 def load_tokenizer(path: str | os.PathLike[str]) -> PreTrainedTokenizerBase | None:
-    """The tokenizer of a folder or GGUF file, or None where it has none; code from the folder is never run.
+    """The tokenizer of a folder or GGUF file, or None where it has none; an adapter (PEFT) without one has its base's.
+    Code from the folder is never run.
 
     Raises:
       InputError: a file of the tokenizer that is broken, names the folder and what is wrong.
@@ -64,6 +66,8 @@ def load_tokenizer(path: str | os.PathLike[str]) -> PreTrainedTokenizerBase | No
     folder = as_path(path)
     if is_gguf(folder):
         return _from_gguf(folder)
+    if is_peft(folder) and not any(exists(folder / name) for name in (*VOCABULARIES, CONFIG)):
+        return load_tokenizer(base_of(folder))
     if not is_remote(folder):
         return _from_folder(folder)
     with Fetched(folder, FILES) as here:
@@ -198,6 +202,8 @@ def read_settings(folder: Path) -> dict[str, Any]:
     """
     if is_gguf(folder):
         return {}
+    if is_peft(folder) and not exists(folder / CONFIG):
+        return read_settings(base_of(folder))
     for name in (SPECIAL, ADDED):
         if exists(folder / name):
             _check_small(Fields(read_json(folder / name, cure=CURE), folder / name, cure=CURE), ids=name == ADDED)

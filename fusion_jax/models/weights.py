@@ -19,7 +19,7 @@ from fusion_jax.models.buffers import is_buffer
 from fusion_jax.models.config import ModelConfig
 from fusion_jax.models.families.tensors import HfTensor
 from fusion_jax.models.int8 import read_int8
-from fusion_jax.models.parameters import abstract_params
+from fusion_jax.models.parameters import LORA, abstract_params
 from fusion_jax.models.safetensors_io import DTYPES, PlannedTensor, TensorEntry
 from fusion_jax.ops.int8 import Int8
 from fusion_jax.sharding import fetched
@@ -123,20 +123,28 @@ def planned_tensors(
 
 
 def _value(params: Params, tensor: HfTensor, dtype: np.dtype) -> Callable[[], np.ndarray]:
-    """Fetches one parameter, or one of a stack, as it lies in the file."""
-    value = _at(params, tensor.path)
+    """Fetches one parameter, or one of a stack, as it lies in the file; an adapter that stands beside it is added."""
+    value, beside = _at(params, tensor.path), _at(params, tensor.path[:-1])
+    adapter = [beside[name] for name in LORA] if tensor.path[-1] == "kernel" and LORA[0] in beside else []
 
     def fetch() -> np.ndarray:
-        if not value.is_fully_addressable:
-            start, size = (tensor.index[0], 1) if tensor.index else (0, len(value))
-            one = fetched(value, start, size)
-            one = one[(0, *tensor.index[1:])] if tensor.index else one
-        else:
-            one = np.asarray(value[tensor.index] if tensor.index else value)
+        one = indexed(value, tensor.index)
+        if adapter:
+            a, b = (indexed(each, tensor.index) for each in adapter)
+            one = one.astype(a.dtype) + a @ b
         host = one.astype(dtype, copy=False)
         return np.swapaxes(host, -1, -2) if tensor.transpose else host
 
     return fetch
+
+
+def indexed(value: Array, index: tuple[int, ...]) -> np.ndarray:
+    """One of a stack of parameters, or for () the whole, on the host; where several hosts hold it, all ask together."""
+    if value.is_fully_addressable:
+        return np.asarray(value[index] if index else value)
+    start, size = (index[0], 1) if index else (0, len(value))
+    one = fetched(value, start, size)
+    return one[(0, *index[1:])] if index else one
 
 
 def _joined(

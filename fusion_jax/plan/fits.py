@@ -12,6 +12,7 @@ from fusion_jax.errors import InputError
 from fusion_jax.jsonl import Record
 from fusion_jax.models.config import ModelConfig
 from fusion_jax.models.folder import check_folder, tokenizer_of
+from fusion_jax.models.lora import check_lora
 from fusion_jax.models.parameters import check_heads
 from fusion_jax.sampling.generate import encoded_prompts
 from fusion_jax.sampling.ids import decoding_ways
@@ -31,6 +32,9 @@ def check_training(settings: TrainSettings, option: str, *folders: Folder) -> No
       InputError: the mesh, the micro-batches or a model's heads do not fit the devices; names the setting.
     """
     _check_mesh(compute_for(settings, option=option).mesh, option, folders)
+    if (lora := settings.lora) is not None:
+        for folder in folders:
+            check_lora(check_folder(folder), lora, f"{option}.lora")
 
 
 def check_reading(settings: TrainSettings, option: str, *folders: Folder) -> None:

@@ -10,6 +10,7 @@ import jax
 
 from fusion_jax.models.config import ModelConfig
 from fusion_jax.models.families import config_from_hf
+from fusion_jax.models.lora import Lora
 from fusion_jax.models.parameters import check_heads
 from fusion_jax.plan.programs import KINDS, Program
 from fusion_jax.sampling.samplers import Sampler
@@ -67,5 +68,7 @@ def from_json(values: dict[str, Any]) -> Request:
         program["shape"] = tuple(program["shape"])
     if "sampler" in program:
         program["sampler"] = Sampler(**program["sampler"])
+    if program.get("lora"):
+        program["lora"] = Lora(**program["lora"] | {"modules": tuple(program["lora"]["modules"])})
     data, fsdp, tensor = values["mesh"]
     return Request(values["slice"], values["model"], KINDS[values["kind"]](**program), (data, fsdp, tensor))

@@ -12,6 +12,7 @@ from fusion_jax.errors import InputError
 from fusion_jax.models.config import rewarding
 from fusion_jax.models.families import config_from_hf, config_to_hf
 from fusion_jax.models.int8 import Weights
+from fusion_jax.models.lora import check_lora
 from fusion_jax.models.parameters import check_heads
 from fusion_jax.ops.kernels import Kernel
 from fusion_jax.plan.models import PUBLIC, config_named
@@ -114,6 +115,8 @@ def training(
             f"rows of {max_length} tokens are more than the model's {config.max_positions} positions", file=name,
             field=length, cure=f"Set it to {config.max_positions} or less",
         )  # fmt: skip
+    if train.lora is not None:
+        check_lora(config, train.lora, f"{settings}.lora")
     micro, notes = _micro_batches(train, mesh, settings)
     examples, prompt, tokens = train.batch_size // micro, *_lengths(max_length, 0 if train.pack_tokens else ask.prompt)
     notes = (f"model: {name}", _widths(prompt, tokens, len(objective.slots)), *notes, *_PACKED.get(packing, ()))
@@ -126,7 +129,7 @@ def training(
     named = planned_as(objective)
     step = TrainStep(
         named, examples, tokens, prompt, micro, kind, train.remat, shared, k, attention, dtype, start,
-        len(objective.slots) if named == "several" else 0,
+        len(objective.slots) if named == "several" else 0, train.lora,
     )  # fmt: skip
     steps = num_steps(ask.rows, train.batch_size, train.epochs) if ask.rows else 0
     out = [Planned(title, Request(ask.slice, values, step, mesh), steps, notes)]

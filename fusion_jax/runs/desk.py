@@ -35,7 +35,7 @@ from fusion_jax.runs.judging import (
 from fusion_jax.runs.plots import Curves, accuracy_figure, curves, training_figure
 from fusion_jax.runs.provenance import Ran, answers_sentence, write_report
 from fusion_jax.runs.seeds import Measures
-from fusion_jax.runs.trained import trained
+from fusion_jax.runs.trained import keep_adapter, trained
 from fusion_jax.sampling.generate import SampleSettings
 from fusion_jax.sampling.responses import sample_responses
 from fusion_jax.store.run_folder import RESULTS, RunFolder
@@ -217,9 +217,10 @@ class Desk:
         self.accuracy.extend(judged(self.run, name, model, tests, made_from=made_from))
 
     def export(self, model: Model, name: str = "model", *, made_from: Sequence[str] | None = None) -> None:
-        """A result of the run, a Hugging Face folder."""
+        """A result of the run, a Hugging Face folder; an adapter that was trained, also as a PEFT folder beside it."""
         with self.run.phase("saving"):
             self.run.made_once(name, lambda folder: save(model, folder), made_from=made_from)
+            keep_adapter(self.run, model)
 
     def measures(self) -> Measures:
         """What was measured of every judged model."""

@@ -15,17 +15,23 @@ from fusion_jax.intervals import student95
 from fusion_jax.losses.reductions import Count, divide
 from fusion_jax.sharding import local_rows
 from fusion_jax.train.objective import Metrics
-from fusion_jax.train.state import TrainState
+from fusion_jax.train.state import Params, TrainState
 from fusion_jax.train.step import shard_batch
 
 
 def evaluator(
-    step: Callable[..., Metrics], held: Data, buckets: Buckets, mesh: Mesh | None, *, batch_size: int
+    step: Callable[..., Metrics],
+    held: Data,
+    buckets: Buckets,
+    mesh: Mesh | None,
+    *,
+    batch_size: int,
+    weights: Callable[[Params], Params] = lambda params: params,
 ) -> Callable[[TrainState], dict[str, float]]:
     """state -> means and counts of all held-out examples, named `eval_`; the last batch is filled with weight 0.
 
     Args:
-      step: of `step.make_eval_step`.
+      step: of `step.make_eval_step`. weights: the model's, of those of the state.
     """
     mine = local_rows(batch_size, mesh)
 
@@ -36,7 +42,7 @@ def evaluator(
             part = list(held.examples[start : start + batch_size])
             filled = part + [dataclasses.replace(part[0], weight=0.0)] * (batch_size - len(part))
             batch = collate([filled[i] for i in mine], buckets, held.extents[start : start + batch_size].max(0))
-            new = step(state.params, shard_batch(batch, mesh), state.step)
+            new = step(weights(state.params), shard_batch(batch, mesh), state.step)
             sums = jax.tree.map(jnp.add, sums, new) if sums else new
             parts.append(new)
         found = {f"eval_{k}": float(divide(v)) for k, v in sums.items()}

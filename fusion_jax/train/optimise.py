@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,7 @@ from fusion_jax.models.config import Positions
 from fusion_jax.models.decoder import Params
 from fusion_jax.models.folder import Model
 from fusion_jax.models.int8 import refuse_int8
+from fusion_jax.models.lora import Adapter, check_lora, has_adapters, init_adapters, joined, merged
 from fusion_jax.models.parameters import place_params
 from fusion_jax.store.run_folder import RunFolder, append_metrics, evaluated, read_metrics, truncate_metrics
 from fusion_jax.store.times import Clock
@@ -60,6 +62,8 @@ def optimise(
 
     Args:
       objective: what to minimise; where it needs a reference, the starting weights are also that.
+      settings: with `lora_rank`, adapters are trained: the result's parameters are the starting ones with the adapters
+        beside them, which are merged as it is saved.
       held: examples whose loss and metrics are logged under `eval_` every `eval_every` steps and at the end.
 
     Raises:
@@ -70,8 +74,12 @@ def optimise(
     if settings.best_of > 1 and held is None:
         cure = "Keep some records for evaluation, or leave it at 1"
         raise InputError("needs held-out records to choose by", field="best_of", cure=cure)
-    total, compute = step_count(len(data), settings), compute_for(settings)
-    model = dataclasses.replace(model, params=place_params(model.params, model.config, compute.mesh))
+    total, compute, lora = step_count(len(data), settings), compute_for(settings), settings.lora
+    if lora is not None:
+        check_lora(model.config, lora)
+    params = merged(model.params) if has_adapters(model.params) else model.params
+    model = dataclasses.replace(model, params=place_params(params, model.config, compute.mesh), adapter=None)
+    weights = (lambda params: params) if lora is None else partial(joined, model.params, scale=lora.scale)
     held = held if held is not None and len(held) else None
     buckets = buckets_for(np.concatenate([data.extents, *([held.extents] if held else [])]))
     _check_examples(run, data, model.config.positions, settings.pack_tokens)
@@ -96,17 +104,19 @@ def optimise(
         total,
         _feeder(data, settings, total, buckets, compute),
         make_train_step(
-            model.config, objective, optimizer, compute, total=total, rate=rate, router_weight=settings.router_weight
-        ),
-        _evaluation(model, objective, held, settings, buckets, compute, total),
+            model.config, objective, optimizer, compute, total=total, rate=rate, router_weight=settings.router_weight,
+            lora=lora, in_step=in_step,
+        ),  # fmt: skip
+        _evaluation(model, objective, held, settings, buckets, compute, total, weights),
         data.name,
-        model.params if in_step else None,
+        model.params if in_step or lora is not None else None,
         compute.dtype,
     )
     # One more than are compared: the end, or what a preemption left, is no whole interval.
     keep = settings.best_of + 1 if settings.best_of > 1 else 1
     checkpoints = Checkpoints(run, keep=keep, every=settings.checkpoint_every)
-    state = init_state(model.params, optimizer, compute.mesh)
+    fresh = model.params if lora is None else init_adapters(model.config, lora, settings.seed, compute.mesh)
+    state = init_state(fresh, optimizer, compute.mesh)
     state = restore_state(checkpoints, state) or state
     with doing(f"training {run.path.name}"), preemption() as told_to_stop, run.timed("training") as clock:
         with finishing(checkpoints):
@@ -114,7 +124,8 @@ def optimise(
             if settings.best_of > 1:
                 state = _best(state, settings, run, checkpoints)
         clock.took("checkpoint")
-    return dataclasses.replace(model, params=state.params)
+    adapter = None if lora is None else Adapter(lora, state.params, model.folder)
+    return dataclasses.replace(model, params=weights(state.params), adapter=adapter)
 
 
 @dataclass(frozen=True)
@@ -122,7 +133,7 @@ class _Work:
     """A run's parts that do not change from step to step.
 
     feed: step -> the indices of its examples and their batch on the devices, None behind the last step.
-    step: (state, batch, reference) -> (state, metrics). evaluate: state -> metrics of the held-out examples, if any.
+    step: (state, batch, start) -> (state, metrics). evaluate: state -> metrics of the held-out examples, if any.
     name: index of an example -> its record. dtype: of the computation.
     """
 
@@ -131,7 +142,7 @@ class _Work:
     step: Callable[..., tuple[TrainState, dict[str, jax.Array]]]
     evaluate: Callable[[TrainState], dict[str, float]]
     name: Callable[[int], str]
-    reference: Params | None
+    start: Params | None
     dtype: Any
 
 
@@ -143,11 +154,13 @@ def _evaluation(
     buckets: Buckets,
     compute: Compute,
     total: int,
+    weights: Callable[[Params], Params],
 ) -> Callable[[TrainState], dict[str, float]]:
     if held is None:
         return lambda state: {}
     step = make_eval_step(model.config, objective, compute, total=total)
-    return evaluator(step, held, buckets, compute.mesh, batch_size=settings.batch_size // settings.micro_batches)
+    size = settings.batch_size // settings.micro_batches
+    return evaluator(step, held, buckets, compute.mesh, batch_size=size, weights=weights)
 
 
 def _feeder(
@@ -224,7 +237,7 @@ def _loop(
         task = progress.add_task(run.path.name, total=total, completed=first, note="")
         for step in range(first, total):
             indices, batch = upcoming
-            state, metrics = work.step(state, batch, work.reference)
+            state, metrics = work.step(state, batch, work.start)
             stopping = told_to_stop()
             clock.took("step")
             upcoming = work.feed(step + 1)  # while the devices work

@@ -13,8 +13,10 @@ from jax.sharding import Mesh
 from fusion_jax.data.order import num_steps
 from fusion_jax.errors import InputError
 from fusion_jax.models.compute import Compute
+from fusion_jax.models.lora import Lora
 from fusion_jax.ops.linear_logprobs import CHUNK_ELEMENTS, CHUNK_ELEMENTS_ACCELERATOR
 from fusion_jax.ops.remat import Remat
+from fusion_jax.options import Names
 from fusion_jax.settings import bounded, seeded
 from fusion_jax.sharding import data_ways, make_mesh
 from fusion_jax.slices import compiler_options, compute_dtype
@@ -45,6 +47,12 @@ class TrainSettings:
     best_of: int = 1
     """Of so many last states, `checkpoint_every` steps apart, the one with the lowest held-out loss is the result; 1:
     the last one, whatever its loss."""
+    lora_rank: int = 0
+    """Rank of the adapters (LoRA) that are trained in the place of the weights; 0: the weights."""
+    lora_alpha: float = 16.0
+    """Scale of the adapters, times the rank."""
+    lora_target_modules: Names = ()
+    """Linear modules that have adapters, by their Hugging Face names, such as q_proj; without, all of every layer."""
     reference: Literal["stored", "in-step"] = "stored"
     """Log-probs of the frozen reference: computed once and stored, or with a second copy of the weights."""
     shared_prompt: bool = True
@@ -75,7 +83,8 @@ class TrainSettings:
         bounded(self, "epochs", above=0, most=1e6)
         bounded(self, "mesh_data", "mesh_fsdp", "mesh_tensor", least=-1)
         seeded(self, "seed")
-        bounded(self, "pack_tokens", "router_weight", least=0)
+        bounded(self, "pack_tokens", "router_weight", "lora_rank", least=0)
+        bounded(self, "lora_alpha", above=0)
         if self.best_of > 1 and self.checkpoint_every % self.eval_every:
             problem = f"is not a multiple of eval_every, {self.eval_every}: states would have no held-out loss"
             raise InputError(problem, field="checkpoint_every", cure="Change one of the two, or leave out best_of")
@@ -84,6 +93,11 @@ class TrainSettings:
                 f"batch size {self.batch_size} is not a multiple of {self.micro_batches} micro-batches",
                 field="batch_size", cure="Change one of the two",
             )  # fmt: skip
+
+    @property
+    def lora(self) -> Lora | None:
+        """The adapters to train, None where the weights are."""
+        return Lora(self.lora_rank, self.lora_alpha, self.lora_target_modules) if self.lora_rank else None
 
 
 def compute_for(

@@ -12,6 +12,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from fusion_jax.display import brief
 from fusion_jax.losses.schedules import learning_rate
+from fusion_jax.models.parameters import LORA
 from fusion_jax.settings import bounded
 
 Params = dict[str, Any]
@@ -67,7 +68,7 @@ def make_optimizer(settings: OptimizerSettings, num_steps: int) -> optax.Gradien
     )
 
     def decayed(params: Params) -> Params:
-        return jax.tree.map_with_path(lambda path, _: path[-1].key in ("kernel", "embedding"), params)
+        return jax.tree.map_with_path(lambda path, _: path[-1].key in ("kernel", "embedding", *LORA), params)
 
     return optax.chain(
         optax.clip_by_global_norm(settings.clip_norm),

@@ -21,6 +21,7 @@ from fusion_jax.losses.reductions import Mean, divide
 from fusion_jax.models.compute import Compute
 from fusion_jax.models.config import ModelConfig
 from fusion_jax.models.experts import balance
+from fusion_jax.models.lora import Lora, joined
 from fusion_jax.sharding import constrain, data_ways, local_rows, named
 from fusion_jax.train.objective import Metrics, Objective, Progress
 from fusion_jax.train.scores import Scores, group_tokens, score
@@ -79,13 +80,18 @@ def make_train_step(
     total: int,
     rate: optax.Schedule | None = None,
     router_weight: float = 0.0,
+    lora: Lora | None = None,
+    in_step: bool | None = None,
 ) -> Callable[..., tuple[TrainState, dict[str, Array]]]:
-    """The jitted step (state, batches, reference_params=None) -> (state, metrics); the state is donated.
+    """The jitted step (state, batches, start=None) -> (state, metrics); the state is donated.
 
     Args:
       batches: a `TokenBatch` with a leading axis A of micro-batches; gradients are those of the sum
         over the whole step, divided once by its weight, which depends on no parameter.
-      reference_params: given, reference log-probs are computed in the step instead of read from the batch.
+      start: the weights that training starts from, for what follows.
+      in_step: whether reference log-probs are computed in the step, with `start`, instead of read from the batch; None:
+        where `start` is given.
+      lora: the state's parameters are adapters, which are added to `start`; nothing else has a gradient.
       total: optimizer steps of the whole run.
       rate: the learning-rate schedule, reported as `lr`.
       router_weight: of a model with experts, times the balance of each micro-batch added to its mean loss.
@@ -95,8 +101,12 @@ def make_train_step(
     """
 
     def micro(
-        params: Params, batch: TokenBatch, progress: Progress, reference: Params | None
+        params: Params, batch: TokenBatch, progress: Progress, start: Params | None
     ) -> tuple[Array, tuple[Metrics, Array]]:
+        reference = start if in_step or in_step is None else None
+        if lora is not None:
+            assert start is not None
+            params = joined(lax.stop_gradient(start), params, lora.scale)
         scores = objective.scores(params, config, batch, compute)
         if reference is not None:
             frozen = objective.scores(lax.stop_gradient(reference), config, batch, compute).sequence
@@ -111,7 +121,7 @@ def make_train_step(
         return loss.total, ({"loss": loss, **metrics}, bad)
 
     def train_step(
-        state: TrainState, batches: TokenBatch, reference: Params | None = None
+        state: TrainState, batches: TokenBatch, start: Params | None = None
     ) -> tuple[TrainState, dict[str, Array]]:
         gradient, tokens = jax.grad(micro, has_aux=True), None
         if objective.groups:
@@ -119,12 +129,12 @@ def make_train_step(
         progress = Progress(state.step, total, tokens)
 
         def body(grads: Params, batch: TokenBatch) -> tuple[Params, tuple[Metrics, Array]]:
-            new, aux = gradient(state.params, _place(batch, compute.mesh), progress, reference)
+            new, aux = gradient(state.params, _place(batch, compute.mesh), progress, start)
             return jax.tree.map(jnp.add, grads, new), aux
 
         if batches.tokens.shape[0] == 1:
             grads, aux = gradient(
-                state.params, _place(jax.tree.map(lambda x: x[0], batches), compute.mesh), progress, reference
+                state.params, _place(jax.tree.map(lambda x: x[0], batches), compute.mesh), progress, start
             )
             means, bad = jax.tree.map(lambda x: x[None], aux)
         else:

@@ -157,11 +157,11 @@ def test_what_is_no_model_folder_is_told(tmp_path):
     (tmp_path / "note").write_text("x")
     adapter = tmp_path / "adapter"
     adapter.mkdir()
-    (adapter / "adapter_config.json").write_text("{}")
+    (adapter / "adapter_config.json").write_text('{"base_model_name_or_path": "no/base"}')
     gguf = r"holds a GGUF file, no Hugging Face model\. Give .*/m\.gguf"
     write_checkpoint("llama-mha", tmp_path / "good")
     cases = [
-        ("m.gguf", "is (not )?a GGUF file"), ("", gguf), ("adapter", r"adapter \(LoRA\)"),
+        ("m.gguf", "is (not )?a GGUF file"), ("", gguf), ("adapter", "'no/base' is no folder here"),
         ("loop", "cannot be opened"), ("x" * 300, "file name too long"), ("a\0b", "NUL"), ("note", "there is no such folder"),
         ("none", "there is no such folder"),
     ]  # fmt: skip

@@ -242,7 +242,7 @@ def test_indexes_and_files_that_disagree(tmp_path):
             r"holds a GGUF file, no Hugging Face model\. Give .*/model-q4\.gguf",
         ),
         (["model-00001-of-00002.safetensors"], "but not model.safetensors.index.json"),
-        (["adapter_model.safetensors", "adapter_config.json"], r"an adapter \(LoRA\).*merge_and_unload"),
+        (["adapter_model.safetensors", "adapter_config.json"], r"an adapter \(LoRA\) and a part of a model"),
         (["pytorch_model.bin"], "pickled weights.*Convert the model"),
         (["consolidated.safetensors"], "Mistral's own names"),
         (["notes.txt"], "holds no model.safetensors"),

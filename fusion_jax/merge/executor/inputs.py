@@ -13,13 +13,15 @@ from fusion_jax.errors import InputError, quoted
 from fusion_jax.fields import Fields
 from fusion_jax.merge.names import ends_of
 from fusion_jax.merge.recipes.checkpoints import Checkpoint
+from fusion_jax.merge.recipes.model_paths import WITH_ADAPTER
 from fusion_jax.merge.recipes.recipe import Recipe
 from fusion_jax.models.buffers import is_buffer
 from fusion_jax.models.families import FAMILIES, names_of
 from fusion_jax.models.gguf_header import is_gguf
 from fusion_jax.models.head import EMBEDDING, HEAD, with_head
 from fusion_jax.models.json_files import read_config
-from fusion_jax.models.safetensors_io import TensorEntry, open_folder
+from fusion_jax.models.safetensors_io import TensorEntry
+from fusion_jax.models.stored import root_of, stored_tensors
 from fusion_jax.paths import is_remote, listed
 
 # What may not differ between models, also where the shapes of their tensors agree.
@@ -90,7 +92,8 @@ def open_inputs(recipe: Recipe, locate: Callable[[str], Path]) -> dict[str, Inpu
     """
     found: dict[str, Input] = {}
     for model in recipe.inputs:
-        found[model] = open_input(locate(model))
+        base, _, adapter = model.partition(WITH_ADAPTER)
+        found[model] = open_input(locate(base), locate(adapter) if adapter else None)
     first = recipe.base or recipe.models[0]
     for other in found.values():
         for name in (*SAME, *SAME_IF_SAID):
@@ -102,16 +105,18 @@ def open_inputs(recipe: Recipe, locate: Callable[[str], Path]) -> dict[str, Inpu
     return found
 
 
-def open_input(folder: Path) -> Input:
-    """One folder, of any decoder family; no weight is read but a head that may equal its embedding.
+def open_input(path: Path, adapter: Path | None = None) -> Input:
+    """One folder, of any decoder family, or an adapter (PEFT) with its base, or on the one of `path`; no weight is read
+    but a head that may equal its embedding.
 
     Raises:
       InputError: a file that is missing or broken, a weight of a dtype that is not read; names file and tensor.
     """
+    folder = root_of(path)
     if is_gguf(folder):
         cure = "Save it as a folder first: fusion_jax.save(fusion_jax.load(FILE), FOLDER)"
         raise InputError("is a GGUF file, which a merge does not read", file=folder, cure=cure)
-    config, entries = read_config(folder), open_folder(folder)
+    config, entries = read_config(folder), stored_tensors(path, adapter)
     buffers = {name: entry for name, entry in entries.items() if is_buffer(name, entry)}
     weights = {name: entry for name, entry in entries.items() if name not in buffers}
     for name, entry in weights.items():

@@ -146,7 +146,7 @@ def _filled(shard: Shard, value: Callable[[str], np.ndarray]) -> Shard:
 def _identity(prepared: Prepared, shard_bytes: int) -> dict[str, Any]:
     """What an unfinished output belongs to: the recipe, the input files by size and time, which rows tokens have in
     them, the size of output files."""
-    files = sorted({e.file for one in prepared.inputs.values() for e in one.entries.values()})
+    files = sorted({file for one in prepared.inputs.values() for e in one.entries.values() for file in e.files})
     stats = [stamp(file) for file in files]
     tensors = [(t.name, t.shape, sorted(t.parameters.items())) for t in prepared.plan.tensors]
     made_of = hashlib.sha256(repr((prepared.recipe, stats, tensors, shard_bytes)).encode())

@@ -1,4 +1,5 @@
-"""How a recipe names a model: PATH, PATH@REVISION, {path, revision} or {model: {path, revision}}."""
+"""How a recipe names a model: PATH, PATH@REVISION, {path, revision} or {model: {path, revision}}; with a LoRA adapter
+PATH+ADAPTER or {model: PATH, lora: ADAPTER}."""
 
 from __future__ import annotations
 
@@ -6,14 +7,16 @@ import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from fusion_jax.errors import InputError
 from fusion_jax.merge.recipes.places import Place, mapping, shown
 
 REVISION = re.compile(r"(.*[^/])@([^/@]+)")
 
 
+WITH_ADAPTER = "+"
+
+
 class ModelReference(NamedTuple):
-    """A model's path, and the revision that is asked for."""
+    """A model's path, with an adapter's behind a +, and the revision that is asked for."""
 
     path: str
     revision: str | None = None
@@ -23,13 +26,12 @@ def read_model(raw: Any, place: Place) -> ModelReference:
     """A model as a recipe names it; an @ before the last slash belongs to the path.
 
     Raises:
-      InputError: no path, or a LoRA adapter.
+      InputError: no path.
     """
-    value = raw
+    value, lora = raw, None
     if isinstance(value, Mapping) and ("model" in value or "lora" in value):
         outer = mapping(value, ("model", "lora"), place)
-        if outer.get("lora") is not None:
-            raise _lora(place / "lora")
+        lora = None if outer.get("lora") is None else read_model(outer["lora"], place / "lora").path
         value, place = outer.get("model"), place / "model"
     if isinstance(value, Mapping):
         reference = mapping(value, ("path", "revision"), place)
@@ -39,10 +41,7 @@ def read_model(raw: Any, place: Place) -> ModelReference:
         path, revision = parts.groups() if parts else (value, None)
     if not isinstance(path, str) or not path.strip():
         raise place.error(f"must be a model's path, not {shown(raw)}", "Give the path of a Hugging Face model folder")
-    if "+" in path:
-        raise _lora(place)
+    path = path if lora is None else f"{path}{WITH_ADAPTER}{lora}"
+    if path.count(WITH_ADAPTER) > 1 or path.endswith(WITH_ADAPTER):
+        raise place.error("names more than a model and an adapter", "Give MODEL+ADAPTER, both folders")
     return ModelReference(path, None if revision is None else str(revision))
-
-
-def _lora(place: Place) -> InputError:
-    return place.error("names a LoRA adapter, which is not read", "Merge the adapter into its model and name that")

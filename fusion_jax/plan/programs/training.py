@@ -13,6 +13,7 @@ from fusion_jax.losses import Mean, weighted
 from fusion_jax.losses.schedules import learning_rate
 from fusion_jax.models.config import ModelConfig
 from fusion_jax.models.int8 import Weights
+from fusion_jax.models.lora import Lora, abstract_adapters
 from fusion_jax.models.parameters import abstract_params
 from fusion_jax.ops.kernels import Kernel
 from fusion_jax.ops.remat import Remat
@@ -57,7 +58,7 @@ class TrainStep(Program):
     """One optimizer step. examples: of a micro-batch, over all chips; prompt: tokens that an example's rows share;
     tokens: of each row behind them; k: entries of a fusion target; reference: "none" for losses that read none; dtype:
     of the computation; start: dtype of the weights that training starts from, which the run keeps; rows: of an example,
-    for the objective "several"."""
+    for the objective "several"; lora: the adapters that are trained in the place of the weights."""
 
     objective: ObjectiveName
     examples: int
@@ -72,6 +73,7 @@ class TrainStep(Program):
     dtype: Dtype = "bfloat16"
     start: Start = "bfloat16"
     rows: int = 0
+    lora: Lora | None = None
     needs_model: ClassVar[bool] = True
 
     @property
@@ -93,19 +95,26 @@ class TrainStep(Program):
             settings.learning_rate, num_steps=_STEPS, warmup_ratio=settings.warmup_ratio, schedule=settings.schedule
         )
         params = abstract_params(config, jnp.float32, mesh)
+        if self.lora is not None:
+            params = abstract_adapters(config, self.lora, mesh)
         state = jax.eval_shape(lambda params: init_state(params, optimizer), params)
         placed = state_shardings(state, jax.tree.map(lambda p: p.sharding, params), mesh)
         state = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, placed)
         rows = batch(mesh, (self.micro_batches,), self.examples, self.groups, self.prompt, self.tokens)
         if objective.targets:
             rows = rows._replace(targets=targets(mesh, (self.micro_batches, self.examples), self.tokens, self.k))
-        reference = abstract_params(config, jnp.dtype(self.start), mesh) if self.reference == "in-step" else None
-        step = make_train_step(config, objective, optimizer, compute, total=_STEPS, rate=rate)
-        return traced(step, state, rows, reference)
+        in_step = self.reference == "in-step"
+        given = in_step or self.lora is not None
+        start = abstract_params(config, jnp.dtype(self.start), mesh) if given else None
+        step = make_train_step(
+            config, objective, optimizer, compute, total=_STEPS, rate=rate, lora=self.lora, in_step=in_step
+        )
+        return traced(step, state, rows, start)
 
     def flops(self, config: ModelConfig) -> float:
         forward = forward_flops(config, self.prompt, self.tokens, self.groups, self.shared_prompt)
-        return forward * (3 + (self.reference == "in-step")) * self.examples * self.micro_batches
+        passes = 3 if self.lora is None else 2  # without the gradients of the weights; those of adapters are small
+        return forward * (passes + (self.reference == "in-step")) * self.examples * self.micro_batches
 
     def tokens_computed(self) -> int:
         a_row = row_tokens(self.prompt, self.tokens, self.groups, self.shared_prompt)
@@ -117,9 +126,11 @@ class TrainStep(Program):
         return kernel_computed(config, self.prompt + rows * self.tokens, branches)
 
     def weights_beside(self, weights: int, place: Place) -> int:
-        """The weights that training starts from; as a reference inside the step they are the program's own."""
+        """The weights that training starts from; as a reference inside the step, or beneath adapters, they are the
+        program's own."""
         _, fsdp, tensor = place.mesh
-        return 0 if self.reference == "in-step" else BYTES[self.start] * weights // (fsdp * tensor)
+        own = self.reference == "in-step" or self.lora is not None
+        return 0 if own else BYTES[self.start] * weights // (fsdp * tensor)
 
     def advice(self, now: Situation) -> str:
         if now.bound in ("the link to the host", "communication"):
