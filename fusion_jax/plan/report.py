@@ -28,7 +28,8 @@ scheduled: matmuls at a fitted share of the peak, other work at 40 % of HBM band
 asynchronous ones are overlapped as far as the schedule puts work between their start and end; copies to and from the
 host's memory at the speed of PCIe. MFU counts useful FLOPs:
 6 x matmul parameters x tokens + 6 x layers x heads x head_dim x T x tokens (causal half), a reference in the step a
-third more, a forward pass alone a third; recomputation is not counted. No figure here was measured on a chip."""
+third more, a forward pass alone a third, adapters on frozen weights two thirds; recomputation is not counted. No figure
+here was measured on a chip."""
 
 
 @dataclass(frozen=True)

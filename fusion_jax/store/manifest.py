@@ -72,7 +72,7 @@ def signature(path: Path) -> str | None:
     """
     if path.is_file():
         return content_of(path).xxh3_128
-    if (path / "config.json").is_file():  # notes and pictures beside a model change nothing
+    if any((path / name).is_file() for name in ("config.json", "adapter_config.json")):  # notes and pictures beside a model change nothing
         every = [name for name in listed(path) if name.endswith(OF_A_MODEL) and (path / name).is_file()]
     elif any((path / name).is_file() for name in OF_A_DATA_SET):
         every = names_below(path)

@@ -14,9 +14,10 @@ from fusion_jax.data.batches import Example, Targets, buckets_of, collate
 from fusion_jax.models.compute import Compute
 from fusion_jax.models.config import Embed, Head, rewarding
 from fusion_jax.models.families import config_from_hf
-from fusion_jax.models.parameters import init_params, parameter_specs, place_params
+from fusion_jax.models.lora import Lora, init_adapters
+from fusion_jax.models.parameters import init_params, place_params
 from fusion_jax.sampling.ids import generate_ids
-from fusion_jax.sharding import make_mesh, named
+from fusion_jax.sharding import make_mesh
 from fusion_jax.teachers.settings import FusionSettings
 from fusion_jax.train import objectives
 from fusion_jax.train.objectives import RewardSettings, WrpoSettings
@@ -56,6 +57,7 @@ ALIBI = config_from_hf({
 })  # fmt: skip  # not clipped: a gradient jumps where a value lies on the limit but for rounding
 ALIBI = dataclasses.replace(ALIBI, head=Head(normalised=True))
 OTHERS = {"t5": T5, "bart": BART, "experts": EXPERTS, "latent": LATENT, "alibi": ALIBI}
+LORA = Lora(4, 8.0)
 
 
 def quadruples(rng):
@@ -86,7 +88,7 @@ def translated(rng):
 
 
 def batch(kind):
-    makers = {"fusion": fused, "reward": judged, "t5": translated, "bart": translated}
+    makers = {"fusion": fused, "reward": judged, "t5": translated, "bart": translated, "lora": judged}
     examples = makers.get(kind, quadruples)(np.random.default_rng(0))
     flat = collate(examples, buckets_of(examples))
     return jax.tree.map(lambda x: x.reshape(2, 8, *x.shape[1:]), flat)
@@ -96,19 +98,21 @@ def run(config, kind, mesh, params):
     optimizer = make_optimizer(OptimizerSettings(learning_rate=0.01, warmup_ratio=0.0), 4)
     objective = {
         "fusion": objectives.fusion(FusionSettings(0.5)), "reward": objectives.rewards(RewardSettings()),
-        "t5": objectives.sft(), "bart": objectives.sft(),
+        "t5": objectives.sft(), "bart": objectives.sft(), "lora": objectives.sft(),
     }.get(kind, objectives.wrpo(WrpoSettings(beta=1.0)))  # fmt: skip
-    compute = Compute(mesh, jnp.float32, "full")
-    step = make_train_step(config, objective, optimizer, compute, total=4, router_weight=0.1)
-    if mesh is not None:
-        specs = parameter_specs(config)
-        params = jax.tree.map(lambda p, s: jax.device_put(p, named(mesh, s.axes, s.shape)), params, specs)
+    compute, lora = Compute(mesh, jnp.float32, "full"), LORA if kind == "lora" else None
+    step = make_train_step(config, objective, optimizer, compute, total=4, router_weight=0.1, lora=lora, in_step=False)
+    params, start = place_params(params, config, mesh), None
+    if lora is not None:
+        adapters, start = init_adapters(config, lora, 3, mesh), params
+        params = jax.tree.map(lambda x: x + 0.01 * jnp.cos(jnp.arange(x.size).reshape(x.shape)), adapters)
+        params = jax.tree.map(lambda x, like: jax.device_put(x, like.sharding), params, adapters)
     state = init_state(params, optimizer, mesh)
-    state, metrics = step(state, shard_batch(batch(kind), mesh))
+    state, metrics = step(state, shard_batch(batch(kind), mesh), start)
     # Adam's first moment after one step is (1 - beta1) times the clipped gradient.
     moments = [m.mu for m in jax.tree.leaves(state.opt_state, is_leaf=lambda x: hasattr(x, "mu")) if hasattr(m, "mu")]
     gradient = jax.device_get(moments[0])
-    state, second = step(state, shard_batch(batch(kind), mesh))
+    state, second = step(state, shard_batch(batch(kind), mesh), start)
     values = {k: float(v) for k, v in metrics.items() if k != "bad"} | {"second": float(second["loss"])}
     spread = sorted({len(x.sharding.device_set) for x in jax.tree.leaves(state.opt_state)})
     return values, gradient, spread
@@ -133,6 +137,7 @@ def main() -> None:
         (True, "wrpo", ((8, 1, 1), (1, 2, 4))), (False, "wrpo", ((1, 8, 1), (2, 2, 2))), (False, "fusion", ((2, 2, 2),)),
         (True, "reward", ((2, 2, 2),)), (False, "t5", ((2, 2, 2),)), (True, "bart", ((1, 2, 4),)),
         (False, "experts", ((1, 8, 1), (1, 2, 4))), (False, "latent", ((1, 8, 1), (1, 2, 4))), (False, "alibi", ((2, 2, 2),)),
+        (True, "lora", ((1, 2, 4), (2, 4, 1))),
     )  # fmt: skip
     for tied, kind, shapes in runs:
         config = OTHERS.get(kind, CONFIG)

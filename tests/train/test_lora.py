@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -22,17 +23,33 @@ import fusion_jax as fj
 from fusion_jax import InputError
 from fusion_jax.data.batches import Data, Example, buckets_of, collate
 from fusion_jax.models.compute import Compute
+from fusion_jax.models.families import config_from_hf, config_to_hf
 from fusion_jax.models.folder import Model, check_folder, load, logits, save
-from fusion_jax.models.lora import Adapter, Lora, adapter_tensors, check_lora, init_adapters, joined, merged
+from fusion_jax.models.lora import (
+    Adapter,
+    Lora,
+    abstract_adapters,
+    adapter_tensors,
+    check_lora,
+    init_adapters,
+    joined,
+    merged,
+)
+from fusion_jax.models.parameters import abstract_params
 from fusion_jax.models.peft_folder import save_adapter
+from fusion_jax.plan.programs.training import TrainStep
+from fusion_jax.plan.requests import Request, from_json, to_json
 from fusion_jax.sampling.ids import generate_ids
 from fusion_jax.sampling.samplers import Sampler
+from fusion_jax.sharding import make_mesh
 from fusion_jax.store.run_folder import RunFolder
 from fusion_jax.train import objectives, optimise
 from fusion_jax.train.scores import score
 from fusion_jax.train.settings import TrainSettings
-from fusion_jax.train.state import OptimizerSettings
-from tests.parity.checkpoints import write_checkpoint
+from fusion_jax.train.state import OptimizerSettings, init_state, make_optimizer
+from fusion_jax.train.step import make_train_step
+from tests.parity.checkpoints import SMALL, write_checkpoint
+from tests.quick import FAST
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # peft asks for it
 ROWS = np.random.default_rng(3).integers(3, 90, (2, 24))
@@ -276,3 +293,36 @@ def test_adapters_that_are_refused(base, adapter_folder, tmp_path):
         load(tmp_path / "a")
     with pytest.raises(InputError, match=r"holds no adapter_config.json"):
         load(base, adapter=base)
+
+
+def test_no_gradient_of_a_frozen_weight_is_computed(base):
+    """The compiled step multiplies nothing into the shape of a kernel or of the head."""
+    config = dataclasses.replace(check_folder(base), vocab_size=90)
+    optimizer = make_optimizer(OptimizerSettings(), 4)
+    batch = jax.tree.map(lambda x: jnp.asarray(x)[None], collate(EXAMPLES, buckets_of(EXAMPLES)))
+    shapes = {}
+    for lora in (None, Lora(3, 6.0)):
+        trained = abstract_params(config) if lora is None else abstract_adapters(config, lora)
+        state = jax.eval_shape(lambda params: init_state(params, optimizer), trained)
+        step = make_train_step(config, objectives.sft(), optimizer, Compute(remat="full"), total=4, lora=lora)
+        start = () if lora is None else (abstract_params(config, jnp.bfloat16),)
+        text = step.lower(state, batch, *start).compile(compiler_options=FAST).as_text()
+        shapes[lora] = set(re.findall(r"= f32\[([0-9,]*)\]\S* (?:dot|custom-call)\(", text))
+    kernels = {"48,80", "80,48", "48,48", "48,24", "90,48"}
+    assert shapes[None] & kernels == kernels and not shapes[Lora(3, 6.0)] & kernels, (shapes, kernels)
+
+
+def test_a_plan_counts_adapters_and_frozen_weights():
+    values = config_to_hf(config_from_hf({"model_type": "llama", **SMALL, "hidden_size": 64, "head_dim": 16}))
+    mesh = make_mesh(1, 1, 1, devices=jax.devices()[:1])
+    sizes = {}
+    for lora in (None, Lora(2, 4.0, ("q_proj",))):
+        request = Request(
+            "v5p-8", values, TrainStep("dpo", 4, 16, reference="in-step", lora=lora, attention="xla"), (1, 1, 1)
+        )
+        again = from_json(json.loads(json.dumps(to_json(request))))
+        assert again == request
+        leaves = jax.tree.leaves(again.program.trace(again.config, mesh).in_avals)
+        sizes[lora] = sum(x.size * x.dtype.itemsize for x in leaves)
+    numbers, adapters = sum(x.size for x in jax.tree.leaves(abstract_params(again.config))), 3 * 2 * (64 + 64)
+    assert sizes[None] - 14 * numbers == sizes[Lora(2, 4.0, ("q_proj",))] - 2 * numbers - 12 * adapters
