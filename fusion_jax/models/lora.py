@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 
 from fusion_jax.errors import InputError
@@ -132,7 +133,11 @@ def init_adapters(config: ModelConfig, lora: Lora, seed: int, mesh: Mesh | None 
     found = jax.tree.unflatten(structure, [spec.init(key, spec.shape, jnp.float32) for spec, key in zip(leaves, keys)])
     if mesh is None:
         return found
-    return jax.tree.map(lambda x, s: jax.device_put(x, s.sharding), found, abstract_adapters(config, lora, mesh))
+
+    def place(value: Array, like: jax.ShapeDtypeStruct) -> Array:
+        return jax.make_array_from_callback(value.shape, like.sharding, np.asarray(value).__getitem__)
+
+    return jax.tree.map(place, found, abstract_adapters(config, lora, mesh))
 
 
 def joined(params: Params, adapters: Params, scale: float) -> Params:

@@ -25,6 +25,7 @@ from fusion_jax.files import write_json
 from fusion_jax.json_files import read_json
 from fusion_jax.paths import exists, is_remote, listed, names_below, read_range, remove, size_of, sizes_below
 
+CONFIGS = ("config.json", "adapter_config.json")
 OF_A_MODEL = (".json", ".safetensors", ".model", ".tiktoken", ".jinja", ".txt")  # files that loading reads
 OF_A_DATA_SET = ("state.json", "dataset_info.json", "dataset_dict.json")
 FOLDER, FORMAT = "manifests", 1
@@ -72,7 +73,7 @@ def signature(path: Path) -> str | None:
     """
     if path.is_file():
         return content_of(path).xxh3_128
-    if any((path / name).is_file() for name in ("config.json", "adapter_config.json")):  # notes and pictures beside a model change nothing
+    if any((path / name).is_file() for name in CONFIGS):  # notes and pictures beside a model change nothing
         every = [name for name in listed(path) if name.endswith(OF_A_MODEL) and (path / name).is_file()]
     elif any((path / name).is_file() for name in OF_A_DATA_SET):
         every = names_below(path)

@@ -5,6 +5,7 @@ The file is looked for in the installed package, of which nothing is imported, a
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import os
 import time
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
+import peft
 import pytest
 import torch
 import transformers
@@ -66,6 +68,27 @@ def test_weights_tokens_and_logits(models, tmp_path):
     again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "hf", dtype=torch.float32).state_dict()
     assert all(torch.equal(again[name], value) for name, value in theirs.state_dict().items())
     assert transformers.AutoTokenizer.from_pretrained(tmp_path / "hf")(TEXTS[3]) == reader(TEXTS[3])
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # peft asks for it
+def test_an_adapter_of_peft_on_the_file(models, tmp_path):
+    _, theirs, reader = models
+    settings = peft.LoraConfig(
+        task_type="CAUSAL_LM", r=8, target_modules=["q_proj", "v_proj", "gate_proj", "down_proj"]
+    )
+    adapted = peft.get_peft_model(copy.deepcopy(theirs), settings).eval()
+    with torch.no_grad():
+        for name, value in adapted.named_parameters():
+            if "lora_" in name:
+                value.copy_(0.02 * torch.randn_like(value))
+    adapted.save_pretrained(tmp_path / "adapter", save_embedding_layers=False)
+    ours = load(place(), adapter=tmp_path / "adapter")
+    ids = reader(TEXTS[0])["input_ids"]
+    with torch.no_grad():
+        expected, before = (one(torch.tensor([ids])).logits.numpy() for one in (adapted, theirs))
+    error = np.abs(np.asarray(logits(ours, np.asarray([ids]))) - expected).max() / np.abs(expected).max()
+    print(f"the adapter changes logits by {np.abs(before - expected).max():.1f}, relative error {error:.2e}")
+    assert error <= 1e-4 and np.abs(before - expected).max() > 0.5
 
 
 def test_greedy_chats_and_tokens_a_second(models):
