@@ -24,6 +24,7 @@ from fusion_jax.sharding import named
 Array = jax.Array
 Params = dict[str, Any]
 Path = tuple[str, ...]
+NOT_LINEAR = ("router", "kv_up")  # parts whose kernels are read whole, not multiplied as they are
 
 
 @dataclass(frozen=True)
@@ -53,24 +54,24 @@ def adapted_modules(config: ModelConfig, lora: Lora, option: str = "lora_target_
     """The linear layers that have adapters: path of the part -> its module in the Hugging Face model, layer by layer.
 
     Raises:
-      InputError: a module that the model's layers do not have, or that holds several parts in one tensor; names the
-        option and what there is.
+      InputError: a module that the model's layers do not have, that holds several parts in one tensor, or is one of
+        experts or their router; names the option and what there is.
     """
     whole: dict[Path, list[str]] = {}
-    shared: set[str] = set()
+    others: set[str] = set()
     for tensor in tensors_of(config):
-        if tensor.path[-1] != "kernel" or len(tensor.index) != 1:
+        if tensor.path[-1] != "kernel" or not tensor.index:
             continue
         module = tensor.name.removesuffix(".weight")
-        if tensor.shape is None:
+        if tensor.shape is None and len(tensor.index) == 1 and tensor.path[-2] not in NOT_LINEAR:
             whole.setdefault(tensor.path[:-1], []).append(module)
         else:
-            shared.add(_last(module))
-    known = sorted({_last(modules[0]) for modules in whole.values()})
-    asked = set(lora.modules or (*known, *shared))
-    if asked & shared:
-        name = sorted(asked & shared)[0]
-        problem = f"'{name}' holds several parts of a layer in one tensor, for which no adapter is trained"
+            others.add(_last(module))
+    known = sorted({_last(modules[0]) for modules in whole.values()} - others)
+    asked = set(lora.modules or (*known, *others))
+    if asked & others:
+        name = sorted(asked & others)[0]
+        problem = f"'{name}' is several parts in one tensor, or of experts; no adapter is trained for it"
         raise InputError(problem, field=option, cure=f"Give some of {', '.join(known)}")
     if not asked <= set(known):
         problem = f"the layers have no linear module '{sorted(asked - set(known))[0]}'"
@@ -82,8 +83,11 @@ def check_lora(config: ModelConfig, lora: Lora, option: str = "lora") -> None:
     """Refuse adapters that a model cannot have; names the setting behind `option`, such as "--train.lora".
 
     Raises:
-      InputError: see `adapted_modules`; a reward model, whose head has to learn, too.
+      InputError: see `adapted_modules`; a model with an encoder; a reward model, whose head has to learn, too.
     """
+    if config.encoder:
+        problem = f"adapters are trained of decoders; {config.model_type} has an encoder"
+        raise InputError(problem, field=f"{option}{_joint(option)}rank", cure="Train it whole (rank 0)")
     if config.head.labels:
         problem = "a reward model's head has no adapter, and would stay as it is"
         raise InputError(problem, field=f"{option}{_joint(option)}rank", cure="Train it whole (rank 0)")

@@ -238,7 +238,9 @@ def test_the_reference_is_the_base(base, tmp_path):
 def test_what_cannot_have_adapters_is_told(tmp_path):
     for name, lora, said in (
         ("llama-mha", Lora(2, 2, ("q_proj", "qkv_proj")), "'lora_target_modules': the layers have no linear module 'qkv_proj'.*Known: down_proj"),
-        ("phi3", Lora(2, 2), "holds several parts of a layer in one tensor.*Give some of down_proj, o_proj"),
+        ("phi3", Lora(2, 2), "'gate_up_proj' is several parts in one tensor.*Give some of down_proj, o_proj"),
+        ("mixtral", Lora(2, 2), "no adapter is trained for it. Give some of k_proj, o_proj, q_proj, v_proj"),
+        ("deepseek-v2", Lora(2, 2, ("kv_b_proj",)), "'kv_b_proj' is several parts in one tensor, or of experts"),
     ):  # fmt: skip
         write_checkpoint(name, tmp_path / name)
         with pytest.raises(InputError, match=said):
@@ -247,6 +249,22 @@ def test_what_cannot_have_adapters_is_told(tmp_path):
     write_checkpoint("llama-mha", tmp_path / "judge", classifier=True)
     with pytest.raises(InputError, match=r"'--train.lora-rank': a reward model's head has no adapter"):
         check_lora(check_folder(tmp_path / "judge"), LORA, "--train.lora")
+
+
+@pytest.mark.usefixtures("quick_compiler")
+@pytest.mark.parametrize("name", ["deepseek-v2", "mixtral", "gemma3", "glm4", "gpt-neox"])
+def test_every_adapter_that_may_be_trained_counts(name, tmp_path):
+    """Each B has a gradient that is not zero: no adapter stands beside a kernel that is read otherwise."""
+    write_checkpoint(name, tmp_path)
+    model = load(tmp_path)
+    try:
+        check_lora(model.config, LORA)
+        lora = LORA
+    except InputError as told:
+        lora = dataclasses.replace(LORA, modules=tuple((told.cure or "").removeprefix("Give some of ").split(", ")))
+    found = jax.grad(loss_of)(init_adapters(model.config, lora, 0), model)
+    b = {path: x for path, x in jax.tree_util.tree_leaves_with_path(found) if path[-1].key == "lora_b"}
+    assert len(b) >= 2 and all(np.abs(np.asarray(x)).max((1, 2)).min() > 0 for x in b.values()), b.keys()
 
 
 def test_adapters_that_are_refused(base, adapter_folder, tmp_path):
