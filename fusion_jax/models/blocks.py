@@ -127,22 +127,33 @@ class Block(nn.Module):
 
         x = named(x, BLOCK_INPUT)
         if stack.residual in ("parallel", "parallel_norms"):
-            y = self._norm("attention_norm", x)
-            x = x + attention(y) + mlp(y if stack.residual == "parallel" else self._norm("mlp_norm", x))
+            x = self._beside(x, attention, mlp)
         else:
-            x = named(self._added("attention", x, attention), RESIDUAL)
+            x = x if "attention" in stack.lacks else named(self._added("attention", x, attention), RESIDUAL)
             x = self._added("cross", x, cross) if stack.cross else x
-            x = self._added("mlp", x, mlp)
+            x = x if "mlp" in stack.lacks else self._added("mlp", x, mlp)
         x = constrain(x, self.mesh, ("batch", "tokens", None))
         if not self.keep:
             return x, None
-        return x, Crossed(*found) if stack.cross else found[0]
+        return x, Crossed(*found) if stack.cross else next(iter(found), None)
 
     @nn.nowrap
     def _norm(self, name: str, x: Array) -> Array:
         specs = layer_specs(self.config, self.stack)[name]
         with jax.named_scope("norm"):
             return NormLayer(specs, self.stack.norm, self.dtype, name=name)(x)
+
+    @nn.nowrap
+    def _beside(self, x: Array, attention: Callable[[Array], Array], mlp: Callable[[Array], Array]) -> Array:
+        """The residual stream with both parts of it added, which read the same norm or one each."""
+        lacks, out = self.stack.lacks, x
+        shared = self.stack.residual == "parallel" and len(lacks) < 2
+        y = self._norm("attention_norm", x) if shared or "attention" not in lacks else x
+        if "attention" not in lacks:
+            out = out + attention(y)
+        if "mlp" not in lacks:
+            out = out + mlp(y if shared else self._norm("mlp_norm", x))
+        return out
 
     @nn.nowrap
     def _added(self, name: str, x: Array, part: Callable[[Array], Array]) -> Array:

@@ -12,6 +12,7 @@ from fusion_jax.ops.rotary import Rope
 
 Activation = Literal["silu", "gelu_tanh", "gelu", "relu"]
 Side = Literal["decoder", "encoder"]
+Part = Literal["attention", "mlp"]
 Residual = Literal["pre", "post", "after", "parallel", "parallel_norms", "sandwich"]
 
 
@@ -152,6 +153,7 @@ class Stack:
     ropes: for each layer, which of `Positions.ropes` it uses; empty: the first everywhere.
     causal: whether queries see only themselves and the keys before them.
     cross: whether each layer, behind its own attention, attends to an encoder's output.
+    lacks: parts that pruning has taken from all layers of the stack, with their norms; see `models.pruned`.
     """
 
     layers: int
@@ -163,6 +165,7 @@ class Stack:
     ropes: tuple[int, ...] = ()
     causal: bool = True
     cross: bool = False
+    lacks: frozenset[Part] = frozenset()
 
     def __post_init__(self) -> None:
         for name, values in (("windows", self.windows), ("ropes", self.ropes)):

@@ -31,6 +31,7 @@ LATER = {
     "Positions": ("kind", "offset", "buckets", "distance"),
     "Embed": ("norm", "types"),
     "Head": ("scale", "pooled", "normalised"),
+    "Stack": ("lacks",),
     "Attention": ("norms_all", "rotary_pairs", "latent", "clip"),
     "Mlp": ("experts",),
     "Rope": ("share", "short_factors", "long_factors", "mscale", "mscale_all_dim"),

@@ -153,10 +153,15 @@ def _feed_forward(config: ModelConfig, mlp: Mlp, width: int) -> Specs:
 
 def layer_specs(config: ModelConfig, stack: Stack) -> Specs:
     """The parameters of one layer, without the layer axis."""
-    norm = norm_specs(stack.norm, config.width)
-    specs = attention_specs(config, stack.attention) | {"attention_norm": norm} | mlp_specs(config, stack.mlp)
-    if stack.residual != "parallel":
-        specs["mlp_norm"] = norm
+    norm, specs = norm_specs(stack.norm, config.width), Specs()
+    if "attention" not in stack.lacks:
+        specs |= attention_specs(config, stack.attention)
+    if "mlp" not in stack.lacks:
+        specs |= mlp_specs(config, stack.mlp)
+    own = {"attention", "mlp"} - stack.lacks
+    if stack.residual == "parallel":  # one norm for both
+        own = {"attention"} if own else own
+    specs |= {f"{part}_norm": norm for part in sorted(own)}
     if stack.cross:
         specs |= {"cross": attention_specs(config, stack.attention), "cross_norm": norm}
     if stack.residual == "sandwich":

@@ -13,7 +13,7 @@ ROOT = Path(fusion_jax.__file__).parent
 FLOORS = (
     "runs",
     "plan evals",
-    "train merge",
+    "train merge prune",
     "teachers sampling rewards zoo",
     "align models",
     "data store",

@@ -1,0 +1,49 @@
+"""The text that blocks are judged by: documents joined, tokenised once and cut into rows (arXiv 2406.10594, official
+code)."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from fusion_jax.errors import InputError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+ALPACA_ROWS = 52_002  # of tatsu-lab/alpaca
+
+
+def calibration_rows(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, length: int) -> np.ndarray:
+    """int32[R,T], the documents joined by an empty line, in one call of the tokenizer (so that at most one BOS stands,
+    at the front), cut into rows of `length` tokens; what is left over is dropped.
+
+    Raises:
+      InputError: less text than one row.
+    """
+    ids = tokenizer("\n\n".join(texts))["input_ids"]
+    count = len(ids) // length
+    if not count:
+        problem = f"the {len(texts)} documents have {len(ids)} tokens, a row has {length}"
+        raise InputError(problem, field="calibration", cure="Give more documents, or shorter rows")
+    return np.asarray(ids[: count * length], np.int32).reshape(count, length)
+
+
+def alpaca_sample(documents: int, rows: int = ALPACA_ROWS, seed: int = 42) -> list[int]:
+    """Numbers of the rows of tatsu-lab/alpaca that the published searches take: a fifth of the rows is split off, half
+    of it split again, and documents drawn from the first half; all with one seed.
+
+    Raises:
+      InputError: more documents than that half has.
+    """
+    from datasets import Dataset
+
+    every = Dataset.from_dict({"row": range(rows)})
+    held = every.train_test_split(test_size=0.2, seed=seed)["test"]
+    test = held.train_test_split(test_size=0.5, seed=seed)["train"]["row"]
+    if documents > len(test):
+        raise InputError(f"{documents} documents are more than the {len(test)} to draw from", field="documents")
+    return [test[place] for place in random.Random(seed).sample(range(len(test)), documents)]
