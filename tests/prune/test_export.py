@@ -20,6 +20,7 @@ from fusion_jax.models.parameters import init_params
 from fusion_jax.prune.blocks import Block
 from fusion_jax.prune.export import served
 from fusion_jax.prune.scoring import Text, perplexity, score
+from tests.parity.checkpoints import write_checkpoint
 from tests.prune.test_search import MODELS, block, opened, read
 
 pytestmark = pytest.mark.usefixtures("quick_compiler")
@@ -68,6 +69,26 @@ def test_what_depends_on_a_layers_number_stays_with_it(tmp_path):
     with torch.no_grad():
         out = again(torch.tensor(text.rows), labels=torch.tensor(text.rows).long()).loss
     assert perplexity(found) == pytest.approx(float(out.exp()), rel=1e-5)
+
+
+@pytest.mark.parametrize("name", [
+    "mixtral", pytest.param("deepseek-v2", marks=pytest.mark.slow), pytest.param("gemma2", marks=pytest.mark.slow),
+    pytest.param("olmo2", marks=pytest.mark.slow), pytest.param("glm4", marks=pytest.mark.slow),
+])  # fmt: skip
+def test_families_with_other_blocks(name, tmp_path):
+    """Experts with their router, latents, norms on both sides or behind a block: the pruned folder in transformers has
+    the loss that the search saw."""
+    write_checkpoint(name, tmp_path / "hf")
+    model = fj.load(tmp_path / "hf")
+    removed = frozenset({Block("attention", 0), Block("mlp", 1), Block("attention", 2), Block("mlp", 2)})
+    text = Text(np.random.default_rng(0).integers(3, 96, (3, 12)).astype(np.int32))
+    found = score(model.params, model.config, text, removed, ()).base
+    fj.save(served(model, removed), tmp_path / "pruned")
+    again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "pruned", dtype=torch.float32).eval()
+    assert again.config.num_hidden_layers == 2
+    with torch.no_grad():
+        out = again(torch.tensor(text.rows), labels=torch.tensor(text.rows).long()).loss
+    assert found.mean() == pytest.approx(float(out), rel=1e-5)
 
 
 def test_parallel_blocks_with_a_norm_for_both(tmp_path):
