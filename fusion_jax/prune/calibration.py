@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from fusion_jax.data.batches import Example
 from fusion_jax.errors import InputError
+from fusion_jax.prune.scoring import Text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -30,6 +32,18 @@ def calibration_rows(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, l
         problem = f"the {len(texts)} documents have {len(ids)} tokens, a row has {length}"
         raise InputError(problem, field="calibration", cure="Give more documents, or shorter rows")
     return np.asarray(ids[: count * length], np.int32).reshape(count, length)
+
+
+def chat_text(examples: Sequence[Example]) -> Text:
+    """A row for each example of one response, padded on the right, of which the response is scored."""
+    width = max(len(example.rows[0]) for example in examples)
+    rows = np.zeros((len(examples), width), np.int32)
+    scored = np.zeros((len(examples), width), bool)
+    for number, example in enumerate(examples):
+        (ids,), (start,) = example.rows, example.starts
+        rows[number, : len(ids)] = ids
+        scored[number, max(start, 1) : len(ids)] = True
+    return Text(rows, scored=scored)
 
 
 def alpaca_sample(documents: int, rows: int = ALPACA_ROWS, seed: int = 42) -> list[int]:

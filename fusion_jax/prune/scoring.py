@@ -50,10 +50,12 @@ class How:
 
 
 class Text(NamedTuple):
-    """Calibration rows int32[R,T]; labels that equal `ignored` are not scored, None: all are."""
+    """Calibration rows int32[R,T]. Labels that equal `ignored` are not scored, nor tokens that `scored`, bool[R,T],
+    leaves out; None: all are."""
 
     rows: np.ndarray
     ignored: int | None = None
+    scored: np.ndarray | None = None
 
 
 class Losses(NamedTuple):
@@ -81,20 +83,28 @@ def score(
     states = 1 + len(candidates)
     found = np.zeros((states, len(text.rows)))
     for start in range(0, len(text.rows), how.rows):
-        rows = text.rows[start : start + how.rows]
-        filled = np.pad(rows, ((0, how.rows - len(rows)), (0, 0)))
-        walk = _Walk(params, config, frozenset(removed), how, jnp.asarray(filled))
-        order, losses = walk.all(candidates, _labels(filled, text.ignored))
-        found[order, start : start + len(rows)] = losses[:, : len(rows)]
+        some = _rows_of(text, start, how.rows)
+        walk = _Walk(params, config, frozenset(removed), how, jnp.asarray(some.rows))
+        order, losses = walk.all(candidates, _labels(some))
+        size = len(text.rows[start : start + how.rows])
+        found[order, start : start + size] = losses[:, :size]
     return Losses(found[0], found[1:])
 
 
-def _labels(rows: np.ndarray, ignored: int | None) -> tuple[Array, Array]:
+def _rows_of(text: Text, start: int, count: int) -> Text:
+    """So many rows from a place on, filled up with the last one."""
+    places = np.minimum(np.arange(start, start + count), len(text.rows) - 1)
+    return Text(text.rows[places], text.ignored, None if text.scored is None else text.scored[places])
+
+
+def _labels(text: Text) -> tuple[Array, Array]:
     """The token that follows each, and which of them count; both [R,T], the last column counts nothing."""
-    labels = np.roll(rows, -1, 1)
-    counted = np.broadcast_to(np.arange(rows.shape[1]) < rows.shape[1] - 1, rows.shape).copy()
-    if ignored is not None:
-        counted &= labels != ignored
+    labels = np.roll(text.rows, -1, 1)
+    counted = np.broadcast_to(np.arange(labels.shape[1]) < labels.shape[1] - 1, labels.shape).copy()
+    if text.ignored is not None:
+        counted &= labels != text.ignored
+    if text.scored is not None:
+        counted &= np.roll(text.scored, -1, 1)
     return jnp.asarray(labels), jnp.asarray(counted)
 
 

@@ -30,6 +30,26 @@ class Step:
     scores: tuple[tuple[Blocks, float], ...] = ()
 
 
+def to_record(step: Step) -> dict[str, Any]:
+    """A step as plain values."""
+    scores = [{"blocks": _plain(blocks), "perplexity": value} for blocks, value in step.scores]
+    return {"chosen": _plain(step.chosen), "perplexity": step.perplexity, "scores": scores}
+
+
+def from_record(record: Mapping[str, Any]) -> Step:
+    """What `to_record` made plain."""
+    scores = tuple((_blocks(one["blocks"]), float(one["perplexity"])) for one in record["scores"])
+    return Step(_blocks(record["chosen"]), float(record["perplexity"]), scores)
+
+
+def _plain(blocks: Blocks) -> list[list[Any]]:
+    return [[block.part, block.layer] for block in sorted(blocks)]
+
+
+def _blocks(values: Sequence[Sequence[Any]]) -> Blocks:
+    return frozenset(Block(part, layer) for part, layer in values)
+
+
 def removed_by(steps: Sequence[Step]) -> Blocks:
     """The blocks that steps have removed."""
     return frozenset[Block]().union(*(step.chosen for step in steps))
