@@ -100,13 +100,14 @@ def optimise(
         settings.optimizer.learning_rate, num_steps=total,
         warmup_ratio=settings.optimizer.warmup_ratio, schedule=settings.optimizer.schedule,
     )  # fmt: skip
+    step = make_train_step(
+        model.config, objective, optimizer, compute, total=total, rate=rate, router_weight=settings.router_weight,
+        lora=lora, in_step=in_step,
+    )  # fmt: skip
     work = _Work(
         total,
         _feeder(data, settings, total, buckets, compute),
-        make_train_step(
-            model.config, objective, optimizer, compute, total=total, rate=rate, router_weight=settings.router_weight,
-            lora=lora, in_step=in_step,
-        ),  # fmt: skip
+        step,
         _evaluation(model, objective, held, settings, buckets, compute, total, weights),
         data.name,
         model.params if in_step or lora is not None else None,

@@ -47,8 +47,8 @@ def llama_like_from_hf(
     """The model that the fields give which every Llama-like config.json has: one stack of plain layers, without biases.
 
     Args:
-      ropes: the rotary settings; None: the one that the file gives; empty: no rotary embedding. attention: None: that of
-        the usual fields.
+      ropes: the rotary settings; None: the one that the file gives; empty: no rotary embedding.
+      attention: None: that of the usual fields.
     """
     width = fields.integer("hidden_size", low=1, high=WIDTH)
     attention = _attention(fields, defaults, width) if attention is None else attention
