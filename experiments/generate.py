@@ -17,8 +17,8 @@ from pathlib import Path
 
 from rich.console import Console
 
+from fusion_jax.data.asked import parse_prompts
 from fusion_jax.data.loaders import load_records
-from fusion_jax.data.records import parse_prompts
 from fusion_jax.errors import InputError
 from fusion_jax.jsonl import write_jsonl
 from fusion_jax.models.int8 import Weights

@@ -88,6 +88,8 @@ def main(s: Settings) -> None:
 
 def kind_of(record: Record) -> str:
     """What a record is read as by its fields: without "rejected" for SFT, with two chosen messages a quadruple."""
+    if "non_preferred_output" in record:  # OpenAI's form of a pair
+        return "pair"
     if "rejected" not in record:
         return "pair" if ranked.listed(record) else "sft"
     chosen, rejected = record.get("chosen"), record["rejected"]

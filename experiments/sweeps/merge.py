@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+from fusion_jax.data.asked import parse_prompts
 from fusion_jax.data.loaders import load_records
-from fusion_jax.data.records import parse_prompts
 from fusion_jax.errors import InputError
 from fusion_jax.figures import hue, new_figure, tidy
 from fusion_jax.intervals import mean_interval

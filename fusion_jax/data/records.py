@@ -16,7 +16,6 @@ The other forms that these are found in are listed in docs/data.md and read by `
 from __future__ import annotations
 
 import hashlib
-import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -24,14 +23,14 @@ from functools import partial
 from typing import Any, Literal
 
 from fusion_jax.data import formats, ranked, scored_pairs
-from fusion_jax.data.messages import Conversation, Message, Place, check_text, check_writable, messages_of, text
+from fusion_jax.data.messages import Conversation, Message, Place, check_text, messages_of, text
 from fusion_jax.display import brief
 from fusion_jax.errors import InputError, quoted
-from fusion_jax.jsonl import Record, Records, numbered
+from fusion_jax.jsonl import Record, numbered
 
 __all__ = [
-    "Conversation", "Message", "OnBad", "Place", "Row", "check_answers", "messages_of", "parse_pair", "parse_prompts",
-    "parse_quad", "parse_responses", "parse_rows", "parse_sft", "prompt_id", "text", "unusable",
+    "Conversation", "Message", "OnBad", "Place", "Row", "messages_of", "parse_pair", "parse_quad", "parse_rows",
+    "parse_sft", "prompt_id", "text", "unusable",
 ]  # fmt: skip
 
 
@@ -214,8 +213,7 @@ def parse_rows(
         except InputError as error:
             if on_bad == "error":
                 raise
-            reason = f"malformed: field '{error.field}' {error.problem}"
-            malformed[reason if reason in malformed or len(malformed) < REASONS else "malformed: other reasons"] += 1
+            count_malformed(error, malformed)
             continue
         unused = unusable(row)
         if unused is None:
@@ -231,146 +229,7 @@ def parse_rows(
     return rows, dropped
 
 
-def _asked_text(fields: Mapping[str, Any], kind: str, place: Place) -> str:
-    """The text of a prompt that is one user message and nothing besides."""
-    messages = formats.asked(fields, place)
-    for name in ("system", "system_prompt", "history"):
-        if fields.get(name):
-            raise place.error("is not read: prompts are sampled alone", name, "Write it into the prompt, or remove it")
-    if not messages:
-        raise formats.missing("prompt", kind, fields, place)
-    if len(messages) != 1:
-        problem = "holds a system message or more than one user message"
-        raise place.error(problem, "prompt", "Sampling reads single-turn prompts only")
-    return messages[0]["content"]
-
-
-def parse_prompts(records: Iterable[Record], *, file: str | None = None) -> list[Record]:
-    """Prompts of one user message with an id each, and further fields; not those of responses.
-
-    Raises:
-      InputError: another conversation than one user message; a prompt or a given id that stands twice; an answer that
-        is no text.
-    """
-    out, seen = list[Record](), dict[str, int]()
-    for number, record in numbered(records):
-        place = Place(file, number)
-        content = _asked_text(formats.fields_of(record, place), "prompts", place)
-        identity = given_id(record, place) or prompt_id(content)
-        if identity in seen:
-            raise place.error(
-                f"repeats record {seen[identity]} (prompt_id {identity})", "prompt_id", "Remove one of the two"
-            )
-        seen[identity] = number
-        _check_known(record, place)
-        kept = formats.carried(record, "response", "reward", "sample", "source_model")
-        out.append({**kept, "prompt_id": identity, "prompt": content})
-    if not out:
-        raise InputError("holds no prompt", file=file, cure="Give at least one")
-    return Records(out, list(seen.values()))
-
-
-def _check_known(record: Record, place: Place) -> None:
-    """Refuse what a prompt or a response carries on to later stages and these cannot read or write."""
-    tests = record.get("tests")
-    if tests is not None and not (isinstance(tests, str) and tests.strip()):
-        raise place.error("is no text of Python statements", "tests", "Write the tests, or leave the field out")
-    for name in ("answer", "skill"):
-        if record.get(name) is not None:
-            text(record, name, place, blank=True)
-    wordings = record.get("wordings")
-    if wordings is not None and not (
-        isinstance(wordings, list) and all(isinstance(w, str) and w.strip() for w in wordings)
-    ):
-        raise place.error("is not a list of texts", "wordings", 'Write ["The answer is 4.", "4"], or leave it out')
-    check_writable(record, place)
-
-
-def check_answers(records: Iterable[Record], *, file: str | None, cure: str) -> None:
-    """Refuse parsed prompts or responses if no record of a prompt brings its answer."""
-    records = records if isinstance(records, Records) else list(records)
-    known = {r["prompt_id"] for r in records if r.get("answer") is not None}
-    for number, record in numbered(records):
-        if record["prompt_id"] not in known:
-            raise Place(file, number).error("is missing", "answer", cure)
-
-
-def parse_responses(records: Iterable[Record], *, file: str | None = None) -> list[Record]:
-    """Ready responses: text fields and numbers checked, ids and sample numbers filled in.
-
-    A response without an id has the one that another record gives to the same prompt, else `prompt_id` of the prompt.
-
-    Raises:
-      InputError: a field of a wrong type; an id with two prompts or two answers; a sample that stands twice.
-    """
-    out, lines = list[Record](), list[int]()
-    ids, answers = Ids.none(), Ids.none()
-    for number, whole in numbered(records):
-        place = Place(file, number)
-        formats.fields_of(whole, place)
-        for record in formats.generated(whole, file, place):
-            out.append(_response(record, place))
-            lines.append(number)
-    if not out:
-        raise InputError("holds no response", file=file, cure="Give at least one")
-    named = {r["prompt"]: r["prompt_id"] for r in reversed(out) if r["prompt_id"] is not None}
-    for number, record in zip(lines, out):
-        place, prompt = Place(file, number), record["prompt"]
-        identity = record["prompt_id"] = record["prompt_id"] or named.get(prompt) or prompt_id(prompt)
-        ids.check(identity, prompt.strip(), "prompt", place)
-        if record.get("answer") is not None:
-            answers.check(identity, record["answer"], "answer", place)
-    _number_samples(out, lines, file)
-    return Records(out, lines)
-
-
-def _response(record: Record, place: Place) -> Record:
-    """A response whose fields are checked; its id and sample number are None where it brings none."""
-    prompt = _asked_text(formats.fields_of(record, place), "responses", place)
-    source = text(record, "source_model", place)
-    text(record, "response", place, blank=True)
-    reward = record.get("reward")
-    if reward is not None:
-        if isinstance(reward, bool) or not isinstance(reward, int | float):
-            raise place.error(f"is {quoted(reward)}, not a number", "reward", "Write a number or leave the field out")
-        try:
-            finite = math.isfinite(reward)
-        except OverflowError:
-            finite = False
-        if not finite:
-            raise place.error("is not finite", "reward", "Write a finite number or leave the field out")
-    sample = record.get("sample")
-    if sample is not None:
-        if isinstance(sample, bool) or not isinstance(sample, int):
-            raise place.error(f"is {quoted(sample)}, not a whole number", "sample", "Number a source's samples from 0")
-        if not 0 <= sample < 2**31:
-            raise place.error(f"is {quoted(sample)}, out of range", "sample", "Number a source's samples from 0")
-    _check_known(record, place)
-    known = {"prompt_id": given_id(record, place), "prompt": prompt, "source_model": source, "sample": sample}
-    passed = record.get("passed")
-    if passed is not None:
-        if not isinstance(passed, bool) and passed not in (0, 1):
-            raise place.error(f"is {quoted(passed)}, neither true nor false", "passed", "Write one, or leave it out")
-        known["passed"] = bool(passed)
-    return {**formats.carried(record), **known}
-
-
-def _number_samples(responses: list[Record], lines: list[int], file: str | None) -> None:
-    """Number the samples that have no number: the lowest free ones of their prompt and source."""
-    taken: dict[tuple[str, str, int], int] = {}
-    for number, record in zip(lines, responses):
-        key = (record["prompt_id"], record["source_model"], record["sample"])
-        if record["sample"] is None:
-            continue
-        if key in taken:
-            problem = f"stands twice for this prompt and '{record['source_model']}': also in record {taken[key]}"
-            raise Place(file, number).error(problem, "sample", "Remove one of the two, or leave the numbers out")
-        taken[key] = number
-    free = Counter[tuple[str, str]]()
-    for record in responses:
-        if record["sample"] is None:
-            of = (record["prompt_id"], record["source_model"])
-            while (*of, free[of]) in taken:
-                free[of] += 1
-            record["sample"] = free[of]
-            free[of] += 1
+def count_malformed(error: InputError, malformed: Counter[str]) -> None:
+    """Count what is left out for an error; the reasons are few."""
+    reason = f"malformed: field '{error.field}' {error.problem}"
+    malformed[reason if reason in malformed or len(malformed) < REASONS else "malformed: other reasons"] += 1

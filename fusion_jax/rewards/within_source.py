@@ -107,7 +107,8 @@ def _pair(own: Sequence[Record], rules: PairRules, dropped: Counter[str]) -> Cho
     chosen, rejected = max(good, key=lambda r: r["reward"]), min(bad, key=lambda r: r["reward"])
     gap = chosen["reward"] - rejected["reward"]
     if chosen["response"].strip() == rejected["response"].strip():
-        dropped["source: identical responses"] += 1
+        alike = len({r["response"].strip() for r in own}) == 1
+        dropped["source: identical responses" if alike else "source: equal rewards"] += 1
     elif gap < rules.least_gap:
         dropped["source: gap too small"] += 1
     elif gap > rules.most_gap:

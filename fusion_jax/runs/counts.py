@@ -78,6 +78,8 @@ CURES = {
     NOTHING_LEFT: "Raise --text.tokens.max-length, or shorten the prompts",
     TOO_LONG: "Raise --text.tokens.max-length, or give shorter answers",
     SAME_TOKENS: "Raise --text.tokens.max-length: what differs is cut off",
+    "source: equal rewards": "A source's responses to a prompt have equal rewards: use another --verifier or a "
+    "--reward-model, or draw more varied samples (--sample.temperature, --sample.num-samples)",
     "prompt: no pair": "Look at the reasons beside: widen --rules.least-gap and --rules.most-gap to the units of these "
     "rewards, or draw more varied samples (--sample.temperature, --sample.num-samples)",
     "prompt: no source gives a preference": "The responses of each source to a prompt are equally good: draw more "

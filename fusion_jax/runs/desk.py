@@ -44,6 +44,8 @@ from fusion_jax.train.optimise import optimise
 from fusion_jax.train.settings import TrainSettings, compute_for
 from fusion_jax.zoo import model_path
 
+TRAINED_ON = "also trained on"
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -134,7 +136,7 @@ class Desk:
         """Say how many test prompts are trained on as well: the accuracy on them is not that on unseen prompts."""
         shared = len({prompt["prompt"] for prompt in test} & set(learnt))
         if shared:
-            self.counter("test prompts")["also trained on"] += shared
+            self.counter("test prompts")[TRAINED_ON] += shared
             self.run.log(f"note: {shared} of {len(test)} test prompts are trained on, too: they are not unseen")
 
     def sampled(self, model: Model, name: str, prompts: Sequence[Record], how: SampleSettings) -> list[Record]:
@@ -264,7 +266,12 @@ class Desk:
             table = markdown_table(accuracy_table(self.accuracy))
             own = [m for m in dict.fromkeys(r["model"] for r in self.accuracy) if m not in sources]
             answers = answers_of(run, own)
-            told = [answers_sentence(self.accuracy, target, sources), reward_sentence(answers)]
+            told = [
+                answers_sentence(
+                    self.accuracy, target, sources, self.counts.get("test prompts", Counter())[TRAINED_ON]
+                ),
+                reward_sentence(answers),
+            ]
             result = " ".join(filter(None, told))
             figure = save_figure(accuracy_figure(figure_rows(self.accuracy), sources), run.file("accuracy.png"))
             shown += ["## Accuracy of greedy answers, with 95 % Wilson intervals, and other measures", table, figure]

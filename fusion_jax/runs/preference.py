@@ -218,7 +218,9 @@ def begin(
     tests = eval_set_of(s, own_data=bool(s.prompts or s.responses))
     sources = Sources(s, desk, tests, s.preference)
     given = sources.given()
-    prompts = desk.records("prompts.jsonl", lambda: _enough(s, desk, sources.prompts(given), shares))
+    prompts = desk.records(
+        "prompts.jsonl", lambda: _enough(s, desk, sources.prompts(given, target_asked=bool(target_asked)), shares)
+    )
     prompts = _distinct(prompts, desk.counter("prompts"))
     first, second = split_prompts(prompts, s.sft_share, shares, s.seed)
     parts = {"first": first, "second": second}

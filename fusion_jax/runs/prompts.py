@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from fusion_jax.data.asked import check_answers, parse_prompts
 from fusion_jax.data.loaders import load_records
-from fusion_jax.data.records import check_answers, parse_prompts
 from fusion_jax.jsonl import Record
 from fusion_jax.runs.judging import EvalSet
 from fusion_jax.runs.page import JudgedSettings

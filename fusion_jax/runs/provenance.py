@@ -102,18 +102,22 @@ def _shown(value: Any) -> str:
     return f"`{text}`".replace("|", "\\|") if text else "(none)"
 
 
-def answers_sentence(rows: Sequence[Mapping[str, Any]], before: str, sources: Sequence[str] = ()) -> str:
+def answers_sentence(
+    rows: Sequence[Mapping[str, Any]], before: str, sources: Sequence[str] = (), shared: int = 0
+) -> str:
     """How much the last judged model answers and what it gained; nothing where nothing was judged.
 
     Args:
-      rows: of `by_skill`; before: the model that the gain is over; sources: models that it learned from.
+      rows: of `by_skill`; before: the model that the gain is over; sources: models that it learned from; shared: how
+        many of the problems were trained on, too.
     """
     total = {r["model"]: r for r in rows if r["skill"] == "all"}
     own = [model for model in total if model not in sources]
     if not own:
         return ""
     last = total[own[-1]]
-    told = f"{own[-1]} answers {100 * last['accuracy']:.1f} % of {last['count']} held-out problems"
+    told = f"{own[-1]} answers {100 * last['accuracy']:.1f} % of {last['count']} "
+    told += f"test problems, of which {shared} were trained on, too" if shared else "held-out problems"
     if before in total and before != own[-1]:
         told += f", {points(last['accuracy'] - total[before]['accuracy'])} the target before"
     best = max((total[s]["accuracy"] for s in sources if s in total), default=None)

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
+from fusion_jax.data.asked import parse_prompts
 from fusion_jax.data.chat import LostText
 from fusion_jax.data.examples import TextSettings
 from fusion_jax.data.loaders import load_records
-from fusion_jax.data.records import OnBad, Row, parse_prompts
+from fusion_jax.data.records import OnBad, Row
 from fusion_jax.errors import InputError
 from fusion_jax.jsonl import Record, numbered
 from fusion_jax.models.folder import Model, check_folder

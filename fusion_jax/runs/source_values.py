@@ -12,15 +12,35 @@ from dataclasses import replace
 
 import numpy as np
 
+from fusion_jax.data.asked import parse_responses
 from fusion_jax.data.batches import Data, Example, buckets_for
 from fusion_jax.data.examples import TextSettings, make_examples
+from fusion_jax.data.loaders import load_records
 from fusion_jax.data.records import Row
+from fusion_jax.errors import InputError
 from fusion_jax.jsonl import Record
 from fusion_jax.models.folder import Model
 from fusion_jax.models.int8 import Weights
+from fusion_jax.runs.checks import model_name
 from fusion_jax.runs.desk import Desk, Stage
 from fusion_jax.train.reference import sequence_logprobs
 from fusion_jax.train.settings import compute_for
+
+
+def check_authors(file: str, sources: Sequence[str], *, unnamed: bool) -> None:
+    """Refuse ready responses whose authors are not the sources that score them, where nobody has named these.
+
+    Args:
+      file: of the responses, "" for none. unnamed: whether the sources are those of the defaults.
+    """
+    if not file or not unnamed:
+        return
+    authors = {record["source_model"] for record in parse_responses(load_records(file), file=file)}
+    scoring = [model_name(source) for source in sources]
+    if not authors <= set(scoring):
+        problem = f"are {', '.join(scoring)} by default, the responses are of {', '.join(sorted(authors))}"
+        raise InputError(problem, field="--sources", cure="Name the models that score the texts")
+
 
 UNREADABLE = "changed by the model's chat template, or nothing of it left after cutting"
 TOO_LONG = "longer than the model reads: other models would score another text"

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from fusion_jax.data.asked import check_answers, parse_prompts, parse_responses
 from fusion_jax.data.loaders import load_records
-from fusion_jax.data.records import OnBad, check_answers, parse_prompts, parse_responses
+from fusion_jax.data.records import OnBad
 from fusion_jax.errors import InputError
 from fusion_jax.jsonl import Record
 from fusion_jax.models.folder import Model
@@ -116,10 +118,17 @@ class Sources:
     def given(self) -> list[Record]:
         """Ready responses, where the settings name a file of them."""
         file = self.settings.responses
-        return parse_responses(load_records(file), file=file) if file else []
+        return parse_responses(load_records(file), file=file, skipped=self._skipped("source responses")) if file else []
 
-    def prompts(self, given: Sequence[Record]) -> list[Record]:
+    def _skipped(self, what: str) -> Counter[str] | None:
+        """Where broken records are counted; None where they are errors."""
+        return self.desk.counter(what) if self.settings.on_bad == "skip" else None
+
+    def prompts(self, given: Sequence[Record], *, target_asked: bool = True) -> list[Record]:
         """Prompts to train on, with what the records of each know: those of a file, of ready responses, or the zoo's.
+
+        Args:
+          target_asked: whether the target's own responses are to be rewarded.
 
         Raises:
           InputError: a record without the answer that the verifier needs.
@@ -127,15 +136,21 @@ class Sources:
         s = self.settings
         if not (s.prompts or given):
             return problems(s.problems, s.prompts_per_skill, split="train", seed=s.seed + 1000)
-        records = parse_prompts(load_records(s.prompts), file=s.prompts) if s.prompts else given
-        if not s.reward_model:
-            cure = "Add it, for the target's responses are verified against it, or give a --reward-model"
+        records = self._asked() if s.prompts else given
+        rewarded = bool(given) and all(response.get("reward") is not None for response in given)
+        if not s.reward_model and (target_asked or not rewarded):
+            whose = "the target's responses" if target_asked else "responses without a reward"
+            cure = f"Add it, for {whose} are verified against it, or give a --reward-model"
             check_answers(records, file=s.prompts or s.responses, cure=cure)
         known: dict[str, Record] = {}
         for record in records:
             kept = record if s.prompts else KNOWN
             known.setdefault(record["prompt_id"], {}).update({k: record[k] for k in kept if record.get(k) is not None})
         return list(known.values())
+
+    def _asked(self) -> list[Record]:
+        file = self.settings.prompts
+        return parse_prompts(load_records(file), file=file, skipped=self._skipped("prompts"))
 
     def responses(self, prompts: Sequence[Record], given: Sequence[Record]) -> list[Record]:
         """Every source's responses with rewards, and the sources' accuracy."""

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from fusion_jax.data.batches import Buckets, Data, TokenBatch, buckets_for
 from fusion_jax.data.order import batch_order
@@ -100,6 +101,7 @@ def optimise(
         settings.optimizer.learning_rate, num_steps=total,
         warmup_ratio=settings.optimizer.warmup_ratio, schedule=settings.optimizer.schedule,
     )  # fmt: skip
+    _check_rate(run, rate, total)
     step = make_train_step(
         model.config, objective, optimizer, compute, total=total, rate=rate, router_weight=settings.router_weight,
         lora=lora, in_step=in_step,
@@ -181,6 +183,15 @@ def _feeder(
         return indices, shard_batch(step_batch(data, micro, buckets, compute.mesh, settings.pack_tokens), compute.mesh)
 
     return feed
+
+
+def _check_rate(run: RunFolder, rate: optax.Schedule, total: int) -> None:
+    """Refuse a training whose only step has the learning rate 0 that warm-up begins with."""
+    if total == 1 and not float(rate(0)):
+        raise InputError(
+            f"{run.path.name} has one step, which warm-up gives the learning rate 0: nothing would be learnt",
+            field="warmup_ratio", cure="Give more records or epochs, lower the batch size, or set warmup_ratio to 0",
+        )  # fmt: skip
 
 
 def _check_examples(run: RunFolder, data: Data, positions: Positions, pack_tokens: int) -> None:

@@ -19,7 +19,7 @@ SHORT = [
     "--preference.epochs", "1", "--held-out", "0.2", "--sample.num-samples", "2", "--sample.max-new-tokens", "4",
     "--eval-new-tokens", "4", "--text.tokens.max-length", "96", "--text.tokens.max-prompt-length", "64",
     "--eval-samples", "0", "--verifier", "answer", "--accuracy", "answer", "--sft.remat", "none",
-    "--preference.remat", "none",
+    "--preference.remat", "none", "--sft.optimizer.warmup-ratio", "0", "--preference.optimizer.warmup-ratio", "0",
 ]  # fmt: skip
 
 
@@ -166,6 +166,18 @@ def test_what_does_not_go_together(tmp_path, capsys, target):
     fails(fusechat3, [*out, "--source-top-p", "0.5"], capsys, "--source-top-p", "has 1 values for 3 sources")
     fails(fuserl, [*out, "--weights.temperature", "0"], capsys, "temperature")
     fails(infifpo, [*out, "--target-samples", "0"], capsys, "--target-samples")
+    given = ["--responses", str(write(tmp_path / "responses.jsonl", responses(8)))]
+    fails(infifpo, [*out, *given], capsys, "--sources", "llama-source", "the responses are of a, b")
+
+
+def test_one_step_of_warm_up_teaches_nothing(tmp_path, capsys, target):
+    """And rewards that are given need no answers, where the target writes nothing that is rewarded."""
+    bare = [{name: value for name, value in r.items() if name != "answer"} for r in responses(24)]
+    data = write(tmp_path / "responses.jsonl", bare)
+    options = [*SHORT, "--target", str(target), "--responses", str(data), "--out", str(tmp_path / "run")]
+    options[options.index("--sft.batch-size") + 1] = "8"
+    options[options.index("--sft.optimizer.warmup-ratio") + 1] = "0.1"
+    fails(fuserl, options, capsys, "warmup_ratio", "has one step", "nothing would be learnt")
 
 
 @pytest.mark.parametrize(("module", "changes", "told"), [

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from experiments import inspect_data
-from fusion_jax.data.records import parse_prompts, parse_responses, parse_rows
+from fusion_jax.data.asked import parse_prompts, parse_responses
+from fusion_jax.data.records import parse_rows
 from fusion_jax.errors import InputError
 from fusion_jax.rewards import select
 from tests.small import attempt, fails, write
@@ -208,7 +209,7 @@ PAIR = {"prompt": "a", "chosen": "b", "rejected": "c", "prompt_id": 1}
 IDS: dict[str, tuple[str, list[Json], str]] = {
     "responses": ("responses", [{**R, "prompt_id": "p"}, {**R, "prompt": "z", "prompt_id": "p"}], "'p' has another prompt than in record 1"),
     "answers": ("responses", [{**R, "prompt_id": "p", "answer": x} for x in "12"], "'p' has another answer than in record 1"),
-    "prompts": ("prompts", [{"prompt": "a", "prompt_id": 1}, {"prompt": "b", "prompt_id": "1"}], "repeats record 1"),
+    "prompts": ("prompts", [{"prompt": "a", "prompt_id": 1}, {"prompt": "b", "prompt_id": "1"}], "stands for another prompt in record 1"),
     "sft": ("sft", [P, {**P, "prompt": "z"}], "'p' has another prompt than in record 1"),
     "sft, systems": ("sft", [P, {**P, "system": "s"}], "'p' has another prompt than in record 1"),
     "pairs, number and text": ("pair", [PAIR, {**PAIR, "prompt": "z", "prompt_id": "1"}], "'1' has another prompt than in record 1"),

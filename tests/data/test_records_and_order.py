@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from itertools import pairwise
 
 import datasets
 import numpy as np
 import pytest
 
+from fusion_jax.data.asked import parse_prompts, parse_responses
 from fusion_jax.data.batches import Buckets, Example, bucket_list, collate
 from fusion_jax.data.loaders import ArrayRecords, load_records, load_texts, write_array_record
 from fusion_jax.data.order import batch_order, num_steps, split_indices
-from fusion_jax.data.records import parse_prompts, parse_rows
+from fusion_jax.data.records import parse_rows
 from fusion_jax.data.tokenise import pack_documents
 from fusion_jax.errors import InputError
 from fusion_jax.jsonl import content_hash, read_jsonl, write_jsonl
@@ -107,6 +109,21 @@ def test_drops_are_counted_and_skipping_is_asked_for():
         parse_rows([good, bad], "quad")
     rows, drops = parse_rows([good, bad, {**good, "rejected": [good["chosen"][1]]}], "quad", on_bad="skip")
     assert len(rows) == 1 and sum(drops.values()) == 2 and drops["chosen equals rejected"] == 1
+
+
+def test_broken_prompts_and_responses_are_counted_where_that_is_asked_for():
+    skipped = Counter()
+    prompts = [{"prompt": "a"}, {"prompt": 3}, {"prompt": "b", "prompt_id": "x"}, {"prompt": "c", "prompt_id": "x"}]
+    assert [r["prompt"] for r in parse_prompts(prompts, skipped=skipped)] == ["a", "b"] and skipped.total() == 2
+    assert any("stands for another prompt in record 3" in reason for reason in skipped)
+    answer = {"prompt": "a", "source_model": "m", "response": "r"}
+    responses = [answer, answer | {"reward": "high"}, answer | {"response": None}, {"prompt": "a"}]
+    skipped.clear()
+    assert len(parse_responses(responses, skipped=skipped)) == 1 and skipped.total() == 3
+    with pytest.raises(InputError, match="holds no response"):
+        parse_responses(responses[1:], skipped=skipped)
+    with pytest.raises(InputError, match=r"record 2, field 'prompt_id': 'x' stands for another prompt in record 1"):
+        parse_prompts(prompts[2:])
 
 
 def test_order_is_a_function_of_seed_and_step():

@@ -17,9 +17,10 @@ import yaml
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from fusion_jax.data.asked import parse_prompts, parse_responses
 from fusion_jax.data.examples import TextSettings, make_examples
 from fusion_jax.data.loaders import load_records
-from fusion_jax.data.records import parse_prompts, parse_responses, parse_rows
+from fusion_jax.data.records import parse_rows
 from fusion_jax.merge import METHODS
 from fusion_jax.merge.recipes.reading import read_recipe
 from fusion_jax.models.folder import check_folder, load, save

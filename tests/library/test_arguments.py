@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 import fusion_jax as fj
+from fusion_jax.data.asked import parse_prompts, parse_responses
 from fusion_jax.data.chat import generation_prompt
 from fusion_jax.data.documents import text_documents
 from fusion_jax.data.loaders import write_array_record
-from fusion_jax.data.records import parse_prompts, parse_responses
 from fusion_jax.data.windows import split_windows
 from fusion_jax.evals.accuracy import evaluate
 from fusion_jax.evals.perplexity import surprise

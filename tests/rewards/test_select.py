@@ -7,7 +7,8 @@ from collections import Counter
 
 import pytest
 
-from fusion_jax.data.records import parse_responses, parse_rows
+from fusion_jax.data.asked import parse_responses
+from fusion_jax.data.records import parse_rows
 from fusion_jax.errors import InputError
 from fusion_jax.rewards import select
 from fusion_jax.rewards.verifiers import exact

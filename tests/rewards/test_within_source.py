@@ -89,6 +89,14 @@ def test_ties_go_to_the_earlier_response_and_unusable_ones_are_counted():
     assert not best_passed([response("a", "x", 1.0, False)], failed) and failed == {"prompt: no response passed": 1}
 
 
+def test_equal_rewards_are_no_identical_responses():
+    drops = Counter()
+    same = [{"prompt_id": "p", "prompt": "q", "source_model": s, "sample": i, "response": t, "reward": 1.0}
+            for s, texts in (("a", ("x", "y")), ("b", ("z", "z "))) for i, t in enumerate(texts)]  # fmt: skip
+    assert not pairs_within_source(same, PairRules(least_gap=0.0), drops)
+    assert drops["source: equal rewards"] == 1 and drops["source: identical responses"] == 1
+
+
 def test_a_window_that_is_empty_is_refused():
     with pytest.raises(InputError, match="most_gap"):
         PairRules(least_gap=0.2, most_gap=0.1)
