@@ -124,7 +124,7 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
         "tie_word_embeddings": True, "v_head_dim": 24, "num_experts_per_tok": 1, "qk_rope_head_dim": 4}),
     "mpt": ("mpt", {"max_seq_len": 64}),
     "mpt-clipped-6-heads": ("mpt", {
-        "num_attention_heads": 6, "max_seq_len": 64, "attn_config": {"clip_qkv": 0.8, "softmax_scale": 0.3}}),
+        "num_attention_heads": 6, "max_seq_len": 64, "attn_config": {"clip_qkv": 1.3, "softmax_scale": 0.3}}),
     "mpt-untied-3-heads": ("mpt", {
         "num_attention_heads": 3, "max_seq_len": 40, "tie_word_embeddings": False, "layer_norm_epsilon": 1e-3}),
 }  # fmt: skip
