@@ -35,9 +35,11 @@ def test_another_expansion_ratio(tmp_path):
 
 @pytest.mark.slow
 def test_far_positions(tmp_path):
-    """900 tokens, against float64: PyTorch's float32 adds the bias of the last query to all scores."""
+    """900 tokens. transformers adds the bias of the last query to the scores of all, and takes the softmax in float32 also
+    in a model of float64: at -450, the first query's, float32 has steps of 3e-5."""
     theirs = write_checkpoint("mpt-clipped-6-heads", tmp_path, max_seq_len=1024, num_hidden_layers=2).double()
     rows = np.random.default_rng(1).integers(3, 96, (1, 900))
     with torch.no_grad():
         expected = theirs(torch.tensor(rows)).logits.numpy()
-    assert_close(np.asarray(logits(load(tmp_path), rows)), expected)
+    found = np.asarray(logits(load(tmp_path), rows))
+    assert np.abs(found - expected).max() <= 3e-5 * np.abs(expected).max()
