@@ -29,7 +29,7 @@ from fusion_jax.models.families.tensors import HfTensor
 from fusion_jax.models.gguf_header import is_gguf
 from fusion_jax.models.gguf_model import gguf_name, tell_size
 from fusion_jax.models.head import usual_tensors, with_head
-from fusion_jax.models.int8 import refuse_int8
+from fusion_jax.models.int8 import int8_numbers, refuse_int8
 from fusion_jax.models.json_files import read_config, read_generation
 from fusion_jax.models.lora import Adapter
 from fusion_jax.models.safetensors_io import (
@@ -149,7 +149,8 @@ def load(
     int8 = dtype is not None and jnp.dtype(dtype) == jnp.int8
     chosen = jnp.dtype(file_dtype if dtype is None or int8 else dtype)
     if is_gguf(root := root_of(folder)):
-        tell_size(root, chosen, on_host=jax.local_devices()[0].platform == "cpu")
+        rounded = int8_numbers(config) if int8 else 0
+        tell_size(root, chosen, on_host=jax.local_devices()[0].platform == "cpu", int8=rounded)
     params = read_params(config, entries, tensors, chosen, mesh, int8=int8)
     return Model(config, params, tokenizer, values, generation, file_dtype.name, settings, str(folder))
 

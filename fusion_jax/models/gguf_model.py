@@ -299,25 +299,26 @@ def gguf_name(name: str, file: Path) -> str:
     return f"blk.{found[1]}.{own[found[2]]}.{leaf}" if found and found[2] in own else name
 
 
-def tell_size(file: Path, dtype: np.dtype, *, on_host: bool) -> None:
+def tell_size(file: Path, dtype: np.dtype, *, on_host: bool, int8: int = 0) -> None:
     """Say, before a number is made, what the file's tensors come to in a dtype.
 
     Args:
-      on_host: whether they will lie in this machine's memory.
+      on_host: whether they will lie in this machine's memory. int8: how many of the numbers take one byte each.
 
     Raises:
       InputError: they will, and it has no room for them.
     """
     header = read_gguf_header(file)
-    size = dtype.itemsize * sum(math.prod(one.shape) for one in header.tensors.values())
+    size = dtype.itemsize * (sum(math.prod(one.shape) for one in header.tensors.values()) - int8) + int8
+    name = f"int8 and {dtype.name}" if int8 else dtype.name
     free = available_memory()
     if on_host and free is not None and size > free:
-        problem = f"its weights are {size / 1e6:.1f} MB in {dtype.name}, {free / 1e6:.1f} MB of memory are free"
-        cure = "Load it in bfloat16 (fj.load with dtype), free memory, or take a smaller model"
+        problem = f"its weights are {size / 1e6:.1f} MB in {name}, {free / 1e6:.1f} MB of memory are free"
+        cure = "Load it in bfloat16 or int8 (fj.load with dtype), free memory, or take a smaller model"
         raise InputError(problem, file=file, cure=cure)
     kinds = sorted({entry_of(header, name, one).quantisation.name for name, one in header.tensors.items()})
     told = "%s: %.1f MB of %s become %.1f MB of %s"
-    logging.getLogger("fusion_jax").warning(told, file, header.size / 1e6, ", ".join(kinds), size / 1e6, dtype.name)
+    logging.getLogger("fusion_jax").warning(told, file, header.size / 1e6, ", ".join(kinds), size / 1e6, name)
 
 
 def available_memory() -> int | None:

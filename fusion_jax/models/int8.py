@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from itertools import product
 from typing import Any, Literal
@@ -10,7 +11,9 @@ import jax
 import numpy as np
 
 from fusion_jax.errors import InputError
-from fusion_jax.ops.int8 import Int8, holds_int8, rounded
+from fusion_jax.models.config import ModelConfig
+from fusion_jax.models.parameters import abstract_params
+from fusion_jax.ops.int8 import Int8, holds_int8, is_int8, rounded
 
 Index = tuple[slice, ...]
 Weights = Literal["stored", "int8"]
@@ -27,6 +30,12 @@ def refuse_int8(params: Any, what: str) -> None:
     if holds_int8(params):
         cure = 'Load the model without dtype="int8"'
         raise InputError(f"weights in int8 cannot be {what}: they are for reading and writing texts", cure=cure)
+
+
+def int8_numbers(config: ModelConfig) -> int:
+    """How many of a model's numbers are held so."""
+    params = jax.tree.leaves(abstract_params(config, int8=True), is_leaf=is_int8)
+    return sum(math.prod(one.shape) for one in params if is_int8(one))
 
 
 def read_int8(abstract: Int8, leading: int, read: Callable[[tuple[int, ...], Index], np.ndarray]) -> Int8:

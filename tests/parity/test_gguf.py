@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 import torch
@@ -146,6 +147,10 @@ def test_what_is_said_and_refused(tmp_path, caplog, monkeypatch):
         model = load(file, dtype="bfloat16")
     size = sum(2 * leaf.size for leaf in _leaves(model.params)) / 1e6
     assert f"MB of F32, Q4_1 become {size:.1f} MB of bfloat16" in caplog.text
+    whole, rounded = load(file), load(file, dtype="int8")
+    kernels = sum(x.size for x in jax.tree.leaves(rounded.params) if x.dtype == np.int8)
+    told = 4 * sum(x.size for x in jax.tree.leaves(whole.params)) - 3 * kernels
+    assert f"become {told / 1e6:.1f} MB of int8 and float32" in caplog.text
     monkeypatch.setattr(gguf_model, "available_memory", lambda: 10**6)
     with pytest.raises(InputError, match=r"m.gguf: its weights are 3.4 MB in float32, 1.0 MB of memory are free"):
         load(file)
