@@ -73,16 +73,16 @@ def routed(
 def _over_devices(
     mlp: Mlp, router: Array, kernels: dict[str, Array], x: Array, counted: Array | None, mesh: Mesh | None
 ) -> tuple[Array, Routing | None]:
-    """`_on_device` on each device's rows and its part of every expert's width, added up."""
+    """`one_device` on each device's rows and its part of every expert's width, added up."""
     if mesh is None:
-        return _on_device(mlp, router, kernels, x, counted)
+        return one_device(mlp, router, kernels, x, counted)
     rows = partition_spec(("batch",))[0] if x.shape[0] % data_ways(mesh) == 0 else None
     width = "tensor" if mlp.width % tensor_shards(mesh) == 0 else None
     inward, outward = PartitionSpec(None, None, width), PartitionSpec(None, width, None)
     placed = {name: outward if name == "down" else inward for name in kernels}
 
     def on_device(*arguments: Any) -> Any:
-        return jax.tree.map(lambda y: y[None], _on_device(mlp, *arguments))
+        return jax.tree.map(lambda y: y[None], one_device(mlp, *arguments))
 
     parts, sums = jax.shard_map(
         on_device, mesh=mesh, in_specs=(PartitionSpec(), placed, PartitionSpec(rows), PartitionSpec(rows)),
@@ -91,9 +91,11 @@ def _over_devices(
     return parts.sum(0), jax.tree.map(lambda y: y.sum(0), sums)
 
 
-def _on_device(
+def one_device(
     mlp: Mlp, router: Array, kernels: dict[str, Array], x: Array, counted: Array | None
 ) -> tuple[Array, Routing | None]:
+    """`routed` where there is no mesh and without shared experts. router: [D,E]; kernels: gate and up [E,D,F], down
+    [E,F,D]."""
     experts, tokens = mlp.experts, x.reshape(-1, x.shape[-1])
     assert experts is not None
     with jax.named_scope("router"):

@@ -124,9 +124,10 @@ def _groups(sizes: Array, group: Callable[[Array, Array, Array, Any], Any], out:
 
 
 def _block(x: Array, sizes: Array) -> int:
-    """Rows of a block: about half of a group of mean size, so that few are computed beside it."""
-    mean = len(x) // len(sizes)
-    return min(max(1 << max(mean // 2, 1).bit_length() - 1, LEAST_BLOCK), GREATEST_BLOCK, len(x))
+    """Rows of a block: a third to two thirds of a group of mean size. Smaller ones read a kernel more often, of larger
+    ones more rows are the next group's."""
+    wanted = max(2 * len(x) // (3 * len(sizes)), 1)
+    return min(max(1 << wanted.bit_length() - 1, LEAST_BLOCK), GREATEST_BLOCK, len(x))
 
 
 def _wide(x: Array) -> Any:

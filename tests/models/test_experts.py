@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from fusion_jax.models.config import Experts, Mlp
-from fusion_jax.models.experts import _on_device, balance
+from fusion_jax.models.experts import balance, one_device
 from fusion_jax.ops.grouped import GREATEST_BLOCK
 from fusion_jax.plan.hlo import parse_shapes
 from tests.quick import FAST
@@ -68,7 +68,7 @@ def test_values_and_gradients_are_those_of_a_loop_over_experts(name):
         return (out * jnp.cos(jnp.arange(out.size)).reshape(out.shape)).sum()
 
     ours = jax.jit(
-        jax.value_and_grad(lambda *args: loss(_on_device(mlp, *args, None)[0]), (0, 1, 2)), compiler_options=FAST
+        jax.value_and_grad(lambda *args: loss(one_device(mlp, *args, None)[0]), (0, 1, 2)), compiler_options=FAST
     )
     (value, found), (expected, wanted) = ours(*given), jax.value_and_grad(
         lambda *args: loss(naive(mlp, *args)), (0, 1, 2)
@@ -89,7 +89,7 @@ def test_no_array_holds_every_token_at_every_expert():
     given = (f32((WIDTH, 16)), {name: f32(shape) for name, shape in shapes.items()}, f32((1, 1000, WIDTH)))
 
     def loss(router, kernels, x):
-        return _on_device(mlp, router, kernels, x, None)[0].sum()
+        return one_device(mlp, router, kernels, x, None)[0].sum()
 
     text = jax.jit(jax.grad(loss, (0, 1, 2)), compiler_options=FAST).lower(*given).compile().as_text()
     largest = max(shape.elements for shape in parse_shapes(text))
@@ -101,11 +101,11 @@ def test_what_routers_are_counted_to_have_done():
     mlp = Mlp(8, experts=KINDS["two of four"])
     router, kernels, x = weights(mlp)
     counted = jnp.arange(9) < jnp.asarray([[9], [4]])
-    _, routing = _on_device(mlp, router, kernels, x, counted)
+    _, routing = one_device(mlp, router, kernels, x, counted)
     other = x.at[1, 4:].set(7.0)
-    for a, b in zip(routing, _on_device(mlp, router, kernels, other, counted)[1], strict=True):
+    for a, b in zip(routing, one_device(mlp, router, kernels, other, counted)[1], strict=True):
         np.testing.assert_array_equal(a, b)
     assert routing.tokens == 13 and routing.choices.sum() == 26
     assert routing.probabilities.sum() == pytest.approx(13, rel=1e-5)
     even = dataclasses.replace(mlp, experts=Experts(4, 4))
-    assert balance(_on_device(even, router, kernels, x, counted)[1]) == pytest.approx(4.0, rel=1e-5)
+    assert balance(one_device(even, router, kernels, x, counted)[1]) == pytest.approx(4.0, rel=1e-5)
