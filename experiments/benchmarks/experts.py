@@ -4,9 +4,9 @@ and transformers.
     python experiments/benchmarks/experts.py
 
 Shapes: 1,024 tokens of width 512 at 8 experts of width 1,024, two for each token as in Mixtral, and at 64 experts of
-width 352, six for each as in DeepSeek-V2-Lite; float32. All give the same output to 1e-5. They take turns in one process;
-a row gives the median of the seconds and the GFLOPs a second of the chosen experts alone, so that what is computed beside
-them counts against a contender. Time: about 5 minutes of 2 cores.
+width 352, six for each as in DeepSeek-V2-Lite; float32. All give the same output to 1e-5. They take turns in one
+process; a row gives the median of the seconds and the GFLOPs a second of the chosen experts alone, so that what is
+computed beside them counts against a contender. Time: about 5 minutes of 2 cores.
 """
 
 from __future__ import annotations

@@ -46,7 +46,13 @@ def theirs_backward(model: torch.nn.Module, router_weight: float) -> tuple[float
     return loss.item(), out.aux_loss.item() if router_weight else None
 
 
-@pytest.mark.parametrize(("name", "router_weight"), [("mixtral", 0.5), ("deepseek-v2", 0.0)])
+@pytest.mark.parametrize(
+    ("name", "router_weight"),
+    [
+        ("mixtral", 0.5),
+        pytest.param("deepseek-v2", 0.0, marks=pytest.mark.slow),
+    ],
+)
 def test_a_step_of_sft(name, router_weight, tmp_path):
     theirs, ours = write_checkpoint(name, tmp_path / "hf"), load(tmp_path / "hf")
     loss, evenness = theirs_backward(theirs, router_weight)
