@@ -77,6 +77,7 @@ ARCHITECTURES = {
     "llama": Architecture("llama", interleaved=True),
     "qwen2": Architecture("qwen2"),
     "qwen3": Architecture("qwen3"),
+    "gemma": Architecture("gemma", offset=-1.0),
     "gemma2": Architecture("gemma2", PARTS | FOUR_NORMS, WINDOW | CAPS, offset=-1.0),
     "gemma3": Architecture("gemma3_text", PARTS | FOUR_NORMS, WINDOW | CAPS | LOCAL, offset=-1.0),
     "phi3": Architecture("phi3", PARTS | FUSED, WINDOW),
@@ -162,7 +163,7 @@ def _values(header: Header, name: str, kind: Architecture) -> dict[str, Any]:
         values["attention_bias"] = "blk.0.attn_q.bias" in header.tensors
     if name == "phi3":
         values["pad_token_id"] = None
-    if name.startswith("gemma"):
+    if name in LARGE_GEMMAS:
         values |= _gemma(name, fields, size)
     return values | _rope(header, fields, kind, size)
 

@@ -84,7 +84,7 @@ def rotary(rope: Rope, head_dim: int, max_positions: int) -> tuple[int, ...]:
 
 
 FUZZED = (
-    "llama-yarn", "llama-3.1", "llama-dynamic", "mistral-window", "qwen2-windows", "gemma2", "qwen3-windows-yarn",
+    "llama-yarn", "llama-3.1", "llama-dynamic", "mistral-window", "qwen2-windows", "gemma", "gemma2", "qwen3-windows-yarn",
     "gemma3", "olmo2-yarn", "glm", "glm4-mha-quarter", "phi3-longrope-beyond", "gpt-neox", "mixtral",
     "qwen3-moe-some-plain", "deepseek-v2",
     "mpt-clipped-6-heads", *WITHOUT_A_CLASS,
@@ -183,6 +183,7 @@ BAD: list[tuple[str, dict[str, Any], str]] = [
     ("llama-mha", {"rope_parameters": {"full_attention": {"rope_theta": 1e4}}}, "'rope_parameters.full_attention': a rotary embedding for each kind"),
     ("llama-3.1", {"rope_parameters": {"rope_type": "llama3", "factor": 8, "low_freq_factor": 4, "high_freq_factor": 4}}, "'rope_parameters.high_freq_factor': is 4, not above"),
     ("llama-yarn", {"rope_parameters": {"rope_type": "yarn", "factor": 4, "truncate": False}}, "'rope_parameters.truncate': this form of yarn"),
+    ("gemma", {"use_bidirectional_attention": True}, "'use_bidirectional_attention': an encoder is not supported"),
     ("gemma2", {"layer_types": ["full_attention"]}, "'layer_types': lists 1 layers, num_hidden_layers is 3"),
     ("gemma2", {"layer_types": ["full_attention", "chunked", "x"]}, "'layer_types': attention 'chunked' is not supported"),
     ("gemma2", {"attn_logit_softcapping": 0}, "'attn_logit_softcapping': is 0, out of range"),

@@ -47,6 +47,10 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
         "head_dim": 12, "num_key_value_heads": 1, "use_sliding_window": True, "sliding_window": 5, "max_window_layers": 1,
         "rope_parameters": {
             "rope_theta": 1e6, "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}}),
+    "gemma": ("gemma", {"head_dim": 16, "attention_bias": True}),
+    "gemma-mqa": ("gemma", {"head_dim": 8, "num_key_value_heads": 1}),
+    "gemma-untied-linear": ("gemma", {"head_dim": 12, "tie_word_embeddings": False, "rope_parameters": {
+        **THETA, "rope_type": "linear", "factor": 2.0}}),
     "gemma2": ("gemma2", {
         "sliding_window": 6, "head_dim": 16, "query_pre_attn_scalar": 20, "attn_logit_softcapping": 5.0,
         "final_logit_softcapping": 3.0}),

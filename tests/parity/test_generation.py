@@ -31,7 +31,7 @@ def theirs_greedy(model: torch.nn.Module, prompt: list[int]) -> list[int]:
 
 
 @pytest.mark.parametrize("name", [
-    "llama-gqa-tied", "llama-3.1", "mistral-window", "qwen2-windows", "gemma2", "qwen3-windows-yarn", "gemma3",
+    "llama-gqa-tied", "llama-3.1", "mistral-window", "qwen2-windows", "gemma-mqa", "gemma2", "qwen3-windows-yarn", "gemma3",
     "gemma3-kinds-yarn", "olmo2-gqa-tied-bias", "glm4-mha-quarter", "phi3-longrope-within", "gpt-neox",
     "mixtral", "qwen3-moe-some-plain", "deepseek-v2", "deepseek-v2-lite", "mpt-clipped-6-heads",
 ])  # fmt: skip

@@ -75,7 +75,7 @@ def test_llama_as_transformers_reads_the_same_file(kind, tmp_path):
 
 FAMILIES: dict[str, dict[str, Any]] = {
     "llama-mqa-bias-wide-heads": {"mlp_bias": False}, "llama-linear": {}, "qwen2": {},
-    "qwen3": {}, "gemma2": {"query_pre_attn_scalar": 16, "attn_logit_softcapping": 5.0},
+    "qwen3": {}, "gemma-mqa": {}, "gemma2": {"query_pre_attn_scalar": 16, "attn_logit_softcapping": 5.0},
     "gemma3": {"query_pre_attn_scalar": 16}, "phi3-window-gqa": {},
     "phi3": {"rope_parameters": {"rope_theta": 1e4, "rope_type": "default", "partial_rotary_factor": 0.5}},
 }  # fmt: skip

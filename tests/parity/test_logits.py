@@ -22,7 +22,7 @@ from tests.quick import FAST
 
 TOLERANCE = 1e-5
 NEW_FILES = (
-    "llama-3.1", "llama-yarn", "mistral-window", "qwen2-windows", "gemma2", "qwen3-windows-yarn", "gemma3",
+    "llama-3.1", "llama-yarn", "mistral-window", "qwen2-windows", "gemma", "gemma2", "qwen3-windows-yarn", "gemma3",
     "gemma3-kinds-yarn", "olmo2-yarn", "glm", "glm4-mha-quarter", "phi3-window-gqa", "phi3-longrope-beyond", "gpt-neox",
     "gpt-neox-in-turn", "gpt-neox-no-bias-linear", "mixtral-window-three-of-five", "qwen3-moe", "qwen3-moe-some-plain",
     "deepseek-v2", "deepseek-v2-bias-tied", "mpt-clipped-6-heads", "mpt-untied-3-heads",

@@ -30,7 +30,7 @@ from fusion_jax.models.families.tensors import HfTensor
 from fusion_jax.models.parameters import ParamSpec, parameter_specs
 
 LARGEST = 10 * 10**12  # bytes
-_SHARED = ("common", "gemma", "rotary", "tensors")
+_SHARED = ("common", "rotary", "tensors")
 
 
 class Family(Protocol):

@@ -1,5 +1,8 @@
-"""What the Gemmas have besides a Llama-like body: norms before and after each part that multiply by 1 + scale, scaled
-embeddings, a scale of scores of their own, soft caps, windows on layers of one kind."""
+"""The first Gemma: Llama's body with norms that multiply by 1 + scale, scaled embeddings and a tied head.
+
+And what the later Gemmas have besides: norms before and after each part, a scale of scores of their own, soft caps,
+windows on layers of one kind.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,7 @@ from fusion_jax.models.families.common import (
     Defaults,
     default_of,
     kinds_to_hf,
+    llama_like_from_hf,
     llama_like_to_hf,
     window_of,
     windows_of,
@@ -24,12 +28,36 @@ DEFAULTS = Defaults(
     max_positions=8192, kv_heads=4, head_dim=256, tied=True, activation_field="hidden_activation",
     activation="gelu_pytorch_tanh",
 )  # fmt: skip
+FIRST = replace(DEFAULTS, kv_heads=16, activation_field="hidden_act")
+IGNORED: tuple[str, ...] = ()
 NORMS = {
     "attention_norm": "input_layernorm",
     "attention_post_norm": "post_attention_layernorm",
     "mlp_norm": "pre_feedforward_layernorm",
     "mlp_post_norm": "post_feedforward_layernorm",
 }
+
+
+tensors = llama_like_tensors
+
+
+def from_hf(fields: Fields) -> ModelConfig:
+    """config.json of the first Gemma to the model's parts; its "gelu" is the approximation by tanh, as in
+    transformers."""
+    if fields.flag("use_bidirectional_attention", False):
+        raise fields.wrong("use_bidirectional_attention", "an encoder is not supported", "Take the language model")
+    if fields.text("hidden_act", "gelu") == "gelu":
+        fields = replace(fields, values={**fields.values, "hidden_act": "gelu_pytorch_tanh"})
+    model = llama_like_from_hf(fields, FIRST)
+    stack, norm = model.decoder[0], replace(model.final_norm, unit_offset=True)
+    attention = replace(stack.attention, biases="qkvo" if fields.flag("attention_bias", False) else "")
+    stack = replace(stack, attention=attention, norm=norm)
+    return replace(model, decoder=(stack,), embed=Embed(math.sqrt(model.width)), final_norm=norm)
+
+
+def to_hf(config: ModelConfig) -> dict[str, Any]:
+    """The parts to config.json."""
+    return llama_like_to_hf(config, "Gemma") | {"attention_bias": bool(config.decoder[0].attention.biases)}
 
 
 def gemma_from_hf(
