@@ -44,7 +44,8 @@ def backend_and_settings(file: Path) -> tuple[Tokenizer, dict[str, Any]] | None:
     given = {ours: header.metadata[PREFIX + key] for key, ours in NAMES.items() if PREFIX + key in header.metadata}
     convert = _conversion()
     try:
-        backend = _with_own_tokens(convert(name, given)[0], tokens, given.get("token_type") or [])
+        kinds = given.get("token_type") or [] if given["tokenizer_type"] == "gpt2" else []
+        backend = _with_own_tokens(convert(name, given)[0], tokens, kinds)
     except Exception as error:  # those of `tokenizers` have no class of their own
         said = one_line(str(error).strip(), 200)
         problem = f"cannot be built ({type(error).__name__}: {said})"
@@ -77,7 +78,11 @@ def _checked(fields: Fields) -> list[str]:
 
 def _with_own_tokens(backend: Tokenizer, tokens: list[str], kinds: list[int]) -> Tokenizer:
     """The tokenizer with the file's tokens and no others: the class that transformers takes may add one of its own,
-    such as <|endoftext|>. Control tokens that it spells in bytes, since they hold other letters, are recognised."""
+    such as <|endoftext|>. Control tokens that it spells in bytes, since they hold other letters, are recognised.
+
+    Args:
+      kinds: of the tokens of a byte-level vocabulary, else none.
+    """
     state = json.loads(backend.to_str())
     vocab, added = state["model"]["vocab"], {one["id"]: one for one in state["added_tokens"]}
     state["added_tokens"] = [one for one in added.values() if one["id"] < len(tokens)]

