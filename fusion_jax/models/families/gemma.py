@@ -49,7 +49,8 @@ def from_hf(fields: Fields) -> ModelConfig:
     if fields.text("hidden_act", "gelu") == "gelu":
         fields = replace(fields, values={**fields.values, "hidden_act": "gelu_pytorch_tanh"})
     model = llama_like_from_hf(fields, FIRST)
-    stack, norm = model.decoder[0], replace(model.final_norm, unit_offset=True)
+    stack = model.decoder[0]
+    norm = replace(stack.norm, unit_offset=True)
     attention = replace(stack.attention, biases="qkvo" if fields.flag("attention_bias", False) else "")
     stack = replace(stack, attention=attention, norm=norm)
     return replace(model, decoder=(stack,), embed=Embed(math.sqrt(model.width)), final_norm=norm)
