@@ -189,7 +189,8 @@ class Head:
 
     labels: 0 is a language model; otherwise a sequence-classification head of that many scores.
     scale: of the hidden states before a language model's head.
-    pooled: whether tanh(linear(the first token's hidden state)) stands before the scores of an encoder.
+    pooled: whether the scores are made of tanh(linear(hidden state)) of the first token of an encoder, or of the last
+      of a decoder behind one; an encoder has this part without scores, too.
     normalised: the table's rows are divided by their L2 norm before they are used.
     """
 

@@ -287,32 +287,43 @@ def encode(
         model.params, model.config, tokens, _lengths(tokens, lengths), types=types, dtype=_compute_dtype(model)
     )
     pooler = model.params.get("pooler")
-    return encoded.hidden, None if pooler is None else pooled(encoded.hidden, pooler)
+    return encoded.hidden, None if pooler is None else pooled(encoded.hidden[:, 0], pooler)
 
 
-def pooled(hidden: Array, pooler: Params) -> Array:
-    """tanh(linear(hidden state of the first token)), [B,T,D] -> [B,D]."""
-    first, kernel = hidden[:, 0], pooler["kernel"].astype(hidden.dtype)
-    return jnp.tanh(jnp.einsum("bd,de->be", first, kernel, precision="highest") + pooler["bias"].astype(hidden.dtype))
+def pooled(state: Array, pooler: Params) -> Array:
+    """tanh(linear(state)), [B,D] -> [B,D]."""
+    kernel, bias = (pooler[name].astype(state.dtype) for name in ("kernel", "bias"))
+    return jnp.tanh(jnp.einsum("bd,de->be", state, kernel, precision="highest") + bias)
 
 
 def classify(model: Model, tokens: Array, lengths: Array, *, types: Array | None = None) -> Array:
     """float32[B,labels]: scores of a sequence-classification head at the last real token of each row, or at the pooled
-    first one of an encoder's."""
-    config, score = model.config, model.params.get("score")
-    if not config.head.labels or score is None:
+    first one of an encoder's. A decoder behind an encoder reads the row once more, shifted by its own first token; the
+    row's last token should be the end of the text.
+    """
+    score = model.params.get("score")
+    if not model.config.head.labels or score is None:
         raise InputError("the model has no sequence-classification head", cure="Give a reward-model folder")
-    tokens = jnp.asarray(tokens)
-    if config.decoder:
-        positions = padded_positions(tokens, config, lengths)
-        hidden = forward(model.params, config, tokens, positions=positions, dtype=_compute_dtype(model))
-        last = jnp.take_along_axis(hidden, jnp.asarray(lengths)[:, None, None] - 1, axis=1)[:, 0]
-    else:
-        _, summary = encode(model, tokens, lengths, types=types)
-        assert summary is not None
-        last = summary
-    scores = jnp.einsum("bd,ld->bl", last.astype(jnp.float32), score["kernel"].astype(jnp.float32))
+    state = _read(model, jnp.asarray(tokens), jnp.asarray(lengths), types)
+    if model.config.head.pooled:
+        state = pooled(state, model.params["pooler"])
+    scores = jnp.einsum("bd,ld->bl", state.astype(jnp.float32), score["kernel"].astype(jnp.float32))
     return scores + score["bias"].astype(jnp.float32) if "bias" in score else scores
+
+
+def _read(model: Model, tokens: Array, lengths: Array, types: Array | None) -> Array:
+    """[B,D], the hidden state that a classifier judges a row by."""
+    config, dtype = model.config, _compute_dtype(model)
+    if not config.decoder:
+        return decoder.encode(model.params, config, tokens, lengths, types=types, dtype=dtype).hidden[:, 0]
+    if config.encoder:
+        encoded = decoder.encode(model.params, config, tokens, lengths, dtype=dtype)
+        shifted = jnp.roll(tokens, 1, 1).at[:, 0].set(config.start)
+        hidden = forward(model.params, config, shifted, encoded=encoded, dtype=dtype)
+    else:
+        positions = padded_positions(tokens, config, lengths)
+        hidden = forward(model.params, config, tokens, positions=positions, dtype=dtype)
+    return jnp.take_along_axis(hidden, lengths[:, None, None] - 1, axis=1)[:, 0]
 
 
 def _compute_dtype(model: Model) -> Any:

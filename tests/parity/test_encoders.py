@@ -55,7 +55,7 @@ BERTS = [name for name in CONFIGS if name.startswith("bert")]
 PREFIX = np.random.default_rng(5).integers(3, 96, (3, 17))
 
 
-def write_model(name: str, folder, *, kind: Any = None, **changes: Any) -> Any:
+def write_model(name: str, folder, *, kind: Any = None, head: bool = True, **changes: Any) -> Any:
     """Random weights, norms and biases too; a head of its own where config.json says that nothing is tied."""
     family, base, options = CONFIGS[name]
     config = transformers.AutoConfig.for_model(family, **{**base, **options, **changes})
@@ -66,7 +66,7 @@ def write_model(name: str, folder, *, kind: Any = None, **changes: Any) -> Any:
         for key, value in model.named_parameters():
             if "norm" in key.lower() or key.endswith("bias") or "relative_attention_bias" in key:
                 value.add_(0.3 * torch.randn_like(value))
-        if options.get("tie_word_embeddings") is False:
+        if head and options.get("tie_word_embeddings") is False:
             model.lm_head.weight = torch.nn.Parameter(torch.randn_like(model.lm_head.weight))
     model.save_pretrained(folder)
     return model
@@ -191,6 +191,28 @@ def test_bert_as_a_classifier_and_under_older_names(tmp_path):
     found = np.asarray(fj.encode(fj.load(tmp_path / "old"), rows, LENGTHS)[0])
     real = np.arange(40) < LENGTHS[:, None]
     assert_close(found[real], hidden[real])
+
+
+@pytest.mark.parametrize(("name", "end"), [("t5-1.1", 1), pytest.param("bart-scaled", 2, marks=pytest.mark.slow)])
+def test_encoder_decoders_as_classifiers(name, end, tmp_path):
+    """The decoder reads the text once more; its state at the end of the text is scored. In a batch, and saved."""
+    changes = {"num_labels": 3, "num_decoder_layers": 2} if name.startswith("t5") else {"num_labels": 3}
+    kind = transformers.AutoModelForSequenceClassification
+    theirs = write_model(name, tmp_path / "hf", kind=kind, head=False, **changes)
+    rows = np.where(tokens() == end, end + 2, tokens())
+    rows[np.arange(3), LENGTHS - 1] = end
+    mask = torch.tensor(np.arange(40) < LENGTHS[:, None], dtype=torch.long)
+    with torch.no_grad():
+        expected = theirs(torch.tensor(rows), attention_mask=mask).logits.numpy()
+    ours = fj.load(tmp_path / "hf")
+    assert_close(np.asarray(classify(ours, rows, LENGTHS)), expected)
+    fj.save(ours, tmp_path / "saved")
+    same_bytes(tmp_path / "hf", tmp_path / "saved")
+    fj.save(dataclasses.replace(ours, hf_config={}), tmp_path / "new")
+    again = kind.from_pretrained(tmp_path / "new", dtype=torch.float32).eval()
+    with torch.no_grad():
+        found = again(torch.tensor(rows), attention_mask=mask).logits.numpy()
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_a_bare_bart_with_copies_of_its_embedding(tmp_path):

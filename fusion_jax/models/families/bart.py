@@ -17,14 +17,15 @@ from fusion_jax.models.families.common import (
     activation_to_hf,
     check_token_ids,
     labels_of,
+    labels_to_hf,
 )
 from fusion_jax.models.families.rotary import POSITIONS
-from fusion_jax.models.families.tensors import HfTensor, side_tensors
+from fusion_jax.models.families.tensors import HfTensor, head_tensors, side_tensors
 
 IGNORED: tuple[str, ...] = ()
 COPIES = {f"model.{side}.embed_tokens.weight": "model.shared.weight" for side in ("encoder", "decoder")}
 ZEROS = ("final_logits_bias",)
-KNOWN = ("BartForConditionalGeneration", "BartModel")
+KNOWN = ("BartForConditionalGeneration", "BartModel", "BartForSequenceClassification")
 NORM, OFFSET = Norm("layer", eps=1e-5, bias=True), 2
 
 
@@ -35,7 +36,7 @@ def usual_name(name: str, names: Collection[str]) -> str:
 
 def from_hf(fields: Fields) -> ModelConfig:
     """config.json to the model's parts."""
-    labels_of(fields, KNOWN)
+    labels = labels_of(fields, KNOWN, absent=3)
     for name in ("normalize_before", "add_final_layer_norm"):
         if fields.flag(name, False):
             raise fields.wrong(name, "norms before the parts are not BART's", "Take a model that transformers reads")
@@ -48,7 +49,7 @@ def from_hf(fields: Fields) -> ModelConfig:
         model_type="bart", vocab_size=vocabulary, width=width,
         positions=Positions(most, kind="learned", offset=OFFSET), embed=Embed(scale, NORM),
         decoder=(_stack(fields, "decoder", width),), encoder=(_stack(fields, "encoder", width),), final_norm=None,
-        head=Head(fields.flag("tie_word_embeddings", True)),
+        head=Head(fields.flag("tie_word_embeddings", True), labels=labels, pooled=bool(labels)),
         initializer_range=fields.number("init_std", 0.02, low=0, high=100),
         start=fields.integer("decoder_start_token_id", min(2, vocabulary - 1), low=0, high=vocabulary - 1),
     )  # fmt: skip
@@ -72,7 +73,8 @@ def _stack(fields: Fields, side: Side, width: int) -> Stack:
 def to_hf(config: ModelConfig) -> dict[str, Any]:
     """The parts to config.json."""
     out = {
-        "architectures": ["BartForConditionalGeneration"], "model_type": "bart", "is_encoder_decoder": True,
+        "architectures": ["BartForSequenceClassification" if config.head.labels else "BartForConditionalGeneration"],
+        "model_type": "bart", "is_encoder_decoder": True, **labels_to_hf(config),
         "vocab_size": config.vocab_size, "d_model": config.width, "max_position_embeddings": config.max_positions,
         "activation_function": activation_to_hf(config.decoder[0].mlp.activation),
         "scale_embedding": config.embed.scale != 1.0, "tie_word_embeddings": config.head.tied,
@@ -95,4 +97,4 @@ def tensors(config: ModelConfig) -> list[HfTensor]:
     for side in config.sides:
         beside = {"embed.positions": f"model.{side}.embed_positions", "embed.norm": f"model.{side}.layernorm_embedding"}
         out += side_tensors(config, side, f"model.{side}.layers.{{}}", parts, beside)
-    return out + ([] if config.head.tied else [HfTensor("lm_head.weight", ("head", "kernel"))])
+    return out + head_tensors(config, "classification_head.dense", "classification_head.out_proj")

@@ -19,7 +19,7 @@ from fusion_jax.models.families.common import (
     labels_to_hf,
 )
 from fusion_jax.models.families.rotary import POSITIONS
-from fusion_jax.models.families.tensors import HfTensor, side_tensors
+from fusion_jax.models.families.tensors import HfTensor, head_tensors, side_tensors
 
 IGNORED = (r"^cls\.",)
 KNOWN = ("BertModel", "BertForPreTraining", "BertForMaskedLM", "BertForSequenceClassification")
@@ -97,11 +97,4 @@ def tensors(config: ModelConfig) -> list[HfTensor]:
     beside = {ours: f"{body}embeddings.{theirs}" for ours, theirs in names.items()}
     out = [HfTensor(f"{body}embeddings.word_embeddings.weight", ("embed", "embedding"))]
     out += side_tensors(config, "encoder", f"{body}encoder.layer.{{}}", parts, beside)
-    out.append(HfTensor(f"{body}pooler.dense.weight", ("pooler", "kernel"), transpose=True))
-    out.append(HfTensor(f"{body}pooler.dense.bias", ("pooler", "bias")))
-    if config.head.labels:
-        out += [
-            HfTensor(f"classifier.{theirs}", ("score", ours))
-            for ours, theirs in (("kernel", "weight"), ("bias", "bias"))
-        ]
-    return out
+    return out + head_tensors(config, f"{body}pooler.dense", "classifier")

@@ -135,11 +135,13 @@ def experts_from_hf(fields: Fields, count: str, chosen: Any = None, absent: Any 
     return Experts(have, fields.integer(name, chosen, **bounds) if chosen else fields.integer(name, **bounds))
 
 
-def labels_of(fields: Fields, known: Sequence[str] = ("ForCausalLM", "ForSequenceClassification")) -> int:
+def labels_of(
+    fields: Fields, known: Sequence[str] = ("ForCausalLM", "ForSequenceClassification"), absent: int = 2
+) -> int:
     """Scores of a sequence classifier; 0 for a language model.
 
     Args:
-      known: how the names of the architectures that are supported end.
+      known: how the names of the architectures that are supported end. absent: scores where the file tells none.
     """
     architectures = fields.items("architectures", [])
     for name in architectures:
@@ -149,7 +151,7 @@ def labels_of(fields: Fields, known: Sequence[str] = ("ForCausalLM", "ForSequenc
     if not any("SequenceClassification" in name for name in architectures):
         return 0
     names = fields.object("id2label", None)
-    count: int = fields.integer("num_labels", 2, low=1, high=LABELS)
+    count: int = fields.integer("num_labels", absent, low=1, high=LABELS)
     if names is None or not names.values:
         return count
     if len(names.values) > LABELS:

@@ -161,6 +161,20 @@ def side_tensors(
     return out
 
 
+def head_tensors(config: ModelConfig, pooler: str, scores: str) -> list[HfTensor]:
+    """The tensors of a head: of a language model's `lm_head` where it is not tied, of a pooler, of a classifier."""
+    out = []
+    if config.head.pooled:
+        out.append(HfTensor(f"{pooler}.weight", ("pooler", "kernel"), transpose=True))
+        out.append(HfTensor(f"{pooler}.bias", ("pooler", "bias")))
+    if config.head.labels:
+        out.append(HfTensor(f"{scores}.weight", ("score", "kernel")))
+        out.append(HfTensor(f"{scores}.bias", ("score", "bias")))
+    elif config.decoder and not config.head.tied:
+        out.append(HfTensor("lm_head.weight", ("head", "kernel")))
+    return out
+
+
 def _part(specs: Specs, ours: str, theirs: str, path: tuple[str, ...], index: tuple[int, ...]) -> list[HfTensor]:
     """The tensors of a part by its dotted path; none where the model does not have it. A table is one parameter."""
     path = (*path, *ours.split("."))
