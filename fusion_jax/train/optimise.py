@@ -71,10 +71,10 @@ def optimise(
       NonFiniteLoss: a step was not finite; names the records, after saving the last good state.
       SystemExit: with `hosts.signals.PREEMPTED`, SIGTERM came to any host; the state is saved.
     """
-    refuse_int8(model.params, "trained")
     if settings.best_of > 1 and held is None:
         cure = "Keep some records for evaluation, or leave it at 1"
         raise InputError("needs held-out records to choose by", field="best_of", cure=cure)
+    refuse_int8(model.params, "trained")
     total, compute, lora = step_count(len(data), settings), compute_for(settings), settings.lora
     if lora is not None:
         check_lora(model.config, lora)
