@@ -70,7 +70,9 @@ def test_micro_batches_change_no_metric(name):
 
 def test_the_evaluation_counts_all_held_out_tokens(tmp_path):
     """Five examples in batches of two, the last one filled."""
-    settings = TrainSettings(batch_size=4, micro_batches=2, log_every=1, remat="none")
+    settings = TrainSettings(
+        OptimizerSettings(warmup_ratio=0.0), batch_size=4, micro_batches=2, log_every=1, remat="none"
+    )
     run, held = open_run(tmp_path / "run", {}, resume=False), uneven(1)[:5]
     optimise(small_model(num_hidden_layers=1), Data(uneven(1)[:4]), objectives.sft(), settings, run, held=Data(held))
     lines = (tmp_path / "run/metrics.jsonl").read_text().splitlines()
