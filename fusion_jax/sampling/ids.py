@@ -8,7 +8,6 @@ same number of rows, so that the same arithmetic is done for it whatever it is b
 from __future__ import annotations
 
 import functools
-import itertools
 import math
 import zlib
 from collections.abc import Callable, Sequence
@@ -22,23 +21,22 @@ from jax.sharding import Mesh
 
 from fusion_jax.arguments import listed
 from fusion_jax.errors import InputError
-from fusion_jax.models.attention import Crossed
 from fusion_jax.models.config import ModelConfig
 from fusion_jax.models.decode import (
     DecodeParams,
     Kept,
     LayerCache,
-    apart,
     decode_params,
     decode_step,
     empty_caches,
     next_logits,
 )
-from fusion_jax.models.decoder import Params, encode, forward, padded_positions
+from fusion_jax.models.decoder import Params
 from fusion_jax.models.parameters import check_heads, key_heads, place_params
 from fusion_jax.ops.kernels import Kernel
+from fusion_jax.sampling.prompts import How, compiled_for, read_prompts
 from fusion_jax.sampling.samplers import GREEDY, Sampler, choose, penalised
-from fusion_jax.sampling.sizes import batches, capacities_of, chunks, kept_width, read_together, read_width
+from fusion_jax.sampling.sizes import batches, capacities_of
 from fusion_jax.sharding import constrain, data_ways, make_mesh, named, padded_rows, placed
 from fusion_jax.slices import compiler_options
 
@@ -57,18 +55,6 @@ class Completion(NamedTuple):
     ids: list[int]
     finished: bool
     logprob: float = 0.0
-
-
-class How(NamedTuple):
-    """What is compiled in."""
-
-    config: ModelConfig
-    sampler: Sampler
-    samples: int
-    dtype: Any
-    mesh: Mesh | None
-    kernel: Kernel = "xla"
-    options: tuple[tuple[str, str], ...] = ()
 
 
 class _State(NamedTuple):
@@ -99,32 +85,6 @@ class Fixed(NamedTuple):
 prepare = functools.partial(jax.jit, static_argnums=(1, 2))(decode_params)
 
 
-def _compiled(function: Callable[..., Any]) -> Callable[..., jax.stages.Wrapped]:
-    """Of a function of what is compiled in and of arrays: f(how, ...) gives the jitted function of the arrays."""
-
-    @functools.cache
-    def compiled(how: How, *fixed: Any) -> jax.stages.Wrapped:
-        return jax.jit(functools.partial(function, how, *fixed), compiler_options=dict(how.options) or None)
-
-    return compiled
-
-
-@_compiled
-def prefill(how: How, params: Params, tokens: Array, lengths: Array) -> tuple[tuple[Kept, ...], Array]:
-    """What each layer's attention keeps of tokens int[g,P], arrays [g,...,P,last], and the last tokens' hidden states
-    [g,D]. An encoder reads the tokens, and the decoder its first one."""
-    config, compute = how.config, {"mesh": how.mesh, "dtype": how.dtype, "kernel": how.kernel}
-    if config.encoder:
-        encoded = encode(params, config, tokens, lengths, **compute)
-        first = jnp.full((tokens.shape[0], 1), config.start, jnp.int32)
-        hidden, kept = forward(params, config, first, encoded=encoded, keep=True, **compute)
-        return apart(kept, config), hidden[:, 0]
-    places = padded_positions(tokens, config, lengths)
-    hidden, kept = forward(params, config, tokens, positions=places, keep=True, **compute)
-    last = jnp.take_along_axis(hidden, jnp.maximum(lengths - 1, 0)[:, None, None], axis=1)[:, 0]
-    return apart(kept, config), last
-
-
 def _choose_next(how: How, fixed: Fixed, state: _State, logits: Array) -> _State:
     """The state with one more token of every row."""
     keys = jax.vmap(jax.random.fold_in, (0, None))(fixed.keys, state.step)
@@ -145,7 +105,7 @@ def _choose_next(how: How, fixed: Fixed, state: _State, logits: Array) -> _State
     )
 
 
-@_compiled
+@compiled_for
 def start_rows(
     how: How, capacity: int, params: DecodeParams, fixed: Fixed, last: Array, seen: Array | None = None
 ) -> _State:
@@ -166,7 +126,7 @@ def start_rows(
     return _choose_next(how, fixed, state, jnp.repeat(logits, how.samples, 0))
 
 
-@_compiled
+@compiled_for
 def continue_rows(
     how: How,
     capacity: int,
@@ -195,48 +155,6 @@ def continue_rows(
     caches = tuple(c._replace(kept=jax.tree.map(lambda x: grown(x, -2), c.kept)) for c in state.caches)
     state = state._replace(ids=grown(state.ids, 1), caches=caches)
     return lax.while_loop(more, advance, state)
-
-
-def _read_prompts(
-    how: How, params: Params, prompts: Sequence[Sequence[int]], size: int
-) -> tuple[tuple[Kept, ...], Array]:
-    """`prefill` of prompts sorted by length, padded to (size, the width for decoding).
-
-    A group holds prompts of one narrow width, and its size depends on that only.
-    """
-    shards = data_ways(how.mesh)
-    parts = []
-    for width, alike in itertools.groupby(prompts, lambda prompt: read_width(len(prompt))):
-        group = read_together(width, size, shards)
-        for some in chunks(list(alike), group):
-            tokens, lengths = np.zeros((group, width), np.int32), np.zeros(group, np.int32)
-            for row, prompt in enumerate(some):
-                tokens[row, : len(prompt)], lengths[row] = prompt, len(prompt)
-            both = placed(tokens, how.mesh, ("batch", "tokens")), placed(lengths, how.mesh, ("batch",))
-            found = prefill(how)(params, *both)
-            parts.append(jax.tree.map(lambda x, n=len(some): x[:n], found) if len(some) < group else found)
-    return _joined(size, kept_width(len(prompts[-1])), parts)
-
-
-def _joined(size: int, width: int, parts: Sequence[tuple[tuple[Kept, ...], Array]]) -> tuple[tuple[Kept, ...], Array]:
-    """Groups one after the other: what is kept padded to [size,...,width,last], the hidden states to [size,D]."""
-
-    def padded(x: Array, **sizes: int) -> Array:
-        full = {0: sizes.get("rows", x.shape[0]), x.ndim - 2: sizes.get("tokens", x.shape[-2])}
-        return jnp.pad(x, [(0, full.get(axis, n) - n) for axis, n in enumerate(x.shape)])
-
-    def kept(width: int, *groups: Array) -> Array:
-        return padded(jnp.concatenate([padded(x, tokens=width) for x in groups]), rows=size)
-
-    def layer(*groups: Kept) -> Kept:
-        if not isinstance(groups[0], Crossed):
-            return jax.tree.map(functools.partial(kept, width), *groups)
-        own = jax.tree.map(functools.partial(kept, 1), *(one.own for one in groups))
-        return Crossed(own, jax.tree.map(functools.partial(kept, width), *(one.cross for one in groups)))
-
-    last = jnp.concatenate([last for _, last in parts])
-    layers = tuple(layer(*groups) for groups in zip(*(layers for layers, _ in parts), strict=True))
-    return layers, jnp.pad(last, [(0, size - last.shape[0]), (0, 0)])
 
 
 def _row_keys(names: Sequence[int], samples: int, seed: int) -> np.ndarray:
@@ -365,7 +283,7 @@ def generate_ids(
         lengths[: len(chosen)] = [len(prompts[i]) for i in chosen]
         keys = np.zeros((batch_size * num_samples, 2), np.uint32)
         keys[: len(chosen) * num_samples] = _row_keys([names[i] for i in chosen], num_samples, seed)
-        read, last = _read_prompts(how, params, [prompts[i] for i in chosen], batch_size)
+        read, last = read_prompts(how, params, [prompts[i] for i in chosen], batch_size)
         fixed = Fixed(placed(lengths, mesh, ("batch",)), placed(keys, mesh, ("batch", None)), stops)
         seen = _seen([prompts[i] for i in chosen], batch_size, how) if sampler.penalises else None
         grown = _grow(how, ready, read, (fixed, last, seen), max_new_tokens)

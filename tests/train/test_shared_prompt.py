@@ -16,7 +16,7 @@ from fusion_jax.models.decoder import forward
 from fusion_jax.models.folder import Model, logits
 from fusion_jax.models.parameters import init_params
 from fusion_jax.ops.rotary import Rope
-from fusion_jax.sampling.ids import How, prefill
+from fusion_jax.sampling.prompts import How, prefill
 from fusion_jax.sampling.samplers import GREEDY
 from fusion_jax.train import objectives
 from fusion_jax.train.objective import Progress

@@ -22,6 +22,7 @@ from fusion_jax.plan.flops import body_parameters, forward_flops, head_parameter
 from fusion_jax.plan.programs.program import BYTES, Place, Program, Situation, Start
 from fusion_jax.plan.programs.shapes import spread
 from fusion_jax.sampling import ids
+from fusion_jax.sampling.prompts import How, prefill
 from fusion_jax.sampling.samplers import GREEDY, Sampler
 
 _GIB = 2**30
@@ -48,11 +49,11 @@ class Prefill(Program):
         """Any number of rows: `sampling.ids` fills them up."""
 
     def trace(self, config: ModelConfig, mesh: Mesh) -> jax.stages.Traced:
-        how = ids.How(config, Sampler(), 1, jnp.dtype(jnp.bfloat16), mesh, self.attention)
+        how = How(config, Sampler(), 1, jnp.dtype(jnp.bfloat16), mesh, self.attention)
         tokens = spread(mesh, ("batch", "tokens"), (self.rows, self.prompt), jnp.int32)
         lengths = spread(mesh, ("batch",), (self.rows,), jnp.int32)
         params = abstract_params(config, jnp.bfloat16, mesh, int8=self.weights == "int8")
-        return ids.prefill(how).trace(params, tokens, lengths)
+        return prefill(how).trace(params, tokens, lengths)
 
     def flops(self, config: ModelConfig) -> float:
         return forward_flops(config, self.prompt, 0, 1, True) * self.rows
@@ -83,7 +84,7 @@ class Decode(Program):
 
     def trace(self, config: ModelConfig, mesh: Mesh) -> jax.stages.Traced:
         dtype, rows = jnp.dtype(jnp.bfloat16), self.rows * self.samples
-        how = ids.How(config, self.sampler, self.samples, dtype, mesh)
+        how = How(config, self.sampler, self.samples, dtype, mesh)
         params = abstract_params(config, dtype, mesh, int8=self.weights == "int8")
 
         def of_layer(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
