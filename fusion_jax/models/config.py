@@ -153,7 +153,7 @@ class Stack:
     ropes: for each layer, which of `Positions.ropes` it uses; empty: the first everywhere.
     causal: whether queries see only themselves and the keys before them.
     cross: whether each layer, behind its own attention, attends to an encoder's output.
-    lacks: parts that pruning has taken from all layers of the stack, with their norms; see `models.pruned`.
+    lacks: parts that pruning has taken from all layers of the stack, with their norms; see `prune.blocks`.
     """
 
     layers: int

@@ -30,7 +30,7 @@ class Block(NamedTuple):
     layer: int
 
 
-Removed = frozenset[Block]
+Blocks = frozenset[Block]
 
 
 class Layer(NamedTuple):
@@ -50,6 +50,8 @@ def layers_of(config: ModelConfig) -> list[Layer]:
     if config.encoder or not config.decoder:
         problem = f"the blocks of {config.model_type}, which has an encoder, are not defined"
         raise InputError(problem, field="model_type", cure="Give a decoder")
+    if any(stack.lacks for stack in config.decoder):
+        raise InputError("lacks blocks already", field="model_type", cure="Give the whole model")
     return list(_layers(config))
 
 

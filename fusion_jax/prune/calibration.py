@@ -43,7 +43,7 @@ def chat_text(examples: Sequence[Example]) -> Text:
         (ids,), (start,) = example.rows, example.starts
         rows[number, : len(ids)] = ids
         scored[number, max(start, 1) : len(ids)] = True
-    return Text(rows, scored=scored)
+    return Text(rows, scored=scored, lengths=np.asarray([len(example.rows[0]) for example in examples]))
 
 
 def alpaca_sample(documents: int, rows: int = ALPACA_ROWS, seed: int = 42) -> list[int]:

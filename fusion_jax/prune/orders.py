@@ -7,16 +7,16 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from fusion_jax.jsonl import Record
 from fusion_jax.models.folder import Model
-from fusion_jax.prune.blocks import PARTS, Block, candidates, layers_of, ratio
+from fusion_jax.prune.blocks import PARTS, Block, Blocks, candidates, layers_of, ratio
 from fusion_jax.prune.influence import influence
 from fusion_jax.prune.scoring import How, Text, perplexity, score
-from fusion_jax.prune.search import Blocks, Scorer, one_shot, search
+from fusion_jax.prune.search import Scorer, one_shot, search
 
 Order = Sequence[Blocks]
 
 
 def baselines(model: Model, text: Text, scorer: Scorer, how: How, seed: int) -> dict[str, Order]:
-    """What a search of blocks is compared with; whole layers where a score is one of layers.
+    """What a search of blocks is compared with. Scores that are of layers remove both blocks of a layer at once.
 
     whole layers: the greedy search with layers as the unit (SLEB, arXiv 2402.09025). one shot: blocks by the whole
     model's perplexity without each. layer influence: arXiv 2403.03853; layer angles: the cosine's angle, of each layer
@@ -24,7 +24,7 @@ def baselines(model: Model, text: Text, scorer: Scorer, how: How, seed: int) -> 
     """
     config, layers = model.config, range(len(layers_of(model.config)))
     every = [next(iter(blocks)) for blocks in candidates(config, ())]
-    found = influence(model.params, config, text.rows, how)
+    found = influence(model.params, config, text, how)
     shuffled = random.Random(seed).sample(every, len(every))
     return {
         "whole layers": [step.chosen for step in search(scorer, config, len(layers), "layer")],

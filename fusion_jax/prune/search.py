@@ -9,18 +9,19 @@ from typing import Any
 
 from fusion_jax.errors import InputError
 from fusion_jax.models.config import ModelConfig
-from fusion_jax.prune.blocks import Block, Unit, candidates, layers_of
+from fusion_jax.prune.blocks import Block, Blocks, Unit, candidates, layers_of
 from fusion_jax.prune.scoring import Losses, perplexity
 
-Blocks = frozenset[Block]
 Scorer = Callable[[Blocks, Sequence[Blocks]], Losses]
 """(removed, candidates) -> what the text loses, as `scoring.score` gives it."""
+NEAR = 1e-6
 OFFICIAL = {"attention": "mha", "mlp": "mlp"}
 
 
 @dataclass(frozen=True)
 class Step:
-    """One removal. chosen: its blocks, none where no candidate was left or had a finite score; perplexity: behind it.
+    """One removal. chosen: its blocks, none where no candidate was left or had a finite score; perplexity: without them
+    and those of the steps before.
 
     scores: the perplexity without each candidate, in the order in which the first of equals wins.
     """
@@ -28,26 +29,6 @@ class Step:
     chosen: Blocks
     perplexity: float
     scores: tuple[tuple[Blocks, float], ...] = ()
-
-
-def to_record(step: Step) -> dict[str, Any]:
-    """A step as plain values."""
-    scores = [{"blocks": _plain(blocks), "perplexity": value} for blocks, value in step.scores]
-    return {"chosen": _plain(step.chosen), "perplexity": step.perplexity, "scores": scores}
-
-
-def from_record(record: Mapping[str, Any]) -> Step:
-    """What `to_record` made plain."""
-    scores = tuple((_blocks(one["blocks"]), float(one["perplexity"])) for one in record["scores"])
-    return Step(_blocks(record["chosen"]), float(record["perplexity"]), scores)
-
-
-def _plain(blocks: Blocks) -> list[list[Any]]:
-    return [[block.part, block.layer] for block in sorted(blocks)]
-
-
-def _blocks(values: Sequence[Sequence[Any]]) -> Blocks:
-    return frozenset(Block(part, layer) for part, layer in values)
 
 
 def removed_by(steps: Sequence[Step]) -> Blocks:
@@ -74,11 +55,24 @@ def search(
         losses = score(removed, offered) if offered else None
         scores = [] if losses is None else [perplexity(each) for each in losses.candidates]
         finite = [place for place, value in enumerate(scores) if math.isfinite(value)]
-        best = min(finite, key=scores.__getitem__, default=None)
+        best = _first_of_near(score, removed, offered, scores, finite)
         chosen = frozenset[Block]() if best is None else offered[best]
         last = last if best is None else scores[best]
         removed |= chosen
         yield Step(chosen, last, tuple(zip(offered, scores, strict=True)))
+
+
+def _first_of_near(
+    score: Scorer, removed: Blocks, offered: Sequence[Blocks], scores: list[float], finite: Sequence[int]
+) -> int | None:
+    """The candidate with the lowest score. Those within rounding of it, which depends on what is computed together, are
+    scored once more, each alone, and the first of equals wins; their `scores` are then these."""
+    lowest = min((scores[place] for place in finite), default=math.inf)
+    near = [place for place in finite if scores[place] <= lowest * (1 + NEAR)]
+    if len(near) > 1:
+        for place in near:
+            scores[place] = perplexity(score(removed | offered[place], ()).base)
+    return min(near, key=scores.__getitem__, default=None)
 
 
 def one_shot(score: Scorer, config: ModelConfig, count: int) -> Iterator[Step]:

@@ -107,7 +107,7 @@ def _pair(own: Sequence[Record], rules: PairRules, dropped: Counter[str]) -> Cho
     chosen, rejected = max(good, key=lambda r: r["reward"]), min(bad, key=lambda r: r["reward"])
     gap = chosen["reward"] - rejected["reward"]
     if chosen["response"].strip() == rejected["response"].strip():
-        alike = len({r["response"].strip() for r in own}) == 1
+        alike = gap != 0 or len({r["response"].strip() for r in own}) == 1
         dropped["source: identical responses" if alike else "source: equal rewards"] += 1
     elif gap < rules.least_gap:
         dropped["source: gap too small"] += 1

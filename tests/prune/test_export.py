@@ -105,6 +105,12 @@ def test_parallel_blocks_with_a_norm_for_both(tmp_path):
         expected = score(model.params, one, text, removed, ()).base
         small = served(model, removed)
         np.testing.assert_allclose(score(small.params, small.config, text, (), ()).base, expected, rtol=2e-6)
+        if one is config:
+            fj.save(small, tmp_path / "pruned")
+            again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "pruned", dtype=torch.float32).eval()
+            with torch.no_grad():
+                out = again(torch.tensor(text.rows), labels=torch.tensor(text.rows).long()).loss
+            assert expected.mean() == pytest.approx(float(out), rel=1e-5)
 
 
 def test_what_cannot_be_exported_is_refused():

@@ -80,7 +80,7 @@ def test_official_ablations(name):
     for step, wanted in zip(search(scorer, model.config, len(layers), "layer"), layers, strict=True):
         assert {one.layer for one in step.chosen} == {wanted["chosen_layer"]} and len(step.chosen) == 2
         assert step.perplexity == pytest.approx(wanted["ppl"], rel=1e-5)
-    found = influence(model.params, model.config, text.rows)
+    found = influence(model.params, model.config, text, How(rows=3))
     for one in golden["block_influence"]:
         assert found.blocks[block(one["block"])] == pytest.approx(one["bi"], abs=1e-6)
     assert found.layers == pytest.approx([one["bi"] for one in golden["layer_influence"]], abs=1e-6)
@@ -118,10 +118,11 @@ def test_a_step_computes_what_it_must():
     after = sum(1 + 2 * layer for layer in range(layers))  # states that pass each layer: the base and those before it
     assert counted == {"attention": after + layers, "mlp": after + layers}
     scorer(frozenset({Block("mlp", 2)}), candidates(model.config, {Block("mlp", 2)}))
-    compiled = scoring._layer._cache_size()
+    program = scoring._layer(how.compute)
+    compiled = program._cache_size()
     removed = frozenset({Block("attention", 5), Block("mlp", 5), Block("attention", 0)})
     scorer(removed, candidates(model.config, removed))
-    assert scoring._layer._cache_size() == compiled
+    assert program._cache_size() == compiled
 
 
 def test_rows_of_the_official_program():
@@ -149,12 +150,46 @@ def test_official_files_that_are_refused(values, told):
         from_official(values, opened("llama-mha-8l")[0].config, "x.json")
 
 
+def test_candidates_within_rounding_are_scored_alone():
+    """Two that differ by less than rounding: what each is worth alone decides, and of equals the first."""
+    config, asked = opened("llama-mha-8l")[0].config, []
+
+    def nearly(removed, offered):
+        if not offered:
+            asked.append(removed)
+            return scoring.Losses(np.full(2, 1.0 - 1e-8 * (Block("mlp", 2) in removed)), np.zeros((0, 2)))
+        values = np.full((len(offered), 2), 2.0)
+        values[[3, 10]] = [[1.0], [1.0 + 1e-9]]
+        return scoring.Losses(np.ones(2), values)
+
+    (step,) = search(nearly, config, 1)
+    assert step.chosen == {Block("mlp", 2)} and len(asked) == 2
+
+
+def test_padding_and_rows_without_a_label():
+    """A padded row counts as the same row alone; influence leaves padding out; a row that scores nothing is refused."""
+    model, text, _ = opened("llama-gqa-tied-6l")
+    rows, lengths = text.rows[:3].copy(), np.asarray([20, 9, 14])
+    padded = Text(np.where(np.arange(rows.shape[1]) < lengths[:, None], rows, 7), lengths=lengths)
+    found = score(model.params, model.config, padded, (), (), How(rows=2)).base
+    alone = [
+        score(model.params, model.config, Text(rows[i : i + 1, :n]), (), ()).base[0] for i, n in enumerate(lengths)
+    ]
+    np.testing.assert_allclose(found, alone, rtol=2e-6)
+    every = influence(model.params, model.config, padded, How(rows=2)).layers
+    each = [influence(model.params, model.config, Text(rows[i : i + 1, :n])).layers for i, n in enumerate(lengths)]
+    np.testing.assert_allclose(every, np.average(each, axis=0, weights=lengths), rtol=1e-4)
+    nothing = Text(rows, scored=np.arange(rows.shape[1]) < np.asarray([[5], [1], [5]]))
+    with pytest.raises(InputError, match="record 2, field 'calibration': no token of it is scored"):
+        score(model.params, model.config, nothing, (), ())
+
+
 def test_scores_that_are_not_finite_never_win():
     config = opened("llama-mha-8l")[0].config
 
     def broken(removed, offered):
         values = np.full((len(offered), 2), np.nan)
-        values[3:5] = 2.0
+        values[3:5] = [[2.0], [3.0]]
         return scoring.Losses(np.ones(2), values)
 
     (step,) = search(broken, config, 1)
