@@ -227,7 +227,7 @@ def check(s: Settings) -> None:
             cure = "Choose dpo or ipo, or leave --pair-data out"
             raise InputError("learns from quadruples, and --pair-data has pairs", field="--infifpo.loss", cure=cure)
     else:
-        source_values.check_authors(s.responses, s.sources, unnamed=s.sources == Settings().sources)
+        source_values.check_authors(s.responses, s.sources, unnamed=s.sources == Settings().sources, on_bad=s.on_bad)
         check_names(s.sources, ("Target", "target", "SFT", "DPO", "InfiFPO", "SFT-DPO", "SFT-InfiFPO"))
 
 

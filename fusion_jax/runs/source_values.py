@@ -16,7 +16,7 @@ from fusion_jax.data.asked import parse_responses
 from fusion_jax.data.batches import Data, Example, buckets_for
 from fusion_jax.data.examples import TextSettings, make_examples
 from fusion_jax.data.loaders import load_records
-from fusion_jax.data.records import Row
+from fusion_jax.data.records import OnBad, Row
 from fusion_jax.errors import InputError
 from fusion_jax.jsonl import Record
 from fusion_jax.models.folder import Model
@@ -27,15 +27,17 @@ from fusion_jax.train.reference import sequence_logprobs
 from fusion_jax.train.settings import compute_for
 
 
-def check_authors(file: str, sources: Sequence[str], *, unnamed: bool) -> None:
+def check_authors(file: str, sources: Sequence[str], *, unnamed: bool, on_bad: OnBad = "error") -> None:
     """Refuse ready responses whose authors are not the sources that score them, where nobody has named these.
 
     Args:
-      file: of the responses, "" for none. unnamed: whether the sources are those of the defaults.
+      file: of the responses, "" for none. unnamed: whether the sources are those of the defaults. on_bad: what broken
+        records do.
     """
     if not file or not unnamed:
         return
-    authors = {record["source_model"] for record in parse_responses(load_records(file), file=file)}
+    skipped = Counter[str]() if on_bad == "skip" else None
+    authors = {record["source_model"] for record in parse_responses(load_records(file), file=file, skipped=skipped)}
     scoring = [model_name(source) for source in sources]
     if not authors <= set(scoring):
         problem = f"are {', '.join(scoring)} by default, the responses are of {', '.join(sorted(authors))}"
