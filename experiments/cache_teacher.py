@@ -51,6 +51,7 @@ from fusion_jax.models.folder import load, tokenizer_of
 from fusion_jax.models.int8 import Weights, dtype_of
 from fusion_jax.options import File, Folder, ModelPath, Models
 from fusion_jax.plan.command import run as run_experiment
+from fusion_jax.plan.fits import check_decoder
 from fusion_jax.plan.parts import Part, Teaching
 from fusion_jax.settings import bounded
 from fusion_jax.teachers.reading import store_identity, teacher_rows
@@ -107,6 +108,7 @@ def main(s: Settings) -> None:
     compute = compute_to_read(TrainSettings(), jax.devices() if together else jax.local_devices())
     named = [("--model", s.model), *(("--windows-for", name) for name in s.windows_for)]
     tokenizers = [tokenizer_of(model_path(name, option), option) for option, name in named]
+    check_decoder(model_path(s.model))
     model = load(model_path(s.model), dtype=dtype_of(s.weights), mesh=compute.mesh)
     entries = min(len(tokenizers[0]), model.config.vocab_size)
     if s.k > entries:

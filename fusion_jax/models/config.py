@@ -236,7 +236,8 @@ class ModelConfig:
     @property
     def experts(self) -> Experts | None:
         """Those of the decoder's first layer that has some; all have as many."""
-        return next((stack.mlp.experts for stack in self.decoder if stack.mlp.experts is not None), None)
+        having = (stack.mlp.experts for stack in self.decoder if "mlp" not in stack.lacks)
+        return next((experts for experts in having if experts is not None), None)
 
     @property
     def max_positions(self) -> int:

@@ -32,6 +32,7 @@ from fusion_jax.models.head import usual_tensors, with_head
 from fusion_jax.models.int8 import int8_numbers, refuse_int8
 from fusion_jax.models.json_files import read_config, read_generation
 from fusion_jax.models.lora import Adapter
+from fusion_jax.models.peft_folder import is_peft
 from fusion_jax.models.safetensors_io import (
     DTYPES,
     NAMES,
@@ -59,7 +60,7 @@ class Model:
 
     hf_config: config.json as read; generation: generation_config.json as read; file_dtype: dtype of the files.
     tokenizer_config: tokenizer_config.json as read.
-    folder: that the model was read from, if any. adapter: what was trained of it, where that was an adapter.
+    folder: whose weights these are, if they are a folder's. adapter: what was trained of it, where that was an adapter.
     """
 
     config: ModelConfig
@@ -107,9 +108,10 @@ def _opened(
     if tied != config.head.tied and not config.head.labels:
         values, config = values | {tie: tied}, _with_tied(config, tied)
     tensors = tensors_of(config)
-    lost = {head: f", or set {tie} to true in config.json if the embedding is the head"}
+    lost = {head: f", or set {tie} to true in config.json if the embedding is the head"} if embedding in entries else {}
+    lost |= {t.name: ", or take a model that has a pooler" for t in tensors if t.path == ("pooler", "kernel")}
     named = partial(gguf_name, file=folder) if is_gguf(folder) else str
-    check_weights(folder, config, entries, tensors, family.IGNORED, lost if embedding in entries else {}, named)
+    check_weights(folder, config, entries, tensors, family.IGNORED, lost, named)
     return values, config, entries, tensors
 
 
@@ -152,7 +154,8 @@ def load(
         rounded = int8_numbers(config) if int8 else 0
         tell_size(root, chosen, on_host=jax.local_devices()[0].platform == "cpu", int8=rounded)
     params = read_params(config, entries, tensors, chosen, mesh, int8=int8)
-    return Model(config, params, tokenizer, values, generation, file_dtype.name, settings, str(folder))
+    own = "" if adapter is not None or is_peft(folder) else str(folder)  # others' weights are no folder's
+    return Model(config, params, tokenizer, values, generation, file_dtype.name, settings, own)
 
 
 def save(
@@ -203,6 +206,8 @@ def _write_settings(model: Model, folder: Path, dtype: str) -> None:
     values = model.hf_config
     if "model_type" not in values or config_from_hf(values) != model.config:
         values = config_to_hf(model.config) | {k: v for k, v in values.items() if k.endswith("_token_id")}
+    if not model.config.decoder:  # the heads of its training are not among the weights
+        values = values | {"architectures": config_to_hf(model.config)["architectures"]}
     values = with_both_forms(values, names_of(model.config.model_type))
     values |= {"dtype": dtype, "torch_dtype": dtype}  # the name before transformers 4.56
     if model.generation:
@@ -225,9 +230,11 @@ def logits(model: Model, tokens: Array, lengths: Array | None = None, *, decoder
     """
     tokens, config, dtype = _token_rows(tokens, "tokens"), model.config, _compute_dtype(model)
     _check_sides(config, decoder_tokens is not None)
+    _check_read(config, tokens, lengths, "tokens")
     if decoder_tokens is not None:
         encoded = decoder.encode(model.params, config, tokens, _lengths(tokens, lengths), dtype=dtype)
         rows = _token_rows(decoder_tokens, "decoder_tokens")
+        _check_read(config, rows, None, "decoder_tokens")
         hidden = forward(model.params, config, rows, encoded=encoded, dtype=dtype)
     elif lengths is None:
         hidden = forward(model.params, config, tokens, dtype=dtype)
@@ -253,6 +260,26 @@ def _token_rows(tokens: Any, field: str) -> Array:
             cure="Give model.tokenizer([text])['input_ids'], rows of one length",
         )  # fmt: skip
     return jnp.asarray(tokens)
+
+
+def _check_read(config: ModelConfig, tokens: Array, lengths: Any, field: str) -> None:
+    """Refuse rows beyond a learned table of positions."""
+    if config.positions.kind != "learned" or isinstance(lengths, jax.core.Tracer):
+        return
+    longest = tokens.shape[1] if lengths is None else int(np.max(lengths, initial=0))
+    if longest > config.max_positions:
+        problem = f"a row has {longest} tokens, {config.model_type} reads {config.max_positions}"
+        raise InputError(problem, field=field, cure="Shorten it")
+
+
+def _types_of(config: ModelConfig, types: Any) -> Array | None:
+    if types is None:
+        return None
+    found = _token_rows(types, "types")
+    if not isinstance(found, jax.core.Tracer) and found.size and int(found.max()) >= config.embed.types:
+        problem = f"holds {int(found.max())}, {config.model_type} knows {config.embed.types} types"
+        raise InputError(problem, field="types", cure="Give what its tokenizer gives as token_type_ids")
+    return found
 
 
 def _check_sides(config: ModelConfig, given: bool) -> None:
@@ -283,9 +310,11 @@ def encode(
     if not model.config.encoder:
         raise InputError(f"{model.config.model_type} has no encoder", cure="Call fj.logits")
     tokens = _token_rows(tokens, "tokens")
+    _check_read(model.config, tokens, lengths, "tokens")
     encoded = decoder.encode(
-        model.params, model.config, tokens, _lengths(tokens, lengths), types=types, dtype=_compute_dtype(model)
-    )
+        model.params, model.config, tokens, _lengths(tokens, lengths), types=_types_of(model.config, types),
+        dtype=_compute_dtype(model),
+    )  # fmt: skip
     pooler = model.params.get("pooler")
     return encoded.hidden, None if pooler is None else pooled(encoded.hidden[:, 0], pooler)
 
@@ -304,7 +333,8 @@ def classify(model: Model, tokens: Array, lengths: Array, *, types: Array | None
     score = model.params.get("score")
     if not model.config.head.labels or score is None:
         raise InputError("the model has no sequence-classification head", cure="Give a reward-model folder")
-    state = _read(model, jnp.asarray(tokens), jnp.asarray(lengths), types)
+    _check_read(model.config, jnp.asarray(tokens), lengths, "tokens")
+    state = _read(model, jnp.asarray(tokens), jnp.asarray(lengths), _types_of(model.config, types))
     if model.config.head.pooled:
         state = pooled(state, model.params["pooler"])
     scores = jnp.einsum("bd,ld->bl", state.astype(jnp.float32), score["kernel"].astype(jnp.float32))

@@ -39,6 +39,8 @@ SWITCHES = (
     "monteclora_config", "velora_config", "megatron_config",
 )  # fmt: skip
 
+KEPT = ("gaussian", "eva", "orthogonal")  # ways of `init_lora_weights` that leave the base as it is
+
 
 def is_peft(path: Path) -> bool:
     """Whether a path is a folder with an adapter, and no model."""
@@ -68,7 +70,7 @@ def base_of(folder: Path) -> Path:
     """`PeftFolder.base` of a folder, of which only adapter_config.json is read."""
     fields = Fields(read_json(folder / CONFIG), folder / CONFIG)
     name = fields.text("base_model_name_or_path")
-    for place in (as_path(name), folder / name):
+    for place in (as_path(name), folder / name) if name else ():
         if is_remote(place) or ((place.is_dir() or place.is_file()) and not place.samefile(folder)):
             return place
     cure = "Give the base beside the adapter: fusion_jax.load(BASE, adapter=FOLDER), BASE+FOLDER in a recipe"
@@ -92,6 +94,9 @@ def open_peft(folder: Path) -> PeftFolder:
     for switch in SWITCHES:
         if fields.values.get(switch):
             raise fields.wrong(switch, f"is {quoted(fields.values[switch])}, which is not read", PLAIN)
+    begun = fields.values.get("init_lora_weights")
+    if isinstance(begun, str) and begun not in KEPT:
+        raise fields.wrong("init_lora_weights", f"is {quoted(begun)}, which changes the base", PLAIN)
     if fields.text("bias", "none") != "none":
         raise fields.wrong("bias", f"is {quoted(fields.values['bias'])}; trained biases are not read", PLAIN)
     if not exists(folder / WEIGHTS):
@@ -228,7 +233,7 @@ def _settings(config: ModelConfig, adapter: Adapter, tensors: tuple[PlannedTenso
     return {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": base,
+        "base_model_name_or_path": base or None,
         "r": adapter.lora.rank,
         "lora_alpha": int(alpha) if alpha == int(alpha) else alpha,
         "target_modules": modules,

@@ -42,7 +42,7 @@ def check_reading(settings: TrainSettings, option: str, *folders: Folder) -> Non
     _check_mesh(compute_to_read(settings, option=option).mesh, option, folders)
 
 
-def _decoder(folder: Folder) -> ModelConfig:
+def check_decoder(folder: Folder) -> ModelConfig:
     """The configuration of a model that reads and writes one sequence of tokens, as the experiments need it.
 
     Raises:
@@ -57,7 +57,7 @@ def _decoder(folder: Folder) -> ModelConfig:
 
 def _check_mesh(mesh: jax.sharding.Mesh | None, option: str, folders: Sequence[Folder]) -> None:
     for folder in folders:
-        config = _decoder(folder)
+        config = check_decoder(folder)
         if mesh is not None:
             check_heads(config, tensor_shards(mesh), mesh.size, f"{option}.mesh-tensor", model=folder)
 
@@ -72,7 +72,7 @@ def check_sampling(tensor: int, option: str, *folders: Folder) -> None:
       InputError: a model's heads or the devices do not divide by it.
     """
     for folder in folders:
-        config = _decoder(folder)
+        config = check_decoder(folder)
         if jax.device_count() > 1:
             decoding_ways(config, jax.device_count(), tensor, option)
 

@@ -70,6 +70,9 @@ def as_reward_model(model: Model, seed: int) -> Model:
     Raises:
       InputError: a classifier of several labels.
     """
+    if model.config.encoder:
+        problem = f"is {model.config.model_type}, which has an encoder; judges are made of decoders"
+        raise InputError(problem, file=model.folder or None, field="model", cure="Give a decoder")
     if model.config.head.labels == 1:
         return model
     if model.config.head.labels:

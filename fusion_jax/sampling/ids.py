@@ -264,6 +264,8 @@ def generate_ids(
     """
     if not config.decoder:
         raise InputError(f"{config.model_type} is an encoder, which writes nothing", cure="Give a model with a decoder")
+    if config.head.labels:
+        raise InputError("the model is a classifier, which writes nothing", cure="Give a language model")
     _check(prompts, config, max_new_tokens, seed)
     if max_new_tokens <= 0 or num_samples <= 0 or not prompts:
         return [[Completion([], False)] * num_samples for _ in prompts]
@@ -285,7 +287,8 @@ def generate_ids(
         keys[: len(chosen) * num_samples] = _row_keys([names[i] for i in chosen], num_samples, seed)
         read, last = read_prompts(how, params, [prompts[i] for i in chosen], batch_size)
         fixed = Fixed(placed(lengths, mesh, ("batch",)), placed(keys, mesh, ("batch", None)), stops)
-        seen = _seen([prompts[i] for i in chosen], batch_size, how) if sampler.penalises else None
+        written = [[config.start] if config.encoder else prompts[i] for i in chosen]
+        seen = _seen(written, batch_size, how) if sampler.penalises else None
         grown = _grow(how, ready, read, (fixed, last, seen), max_new_tokens)
         for row, i in enumerate(chosen):
             out[i] = _completions(grown, range(row * num_samples, (row + 1) * num_samples), i + 1)

@@ -25,7 +25,7 @@ from fusion_jax.hosts.signals import PREEMPTED, preemption
 from fusion_jax.json_files import RESTORE, read_json
 from fusion_jax.losses.schedules import learning_rate
 from fusion_jax.models.compute import Compute
-from fusion_jax.models.config import Positions
+from fusion_jax.models.config import ModelConfig
 from fusion_jax.models.decoder import Params
 from fusion_jax.models.folder import Model
 from fusion_jax.models.int8 import refuse_int8
@@ -78,12 +78,15 @@ def optimise(
     total, compute, lora = step_count(len(data), settings), compute_for(settings), settings.lora
     if lora is not None:
         check_lora(model.config, lora)
-    params = merged(model.params) if has_adapters(model.params) else model.params
-    model = dataclasses.replace(model, params=place_params(params, model.config, compute.mesh), adapter=None)
+    adapted = has_adapters(model.params)
+    params = place_params(merged(model.params) if adapted else model.params, model.config, compute.mesh)
+    model = dataclasses.replace(model, params=params, adapter=None, folder="" if adapted else model.folder)
     weights = (lambda params: params) if lora is None else partial(joined, model.params, scale=lora.scale)
     held = held if held is not None and len(held) else None
     buckets = buckets_for(np.concatenate([data.extents, *([held.extents] if held else [])]))
-    _check_examples(run, data, model.config.positions, settings.pack_tokens)
+    _check_examples(run, data, model.config, settings.pack_tokens)
+    if settings.router_weight and model.config.experts is None:
+        raise InputError("is for routed experts, the model has none", field="router_weight", cure="Leave it at 0")
     in_step = objective.reference and settings.reference == "in-step"
     if objective.reference:
         size = settings.batch_size // settings.micro_batches
@@ -128,7 +131,7 @@ def optimise(
                 state = _best(state, settings, run, checkpoints)
         clock.took("checkpoint")
     adapter = None if lora is None else Adapter(lora, state.params, model.folder)
-    return dataclasses.replace(model, params=weights(state.params), adapter=adapter)
+    return dataclasses.replace(model, params=weights(state.params), adapter=adapter, folder="")
 
 
 @dataclass(frozen=True)
@@ -194,12 +197,30 @@ def _check_rate(run: RunFolder, rate: optax.Schedule, total: int) -> None:
         )  # fmt: skip
 
 
-def _check_examples(run: RunFolder, data: Data, positions: Positions, pack_tokens: int) -> None:
+def _check_encoded(data: Data, config: ModelConfig, pack_tokens: int) -> None:
+    """Refuse rows that are not an encoder's tokens, the decoder's first one and what follows."""
+    if not config.decoder:
+        raise InputError(f"{config.model_type} is an encoder alone, which this does not train", field="model")
+    if pack_tokens or any(e.segments for e in data.examples):
+        raise InputError("packs rows, which an encoder reads one by one", field="pack_tokens", cure="Leave it at 0")
+    for number, example in enumerate(data.examples):
+        shared = example.shared
+        if not shared or any(row[shared] != config.start for row in example.rows):
+            problem = f"is no text of the encoder, the decoder's first token {config.start}, and what follows"
+            raise InputError(problem, record=data.name(number), field="rows", cure="Build rows in this order")
+
+
+def _check_examples(run: RunFolder, data: Data, config: ModelConfig, pack_tokens: int) -> None:
     """Refuse rows that the model cannot read, examples that rows of `pack_tokens` do not hold and, on resume, other
     examples than the run was started with."""
     if pack_tokens:
         check_packable(data.examples, pack_tokens)
-    read = max(len(row) for e in data.examples for row in e.rows) - 1  # the last token of a row only is predicted
+    positions = config.positions
+    if config.encoder:
+        _check_encoded(data, config, pack_tokens)
+        read = int(data.extents[:, :2].max())
+    else:
+        read = max(len(row) for e in data.examples for row in e.rows) - 1  # the last token of a row only is predicted
     if read > positions.max_positions:
         raise InputError(
             f"the longest example has {read + 1} tokens, the model has {positions.max_positions} positions",

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
+
 import jax
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 import fusion_jax as fj
 from fusion_jax.errors import InputError
@@ -33,6 +36,20 @@ def test_a_linear_merge_of_two(folders, tmp_path):
     fj.merge.merge({"merge_method": "linear", "models": models}, tmp_path / "out")
     one, other, merged = (fj.load(folder) for folder in (folders / "m0", folders / "m1", tmp_path / "out"))
     assert merged.config == one.config and merged.hf_config["num_hidden_layers"] == 1
+    for x, y, z in zip(*(jax.tree.leaves(m.params) for m in (one, other, merged)), strict=True):
+        np.testing.assert_allclose(z, (x + y) / 2, rtol=1e-6, atol=1e-7)
+
+
+def test_files_of_transformers_and_ours_go_together(folders, tmp_path):
+    """Zeros that transformers saves and we do not, and names of the bare model."""
+    values = load_file(folders / "m1/model.safetensors")
+    other = {name.removeprefix("model."): value for name, value in reversed(values.items())}
+    (tmp_path / "bare").mkdir()
+    save_file(other | {"final_logits_bias": np.zeros((1, 30), np.float32)}, tmp_path / "bare/model.safetensors")
+    shutil.copy(folders / "m1/config.json", tmp_path / "bare/config.json")
+    models = [{"model": str(path), "parameters": {"weight": 0.5}} for path in (folders / "m0", tmp_path / "bare")]
+    fj.merge.merge({"merge_method": "linear", "models": models}, tmp_path / "out")
+    one, other, merged = (fj.load(folder) for folder in (folders / "m0", folders / "m1", tmp_path / "out"))
     for x, y, z in zip(*(jax.tree.leaves(m.params) for m in (one, other, merged)), strict=True):
         np.testing.assert_allclose(z, (x + y) / 2, rtol=1e-6, atol=1e-7)
 

@@ -4,6 +4,8 @@ that survive the trip."""
 from __future__ import annotations
 
 import dataclasses
+import json
+import shutil
 from typing import Any
 
 import jax
@@ -15,11 +17,18 @@ import transformers
 from safetensors.numpy import load_file, save_file
 
 import fusion_jax as fj
+from fusion_jax.data.batches import Data, Example
 from fusion_jax.errors import InputError
 from fusion_jax.models.families import config_from_hf
 from fusion_jax.models.folder import classify
 from fusion_jax.models.parameters import init_params
+from fusion_jax.runs.opening import open_run
 from fusion_jax.sampling.ids import generate_ids
+from fusion_jax.sampling.samplers import Sampler
+from fusion_jax.train import objectives
+from fusion_jax.train.optimise import optimise
+from fusion_jax.train.settings import TrainSettings
+from fusion_jax.train.state import OptimizerSettings
 from tests.parity.test_logits import LENGTHS, assert_close, tokens
 from tests.small import small_model
 
@@ -188,7 +197,10 @@ def test_bert_as_a_classifier_and_under_older_names(tmp_path):
     save_file(values, file, {"format": "pt"})
     with torch.no_grad():
         hidden = masked.bert(torch.tensor(rows), attention_mask=mask).last_hidden_state.numpy()
-    found = np.asarray(fj.encode(fj.load(tmp_path / "old"), rows, LENGTHS)[0])
+    old = fj.load(tmp_path / "old")
+    fj.save(old, tmp_path / "encoder")
+    assert json.loads((tmp_path / "encoder/config.json").read_text())["architectures"] == ["BertModel"]
+    found = np.asarray(fj.encode(old, rows, LENGTHS)[0])
     real = np.arange(40) < LENGTHS[:, None]
     assert_close(found[real], hidden[real])
 
@@ -236,6 +248,36 @@ def test_a_bare_bart_with_copies_of_its_embedding(tmp_path):
         fj.load(tmp_path)
 
 
+def test_the_repetition_penalty_is_that_of_what_is_written(tmp_path):
+    """As in transformers, what the encoder reads is not penalised."""
+    theirs = write_model("bart", tmp_path)
+    ours, prompt = fj.load(tmp_path), np.random.default_rng(6).integers(3, 96, 20).tolist()
+    sampler = Sampler(temperature=0.0, repetition_penalty=1.7)
+    ((found,),) = generate_ids(ours.params, ours.config, [prompt], max_new_tokens=10, sampler=sampler, stop_ids=[2])
+    expected = theirs.generate(
+        torch.tensor([prompt]), max_new_tokens=10, do_sample=False, num_beams=1, repetition_penalty=1.7
+    )[0, 1:].tolist()  # fmt: skip
+    assert found.ids == [token for token in expected if token != 2] and len(set(found.ids)) > 3
+
+
+def test_rows_that_are_not_an_encoder_s_are_not_trained_on(tmp_path):
+    config = config_from_hf({"model_type": "t5", **T5})
+    model = fj.Model(config, init_params(config, jax.random.key(0)))
+    settings = TrainSettings(OptimizerSettings(warmup_ratio=0.0), batch_size=2, micro_batches=1, remat="none")
+    right = Example((tuple([5, 6, 7, config.start, 8, 9]),), (4,))
+    for wrong, options, told in (
+        (Example(((5, 6, 7, 8),), (2,)), {}, "the decoder's first token 0"),
+        (Example(((0, 8, 9),), (1,)), {}, "is no text of the encoder"), (right, {"pack_tokens": 64}, "packs rows"),
+    ):  # fmt: skip
+        data, own = Data([right, wrong]), dataclasses.replace(settings, **options)
+        with open_run(tmp_path / "run", {}, resume=False) as run, pytest.raises(InputError, match=told):
+            optimise(model, data, objectives.sft(), own, run)
+        shutil.rmtree(tmp_path / "run", ignore_errors=True)
+    with open_run(tmp_path / "good", {}, resume=False) as run:
+        trained = optimise(model, Data([right, right]), objectives.sft(), settings, run)
+    assert jax.tree.structure(trained.params) == jax.tree.structure(model.params)
+
+
 def test_what_an_architecture_cannot_do_is_refused(tmp_path):
     write_model("bert", tmp_path / "bert")
     write_model("t5", tmp_path / "t5")
@@ -248,3 +290,13 @@ def test_what_an_architecture_cannot_do_is_refused(tmp_path):
         fj.logits(t5, rows)
     with pytest.raises(InputError, match="no sequence-classification head"):
         classify(t5, rows, np.asarray([4]))
+    with pytest.raises(InputError, match="'tokens': a row has 65 tokens, bert reads 64"):
+        fj.encode(bert, jnp.ones((1, 65), int))
+    with pytest.raises(InputError, match="'types': holds 2, bert knows 2 types"):
+        fj.encode(bert, rows, types=[[0, 1, 2, 0]])
+    masked = write_model("bert", tmp_path / "masked", kind=transformers.AutoModelForMaskedLM)
+    with pytest.raises(
+        InputError, match=r"'pooler.dense.weight': the weight is missing.* or take a model that has a pooler"
+    ):
+        fj.load(tmp_path / "masked")
+    assert masked.config.model_type == "bert"

@@ -160,6 +160,7 @@ def test_a_folder_of_peft_is_read(more, base, tmp_path):
     theirs.save_pretrained(tmp_path / "peft")
     expected = of_torch(theirs)
     assert_close(logits(load(tmp_path / "peft"), ROWS), expected)
+    assert load(tmp_path / "peft").folder == "" == load(base, adapter=tmp_path / "peft").folder  # no base of its own
     for name in (str(tmp_path / "peft"), f"{base}+{tmp_path / 'peft'}"):
         models = [{"model": name, "parameters": {"weight": 1.0}}, {"model": str(base), "parameters": {"weight": 0.0}}]
         out = tmp_path / f"merged{len(name)}"
@@ -184,6 +185,7 @@ def test_training_changes_adapters_alone_and_resumes(base, tmp_path, monkeypatch
     assert_close(losses[0], float(loss_of(init_adapters(start.config, LORA, 0), start)))
     kernel = ("layers", "q", "kernel")
     assert np.array_equal(whole.params["layers"]["q"]["kernel"], start.params["layers"]["q"]["kernel"]), kernel
+    assert (whole.adapter.base, whole.folder) == (str(base), "")
     stored = sum(f.stat().st_size for f in (tmp_path / "whole/checkpoints/3").rglob("*") if f.is_file())
     numbers = sum(x.size for x in jax.tree.leaves(whole.adapter.params))
     assert numbers == 4 * 3 * (2 * (48 + 48) + 2 * (48 + 24) + 3 * (48 + 80)) and stored < 3 * 4 * numbers + 60_000
@@ -282,6 +284,8 @@ def test_adapters_that_are_refused(base, adapter_folder, tmp_path):
         ({"modules_to_save": ["lm_head"]}, "'modules_to_save': is list of 1"), ({"lora_alpha": -1}, "'lora_alpha'"),
         ({"base_model_name_or_path": "meta-llama/x"}, "'base_model_name_or_path': 'meta-llama/x' is no folder here"),
         ({"base_model_name_or_path": None}, "'base_model_name_or_path': is missing"),
+        ({"base_model_name_or_path": ""}, "'base_model_name_or_path': '' is no folder here"),
+        ({"init_lora_weights": "pissa_niter_4"}, "'init_lora_weights': is 'pissa_niter_4', which changes the base"),
         ({"rank_pattern": {"q_proj(": 4}}, "'rank_pattern.q_proj\\(': is no pattern"),
     ):  # fmt: skip
         values = json.loads((folder() / config).read_text()) | changes

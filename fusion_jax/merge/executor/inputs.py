@@ -18,7 +18,7 @@ from fusion_jax.merge.recipes.recipe import Recipe
 from fusion_jax.models.buffers import is_buffer
 from fusion_jax.models.families import FAMILIES, names_of
 from fusion_jax.models.gguf_header import is_gguf
-from fusion_jax.models.head import EMBEDDING, HEAD, with_head
+from fusion_jax.models.head import EMBEDDING, HEAD, usual_tensors, with_head
 from fusion_jax.models.json_files import read_config
 from fusion_jax.models.safetensors_io import TensorEntry
 from fusion_jax.models.stored import root_of, stored_tensors
@@ -117,6 +117,8 @@ def open_input(path: Path, adapter: Path | None = None) -> Input:
         cure = "Save it as a folder first: fusion_jax.save(fusion_jax.load(FILE), FOLDER)"
         raise InputError("is a GGUF file, which a merge does not read", file=folder, cure=cure)
     config, entries = read_config(folder), stored_tensors(path, adapter)
+    if config.get("model_type") in FAMILIES:
+        entries = usual_tensors(entries, FAMILIES[config["model_type"]])
     buffers = {name: entry for name, entry in entries.items() if is_buffer(name, entry)}
     weights = {name: entry for name, entry in entries.items() if name not in buffers}
     for name, entry in weights.items():

@@ -67,6 +67,7 @@ def layout_of(model: str, checkpoint: Checkpoint) -> Layout:
             outside.append(name)
         else:
             stacks.setdefault(found[1], {}).setdefault(int(found[2]), []).append(found[3])
+    stacks = dict(sorted(stacks.items()))  # not by the order of the files, which differs between models
     for prefix, layers in stacks.items():
         if sorted(layers) != list(range(len(layers))):
             lacking = min(set(range(max(layers))) - set(layers))
