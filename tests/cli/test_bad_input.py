@@ -106,7 +106,7 @@ def test_prompts_and_names(model, tmp_path, capsys):
         capsys,
         "record 2",
         "repeats record 1",
-        "prompt_id",
+        "'prompt'",
     )
     fails(
         wrpo,

@@ -61,7 +61,7 @@ def test_wrpo_runs_shows_its_report_and_takes_other_checkpoints(tmp_path, monkey
     small_folder(tmp_path / "model", max_position_embeddings=2048)
     write(tmp_path / "quads.jsonl", quads(132))
     settings = [*gpu.SMALL_DEFAULT, "--test-per-skill=7"]  # programs that are compiled once for both
-    own = ["--prompts=", "--quadruples=quads.jsonl", "--baseline=False"]
+    own = ["--prompts=", "--quadruples=quads.jsonl", "--baseline=False", "--preference.optimizer.warmup-ratio=0"]
     book = read("wrpo_tpu")
     book.cells.append(nbformat.v4.new_code_cell(id="again", source="run(OUT, *SETTINGS)"))
     outputs = executed(
@@ -87,7 +87,7 @@ def test_fusechat_runs_shows_its_report_and_takes_other_checkpoints(tmp_path, mo
     small_folder(tmp_path / "model", max_position_embeddings=2048)
     write(tmp_path / "chats.jsonl", [{"prompt": pair["prompt"], "response": pair["chosen"]} for pair in pairs(128)])
     settings = ["--chats-per-skill=3", "--test-per-skill=1", "--sources", "zoo:qwen-source", "zoo:llama-source"]
-    train = ["--arms=pairwise", "--train.epochs=1"]
+    train = ["--arms=pairwise", "--train.epochs=1", "--train.optimizer.warmup-ratio=0"]
     book = read("fusechat_tpu")
     outputs = executed(
         book, tmp_path, monkeypatch,

@@ -115,7 +115,8 @@ def test_a_target_whose_positions_are_the_length_of_the_texts_is_trained(packing
     texts = write(tmp_path / "texts.jsonl", [{"text": f"{p['prompt']} {p['chosen']} " * 4} for p in pairs(8)])
     args = [
         "--target", str(target), "--sources", str(source), "--texts", str(texts), "--packing", packing, "--arms", "CLM",
-        "--max-length", "32", "--train.batch-size", "4", "--train.epochs", "0.2", "--out", str(tmp_path / "out"),
+        "--max-length", "32", "--train.batch-size", "4", "--train.epochs", "0.2",
+        "--train.optimizer.warmup-ratio", "0", "--out", str(tmp_path / "out"),
     ]  # fmt: skip
     attempt(fusellm, args)
     assert (tmp_path / "out/model/config.json").exists()
