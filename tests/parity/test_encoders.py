@@ -30,6 +30,7 @@ from fusion_jax.train.optimise import optimise
 from fusion_jax.train.settings import TrainSettings
 from fusion_jax.train.state import OptimizerSettings
 from tests.parity.test_logits import LENGTHS, assert_close, tokens
+from tests.quick import FAST
 from tests.small import small_model
 
 T5: dict[str, Any] = {
@@ -122,17 +123,24 @@ def test_greedy_equals_transformers(name, tmp_path):
     ours, new, stop = fj.load(tmp_path), 10, theirs.config.eos_token_id
     prompts = [np.random.default_rng(1).integers(3, 96, n).tolist() for n in (3, 17, 9)]
     out = generate_ids(ours.params, ours.config, prompts, max_new_tokens=new, stop_ids=[stop], batch_size=4)
-    for prompt, (completion,) in zip(prompts, out, strict=True):
+    rows, prefixes = np.zeros((3, 17), np.int32), np.full((3, new), ours.config.start)
+    for row, prefix, prompt, (completion,) in zip(rows, prefixes, prompts, out, strict=True):
         found = theirs.generate(
             torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt), dtype=torch.long), max_new_tokens=new,
             do_sample=False, num_beams=1,
         )[0, 1:].tolist()  # fmt: skip
         assert completion.ids == [token for token in found if token != stop]
+        row[: len(prompt)] = prompt
+        prefix[1 : 1 + len(completion.ids)] = completion.ids[: new - 1]
+
+    def scored(rows, prefixes):
+        return fj.logits(ours, rows, jnp.asarray([3, 17, 9]), decoder_tokens=prefixes)
+
+    whole = np.asarray(jax.jit(scored, compiler_options=FAST)(rows, prefixes))
+    logprobs = whole - np.logaddexp.reduce(whole, -1, keepdims=True)
+    for own, (completion,) in zip(logprobs, out, strict=True):
         written = completion.ids + [stop] * completion.finished
-        prefix = np.asarray([[ours.config.start, *written[:-1]]])
-        whole = np.asarray(fj.logits(ours, np.asarray([prompt]), decoder_tokens=prefix))[0]
-        logprobs = whole - np.logaddexp.reduce(whole, -1, keepdims=True)
-        assert completion.logprob == pytest.approx(logprobs[np.arange(len(written)), written].sum(), abs=1e-3)
+        assert completion.logprob == pytest.approx(own[np.arange(len(written)), written].sum(), abs=1e-3)
 
 
 def test_text_in_and_out_of_an_encoder_decoder(tmp_path):
