@@ -13,8 +13,8 @@ Data (JSON lines or hf:NAME, docs/data.md): prompts {"prompt", "answer"?, "tests
 "chosen", "rejected": messages}.
 
 Hardware and time: `tiny` 2 CPU cores, 3 minutes; the other presets are for TPU slices (not timed yet).
-Result: accuracy, mean reward of sampled answers and P(right) of Target, sources, SFT and FuseChat. Published
-(Llama-3.1-8B, mean of 14 benchmarks): Target 40.5, SFT 43.2, FuseChat 47.3.
+Result: accuracy and mean reward of sampled answers (with --problems plants also P(right)) of Target, sources, SFT and
+FuseChat. Published (Llama-3.1-8B, mean of 14 benchmarks): Target 40.5, SFT 43.2, FuseChat 47.3.
 
 Stages (each is a file of the run folder, made once):
   1 prompts.jsonl  2 responses/SOURCE.jsonl with rewards  3 checked.jsonl: whether a checker found them right
