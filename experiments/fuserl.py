@@ -14,7 +14,8 @@ Data (JSON lines or hf:NAME, docs/data.md): prompts {"prompt", "answer"?}; respo
 
 Hardware and time: `tiny` 2 CPU cores, 3 to 4 minutes; `llama3-8b` is for a TPU slice (not timed yet).
 Result: accuracy and mean reward of sampled answers (with --problems plants also P(right)) of Target, sources, SFT (on
-the best response alone), FuseSFT and FuseRL. Published (reviews; AlpacaEval-2 win rate): WRPO 74.1, FuseRL at most 71.3.
+the best response alone), FuseSFT and FuseRL. Published (reviews; AlpacaEval-2 win rate): WRPO 74.1, FuseRL at most
+71.3.
 
 Stages (each is a file of the run folder, made once):
   1 prompts.jsonl  2 responses/SOURCE.jsonl with rewards

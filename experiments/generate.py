@@ -21,12 +21,13 @@ from fusion_jax.data.asked import parse_prompts
 from fusion_jax.data.loaders import load_records
 from fusion_jax.errors import InputError
 from fusion_jax.jsonl import write_jsonl
+from fusion_jax.models.folder import check_folder, tokenizer_of
 from fusion_jax.models.int8 import Weights
 from fusion_jax.options import File, FreeTexts, ModelPath
 from fusion_jax.paths import as_path, check_bucket, is_remote
 from fusion_jax.plan.command import run as run_experiment
 from fusion_jax.plan.parts import Part, Sampling
-from fusion_jax.sampling.generate import SampleSettings, load_to_sample
+from fusion_jax.sampling.generate import SampleSettings, encoded_prompts, load_to_sample
 from fusion_jax.sampling.responses import sample_responses
 from fusion_jax.settings import seeded
 from fusion_jax.zoo import model_path
@@ -64,6 +65,8 @@ class Settings:
     """Prompts at once, over all devices."""
     mesh_tensor: int = 0
     """Devices over which the model's heads are split; 0: as many as its key-value heads divide over."""
+    chat: bool = True
+    """Whether prompts go through the model's chat template; a base model has none, and continues them as they stand."""
     weights: Weights = "stored"
     """How the layers' matrices are held: as in the files (stored), or rounded to int8, half the bytes of bfloat16."""
 
@@ -85,8 +88,11 @@ def main(s: Settings) -> None:
     if s.out and not is_remote(out) and not out.parent.is_dir():
         raise InputError("its folder is not there", file=s.out, field="--out", cure="Make the folder or choose another")
     name = s.name or Path(s.model.removeprefix("zoo:")).name
-    model = load_to_sample(model_path(s.model, "--model"), s.mesh_tensor, "--mesh-tensor", weights=s.weights)
-    responses = sample_responses(model, name, prompts, settings, seed=s.seed)
+    folder = model_path(s.model, "--model")
+    chat = s.chat and not check_folder(folder).encoder
+    encoded_prompts(tokenizer_of(folder, "--model"), [prompts[0]["prompt"]], chat=chat)  # before the weights are read
+    model = load_to_sample(folder, s.mesh_tensor, "--mesh-tensor", weights=s.weights)
+    responses = sample_responses(model, name, prompts, settings, seed=s.seed, chat=s.chat)
     if s.out:
         write_jsonl(s.out, responses)
         return

@@ -9,7 +9,8 @@ Data (JSON lines or hf:NAME, docs/data.md): prompts {"prompt", "answer"?}; respo
 
 Hardware and time: `tiny` 2 CPU cores, 4 minutes; `qwen2.5-14b` is for a TPU slice (not timed yet).
 Result: accuracy and mean reward of sampled answers (with --problems plants also P(right)) of Target, sources, SFT,
-SFT-DPO and SFT-InfiFPO. Published (mean of 11 benchmarks): Phi-4 79.95, SFT 81.57, SFT-DPO 82.67, SFT-WRPO 82.80, SFT-InfiFPO 83.33;
+SFT-DPO and SFT-InfiFPO. Published (mean of 11 benchmarks): Phi-4 79.95, SFT 81.57, SFT-DPO 82.67, SFT-WRPO 82.80,
+SFT-InfiFPO 83.33;
 Qwen2.5-14B-Instruct 80.97, SFT-WRPO 83.46, SFT-InfiFPO 84.01.
 
 Stages (each is a file of the run folder, made once):

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh
 
 from fusion_jax.errors import InputError, quoted
@@ -33,6 +32,7 @@ from fusion_jax.models.int8 import int8_numbers, refuse_int8
 from fusion_jax.models.json_files import read_config, read_generation
 from fusion_jax.models.lora import Adapter
 from fusion_jax.models.peft_folder import is_peft
+from fusion_jax.models.rows import text_rows, type_rows, whole
 from fusion_jax.models.safetensors_io import (
     DTYPES,
     NAMES,
@@ -140,7 +140,7 @@ def load(
       InputError: a missing or broken file, an unknown architecture, a missing, extra or misshapen weight, a tokenizer
         with more entries than the embedding, a GGUF file that is larger than the memory; names the file and the tensor.
     """
-    folder = as_path(path)
+    folder, wanted = as_path(path), _dtype_of(dtype)
     values, config, entries, tensors = _opened(folder, None if adapter is None else as_path(adapter))
     file_dtype = metadata_dtype({t.name: entries[t.name] for t in tensors})
     generation = read_generation(folder, config.vocab_size)
@@ -148,14 +148,32 @@ def load(
     if tokenizer is not None:
         check_fits(tokenizer, config.vocab_size, folder)
     settings = {} if tokenizer is None else read_settings(folder)
-    int8 = dtype is not None and jnp.dtype(dtype) == jnp.int8
-    chosen = jnp.dtype(file_dtype if dtype is None or int8 else dtype)
+    int8 = wanted == jnp.int8
+    chosen = jnp.dtype(file_dtype if wanted is None or int8 else wanted)
     if is_gguf(root := root_of(folder)):
         rounded = int8_numbers(config) if int8 else 0
         tell_size(root, chosen, on_host=jax.local_devices()[0].platform == "cpu", int8=rounded)
     params = read_params(config, entries, tensors, chosen, mesh, int8=int8)
     own = "" if adapter is not None or is_peft(folder) else str(folder)  # others' weights are no folder's
     return Model(config, params, tokenizer, values, generation, file_dtype.name, settings, own)
+
+
+def _dtype_of(dtype: Any) -> Any:
+    """What parameters are loaded in; None for that of the files.
+
+    Raises:
+      InputError: another one than the floating-point ones and int8.
+    """
+    if dtype is None:
+        return None
+    try:
+        found = jnp.dtype(dtype)
+    except TypeError:
+        found = None
+    if found is None or found not in (*DTYPES.values(), jnp.dtype(jnp.int8)):  # NumPy takes None for float64
+        cure = "Give float32, bfloat16, float16 or int8"
+        raise InputError(f"{quoted(str(dtype))} is no dtype of weights", field="dtype", cure=cure)
+    return found
 
 
 def save(
@@ -228,20 +246,19 @@ def logits(model: Model, tokens: Array, lengths: Array | None = None, *, decoder
       InputError: tokens that are no rows of whole numbers, such as a text; a decoder's tokens that are missing, or that
         a model without an encoder is given.
     """
-    tokens, config, dtype = _token_rows(tokens, "tokens"), model.config, _compute_dtype(model)
+    config, dtype = model.config, _compute_dtype(model)
+    tokens, lengths = text_rows(config, tokens, lengths)
     _check_sides(config, decoder_tokens is not None)
-    _check_read(config, tokens, lengths, "tokens")
     if decoder_tokens is not None:
-        encoded = decoder.encode(model.params, config, tokens, _lengths(tokens, lengths), dtype=dtype)
-        rows = _token_rows(decoder_tokens, "decoder_tokens")
-        _check_read(config, rows, None, "decoder_tokens")
+        encoded = decoder.encode(model.params, config, tokens, whole(tokens, lengths), dtype=dtype)
+        rows, _ = text_rows(config, decoder_tokens, field="decoder_tokens", count=len(tokens))
         hidden = forward(model.params, config, rows, encoded=encoded, dtype=dtype)
     elif lengths is None:
         hidden = forward(model.params, config, tokens, dtype=dtype)
     else:
-        segments = (jnp.arange(tokens.shape[1]) < jnp.asarray(lengths)[:, None]).astype(jnp.int32)
+        segments = (jnp.arange(tokens.shape[1]) < lengths[:, None]).astype(jnp.int32)
         # beyond the model's own, too: padding stays at a row's last position
-        last = jnp.maximum(jnp.asarray(lengths, jnp.int32) - 1, 0)
+        last = jnp.maximum(lengths - 1, 0)
         places = jnp.minimum(jnp.arange(tokens.shape[1], dtype=jnp.int32), last[:, None])
         hidden = forward(model.params, config, tokens, positions=places, segment_ids=segments, dtype=dtype)
     out = jnp.einsum(
@@ -251,37 +268,6 @@ def logits(model: Model, tokens: Array, lengths: Array | None = None, *, decoder
     return soft_capped(out, config)
 
 
-def _token_rows(tokens: Any, field: str) -> Array:
-    if not isinstance(tokens, Array):
-        tokens = np.asarray(tokens)
-    if tokens.ndim != 2 or tokens.dtype.kind not in "iu":
-        raise InputError(
-            f"is {tokens.dtype.name}{list(tokens.shape)}, not rows of token ids int[B,T]", field=field,
-            cure="Give model.tokenizer([text])['input_ids'], rows of one length",
-        )  # fmt: skip
-    return jnp.asarray(tokens)
-
-
-def _check_read(config: ModelConfig, tokens: Array, lengths: Any, field: str) -> None:
-    """Refuse rows beyond a learned table of positions."""
-    if config.positions.kind != "learned" or isinstance(lengths, jax.core.Tracer):
-        return
-    longest = tokens.shape[1] if lengths is None else int(np.max(lengths, initial=0))
-    if longest > config.max_positions:
-        problem = f"a row has {longest} tokens, {config.model_type} reads {config.max_positions}"
-        raise InputError(problem, field=field, cure="Shorten it")
-
-
-def _types_of(config: ModelConfig, types: Any) -> Array | None:
-    if types is None:
-        return None
-    found = _token_rows(types, "types")
-    if not isinstance(found, jax.core.Tracer) and found.size and int(found.max()) >= config.embed.types:
-        problem = f"holds {int(found.max())}, {config.model_type} knows {config.embed.types} types"
-        raise InputError(problem, field="types", cure="Give what its tokenizer gives as token_type_ids")
-    return found
-
-
 def _check_sides(config: ModelConfig, given: bool) -> None:
     if not config.decoder:
         raise InputError(f"{config.model_type} is an encoder, without logits of tokens", cure="Call fj.encode")
@@ -289,10 +275,6 @@ def _check_sides(config: ModelConfig, given: bool) -> None:
         problem = "has a decoder whose tokens are missing" if config.encoder else "has no encoder"
         cure = "Give decoder_tokens, config.start first" if config.encoder else "Leave decoder_tokens out"
         raise InputError(f"{config.model_type} {problem}", field="decoder_tokens", cure=cure)
-
-
-def _lengths(tokens: Array, lengths: Array | None) -> Array:
-    return jnp.full(tokens.shape[0], tokens.shape[1]) if lengths is None else jnp.asarray(lengths)
 
 
 def encode(
@@ -309,12 +291,10 @@ def encode(
     """
     if not model.config.encoder:
         raise InputError(f"{model.config.model_type} has no encoder", cure="Call fj.logits")
-    tokens = _token_rows(tokens, "tokens")
-    _check_read(model.config, tokens, lengths, "tokens")
-    encoded = decoder.encode(
-        model.params, model.config, tokens, _lengths(tokens, lengths), types=_types_of(model.config, types),
-        dtype=_compute_dtype(model),
-    )  # fmt: skip
+    config, dtype = model.config, _compute_dtype(model)
+    tokens, lengths = text_rows(config, tokens, lengths)
+    types = type_rows(config, types, tokens)
+    encoded = decoder.encode(model.params, config, tokens, whole(tokens, lengths), types=types, dtype=dtype)
     pooler = model.params.get("pooler")
     return encoded.hidden, None if pooler is None else pooled(encoded.hidden[:, 0], pooler)
 
@@ -333,8 +313,8 @@ def classify(model: Model, tokens: Array, lengths: Array, *, types: Array | None
     score = model.params.get("score")
     if not model.config.head.labels or score is None:
         raise InputError("the model has no sequence-classification head", cure="Give a reward-model folder")
-    _check_read(model.config, jnp.asarray(tokens), lengths, "tokens")
-    state = _read(model, jnp.asarray(tokens), jnp.asarray(lengths), _types_of(model.config, types))
+    tokens, ends = text_rows(model.config, tokens, lengths)
+    state = _read(model, tokens, whole(tokens, ends), type_rows(model.config, types, tokens))
     if model.config.head.pooled:
         state = pooled(state, model.params["pooler"])
     scores = jnp.einsum("bd,ld->bl", state.astype(jnp.float32), score["kernel"].astype(jnp.float32))

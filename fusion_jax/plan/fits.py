@@ -49,10 +49,15 @@ def check_decoder(folder: Folder) -> ModelConfig:
       InputError: a model with an encoder.
     """
     config = check_folder(folder)
+    refuse_encoder(config, folder)
+    return config
+
+
+def refuse_encoder(config: ModelConfig, model: Folder) -> None:
+    """Refuse a model with an encoder, which the experiments do not train or read."""
     if config.encoder:
         problem = f"is {config.model_type}, which has an encoder; this experiment trains and samples decoders alone"
-        raise InputError(problem, file=folder, cure="Give a decoder, such as a Llama, Qwen or Gemma folder")
-    return config
+        raise InputError(problem, file=model, cure="Give a decoder, such as a Llama, Qwen or Gemma folder")
 
 
 def _check_mesh(mesh: jax.sharding.Mesh | None, option: str, folders: Sequence[Folder]) -> None:

@@ -15,6 +15,7 @@ from fusion_jax.models.int8 import Weights
 from fusion_jax.models.lora import check_lora
 from fusion_jax.models.parameters import check_heads
 from fusion_jax.ops.kernels import Kernel
+from fusion_jax.plan.fits import refuse_encoder
 from fusion_jax.plan.models import PUBLIC, config_named
 from fusion_jax.plan.programs import (
     OBJECTIVES,
@@ -107,6 +108,7 @@ def training(
     if objective.head == "reward":
         values = config_to_hf(rewarding(config_from_hf(values)))
     config, mesh = config_from_hf(values), _train_mesh(ask, train)
+    refuse_encoder(config, name)
     check_heads(config, mesh[2], math.prod(mesh), f"{settings}.mesh-tensor", model=name)
     if objective.targets:
         max_length = min(max_length, config.max_positions)
@@ -156,6 +158,7 @@ def scoring(
     """
     values, name = model_values(model, ask, option)
     config, mesh = config_from_hf(values), _train_mesh(ask, train)
+    refuse_encoder(config, name)
     check_heads(config, mesh[2], math.prod(mesh), f"{settings}.mesh-tensor", model=name)
     micro, notes = _micro_batches(train, mesh, settings)
     examples, prompt, tokens = train.batch_size // micro, *_lengths(max_length, ask.prompt)
@@ -240,6 +243,7 @@ def teacher(
     option `settings` has. weights: of its layers."""
     values, name = model_values(model, ask, option)
     config, mesh = config_from_hf(values), _mesh(ask, mesh) if train is None else _train_mesh(ask, train)
+    refuse_encoder(config, name)
     check_heads(config, mesh[2], math.prod(mesh), "--mesh" if train is None else f"{settings}.mesh-tensor", model=name)
     ways, tokens = mesh[0] * mesh[1], min(tokens, config.max_positions)
     padded = padded_rows(rows, ways)
@@ -258,6 +262,8 @@ def generation(
     `mesh_tensor`; kept, weights: see `programs.Prefill`."""
     values, name = model_values(model, ask, option)
     config = config_from_hf(values)
+    if not config.decoder:
+        raise InputError(f"is {config.model_type}, an encoder, which writes nothing", file=name, cure="Give a decoder")
     longest = min(ask.prompt or prompt, config.max_positions - sample.max_new_tokens)
     if longest < 1:
         raise InputError(

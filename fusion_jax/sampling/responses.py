@@ -17,14 +17,16 @@ def sample_responses(
     settings: SampleSettings,
     *,
     seed: int,
+    chat: bool = True,
     progress: Callable[[int], None] = lambda done: None,
 ) -> list[Record]:
-    """`num_samples` responses to every prompt: the prompt's record with `source_model`, `sample` and `response`."""
+    """`num_samples` responses to every prompt: the prompt's record with `source_model`, `sample` and `response`; chat:
+    see `generate`."""
     texts = generate(
         model, [p["prompt"] for p in records(prompts, "prompts")], max_new_tokens=settings.max_new_tokens, seed=seed,
         temperature=settings.temperature, top_p=settings.top_p, top_k=settings.top_k,
         repetition_penalty=settings.repetition_penalty,
-        num_samples=settings.num_samples, batch_size=settings.batch_size,
+        num_samples=settings.num_samples, chat=chat, batch_size=settings.batch_size,
         mesh=decoding_mesh(model.config, settings.mesh_tensor), progress=progress,
     )  # fmt: skip
     return [

@@ -85,6 +85,9 @@ class TrainSettings:
         seeded(self, "seed")
         bounded(self, "pack_tokens", "router_weight", "lora_rank", least=0)
         bounded(self, "lora_alpha", above=0)
+        if not self.lora_rank and (self.lora_target_modules or self.lora_alpha != 16.0):
+            field = "lora_target_modules" if self.lora_target_modules else "lora_alpha"
+            raise InputError("is for adapters, and there is no lora_rank", field=field, cure="Give lora_rank, too")
         if self.best_of > 1 and self.checkpoint_every % self.eval_every:
             problem = f"is not a multiple of eval_every, {self.eval_every}: states would have no held-out loss"
             raise InputError(problem, field="checkpoint_every", cure="Change one of the two, or leave out best_of")

@@ -300,8 +300,22 @@ def test_what_an_architecture_cannot_do_is_refused(tmp_path):
         classify(t5, rows, np.asarray([4]))
     with pytest.raises(InputError, match="'tokens': a row has 65 tokens, bert reads 64"):
         fj.encode(bert, jnp.ones((1, 65), int))
-    with pytest.raises(InputError, match="'types': holds 2, bert knows 2 types"):
-        fj.encode(bert, rows, types=[[0, 1, 2, 0]])
+    for call, told in (
+        (lambda: fj.encode(bert, rows, types=[[0, 1, 2, 0]]), "'types': holds 2, out of the range from 0 to 1"),
+        (lambda: fj.encode(bert, rows, types=[[0, 1, 1]]), r"'types': has the shape \(1, 3\), tokens have \(1, 4\)"),
+        (lambda: fj.encode(t5, rows, types=rows * 0), "Leave it out"),
+        (lambda: fj.encode(bert, [[1, 2], [3]]), "'tokens': has rows of several lengths"),
+        (lambda: fj.encode(bert, torch.tensor([[1, 96]])), "'tokens': holds 96, out of the range from 0 to 95"),
+        (lambda: fj.encode(bert, [[1, -1]]), "'tokens': holds -1"),
+        (lambda: fj.encode(bert, rows, np.ones((1, 4), int)), "'lengths': is int64\\[1, 4\\], not one number a row"),
+        (lambda: fj.encode(bert, rows, [4, 4]), "'lengths': has 2 numbers for 1 rows"),
+        (lambda: fj.encode(bert, rows, [5]), "'lengths': holds 5"),
+        (lambda: fj.logits(t5, rows, decoder_tokens=[[0], [0]]), "'decoder_tokens': has 2 rows, there are 1 texts"),
+        (lambda: fj.load(tmp_path / "t5", dtype="int4"), "'dtype': 'int4' is no dtype of weights"),
+        (lambda: fj.load(tmp_path / "t5", dtype="fp16"), "'dtype': 'fp16' is no dtype of weights"),
+    ):  # fmt: skip
+        with pytest.raises(InputError, match=told):
+            call()
     masked = write_model("bert", tmp_path / "masked", kind=transformers.AutoModelForMaskedLM)
     with pytest.raises(
         InputError, match=r"'pooler.dense.weight': the weight is missing.* or take a model that has a pooler"

@@ -28,6 +28,12 @@ def programs(planned):
     return [p.request.program for p in planned]
 
 
+def test_encoders_are_refused_as_they_are_in_a_run():
+    settings = dataclasses.replace(sft.PRESETS["llama3-8b"], model="t5-large")
+    with pytest.raises(InputError, match="t5-large: is t5, which has an encoder"):
+        plan_of(sft.parts(settings), dataclasses.replace(LLAMA, preset=""))
+
+
 def test_wrpo_plans_its_stages_with_the_public_model_of_its_preset():
     planned = plan_of(wrpo.parts(wrpo.PRESETS["llama3-8b"]), LLAMA)
     step, score, tune, prefill, decode = programs(planned)

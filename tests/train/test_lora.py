@@ -269,6 +269,12 @@ def test_every_adapter_that_may_be_trained_counts(name, tmp_path):
     assert len(b) >= 2 and all(np.abs(np.asarray(x)).max((1, 2)).min() > 0 for x in b.values()), b.keys()
 
 
+def test_settings_of_adapters_need_a_rank():
+    for name, value in (("lora_target_modules", ("q_proj",)), ("lora_alpha", 32.0)):
+        with pytest.raises(InputError, match=f"'{name}': is for adapters, and there is no lora_rank"):
+            TrainSettings(**{name: value})
+
+
 def test_adapters_that_are_refused(base, adapter_folder, tmp_path):
     config, tensors = "adapter_config.json", "adapter_model.safetensors"
     one = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
