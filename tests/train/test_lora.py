@@ -212,12 +212,17 @@ def test_accumulation_remat_and_rank_0(base, tmp_path):
         other = train(tmp_path / name, base, **changes)
         for a, b in zip(*map(jax.tree.leaves, (one.adapter.params, other.adapter.params)), strict=True):
             np.testing.assert_allclose(a, b, atol=2e-4)
-    plain = train(tmp_path / "plain", base, lora_rank=0)
-    same = train(tmp_path / "same", base, lora_rank=0, lora_alpha=3.0, lora_target_modules=("q_proj",))
+    unset = TrainSettings()
+    plain = train(
+        tmp_path / "plain",
+        base,
+        lora_rank=0,
+        lora_alpha=unset.lora_alpha,
+        lora_target_modules=unset.lora_target_modules,
+    )
     assert plain.adapter is None and not np.array_equal(
         plain.params["embed"]["embedding"], one.params["embed"]["embedding"]
     )
-    assert all(map(np.array_equal, *map(jax.tree.leaves, (plain.params, same.params))))
 
 
 @pytest.mark.usefixtures("quick_compiler")
