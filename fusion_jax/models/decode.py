@@ -135,10 +135,8 @@ def decode_step(
         if holds_int8(weights):  # a compiler would cast all layers before the loop over tokens and hold them through it
             x, weights = lax.optimization_barrier((x, weights))
         kept = jax.tree.map(lambda x, new: _written(x, new, step - 1), cache.kept, cache.new)
-        block, held = (
-            Block(config, stack, mesh, dtype, keep=True),
-            Held((own, kept), prompt.cross if stack.cross else None),
-        )
+        block = Block(config, stack, mesh, dtype, keep=True)
+        held = Held((own, kept), prompt.cross if stack.cross else None)
         x, new = block.apply({"params": weights}, x, layer, held, shared[stack])
         after.append(LayerCache(kept, new.own if stack.cross else new))
     hidden = finally_normed(params.rest, config, "decoder", x, dtype)

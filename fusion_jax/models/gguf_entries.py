@@ -15,7 +15,7 @@ import numpy as np
 from fusion_jax.errors import InputError
 from fusion_jax.json_files import CURE
 from fusion_jax.models.gguf_header import Header, Stored
-from fusion_jax.models.safetensors_io import TensorEntry
+from fusion_jax.models.safetensors_io import MadeEntry
 
 BYTES_AT_ONCE = 32 << 20  # of float32 numbers
 PLAIN = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": np.dtype(ml_dtypes.bfloat16)}
@@ -63,8 +63,8 @@ def _quantisation(number: int) -> Quantisation | str:
 
 
 @dataclass(frozen=True)
-class GgufEntry(TensorEntry):
-    """A tensor whose numbers are made as they are read; `dtype` and `stored` are those of the numbers.
+class GgufEntry(MadeEntry):
+    """A tensor that is dequantised; `dtype` and `stored` are those of the numbers.
 
     quantisation: of the bytes in the file. heads: of a tensor whose rows llama.cpp has interleaved within each of so
     many heads; 0: none. offset: what is added to every number.
@@ -88,14 +88,6 @@ class GgufEntry(TensorEntry):
         for at in range(0, len(wanted), step):
             out[at : at + step] = self._numbers(stored[wanted[at : at + step]])[:, columns]
         return out
-
-    def read_into(self, out: np.ndarray) -> None:
-        """The whole tensor into an array of its shape."""
-        out[...] = self.read()
-
-    def mapped(self) -> np.ndarray:
-        """The whole tensor, dequantised."""
-        return self.read()
 
     def _rows(self) -> np.ndarray:
         """The file's own bytes, [rows, bytes of a row]."""

@@ -12,7 +12,7 @@ import math
 import mmap
 import os
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -57,6 +57,14 @@ def is_gguf(path: str | os.PathLike[str]) -> bool:
     """Whether a path names a GGUF file: by its ending, as long as it is no folder."""
     text = os.fspath(path)
     return text.lower().endswith(SUFFIX) and (is_remote(text) or not os.path.isdir(text))
+
+
+def gguf_instead(folder: Path, names: Sequence[str]) -> InputError | None:
+    """What is wrong with a model folder of these files that holds a GGUF file in the place of a model."""
+    found = [name for name in names if name.lower().endswith(SUFFIX)]
+    if not found:
+        return None
+    return InputError("holds a GGUF file, no Hugging Face model", file=folder, cure=f"Give {folder / found[0]}")
 
 
 def read_gguf_header(path: Path) -> Header:

@@ -116,19 +116,22 @@ def hf_config(file: Path) -> dict[str, Any]:
     except InputError as error:
         key = named.get(error.field or "", error.field)
         raise InputError(error.problem, file=file, field=key, cure=CURE) from None
-    ids = {key: header.metadata.get(f"tokenizer.ggml.{own}") for key, own in TOKENS.items()}
-    return config_to_hf(config) | {key: i for key, i in ids.items() if i is not None}
+    return config_to_hf(config) | _token_ids(header)
 
 
 def hf_generation(file: Path) -> dict[str, Any]:
     """generation_config.json of the model: the tokens that begin a text and end one."""
-    metadata = read_gguf_header(file).metadata
-    found = {key: metadata.get(f"tokenizer.ggml.{own}") for key, own in TOKENS.items()}
-    out = {key: i for key, i in found.items() if i is not None}
-    turn = metadata.get("tokenizer.ggml.eot_token_id")
+    header = read_gguf_header(file)
+    out, turn = _token_ids(header), header.metadata.get("tokenizer.ggml.eot_token_id")
     if turn is not None and turn != out.get("eos_token_id"):
         out["eos_token_id"] = [i for i in (out.get("eos_token_id"), turn) if i is not None]
     return out
+
+
+def _token_ids(header: Header) -> dict[str, Any]:
+    """The special tokens that the metadata names, as fields of config.json."""
+    found = {key: header.metadata.get(f"tokenizer.ggml.{own}") for key, own in TOKENS.items()}
+    return {key: i for key, i in found.items() if i is not None}
 
 
 def _values(header: Header, name: str, kind: Architecture) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from fusion_jax.fields import Fields
 from fusion_jax.files import reason
 from fusion_jax.json_files import read_json
 from fusion_jax.models.families.common import check_token_ids
-from fusion_jax.models.gguf_header import is_gguf, read_gguf_header
+from fusion_jax.models.gguf_header import gguf_instead, is_gguf, read_gguf_header
 from fusion_jax.models.gguf_model import hf_config, hf_generation
 from fusion_jax.models.peft_folder import base_of, is_peft
 from fusion_jax.paths import check_bucket, exists, listed
@@ -95,8 +95,7 @@ def check_directory(path: Path, field: str | None = None) -> None:
 
 def _no_config(folder: Path) -> InputError:
     names = listed(folder)
-    gguf = [name for name in names if name.lower().endswith(".gguf")]
-    if gguf:
-        return InputError("holds a GGUF file, no Hugging Face model", file=folder, cure=f"Give {folder / gguf[0]}")
+    if (beside := gguf_instead(folder, names)) is not None:
+        return beside
     cure = "Give the path of a Hugging Face model folder"
     return InputError("holds no config.json", file=folder, cure=cure)

@@ -18,8 +18,7 @@ from jax.sharding import Mesh
 from fusion_jax.errors import InputError
 from fusion_jax.models.config import ModelConfig
 from fusion_jax.models.families import tensors_of
-from fusion_jax.models.parameters import LORA, ParamSpec, Specs, lora_specs, parameter_specs
-from fusion_jax.sharding import named
+from fusion_jax.models.parameters import LORA, Specs, abstract_of, lora_specs, parameter_specs
 
 Array = jax.Array
 Params = dict[str, Any]
@@ -85,18 +84,15 @@ def check_lora(config: ModelConfig, lora: Lora, option: str = "lora") -> None:
     Raises:
       InputError: see `adapted_modules`; a model with an encoder; a reward model, whose head has to learn, too.
     """
+    joint = "-" if option.startswith("-") else "_"  # between the words of an option of the command line, or a setting
+    problem = ""
     if config.encoder:
         problem = f"adapters are trained of decoders; {config.model_type} has an encoder"
-        raise InputError(problem, field=f"{option}{_joint(option)}rank", cure="Train it whole (rank 0)")
-    if config.head.labels:
+    elif config.head.labels:
         problem = "a reward model's head has no adapter, and would stay as it is"
-        raise InputError(problem, field=f"{option}{_joint(option)}rank", cure="Train it whole (rank 0)")
-    adapted_modules(config, lora, f"{option}{_joint(option)}target{_joint(option)}modules")
-
-
-def _joint(option: str) -> str:
-    """What joins the words of a setting, or of an option of the command line."""
-    return "-" if option.startswith("-") else "_"
+    if problem:
+        raise InputError(problem, field=joint.join((option, "rank")), cure="Train it whole (rank 0)")
+    adapted_modules(config, lora, joint.join((option, "target", "modules")))
 
 
 def _last(module: str) -> str:
@@ -119,12 +115,7 @@ def adapter_specs(config: ModelConfig, lora: Lora) -> Specs:
 
 def abstract_adapters(config: ModelConfig, lora: Lora, mesh: Mesh | None = None) -> Params:
     """Shapes, dtypes (float32) and, with a mesh, shardings of the adapters; nothing is allocated."""
-
-    def abstract(spec: ParamSpec) -> jax.ShapeDtypeStruct:
-        sharding = None if mesh is None else named(mesh, spec.axes, spec.shape)
-        return jax.ShapeDtypeStruct(spec.shape, jnp.float32, sharding=sharding)
-
-    return jax.tree.map(abstract, adapter_specs(config, lora), is_leaf=lambda x: isinstance(x, ParamSpec))
+    return abstract_of(adapter_specs(config, lora), jnp.float32, mesh)
 
 
 def init_adapters(config: ModelConfig, lora: Lora, seed: int, mesh: Mesh | None = None) -> Params:
@@ -132,7 +123,7 @@ def init_adapters(config: ModelConfig, lora: Lora, seed: int, mesh: Mesh | None 
 
     The numbers do not depend on the mesh.
     """
-    leaves, structure = jax.tree.flatten(adapter_specs(config, lora), is_leaf=lambda x: isinstance(x, ParamSpec))
+    leaves, structure = jax.tree.flatten(adapter_specs(config, lora))
     keys = jax.random.split(jax.random.key(seed), len(leaves))
     found = jax.tree.unflatten(structure, [spec.init(key, spec.shape, jnp.float32) for spec, key in zip(leaves, keys)])
     if mesh is None:

@@ -40,6 +40,11 @@ class ParamSpec:
     used: float = 0.0
 
 
+def numbers_of(specs: Any) -> int:
+    """How many numbers the parameters of a tree of `ParamSpec` have."""
+    return sum(math.prod(spec.shape) for spec in jax.tree.leaves(specs))
+
+
 def lora_specs(kernel: ParamSpec, rank: int) -> Specs:
     """A and B of an adapter of a kernel [.., in, out]: [.., in, r] and [.., r, out]."""
     *stacked, size, out = kernel.shape
@@ -236,6 +241,12 @@ def abstract_params(
     config: ModelConfig, dtype: Any = jnp.float32, mesh: Mesh | None = None, *, int8: bool = False
 ) -> Specs:
     """Shapes, dtypes and (with a mesh) shardings of the parameters; nothing is allocated. int8: see `int8_specs`."""
+    specs = parameter_specs(config)
+    return abstract_of(int8_specs(specs, config) if int8 else specs, dtype, mesh)
+
+
+def abstract_of(specs: Specs, dtype: Any, mesh: Mesh | None) -> Specs:
+    """The same of a tree of `ParamSpec`, in which kernels may be an `Int8` of them."""
 
     def abstract(spec: ParamSpec, kind: Any = dtype) -> jax.ShapeDtypeStruct:
         sharding = None if mesh is None else named(mesh, spec.axes, spec.shape)
@@ -246,8 +257,7 @@ def abstract_params(
             return Int8(abstract(spec.values, jnp.int8), abstract(spec.scale, jnp.float32))
         return abstract(spec)
 
-    specs = parameter_specs(config)
-    return jax.tree.map(one, int8_specs(specs, config) if int8 else specs, is_leaf=is_int8)
+    return jax.tree.map(one, specs, is_leaf=is_int8)
 
 
 def int8_specs(specs: Specs, config: ModelConfig) -> Specs:

@@ -24,7 +24,7 @@ from fusion_jax.hosts.agree import barrier, first_host
 from fusion_jax.json_files import read_json
 from fusion_jax.models.config import ModelConfig
 from fusion_jax.models.lora import Adapter, adapter_tensors
-from fusion_jax.models.safetensors_io import PlannedTensor, Shard, TensorEntry, read_header, write_shard
+from fusion_jax.models.safetensors_io import MadeEntry, PlannedTensor, Shard, TensorEntry, read_header, write_shard
 from fusion_jax.models.weights import indexed
 from fusion_jax.paths import as_path, exists, is_remote, write_text
 
@@ -157,7 +157,7 @@ def _of_module(fields: Fields, pattern: str, module: str, default: Any) -> Any:
 
 
 @dataclass(frozen=True)
-class AdaptedEntry(TensorEntry):
+class AdaptedEntry(MadeEntry):
     """A tensor of the base with its adapter added, as it is read; the dtype is the base's."""
 
     base: TensorEntry | None = None
@@ -176,14 +176,6 @@ class AdaptedEntry(TensorEntry):
         a, b = (each.read().astype(np.float32) for each in self.pair)
         change = np.float32(self.scale) * (b[rows] @ a[:, columns])
         return (self.base.read(index).astype(np.float32) + change).astype(self.dtype)
-
-    def read_into(self, out: np.ndarray) -> None:
-        """The whole tensor into an array of its shape."""
-        out[...] = self.read()
-
-    def mapped(self) -> np.ndarray:
-        """The whole tensor."""
-        return self.read()
 
 
 def adapted(entries: Mapping[str, TensorEntry], adapter: PeftFolder) -> dict[str, TensorEntry]:

@@ -18,6 +18,7 @@ import numpy as np
 from fusion_jax.errors import InputError, quoted
 from fusion_jax.files import regular_file, replacing
 from fusion_jax.json_files import CURE, read_json
+from fusion_jax.models.gguf_header import gguf_instead
 from fusion_jax.models.safetensors_header import BITS, LARGEST, parse_header
 from fusion_jax.paths import exists, is_remote, listed, read_range, size_of, write_text
 
@@ -90,6 +91,18 @@ class TensorEntry:
                 raise InputError("was cut short while it was read", file=self.file, cure="Copy the file again")
             return np.frombuffer(raw, self.dtype).reshape(self.shape)
         return np.memmap(self.file, self.dtype, "r", offset=self.start, shape=self.shape)
+
+
+class MadeEntry(TensorEntry):
+    """A tensor whose numbers are made as `read` is called, not those of the file as they are."""
+
+    def read_into(self, out: np.ndarray) -> None:
+        """The whole tensor into an array of its shape."""
+        out[...] = self.read()
+
+    def mapped(self) -> np.ndarray:
+        """The whole tensor."""
+        return self.read()
 
 
 def read_header(file: Path) -> dict[str, TensorEntry]:
@@ -177,9 +190,8 @@ def _indexed(folder: Path, weight_map: Mapping[str, str], files: Sequence[str]) 
 def _no_weights(folder: Path) -> InputError:
     """What a folder without safetensors holds instead, and what to do about it."""
     names = listed(folder)
-    gguf = [name for name in names if name.lower().endswith(".gguf")]
-    if gguf:
-        return InputError("holds a GGUF file, no Hugging Face model", file=folder, cure=f"Give {folder / gguf[0]}")
+    if (beside := gguf_instead(folder, names)) is not None:
+        return beside
     if any(name.startswith("model-0") and name.endswith(".safetensors") for name in names):
         return InputError(f"holds parts of a model but not {INDEX}, which lists them", file=folder, cure="Copy it, too")
     if any(name.startswith("adapter_") for name in names):

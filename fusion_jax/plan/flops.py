@@ -14,7 +14,7 @@ import jax
 
 from fusion_jax.models.attention import flops_of_kept_pairs, flops_of_pairs
 from fusion_jax.models.config import ModelConfig, Stack
-from fusion_jax.models.parameters import ParamSpec, abstract_params, layer_specs
+from fusion_jax.models.parameters import ParamSpec, layer_specs, numbers_of, parameter_specs
 from fusion_jax.ops.splash import layer_masks
 
 
@@ -69,7 +69,7 @@ def kernel_computed(config: ModelConfig, tokens: int, branches: tuple[int, int] 
 
 def parameter_count(config: ModelConfig) -> int:
     """Numbers of a model."""
-    return sum(math.prod(x.shape) for x in jax.tree.leaves(abstract_params(config)))
+    return numbers_of(parameter_specs(config))
 
 
 def body_parameters(config: ModelConfig) -> int:

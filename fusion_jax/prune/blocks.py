@@ -6,16 +6,14 @@ on a layer's number stay those of the whole model; the embedding, the final norm
 
 from __future__ import annotations
 
-import math
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from dataclasses import replace
 from typing import Literal, NamedTuple
 
-import jax
-
 from fusion_jax.errors import InputError
 from fusion_jax.models.config import ModelConfig, Part, Stack
-from fusion_jax.models.parameters import ParamSpec, layer_specs, parameter_specs
+from fusion_jax.models.families import tensors
+from fusion_jax.models.parameters import layer_specs, numbers_of, parameter_specs
 
 Unit = Literal["mix", "mha", "mlp", "layer"]
 """What a search may remove: either kind of block, attention alone, feed-forwards alone, or whole layers."""
@@ -52,12 +50,7 @@ def layers_of(config: ModelConfig) -> list[Layer]:
         raise InputError(problem, field="model_type", cure="Give a decoder")
     if any(stack.lacks for stack in config.decoder):
         raise InputError("lacks blocks already", field="model_type", cure="Give the whole model")
-    return list(_layers(config))
-
-
-def _layers(config: ModelConfig) -> Iterator[Layer]:
-    for name, stack in config.stacks.items():
-        yield from (Layer(stack, name, place) for place in range(stack.layers))
+    return [Layer(*one) for one in tensors.layers_of(config)]
 
 
 def candidates(config: ModelConfig, removed: Collection[Block], unit: Unit = "mix") -> list[frozenset[Block]]:
@@ -78,20 +71,15 @@ def without(stack: Stack, parts: Collection[Part]) -> Stack:
 
 def parameters_of(config: ModelConfig, removed: Collection[Block] = ()) -> int:
     """Numbers of a model without these blocks, whose norms go with them; the embedding and a tied head count once."""
-    whole = _numbers(parameter_specs(config))
+    whole = numbers_of(parameter_specs(config))
     for number, layer in enumerate(layers_of(config)):
         parts = [block.part for block in removed if block.layer == number]
         if parts:
             dense, left = (layer_specs(config, stack) for stack in (layer.stack, without(layer.stack, parts)))
-            whole -= _numbers(dense) - _numbers(left)
+            whole -= numbers_of(dense) - numbers_of(left)
     return whole
 
 
 def ratio(config: ModelConfig, removed: Collection[Block]) -> float:
     """The share of a model's parameters that these blocks hold."""
     return 1.0 - parameters_of(config, removed) / parameters_of(config)
-
-
-def _numbers(specs: object) -> int:
-    leaves = jax.tree.leaves(specs, is_leaf=lambda spec: isinstance(spec, ParamSpec))
-    return sum(math.prod(spec.shape) for spec in leaves)

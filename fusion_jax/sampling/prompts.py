@@ -102,5 +102,3 @@ def _joined(size: int, width: int, parts: Sequence[tuple[tuple[Kept, ...], Array
     last = jnp.concatenate([last for _, last in parts])
     layers = tuple(layer(*groups) for groups in zip(*(layers for layers, _ in parts), strict=True))
     return layers, jnp.pad(last, [(0, size - last.shape[0]), (0, 0)])
-
-

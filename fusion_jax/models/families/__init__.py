@@ -27,7 +27,7 @@ from fusion_jax.errors import InputError, first_line, quoted
 from fusion_jax.fields import Fields
 from fusion_jax.models.config import ModelConfig
 from fusion_jax.models.families.tensors import HfTensor
-from fusion_jax.models.parameters import ParamSpec, parameter_specs
+from fusion_jax.models.parameters import ParamSpec, numbers_of, parameter_specs
 
 LARGEST = 10 * 10**12  # bytes
 _SHARED = ("common", "rotary", "tensors")
@@ -100,8 +100,7 @@ def config_from_hf(values: Mapping[str, Any], file: str | os.PathLike[str] | Non
     fields = Fields(values, file)
     family = _family(fields)
     config = family.from_hf(fields.renamed(_names(family)))
-    specs = jax.tree.leaves(parameter_specs(config), is_leaf=lambda spec: isinstance(spec, ParamSpec))
-    size = 4 * sum(math.prod(spec.shape) for spec in specs)
+    size = 4 * numbers_of(parameter_specs(config))
     if size > LARGEST:
         problem = f"implies {size / 1e12:.0f} TB of float32 weights"
         raise InputError(problem, file=file, cure="Restore the model's own config.json")

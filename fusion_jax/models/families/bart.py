@@ -18,6 +18,7 @@ from fusion_jax.models.families.common import (
     check_token_ids,
     labels_of,
     labels_to_hf,
+    share_of_head,
 )
 from fusion_jax.models.families.rotary import POSITIONS
 from fusion_jax.models.families.tensors import HfTensor, head_tensors, side_tensors
@@ -57,14 +58,12 @@ def from_hf(fields: Fields) -> ModelConfig:
 
 def _stack(fields: Fields, side: Side, width: int) -> Stack:
     heads = fields.integer(f"{side}_attention_heads", 16, low=1, high=WIDTH)
-    if width % heads:
-        problem = f"is {heads}, which does not divide {fields.called('d_model')}, {width}"
-        raise fields.wrong(f"{side}_attention_heads", problem)
+    head_dim = share_of_head(fields, heads, width, name=f"{side}_attention_heads", of="d_model")
     activation = activation_of(fields, "activation_function", "gelu")
     inner = fields.integer(f"{side}_ffn_dim", 4096, low=1, high=4 * WIDTH)
     return Stack(
         fields.integer(f"{side}_layers", 12, low=1, high=LAYERS),
-        Attention(heads, heads, width // heads, biases="qkvo"),
+        Attention(heads, heads, head_dim, biases="qkvo"),
         Mlp(inner, activation, gated=False, bias=True), NORM, residual="post",
         causal=side == "decoder", cross=side == "decoder",
     )  # fmt: skip

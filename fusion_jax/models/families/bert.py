@@ -17,6 +17,7 @@ from fusion_jax.models.families.common import (
     check_token_ids,
     labels_of,
     labels_to_hf,
+    share_of_head,
 )
 from fusion_jax.models.families.rotary import POSITIONS
 from fusion_jax.models.families.tensors import HfTensor, head_tensors, side_tensors
@@ -49,14 +50,13 @@ def from_hf(fields: Fields) -> ModelConfig:
     fields.choice("position_embedding_type", ("absolute",), "absolute")
     width = fields.integer("hidden_size", 768, low=1, high=WIDTH)
     heads = fields.integer("num_attention_heads", 12, low=1, high=WIDTH)
-    if width % heads:
-        raise fields.wrong("num_attention_heads", f"is {heads}, which does not divide hidden_size, {width}")
+    head_dim = share_of_head(fields, heads, width)
     vocabulary = fields.integer("vocab_size", 30522, low=1, high=VOCABULARY)
     check_token_ids(fields, vocabulary)
     norm = Norm("layer", fields.number("layer_norm_eps", 1e-12, low=0, high=1), bias=True)
     inner = fields.integer("intermediate_size", 3072, low=1, high=4 * WIDTH)
     mlp = Mlp(inner, activation_of(fields, "hidden_act", "gelu"), gated=False, bias=True)
-    attention = Attention(heads, heads, width // heads, biases="qkvo")
+    attention = Attention(heads, heads, head_dim, biases="qkvo")
     layers = fields.integer("num_hidden_layers", 12, low=1, high=LAYERS)
     types = fields.integer("type_vocab_size", 2, low=1, high=VOCABULARY)
     most = fields.integer("max_position_embeddings", 512, low=1, high=POSITIONS)

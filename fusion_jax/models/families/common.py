@@ -98,11 +98,16 @@ def _attention(fields: Fields, defaults: Defaults, width: int) -> Attention:
         problem = f"is {kv_heads}, which does not divide {fields.called('num_attention_heads')}, {heads}"
         raise fields.wrong("num_key_value_heads", problem)
     head_dim = fields.integer("head_dim", default_of(fields, "head_dim", defaults.head_dim), low=1, high=WIDTH)
-    if head_dim is None and width % heads:
-        problem = f"is {heads}, which does not divide {fields.called('hidden_size')}, {width}"
-        raise fields.wrong("num_attention_heads", problem)
-    head_dim = width // heads if head_dim is None else head_dim
-    return Attention(heads, kv_heads, head_dim)
+    return Attention(heads, kv_heads, share_of_head(fields, heads, width) if head_dim is None else head_dim)
+
+
+def share_of_head(
+    fields: Fields, heads: int, width: int, *, name: str = "num_attention_heads", of: str = "hidden_size"
+) -> int:
+    """A head's numbers where all heads together have the model's width; name, of: the fields of the two."""
+    if width % heads:
+        raise fields.wrong(name, f"is {heads}, which does not divide {fields.called(of)}, {width}")
+    return width // heads
 
 
 def check_token_ids(fields: Fields, vocabulary: int, *, ends: bool = False) -> None:

@@ -16,6 +16,7 @@ from fusion_jax.models.families.common import (
     llama_like_from_hf,
     llama_like_to_hf,
     max_positions_of,
+    share_of_head,
 )
 from fusion_jax.models.families.rotary import rope_from_hf
 from fusion_jax.models.families.tensors import PARTS, HfTensor, Names, llama_like_tensors
@@ -58,8 +59,7 @@ def _attention(fields: Fields, rope: Rope) -> Attention:
     heads, width = fields.integer("num_attention_heads", low=1, high=WIDTH), fields.integer("hidden_size", low=1)
     if fields.integer("num_key_value_heads", heads, low=1) != heads:
         raise fields.wrong("num_key_value_heads", f"is not num_attention_heads, {heads}, as in latent attention")
-    if width % heads:
-        raise fields.wrong("num_attention_heads", f"is {heads}, which does not divide hidden_size, {width}")
+    share_of_head(fields, heads, width)
     latent = Latent(
         kv_rank=fields.integer("kv_lora_rank", 512, low=1, high=WIDTH),
         rope_dim=fields.integer("qk_rope_head_dim", 64, low=1, high=WIDTH),
