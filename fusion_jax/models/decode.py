@@ -1,8 +1,8 @@
-"""One more token on top of what attention kept: the model's own block, layer by layer.
+"""More tokens on top of what attention kept of others: the model's own block, layer by layer.
 
-The layers are unrolled: under a scan the caches would be stacked and copied at every token. A cache is a pytree of
-arrays [R,...,N,last] (see `models.attention`): with the heads before the tokens every product of a step is a plain
-batched matmul, 3 times faster on a CPU.
+The layers are unrolled: under a scan what is kept would be stacked and copied at every token. It is a pytree of arrays
+[R,...,N,last] (see `models.attention`): with the heads before the tokens every product of a step is a plain batched
+matmul, 3 times faster on a CPU.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from jax import lax
 from jax.sharding import Mesh
 
 from fusion_jax.display import brief
-from fusion_jax.models.attention import Encoded, Held, cache_specs
+from fusion_jax.models.attention import Encoded, Held, KeysValues, cache_specs
 from fusion_jax.models.blocks import Block, LayerInputs, Rows, tables_of
 from fusion_jax.models.config import ModelConfig, Stack
 from fusion_jax.models.decoder import Params, buckets_of, finally_normed, head_kernel, soft_capped, stacks_of
@@ -68,79 +68,71 @@ def next_logits(hidden: Array, params: Params, config: ModelConfig) -> Array:
         return soft_capped(jnp.einsum("rd,vd->rv", hidden, kernel, preferred_element_type=wide), config)
 
 
-class LayerCache(NamedTuple):
-    """What one layer keeps of the tokens behind the prompts.
+class Behind(NamedTuple):
+    """Tokens that rows have behind them. B rows share C = B / repeat entries: row b reads entry b // repeat.
 
-    kept: arrays [R,...,N,last], complete but for the newest token; that one's are beside in `new`, [R,...,1,last], and
-    written by the next step before it reads: written after the reads, the whole cache would be copied at every token.
+    kept: per layer, what attention keeps of the tokens, arrays [C,...,P,last]; positions: int[C,P]; lengths: int[C],
+    how many of the P exist.
     """
 
-    kept: Kept
-    new: Kept
+    kept: tuple[Kept, ...]
+    positions: Array
+    lengths: Array
 
 
-def empty_caches(
-    config: ModelConfig, rows: int, capacity: int, dtype: Any, mesh: Mesh | None = None
-) -> tuple[LayerCache, ...]:
-    """A cache a layer for `capacity` tokens of each row, split over the mesh by rows and heads."""
+class Encoder(NamedTuple):
+    """What decoding reads of an encoder's texts. cross: a layer's keys and values; lengths: int[C], of the texts."""
 
-    def of(stack: Stack) -> LayerCache:
+    cross: tuple[KeysValues, ...]
+    lengths: Array
+
+
+def nothing_kept(config: ModelConfig, rows: int, tokens: int, dtype: Any, mesh: Mesh | None = None) -> tuple[Kept, ...]:
+    """Room for so many tokens of each row in every layer, split over the mesh by rows and heads."""
+
+    def of(stack: Stack) -> Kept:
         specs = cache_specs(stack.attention)
-        kept = jax.tree.map(lambda s: constrain(jnp.zeros(s.shape(rows, capacity), dtype), mesh, s.all_axes), specs)
-        return LayerCache(kept, jax.tree.map(lambda s: jnp.zeros(s.shape(rows, 1), dtype), specs))
+        return jax.tree.map(lambda s: constrain(jnp.zeros(s.shape(rows, tokens), dtype), mesh, s.all_axes), specs)
 
-    return tuple(one for stack in config.decoder for one in (of(stack),) * stack.layers)
+    return tuple(of(stack) for stack in config.decoder for _ in range(stack.layers))
 
 
-def decode_step(
+def read_on(
     params: DecodeParams,
     config: ModelConfig,
-    token: Array,
-    step: Array,
-    lengths: Array,
-    prompts: tuple[Kept, ...],
-    caches: tuple[LayerCache, ...],
+    tokens: Array,
+    positions: Array,
+    behind: tuple[Behind, ...],
     *,
+    segments: Array | None = None,
+    encoder: Encoder | None = None,
     mesh: Mesh | None = None,
     dtype: Any = jnp.float32,
-) -> tuple[Array, tuple[LayerCache, ...]]:
-    """Logits [R,V] that follow one more token of every row, and the caches with it.
+) -> tuple[Array, tuple[Kept, ...]]:
+    """Tokens behind others: their hidden states [B,Q,D] after the final norm, and what each layer keeps of them, arrays
+    [B,...,Q,last].
 
     Args:
-      token: int[R], the row's token number `step` (from 0) behind its prompt; steps come one after the other.
-      lengths: int[C], of the prompts, or of the encoder's texts; R = C * S rows, row r continues prompt r // S.
-      prompts: per layer, what attention kept of the prompts, arrays [C,...,P,last]; behind an encoder `Crossed`, of the
-        decoder's first token and of the encoder's text.
-      caches: from `empty_caches`, of a capacity N >= `step`, or from the step before.
+      tokens, positions: int[B,Q]. A token sees those behind it and, of its own row, itself and those before it.
+      segments: int[B,Q]; a token sees of its own row those of its segment only. Positions grow by one within each.
     """
-    encoded, owns = None, prompts
-    if config.encoder:
-        encoded, owns, lengths = Encoded(None, lengths), tuple(p.own for p in prompts), jnp.ones_like(lengths)
-    rows, (entries, size) = token.shape[0], _entries_and_tokens(owns[0])
-    starts = jnp.repeat(lengths, rows // entries)[:, None]
-    positions = starts + step
-    x = embedded(params.rest, config, "decoder", token[:, None], positions, None, dtype)
-    places = (
-        (jnp.broadcast_to(jnp.arange(size), (entries, size)), lengths),
-        (starts + jnp.arange(_entries_and_tokens(caches[0].kept)[1]), jnp.full(rows, step)),
-    )
-    buckets = buckets_of(params.rest, "decoder")
+    x = embedded(params.rest, config, "decoder", tokens, positions, None, dtype)
+    places = tuple((one.positions, one.lengths) for one in behind)
+    encoded = None if encoder is None else Encoded(None, encoder.lengths)
+    buckets, visible = buckets_of(params.rest, "decoder"), Visible(positions, segments)
     shared = {
-        stack: Rows(tables_of(config, stack, positions), Visible(positions), places, encoded, buckets)
-        for stack in config.decoder
+        stack: Rows(tables_of(config, stack, positions), visible, places, encoded, buckets) for stack in config.decoder
     }
-    after = []
-    each = zip(_layers(config), params.layers, prompts, owns, caches, strict=True)
-    for (stack, layer), weights, prompt, own, cache in each:
+    kept = []
+    for number, ((stack, layer), weights) in enumerate(zip(_layers(config), params.layers, strict=True)):
         if holds_int8(weights):  # a compiler would cast all layers before the loop over tokens and hold them through it
             x, weights = lax.optimization_barrier((x, weights))
-        kept = jax.tree.map(lambda x, new: _written(x, new, step - 1), cache.kept, cache.new)
         block = Block(config, stack, mesh, dtype, keep=True)
-        held = Held((own, kept), prompt.cross if stack.cross else None)
+        cross = None if encoder is None or not stack.cross else encoder.cross[number]
+        held = Held(tuple(one.kept[number] for one in behind), cross)
         x, new = block.apply({"params": weights}, x, layer, held, shared[stack])
-        after.append(LayerCache(kept, new.own if stack.cross else new))
-    hidden = finally_normed(params.rest, config, "decoder", x, dtype)
-    return next_logits(hidden[:, 0], params.rest, config), tuple(after)
+        kept.append(new.own if stack.cross else new)
+    return finally_normed(params.rest, config, "decoder", x, dtype), tuple(kept)
 
 
 def _layers(config: ModelConfig) -> Iterator[tuple[Stack, LayerInputs]]:
@@ -149,14 +141,3 @@ def _layers(config: ModelConfig) -> Iterator[tuple[Stack, LayerInputs]]:
         windows = stack.windows or (0,) * stack.layers
         for window, rope in zip(windows, stack.ropes or (None,) * stack.layers, strict=True):
             yield stack, LayerInputs(window, rope)
-
-
-def _entries_and_tokens(kept: Kept) -> tuple[int, int]:
-    one = jax.tree.leaves(kept)[0]
-    return one.shape[0], one.shape[-2]
-
-
-def _written(cache: Array, token: Array, at: Array) -> Array:
-    """[R,...,N,last] with [R,...,1,last] at a place; the nothing before the first token goes to place 0, which nobody
-    reads."""
-    return lax.dynamic_update_slice_in_dim(cache, token, jnp.maximum(at, 0), cache.ndim - 2)

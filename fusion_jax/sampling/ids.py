@@ -1,48 +1,41 @@
-"""Batched generation with a KV cache; all samples of a prompt share its one prefill.
+"""Batched generation: token ids in, token ids out.
 
-A token depends on (seed, prompt, sample number, position) only: random keys are folded from the prompt's content, not
-from its place in a batch; a prompt is always computed at the same padded length, and batches are always padded to the
-same number of rows, so that the same arithmetic is done for it whatever it is batched with.
+A batch never waits for its longest text: one that is finished gives its place to the next. A token depends on (seed,
+prompt, sample number, position) only: random keys are folded from the prompt's content, not from its place in a batch;
+a prompt is always read at the same padded length, and batches are always padded to the same number of rows, so that the
+same arithmetic is done for it whatever it is batched with.
 """
 
 from __future__ import annotations
 
-import functools
+import itertools
 import math
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 from jax.sharding import Mesh
 
 from fusion_jax.arguments import listed
 from fusion_jax.errors import InputError
 from fusion_jax.models.config import ModelConfig
-from fusion_jax.models.decode import (
-    DecodeParams,
-    Kept,
-    LayerCache,
-    decode_params,
-    decode_step,
-    empty_caches,
-    next_logits,
-)
 from fusion_jax.models.decoder import Params
-from fusion_jax.models.parameters import check_heads, key_heads, place_params
-from fusion_jax.ops.kernels import Kernel
-from fusion_jax.sampling.prompts import How, compiled_for, read_prompts
-from fusion_jax.sampling.samplers import GREEDY, Sampler, choose, penalised
-from fusion_jax.sampling.sizes import batches, capacities_of
-from fusion_jax.sharding import constrain, data_ways, make_mesh, named, padded_rows, placed
-from fusion_jax.slices import compiler_options
+from fusion_jax.models.parameters import check_heads, key_heads
+from fusion_jax.sampling.drafts import Draft, Rules, Writing, begin, empty_draft, go_on, with_room
+from fusion_jax.sampling.prompts import How, Read, Ready, read, ready
+from fusion_jax.sampling.samplers import GREEDY, Sampler
+from fusion_jax.sampling.session import admit, empty_read, on_host, tokens_kept
+from fusion_jax.sampling.sizes import BLOCK, capacities_of, kept_width, written_width
+from fusion_jax.sharding import data_ways, make_mesh, padded_rows, placed
 
 Array = jax.Array
 
 _PROMPTS = "Give a list of lists of token ids: tokenizer(texts)['input_ids']"
+_NO_LIMIT = 2**30
+Ended = Callable[[Sequence[int]], bool]
 
 
 class Completion(NamedTuple):
@@ -57,110 +50,31 @@ class Completion(NamedTuple):
     logprob: float = 0.0
 
 
-class _State(NamedTuple):
-    """R rows while they grow. `step` tokens of each are chosen; `token` is the last one, not yet in the caches.
+class Asked(NamedTuple):
+    """Prompts and what is asked of them. keys: of each prompt, uint32[samples,2]; limit: tokens of a continuation;
+    ended: besides stop tokens, whether the tokens of a row are all that is wanted; it is asked once a block."""
 
-    seen: bool[R,V], the tokens of each row and its prompt, where the sampler asks for them.
-    """
-
-    step: Array
-    token: Array
-    ids: Array
-    done: Array
-    counts: Array
-    finished: Array
-    logprobs: Array
-    caches: tuple[LayerCache, ...]
-    seen: Array | None = None
+    prompts: Sequence[Sequence[int]]
+    keys: Callable[[int], np.ndarray]
+    limit: int
+    stop_ids: Sequence[int]
+    rows: int
+    ended: Ended | None = None
 
 
-class Fixed(NamedTuple):
-    """What stays while the rows of a batch grow: lengths of the prompts int[C], random keys [R,2], stop ids."""
-
-    lengths: Array
-    keys: Array
-    stop_ids: Array
+def _row_keys(name: int, samples: int, seed: int) -> np.ndarray:
+    """uint32[S,2]: raw keys from (seed, name of the prompt, sample number)."""
+    return np.stack([np.random.SeedSequence([seed, name, s]).generate_state(2) for s in range(samples)])
 
 
-prepare = functools.partial(jax.jit, static_argnums=(1, 2))(decode_params)
-
-
-def _choose_next(how: How, fixed: Fixed, state: _State, logits: Array) -> _State:
-    """The state with one more token of every row."""
-    keys = jax.vmap(jax.random.fold_in, (0, None))(fixed.keys, state.step)
-    allowed = logits if state.seen is None else penalised(logits, state.seen, how.sampler.repetition_penalty)
-    token = choose(allowed, keys, how.sampler)
-    logprobs = jnp.take_along_axis(logits, token[:, None], 1)[:, 0] - jax.nn.logsumexp(logits, -1)
-    stopped = (token[:, None] == fixed.stop_ids).any(-1)
-    written = ~state.done & ~stopped
-    return state._replace(
-        step=state.step + 1,
-        token=token,
-        ids=lax.dynamic_update_slice_in_dim(state.ids, jnp.where(written, token, 0)[:, None], state.step, 1),
-        done=state.done | stopped,
-        counts=state.counts + written,
-        finished=state.finished | (stopped & ~state.done),
-        logprobs=state.logprobs + jnp.where(state.done, 0, logprobs),
-        seen=None if state.seen is None else state.seen.at[jnp.arange(token.shape[0]), token].set(True),
-    )
-
-
-@compiled_for
-def start_rows(
-    how: How, capacity: int, params: DecodeParams, fixed: Fixed, last: Array, seen: Array | None = None
-) -> _State:
-    """The first token of every row, from the prompts' last hidden states [C,D]. An empty prompt fills the batch.
-
-    Args:
-      seen: bool[C,V], the tokens of each prompt, where the sampler asks for them.
-    """
-    rows = last.shape[0] * how.samples
-    caches = empty_caches(how.config, rows, capacity, how.dtype, how.mesh)
-    zeros = jnp.zeros(rows, jnp.int32)
-    state = _State(
-        jnp.zeros((), jnp.int32), zeros, jnp.zeros((rows, capacity), jnp.int32),
-        jnp.repeat(fixed.lengths == 0, how.samples), zeros, jnp.zeros(rows, bool), jnp.zeros(rows, jnp.float32),
-        caches, None if seen is None else jnp.repeat(seen, how.samples, 0),
-    )  # fmt: skip
-    logits = constrain(next_logits(last, params.rest, how.config), how.mesh, ("batch", "vocab"))
-    return _choose_next(how, fixed, state, jnp.repeat(logits, how.samples, 0))
-
-
-@compiled_for
-def continue_rows(
-    how: How,
-    capacity: int,
-    params: DecodeParams,
-    prompts: tuple[Kept, ...],
-    fixed: Fixed,
-    state: _State,
-    limit: Array,
-) -> _State:
-    """Tokens until every row has stopped, has `limit` tokens, or fills `capacity` (to which the caches are grown)."""
-
-    def grown(x: Array, tokens: int) -> Array:
-        return jnp.pad(x, [(0, capacity - n if axis == tokens % x.ndim else 0) for axis, n in enumerate(x.shape)])
-
-    def more(state: _State) -> Array:
-        return (state.step < jnp.minimum(limit, capacity)) & ~state.done.all()
-
-    def advance(state: _State) -> _State:
-        logits, caches = decode_step(
-            params, how.config, state.token, state.step - 1, fixed.lengths, prompts, state.caches,
-            mesh=how.mesh, dtype=how.dtype,
-        )  # fmt: skip
-        logits = constrain(logits, how.mesh, ("batch", "vocab"))
-        return _choose_next(how, fixed, state._replace(caches=caches), logits)
-
-    caches = tuple(c._replace(kept=jax.tree.map(lambda x: grown(x, -2), c.kept)) for c in state.caches)
-    state = state._replace(ids=grown(state.ids, 1), caches=caches)
-    return lax.while_loop(more, advance, state)
-
-
-def _row_keys(names: Sequence[int], samples: int, seed: int) -> np.ndarray:
-    """uint32[C*S,2]: raw keys from (seed, name of the prompt, sample number)."""
-    out = [np.random.SeedSequence([seed, name, s]).generate_state(2) for name in names for s in range(samples)]
-    return np.stack(out)
+def _seeds(seed: int | Sequence[int], count: int) -> list[int]:
+    seeds = [seed] * count if isinstance(seed, int) else listed(seed, "seed", "numbers", "Give one, or one a prompt")
+    if len(seeds) != count:
+        raise InputError(f"has {len(seeds)} entries for {count} prompts", field="seed", cure="Give one each")
+    for one in seeds:
+        if one < 0:
+            raise InputError(f"{one} is negative", field="seed", cure="Give 0 or more")
+    return list(seeds)
 
 
 def _names(prompts: Sequence[Sequence[int]], row_ids: Sequence[int | str] | None) -> list[int]:
@@ -176,9 +90,7 @@ def _names(prompts: Sequence[Sequence[int]], row_ids: Sequence[int | str] | None
     return [zlib.crc32(repr(name).encode()) for name in row_ids]
 
 
-def _check(prompts: Sequence[Sequence[int]], config: ModelConfig, max_new_tokens: int, seed: int) -> None:
-    if seed < 0:
-        raise InputError(f"{seed} is negative", field="seed", cure="Give 0 or more")
+def _check(prompts: Sequence[Sequence[int]], config: ModelConfig, max_new_tokens: int) -> None:
     for number, prompt in enumerate(listed(prompts, "prompts", "prompts", _PROMPTS), 1):
         if not len(listed(prompt, f"prompts[{number - 1}]", "token ids", _PROMPTS)):
             raise InputError("has no token", record=number, field="prompt", cure="Give a text or a BOS token")
@@ -236,9 +148,10 @@ def generate_ids(
     *,
     max_new_tokens: int,
     sampler: Sampler = GREEDY,
-    seed: int = 0,
+    seed: int | Sequence[int] = 0,
     num_samples: int = 1,
     stop_ids: Sequence[int] = (),
+    ended: Ended | None = None,
     row_ids: Sequence[int | str] | None = None,
     batch_size: int = 32,
     mesh: Mesh | None = None,
@@ -249,14 +162,18 @@ def generate_ids(
 
     Args:
       prompts: token ids, at least one each.
+      seed: of all prompts, or one for each.
       stop_ids: tokens that end a continuation; they are not part of it.
+      ended: what else ends one: whether these tokens are all that is wanted. It is asked every 16 tokens, all of which
+        are in the result; see `generate`, which cuts them.
       row_ids: what the randomness of each prompt is drawn from instead of its content: equal prompts with different
         ids get different samples.
       batch_size: prompts at once, at least, so that the devices divide them; each holds `num_samples` rows. Results
-        may differ in rounding between batch sizes, never between batches.
+        may differ in rounding between batch sizes, and beyond 128 tokens between batches, whose caches grow with their
+        longest member.
       mesh: what to compute on, see `decoding_mesh`; parameters that lie otherwise are laid out over it first.
       dtype: of the computation; on a CPU at least float32, since its compiler lacks half-precision products.
-      progress: called with the number of prompts done after each batch.
+      progress: called with the number of prompts done, as they are.
 
     Raises:
       InputError: an empty prompt; a prompt that with the new tokens exceeds the model's positions; an id that the
@@ -266,66 +183,121 @@ def generate_ids(
         raise InputError(f"{config.model_type} is an encoder, which writes nothing", cure="Give a model with a decoder")
     if config.head.labels:
         raise InputError("the model is a classifier, which writes nothing", cure="Give a language model")
-    _check(prompts, config, max_new_tokens, seed)
+    _check(prompts, config, max_new_tokens)
+    seeds = _seeds(seed, len(prompts))
     if max_new_tokens <= 0 or num_samples <= 0 or not prompts:
         return [[Completion([], False)] * num_samples for _ in prompts]
-    if jax.default_backend() == "cpu":
-        dtype = jnp.promote_types(dtype, jnp.float32)
-    options = compiler_options(jax.devices()[0].device_kind)
-    kernel: Kernel = "splash" if jax.default_backend() == "tpu" else "xla"
-    how = How(config, sampler, num_samples, jnp.dtype(dtype), mesh, kernel, tuple(options.items()))
-    names, batch_size = _names(prompts, row_ids), padded_rows(batch_size, data_ways(mesh))
-    params = place_params(params, config, mesh, None if mesh is None else how.dtype)
-    ready = prepare(params, config, how.dtype)
-    stops = placed(np.asarray(list(stop_ids) or [-1], np.int32), mesh, (None,))
+    model, names = ready(params, config, dtype, mesh), _names(prompts, row_ids)
+    writing = Writing(written_width(max_new_tokens), sampler, num_samples, BLOCK)
+    asked = Asked(
+        prompts, lambda number: _row_keys(names[number], num_samples, seeds[number]), max_new_tokens, stop_ids,
+        padded_rows(batch_size, data_ways(mesh)), ended,
+    )  # fmt: skip
     out: list[list[Completion]] = [[] for _ in prompts]
+    order = sorted(range(len(prompts)), key=lambda number: len(prompts[number]))
     done = 0
-    for chosen in batches(prompts, batch_size):
-        lengths = np.zeros(batch_size, np.int32)
-        lengths[: len(chosen)] = [len(prompts[i]) for i in chosen]
-        keys = np.zeros((batch_size * num_samples, 2), np.uint32)
-        keys[: len(chosen) * num_samples] = _row_keys([names[i] for i in chosen], num_samples, seed)
-        read, last = read_prompts(how, params, [prompts[i] for i in chosen], batch_size)
-        fixed = Fixed(placed(lengths, mesh, ("batch",)), placed(keys, mesh, ("batch", None)), stops)
-        written = [[config.start] if config.encoder else prompts[i] for i in chosen]
-        seen = _seen(written, batch_size, how) if sampler.penalises else None
-        grown = _grow(how, ready, read, (fixed, last, seen), max_new_tokens)
-        for row, i in enumerate(chosen):
-            out[i] = _completions(grown, range(row * num_samples, (row + 1) * num_samples), i + 1)
-        done += len(chosen)
-        progress(done)
+    for width, alike in itertools.groupby(order, lambda number: kept_width(len(prompts[number]))):
+        for number, completions in _written(model, writing, asked, list(alike), width):
+            if not all(math.isfinite(c.logprob) for c in completions):
+                cure = "Check the weights and the dtype"
+                raise InputError("the model's logits are not finite", record=number + 1, cure=cure)
+            out[number] = completions
+            done += 1
+            progress(done)
     return out
 
 
-def _seen(prompts: Sequence[Sequence[int]], size: int, how: How) -> Array:
-    """bool[size,V], which tokens each prompt has."""
-    seen = np.zeros((size, how.config.vocab_size), bool)
-    for row, prompt in enumerate(prompts):
-        seen[row, np.asarray(prompt)] = True
+def _written(
+    model: Ready, writing: Writing, asked: Asked, numbers: Sequence[int], width: int
+) -> Iterator[tuple[int, list[Completion]]]:
+    """The continuations of prompts that are kept at one width, as they are finished."""
+    how, mesh, count = model.how, model.how.mesh, asked.rows
+    texts = empty_read(how, count, 1, width) if how.config.encoder else empty_read(how, count, width)
+    rooms = list(capacities_of(asked.limit)) if asked.limit > writing.block else [0]
+    draft = empty_draft(how, writing, count, rooms[0])()
+    keys = np.zeros((count, writing.samples, 2), np.uint32)
+    waiting, slots, left = _waiting(model, asked, numbers), [-1] * count, len(numbers)
+    while left or any(number >= 0 for number in slots):
+        came = np.zeros(count, bool)
+        for group, taken in _placed(waiting, slots):
+            texts = admit(how)(texts, group, placed(taken, mesh, ("batch",)))
+            came |= taken >= 0
+        left -= int(came.sum())
+        for slot in np.flatnonzero(came):
+            keys[slot] = asked.keys(slots[slot])
+        rules = Rules(
+            placed(keys.reshape(-1, 2), mesh, ("batch", None)),
+            placed(np.asarray(list(asked.stop_ids) or [-1], np.int32), mesh, (None,)), np.int32(asked.limit),
+        )  # fmt: skip
+        if came.any():
+            seen = _seen(how, asked, slots) if writing.sampler.penalises else None
+            some = placed(came, mesh, ("batch",))
+            draft = begin(how, writing)(model.apart, texts, rules, draft, some, seen)
+        vacant = slots.count(-1) + max(1, count // 4) if left else _NO_LIMIT
+        limits = np.int32(1 if asked.ended else _NO_LIMIT), np.int32(vacant)
+        draft = go_on(how, writing)(model.apart, texts, rules, draft, *limits)
+        rows = _rows(draft, mesh)
+        if asked.ended is not None:
+            rows = _also_ended(rows, asked.ended)
+            draft = draft._replace(ended=placed(rows.ended, mesh, ("batch",)))
+        for slot in np.flatnonzero(~rows.open.reshape(count, -1).any(1)):
+            if slots[slot] >= 0:
+                yield slots[slot], _completions(rows, range(slot * writing.samples, (slot + 1) * writing.samples))
+                slots[slot] = -1
+        needed = int((np.maximum(rows.counts - 1, 0) // writing.block + 1)[rows.open].max(initial=0)) * writing.block
+        if draft.cache is not None and needed > tokens_kept(draft.cache):
+            draft = with_room(how, next(room for room in rooms if room >= needed))(draft)
+
+
+def _waiting(model: Ready, asked: Asked, numbers: Sequence[int]) -> Iterator[tuple[int, Read, int]]:
+    """Prompts in turn: their numbers, and the group that each was read in, with its place there."""
+    for places, group in read(model, [asked.prompts[number] for number in numbers], asked.rows):
+        for row, place in enumerate(places):
+            yield numbers[place], group, row
+
+
+def _placed(waiting: Iterator[tuple[int, Read, int]], slots: list[int]) -> Iterator[tuple[Read, np.ndarray]]:
+    """Prompts into the slots that hold none (-1), which are written: groups, and what `admit` takes of each."""
+    vacant = [slot for slot, number in enumerate(slots) if number < 0]
+    coming = zip(vacant, waiting)
+    for _, alike in itertools.groupby(coming, lambda one: id(one[1][1])):
+        some, taken = list(alike), np.full(len(slots), -1, np.int32)
+        for slot, (number, _, row) in some:
+            slots[slot], taken[slot] = number, row
+        yield some[0][1][1], taken
+
+
+class _Rows(NamedTuple):
+    """A draft on the host."""
+
+    ids: np.ndarray
+    counts: np.ndarray
+    ended: np.ndarray
+    open: np.ndarray
+    logprobs: np.ndarray
+
+
+def _rows(draft: Draft, mesh: Mesh | None) -> _Rows:
+    wanted = draft.ids, draft.counts, draft.ended, draft.open, draft.logprobs
+    return _Rows(*(on_host(x, mesh) for x in wanted))
+
+
+def _also_ended(rows: _Rows, ended: Ended) -> _Rows:
+    now = np.asarray([
+        is_open and ended(ids[:count].tolist()) for is_open, ids, count in zip(rows.open, rows.ids, rows.counts)
+    ])  # fmt: skip
+    return rows._replace(ended=rows.ended | now, open=rows.open & ~now)
+
+
+def _completions(rows: _Rows, of: range) -> list[Completion]:
+    each = ((rows.ids[r, : rows.counts[r]].tolist(), bool(rows.ended[r]), float(rows.logprobs[r])) for r in of)
+    return [Completion(*one) for one in each]
+
+
+def _seen(how: How, asked: Asked, slots: Sequence[int]) -> Array:
+    """bool[C,V], which tokens the text in each slot has."""
+    seen = np.zeros((len(slots), how.config.vocab_size), bool)
+    for row, number in enumerate(slots):
+        if number >= 0:
+            seen[row, np.asarray([how.config.start] if how.config.encoder else asked.prompts[number])] = True
     return placed(seen, how.mesh, ("batch", None))
-
-
-def _grow(
-    how: How, params: DecodeParams, prompts: tuple[Kept, ...], start: tuple[Fixed, Array, Array | None], limit: int
-) -> tuple[np.ndarray, ...]:
-    """(ids [R,N], counts, finished, logprobs [R]) on the host. start: what `start_rows` reads."""
-    capacities, fixed = list(capacities_of(limit)), start[0]
-    state = start_rows(how, capacities[0])(params, *start)
-    for capacity in capacities:
-        state = continue_rows(how, capacity)(params, prompts, fixed, state, np.int32(limit))
-        if bool(_whole(state.done.all(), how.mesh)):
-            break
-    return tuple(_whole(x, how.mesh) for x in (state.ids, state.counts, state.finished, state.logprobs))
-
-
-def _whole(x: Array, mesh: Mesh | None) -> np.ndarray:
-    """On the host, also where other processes hold a part of it."""
-    return np.asarray(x if mesh is None else jax.device_put(x, named(mesh, (None,) * x.ndim)))
-
-
-def _completions(grown: tuple[np.ndarray, ...], rows: range, record: int) -> list[Completion]:
-    ids, counts, finished, logprobs = grown
-    out = [Completion(ids[r, : counts[r]].tolist(), bool(finished[r]), float(logprobs[r])) for r in rows]
-    if not all(math.isfinite(c.logprob) for c in out):
-        raise InputError("the model's logits are not finite", record=record, cure="Check the weights and the dtype")
-    return out

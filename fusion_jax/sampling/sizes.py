@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import TypeVar
 
 from fusion_jax.data.batches import bucket_list
@@ -13,12 +12,14 @@ T = TypeVar("T")
 
 PREFILL_TOKENS = 2048  # of one call: longer prompts are read in smaller groups, which bounds the memory
 LEAST_WIDTH = 64
+LEAST_PACKED = 8
+BLOCK = 16  # tokens that are written before they move to the cache; the cache holds whole blocks
 FIRST_CAPACITY = 128  # new tokens that the first cache holds; it doubles while rows go on
 
 
 def capacities_of(limit: int) -> Iterator[int]:
     """Sizes of the caches of new tokens: few shapes, and memory for what is written, not for the limit."""
-    size = min(FIRST_CAPACITY, -(-limit // 16) * 16)
+    size = min(FIRST_CAPACITY, -(-limit // BLOCK) * BLOCK)
     while size < limit:
         yield size
         size *= 2
@@ -45,8 +46,11 @@ def chunks(items: list[T], size: int) -> Iterator[list[T]]:
     return (items[i : i + size] for i in range(0, len(items), size))
 
 
-def batches(prompts: Sequence[Sequence[int]], size: int) -> Iterator[list[int]]:
-    """Indices, short prompts first, of prompts with the same width for decoding; the last of a width may be few."""
-    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-    for _, alike in itertools.groupby(order, lambda i: kept_width(len(prompts[i]))):
-        yield from chunks(list(alike), size)
+def written_width(limit: int) -> int:
+    """The width of the rows of ids that a continuation of so many tokens is written to."""
+    return max(1 << (limit - 1).bit_length(), BLOCK)
+
+
+def packed_width(tokens: int) -> int:
+    """The width of a row that this many tokens are packed into."""
+    return max(1 << (tokens - 1).bit_length(), LEAST_PACKED)

@@ -13,7 +13,7 @@ from fusion_jax.data.batches import buckets_of, collate
 from fusion_jax.models.attention import Context
 from fusion_jax.models.compute import Compute
 from fusion_jax.models.config import ModelConfig
-from fusion_jax.models.decode import empty_caches
+from fusion_jax.models.decode import nothing_kept
 from fusion_jax.models.decoder import forward
 from fusion_jax.models.families import config_from_hf
 from fusion_jax.models.parameters import init_params, key_heads
@@ -50,8 +50,8 @@ def test_latents_as_keys_and_values_give_what_those_of_every_head_give(x64):
 def test_the_cache_holds_latents_and_rotary_keys_alone():
     """24 numbers of a token and layer, where keys and values of 4 heads would be 120."""
     config = config_of()
-    caches = empty_caches(config, 3, 50, jnp.bfloat16)
-    bytes_kept = [sum(x.nbytes for x in jax.tree.leaves(cache.kept)) for cache in caches]
+    kept = nothing_kept(config, 3, 50, jnp.bfloat16)
+    bytes_kept = [sum(x.nbytes for x in jax.tree.leaves(one)) for one in kept]
     assert bytes_kept == [2 * 3 * 50 * (16 + 8)] * 2
     attention = config.decoder[0].attention
     assert attention.heads * (attention.head_dim + attention.value_dim) == 120

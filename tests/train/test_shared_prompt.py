@@ -17,7 +17,6 @@ from fusion_jax.models.folder import Model, logits
 from fusion_jax.models.parameters import init_params
 from fusion_jax.ops.rotary import Rope
 from fusion_jax.sampling.prompts import How, prefill
-from fusion_jax.sampling.samplers import GREEDY
 from fusion_jax.train import objectives
 from fusion_jax.train.objective import Progress
 from fusion_jax.train.objectives import WrpoSettings
@@ -114,7 +113,7 @@ def test_padding_beyond_the_positions_of_a_model_turns_nothing():
     wanted = logprobs[np.arange(8, 50), row[9:]].sum()
     found = jax.jit(lambda params: score(params, config, batch, Compute()).sequence)(params)
     np.testing.assert_allclose(found[0, 0], wanted, rtol=1e-5)
-    hidden = prefill(How(config, GREEDY, 1, jnp.dtype("float32"), None))(params, *_padded(row[:50], 64))[1]
+    hidden = prefill(How(config, jnp.dtype("float32"), None))(params, *_padded(row[:50], 64)).last
     wanted = jax.jit(forward, static_argnums=1)(params, config, rows)[:, -1]
     np.testing.assert_allclose(hidden, wanted, rtol=1e-4, atol=1e-5)
 
@@ -130,7 +129,7 @@ def test_padding_beyond_the_original_length_of_longrope_turns_nothing():
     many = [Example((row,), (9,), index) for index, row in enumerate(rows)]
     params, batch = init_params(config, jax.random.key(0)), collate(many, buckets_of(many))
     found = jax.jit(lambda params: score(params, config, batch, Compute()).sequence)(params)
-    how = How(config, GREEDY, 1, jnp.dtype("float32"), None)
+    how = How(config, jnp.dtype("float32"), None)
     siblings = [Example((rows[0], rows[0][:9] + rows[1][9:]), (9, 9))]  # one on each side, behind one prompt
     together = collate(siblings, buckets_of(siblings))
     apart = [Example((row,), (9,)) for row in siblings[0].rows]
@@ -141,7 +140,7 @@ def test_padding_beyond_the_original_length_of_longrope_turns_nothing():
         alone = jnp.asarray([row[:-1]])
         logprobs = np.asarray(jax.nn.log_softmax(logits(Model(config, params), alone)[0]))
         np.testing.assert_allclose(value, logprobs[np.arange(8, len(row) - 1), row[9:]].sum(), rtol=1e-5)
-        hidden = prefill(how)(params, *_padded(row[:-1], 32))[1]
+        hidden = prefill(how)(params, *_padded(row[:-1], 32)).last
         np.testing.assert_allclose(hidden, forward(params, config, alone)[:, -1], rtol=1e-4, atol=1e-5)
 
 

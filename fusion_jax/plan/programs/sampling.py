@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -11,9 +10,9 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from fusion_jax.models.attention import Crossed, cache_specs
-from fusion_jax.models.config import ModelConfig, Stack
-from fusion_jax.models.decode import DecodeParams, LayerCache
+from fusion_jax.models.attention import cache_specs
+from fusion_jax.models.config import ModelConfig
+from fusion_jax.models.decode import DecodeParams, Encoder, Kept
 from fusion_jax.models.decoder import stacks_of
 from fusion_jax.models.int8 import Weights
 from fusion_jax.models.parameters import abstract_params
@@ -21,9 +20,10 @@ from fusion_jax.ops.kernels import Kernel
 from fusion_jax.plan.flops import body_parameters, forward_flops, head_parameters, query_flops
 from fusion_jax.plan.programs.program import BYTES, Place, Program, Situation, Start
 from fusion_jax.plan.programs.shapes import spread
-from fusion_jax.sampling import ids
-from fusion_jax.sampling.prompts import How, prefill
+from fusion_jax.sampling.drafts import Rules, Writing, empty_draft, go_on
+from fusion_jax.sampling.prompts import How, Read, prefill
 from fusion_jax.sampling.samplers import GREEDY, Sampler
+from fusion_jax.sampling.sizes import BLOCK, written_width
 
 _GIB = 2**30
 
@@ -49,7 +49,7 @@ class Prefill(Program):
         """Any number of rows: `sampling.ids` fills them up."""
 
     def trace(self, config: ModelConfig, mesh: Mesh) -> jax.stages.Traced:
-        how = How(config, Sampler(), 1, jnp.dtype(jnp.bfloat16), mesh, self.attention)
+        how = How(config, jnp.dtype(jnp.bfloat16), mesh, self.attention)
         tokens = spread(mesh, ("batch", "tokens"), (self.rows, self.prompt), jnp.int32)
         lengths = spread(mesh, ("batch",), (self.rows,), jnp.int32)
         params = abstract_params(config, jnp.bfloat16, mesh, int8=self.weights == "int8")
@@ -63,6 +63,15 @@ class Prefill(Program):
 
     def weights_beside(self, weights: int, place: Place) -> int:
         return _held(self.kept, self.weights, weights, place)
+
+
+def _kept(config: ModelConfig, mesh: Mesh, rows: int, tokens: int) -> tuple[Kept, ...]:
+    """What every layer keeps of so many tokens."""
+    return tuple(
+        jax.tree.map(lambda s: spread(mesh, s.all_axes, s.shape(rows, tokens), jnp.bfloat16), specs)
+        for stack in config.decoder
+        for specs in (cache_specs(stack.attention),) * stack.layers
+    )
 
 
 @dataclass(frozen=True)
@@ -84,7 +93,7 @@ class Decode(Program):
 
     def trace(self, config: ModelConfig, mesh: Mesh) -> jax.stages.Traced:
         dtype, rows = jnp.dtype(jnp.bfloat16), self.rows * self.samples
-        how = How(config, self.sampler, self.samples, dtype, mesh)
+        how = How(config, dtype, mesh)
         params = abstract_params(config, dtype, mesh, int8=self.weights == "int8")
 
         def of_layer(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
@@ -97,35 +106,25 @@ class Decode(Program):
             for _ in range(stack.layers)
         )
         ready = DecodeParams(layers, {name: value for name, value in params.items() if name not in config.stacks})
-        fixed = ids.Fixed(
-            spread(mesh, ("batch",), (self.rows,), jnp.int32), spread(mesh, ("batch", None), (rows, 2), jnp.uint32),
-            spread(mesh, (None,), (4,), jnp.int32),
-        )  # fmt: skip
+        lengths = spread(mesh, ("batch",), (self.rows,), jnp.int32)
         last = spread(mesh, ("batch", None), (self.rows, config.width), dtype)
-        seen = None
-        if self.sampler.penalises:
-            seen = spread(mesh, ("batch", None), (self.rows, config.vocab_size), jnp.bool_)
-        state = jax.eval_shape(ids.start_rows(how, self.capacity), ready, fixed, last, seen)
+        texts = Read(lengths, last, _kept(config, mesh, self.rows, self.prompt))
+        if config.encoder:
+            encoder = Encoder(texts.kept, lengths)
+            texts = Read(lengths, last, _kept(config, mesh, self.rows, 1), encoder)
+        keys, stops = spread(mesh, ("batch", None), (rows, 2), jnp.uint32), spread(mesh, (None,), (4,), jnp.int32)
+        rules = Rules(keys, stops, spread(mesh, (), (), jnp.int32))
+        writing = Writing(written_width(self.capacity), self.sampler, self.samples, BLOCK)
+        draft = jax.eval_shape(empty_draft(how, writing, self.rows, 0))
 
         def placed(x: Any) -> Any:
-            return spread(mesh, ("batch", *(None,) * (x.ndim - 1)) if x.ndim else (), x.shape, x.dtype)
+            return spread(mesh, ("batch", *(None,) * (x.ndim - 1)), x.shape, x.dtype)
 
-        def kept(stack: Stack, rows: int, tokens: int) -> Any:
-            specs = cache_specs(stack.attention)
-            return jax.tree.map(lambda one: spread(mesh, one.all_axes, one.shape(rows, tokens), dtype), specs)
-
-        every = [stack for stack in config.decoder for _ in range(stack.layers)]
-        caches = tuple(LayerCache(kept(stack, rows, self.capacity), kept(stack, rows, 1)) for stack in every)
-        state = jax.tree.map(placed, state._replace(caches=()))._replace(caches=caches)
-        prompts = tuple(self._read(stack, kept) for stack in every)
-        limit = spread(mesh, (), (), jnp.int32)
-        return ids.continue_rows(how, self.capacity).trace(ready, prompts, fixed, state, limit)
-
-    def _read(self, stack: Stack, kept: Callable[[Stack, int, int], Any]) -> Any:
-        """What a layer keeps of the prompts."""
-        if not stack.cross:
-            return kept(stack, self.rows, self.prompt)
-        return Crossed(kept(stack, self.rows, 1), kept(stack, self.rows, self.prompt))
+        draft = jax.tree.map(placed, draft._replace(block=()))._replace(
+            block=_kept(config, mesh, rows, BLOCK), cache=_kept(config, mesh, rows, self.capacity)
+        )
+        many = spread(mesh, (), (), jnp.int32)
+        return go_on(how, writing).trace(ready, texts, rules, draft, many, many)
 
     def flops(self, config: ModelConfig) -> float:
         parameters = body_parameters(config) + head_parameters(config)

@@ -1,0 +1,298 @@
+"""Sessions: what a model keeps of a batch of texts, which grow, are scored and are taken back.
+
+    model = ready(params, config, jnp.bfloat16)
+    session = start(model, prompts)                          # read once
+    session = extend(model, session, more)                   # tokens behind each text
+    packed = pack(model, session, candidates)                # many continuations of each text, one forward pass
+    found = scores(model, packed)                            # the log-probability of each of their tokens
+    session = commit(model, session, packed, chosen)         # one of them becomes part of its text, without another
+    session = rollback(model, session, lengths)              # the first tokens of each text stay
+
+All shapes are static: a text is a row of arrays for N tokens of which some exist, so that to take tokens back is to
+lower a number. What lies behind is overwritten later. What `sampling.drafts` writes behind a session is committed in
+the same way. `extend`, `commit` and `rollback` take a session over: its arrays become those of the new one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.sharding import Mesh
+
+from fusion_jax.errors import InputError
+from fusion_jax.models.decode import Behind, DecodeParams, Encoder, Kept, nothing_kept, read_on
+from fusion_jax.models.decoder import head_kernel
+from fusion_jax.ops.linear_logprobs import linear_logprobs
+from fusion_jax.ops.linear_topk import linear_topk
+from fusion_jax.sampling.prompts import How, Read, Ready, compiled_for, read
+from fusion_jax.sampling.sizes import kept_width, packed_width
+from fusion_jax.sharding import constrain, data_ways, named, padded_rows, placed, tensor_shards
+
+Array = jax.Array
+
+
+class Session(NamedTuple):
+    """Texts of tokens, and what the model keeps of them, a row each; rows behind them are empty."""
+
+    texts: tuple[tuple[int, ...], ...]
+    read: Read
+
+
+class Candidate(NamedTuple):
+    """One continuation of a text. ids: its tokens from place `start` on, which replace what stands there; `start` is at
+    least 1 and at most the text's length."""
+
+    start: int
+    ids: Sequence[int]
+
+
+class Place(NamedTuple):
+    """Where a candidate lies in its row: its tokens from the one before `start` on are at first, first + 1, ..., and
+    stand in the text from place `at` on."""
+
+    first: int
+    at: int
+    tokens: tuple[int, ...]
+    start: int
+
+
+class Packed(NamedTuple):
+    """Candidates that were read. kept: per layer, arrays [B,...,Q,last]; after: the hidden states [B,Q,D]; places: of
+    the candidates of each text."""
+
+    kept: tuple[Kept, ...]
+    after: Array
+    places: list[list[Place]]
+
+
+class Scored(NamedTuple):
+    """Of one candidate. logprobs: float[n], of each token given all before it; greedy: bool[n], whether it is the most
+    probable one."""
+
+    logprobs: np.ndarray
+    greedy: np.ndarray
+
+
+def empty_read(how: How, rows: int, tokens: int, encoded: int = 0) -> Read:
+    """Room for `tokens` tokens in each of `rows` texts, and for `encoded` of an encoder's."""
+    config, mesh = how.config, how.mesh
+    zeros = placed(np.zeros(rows, np.int32), mesh, ("batch",))
+    kept, encoder = nothing_kept(config, rows, tokens, how.dtype, mesh), None
+    if config.encoder:
+        encoder = Encoder(nothing_kept(config, rows, encoded, how.dtype, mesh), zeros)
+    last = placed(np.zeros((rows, config.width), how.dtype), mesh, ("batch", None))
+    return Read(zeros, last, kept, encoder)
+
+
+@partial(compiled_for, donate="old")
+def admit(how: How, old: Read, group: Read, taken: Array) -> Read:
+    """Texts of a group in place of others: row b becomes number taken[b], or stays where that is -1."""
+
+    def of(new: Array, old: Array) -> Array:
+        rows = new[jnp.maximum(taken, 0)]
+        rows = jnp.pad(rows, [(0, size - own) for size, own in zip(old.shape, rows.shape, strict=True)])
+        return jnp.where((taken >= 0).reshape(-1, *(1,) * (old.ndim - 1)), rows.astype(old.dtype), old)
+
+    return jax.tree.map(of, group, old)
+
+
+def start(model: Ready, texts: Sequence[Sequence[int]], *, room: int = 0) -> Session:
+    """Texts of at least one token, read. An encoder reads the texts; those that grow are the decoder's.
+
+    Args:
+      room: tokens that each may grow to; where they outgrow it, it doubles, which compiles anew.
+    """
+    how = model.how
+    _check_texts(texts, how)
+    rows, longest = padded_rows(len(texts), data_ways(how.mesh)), max(map(len, texts))
+    encoded = kept_width(longest) if how.config.encoder else 0
+    whole = empty_read(how, rows, kept_width(max(room, 1 if encoded else longest)), encoded)
+    for numbers, group in read(model, texts, rows):
+        taken = np.full(rows, -1, np.int32)
+        taken[numbers] = np.arange(len(numbers))
+        whole = admit(how)(whole, group, placed(taken, how.mesh, ("batch",)))
+    own = [(how.config.start,) if encoded else tuple(text) for text in texts]
+    return Session(tuple(own), whole)
+
+
+def extend(model: Ready, session: Session, more: Sequence[Sequence[int]]) -> Session:
+    """Each text with these tokens behind it."""
+    offered = [[Candidate(len(text), ids)] if len(ids) else [] for text, ids in zip(session.texts, more, strict=True)]
+    return commit(model, session, pack(model, session, offered), [0 if one else None for one in offered])
+
+
+def rollback(model: Ready, session: Session, lengths: Sequence[int]) -> Session:
+    """The first so many tokens of each text, at least one. The last of them is read again, to go on from it."""
+    offered = [
+        [Candidate(length, ())] if length < len(text) else []
+        for text, length in zip(session.texts, lengths, strict=True)
+    ]
+    return commit(model, session, pack(model, session, offered), [0 if one else None for one in offered])
+
+
+def pack(model: Ready, session: Session, candidates: Sequence[Sequence[Candidate]]) -> Packed:
+    """Continuations of each text, some or none, in one forward pass; the session stays as it is.
+
+    The candidates of a text lie side by side in one row; each sees the text and itself. The token before the first
+    place that one of them replaces is read again by each, so that the probability of every token behind it is known.
+    """
+    how, rows = model.how, session.read.lengths.shape[0]
+    places = [_places(text, offered) for text, offered in zip(session.texts, candidates, strict=True)]
+    width = packed_width(max((p.first + len(p.tokens) for row in places for p in row), default=1))
+    tokens, positions, segments = (np.zeros((rows, width), np.int32) for _ in range(3))
+    seen = np.zeros(rows, np.int32)
+    for row, own in enumerate(places):
+        for number, place in enumerate(own, 1):
+            here = slice(place.first, place.first + len(place.tokens))
+            tokens[row, here], segments[row, here] = place.tokens, number
+            positions[row, here] = place.at + np.arange(len(place.tokens))
+            seen[row] = place.at
+    arrays = [placed(x, how.mesh, ("batch", "tokens")) for x in (tokens, positions, segments)]
+    after, kept = _read_on(how)(model.apart, session.read, *arrays, placed(seen, how.mesh, ("batch",)))
+    return Packed(kept, after, places)
+
+
+def _places(text: Sequence[int], offered: Sequence[Candidate]) -> list[Place]:
+    """Where the candidates of a text lie in a row."""
+    for one in offered:
+        if not 1 <= one.start <= len(text):
+            raise ValueError(f"a candidate starts at place {one.start} of a text of {len(text)} tokens")
+    at, first, out = min((one.start for one in offered), default=1) - 1, 0, []
+    for one in offered:
+        tokens = (*text[at : one.start], *one.ids)
+        out.append(Place(first, at, tokens, one.start))
+        first += len(tokens)
+    return out
+
+
+@compiled_for
+def _read_on(
+    how: How, params: DecodeParams, held: Read, tokens: Array, positions: Array, segments: Array, seen: Array
+) -> tuple[Array, tuple[Kept, ...]]:
+    behind = Behind(held.kept, _from_zero(held), seen)
+    return read_on(
+        params, how.config, tokens, positions, (behind,), segments=segments, encoder=held.encoder, mesh=how.mesh,
+        dtype=how.dtype,
+    )  # fmt: skip
+
+
+def _from_zero(held: Read) -> Array:
+    """int[C,P], the positions of what is kept."""
+    rows = held.lengths.shape[0]
+    return jnp.broadcast_to(jnp.arange(tokens_kept(held.kept)), (rows, tokens_kept(held.kept)))
+
+
+def tokens_kept(kept: tuple[Kept, ...]) -> int:
+    """N, for how many tokens there is room."""
+    return jax.tree.leaves(kept)[0].shape[-2]
+
+
+def scores(model: Ready, packed: Packed, *, greedy: bool = False) -> list[list[Scored]]:
+    """Log-probabilities of the tokens of every candidate from its `start` on; softmax in at least float32.
+
+    Args:
+      greedy: also which token is the most probable; costs a second product with the head.
+    """
+    how, labels = model.how, np.zeros(packed.after.shape[:2], np.int32)
+    for row, places in enumerate(packed.places):
+        for place in places:
+            labels[row, place.first : place.first + len(place.tokens) - 1] = place.tokens[1:]
+    found = _judged(how, greedy)(model.apart.rest, packed.after, placed(labels, how.mesh, ("batch", "tokens")))
+    logprobs, best = (on_host(one, how.mesh) for one in found)
+
+    def of(row: int, place: Place) -> Scored:
+        here = slice(place.first + place.start - 1 - place.at, place.first + len(place.tokens) - 1)
+        return Scored(logprobs[row, here], best[row, here])
+
+    return [[of(row, place) for place in places] for row, places in enumerate(packed.places)]
+
+
+@compiled_for
+def _judged(how: How, greedy: bool, rest: Any, after: Array, labels: Array) -> tuple[Array, Array]:
+    """log p(label) [B,Q] of hidden states [B,Q,D], and whether nothing is more probable."""
+    kernel = head_kernel(rest, how.config)
+    shards = {"vocab_shards": tensor_shards(how.mesh), "row_shards": data_ways(how.mesh)}
+    cap = how.config.head.soft_cap
+    logprobs, _ = linear_logprobs(after, kernel, labels, soft_cap=cap, **shards)
+    if not greedy:
+        return logprobs, jnp.zeros(labels.shape, bool)
+    return logprobs, linear_topk(after, kernel, 1, soft_cap=cap, **shards).ids[..., 0] == labels
+
+
+def commit(model: Ready, session: Session, packed: Packed, chosen: Sequence[int | None]) -> Session:
+    """The session with one candidate of each text written into it, or none where that is None; no forward pass."""
+    first, at, count = (np.zeros(session.read.lengths.shape[0], np.int32) for _ in range(3))
+    texts = list(session.texts)
+    for row, number in enumerate(chosen):
+        at[row] = len(texts[row])
+        if number is None:
+            continue
+        place = packed.places[row][number]
+        first[row], at[row], count[row] = place.first, place.at, len(place.tokens)
+        texts[row] = (*texts[row][: place.at], *place.tokens)
+    return Session(tuple(texts), written(model, session.read, packed.kept, packed.after, (first, at, count)))
+
+
+def written(
+    model: Ready, held: Read, kept: tuple[Kept, ...], after: Array, where: tuple[np.ndarray, np.ndarray, np.ndarray]
+) -> Read:
+    """What is kept of texts with tokens that were read behind them.
+
+    Args:
+      kept, after: of Q tokens of each row, as `read_on` returns them.
+      where: first, at, count, int[B] each: the tokens first, ..., first + count - 1 of a row stand in its text from
+        place `at` on, and end it. A row that takes none has count 0, and its length in `at`.
+    """
+    how, (_, at, count) = model.how, where
+    if not count.any():
+        return held
+    width = packed_width(int(count.max()))
+    held = grown(held, int(at.max()) + width)
+    return _written(how, width)(held, kept, after, *(placed(x, how.mesh, ("batch",)) for x in where))
+
+
+def grown(held: Read, tokens: int) -> Read:
+    """The same with room for so many tokens at least."""
+    if tokens <= tokens_kept(held.kept):
+        return held
+    return held._replace(kept=jax.tree.map(partial(roomier, tokens=kept_width(tokens)), held.kept))
+
+
+def roomier(x: Array, tokens: int) -> Array:
+    """[R,...,N,last] padded to so many tokens."""
+    return jnp.pad(x, [(0, tokens - x.shape[axis] if axis == x.ndim - 2 else 0) for axis in range(x.ndim)])
+
+
+@partial(compiled_for, donate="held")
+def _written(
+    how: How, width: int, held: Read, kept: tuple[Kept, ...], after: Array, first: Array, at: Array, count: Array
+) -> Read:
+    places = first[:, None] + jnp.arange(width)
+
+    def of(new: Array, old: Array) -> Array:
+        index = jnp.minimum(places, new.shape[-2] - 1).reshape(-1, *(1,) * (new.ndim - 3), width, 1)
+        rows = jnp.take_along_axis(new, index, new.ndim - 2)
+        return jax.vmap(lambda x, y, i: lax.dynamic_update_slice_in_dim(x, y, i, x.ndim - 2))(old, rows, at)
+
+    ends = jnp.take_along_axis(after, jnp.maximum(first + count - 1, 0)[:, None, None], 1)[:, 0]
+    last = jnp.where((count > 0)[:, None], ends, held.last)
+    return held._replace(
+        lengths=at + count, last=constrain(last, how.mesh, ("batch", None)), kept=jax.tree.map(of, kept, held.kept)
+    )
+
+
+def on_host(x: Array, mesh: Mesh | None) -> np.ndarray:
+    """On the host, also where other processes hold a part of it."""
+    return np.asarray(x if mesh is None else jax.device_put(x, named(mesh, (None,) * x.ndim)))
+
+
+def _check_texts(texts: Sequence[Sequence[int]], how: How) -> None:
+    for number, text in enumerate(texts, 1):
+        if not len(text):
+            raise InputError("has no token", record=number, field="text", cure="Give a text or a BOS token")
