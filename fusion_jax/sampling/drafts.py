@@ -7,6 +7,7 @@ and count of tokens, not on its neighbours.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -16,9 +17,9 @@ import numpy as np
 from jax import lax
 
 from fusion_jax.models.decode import Behind, DecodeParams, Kept, next_logits, nothing_kept, read_on
-from fusion_jax.sampling.prompts import How, Read, compiled_for
+from fusion_jax.sampling.prompts import How, Read, Ready, compiled_for
 from fusion_jax.sampling.samplers import GREEDY, Sampler, choose, penalised
-from fusion_jax.sampling.session import roomier, tokens_kept
+from fusion_jax.sampling.session import Session, on_host, roomier, tokens_kept, written
 from fusion_jax.sharding import constrain
 
 Array = jax.Array
@@ -62,7 +63,7 @@ class Draft(NamedTuple):
     """R rows as they grow; row r continues text r // samples.
 
     ids: int[R,N], counts: int[R] tokens of which are written, all but the last read again. ended: bool[R], by a stop
-    token, which is not among them; paused: for now, or because `limit` is reached. logprobs: float32[R], sums over all
+    token, which stands behind them; paused: for now, or because `limit` is reached. logprobs: float32[R], sums over all
     tokens and the stop token. block, cache: per layer, arrays [R,...,block,last] and [R,...,room,last].
     seen: bool[R,V], tokens of each row and its text, where the sampler asks for them.
     """
@@ -139,6 +140,7 @@ def go_on(
 
     With a cache the open rows stand at the same place of their blocks: texts begin when others have filled theirs.
     """
+    draft = draft._replace(paused=draft.paused | (draft.counts >= rules.limit))
     room = writing.block if draft.cache is None else tokens_kept(draft.cache)
 
     def more(state: tuple[Array, Draft]) -> Array:
@@ -227,10 +229,23 @@ def _choose_next(writing: Writing, rules: Rules, draft: Draft, logits: Array, fo
     if trace is not None:
         here = (jnp.arange(writing.tokens + 1) == draft.counts[:, None]) & open_[:, None]
         trace = trace._replace(logprobs=jnp.where(here, logprobs[:, None], trace.logprobs))
-    place = (jnp.arange(writing.tokens) == draft.counts[:, None]) & taken[:, None]
+    place = (jnp.arange(writing.tokens) == draft.counts[:, None]) & open_[:, None]
     return draft._replace(
         ids=jnp.where(place, token[:, None], draft.ids),
         counts=counts, ended=draft.ended | stopped, paused=draft.paused | paused & ~stopped,
         logprobs=draft.logprobs + jnp.where(open_, logprobs, 0), trace=trace,
         seen=None if seen is None else seen.at[rows, token].set(True),
     )  # fmt: skip
+
+
+def commit_draft(model: Ready, session: Session, draft: Draft, counts: Sequence[int]) -> Session:
+    """The session with the first so many tokens of each row of a traced draft of one row a text, no forward pass; of
+    each row all but the last token of the draft can be taken, and that too where a stop token follows."""
+    assert draft.trace is not None
+    if not any(counts):
+        return session
+    ids, rows = on_host(draft.ids, model.how.mesh), session.read.lengths.shape[0]
+    first, at, count = (np.zeros(rows, np.int32) for _ in range(3))
+    at[: len(session.texts)], count[: len(counts)] = [len(text) for text in session.texts], counts
+    texts = [(*text, *ids[row, : counts[row]].tolist()) for row, text in enumerate(session.texts)]
+    return Session(tuple(texts), written(model, session.read, draft.block, draft.trace.after, (first, at, count)))

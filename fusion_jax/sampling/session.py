@@ -15,7 +15,7 @@ the same way. `extend`, `commit` and `rollback` take a session over: its arrays 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -82,12 +82,13 @@ class Scored(NamedTuple):
 def empty_read(how: How, rows: int, tokens: int, encoded: int = 0) -> Read:
     """Room for `tokens` tokens in each of `rows` texts, and for `encoded` of an encoder's."""
     config, mesh = how.config, how.mesh
-    zeros = placed(np.zeros(rows, np.int32), mesh, ("batch",))
-    kept, encoder = nothing_kept(config, rows, tokens, how.dtype, mesh), None
+    zeros, encoder = np.zeros(rows, np.int32), None
     if config.encoder:
-        encoder = Encoder(nothing_kept(config, rows, encoded, how.dtype, mesh), zeros)
+        cross = nothing_kept(config, rows, encoded, how.dtype, mesh)
+        encoder = Encoder(cross, placed(zeros, mesh, ("batch",)))
     last = placed(np.zeros((rows, config.width), how.dtype), mesh, ("batch", None))
-    return Read(zeros, last, kept, encoder)
+    kept = nothing_kept(config, rows, tokens, how.dtype, mesh)
+    return Read(placed(zeros, mesh, ("batch",)), last, kept, encoder)
 
 
 @partial(compiled_for, donate="old")
@@ -108,23 +109,31 @@ def start(model: Ready, texts: Sequence[Sequence[int]], *, room: int = 0) -> Ses
     Args:
       room: tokens that each may grow to; where they outgrow it, it doubles, which compiles anew.
     """
-    how = model.how
-    _check_texts(texts, how)
-    rows, longest = padded_rows(len(texts), data_ways(how.mesh)), max(map(len, texts))
+    how, longest = model.how, max(map(len, texts), default=1)
+    rows = padded_rows(len(texts), data_ways(how.mesh))
     encoded = kept_width(longest) if how.config.encoder else 0
-    whole = empty_read(how, rows, kept_width(max(room, 1 if encoded else longest)), encoded)
-    for numbers, group in read(model, texts, rows):
-        taken = np.full(rows, -1, np.int32)
-        taken[numbers] = np.arange(len(numbers))
-        whole = admit(how)(whole, group, placed(taken, how.mesh, ("batch",)))
-    own = [(how.config.start,) if encoded else tuple(text) for text in texts]
-    return Session(tuple(own), whole)
+    empty = empty_read(how, rows, kept_width(max(room, 1 if encoded else longest)), encoded)
+    return replace(model, Session(((),) * len(texts), empty), dict(enumerate(texts)))
 
 
 def extend(model: Ready, session: Session, more: Sequence[Sequence[int]]) -> Session:
     """Each text with these tokens behind it."""
     offered = [[Candidate(len(text), ids)] if len(ids) else [] for text, ids in zip(session.texts, more, strict=True)]
     return commit(model, session, pack(model, session, offered), [0 if one else None for one in offered])
+
+
+def replace(model: Ready, session: Session, texts: Mapping[int, Sequence[int]]) -> Session:
+    """Other texts in some rows, read from their start."""
+    how, rows, numbers = model.how, session.read.lengths.shape[0], list(texts)
+    _check_texts(list(texts.values()))
+    whole = grown(session.read, 1 if how.config.encoder else max(map(len, texts.values()), default=1))
+    for places, group in read(model, list(texts.values()), rows):
+        taken = np.full(rows, -1, np.int32)
+        taken[[numbers[place] for place in places]] = np.arange(len(places))
+        whole = admit(how)(whole, group, placed(taken, how.mesh, ("batch",)))
+    own = [(how.config.start,) if how.config.encoder else tuple(texts[row]) for row in texts]
+    new = dict(zip(texts, own, strict=True))
+    return Session(tuple(new.get(row, old) for row, old in enumerate(session.texts)), whole)
 
 
 def rollback(model: Ready, session: Session, lengths: Sequence[int]) -> Session:
@@ -292,7 +301,7 @@ def on_host(x: Array, mesh: Mesh | None) -> np.ndarray:
     return np.asarray(x if mesh is None else jax.device_put(x, named(mesh, (None,) * x.ndim)))
 
 
-def _check_texts(texts: Sequence[Sequence[int]], how: How) -> None:
+def _check_texts(texts: Sequence[Sequence[int]]) -> None:
     for number, text in enumerate(texts, 1):
         if not len(text):
             raise InputError("has no token", record=number, field="text", cure="Give a text or a BOS token")

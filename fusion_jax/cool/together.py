@@ -1,0 +1,115 @@
+"""Several models write answers together, a segment at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from fusion_jax.cool.choose import Choice, choose
+from fusion_jax.cool.propose import Lane, lane, proposals
+from fusion_jax.cool.settings import CoolSettings
+from fusion_jax.cool.sources import Source
+from fusion_jax.cool.texts import Held, Text, begin
+from fusion_jax.errors import InputError
+from fusion_jax.sampling.session import replace, start
+
+LOOP_SEGMENTS, LOOP_TIMES = 3, 4
+
+
+@dataclass(frozen=True)
+class Written:
+    """An answer. ended: a model ended it; stop: end, max_segments, context, stalled, loop or stop_string."""
+
+    text: str
+    ended: bool
+    stop: str
+    steps: tuple[Choice, ...]
+
+
+def write(
+    sources: Sequence[Source], prompts: Sequence[Sequence[Held]], s: CoolSettings
+) -> Iterator[tuple[int, Written]]:
+    """Every prompt's number and answer, as they are finished; a finished one gives its place to the next.
+
+    Args:
+      prompts: each as every model reads it.
+
+    Raises:
+      InputError: a prompt without a token, or that leaves no room for a segment in a model's positions.
+    """
+    words, most = [source.words for source in sources], min(source.most for source in sources)
+    for number, held in enumerate(prompts, 1):
+        _check(held, sources, number, s)
+    waiting = list(range(len(prompts)))[::-1]
+    rows = min(s.batch_size, len(prompts))
+    lanes: list[Lane] = []
+    texts: dict[int, Text] = {}
+    numbers: dict[int, int] = {}
+    steps: dict[int, list[Choice]] = {}
+    while waiting or texts:
+        came = [row for row in range(rows) if row not in texts][: len(waiting)]
+        for row in came:
+            numbers[row], steps[row] = waiting.pop(), []
+            texts[row] = begin(words, prompts[numbers[row]])
+        lanes = _seated(sources, lanes, {row: texts[row] for row in came}, s) if came else lanes
+        going = {row: text for row, text in texts.items() if not _no_room(text, most, s)}
+        if going:
+            for row, choice in choose(lanes, going, proposals(lanes, going, s), s).items():
+                steps[row].append(choice)
+                _stopped(texts[row], choice, s)
+        for row in [row for row, text in texts.items() if text.stop]:
+            text = texts.pop(row)
+            yield numbers[row], Written(text.text, text.ended, text.stop, tuple(steps[row]))
+
+
+def _seated(sources: Sequence[Source], lanes: Sequence[Lane], came: dict[int, Text], s: CoolSettings) -> list[Lane]:
+    """The models with new texts in these rows."""
+    ids = [{row: text.held[number].tokens.ids for row, text in came.items()} for number in range(len(sources))]
+    if not lanes:
+        begun = [start(one.model, list(own.values())) for one, own in zip(sources, ids, strict=True)]
+        return [lane(number, *both, s) for number, both in enumerate(zip(sources, begun, strict=True))]
+    for one, own in zip(lanes, ids, strict=True):
+        one.session = replace(one.source.model, one.session, own)
+    return list(lanes)
+
+
+def _check(held: Sequence[Held], sources: Sequence[Source], number: int, s: CoolSettings) -> None:
+    for one, source in zip(held, sources, strict=True):
+        tokens, most = len(one.tokens.ids), s.context or source.most
+        if not tokens:
+            raise InputError("has no token", record=number, field="prompt", cure="Give a text")
+        if tokens + s.segment_tokens + 1 > most:
+            problem = f"{tokens} tokens and a segment of {s.segment_tokens} exceed the {most} of {source.name}"
+            cure = "Shorten the prompt or lower segment_tokens"
+            raise InputError(problem, record=number, field="prompt", cure=cure)
+
+
+def _no_room(text: Text, most: int, s: CoolSettings) -> bool:
+    """Whether the longest tokens of a text leave no room for a segment; it ends there."""
+    longest = max(len(one.tokens.ids) for one in text.held)
+    if longest + s.segment_tokens + 1 > min(most, s.context or most):
+        text.stop = "context"
+    return bool(text.stop)
+
+
+def _stopped(text: Text, choice: Choice, s: CoolSettings) -> None:
+    """Why a text ends with this step, if it does; the winner that ends it becomes part of it."""
+    if not choice.offers:
+        text.stop = "stalled"
+        return
+    winner = choice.offers[choice.winner]
+    if winner.end:
+        text.text, text.ended, text.stop = text.text + winner.text, True, "end"
+    found = [place for place in map(text.text.find, s.stop_strings) if place >= 0]
+    if found:
+        text.text, text.stop = text.text[: min(found)], "stop_string"
+    elif not text.stop and s.loop_guard and _loops(text.segments):
+        text.stop = "loop"
+    elif not text.stop and len(text.segments) >= s.max_segments:
+        text.stop = "max_segments"
+
+
+def _loops(segments: Sequence[str]) -> bool:
+    """Whether the last three segments stand there four times in a row."""
+    last = list(segments[-LOOP_SEGMENTS * LOOP_TIMES :])
+    return len(last) == LOOP_SEGMENTS * LOOP_TIMES and last == last[-LOOP_SEGMENTS:] * LOOP_TIMES
