@@ -16,7 +16,7 @@ import numpy as np
 
 from fusion_jax.cool.propose import Lane, Proposal
 from fusion_jax.cool.settings import CoolSettings
-from fusion_jax.cool.texts import Text, append, encode_behind
+from fusion_jax.cool.texts import Text, append, encode_behind, tokens_before
 from fusion_jax.cool.words import Encoded
 from fusion_jax.sampling.drafts import commit_draft
 from fusion_jax.sampling.session import Candidate, Packed, commit, on_host, pack, scores
@@ -93,10 +93,15 @@ def combined(opinions: Sequence[Opinion], s: CoolSettings) -> float:
 
 
 class _Plan(NamedTuple):
-    """What one model does with one row's segments. tokens: of the whole text with each segment; own: the segment whose
-    tokens are those that it has written, None: there is none; packed: the segments that it reads, in their order."""
+    """What one model does with one row's segments.
+
+    tokens: of the whole text with each segment; new: from which of them on they are the segment's, by the ends of their
+    characters; own: the segment whose tokens are those that it has written, None: there is none; packed: the segments
+    that it reads, in their order.
+    """
 
     tokens: list[Encoded]
+    new: list[int]
     own: int | None
     packed: list[int]
 
@@ -151,14 +156,17 @@ def _plans(lane: Lane, step: _Step, proposed: Mapping[int, Proposal]) -> dict[in
         tokens[row].append(one)
     out = {}
     for row, some in step.offers.items():
-        held = lane.session.texts[row]
+        held, text = lane.session.texts[row], step.texts[row]
+        before = len(text.held[lane.number].prompt) + len(text.text)
+        new = [tokens_before(one, before) for one in tokens[row]]
         own = [
-            place for place, (offer, new) in enumerate(zip(some, tokens[row], strict=True))
-            if _is_own((offer.text, offer.end), new.ids, held, proposed[row], step.ending(lane, offer))
+            place for place, offer in enumerate(some)
+            if new[place] >= len(held)
+            and _is_own((offer.text, offer.end), tokens[row][place].ids, held, proposed[row], step.ending(lane, offer))
         ]  # fmt: skip
         needed = len(some) > 1 or not some[0].end
         packed = [place for place in range(len(some)) if needed and place not in own]
-        out[row] = _Plan(tokens[row], own[0] if own else None, packed)
+        out[row] = _Plan(tokens[row], new, own[0] if own else None, packed)
     return out
 
 
@@ -180,7 +188,7 @@ def _packed(lane: Lane, step: _Step, plans: Mapping[int, _Plan]) -> Packed | Non
     for row, plan in plans.items():
         for place in plan.packed:
             ids = plan.tokens[place].ids + step.ending(lane, step.offers[row][place])
-            start = _alike(lane.session.texts[row], ids)
+            start = min(_alike(lane.session.texts[row], ids), plan.new[place])
             offered[row].append(Candidate(start, ids[start:]))
     return pack(lane.source.model, lane.session, offered) if any(offered) else None
 
@@ -201,10 +209,9 @@ def _opinions(
     traced = on_host(lane.draft.trace.logprobs, lane.source.model.how.mesh)
 
     def of(row: int, place: int, offer: Offer) -> Opinion:
-        plan, text, ending = plans[row], step.texts[row], step.ending(lane, offer)
-        before = len(text.held[lane.number].prompt) + len(text.text)
-        ids = plan.tokens[place].ids + ending
-        new = sum(end > before for end in plan.tokens[place].ends) + len(ending)
+        plan = plans[row]
+        ids = plan.tokens[place].ids + step.ending(lane, offer)
+        new = len(ids) - plan.new[place]
         if place == plan.own:
             known = traced[row, : len(ids) - len(lane.session.texts[row])]
         else:
