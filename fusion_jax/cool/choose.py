@@ -19,7 +19,7 @@ from fusion_jax.cool.settings import CoolSettings
 from fusion_jax.cool.texts import Text, append, encode_behind, tokens_before
 from fusion_jax.cool.words import Encoded
 from fusion_jax.sampling.drafts import commit_draft
-from fusion_jax.sampling.session import Candidate, Packed, commit, on_host, pack, scores
+from fusion_jax.sampling.session import Candidate, Packed, behind, commit, on_host, pack, scores
 
 MOST_LOG = 80.0  # of a perplexity, so that it is finite
 
@@ -188,14 +188,8 @@ def _packed(lane: Lane, step: _Step, plans: Mapping[int, _Plan]) -> Packed | Non
     for row, plan in plans.items():
         for place in plan.packed:
             ids = plan.tokens[place].ids + step.ending(lane, step.offers[row][place])
-            start = min(_alike(lane.session.texts[row], ids), plan.new[place])
-            offered[row].append(Candidate(start, ids[start:]))
+            offered[row].append(behind(lane.session.texts[row], ids, plan.new[place]))
     return pack(lane.source.model, lane.session, offered) if any(offered) else None
-
-
-def _alike(a: Sequence[int], b: Sequence[int]) -> int:
-    """How many tokens at the start are the same."""
-    return next((number for number, (x, y) in enumerate(zip(a, b)) if x != y), min(len(a), len(b)))
 
 
 def _opinions(

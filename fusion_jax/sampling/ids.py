@@ -52,7 +52,8 @@ class Completion(NamedTuple):
 
 class Asked(NamedTuple):
     """Prompts and what is asked of them. keys: of each prompt, uint32[samples,2]; limit: tokens of a continuation;
-    ended: besides stop tokens, whether the tokens of a row are all that is wanted; it is asked once a block."""
+    ended: besides stop tokens, whether the tokens of a row are all that is wanted; it is asked once a block; allowed:
+    bool[V], tokens that may be chosen, None: all."""
 
     prompts: Sequence[Sequence[int]]
     keys: Callable[[int], np.ndarray]
@@ -60,6 +61,7 @@ class Asked(NamedTuple):
     stop_ids: Sequence[int]
     rows: int
     ended: Ended | None = None
+    allowed: np.ndarray | None = None
 
 
 def _row_keys(name: int, samples: int, seed: int) -> np.ndarray:
@@ -152,6 +154,7 @@ def generate_ids(
     num_samples: int = 1,
     stop_ids: Sequence[int] = (),
     ended: Ended | None = None,
+    allowed: np.ndarray | None = None,
     row_ids: Sequence[int | str] | None = None,
     batch_size: int = 32,
     mesh: Mesh | None = None,
@@ -166,6 +169,7 @@ def generate_ids(
       stop_ids: tokens that end a continuation; they are not part of it.
       ended: what else ends one: whether these tokens are all that is wanted. It is asked every 16 tokens, all of which
         are in the result; see `generate`, which cuts them.
+      allowed: bool[V], tokens that may be chosen; None: all.
       row_ids: what the randomness of each prompt is drawn from instead of its content: equal prompts with different
         ids get different samples.
       batch_size: prompts at once, at least, so that the devices divide them; each holds `num_samples` rows. Results
@@ -191,7 +195,7 @@ def generate_ids(
     writing = Writing(written_width(max_new_tokens), sampler, num_samples, BLOCK)
     asked = Asked(
         prompts, lambda number: _row_keys(names[number], num_samples, seeds[number]), max_new_tokens, stop_ids,
-        padded_rows(batch_size, data_ways(mesh)), ended,
+        padded_rows(batch_size, data_ways(mesh)), ended, allowed,
     )  # fmt: skip
     out: list[list[Completion]] = [[] for _ in prompts]
     order = sorted(range(len(prompts)), key=lambda number: len(prompts[number]))
@@ -228,6 +232,7 @@ def _written(
         rules = Rules(
             placed(keys.reshape(-1, 2), mesh, ("batch", None)),
             placed(np.asarray(list(asked.stop_ids) or [-1], np.int32), mesh, (None,)), np.int32(asked.limit),
+            None if asked.allowed is None else placed(asked.allowed, mesh, (None,)),
         )  # fmt: skip
         if came.any():
             seen = _seen(how, asked, slots) if writing.sampler.penalises else None

@@ -52,6 +52,14 @@ class Candidate(NamedTuple):
     ids: Sequence[int]
 
 
+def behind(text: Sequence[int], ids: Sequence[int], place: int) -> Candidate:
+    """The candidate that makes `ids` of a text: from the first token on that differs, or from `place` on if that comes
+    before it."""
+    alike = next((number for number, (a, b) in enumerate(zip(text, ids)) if a != b), min(len(text), len(ids)))
+    start = min(alike, place)
+    return Candidate(start, ids[start:])
+
+
 class Place(NamedTuple):
     """Where a candidate lies in its row: its tokens from the one before `start` on are at first, first + 1, ..., and
     stand in the text from place `at` on."""
@@ -232,6 +240,36 @@ def _judged(how: How, greedy: bool, rest: Any, after: Array, labels: Array) -> t
     if not greedy:
         return logprobs, jnp.zeros(labels.shape, bool)
     return logprobs, linear_topk(after, kernel, 1, soft_cap=cap, **shards).ids[..., 0] == labels
+
+
+def scored(
+    model: Ready, session: Session, candidates: Sequence[Sequence[Candidate]], *, greedy: bool = False, most: int = 2048
+) -> list[list[Scored]]:
+    """`scores` of any number of continuations of each text, in as few forward passes as rows of `most` tokens allow (of
+    one candidate, where it is longer)."""
+    left = [list(enumerate(own)) for own in candidates]
+    out: list[list[Scored | None]] = [[None] * len(own) for own in candidates]
+    while any(left):
+        taken = [_fitting(text, own, most) for text, own in zip(session.texts, left, strict=True)]
+        found = scores(model, pack(model, session, [[one for _, one in own] for own in taken]), greedy=greedy)
+        for row, (own, told) in enumerate(zip(taken, found, strict=True)):
+            for (number, _), one in zip(own, told, strict=True):
+                out[row][number] = one
+            left[row] = left[row][len(own) :]
+    return out  # type: ignore[return-value]
+
+
+def _fitting(
+    text: Sequence[int], offered: Sequence[tuple[int, Candidate]], most: int
+) -> Sequence[tuple[int, Candidate]]:
+    """The first candidates that a row holds, one at least."""
+    count = 1
+    while count < len(offered):
+        places = _places(text, [one for _, one in offered[: count + 1]])
+        if places[-1].first + len(places[-1].tokens) > most:
+            break
+        count += 1
+    return offered[:count]
 
 
 def commit(model: Ready, session: Session, packed: Packed, chosen: Sequence[int | None]) -> Session:

@@ -12,7 +12,7 @@ T = TypeVar("T")
 
 PREFILL_TOKENS = 2048  # of one call: longer prompts are read in smaller groups, which bounds the memory
 LEAST_WIDTH = 64
-LEAST_PACKED = 8
+LEAST_PACKED = 32
 BLOCK = 16  # tokens that are written before they move to the cache; the cache holds whole blocks
 FIRST_CAPACITY = 128  # new tokens that the first cache holds; it doubles while rows go on
 

@@ -7,16 +7,18 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 
+from fusion_jax.cool.answers import answers, best
 from fusion_jax.cool.settings import CoolSettings
 from fusion_jax.cool.sources import Source, read_prompts, sources_of
 from fusion_jax.cool.together import write
 from fusion_jax.cool.words import Words, common
-from fusion_jax.models.folder import load, logits
+from fusion_jax.models.folder import load
 from fusion_jax.models.tokenizers import load_tokenizer
+
+pytestmark = pytest.mark.usefixtures("quick_compiler")
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "coolfusion"
 NAMES = ("alpha", "beta", "gamma")
@@ -81,3 +83,66 @@ def test_every_step_of_every_trace(golden, kind):
     for case in traces["cases"]:
         (written,) = run(sources, [case["prompt"]], settings(traces, **changes))
         same(written, case[kind])
+
+
+def test_short_caps_and_short_contexts(golden):
+    sources, traces = golden
+    for case in traces["tight_cap_cases"]:
+        told = {"segment_tokens": case["max_segment_tokens"], "max_segments": case["max_steps"]}
+        same(run(sources, [case["prompt"]], settings(traces, **told))[0], case["aligned"])
+    for case in traces["context_limit_cases"]:
+        same(run(sources, [case["prompt"]], settings(traces, context=case["context_limit"]))[0], case["aligned"])
+
+
+def test_answers_alone_and_the_one_that_all_like_best(golden):
+    """All prompts in one batch."""
+    sources, traces = golden
+    prompts, s = [case["prompt"] for case in traces["cases"]], settings(traces, mode="cool_rerank", batch_size=4)
+    for found, case in zip(answers(sources, prompts, s, chat=False), traces["cases"], strict=True):
+        for own, theirs in zip(found.alone, case["solo"], strict=True):
+            assert (own.by, own.text, own.ended) == (theirs["model"], theirs["text"], theirs["end"])
+        for mode, count in (("rerank", 3), ("cool_plus_rerank", 4)):
+            wanted, some = case[mode], found.candidates[:count]
+            chosen = best(found.alone, found.together, some)
+            assert (chosen.winner, chosen.text) == (wanted["winner"], wanted["text"])
+            for own, theirs in zip(some, wanted["candidates"], strict=True):
+                assert (own.text, own.ended) == (theirs["text"], theirs["end"])
+                if theirs["mean_ppl"] is None:
+                    assert own.score == np.inf
+                    continue
+                np.testing.assert_allclose(own.score, theirs["mean_ppl"], rtol=1e-3)
+                for one, scores in zip(own.opinions, theirs["scores"], strict=True):
+                    assert len(one.ids) == scores["n_tokens"]
+                    np.testing.assert_allclose(one.perplexity, scores["ppl"], rtol=1e-3)
+
+
+def test_a_batch_gives_what_each_prompt_gives_alone(golden):
+    """Three rows for all prompts, so that finished ones make room for others; the traces are those of one prompt each."""
+    sources, traces = golden
+    found = run(sources, [case["prompt"] for case in traces["cases"]], settings(traces, batch_size=3))
+    for written, case in zip(found, traces["cases"], strict=True):
+        same(written, case["aligned"])
+
+
+def test_passes_through_each_model_are_bounded(golden):
+    """Of a step with n + s tokens written: n + s - 1, and one more where several segments, or others' tokens, are read."""
+    sources, traces = golden
+    for case in traces["cases"]:
+        (written,) = run(sources, [case["prompt"]], settings(traces))
+        for step in written.steps:
+            for proposal, packed in zip(step.proposals, step.packed, strict=True):
+                assert proposal.forwards == len(proposal.ids) - 1
+                assert packed <= (len(step.offers) > 1 or proposal.ids is not None)
+
+
+def test_tokenizers_and_boundaries():
+    every = {name: Words(load_tokenizer(GOLDEN / "tokenizers" / name)) for name in NAMES}
+    for case in json.loads((GOLDEN / "tokenizer_check.json").read_text("utf-8")):
+        text, starts = case["text"], []
+        for name, expected in case["per_model"].items():
+            (found,) = every[name].encode([text])
+            assert list(found.ids) == expected["ids"] and list(found.ends) == [end for _, end in expected["offsets"]]
+            assert every[name].decode([found.ids]) == [expected["decoded"]]
+            starts.append(every[name].starts(text))
+            assert starts[-1] == expected["starts"]
+        assert common(starts) == case["common_starts"]

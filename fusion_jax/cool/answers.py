@@ -1,0 +1,187 @@
+"""Answers of several models to prompts: of each alone, of all together, and the one that they like best."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import jax
+from jax.sharding import Mesh
+
+from fusion_jax.arguments import texts as listed_texts
+from fusion_jax.cool.choose import Opinion, combined, opinion
+from fusion_jax.cool.settings import CoolSettings
+from fusion_jax.cool.sources import Source, read_prompts, sources_of
+from fusion_jax.cool.texts import Held, begin, encode_behind, tokens_before, written
+from fusion_jax.cool.together import Written, write
+from fusion_jax.cool.words import finished
+from fusion_jax.models.folder import Model
+from fusion_jax.sampling.ids import decoding_mesh, decoding_ways, generate_ids
+from fusion_jax.sampling.session import Candidate, behind, scored, start
+from fusion_jax.sharding import make_mesh
+
+Prompts = Sequence[Sequence[Held]]
+
+
+@dataclass(frozen=True)
+class Whole:
+    """An answer as a whole. by: who wrote it; ended: whether the answer stops there; score: the models' combined
+    perplexity of it, lower is better, infinite for an empty one that does not stop; opinions: of each model."""
+
+    by: str
+    text: str
+    ended: bool
+    score: float = float("inf")
+    opinions: tuple[Opinion, ...] = ()
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What was found for one prompt. text: by the mode that was asked for; alone: of each model; together: what they
+    wrote a segment at a time; candidates: what was ranked, and `winner` among them; None and empty where the mode needs
+    it not."""
+
+    text: str
+    alone: tuple[Whole, ...]
+    together: Written | None
+    candidates: tuple[Whole, ...] = ()
+    winner: int | None = None
+
+
+def fuse_generate(
+    models: Mapping[str, Model] | Sequence[Model],
+    prompts: Sequence[str],
+    *,
+    settings: CoolSettings = CoolSettings(),
+    chat: bool = True,
+    meshes: Sequence[Mesh | None] | None = None,
+    progress: Callable[[int], None] = lambda done: None,
+) -> list[str]:
+    """Answers that several models agree on, without training: Cool-Fusion (arXiv 2407.19807).
+
+    Args:
+      models: decoders with their tokenizers, whatever their vocabularies; by name, or in a list.
+      chat: each prompt is a user message in each model's own chat template; else it is continued as it stands.
+      meshes: what each model computes on; None: an equal share of the devices each, where there are as many.
+
+    Raises:
+      InputError: no model, names alike, tokenizers without a common word boundary, a prompt that leaves no room.
+    """
+    sources = sources_of(_by_name(models), meshes or meshes_for(list(_by_name(models).values())))
+    return [one.text for one in answers(sources, prompts, settings, chat=chat, progress=progress)]
+
+
+def _by_name(models: Mapping[str, Model] | Sequence[Model]) -> dict[str, Model]:
+    if isinstance(models, Mapping):
+        return dict(models)
+    return {f"model {number}": model for number, model in enumerate(models, 1)}
+
+
+def meshes_for(models: Sequence[Model]) -> list[Mesh | None]:
+    """An equal share of the devices for each model; all of them for each, where there are fewer devices than models."""
+    devices = jax.devices()
+    each = len(devices) // max(len(models), 1)
+    if len(devices) == 1:
+        return [None] * len(models)
+    if not each:
+        return [decoding_mesh(model.config) for model in models]
+    shares = [devices[number * each : (number + 1) * each] for number in range(len(models))]
+    return [make_mesh(-1, 1, decoding_ways(m.config, each), devices=own) for m, own in zip(models, shares, strict=True)]
+
+
+def answers(
+    sources: Sequence[Source], prompts: Sequence[str], s: CoolSettings, *, chat: bool = True,
+    progress: Callable[[int], None] = lambda done: None,
+) -> list[Answer]:  # fmt: skip
+    """Answers to prompts by the mode of the settings."""
+    prompts = listed_texts(prompts, "prompts")
+    read = list(zip(*(read_prompts(source, prompts, chat) for source in sources), strict=True))
+    together: list[Written | None] = [None] * len(prompts)
+    if s.mode != "rerank":
+        for done, (number, one) in enumerate(write(sources, read, s), 1):
+            together[number] = one
+            progress(done)
+    if s.mode in ("cool", "cool_shortest"):
+        return [Answer(one.text, (), one) for one in together if one is not None]
+    alone = solos(sources, read, s)
+    candidates = [
+        [*own, *([] if one is None else [Whole("together", one.text, one.ended)])]
+        for own, one in zip(alone, together, strict=True)
+    ]
+    ranked = rank(sources, read, candidates, s)
+    return [best(own, one, some) for own, one, some in zip(alone, together, ranked, strict=True)]
+
+
+def best(alone: Sequence[Whole], together: Written | None, candidates: Sequence[Whole]) -> Answer:
+    """The answer whose candidate has the lowest score, the first of equals."""
+    winner = min(range(len(candidates)), key=lambda place: candidates[place].score)
+    return Answer(candidates[winner].text, tuple(alone), together, tuple(candidates), winner)
+
+
+def solos(sources: Sequence[Source], prompts: Prompts, s: CoolSettings) -> list[list[Whole]]:
+    """The greedy answer of each model alone to each prompt."""
+    out: list[list[Whole]] = [[] for _ in prompts]
+    for number, source in enumerate(sources):
+        how = source.model.how
+        found = generate_ids(
+            source.model.params, how.config, [held[number].tokens.ids for held in prompts], mesh=how.mesh,
+            max_new_tokens=s.max_new_tokens, stop_ids=source.ends, allowed=~source.forbidden, dtype=how.dtype,
+            batch_size=s.batch_size,
+        )  # fmt: skip
+        words = [one.words for one in sources]
+        said = written(source.words, number, [(begin(words, held), c.ids) for held, (c,) in zip(prompts, found)])
+        for own, text, (completion,) in zip(out, said, found, strict=True):
+            cut, stopped = until(finished(text), s.stop_strings)
+            own.append(Whole(source.name, cut, completion.finished and not stopped))
+    return out
+
+
+def until(text: str, stop_strings: Sequence[str]) -> tuple[str, bool]:
+    """The text before the first of these, and whether one was there."""
+    found = [place for place in map(text.find, stop_strings) if place >= 0]
+    return (text[: min(found)], True) if found else (text, False)
+
+
+def rank(
+    sources: Sequence[Source], prompts: Prompts, candidates: Sequence[Sequence[Whole]], s: CoolSettings
+) -> list[list[Whole]]:
+    """Whole answers with what all models make of them; equal ones are scored once, `batch_size` prompts at a time."""
+    out = []
+    for first in range(0, len(prompts), s.batch_size):
+        some = slice(first, first + s.batch_size)
+        told = [_opinions(number, sources, prompts[some], candidates[some], s) for number in range(len(sources))]
+        for row, own in enumerate(candidates[some]):
+            opinions = [tuple(one[row][c.text, c.ended] for one in told if (c.text, c.ended) in one[row]) for c in own]
+            scores = [combined(some, s) if some else float("inf") for some in opinions]
+            found = zip(own, scores, opinions, strict=True)
+            out.append([replace(candidate, score=score, opinions=each) for candidate, score, each in found])
+    return out
+
+
+def _opinions(
+    number: int, sources: Sequence[Source], prompts: Prompts, candidates: Sequence[Sequence[Whole]], s: CoolSettings
+) -> list[dict[tuple[str, bool], Opinion]]:
+    """What one model makes of each different answer to each prompt; nothing of one that its positions do not hold."""
+    source, words = sources[number], [one.words for one in sources]
+    different = [dict.fromkeys((c.text, c.ended) for c in own if c.text or c.ended) for own in candidates]
+    asked = [(row, text, ended) for row, own in enumerate(different) for text, ended in own]
+    begun = [begin(words, held) for held in prompts]
+    encoded = encode_behind(source.words, number, [(begun[row], text) for row, text, _ in asked])
+    offered: list[list[Candidate]] = [[] for _ in prompts]
+    places: list[list[tuple[str, bool, tuple[int, ...], int]]] = [[] for _ in prompts]
+    out: list[dict[tuple[str, bool], Opinion]] = [{} for _ in prompts]
+    for (row, text, ended), one in zip(asked, encoded, strict=True):
+        held = prompts[row][number]
+        ids = one.ids + ((source.end,) if ended and s.score_end else ())
+        if len(ids) > source.most:
+            out[row][text, ended] = Opinion((), 0.0, None)
+            continue
+        new = tokens_before(one, len(held.prompt))
+        offered[row].append(behind(held.tokens.ids, ids, new))
+        places[row].append((text, ended, ids, new))
+    session = start(source.model, [held[number].tokens.ids for held in prompts])
+    found = scored(source.model, session, offered)
+    for own, where, told in zip(out, places, found, strict=True):
+        for (text, ended, ids, new), read in zip(where, told, strict=True):
+            own[text, ended] = opinion(ids[new:], read.logprobs[len(read.logprobs) - len(ids) + new :], text, ended, s)
+    return out
