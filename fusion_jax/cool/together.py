@@ -18,12 +18,14 @@ LOOP_SEGMENTS, LOOP_TIMES = 3, 4
 
 @dataclass(frozen=True)
 class Written:
-    """An answer. ended: a model ended it; stop: end, max_segments, context, stalled, loop or stop_string."""
+    """An answer. ended: a model ended it; stop: end, max_segments, context, stalled, loop or stop_string; tokens: how
+    many each model counts in it, without the segment that ended it."""
 
     text: str
     ended: bool
     stop: str
     steps: tuple[Choice, ...]
+    tokens: tuple[int, ...] = ()
 
 
 def write(
@@ -59,7 +61,9 @@ def write(
                 _stopped(texts[row], choice, s)
         for row in [row for row, text in texts.items() if text.stop]:
             text = texts.pop(row)
-            yield numbers[row], Written(text.text, text.ended, text.stop, tuple(steps[row]))
+            began = prompts[numbers[row]]
+            tokens = [len(now.tokens.ids) - len(old.tokens.ids) for now, old in zip(text.held, began, strict=True)]
+            yield numbers[row], Written(text.text, text.ended, text.stop, tuple(steps[row]), tuple(tokens))
 
 
 def _seated(sources: Sequence[Source], lanes: Sequence[Lane], came: dict[int, Text], s: CoolSettings) -> list[Lane]:
