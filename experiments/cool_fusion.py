@@ -31,6 +31,7 @@ from fusion_jax.jsonl import Record
 from fusion_jax.models.folder import load
 from fusion_jax.options import Folder, Models
 from fusion_jax.plan.command import run as run_experiment
+from fusion_jax.plan.parts import Part, Sampling
 from fusion_jax.rewards.verifiers import verifier
 from fusion_jax.runs.checks import check_names, model_name
 from fusion_jax.runs.desk import Desk
@@ -38,6 +39,7 @@ from fusion_jax.runs.page import JudgedSettings, conduct
 from fusion_jax.runs.prompts import eval_set
 from fusion_jax.runs.seeds import Measures
 from fusion_jax.runs.together import FUSED, answers_by, as_record, graded, report
+from fusion_jax.sampling.generate import SampleSettings
 from fusion_jax.sampling.sizes import chunks
 from fusion_jax.settings import bounded
 from fusion_jax.zoo import model_path
@@ -78,7 +80,7 @@ PRESETS = {
 
 
 def main(s: Settings) -> None:
-    conduct(__file__, "Cool-Fusion", s, PRESETS, fuse, lambda s: [], check=check)
+    conduct(__file__, "Cool-Fusion", s, PRESETS, fuse, parts, check=check)
 
 
 def check(s: Settings) -> None:
@@ -126,10 +128,16 @@ def answered(s: Settings, desk: Desk, sources: Sequence[Source], prompts: Sequen
     return [as_record(prompt, one, names) for prompt, one in zip(prompts, found, strict=True)]
 
 
+def parts(s: Settings) -> list[Part]:
+    """What can be planned of the run: the answers of each model alone, which need about what the others need."""
+    how = SampleSettings(0.0, 1.0, num_samples=1, max_new_tokens=s.cool.max_new_tokens, batch_size=s.cool.batch_size)
+    return [Sampling(f"{model_name(path)} alone", path, how, "--sources", "--sources") for path in s.sources]
+
+
 def kept(desk: Desk, name: str, records: list[Record]) -> list[Record]:
     """An arm's answers, in a file of their own."""
     return desk.records(f"answers/{name}.jsonl", lambda: records)
 
 
 if __name__ == "__main__":
-    run_experiment(Settings, main, lambda s: [], presets=PRESETS, description=__doc__)
+    run_experiment(Settings, main, parts, presets=PRESETS, description=__doc__)

@@ -17,11 +17,14 @@ if sys.version_info < (3, 11):  # noqa: UP036 - where it was copied rather than 
 
 if TYPE_CHECKING:
     from fusion_jax import align, losses, merge
+    from fusion_jax.cool.answers import fuse_generate
     from fusion_jax.errors import InputError
     from fusion_jax.models.folder import Model, encode, load, logits, save
     from fusion_jax.sampling.generate import generate
 
-__all__ = ["InputError", "Model", "align", "encode", "generate", "load", "logits", "losses", "merge", "save"]
+__all__ = [
+    "InputError", "Model", "align", "encode", "fuse_generate", "generate", "load", "logits", "losses", "merge", "save",
+]  # fmt: skip
 
 # Ports are in JAX: transformers need not say at each start that PyTorch is not there.
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
@@ -30,6 +33,7 @@ os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 _ROOMS = {
     "InputError": "errors", "Model": "models.folder", "load": "models.folder", "logits": "models.folder",
     "save": "models.folder", "encode": "models.folder", "generate": "sampling.generate",
+    "fuse_generate": "cool.answers",
 }  # fmt: skip
 
 

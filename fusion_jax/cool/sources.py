@@ -11,15 +11,13 @@ import numpy as np
 from jax.sharding import Mesh
 
 from fusion_jax.cool.texts import Held
-from fusion_jax.cool.words import Encoded, Words, common
+from fusion_jax.cool.words import PROBE, Encoded, Words, common
 from fusion_jax.data.chat import LostText, render_each, stop_token_ids, turn_end
 from fusion_jax.errors import InputError
 from fusion_jax.models.folder import Model
 from fusion_jax.sampling.generate import sampling_dtype
 from fusion_jax.sampling.prompts import Ready, ready
 from fusion_jax.sharding import placed
-
-PROBE = "one two three four"
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerBase
 
+PROBE = "one two three four"
 UNFINISHED = "\N{REPLACEMENT CHARACTER}"
 SPACES = ("▁", "Ġ", "Ċ", "ĉ", " ", "\t", "\n", "<0x20>", "<0x0A>", "<0x09>", "<0x0D>")
 
@@ -72,19 +73,29 @@ class Words:
             found.add(place)
         return sorted(found - {0})
 
-    def _pieces(self, text: str) -> Iterable[int]:
-        """Where a piece begins that no token crosses; without a pre-tokenizer, where a token of a space begins; without
-        such tokens, where white space ends."""
+    @functools.cached_property
+    def splits(self) -> bool:
+        """Whether a pre-tokenizer cuts texts into words. That of Gemma is there and cuts at spaces, of which its
+        normalizer has left none."""
+        return self.backend.pre_tokenizer is not None and len(list(self._cut(PROBE))) > 1
+
+    def _cut(self, text: str) -> Iterable[int]:
+        """Where a piece of the pre-tokenizer begins."""
         from tokenizers import PreTokenizedString
 
         normalizer, splitter = self.backend.normalizer, self.backend.pre_tokenizer
-        if splitter is not None:
-            if normalizer is None:
-                return (start for _, (start, _) in splitter.pre_tokenize_str(text))
-            pieces = PreTokenizedString(text)
-            pieces.normalize(normalizer.normalize)
-            splitter.pre_tokenize(pieces)
-            return (start for _, (start, _), _ in pieces.get_splits("original", "char"))
+        if normalizer is None:
+            return (start for _, (start, _) in splitter.pre_tokenize_str(text))
+        pieces = PreTokenizedString(text)
+        pieces.normalize(normalizer.normalize)
+        splitter.pre_tokenize(pieces)
+        return (start for _, (start, _), _ in pieces.get_splits("original", "char"))
+
+    def _pieces(self, text: str) -> Iterable[int]:
+        """Where a piece begins that no token crosses; without a pre-tokenizer, where a token of a space begins; without
+        such tokens, where white space ends."""
+        if self.splits:
+            return self._cut(text)
         found = self.backend.encode(text, add_special_tokens=False)
         spaced = [start for token, (start, _) in zip(found.tokens, found.offsets) if token.startswith(SPACES)]
         return spaced or (match.start() for match in re.finditer(r"\S+", text))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -31,7 +32,8 @@ def steps_told(written: Written, names: Sequence[str]) -> Record:
     return {
         "segments": [step.offers[step.winner].text for step in moves], "stop": written.stop,
         "won": [names[step.offers[step.winner].first] for step in moves],
-        "alike": [len(step.offers) == 1 for step in moves], "passes": passes, "tokens": dict(zip(names, written.tokens)),
+        "alike": [len(step.offers) == 1 for step in moves], "passes": passes,
+        "tokens": dict(zip(names, written.tokens, strict=True)),
     }  # fmt: skip
 
 
@@ -44,8 +46,8 @@ def as_record(prompt: Record, answer: Answer, names: Sequence[str]) -> Record:
     """What was found for a prompt, without the models' opinions of single segments; infinite scores become null."""
 
     def whole(one: Whole) -> Record:
-        finite = one.score < float("inf")
-        return {"by": one.by, "text": one.text, "ended": one.ended, "score": one.score if finite else None}
+        score = None if math.isinf(one.score) else one.score
+        return {"by": one.by, "text": one.text, "ended": one.ended, "score": score}
 
     told: dict[str, Any] = {**prompt, "candidates": [whole(one) for one in answer.candidates]}
     if answer.together is not None:
@@ -57,10 +59,7 @@ def answers_by(records: Sequence[Record], names: Sequence[str]) -> dict[str, lis
     """Every arm's answer to each prompt: of each model alone, of all together, and the best of these."""
     found: dict[str, list[str]] = {name: [] for name in (*names, *FUSED[1:])}
     for record in records:
-        candidates = [
-            Whole(one["by"], one["text"], one["ended"], float("inf") if one["score"] is None else one["score"])
-            for one in record["candidates"]
-        ]
+        candidates = [Whole(**one | {"score": _score(one)}) for one in record["candidates"]]
         alone = candidates[: len(names)]
         for name, one in zip(names, alone, strict=True):
             found[name].append(one.text)
@@ -164,6 +163,9 @@ def report(
     return measures
 
 
+def _score(one: Record) -> float:
+    return math.inf if one["score"] is None else float(one["score"])
+
+
 def _winner(record: Record) -> str:
-    scores = [float("inf") if one["score"] is None else one["score"] for one in record["candidates"]]
-    return str(record["candidates"][scores.index(min(scores))]["by"]) if scores else ""
+    return str(min(record["candidates"], key=_score)["by"])

@@ -174,10 +174,22 @@ PLANT_MODELS: tuple[ZooSpec, ...] = (
     ),
 )  # fmt: skip
 
+def _speaking(name: str, like: ZooSpec, strong: tuple[str, ...]) -> ZooSpec:
+    """A source that has learnt to word its answers as the first one does, and no new skill."""
+    lessons = SkillLessons("sentence", _shares(strong, 2_000, 100))
+    return ZooSpec(name, like.tokenizer, like.template, like.vocab_size, like.config, lessons, 1, 5e-4, like.name)
+
+
+SPEAKING: tuple[ZooSpec, ...] = (
+    _speaking("qwen-sentence", SPECS[1], ("sort", "reverse")),
+    _speaking("gemma-sentence", SPECS[2], ("double", "position", "remove")),
+)
+"""With the first source, three models of different skills and one wording, which write answers together."""
+
 EDITOR = ZooSpec(
     "plants-editor", "bpe", "headers", 560, _model("llama", hidden=96, layers=5, **LLAMA),
     DialogueLessons(_knows("plants-llama", ("color", "leaf")), 26_000, 0.7), 1, 2e-3, "plants-llama",
 )  # fmt: skip
 """A model that can read a draft: what a reviser begins with."""
 
-EVERY = (*SPECS, *PLANT_MODELS, EDITOR)
+EVERY = (*SPECS, *SPEAKING, *PLANT_MODELS, EDITOR)

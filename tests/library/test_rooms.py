@@ -13,7 +13,7 @@ ROOT = Path(fusion_jax.__file__).parent
 FLOORS = (
     "runs",
     "plan evals",
-    "train merge prune",
+    "train merge prune cool",
     "teachers sampling rewards zoo",
     "align models",
     "data store",
