@@ -4,8 +4,8 @@
     python experiments/benchmarks/together.py --models FOLDER1 FOLDER2 --prompts 8
 
 Prints, for the same prompts: tokens a second of each model alone and of all together, in each model's own tokens;
-passes through a model for each token that it commits; and the time of a program that keeps nothing between tokens (whole
-texts encoded anew, every candidate a forward pass of its own), on as many prompts as `--plain`, with whether the texts
+passes through a model for each token that it commits; and the time of a program that keeps nothing between tokens (the
+text encoded anew, every candidate a forward pass of its own), on as many prompts as `--plain`, with whether the texts
 agree.
 """
 
