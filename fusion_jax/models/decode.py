@@ -7,7 +7,7 @@ batched matmul, 3 times faster on a CPU.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -82,10 +82,11 @@ class LayerCache(NamedTuple):
 def empty_caches(
     config: ModelConfig, rows: int, capacity: int, dtype: Any, mesh: Mesh | None = None
 ) -> tuple[LayerCache, ...]:
-    """A cache a layer for `capacity` tokens of each row, split over the mesh by rows and heads."""
+    """A cache a layer for `capacity` tokens of each row, split over the mesh by rows and heads; empty where a layer
+    lacks attention."""
 
     def of(stack: Stack) -> LayerCache:
-        specs = cache_specs(stack.attention)
+        specs = cache_specs(stack)
         kept = jax.tree.map(lambda s: constrain(jnp.zeros(s.shape(rows, capacity), dtype), mesh, s.all_axes), specs)
         return LayerCache(kept, jax.tree.map(lambda s: jnp.zeros(s.shape(rows, 1), dtype), specs))
 
@@ -116,13 +117,13 @@ def decode_step(
     encoded, owns = None, prompts
     if config.encoder:
         encoded, owns, lengths = Encoded(None, lengths), tuple(p.own for p in prompts), jnp.ones_like(lengths)
-    rows, (entries, size) = token.shape[0], _entries_and_tokens(owns[0])
+    rows, entries, size = token.shape[0], lengths.shape[0], _tokens(owns)
     starts = jnp.repeat(lengths, rows // entries)[:, None]
     positions = starts + step
     x = embedded(params.rest, config, "decoder", token[:, None], positions, None, dtype)
     places = (
         (jnp.broadcast_to(jnp.arange(size), (entries, size)), lengths),
-        (starts + jnp.arange(_entries_and_tokens(caches[0].kept)[1]), jnp.full(rows, step)),
+        (starts + jnp.arange(_tokens([cache.kept for cache in caches])), jnp.full(rows, step)),
     )
     buckets = buckets_of(params.rest, "decoder")
     shared = {
@@ -151,9 +152,9 @@ def _layers(config: ModelConfig) -> Iterator[tuple[Stack, LayerInputs]]:
             yield stack, LayerInputs(window, rope)
 
 
-def _entries_and_tokens(kept: Kept) -> tuple[int, int]:
-    one = jax.tree.leaves(kept)[0]
-    return one.shape[0], one.shape[-2]
+def _tokens(kept: Sequence[Kept]) -> int:
+    """For how many tokens the layers that keep something have room, all for as many; 1 where none does."""
+    return next((one.shape[-2] for one in jax.tree.leaves(kept)), 1)
 
 
 def _written(cache: Array, token: Array, at: Array) -> Array:

@@ -111,7 +111,7 @@ class Decode(Program):
             return spread(mesh, ("batch", *(None,) * (x.ndim - 1)) if x.ndim else (), x.shape, x.dtype)
 
         def kept(stack: Stack, rows: int, tokens: int) -> Any:
-            specs = cache_specs(stack.attention)
+            specs = cache_specs(stack)
             return jax.tree.map(lambda one: spread(mesh, one.all_axes, one.shape(rows, tokens), dtype), specs)
 
         every = [stack for stack in config.decoder for _ in range(stack.layers)]
