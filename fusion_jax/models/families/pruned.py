@@ -8,6 +8,7 @@ weights at random.
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -98,10 +99,10 @@ def from_hf(fields: Fields, base: ModelConfig) -> ModelConfig:
         raise fields.wrong(BASE, "has an encoder, of which no blocks are removed", "Give a decoder")
     lost = set()
     for one in fields.items(REMOVED):
-        known = isinstance(one, list) and len(one) == 2 and one[0] in KINDS and type(one[1]) is int
+        known = isinstance(one, list) and len(one) == 2 and one[0] in list(KINDS) and type(one[1]) is int
         if not known or not 0 <= one[1] < base.layers:
-            cure = f'Give ["mha" or "mlp", a layer from 0 to {base.layers - 1}]'
-            raise fields.wrong(REMOVED, f"holds {quoted(one)}, which is no block of the model", cure)
+            problem = f"holds {quoted(json.dumps(one))}, which is no block of the model"
+            raise fields.wrong(REMOVED, problem, f'Give ["mha" or "mlp", a layer from 0 to {base.layers - 1}]')
         lost.add((KINDS[one[0]], one[1]))
     return replace(base, decoder=tuple(run.stack for run in runs_without(base, lost)))
 
