@@ -240,6 +240,8 @@ def _write_settings(model: Model, folder: Path, dtype: str) -> None:
         write_text(folder / "generation_config.json", json.dumps(model.generation, indent=2) + "\n")
     if model.tokenizer is not None:
         save_tokenizer(model.tokenizer, folder, model.tokenizer_config)
+    for file in getattr(family_of(model.config.model_type), "BESIDE", ()):
+        write_text(folder / file.name, file.read_text())
     write_text(folder / "config.json", json.dumps(values, indent=2) + "\n")  # last: on a bucket it makes the folder one
 
 

@@ -49,7 +49,10 @@ def values_of(blocks: list[dict[str, Any]], **changes: Any) -> dict[str, Any]:
         "architectures": ["DeciLMForCausalLM"], "model_type": "nemotron-nas", "block_configs": blocks,
         "attention_bias": False, "attention_dropout": 0.0, "hidden_act": "silu", "hidden_size": 48,
         "initializer_range": 0.02, "intermediate_size": None, "max_position_embeddings": 128, "mlp_bias": False,
-        "auto_map": {"AutoConfig": "configuration_decilm.DeciLMConfig"}, "num_attention_heads": 8,
+        "auto_map": {
+            "AutoConfig": "configuration_decilm.DeciLMConfig",
+            "AutoModelForCausalLM": "modeling_decilm.DeciLMForCausalLM"},
+        "num_attention_heads": 8,
         "num_hidden_layers": len(blocks), "num_key_value_heads": None, "pretraining_tp": 1, "rms_norm_eps": 1e-5,
         "rope_scaling": LLAMA3, "rope_theta": 500.0, "tie_word_embeddings": False, "use_cache": True, "vocab_size": 96,
         "bos_token_id": 1, "eos_token_id": [2, 3], **changes,

@@ -7,8 +7,10 @@ import logging
 import re
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
+import torch
 import transformers
 from safetensors.numpy import load_file
 
@@ -16,7 +18,9 @@ import fusion_jax as fj
 from fusion_jax.errors import InputError
 from fusion_jax.prune.blocks import Block
 from fusion_jax.prune.export import served
+from fusion_jax.sampling.ids import generate_ids
 from tests.parity.checkpoints import write_checkpoint
+from tests.parity.test_generation import NEW
 
 pytestmark = pytest.mark.usefixtures("quick_compiler")
 
@@ -141,7 +145,35 @@ def test_what_the_form_cannot_hold_is_refused(name, changes, told, tmp_path):
         served(fj.load(tmp_path / "hf"), {Block("mlp", 1)}, "nemotron-nas")
 
 
+def test_transformers_loads_it_with_the_folder_s_own_code(tmp_path):
+    """Logits; greedy tokens with and without its cache, where the first and the last layer have no attention; and saved
+    again by it."""
+    write_checkpoint("llama-3.1", tmp_path / "hf", intermediate_size=512, num_hidden_layers=5)
+    fj.save(served(fj.load(tmp_path / "hf"), REMOVED, "nemotron-nas"), tmp_path / "nas")
+    ours, theirs = fj.load(tmp_path / "nas"), of_transformers(tmp_path / "nas")
+    assert theirs.config.block_configs[0].attention.no_op and not theirs.config.block_configs[1].attention.no_op
+    tokens = np.random.default_rng(0).integers(3, 96, (2, 20))
+    with torch.no_grad():
+        wanted = theirs(torch.tensor(tokens)).logits.numpy()
+    np.testing.assert_allclose(fj.logits(ours, tokens), wanted, atol=1e-5 * abs(wanted).max())
+    assert sum(x.size for x in jax.tree.leaves(ours.params)) == sum(x.numel() for x in theirs.parameters())
+    prompt = tokens[0].tolist()
+    (((ids, *_),),) = generate_ids(ours.params, ours.config, [prompt], max_new_tokens=NEW)
+    for cached in (True, False):
+        how = {"max_new_tokens": NEW, "do_sample": False, "use_cache": cached, "eos_token_id": None, "pad_token_id": 0}
+        assert theirs.generate(torch.tensor([prompt]), **how)[0, 20:].tolist() == ids
+    theirs.save_pretrained(tmp_path / "again")
+    again = fj.load(tmp_path / "again")
+    assert again.config == ours.config
+    np.testing.assert_array_equal(fj.logits(again, tokens), fj.logits(ours, tokens))
+
+
+def of_transformers(folder) -> Any:
+    with pytest.raises(ValueError, match="trust_remote_code"):
+        transformers.AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False)
+    given = {"trust_remote_code": True, "dtype": torch.float32}
+    return transformers.AutoModelForCausalLM.from_pretrained(folder, **given).eval()
+
+
 def read(folder) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    with pytest.raises(ValueError, match="nemotron-nas"):  # transformers has no class for it
-        transformers.AutoModelForCausalLM.from_pretrained(folder)
     return json.loads((folder / "config.json").read_text()), load_file(folder / "model.safetensors")

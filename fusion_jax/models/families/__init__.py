@@ -8,7 +8,8 @@ A family is a module of this folder, named as its model_type, with "_" for "-". 
   NAMES, where its config.json calls fields otherwise: usual name -> its own. The functions above use the usual names;
   usual_name(name, names), COPIES and ZEROS, where files hold tensors twice, or under older names: see `models.head`;
   LACKS, whether its config.json says which layers lack attention or feed-forward. Those of the others do not: a model
-  that lacks some has the config.json of `families.pruned`.
+  that lacks some has the config.json of `families.pruned`;
+  BESIDE, files that a folder needs for programs that take its own code; they are not run here.
 A module is imported when its family is needed first. Nothing else has to be changed for it.
 """
 

@@ -6,17 +6,20 @@ a key, and the width is 2/3 * ffn_mult * hidden_size, cut to a whole number and 
 written is what these read: vLLM (vllm/model_executor/models/nemotron_nas.py), llama.cpp's conversion (class DeciModel:
 `n_heads_in_group` and `ffn_mult` of null are blocks that are gone, `replace_with_linear` has to be there, `ffn_mult` is
 a float) and the published configuration class, which rounds ffn_mult to 6 digits. Two of them compute something else
-where some blocks are gone: see `prune.nemotron`.
+where some blocks are gone: see `prune.nemotron`. vLLM takes that class from the folder, transformers the model's too:
+those of `models/decilm/` are written beside the weights.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
 from itertools import groupby
+from pathlib import Path
 from typing import Any
 
 from fusion_jax.errors import InputError, quoted
 from fusion_jax.fields import Fields
+from fusion_jax.models import decilm
 from fusion_jax.models.config import Attention, ModelConfig, Part, Stack
 from fusion_jax.models.families import llama
 from fusion_jax.models.families.common import WIDTH
@@ -24,6 +27,10 @@ from fusion_jax.models.families.tensors import llama_like_tensors
 
 IGNORED: tuple[str, ...] = ()
 LACKS = True
+BESIDE = tuple(Path(decilm.__file__).with_name(f"{name}_decilm.py") for name in ("configuration", "modeling"))
+AUTO_MAP = {
+    "AutoConfig": "configuration_decilm.DeciLMConfig", "AutoModelForCausalLM": "modeling_decilm.DeciLMForCausalLM",
+}  # fmt: skip
 MULTIPLE = 256
 READ = ("no_op", "n_heads_in_group", "ffn_mult")
 ATTENTION = {
@@ -101,7 +108,7 @@ def ffn_mult_of(width: int, hidden: int) -> float:
 
 def to_hf(config: ModelConfig) -> dict[str, Any]:
     """The parts to config.json."""
-    out = {**llama.to_hf(config), "architectures": ["DeciLMForCausalLM"]}
+    out = {**llama.to_hf(config), "architectures": ["DeciLMForCausalLM"], "auto_map": AUTO_MAP}
     out |= {"intermediate_size": None, "num_key_value_heads": None}
     for rope in config.positions.ropes[:1]:
         if rope.kind == "llama3":  # where llama.cpp looks for it
