@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from fusion_jax.models.config import Attention, Latent, Norm
+from fusion_jax.models.config import Attention, Latent, Norm, Stack
 from fusion_jax.models.layers import Linear, NormLayer, Tables
 from fusion_jax.models.parameters import Specs
 from fusion_jax.ops.kernels import Bias, ContextPart, Kernel, Visible, attend
@@ -57,8 +57,11 @@ class CacheSpec:
         return ("batch", *self.axes[:-1], "tokens", self.axes[-1])
 
 
-def cache_specs(attention: Attention) -> Any:
-    """What a layer keeps, as the pytree that it returns, of `CacheSpec`."""
+def cache_specs(stack: Stack) -> Any:
+    """What a layer of a stack keeps, as the pytree that it returns, of `CacheSpec`; None where it lacks attention."""
+    attention = stack.attention
+    if not stack.attends:
+        return None
     if (latent := attention.latent) is not None:
         return Latents(CacheSpec((1,), latent.kv_rank + latent.rope_dim, ("latent", "latent")))
     one = CacheSpec((attention.kv_heads,), attention.head_dim, ("kv_heads", "head_dim"))

@@ -172,6 +172,16 @@ class Stack:
             if len(values) not in (0, self.layers):
                 raise ValueError(f"{len(values)} {name} for {self.layers} layers")
 
+    @property
+    def attends(self) -> bool:
+        """Whether its layers have attention, which keeps something of each token."""
+        return "attention" not in self.lacks
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing is left of its layers but their numbers, which name the tensors of those behind them."""
+        return len(self.lacks) == 2
+
 
 @dataclass(frozen=True)
 class Embed:

@@ -88,10 +88,11 @@ class Encoder(NamedTuple):
 
 
 def nothing_kept(config: ModelConfig, rows: int, tokens: int, dtype: Any, mesh: Mesh | None = None) -> tuple[Kept, ...]:
-    """Room for so many tokens of each row in every layer, split over the mesh by rows and heads."""
+    """Room for so many tokens of each row in every layer, split over the mesh by rows and heads; None where a layer
+    lacks attention."""
 
     def of(stack: Stack) -> Kept:
-        specs = cache_specs(stack.attention)
+        specs = cache_specs(stack)
         return jax.tree.map(lambda s: constrain(jnp.zeros(s.shape(rows, tokens), dtype), mesh, s.all_axes), specs)
 
     return tuple(of(stack) for stack in config.decoder for _ in range(stack.layers))

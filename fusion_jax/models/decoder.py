@@ -58,8 +58,11 @@ class Body(nn.Module):
             x = embedded(tables, config, self.side, tokens, visible.positions, types, self.dtype)
             x = constrain(x, self.mesh, ("batch", "tokens", None))
         places, buckets = tuple((one.positions, one.lengths) for one in context), buckets_of(tables, self.side)
-        kept = []
+        kept = list[Any]()
         for number, (name, stack) in enumerate(stacks_of(config, self.side).items()):
+            if stack.empty:
+                kept.append(None)
+                continue
             inputs = layer_inputs(stack) if layers is None else layers[number]
             rows = Rows(tables_of(config, stack, visible.positions), visible, places, encoded, buckets, counted)
             held = Held(tuple(one.kept[number] for one in context))
@@ -146,8 +149,8 @@ def forward(
 
     Returns:
       hidden, or (hidden, kept) when `keep`: for each stack, what its layers' attention keeps of the tokens (a pytree of
-      [L,B,...,T,last], see `models.attention`); with `counted` the sums of all layers stand behind them, a
-      `models.experts.Routing`.
+      [L,B,...,T,last], see `models.attention`; None where they lack it); with `counted` the sums of all layers stand
+      behind them, a `models.experts.Routing`.
     """
     if positions is None:
         positions = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape)

@@ -23,6 +23,7 @@ from fusion_jax.models import decoder
 from fusion_jax.models.config import Head, ModelConfig
 from fusion_jax.models.decoder import Params, forward, head_kernel, padded_positions, soft_capped
 from fusion_jax.models.families import config_from_hf, config_to_hf, family_of, names_of, tensors_of
+from fusion_jax.models.families.pruned import of_whole
 from fusion_jax.models.families.rotary import with_both_forms
 from fusion_jax.models.families.tensors import HfTensor
 from fusion_jax.models.gguf_header import is_gguf
@@ -106,7 +107,7 @@ def _opened(
     tie = names_of(config.model_type).get("tie_word_embeddings", "tie_word_embeddings")
     entries, tied = with_head(found, config.head.tied, embedding=embedding, head=head)
     if tied != config.head.tied and not config.head.labels:
-        values, config = values | {tie: tied}, _with_tied(config, tied)
+        values, config = of_whole(values, lambda own: {**own, tie: tied}), _with_tied(config, tied)
     tensors = tensors_of(config)
     lost = {head: f", or set {tie} to true in config.json if the embedding is the head"} if embedding in entries else {}
     lost |= {t.name: ", or take a model that has a pooler" for t in tensors if t.path == ("pooler", "kernel")}
@@ -220,18 +221,27 @@ def _write(model: Model, folder: Path, dtype: str, tensors: Sequence[PlannedTens
         _write_settings(model, temporary, dtype)
 
 
-def _write_settings(model: Model, folder: Path, dtype: str) -> None:
+def config_values(model: Model) -> dict[str, Any]:
+    """config.json of a model: as read where it still describes it, otherwise made anew with the ids of tokens."""
     values = model.hf_config
-    if "model_type" not in values or config_from_hf(values) != model.config:
-        values = config_to_hf(model.config) | {k: v for k, v in values.items() if k.endswith("_token_id")}
+    if "model_type" in values and config_from_hf(values) == model.config:
+        return values
+    return config_to_hf(model.config) | {k: v for k, v in values.items() if k.endswith("_token_id")}
+
+
+def _write_settings(model: Model, folder: Path, dtype: str) -> None:
+    values = config_values(model)
     if not model.config.decoder:  # the heads of its training are not among the weights
         values = values | {"architectures": config_to_hf(model.config)["architectures"]}
-    values = with_both_forms(values, names_of(model.config.model_type))
+    names = names_of(model.config.model_type)
+    values = of_whole(values, lambda own: with_both_forms(own, names))
     values |= {"dtype": dtype, "torch_dtype": dtype}  # the name before transformers 4.56
     if model.generation:
         write_text(folder / "generation_config.json", json.dumps(model.generation, indent=2) + "\n")
     if model.tokenizer is not None:
         save_tokenizer(model.tokenizer, folder, model.tokenizer_config)
+    for file in getattr(family_of(model.config.model_type), "BESIDE", ()):
+        write_text(folder / file.name, file.read_text())
     write_text(folder / "config.json", json.dumps(values, indent=2) + "\n")  # last: on a bucket it makes the folder one
 
 

@@ -70,7 +70,7 @@ def check_heads(
     Raises:
       InputError: the heads or the devices do not divide; names the option and what would do.
     """
-    heads = math.gcd(*(stack.attention.heads for stack in config.stacks.values()))
+    heads = math.gcd(*(stack.attention.heads for stack in config.stacks.values() if stack.attends))
     both = math.gcd(heads, devices)
     if both % tensor:
         what = f"the model's {heads} attention heads" if heads % tensor else f"{devices} devices"
@@ -81,7 +81,7 @@ def check_heads(
 def key_heads(config: ModelConfig) -> int:
     """The most devices that the heads which decoding reads caches by divide over, in all layers: those of keys and
     values; of latents, which every device keeps whole, those of queries."""
-    return math.gcd(*(stack.attention.kv_heads for stack in config.decoder or config.encoder))
+    return math.gcd(*(stack.attention.kv_heads for stack in config.decoder or config.encoder if stack.attends))
 
 
 def norm_specs(norm: Norm, size: int, axis: str | None = "embed") -> Specs:

@@ -32,7 +32,7 @@ def forward_flops(config: ModelConfig, prompt: int, tokens: int, groups: int, sh
     body = 2.0 * body_parameters(config) * row_tokens(prompt, tokens, groups, shared)
     head = 2.0 * head_parameters(config) * groups * tokens
     attention = 0.0
-    for stack in config.decoder:
+    for stack in _attending(config):
         for window in stack.windows or (0,) * stack.layers:
             before, whole = _causal(prompt, window), _causal(prompt + tokens, window)
             attention += flops_of_pairs(stack.attention) * (copies * before + groups * (whole - before))
@@ -60,11 +60,11 @@ def kernel_computed(config: ModelConfig, tokens: int, branches: tuple[int, int] 
       branches: (prompt, rows) of rows that share a prompt.
     """
     shares = []
-    for stack in config.decoder:
+    for stack in _attending(config):
         masks = layer_masks(tokens, stack.windows, branches)
         computed = {window: 2 * mask.computed() for window, mask in masks.items()}
         shares += [computed[window] for window in stack.windows or (0,) * stack.layers]
-    return sum(shares) / len(shares)
+    return sum(shares) / max(len(shares), 1)
 
 
 def parameter_count(config: ModelConfig) -> int:
@@ -87,6 +87,11 @@ def head_parameters(config: ModelConfig) -> int:
     return (config.head.labels or config.vocab_size) * config.width
 
 
+def _attending(config: ModelConfig) -> list[Stack]:
+    """The stacks of the decoder whose layers have attention."""
+    return [stack for stack in config.decoder if "attention" not in stack.lacks]
+
+
 def _causal(tokens: int, window: int) -> float:
     """Pairs of a query and a key it sees in a row, half of the square without a window."""
     if not window or window >= tokens:
@@ -98,6 +103,6 @@ def query_flops(config: ModelConfig, keys: int) -> float:
     """FLOPs of one query over `keys` keys in all layers."""
     return sum(
         flops_of_kept_pairs(stack.attention) * min(window or keys, keys)
-        for stack in config.decoder
+        for stack in _attending(config)
         for window in stack.windows or (0,) * stack.layers
     )

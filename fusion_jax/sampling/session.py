@@ -206,8 +206,8 @@ def _from_zero(held: Read) -> Array:
 
 
 def tokens_kept(kept: tuple[Kept, ...]) -> int:
-    """N, for how many tokens there is room."""
-    return jax.tree.leaves(kept)[0].shape[-2]
+    """N, for how many tokens the layers have room, all for as many; 1 where none keeps anything."""
+    return next((one.shape[-2] for one in jax.tree.leaves(kept)), 1)
 
 
 def scores(model: Ready, packed: Packed, *, greedy: bool = False) -> list[list[Scored]]:

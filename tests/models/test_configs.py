@@ -16,7 +16,7 @@ import transformers
 
 from fusion_jax import InputError
 from fusion_jax.models import families
-from fusion_jax.models.families import FAMILIES, config_from_hf, config_to_hf, llama
+from fusion_jax.models.families import FAMILIES, config_from_hf, config_to_hf, llama, pruned
 from fusion_jax.models.families.rotary import with_both_forms
 from fusion_jax.models.folder import check_folder
 from fusion_jax.models.identity import described
@@ -45,6 +45,16 @@ WITHOUT_A_CLASS: dict[str, dict[str, Any]] = {  # in transformers; tests/parity/
         **SMALL, "model_type": "baichuan", "architectures": ["BaichuanForCausalLM"], "model_max_length": 64,
         "rms_norm_eps": 1e-6, "tie_word_embeddings": False, "z_loss_weight": 0, "hidden_act": "silu",
     },
+}  # fmt: skip
+WITHOUT_A_CLASS["nemotron-nas"] = {
+    **SMALL, "model_type": "nemotron-nas", "architectures": ["DeciLMForCausalLM"], "rms_norm_eps": 1e-5, "rope_theta": 1e4,
+    "rope_scaling": {"type": "linear", "factor": 2.0}, "tie_word_embeddings": False, "intermediate_size": None,
+    "num_key_value_heads": None, "block_configs": [
+        {"attention": {"no_op": False, "n_heads_in_group": 2, "replace_with_linear": False, "window_length": None},
+         "ffn": {"no_op": False, "ffn_mult": 2.0, "sparsify": None}},
+        {"attention": {"no_op": True, "n_heads_in_group": None}, "ffn": {"no_op": False, "ffn_mult": 9.0}},
+        {"attention": {"no_op": False, "n_heads_in_group": 1}, "ffn": {"no_op": True, "ffn_mult": None}},
+    ],
 }  # fmt: skip
 WITHOUT_A_CLASS["baichuan2-13b"] = {
     name: value for name, value in WITHOUT_A_CLASS["baichuan2-7b"].items() if name != "max_position_embeddings"
@@ -96,10 +106,13 @@ def test_each_field_of_each_family(name):
     """Every field in turn, and every one of the objects in it, takes every odd value: read, or refused in one line that
     names it."""
     values = whole(name)
-    fields = [(key,) for key in {**values, **MORE}]
+    fields: list[tuple[Any, ...]] = [(key,) for key in {**values, **MORE}]
     for inside in ("rope_parameters", "rope_scaling", "attn_config"):
         if values.get(inside):
             fields += [(inside, key) for key in {**values[inside], **(ROTARY if inside != "attn_config" else {})}]
+    for number, block in enumerate(values.get("block_configs", [])):
+        fields += [("block_configs", number, part, key) for part in block for key in block[part]]
+        fields += [("block_configs", number), *(("block_configs", number, part) for part in block)]
     refused = refused_fields(values, fields)
     every = {
         "hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size", "intermediate_size", "rms_norm_eps",
@@ -111,6 +124,8 @@ def test_each_field_of_each_family(name):
         every -= {"rope_parameters"}
     if family == "baichuan":
         every -= {"num_key_value_heads"}
+    if family == "nemotron-nas":  # its layers have sizes of their own
+        every = every - {"intermediate_size", "num_key_value_heads", "rope_parameters"} | {"block_configs", "rope_scaling"}
     if name == "baichuan2-13b":
         every = every - {"max_position_embeddings"} | {"model_max_length"}
     if family == "mpt":
@@ -123,7 +138,16 @@ def test_each_field_of_each_family(name):
     assert every <= refused
 
 
-def refused_fields(values: dict[str, Any], fields: list[tuple[str, ...]]) -> set[str]:
+def test_each_field_of_a_pruned_model():
+    """Those of the whole model, the list of what is gone, and both of another kind."""
+    values = pruned.to_hf(whole("qwen2-windows"), {("attention", 0), ("mlp", 2)})
+    fields: list[tuple[Any, ...]] = [(key,) for key in values]
+    fields += [("base_config", key) for key in (*values["base_config"], "removed_blocks")]
+    fields += [("removed_blocks", 1), ("removed_blocks", 1, 0), ("removed_blocks", 1, 1)]
+    assert {"model_type", "base_config", "removed_blocks"} <= refused_fields(values, fields)
+
+
+def refused_fields(values: dict[str, Any], fields: list[tuple[Any, ...]]) -> set[str]:
     """Fields for which an odd value was refused, every time in one line that names the field; the rest were read."""
     usable(values)
     refused = set()

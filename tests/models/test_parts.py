@@ -108,7 +108,8 @@ def layer(x: Any, weights: Any, stack: Stack, number: int, memory: Any) -> Any:
         seen = np.ones((len(x), len(memory)), bool)
         parts["cross"] = lambda y: attended(y, memory, weights["cross"], stack.attention, seen, None)
     parts["mlp"] = lambda y: fed(y, weights, stack.mlp)
-    if stack.residual == "parallel":
+    parts = {name: part for name, part in parts.items() if name not in stack.lacks}
+    if stack.residual == "parallel" and parts:
         y = norm(x, weights["attention_norm"], stack.norm)
         return x + sum(part(y) for part in parts.values())
     for name, part in parts.items():
@@ -150,6 +151,20 @@ def test_stacks_of_different_parts_follow_each_other(x64):
     second = dataclasses.replace(STACKS["windows and bases by layer"], attention=Attention(2, 1, 8))
     config = model_of(first, second)
     assert list(config.stacks) == ["layers", "layers_1"] and config.layers == 4
+    check_every_way(config)
+
+
+@pytest.mark.parametrize("name", ["windows and bases by layer", "sandwich", "parallel"])
+@pytest.mark.parametrize("lost", [("a", "am", ""), ("m", "am", "a"), ("a", "a", "a")])
+def test_layers_without_attention_or_feed_forward(name, lost, x64):
+    """Attention of the first layers is gone, of the last ones, of all; a feed-forward; whole layers."""
+    parts = {"a": "attention", "m": "mlp"}
+    stacks = [dataclasses.replace(STACKS[name], lacks=frozenset(parts[one] for one in lacks)) for lacks in lost]
+    check_every_way(model_of(*stacks))
+
+
+def check_every_way(config: ModelConfig) -> None:
+    """Forward against the layers written out, forward over what is kept of a part, greedy decoding."""
     params, tokens = drawn(config), jnp.asarray(rows())
     whole = forward(params, config, tokens, dtype=jnp.float64)
     for found, row in zip(whole, rows(), strict=True):

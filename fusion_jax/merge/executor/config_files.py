@@ -17,7 +17,7 @@ from fusion_jax.models.json_files import GENERATION, read_generation
 from fusion_jax.paths import write_bytes
 
 LAYER_COUNTS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
-LAYER_LISTS = ("layer_types",)
+LAYER_LISTS = ("layer_types", "block_configs")
 LARGEST_ID = 2**31  # the vocabulary is the output's, which other models' ids need not be of
 
 

@@ -17,6 +17,7 @@ from fusion_jax.merge.recipes.model_paths import WITH_ADAPTER
 from fusion_jax.merge.recipes.recipe import Recipe
 from fusion_jax.models.buffers import is_buffer
 from fusion_jax.models.families import FAMILIES, names_of
+from fusion_jax.models.families.pruned import MODEL_TYPE
 from fusion_jax.models.gguf_header import is_gguf
 from fusion_jax.models.head import EMBEDDING, HEAD, usual_tensors, with_head
 from fusion_jax.models.json_files import read_config
@@ -110,13 +111,18 @@ def open_input(path: Path, adapter: Path | None = None) -> Input:
     but a head that may equal its embedding.
 
     Raises:
-      InputError: a file that is missing or broken, a weight of a dtype that is not read; names file and tensor.
+      InputError: a file that is missing or broken, a weight of a dtype that is not read, a model whose layers lack
+        blocks; names file and tensor.
     """
     folder = root_of(path)
     if is_gguf(folder):
         cure = "Save it as a folder first: fusion_jax.save(fusion_jax.load(FILE), FOLDER)"
         raise InputError("is a GGUF file, which a merge does not read", file=folder, cure=cure)
     config, entries = read_config(folder), stored_tensors(path, adapter)
+    if config.get("model_type") == MODEL_TYPE:
+        problem = "is a pruned model, whose layers lack blocks: a merge does not read it"
+        cure = 'Save it in the form "hf" first (fusion_jax.prune.export.served), or prune the merged model'
+        raise InputError(problem, file=folder, cure=cure)
     if config.get("model_type") in FAMILIES:
         entries = usual_tensors(entries, FAMILIES[config["model_type"]])
     buffers = {name: entry for name, entry in entries.items() if is_buffer(name, entry)}

@@ -1,12 +1,15 @@
 """One file a family: how a Hugging Face config.json and the tensors of its files map to the parts of a model.
 
-A family is a module of this folder, named as its model_type. It has
+A family is a module of this folder, named as its model_type, with "_" for "-". It has
   from_hf(fields) -> ModelConfig, from the typed fields of a config.json (`fusion_jax.fields.Fields`);
   to_hf(config) -> dict, the config.json of a model that never had one;
   tensors(config) -> list[HfTensor], every weight of the files and the parameter it is or holds;
   IGNORED, patterns of tensors beside the weights that such checkpoints may hold, besides the usual buffers;
   NAMES, where its config.json calls fields otherwise: usual name -> its own. The functions above use the usual names;
-  usual_name(name, names), COPIES and ZEROS, where files hold tensors twice, or under older names: see `models.head`.
+  usual_name(name, names), COPIES and ZEROS, where files hold tensors twice, or under older names: see `models.head`;
+  LACKS, whether its config.json says which layers lack attention or feed-forward. Those of the others do not: a model
+  that lacks some has the config.json of `families.pruned`;
+  BESIDE, files that a folder needs for programs that take its own code; they are not run here.
 A module is imported when its family is needed first. Nothing else has to be changed for it.
 """
 
@@ -26,11 +29,14 @@ import numpy as np
 from fusion_jax.errors import InputError, first_line, quoted
 from fusion_jax.fields import Fields
 from fusion_jax.models.config import ModelConfig
+from fusion_jax.models.families import pruned
+from fusion_jax.models.families.rotary import with_both_forms
 from fusion_jax.models.families.tensors import HfTensor
 from fusion_jax.models.parameters import ParamSpec, numbers_of, parameter_specs
 
 LARGEST = 10 * 10**12  # bytes
-_SHARED = ("common", "rotary", "tensors")
+_SHARED = ("common", "pruned", "rotary", "tensors")
+_HYPHENS = {"nemotron_nas": "nemotron-nas"}
 
 
 class Family(Protocol):
@@ -55,7 +61,7 @@ class Families(UserDict[str, Family | None]):
     def __getitem__(self, name: str) -> Family:
         family = self.data[name]
         if family is None:
-            module = f"{__name__}.{name}"
+            module = f"{__name__}.{name.replace('-', '_')}"
             try:
                 family = self.data[name] = importlib.import_module(module)
             except Exception as error:
@@ -68,7 +74,8 @@ class Families(UserDict[str, Family | None]):
 
 def every_family() -> Families:
     """Those of the modules of this folder."""
-    return Families({m.name: None for m in pkgutil.iter_modules(__path__) if m.name not in _SHARED})
+    names = [m.name for m in pkgutil.iter_modules(__path__) if m.name not in _SHARED]
+    return Families({_HYPHENS.get(name, name): None for name in names})
 
 
 FAMILIES = every_family()
@@ -98,8 +105,10 @@ def config_from_hf(values: Mapping[str, Any], file: str | os.PathLike[str] | Non
         together, or more than `LARGEST` bytes of weights in float32; names the field.
     """
     fields = Fields(values, file)
-    family = _family(fields)
-    config = family.from_hf(fields.renamed(_names(family)))
+    if values.get("model_type") == pruned.MODEL_TYPE:
+        config = pruned.from_hf(fields, _config(fields.object(pruned.BASE)))
+    else:
+        config = _config(fields)
     size = 4 * numbers_of(parameter_specs(config))
     if size > LARGEST:
         problem = f"implies {size / 1e12:.0f} TB of float32 weights"
@@ -107,11 +116,18 @@ def config_from_hf(values: Mapping[str, Any], file: str | os.PathLike[str] | Non
     return config
 
 
+def _config(fields: Fields) -> ModelConfig:
+    family = _family(fields)
+    return family.from_hf(fields.renamed(_names(family)))
+
+
 def config_to_hf(config: ModelConfig) -> dict[str, Any]:
     """The model's parts as a config.json."""
     family = family_of(config.model_type)
-    names = _names(family)
-    return {names.get(name, name): value for name, value in family.to_hf(config).items()}
+    lost = pruned.Lost() if getattr(family, "LACKS", False) else pruned.lost_of(config)
+    names, usual = _names(family), family.to_hf(pruned.whole(config) if lost else config)
+    values = {names.get(name, name): value for name, value in usual.items()}
+    return pruned.to_hf(with_both_forms(values, names), lost) if lost else values
 
 
 def names_of(model_type: Any) -> Mapping[str, str]:

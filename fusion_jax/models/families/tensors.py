@@ -76,7 +76,8 @@ def llama_like_tensors(config: ModelConfig, names: Names = Names()) -> list[HfTe
             for ours, theirs in many.items():
                 out += _whole(f"{layer}.{theirs.format(expert)}", specs.get(ours, {}), (path, ours), (index, expert))
         for theirs, parts in names.fused.items():
-            out += _rows(f"{layer}.{theirs}.weight", specs, path, parts, index)
+            if parts[0] in specs:  # not where the layer lacks them
+                out += _rows(f"{layer}.{theirs}.weight", specs, path, parts, index)
     if config.final_norm is not None:
         out += _whole(names.final_norm, norm_specs(config.final_norm, config.width), ("final_norm",))
     if config.head.labels:
@@ -116,6 +117,8 @@ def by_heads(
     """
     out = []
     for number, (stack, path, index) in enumerate(layers_of(config)):
+        if not stack.attends:
+            continue
         attention, whole = stack.attention, name.format(number)
         size, places = heads(attention)
         groups = (attention.heads + 2 * attention.kv_heads) // size

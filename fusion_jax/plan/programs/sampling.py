@@ -70,7 +70,7 @@ def _kept(config: ModelConfig, mesh: Mesh, rows: int, tokens: int) -> tuple[Kept
     return tuple(
         jax.tree.map(lambda s: spread(mesh, s.all_axes, s.shape(rows, tokens), jnp.bfloat16), specs)
         for stack in config.decoder
-        for specs in (cache_specs(stack.attention),) * stack.layers
+        for specs in (cache_specs(stack),) * stack.layers
     )
 
 
