@@ -58,7 +58,7 @@ class Settings(JudgedSettings):
     )  # fmt: skip
 
     out: Folder = "runs/cool_fusion"
-    sources: Models = ("zoo:llama-source", "zoo:qwen-source", "zoo:gemma-source")
+    sources: Models = ("zoo:llama-source", "zoo:qwen-sentence", "zoo:gemma-sentence")
     """Models that write together: Hugging Face folders, GGUF files, or zoo:NAME."""
     problems: Problems = "skills"
     """The zoo's problems, without --test-prompts."""
