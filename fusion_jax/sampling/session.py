@@ -10,7 +10,7 @@
 
 All shapes are static: a text is a row of arrays for N tokens of which some exist, so that to take tokens back is to
 lower a number. What lies behind is overwritten later. What `sampling.drafts` writes behind a session is committed in
-the same way. `extend`, `commit` and `rollback` take a session over: its arrays become those of the new one.
+the same way. `extend`, `commit`, `rollback` and `replace` take a session over: its arrays become those of the new one.
 """
 
 from __future__ import annotations
@@ -134,7 +134,8 @@ def replace(model: Ready, session: Session, texts: Mapping[int, Sequence[int]]) 
     """Other texts in some rows, read from their start."""
     how, rows, numbers = model.how, session.read.lengths.shape[0], list(texts)
     _check_texts(list(texts.values()))
-    whole = grown(session.read, 1 if how.config.encoder else max(map(len, texts.values()), default=1))
+    longest = max(map(len, texts.values()), default=1)
+    whole = grown(session.read, *((1, longest) if how.config.encoder else (longest,)))
     for places, group in read(model, list(texts.values()), rows):
         taken = np.full(rows, -1, np.int32)
         taken[[numbers[place] for place in places]] = np.arange(len(places))
@@ -263,13 +264,13 @@ def _fitting(
     text: Sequence[int], offered: Sequence[tuple[int, Candidate]], most: int
 ) -> Sequence[tuple[int, Candidate]]:
     """The first candidates that a row holds, one at least."""
-    count = 1
-    while count < len(offered):
-        places = _places(text, [one for _, one in offered[: count + 1]])
-        if places[-1].first + len(places[-1].tokens) > most:
-            break
-        count += 1
-    return offered[:count]
+    least, total = len(text), 0
+    for count, (_, one) in enumerate(offered):
+        added, least = least - min(least, one.start), min(least, one.start)
+        total += added * count + one.start - least + 1 + len(one.ids)
+        if count and total > most:
+            return offered[:count]
+    return offered
 
 
 def commit(model: Ready, session: Session, packed: Packed, chosen: Sequence[int | None]) -> Session:
@@ -304,11 +305,14 @@ def written(
     return _written(how, width)(held, kept, after, *(placed(x, how.mesh, ("batch",)) for x in where))
 
 
-def grown(held: Read, tokens: int) -> Read:
-    """The same with room for so many tokens at least."""
-    if tokens <= tokens_kept(held.kept):
-        return held
-    return held._replace(kept=jax.tree.map(partial(roomier, tokens=kept_width(tokens)), held.kept))
+def grown(held: Read, tokens: int, encoded: int = 0) -> Read:
+    """The same with room for so many tokens at least, and for `encoded` of an encoder's."""
+    if tokens > tokens_kept(held.kept):
+        held = held._replace(kept=jax.tree.map(partial(roomier, tokens=kept_width(tokens)), held.kept))
+    if held.encoder is not None and encoded > tokens_kept(held.encoder.cross):
+        cross = jax.tree.map(partial(roomier, tokens=kept_width(encoded)), held.encoder.cross)
+        held = held._replace(encoder=held.encoder._replace(cross=cross))
+    return held
 
 
 def roomier(x: Array, tokens: int) -> Array:
