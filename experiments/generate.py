@@ -57,8 +57,12 @@ class Settings:
     """Share of the probability mass that is sampled from; 1: all."""
     top_k: int = 0
     """How many of the most probable tokens are sampled from; 0: all."""
+    min_p: float = 0.0
+    """Tokens less likely than this share of the most likely one are left out; 0: none."""
     repetition_penalty: float = 1.0
     """How much less likely tokens become that the prompt or the answer has already; 1: not at all."""
+    stop_strings: FreeTexts = ()
+    """Texts that end an answer, which is cut before them."""
     seed: int = 0
     """Decides the samples, where the temperature is not 0."""
     batch_size: int = 32
@@ -104,8 +108,9 @@ def main(s: Settings) -> None:
 
 def sampling(s: Settings) -> SampleSettings:
     return SampleSettings(
-        s.temperature, s.top_p, s.top_k, s.repetition_penalty, s.num_samples, s.max_new_tokens, s.batch_size,
-        s.mesh_tensor,
+        temperature=s.temperature, top_p=s.top_p, top_k=s.top_k, min_p=s.min_p,
+        repetition_penalty=s.repetition_penalty, stop_strings=s.stop_strings, num_samples=s.num_samples,
+        max_new_tokens=s.max_new_tokens, batch_size=s.batch_size, mesh_tensor=s.mesh_tensor,
     )  # fmt: skip
 
 

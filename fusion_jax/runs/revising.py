@@ -34,7 +34,8 @@ from fusion_jax.rewards.revision import (
     target_of,
 )
 from fusion_jax.runs.reading import TOO_LONG, Asked, fitted, readable
-from fusion_jax.sampling.generate import SampleSettings, decoding_mesh, generate_ids, sampling_dtype
+from fusion_jax.sampling.generate import Completion, SampleSettings, decoding_mesh, generate_ids, sampling_dtype
+from fusion_jax.sampling.stops import Stops
 from fusion_jax.settings import bounded
 from fusion_jax.train.fused_objectives import LABEL, REVISION
 from fusion_jax.train.reference import sequence_logprobs
@@ -384,15 +385,16 @@ def completions(model: Model, prompts: Sequence[Sequence[int]], how: SampleSetti
     """`how.num_samples` completions of each prompt in ids."""
     tokenizer = model.tokenizer
     assert tokenizer is not None
+    stops = Stops(tokenizer, how.stop_strings)
     found = generate_ids(
         model.params, model.config, prompts, max_new_tokens=how.max_new_tokens, sampler=how.sampler, seed=seed,
-        num_samples=how.num_samples, stop_ids=stop_token_ids(tokenizer, model.generation), batch_size=how.batch_size,
+        num_samples=how.num_samples, stop_ids=stop_token_ids(tokenizer, model.generation) + stops.ids,
+        ended=stops.ended if how.stop_strings else None, batch_size=how.batch_size,
         mesh=decoding_mesh(model.config, how.mesh_tensor), dtype=sampling_dtype(model),
     )  # fmt: skip
-    return [
-        [
-            Written(tokenizer.decode(c.ids, skip_special_tokens=True).strip(), c.finished, len(c.ids), c.logprob)
-            for c in each
-        ]
-        for each in found
-    ]
+
+    def of(completion: Completion) -> Written:
+        text, stopped = stops.said(completion.ids)
+        return Written(text.strip(), completion.finished or stopped, len(completion.ids), completion.logprob)
+
+    return [[of(one) for one in each] for each in found]

@@ -104,7 +104,7 @@ def empty_draft(how: How, writing: Writing, texts: int, room: int) -> Draft:
 
 @compiled_for
 def with_room(how: How, room: int, draft: Draft) -> Draft:
-    """The draft with room for more tokens in its cache."""
+    """The draft with room for so many tokens in its cache, which open rows do not exceed."""
     return draft._replace(cache=jax.tree.map(partial(roomier, tokens=room), draft.cache))
 
 

@@ -16,8 +16,10 @@ from fusion_jax.data.clip import Clip
 from fusion_jax.errors import InputError
 from fusion_jax.models.folder import Model, check_folder, load
 from fusion_jax.models.int8 import Weights, dtype_of
+from fusion_jax.options import FreeTexts
 from fusion_jax.sampling.ids import Completion, decoding_mesh, generate_ids
 from fusion_jax.sampling.samplers import Sampler
+from fusion_jax.sampling.stops import Stops, stop_strings
 from fusion_jax.settings import bounded
 from fusion_jax.slices import compute_dtype
 
@@ -37,8 +39,12 @@ class SampleSettings:
     """Share of the probability mass that is sampled from; 1: all."""
     top_k: int = 0
     """How many of the most probable tokens are sampled from; 0: all."""
+    min_p: float = 0.0
+    """Tokens less likely than this share of the most likely one are left out; 0: none."""
     repetition_penalty: float = 1.0
     """How much less likely tokens become that the prompt or the response has already; 1: not at all."""
+    stop_strings: FreeTexts = ()
+    """Texts that end a response, which is cut before them."""
     num_samples: int = 5
     """Responses to each prompt."""
     max_new_tokens: int = 4096
@@ -52,11 +58,12 @@ class SampleSettings:
         bounded(self, "num_samples", "max_new_tokens", "batch_size", least=1)
         bounded(self, "mesh_tensor", least=0)
         bounded(self, "top_p", above=0)
+        stop_strings(self.stop_strings, "stop_strings")
         _ = self.sampler  # has the ranges of the rest
 
     @property
     def sampler(self) -> Sampler:
-        return Sampler(self.temperature, self.top_p, self.top_k, self.repetition_penalty)
+        return Sampler(self.temperature, self.top_p, self.top_k, self.repetition_penalty, self.min_p)
 
 
 def load_to_sample(
@@ -74,8 +81,10 @@ def generate(
     temperature: float = 0.0,
     top_p: float = 1.0,
     top_k: int = 0,
+    min_p: float = 0.0,
     repetition_penalty: float = 1.0,
-    seed: int = 0,
+    stop: Sequence[str] = (),
+    seed: int | Sequence[int] = 0,
     num_samples: int = 1,
     chat: bool = True,
     row_ids: Sequence[int | str] | None = None,
@@ -87,28 +96,31 @@ def generate(
     """Text in, text out: `num_samples` answers to every prompt.
 
     Args:
+      temperature, top_p, top_k, min_p, repetition_penalty: see `Sampler`.
+      stop: texts that end an answer, besides the model's stop tokens; it is cut before the first of them.
+      seed: of all prompts, or one for each.
       chat: each prompt is one user message in the model's chat template; else it is continued as it stands. An encoder
         reads it as it stands, with the tokenizer's special tokens.
       dtype: of the computation; None: bfloat16, on a CPU float32 (or wider, if the parameters are).
 
     Raises:
-      InputError: a single text in place of the list of prompts; the model has no tokenizer or, for chat, no template;
-        see `generate_ids`.
+      InputError: a single text in place of the list of prompts or of stops; an empty stop; the model has no tokenizer
+        or, for chat, no template; see `generate_ids`.
     """
     tokenizer = model.tokenizer
     if tokenizer is None:
         raise InputError(
             "the model has no tokenizer", field="tokenizer", cure="Add the tokenizer's files to its folder"
         )
-    config = model.config
+    config, stops = model.config, Stops(tokenizer, stop_strings(stop))
     encoded = encoded_prompts(tokenizer, prompts, chat=chat and not config.encoder, most=config.max_positions)
     completions = generate_ids(
         model.params, config, encoded, max_new_tokens=max_new_tokens,
-        sampler=Sampler(temperature, top_p, top_k, repetition_penalty), seed=seed, num_samples=num_samples,
-        stop_ids=stop_token_ids(tokenizer, model.generation), row_ids=row_ids, batch_size=batch_size, mesh=mesh,
-        dtype=dtype or sampling_dtype(model), progress=progress,
+        sampler=Sampler(temperature, top_p, top_k, repetition_penalty, min_p), seed=seed, num_samples=num_samples,
+        stop_ids=stop_token_ids(tokenizer, model.generation) + stops.ids, ended=stops.ended if stop else None,
+        row_ids=row_ids, batch_size=batch_size, mesh=mesh, dtype=dtype or sampling_dtype(model), progress=progress,
     )  # fmt: skip
-    return [[tokenizer.decode(c.ids, skip_special_tokens=True) for c in row] for row in completions]
+    return [[stops.said(c.ids)[0] for c in row] for row in completions]
 
 
 def encoded_prompts(

@@ -1,4 +1,4 @@
-"""Next-token choice: greedy, or repetition penalty, temperature, top-k, top-p and a draw.
+"""Next-token choice: greedy, or repetition penalty, temperature, top-k, top-p, min-p and a draw.
 
 The randomness of a row depends on nothing but its own key.
 
@@ -24,8 +24,8 @@ _PROBABILITY_BITS = 30  # float32 in [0, 1] as an integer is below 2**30, and in
 
 @dataclass(frozen=True)
 class Sampler:
-    """temperature 0 is greedy; top_k 0, top_p 1 and repetition_penalty 1 are no limit. Top-k is applied before top-p,
-    both after the temperature, and the penalty before all of them, as in `transformers`.
+    """temperature 0 is greedy; top_k 0, top_p 1, min_p 0 and repetition_penalty 1 are no limit. The penalty comes
+    first, then the temperature, top-k, top-p and min-p, as in `transformers`.
 
     Raises:
       InputError: a value out of its range.
@@ -35,12 +35,14 @@ class Sampler:
     top_p: float = 1.0
     top_k: int = 0
     repetition_penalty: float = 1.0
+    min_p: float = 0.0
 
     def __post_init__(self) -> None:
         for name, value, good, cure in (
             ("temperature", self.temperature, 0 <= self.temperature < float("inf"), "Give 0 (greedy) or more"),
             ("top_p", self.top_p, 0 <= self.top_p <= 1, "Give a share between 0 and 1 (1: no limit)"),
             ("top_k", self.top_k, self.top_k >= 0, "Give 0 (no limit) or more"),
+            ("min_p", self.min_p, 0 <= self.min_p <= 1, "Give a share between 0 (no limit) and 1"),
             (
                 "repetition_penalty", self.repetition_penalty, 0 < self.repetition_penalty < float("inf"),
                 "Give more than 0 (1: none)",
@@ -93,10 +95,10 @@ def penalised(logits: Array, seen: Array, penalty: float) -> Array:
 
 
 def restrict(logits: Array, sampler: Sampler) -> Array:
-    """Logits [R,V] divided by the (positive) temperature, float32, with what top-k and top-p exclude at -inf.
+    """Logits [R,V] divided by the (positive) temperature, float32, with what top-k, top-p and min-p exclude at -inf.
 
     Top-k keeps what equals the k-th largest; top-p keeps the smallest set of most likely tokens whose probability
-    reaches p, at least one.
+    reaches p, at least one; min-p (arXiv 2407.01082) keeps what is at least min_p times as likely as the most likely.
     """
     logits = logits.astype(jnp.float32) / sampler.temperature
     if 0 < sampler.top_k < logits.shape[-1]:
@@ -105,6 +107,9 @@ def restrict(logits: Array, sampler: Sampler) -> Array:
     if sampler.top_p < 1.0:
         weights = jnp.exp(logits - logits.max(-1, keepdims=True))
         logits = jnp.where(nucleus(weights, sampler.top_p), logits, -jnp.inf)
+    if sampler.min_p > 0.0:
+        share = jnp.exp(logits - logits.max(-1, keepdims=True))
+        logits = jnp.where(share < sampler.min_p, -jnp.inf, logits)
     return logits
 
 

@@ -316,7 +316,8 @@ def grown(held: Read, tokens: int, encoded: int = 0) -> Read:
 
 
 def roomier(x: Array, tokens: int) -> Array:
-    """[R,...,N,last] padded to so many tokens."""
+    """[R,...,N,last] padded, or cut, to so many tokens."""
+    x = x[..., :tokens, :]
     return jnp.pad(x, [(0, tokens - x.shape[axis] if axis == x.ndim - 2 else 0) for axis in range(x.ndim)])
 
 

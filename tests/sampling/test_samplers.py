@@ -7,7 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from transformers import GenerationConfig
 from transformers.generation.logits_process import RepetitionPenaltyLogitsProcessor, TopKLogitsWarper, TopPLogitsWarper
+from transformers.generation.utils import GenerationMixin
 
 from fusion_jax.errors import InputError
 from fusion_jax.sampling.samplers import Sampler, choose, draw, nucleus, penalised, restrict
@@ -33,6 +35,19 @@ def test_the_same_tokens_stay_as_in_transformers(top_k, top_p):
     ours = np.asarray(restrict(jnp.asarray(logits), Sampler(0.7, top_p, top_k)))
     assert (np.isfinite(ours) == torch.isfinite(theirs).numpy()).all()
     np.testing.assert_allclose(ours, theirs.numpy(), rtol=1e-5)
+
+
+@pytest.mark.parametrize("min_p, top_k, top_p", [(0.05, 0, 1.0), (0.3, 0, 0.9), (0.02, 12, 0.8), (1.0, 0, 1.0)])
+def test_min_p_comes_where_transformers_has_it(min_p, top_k, top_p):
+    """The whole chain that `transformers` makes of the same settings."""
+    logits = np.random.default_rng(6).normal(size=(16, 200)).astype(np.float32) * 2
+    settings = GenerationConfig(do_sample=True, temperature=0.7, top_k=top_k or None, top_p=top_p, min_p=min_p)
+    chain = GenerationMixin()._get_logits_processor(settings)
+    theirs = chain(torch.zeros((16, 1), dtype=torch.long), torch.tensor(logits)).numpy()
+    ours = np.asarray(restrict(jnp.asarray(logits), Sampler(0.7, top_p, top_k, min_p=min_p)))
+    assert (np.isfinite(ours) == np.isfinite(theirs)).all() and np.isfinite(ours).any(-1).all()
+    np.testing.assert_allclose(ours, theirs, rtol=1e-5)
+    assert (np.isfinite(ours).sum() == 16) == (min_p == 1.0)
 
 
 def test_the_repetition_penalty_is_that_of_transformers():
@@ -85,7 +100,7 @@ def test_greedy_takes_the_largest_and_nucleus_zero_too():
     assert (choose(logits, keys, Sampler(1.0, 1.0, 1)) == logits.argmax(-1)).all()
 
 
-@pytest.mark.parametrize("values", [(-1.0, 1.0, 0), (float("nan"), 1.0, 0), (1.0, 1.5, 0), (1.0, 1.0, -2)])
+@pytest.mark.parametrize("values", [(-1.0, 1.0, 0), (float("nan"), 1.0, 0), (1.0, 1.5, 0), (1.0, 1.0, -2), (1.0, 1.0, 0, 1.0, 1.1)])
 def test_values_out_of_range(values):
     with pytest.raises(InputError, match="is out of range"):
         Sampler(*values)

@@ -17,10 +17,21 @@ from fusion_jax.models.decode import next_logits
 from fusion_jax.models.families import config_from_hf
 from fusion_jax.models.folder import Model, logits
 from fusion_jax.models.parameters import init_params
-from fusion_jax.sampling import session as sessions
 from fusion_jax.sampling.drafts import Rules, Writing, begin, commit_draft, empty_draft, go_on
 from fusion_jax.sampling.prompts import Ready, ready
-from fusion_jax.sampling.session import Candidate, behind, commit, extend, pack, replace, rollback, scored, scores, start
+from fusion_jax.sampling.session import (
+    Candidate,
+    behind,
+    commit,
+    extend,
+    pack,
+    replace,
+    rollback,
+    scored,
+    scores,
+    start,
+    tokens_kept,
+)
 from tests.parity.checkpoints import CONFIGS, LATENT, SMALL
 
 pytestmark = pytest.mark.usefixtures("quick_compiler")
@@ -157,7 +168,7 @@ def test_a_session_says_what_the_whole_text_says(name):
     assert [*session.texts[1]] == ([known.model.config.start] if asked else other)
     for number in range(3):  # the third text outgrows its room of 64
         session = extend(known.ready, session, drawn(4 + number, 2, 0, 20))
-    assert len(session.texts[2]) > 64 and sessions.tokens_kept(session.read.kept) == 128
+    assert len(session.texts[2]) > 64 and tokens_kept(session.read.kept) == 128
     lengths = [len(text) for text in session.texts]
     check(name, session, [[Candidate(lengths[0] - 1, new[0])], [], [Candidate(lengths[2], new[1])]], asked)
 
