@@ -111,14 +111,15 @@ def admit(how: How, old: Read, group: Read, taken: Array) -> Read:
     return jax.tree.map(of, group, old)
 
 
-def start(model: Ready, texts: Sequence[Sequence[int]], *, room: int = 0) -> Session:
+def start(model: Ready, texts: Sequence[Sequence[int]], *, room: int = 0, rows: int = 0) -> Session:
     """Texts of at least one token, read. An encoder reads the texts; those that grow are the decoder's.
 
     Args:
       room: tokens that each may grow to; where they outgrow it, it doubles, which compiles anew.
+      rows: how many there are at least; those behind the texts are empty. Batches of one size share their programs.
     """
     how, longest = model.how, max(map(len, texts), default=1)
-    rows = padded_rows(len(texts), data_ways(how.mesh))
+    rows = padded_rows(max(len(texts), rows), data_ways(how.mesh))
     encoded = kept_width(longest) if how.config.encoder else 0
     empty = empty_read(how, rows, kept_width(max(room, 1 if encoded else longest)), encoded)
     return replace(model, Session(((),) * len(texts), empty), dict(enumerate(texts)))

@@ -11,6 +11,7 @@ from fusion_jax.sharding import padded_rows
 T = TypeVar("T")
 
 PREFILL_TOKENS = 2048  # of one call: longer prompts are read in smaller groups, which bounds the memory
+PACKED_TOKENS = 8192  # of one call that scores continuations, over all rows
 LEAST_WIDTH = 64
 LEAST_PACKED = 32
 BLOCK = 16  # tokens that are written before they move to the cache; the cache holds whole blocks
