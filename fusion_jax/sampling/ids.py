@@ -250,9 +250,10 @@ def _written(
                 yield slots[slot], _completions(rows, range(slot * writing.samples, (slot + 1) * writing.samples))
                 slots[slot] = -1
         needed = int((np.maximum(rows.counts - 1, 0) // writing.block + 1)[rows.open].max(initial=0)) * writing.block
-        room = next(room for room in rooms if room >= needed)
-        if draft.cache is not None and not needed <= tokens_kept(draft.cache) < 4 * room:
-            draft = with_room(how, room)(draft)
+        if draft.cache is not None:
+            room = next(room for room in rooms if room >= needed)
+            if not needed <= tokens_kept(draft.cache) < 4 * room:
+                draft = with_room(how, room)(draft)
 
 
 def _waiting(model: Ready, asked: Asked, numbers: Sequence[int]) -> Iterator[tuple[int, Read, int]]:

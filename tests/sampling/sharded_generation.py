@@ -1,4 +1,4 @@
-"""Run by test_generate.py in its own process with 8 virtual devices: the same tokens on several meshes."""
+"""Run by test_generate.py in its own process with 8 virtual devices: the same tokens and scores on several meshes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ from fusion_jax.models.parameters import init_params, parameter_specs, place_par
 from fusion_jax.prune.blocks import Block, candidates
 from fusion_jax.prune.scoring import How, Text, score
 from fusion_jax.sampling.generate import generate_ids
+from fusion_jax.sampling.prompts import ready
 from fusion_jax.sampling.samplers import Sampler
+from fusion_jax.sampling.session import Candidate, commit, extend, pack, rollback, scored, start
 from fusion_jax.sharding import make_mesh, named
 
 CONFIG = config_from_hf({
@@ -32,6 +34,7 @@ T5 = config_from_hf({
 def main() -> None:
     sizes = ((2, 2, 2),)
     same = {f"{config.model_type} {size}": same_tokens(config, size) for config in (CONFIG, T5) for size in sizes}
+    same |= {f"{config.model_type} scores": same_scores(config, sizes[0]) for config in (CONFIG, T5)}
     json.dump(same | {"pruned": same_losses(sizes[0])}, sys.stdout)
 
 
@@ -49,9 +52,10 @@ def same_losses(size) -> bool:
 
 
 def same_tokens(config, size) -> bool:
+    """More prompts than a batch, whose places are filled again at different times."""
     params = init_params(config, jax.random.key(0))
     rng = np.random.default_rng(0)
-    prompts = [rng.integers(3, 128, n).tolist() for n in (3, 9, 14)]
+    prompts = [rng.integers(3, 128, n).tolist() for n in (3, 9, 14, 5, 11, 4, 8, 12, 6)]
 
     def tokens(mesh):
         placed = params
@@ -59,12 +63,35 @@ def same_tokens(config, size) -> bool:
             specs = parameter_specs(config)
             placed = jax.tree.map(lambda x, s: jax.device_put(x, named(mesh, s.axes, s.shape)), params, specs)
         out = generate_ids(
-            placed, config, prompts, max_new_tokens=8, sampler=Sampler(1.0, 0.9), num_samples=2, stop_ids=[2],
-            batch_size=4, mesh=mesh,
+            placed, config, prompts, max_new_tokens=40, sampler=Sampler(1.0, 0.9), num_samples=2,
+            stop_ids=range(2, 10), batch_size=4, mesh=mesh,
         )  # fmt: skip
         return [[c.ids for c in row] for row in out]
 
-    return tokens(make_mesh(*size)) == tokens(None)
+    alone = tokens(None)
+    assert len({len(ids) for row in alone for ids in row}) > 4
+    return tokens(make_mesh(*size)) == alone
+
+
+def same_scores(config, size) -> bool:
+    """A session of three texts, which no mesh divides: read, scored, committed, taken back and scored again."""
+    params = init_params(config, jax.random.key(0))
+    rng = np.random.default_rng(2)
+    texts, more = ([rng.integers(3, 128, n).tolist() for n in lengths] for lengths in ((3, 9, 14), (4, 6, 5)))
+
+    def scores(mesh):
+        model = ready(params, config, np.float32, mesh)
+        session = extend(model, start(model, texts), more)
+        out = []
+        for _ in range(2):
+            offered = [[Candidate(len(text), more[1]), Candidate(len(text) - 1, [7])] for text in session.texts]
+            found = scored(model, session, [offered[0], [], offered[2]], greedy=True)
+            out += [x for row in found for one in row for x in (*one.logprobs, *one.greedy)]
+            session = commit(model, session, pack(model, session, offered), [0, None, 1])
+            session = rollback(model, session, [len(text) - 1 for text in session.texts])
+        return out
+
+    return np.allclose(scores(make_mesh(*size)), scores(None), rtol=1e-5, atol=1e-5)
 
 
 if __name__ == "__main__":
