@@ -4,6 +4,7 @@ of the plain forward pass over the whole text."""
 from __future__ import annotations
 
 import functools
+import re
 from typing import Any, NamedTuple
 
 import jax
@@ -33,6 +34,7 @@ from fusion_jax.sampling.session import (
     tokens_kept,
 )
 from tests.parity.checkpoints import CONFIGS, LATENT, SMALL
+from tests.small import ROOT
 
 pytestmark = pytest.mark.usefixtures("quick_compiler")
 
@@ -215,6 +217,21 @@ def test_only_what_differs_is_a_candidate():
     assert behind([5, 6, 7], [5, 6, 8, 9], 3) == Candidate(2, [8, 9])
     assert behind([5, 6, 7], [5, 6, 7, 9], 2) == Candidate(2, [7, 9])
     assert behind([5, 6, 7], [5, 6], 3) == Candidate(2, [])
+
+
+def test_the_examples_of_the_page():
+    page = (ROOT / "docs/sampling.md").read_text(encoding="utf-8")
+    known: dict[str, Any] = {}
+    for code in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
+        exec(compile(code, "docs/sampling.md", "exec"), known)
+    model, session, found = known["model"], known["session"], known["found"]
+    assert [model.tokenizer.decode(one.ids) for one in known["scored"]] == ["42", "41"]
+    assert known["best"].logprob == max(one.logprob for one in known["scored"])
+    assert [model.tokenizer.decode(text) for text in session.texts] == ["Reverse a b c", "What is 12 + 30"]
+    whole = [*session.texts[0], *known["encode"](" d e")]
+    expected = np.asarray(jax.nn.log_softmax(logits(model, np.asarray([whole]))[0].astype(jnp.float32)))
+    places = np.arange(len(session.texts[0]), len(whole))
+    np.testing.assert_allclose(found[0][0].logprobs, expected[places - 1, np.asarray(whole)[places]], atol=1e-5)
 
 
 def test_what_is_no_text_and_no_candidate():
