@@ -49,7 +49,7 @@ class Continuation(NamedTuple):
         return len(self.ids)
 
 
-class Asked(NamedTuple):
+class Choices(NamedTuple):
     """A prompt and its continuations as token ids. An encoder reads the prompt, and the decoder the continuations."""
 
     prompt: Sequence[int]
@@ -93,7 +93,7 @@ def continuation_scores(
         )
     if not config.decoder or config.head.labels:
         raise InputError(f"{config.model_type} is no language model", cure="Give a model that writes text")
-    asked = encoded_pairs(tokenizer, config, prompts, continuations, chat=chat)
+    asked = encoded_choices(tokenizer, config, prompts, continuations, chat=chat)
     out: list[list[Continuation]] = [[] for _ in asked]
     made = ready(model.params, config, dtype or sampling_dtype(model), mesh)
     for done, (number, found) in enumerate(scores_of(made, asked, batch_size), 1):
@@ -105,7 +105,7 @@ def continuation_scores(
     return out
 
 
-def scores_of(model: Ready, asked: Sequence[Asked], batch_size: int = 32) -> Iterator[tuple[int, list[Continuation]]]:
+def scores_of(model: Ready, asked: Sequence[Choices], batch_size: int = 32) -> Iterator[tuple[int, list[Continuation]]]:
     """The continuations of each prompt scored, with its number; short prompts first, a session for each batch of them.
 
     A forward pass reads so many tokens that memory is bounded, whatever the number of continuations.
@@ -127,14 +127,14 @@ def _told(ids: Sequence[int], found: Scored) -> Continuation:
     return Continuation(tuple(ids), found.logprobs, bool(found.greedy.all()))
 
 
-def encoded_pairs(
+def encoded_choices(
     tokenizer: PreTrainedTokenizerBase,
     config: ModelConfig,
     prompts: Sequence[str],
     continuations: Sequence[Sequence[str]],
     *,
     chat: bool = False,
-) -> list[Asked]:
+) -> list[Choices]:
     """The token ids that `continuation_scores` scores; see there."""
     prompts = texts(prompts, "prompts")
     given = [texts(one, "continuations") for one in listed(continuations, "continuations", "lists", "Give a list each")]
@@ -145,7 +145,7 @@ def encoded_pairs(
     if config.encoder:
         read = [list(tokenizer(prompt)["input_ids"]) for prompt in prompts]
         own = [[_plain(tokenizer, text) for text in some] for some in given]
-        asked = [Asked(*one) for one in zip(read, own, strict=True)]
+        asked = [Choices(*one) for one in zip(read, own, strict=True)]
     elif chat:
         rendered = render_each(tokenizer, [[{"role": "user", "content": p}] for p in prompts], header=True)
         asked = [_behind(tokenizer, _kept(text), some, ()) for text, some in zip(rendered, given, strict=True)]
@@ -161,12 +161,12 @@ def encoded_pairs(
     return asked
 
 
-def _behind(tokenizer: PreTrainedTokenizerBase, prompt: str, some: Sequence[str], first: tuple[int, ...]) -> Asked:
+def _behind(tokenizer: PreTrainedTokenizerBase, prompt: str, some: Sequence[str], first: tuple[int, ...]) -> Choices:
     """A prompt behind the tokens `first`, and continuations: what follows as many tokens as the prompt has alone."""
     alone = _plain(tokenizer, prompt)
     whole = [_plain(tokenizer, prompt + text) for text in some]
     ids = [*first, *alone] or [i for i in (tokenizer.bos_token_id, tokenizer.eos_token_id) if i is not None][:1]
-    return Asked(ids, [one[len(alone) :] for one in whole])
+    return Choices(ids, [one[len(alone) :] for one in whole])
 
 
 def _plain(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
@@ -197,7 +197,7 @@ def _check_characters(tokenizer: PreTrainedTokenizerBase, config: ModelConfig, p
             )  # fmt: skip
 
 
-def _check(config: ModelConfig, number: int, asked: Asked) -> None:
+def _check(config: ModelConfig, number: int, asked: Choices) -> None:
     if not asked.prompt:
         raise InputError("has no token", record=number, field="prompt", cure="Give a text or a BOS token")
     if not all(asked.continuations):

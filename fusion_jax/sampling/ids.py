@@ -39,7 +39,7 @@ Ended = Callable[[Sequence[int]], bool]
 
 
 class Completion(NamedTuple):
-    """Generated ids without the stop token, whether a stop token ended them, and their log-probability.
+    """Generated ids without the stop token, whether a stop token or `ended` ended them, and their log-probability.
 
     logprob: sum over the tokens, the stop token included, under the model's own softmax (temperature 1, nothing
     excluded).

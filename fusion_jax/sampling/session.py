@@ -127,8 +127,16 @@ def start(model: Ready, texts: Sequence[Sequence[int]], *, room: int = 0, rows: 
 
 def extend(model: Ready, session: Session, more: Sequence[Sequence[int]]) -> Session:
     """Each text with these tokens behind it."""
-    offered = [[Candidate(len(text), ids)] if len(ids) else [] for text, ids in zip(session.texts, more, strict=True)]
-    return commit(model, session, pack(model, session, offered), [0 if one else None for one in offered])
+    both = zip(session.texts, more, strict=True)
+    return _changed(model, session, [Candidate(len(text), ids) if len(ids) else None for text, ids in both])
+
+
+def _changed(model: Ready, session: Session, candidates: Sequence[Candidate | None]) -> Session:
+    """Each text with its candidate, if it has one."""
+    if not any(candidates):
+        return session
+    packed = pack(model, session, [[one] if one else [] for one in candidates])
+    return commit(model, session, packed, [0 if one else None for one in candidates])
 
 
 def replace(model: Ready, session: Session, texts: Mapping[int, Sequence[int]]) -> Session:
@@ -148,11 +156,8 @@ def replace(model: Ready, session: Session, texts: Mapping[int, Sequence[int]]) 
 
 def rollback(model: Ready, session: Session, lengths: Sequence[int]) -> Session:
     """The first so many tokens of each text, at least one. The last of them is read again, to go on from it."""
-    offered = [
-        [Candidate(length, ())] if length < len(text) else []
-        for text, length in zip(session.texts, lengths, strict=True)
-    ]
-    return commit(model, session, pack(model, session, offered), [0 if one else None for one in offered])
+    both = zip(session.texts, lengths, strict=True)
+    return _changed(model, session, [Candidate(length, ()) if length < len(text) else None for text, length in both])
 
 
 def pack(model: Ready, session: Session, candidates: Sequence[Sequence[Candidate]]) -> Packed:
@@ -278,13 +283,13 @@ def commit(model: Ready, session: Session, packed: Packed, chosen: Sequence[int 
     """The session with one candidate of each text written into it, or none where that is None; no forward pass."""
     first, at, count = (np.zeros(session.read.lengths.shape[0], np.int32) for _ in range(3))
     texts = list(session.texts)
-    for row, number in enumerate(chosen):
-        at[row] = len(texts[row])
+    for row, (text, number) in enumerate(zip(session.texts, chosen, strict=True)):
+        at[row] = len(text)
         if number is None:
             continue
         place = packed.places[row][number]
         first[row], at[row], count[row] = place.first, place.at, len(place.tokens)
-        texts[row] = (*texts[row][: place.at], *place.tokens)
+        texts[row] = (*text[: place.at], *place.tokens)
     return Session(tuple(texts), written(model, session.read, packed.kept, packed.after, (first, at, count)))
 
 

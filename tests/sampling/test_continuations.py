@@ -15,7 +15,7 @@ from fusion_jax.models.families import config_from_hf
 from fusion_jax.models.folder import Model, logits, save
 from fusion_jax.models.parameters import init_params
 from fusion_jax.sampling import continuations as module
-from fusion_jax.sampling.continuations import Asked, continuation_scores, encoded_pairs, scores_of
+from fusion_jax.sampling.continuations import Choices, continuation_scores, encoded_choices, scores_of
 from fusion_jax.sampling.generate import encoded_prompts
 from fusion_jax.sampling.prompts import ready
 from tests.small import small_model
@@ -67,7 +67,7 @@ def test_pytorch_gives_the_same(model, tmp_path):
         assert one.greedy == (behind.argmax(-1) == ids).all()
         best = int(behind[0].argmax())
     made = ready(model.params, model.config, np.float32)
-    ((number, (first, second)),) = scores_of(made, [Asked(context, [[best], [best, best]])], 2)
+    ((number, (first, second)),) = scores_of(made, [Choices(context, [[best], [best, best]])], 2)
     assert number == 0 and first.greedy and second.logprobs[0] == pytest.approx(first.logprob, abs=1e-5)
 
 
@@ -78,7 +78,7 @@ class TestWithoutReference:
     def test_white_space_at_the_end_of_a_prompt_belongs_to_what_follows(self, model):
         moved, there = continuation_scores(model, ["Sort d a c: ", "Sort d a c:"], [["a"], [" a"]], batch_size=2)
         assert moved[0].ids == there[0].ids and moved[0].logprobs.tolist() == there[0].logprobs.tolist()
-        asked = encoded_pairs(model.tokenizer, model.config, ["x \n"], [["y"]])[0]
+        asked = encoded_choices(model.tokenizer, model.config, ["x \n"], [["y"]])[0]
         assert model.tokenizer.decode(asked.continuations[0]) == " \ny"
 
     def test_chats_are_the_beginnings_of_answers(self, model):
@@ -94,7 +94,7 @@ class TestWithoutReference:
 
     def test_special_tokens_that_a_tokenizer_sets_before_texts(self, model):
         tokenizer = model.tokenizer
-        plain = encoded_pairs(tokenizer, model.config, ["a b", ""], [[" c"], ["d"]])
+        plain = encoded_choices(tokenizer, model.config, ["a b", ""], [[" c"], ["d"]])
 
         class WithBos:
             """Sets BOS before a text and EOS behind it."""
@@ -107,7 +107,7 @@ class TestWithoutReference:
                 ends = tokenizer.bos_token_id, tokenizer.eos_token_id
                 return {"input_ids": [ends[0], *ids, ends[1]] if add_special_tokens else ids}
 
-        first, second = encoded_pairs(WithBos(), model.config, ["a b", ""], [[" c"], ["d"]])
+        first, second = encoded_choices(WithBos(), model.config, ["a b", ""], [[" c"], ["d"]])
         assert first.prompt == [tokenizer.bos_token_id, *plain[0].prompt]
         assert first.continuations == plain[0].continuations
         assert second == plain[1] and second.prompt == [tokenizer.bos_token_id]
