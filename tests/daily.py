@@ -70,6 +70,7 @@ KEPT: dict[str, tuple[str, ...]] = {
         "MergeTensor linear", "MergeTensor karcher", "MergeTensor ties", "MergeTensor sce", "MergeTensor varm_linear",
     ),
     "runs/test_source_values.py::test_log_probs_in_the_sources_own_tokens": ("zoo:plants-qwen",),
+    "sampling/test_session.py::test_a_session_says_what_the_whole_text_says": ("windowed", "latent", "encoder"),
     "train/test_fusion.py::test_the_step_s_loss_is_the_dense_one": ("kl-bucket-all",),
     "train/test_fusion_golden.py::test_the_training_path_gives_the_official_loss": ("0", "33"),
     "train/test_lora.py::test_a_folder_of_peft_is_read": ("more0",),
