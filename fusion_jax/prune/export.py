@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 
 from fusion_jax.errors import InputError
+from fusion_jax.fields import Fields
 from fusion_jax.models.config import ModelConfig, Part, Stack
 from fusion_jax.models.decoder import Params
 from fusion_jax.models.families import config_to_hf, pruned
@@ -95,7 +96,9 @@ def _whole(model: Model) -> Model:
     config = pruned.whole(model.config)
     if config == model.config:
         return model
-    values = model.hf_config.get(pruned.BASE, model.hf_config)
+    values = model.hf_config
+    if values.get("model_type") == pruned.MODEL_TYPE:
+        values = dict(pruned.base_of(Fields(values)).values)
     params = _regrouped(model, config, _layers_apart(model))
     return dataclasses.replace(model, config=config, params=params, hf_config=values)
 
