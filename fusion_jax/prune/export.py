@@ -3,7 +3,7 @@
 hf: a Hugging Face folder of the family's own architecture, for every program that reads it. Layers that lost both
   blocks go, and the rest is numbered anew; in a layer that lost one block the output projection of that block is zero,
   so that it adds nothing. The logits are those of the model without the blocks, except where a norm with a bias stands
-  behind a block, which is refused.
+  behind a block, which is refused. config.json lists the blocks, by the layers of the model that they were taken from.
 native: of any family of decoders, with the tensors of the other blocks alone, for `fusion_jax.load`; see
   `models.families.pruned`. Other programs refuse it.
 nemotron-nas: of a model with Llama's body, with blocks that are not there, for vLLM and others; see `prune.nemotron`.
@@ -21,10 +21,13 @@ import jax
 import jax.numpy as jnp
 
 from fusion_jax.errors import InputError
+from fusion_jax.fields import Fields
 from fusion_jax.models.config import ModelConfig, Part, Stack
 from fusion_jax.models.decoder import Params
 from fusion_jax.models.families import config_to_hf, pruned
 from fusion_jax.models.folder import Model, config_values
+from fusion_jax.models.int8 import refuse_int8
+from fusion_jax.models.lora import has_adapters, merged
 from fusion_jax.models.parameters import layer_specs
 from fusion_jax.prune.blocks import PARTS, Block, layers_of
 from fusion_jax.prune.nemotron import from_llama, misread
@@ -39,12 +42,17 @@ def served(model: Model, removed: Collection[Block], form: Form = "hf") -> Model
     """The model without these blocks, to be saved in a form; see above.
 
     Args:
-      model: a whole one, or one that lacks blocks, as `load` reads the native form; those are gone besides.
+      model: a whole one, or one that lacks blocks, as `load` reads the native form; those are gone besides. Adapters
+        beside its kernels are merged.
 
     Raises:
       InputError: every layer would go; a block that this model does not have; hf: a norm with a bias behind the blocks;
-        nemotron-nas: a model that this form has no words for, or a feed-forward whose width it cannot tell.
+        nemotron-nas: a model that this form has no words for, or a feed-forward whose width it cannot tell; weights in
+        int8.
     """
+    refuse_int8(model.params, "exported")
+    if has_adapters(model.params):
+        model = dataclasses.replace(model, params=merged(model.params), adapter=None)
     lost = pruned.lost_of(model.config) | frozenset(removed)
     model = _whole(model)
     check_served(model.config, [Block(*block) for block in lost], form)
@@ -88,12 +96,14 @@ def _whole(model: Model) -> Model:
     config = pruned.whole(model.config)
     if config == model.config:
         return model
-    left = layers_of_params(model)
-    params = _regrouped(model, config, left)
-    return dataclasses.replace(model, config=config, params=params, hf_config=model.hf_config.get(pruned.BASE, {}))
+    values = model.hf_config
+    if values.get("model_type") == pruned.MODEL_TYPE:
+        values = dict(pruned.base_of(Fields(values)).values)
+    params = _regrouped(model, config, _layers_apart(model))
+    return dataclasses.replace(model, config=config, params=params, hf_config=values)
 
 
-def layers_of_params(model: Model) -> list[Params]:
+def _layers_apart(model: Model) -> list[Params]:
     """The parameters of every layer of the decoder, each as those of a stack of one."""
     return [
         jax.tree.map(lambda x, i=i: x[i : i + 1], model.params[name])
@@ -133,7 +143,7 @@ def _nemotron(model: Model, filled: bool) -> Model:
             listed = ", ".join(map(str, numbers))
             LOG.warning("%s misreads layers %s without a block; nemotron-nas-filled has zeros there", reader, listed)
     stacks = [stack for stack in model.config.decoder for _ in range(stack.layers)]
-    layers = [one for one, stack in zip(layers_of_params(model), stacks, strict=True) if not stack.empty]
+    layers = [one for one, stack in zip(_layers_apart(model), stacks, strict=True) if not stack.empty]
     ids = {name: value for name, value in model.hf_config.items() if name.endswith("_token_id")}
     values = config_to_hf(config) | ids
     return dataclasses.replace(
@@ -155,7 +165,8 @@ def _silent(model: Model, lost: Collection[tuple[Part, int]]) -> Model:
     config = dataclasses.replace(config, decoder=tuple(stack for stack, _ in left))
     params |= zip(config.stacks, (own for _, own in left), strict=True)
     small = dataclasses.replace(model, config=config, params=params, folder="")
-    return dataclasses.replace(small, hf_config=config_values(small) | {pruned.REMOVED: pruned.blocks_to_hf(lost)})
+    listed = {pruned.REMOVED: pruned.blocks_to_hf(lost)} if lost else {}
+    return dataclasses.replace(small, hf_config=config_values(small) | listed)
 
 
 def _silenced(layers: Params, silent: dict[Part, jax.Array]) -> Params:

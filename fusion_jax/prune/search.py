@@ -9,13 +9,13 @@ from typing import Any
 
 from fusion_jax.errors import InputError
 from fusion_jax.models.config import ModelConfig
+from fusion_jax.models.families.pruned import NAMES as OFFICIAL
 from fusion_jax.prune.blocks import Block, Blocks, Unit, candidates, layers_of
 from fusion_jax.prune.scoring import Losses, perplexity
 
 Scorer = Callable[[Blocks, Sequence[Blocks]], Losses]
 """(removed, candidates) -> what the text loses, as `scoring.score` gives it."""
 NEAR = 1e-6
-OFFICIAL = {"attention": "mha", "mlp": "mlp"}
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ def from_official(values: Mapping[str, Any], config: ModelConfig, file: str | No
             if not known or not 0 <= one[1] < layers:
                 problem = f'holds {one!r}, not ["mha" or "mlp", a layer from 0 to {layers - 1}]'
                 raise InputError(problem, file=file, field=str(number), cure="Give the file of a search of this model")
-            found.add(Block(parts[one[0]], one[1]))  # type: ignore[arg-type]
+            found.add(Block(parts[one[0]], one[1]))
         if not before <= found:
             problem = "lacks a block that the step before has removed"
             raise InputError(problem, file=file, field=str(number), cure="Steps only add blocks")

@@ -144,7 +144,7 @@ def test_each_field_of_a_pruned_model():
     fields: list[tuple[Any, ...]] = [(key,) for key in values]
     fields += [("base_config", key) for key in (*values["base_config"], "removed_blocks")]
     fields += [("removed_blocks", 1), ("removed_blocks", 1, 0), ("removed_blocks", 1, 1)]
-    assert {"model_type", "base_config", "removed_blocks"} <= refused_fields(values, fields)
+    assert {"model_type", "base_config", "base_model_type", "removed_blocks"} <= refused_fields(values, fields)
 
 
 def refused_fields(values: dict[str, Any], fields: list[tuple[Any, ...]]) -> set[str]:

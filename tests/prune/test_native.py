@@ -104,15 +104,16 @@ def check_files(name, folder, removed):
 
 
 def test_other_readers_refuse_the_folder(tmp_path):
-    """By its model_type; and by shapes where a class of the family is forced on it."""
+    """By its model_type. A class of the family that is forced on it finds nothing of its own, and shapes that differ."""
     write_checkpoint("llama-mha", tmp_path / "hf")
     fj.save(served(fj.load(tmp_path / "hf"), {Block("mlp", 1)}, "native"), tmp_path / "pruned")
     values = json.loads((tmp_path / "pruned/config.json").read_text())
-    assert values["removed_blocks"] == [["mlp", 1]] and values["base_config"]["model_type"] == "llama"
+    assert values["removed_blocks"] == [["mlp", 1]] and values["base_model_type"] == "llama"
     assert values["eos_token_id"] == values["base_config"]["eos_token_id"]
     for load in (transformers.AutoConfig.from_pretrained, transformers.AutoModelForCausalLM.from_pretrained):
         with pytest.raises(ValueError, match="fusion_jax_pruned"):
             load(tmp_path / "pruned")
+    assert transformers.LlamaConfig.from_pretrained(tmp_path / "pruned").hidden_size == 4096  # its default
 
 
 def test_a_pruned_model_is_pruned_further_saved_again_and_given_in_other_forms(tmp_path):

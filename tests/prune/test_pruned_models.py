@@ -125,6 +125,14 @@ def test_adapters(tmp_path):
     wanted = fj.logits(Model(small.config, joined(small.params, adapters, lora.scale)), ROWS)
     assert not np.allclose(wanted, fj.logits(silent, ROWS), atol=1e-2)
     np.testing.assert_allclose(fj.logits(fj.load(tmp_path / "peft"), ROWS), wanted, atol=2e-5)
+    beside = Model(small.config, joined(small.params, adapters, lora.scale))
+    np.testing.assert_allclose(fj.logits(served(beside, ()), ROWS), wanted, atol=2e-5)
+
+
+def test_int8_is_not_exported(tmp_path):
+    write_checkpoint("llama-mha", tmp_path / "hf")
+    with pytest.raises(InputError, match="weights in int8 cannot be exported"):
+        served(fj.load(tmp_path / "hf", dtype="int8"), {Block("mlp", 0)}, "native")
 
 
 def test_plans_count_what_is_there():

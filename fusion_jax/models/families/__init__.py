@@ -106,7 +106,7 @@ def config_from_hf(values: Mapping[str, Any], file: str | os.PathLike[str] | Non
     """
     fields = Fields(values, file)
     if values.get("model_type") == pruned.MODEL_TYPE:
-        config = pruned.from_hf(fields, _config(fields.object(pruned.BASE)))
+        config = pruned.from_hf(fields, _config(pruned.base_of(fields)))
     else:
         config = _config(fields)
     size = 4 * numbers_of(parameter_specs(config))

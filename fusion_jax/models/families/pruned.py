@@ -2,7 +2,8 @@
 gone; the files hold the tensors of the others, under the names that they have in the whole model.
 
 The model_type is our own, so that a reader that does not know it refuses the folder instead of drawing the missing
-weights at random.
+weights at random. That of the whole model stands apart: transformers' classes take an object inside a config.json that
+has their model_type for their own.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from fusion_jax.errors import quoted
 from fusion_jax.fields import Fields
 from fusion_jax.models.config import ModelConfig, Part, Stack
 
-MODEL_TYPE, BASE, REMOVED = "fusion_jax_pruned", "base_config", "removed_blocks"
+MODEL_TYPE, BASE, BASE_TYPE, REMOVED = "fusion_jax_pruned", "base_config", "base_model_type", "removed_blocks"
 KINDS: dict[str, Part] = {"mha": "attention", "mlp": "mlp"}
 """Blocks as the files of BlockPruner call them."""
 NAMES = {part: kind for kind, part in KINDS.items()}
@@ -89,6 +90,12 @@ def _joined(first: Stack, second: Stack) -> Stack:
     return replace(first, layers=first.layers + second.layers, windows=of("windows"), ropes=of("ropes"))
 
 
+def base_of(fields: Fields) -> Fields:
+    """The whole model's config.json."""
+    base, name = fields.object(BASE), fields.text(BASE_TYPE)
+    return replace(base, values={**base.values, "model_type": name})
+
+
 def from_hf(fields: Fields, base: ModelConfig) -> ModelConfig:
     """config.json to the model's parts; base: those of the whole model, which it holds.
 
@@ -111,8 +118,9 @@ def to_hf(base: Mapping[str, Any], lost: Collection[tuple[Part, int]]) -> dict[s
     """The config.json of a whole model as that of the model without some of its blocks."""
     architectures = [f"FusionJaxPruned{name}" for name in base.get("architectures") or ()]
     ids = {name: value for name, value in base.items() if name.endswith("_token_id")}
-    own = {"model_type": MODEL_TYPE, "architectures": architectures, REMOVED: blocks_to_hf(lost), BASE: dict(base)}
-    return own | ids
+    rest = {name: value for name, value in base.items() if name != "model_type"}
+    own = {"model_type": MODEL_TYPE, "architectures": architectures, REMOVED: blocks_to_hf(lost)}
+    return own | {BASE_TYPE: base["model_type"], BASE: rest} | ids
 
 
 def blocks_to_hf(lost: Collection[tuple[Part, int]]) -> list[list[Any]]:
