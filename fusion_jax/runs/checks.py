@@ -24,7 +24,7 @@ def check_options(settings: Any, unread: Collection[str] = ()) -> None:
     for option in options_of(settings):
         values = option.default if option.is_list else (option.default,)
         for value in values:
-            if option.choices and value not in option.choices and value is not None:
+            if option.choices and str(value) not in option.choices and value is not None:
                 raise option.error(f"'{value}' is not one of its choices", suggestion(str(value), option.choices))
             if value and option.path[0] not in unread and (kind := model_kind(option)):
                 check_models(option.flag, value, labels=kind.labels)
