@@ -22,7 +22,7 @@ from fusion_jax.models.folder import Model
 from fusion_jax.plan.parts import Part, Sampling, Training, every
 from fusion_jax.plan.programs import Start
 from fusion_jax.rewards import select
-from fusion_jax.runs.checks import check_names, check_skipped, model_name
+from fusion_jax.runs.checks import check_best_of, check_names, check_skipped, model_name
 from fusion_jax.runs.counts import SHARED
 from fusion_jax.runs.desk import Desk, Stage
 from fusion_jax.runs.domains import split_prompts
@@ -59,10 +59,7 @@ class PreferenceSettings(SourceSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         bounded(self, "sft_share", "held_out", least=0, below=1)
-        if self.sft.best_of > 1:
-            raise InputError("needs held-out records, which SFT has none of", field="sft.best_of", cure="Leave it at 1")
-        if self.preference.best_of > 1 and not self.held_out:
-            raise InputError("needs held-out records", field="preference.best_of", cure="Give --held-out a share")
+        check_best_of(self.sft, self.preference, "preference", self.held_out)
 
 
 @dataclass(frozen=True)
