@@ -41,8 +41,8 @@ MOST_PROGRAMS = 2**30  # bytes that daily work keeps
 # The files that take most CPU seconds, the longest first; one that is not here comes after them. The notebooks find what
 # the benchmark has compiled.
 LONGEST = (
-    "multihost/test_training.py", "merge/test_task_vectors.py", "benchmarks/test_gpu.py", "merge/test_mergekit.py",
-    "cli/test_preference_pages.py", "parity/test_logits.py", "notebooks/test_notebooks.py", "parity/test_generation.py",
+    "multihost/test_training.py", "parity/test_logits.py", "benchmarks/test_gpu.py", "parity/test_generation.py",
+    "cli/test_preference_pages.py", "merge/test_task_vectors.py", "merge/test_mergekit.py", "notebooks/test_notebooks.py",
     "store/test_bucket.py", "sampling/test_generate.py", "zoo/test_models.py", "resume/test_sigkill.py",
     "ops/test_kernels.py", "losses/test_preference_golden.py", "merge/test_averaging.py", "plan/test_llama.py",
     "losses/test_fusion_golden.py", "merge/test_estimate.py", "cli/test_fusion_experiments.py", "fuzz/test_fuzz.py",

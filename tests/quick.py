@@ -9,15 +9,16 @@ from typing import Any
 
 from jax._src import compiler
 
-# Of all tests. The same arithmetic to the last bit for a third of the work: one piece, LLVM's first level, and without
-# the emitters of fusions, which pass through MLIR.
+# Of all tests. The same arithmetic to the last bit for a third of the work: LLVM's first level, one piece, without the
+# emitters of fusions, which pass through MLIR; and no threads that wait for each other beside another worker's.
 FLAGS = (
-    "--xla_cpu_use_fusion_emitters=false", "--xla_cpu_parallel_codegen_split_count=1",
-    "--xla_backend_optimization_level=1",
+    "--xla_backend_optimization_level=1", "--xla_cpu_parallel_codegen_split_count=1",
+    "--xla_cpu_use_fusion_emitters=false", "--xla_cpu_multi_thread_eigen=false",
 )  # fmt: skip
 # XLA's own values of the same, as users compile.
 WHOLE: dict[str, bool | int] = {
-    "xla_cpu_use_fusion_emitters": True, "xla_cpu_parallel_codegen_split_count": 32, "xla_backend_optimization_level": 3,
+    "xla_backend_optimization_level": 3, "xla_cpu_parallel_codegen_split_count": 32,
+    "xla_cpu_use_fusion_emitters": True, "xla_cpu_multi_thread_eigen": True,
 }  # fmt: skip
 # With few optimisations, for `compiler_options` of `jax.jit`: numbers are rounded otherwise.
 FAST: dict[str, bool | int] = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
