@@ -35,21 +35,20 @@ from fusion_jax.data.loaders import load_records
 from fusion_jax.data.order import split_by_name
 from fusion_jax.data.records import Row
 from fusion_jax.data.tokenise import TokeniseSettings
-from fusion_jax.errors import InputError
 from fusion_jax.jsonl import Record
 from fusion_jax.models.folder import Model
 from fusion_jax.options import File, Folder
 from fusion_jax.plan.command import run as run_experiment
-from fusion_jax.plan.parts import Part, every
+from fusion_jax.plan.parts import Part
 from fusion_jax.rewards.code_tests import CodeLimits, check_worker
 from fusion_jax.rewards.passed import checked
 from fusion_jax.rewards.verifiers import verifier
 from fusion_jax.rewards.within_source import PairRules, best_passed, pairs_within_source, released_pair, released_sft
 from fusion_jax.runs import preference
-from fusion_jax.runs.checks import check_names, check_skipped
 from fusion_jax.runs.desk import Desk
 from fusion_jax.runs.domains import data_table, shares_of
 from fusion_jax.runs.judging import EvalSet
+from fusion_jax.runs.miniatures import on_skills
 from fusion_jax.runs.page import conduct
 from fusion_jax.runs.preference import PreferenceSettings
 from fusion_jax.runs.seeds import Measures
@@ -103,7 +102,7 @@ def published(sft_rate: float, rate: float, *, normalised: bool) -> Settings:
 
 
 PRESETS = {
-    "tiny": preference.on_skills(
+    "tiny": on_skills(
         Settings(rules=PairRules(least_gap=0.25, most_gap=1.0), loss=PairSettings(loss="dpo_norm", beta=1.0))
     ),
     "llama3.1-8b": published(5e-6, 8e-7, normalised=True),
@@ -117,6 +116,7 @@ STAGES = ("sft", "dpo")
 
 def main(s: Settings) -> None:
     method = fuse_ready if s.pair_data else fuse
+    unread = ("sources",) if s.responses or s.pair_data else ()
     conduct(__file__, "FuseChat-3.0", s, PRESETS, method, parts, check=check, unread=unread)
 
 
@@ -129,7 +129,8 @@ def fuse(s: Settings, desk: Desk) -> Measures:
     taught = desk.records("sft.jsonl", lambda: map(released_sft, best.values()))
     if begun.first:
         desk.check_enough(len(taught), s.sft, "--sft")
-    found = pairs_within_source(begun.to_second(annotated), seeded_rules(s), desk.counter("preference prompts"))
+    rules = dataclasses.replace(s.rules, seed=s.seed)
+    found = pairs_within_source(begun.to_second(annotated), rules, desk.counter("preference prompts"))
     pairs = desk.records("pairs.jsonl", lambda: [released_pair(*pair) for pair in found])
     desk.check_enough(preference.trained_on(s, len(pairs)), s.preference, "--preference")
     rows = desk.rows("pairs", pairs, "pair", file="pairs.jsonl", on_bad=s.on_bad)
@@ -152,50 +153,26 @@ def annotate(s: Settings, scored: Sequence[Record]) -> list[Record]:
     return checked(scored, rule, s.limits if s.code_tests else None)
 
 
-def seeded_rules(s: Settings) -> PairRules:
-    return dataclasses.replace(s.rules, seed=s.seed)
-
-
 def preferred(s: Settings, desk: Desk, start: Model, rows: Sequence[Row], tests: EvalSet) -> None:
     """DPO, of sums or of token means, from the SFT checkpoint; all pairs of a prompt are held out, or none."""
     held, train = split_by_name(rows, s.held_out, s.seed)
-    fused = desk.train(preference.preference_stage(s, "dpo"), start, objectives.pair(s.loss), train, held)
-    desk.judge("FuseChat", fused, tests)
-    desk.export(fused, made_from=["dpo/model"])
+    stage = preference.preference_stage(s, "dpo")
+    preference.result(desk, "FuseChat", stage, start, objectives.pair(s.loss), train, held, tests=tests)
 
 
-def parts(s: Settings) -> list[Part]:
+def parts(s: Settings) -> Sequence[Part]:
     """What the run computes."""
-    share, title = 0.0 if s.pair_data else s.sft_share, s.loss.loss
-    last = preference.preference_part(
-        s, title, objectives.pair(s.loss), share=share, tuned=bool(share or s.sft_data)
-    )  # fmt: skip
-    if s.pair_data:
-        return [last, *([preference.sft_part(s, every, objectives.sft())] if s.sft_data else [])]
-    return preference.preference_parts(s, last)
-
-
-def unread(s: Settings) -> tuple[str, ...]:
-    """Options of models that this run does not load."""
-    return ("sources",) if s.responses or s.pair_data else ()
+    return preference.planned(s, s.loss.loss, objectives.pair(s.loss), ready=s.pair_data, sft_data=s.sft_data)
 
 
 def check(s: Settings) -> None:
     """Refuse options that do not go together."""
     shares_of(s.sft_shares)
-    skipped = {
-        "responses": s.responses, "prompts": s.prompts, "reward-model": s.reward_model, "sft-shares": s.sft_shares,
-        "check-answers": s.check_answers, "code-tests": s.code_tests,
-    }  # fmt: skip
-    if s.pair_data:
-        check_skipped(skipped, "--pair-data")
+    ready, names = ("pair-data", s.pair_data), ("Target", "SFT", "FuseChat")
+    skipped = {"sft-shares": s.sft_shares, "check-answers": s.check_answers, "code-tests": s.code_tests}
+    preference.check_begin(s, names, ready=ready, skipped=skipped, sft_data=s.sft_data)
     if s.code_tests:
         check_worker(s.limits)
-    if s.sft_data and not s.pair_data:
-        problem = "belongs to --pair-data; else SFT learns the best responses"
-        raise InputError(problem, field="--sft-data", cure="Leave it out, or give --pair-data")
-    if not (s.pair_data or s.responses):
-        check_names(s.sources, ("Target", "SFT", "FuseChat"))
 
 
 if __name__ == "__main__":

@@ -32,19 +32,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from fusion_jax.data.order import split
-from fusion_jax.data.records import Row
 from fusion_jax.jsonl import Record
-from fusion_jax.markdown import markdown_table
 from fusion_jax.models.folder import Model
 from fusion_jax.options import Folder
 from fusion_jax.plan.command import run as run_experiment
 from fusion_jax.plan.parts import Part
 from fusion_jax.rewards import select
 from fusion_jax.rewards.weights import WeightRules, weighted_responses, weighted_sources
-from fusion_jax.runs import preference
-from fusion_jax.runs.checks import check_names
+from fusion_jax.runs import preference, weighted
 from fusion_jax.runs.desk import Desk, Stage
+from fusion_jax.runs.miniatures import on_skills
 from fusion_jax.runs.page import conduct
 from fusion_jax.runs.preference import Begun, PreferenceSettings
 from fusion_jax.runs.seeds import Measures
@@ -75,7 +72,7 @@ class Settings(PreferenceSettings):
 
 
 PRESETS = {
-    "tiny": preference.on_skills(Settings(weights=WeightRules(temperature=0.05), fuserl=FuseRLSettings(beta=0.1))),
+    "tiny": on_skills(Settings(weights=WeightRules(temperature=0.05), fuserl=FuseRLSettings(beta=0.1))),
     "llama3-8b": Settings(
         sample=SampleSettings(),
         eval_new_tokens=1024,
@@ -88,6 +85,7 @@ STAGES = ("sft", "fuse_sft", "fuse_po")
 
 
 def main(s: Settings) -> None:
+    unread = ("sources",) if s.responses else ()
     conduct(__file__, "FuseRL", s, PRESETS, fuse, parts, check=check, unread=unread)
 
 
@@ -97,31 +95,32 @@ def fuse(s: Settings, desk: Desk) -> Measures:
     scored = begun.responses()
     names = select.source_names(scored)
     sft, po = objectives_of(s, len(names))
-    dropped = desk.counter("preference prompts")
     samples = s.sample.num_samples if s.fuserl.loss == "rloo" else 0
+    dropped = desk.counter("preference prompts")
     found = weighted_sources(begun.to_second(scored), names, s.weights, dropped, samples=samples)
     records = desk.records("fuse_po.jsonl", lambda: found)
     desk.check_enough(preference.trained_on(s, len(records)), s.preference, "--preference")
     chosen = weighted_responses(begun.to_first(scored), s.weights, desk.counter("responses for SFT"))
     taught = desk.records("fuse_sft.jsonl", lambda: chosen)
-    start = tuned(s, begun, sft, several(desk, "fuse_sft", taught, len(sft.slots))) if begun.first else begun.target
-    pairs = of_sources(records, names, len(po.slots) // len(names))
+    start = tuned(s, begun, sft, taught) if begun.first else begun.target
+    pairs = weighted.source_rows(records, names, len(po.slots) // len(names))
     desk.counts["fuse_po"] = Counter({"used": len(pairs)})
-    held, train = split(pairs, s.held_out, s.seed)
-    fused = desk.train(preference.preference_stage(s, "fuse_po"), start, po, train, held)
-    desk.judge("FuseRL", fused, begun.tests)
-    desk.export(fused, made_from=["fuse_po/model"])
-    return preference.reported(s, desk, STAGES, what="prompts", parts=shares(taught, records))
+    held, train = preference.held_and_trained(s, desk, pairs)
+    stage = preference.preference_stage(s, "fuse_po")
+    preference.result(desk, "FuseRL", stage, start, po, train, held, tests=begun.tests)
+    return preference.reported(s, desk, STAGES, what="prompts", parts=weighted.shares(taught, records))
 
 
-def tuned(s: Settings, begun: Begun, sft: Objective, rows: Sequence[Row]) -> Model:
+def tuned(s: Settings, begun: Begun, sft: Objective, taught: Sequence[Record]) -> Model:
     """FuseSFT and, to compare, SFT on each prompt's best response alone."""
     desk, start = begun.desk, begun.target
+    rows = weighted.response_rows(taught, len(sft.slots))
+    desk.counts["fuse_sft"] = Counter({"used": len(rows)})
     desk.check_enough(len(rows), s.sft, "--sft")
     stage = Stage("fuse_sft", "--sft", s.sft, dataclasses.replace(s.text, packing="none"))
     if s.baseline:
-        best = [Row(row.name, row.messages, (row.responses[heaviest(row)],)) for row in rows]
         alone = dataclasses.replace(stage, name="sft")
+        best = weighted.heaviest(rows)
         preference.compared(desk, "SFT", alone, start, objectives.sft(), best, tests=begun.tests)
     model = desk.train(stage, start, sft, rows)
     desk.judge("FuseSFT", model, begun.tests)
@@ -135,70 +134,15 @@ def objectives_of(s: Settings, sources: int) -> tuple[Objective, Objective]:
     return sft, fused_objectives.fuse_po(s.fuserl, sources, s.sample.num_samples)
 
 
-def several(desk: Desk, stage: str, records: Sequence[Record], most: int) -> list[Row]:
-    """Rows of up to `most` responses, each with its weight."""
-    desk.counts[stage] = Counter({"used": len(records)})
-    return [
-        Row(
-            record["prompt_id"],
-            ({"role": "user", "content": record["prompt"]},),
-            (*record["responses"], *[None] * (most - len(record["responses"]))),
-            (*((weight,) for weight in record["weights"]), *[(0.0,)] * (most - len(record["responses"]))),
-        )
-        for record in records
-    ]
-
-
-def heaviest(row: Row) -> int:
-    """The place of the response with the largest weight, which is the best one."""
-    return max(range(len(row.values)), key=lambda place: row.values[place])
-
-
-def of_sources(records: Sequence[Record], sources: Sequence[str], each: int) -> list[Row]:
-    """Rows of `each` responses of every source with (weight, advantage); absent ones have weight 0."""
-    rows = []
-    for record in records:
-        entries = {entry["source_model"]: entry for entry in record["sources"]}
-        responses, values = list[str | None](), list[tuple[float, float]]()
-        for source in sources:
-            entry = entries.get(source, {"responses": [None] * each, "weight": 0.0})
-            responses += entry["responses"]
-            values += [(entry["weight"], advantage) for advantage in entry.get("advantages", [0.0] * each)]
-        messages = ({"role": "user", "content": record["prompt"]},)
-        rows.append(Row(record["prompt_id"], messages, tuple(responses), tuple(values)))
-    return rows
-
-
-def shares(taught: Sequence[Record], records: Sequence[Record]) -> list[str]:
-    """How much each source weighs in both stages, for the report."""
-    weights: dict[str, Counter[str]] = {"FuseSFT": Counter(), "FusePO": Counter()}
-    for record in taught:
-        for name, weight in zip(record["source_models"], record["weights"], strict=True):
-            weights["FuseSFT"][name] += weight / len(taught)
-    for record in records:
-        for entry in record["sources"]:
-            weights["FusePO"][entry["source_model"]] += entry["weight"] / len(records)
-    names = sorted(weights["FuseSFT"] | weights["FusePO"])
-    table = [{"source": n, **{stage: f"{found[n]:.3f}" for stage, found in weights.items()}} for n in names]
-    return ["## Mean weight of each source", markdown_table(table)] if table else []
-
-
-def parts(s: Settings) -> list[Part]:
+def parts(s: Settings) -> Sequence[Part]:
     """What the run computes."""
     sft, po = objectives_of(s, len(s.sources))
-    last = preference.preference_part(s, po.name, po, share=s.sft_share, tuned=s.sft_share > 0)
-    return preference.preference_parts(s, last, sft=sft)
-
-
-def unread(s: Settings) -> tuple[str, ...]:
-    """Options of models that this run does not load."""
-    return ("sources",) if s.responses else ()
+    return preference.planned(s, po.name, po, sft=sft)
 
 
 def check(s: Settings) -> None:
     """Refuse names of sources that stand for a model of the report."""
-    if not s.responses:
-        check_names(s.sources, ("Target", "SFT", "FuseSFT", "FuseRL"))
+    preference.check_begin(s, ("Target", "SFT", "FuseSFT", "FuseRL"))
 
 
 if __name__ == "__main__":

@@ -32,7 +32,6 @@ from typing import ClassVar
 from fusion_jax.data.chat import ChatSettings
 from fusion_jax.data.examples import TextSettings
 from fusion_jax.data.loaders import load_records
-from fusion_jax.data.order import split
 from fusion_jax.data.records import Row
 from fusion_jax.data.tokenise import TokeniseSettings
 from fusion_jax.errors import InputError
@@ -44,15 +43,16 @@ from fusion_jax.plan.parts import Part, Sampling, Scoring
 from fusion_jax.rewards import select
 from fusion_jax.rewards.within_source import best_passed
 from fusion_jax.runs import preference, source_values
-from fusion_jax.runs.checks import check_names, check_skipped
+from fusion_jax.runs.checks import check_names
 from fusion_jax.runs.desk import Desk
 from fusion_jax.runs.judging import EvalSet
+from fusion_jax.runs.miniatures import on_skills
 from fusion_jax.runs.page import conduct
 from fusion_jax.runs.preference import Begun, PreferenceSettings
 from fusion_jax.runs.seeds import Measures
 from fusion_jax.sampling.generate import SampleSettings
 from fusion_jax.settings import bounded
-from fusion_jax.train import fused_objectives, objectives
+from fusion_jax.train import fused_objectives
 from fusion_jax.train.fused_objectives import InfifpoSettings
 from fusion_jax.train.objectives import PairSettings
 from fusion_jax.train.settings import TrainSettings
@@ -64,14 +64,8 @@ class Settings(PreferenceSettings):
     """Sources that sample responses and then score what all models wrote; `sample.num_samples` is of each source."""
 
     basic: ClassVar = (
-        *preference.BASIC,
-        "target_samples",
-        "infifpo.loss",
-        "infifpo.beta",
-        "infifpo.fusion",
-        "pair_data",
-        "baseline",
-    )
+        *preference.BASIC, "target_samples", "infifpo.loss", "infifpo.beta", "infifpo.fusion", "pair_data", "baseline",
+    )  # fmt: skip
 
     out: Folder = "runs/infifpo"
     sft_share: float = 0.5
@@ -96,26 +90,23 @@ class Settings(PreferenceSettings):
         return dataclasses.replace(self.sample, num_samples=self.target_samples)
 
 
-PAPER = TrainSettings(epochs=3.0, optimizer=OptimizerSettings(learning_rate=1e-6))
+TOKENS = TokeniseSettings(max_length=4096, max_prompt_length=3072, eos="if_missing")
 PRESETS = {
-    "tiny": preference.on_skills(Settings(target_samples=5, dpo=PairSettings(beta=0.1))),
+    "tiny": on_skills(Settings(target_samples=5, dpo=PairSettings(beta=0.1))),
     "qwen2.5-14b": Settings(
         sample=SampleSettings(top_p=1.0, num_samples=4),
         eval_new_tokens=1024,
         held_out=0.03,
-        text=TextSettings(
-            ChatSettings(header="prompt"),
-            TokeniseSettings(max_length=4096, max_prompt_length=3072, eos="if_missing"),
-        ),
-        sft=PAPER,
-        preference=dataclasses.replace(PAPER, epochs=1.0, optimizer=OptimizerSettings(learning_rate=1e-7)),
+        text=TextSettings(ChatSettings(header="prompt"), TOKENS),
+        sft=TrainSettings(OptimizerSettings(learning_rate=1e-6), epochs=3.0),
+        preference=TrainSettings(OptimizerSettings(learning_rate=1e-7), epochs=1.0),
     ),
 }
 STAGES = ("sft", "dpo", "infifpo")
 
 
 def main(s: Settings) -> None:
-    method = fuse_ready if s.pair_data else fuse
+    method, unread = (fuse_ready, ("sources",)) if s.pair_data else (fuse, ())
     conduct(__file__, "InfiFPO", s, PRESETS, method, parts, check=check, unread=unread)
 
 
@@ -123,12 +114,17 @@ def fuse(s: Settings, desk: Desk) -> Measures:
     """The pipeline of the paper; the stages stand at the top of this file."""
     begun = preference.begin(s, desk, target_asked=["first", "second"])
     scored = begun.responses()
-    own = desk.records("target_responses.jsonl", lambda: sampled_by_target(s, begun), made_from=["prompts.jsonl"])
-    everyone = [*scored, *own]
-    found = best_passed(everyone, desk.counter("responses"))
+    sampled = lambda: begun.sources.sampled(begun.target, "target", begun.prompts, s.target_sampling)  # noqa: E731
+    own = desk.records("target_responses.jsonl", sampled, made_from=["prompts.jsonl"])
+    found = best_passed([*scored, *own], desk.counter("responses"))
     best = {record["prompt_id"]: record for record in desk.records("best.jsonl", found.values)}
     rows = preferences(s, begun, begun.to_second(scored), begun.to_second(own))
-    parts = held_and_trained(s, desk, scored_by_sources(s, begun, rows))
+    values = source_values.scored_by_all(
+        desk, s.sources, rows, preference.preference_stage(s, "infifpo"), s.source_weights
+    )
+    dropped = desk.counter("preference prompts")
+    rows = source_values.with_values(rows, values, length_norm=s.infifpo.length_norm, dropped=dropped)
+    parts = preference.held_and_trained(s, desk, rows)
     start = begun.tuned(best, made_from=["best.jsonl"])
     preferred(s, desk, start, *parts, tests=begun.tests, after="SFT-" if begun.first else "")
     return preference.reported(s, desk, STAGES, what="preferences", parts=preference.wins(best))
@@ -141,35 +137,8 @@ def fuse_ready(s: Settings, desk: Desk) -> Measures:
     begun = preference.ready(s, desk, records, kind, file=s.pair_data, stage="pairs", sft_data="")
     text = preference.preference_stage(s, "pairs").text
     rows = source_values.uncut(begun.rows, begun.start, text, desk.counter("preference prompts"))
-    preferred(s, desk, begun.start, *held_and_trained(s, desk, rows), tests=begun.tests, after="")
+    preferred(s, desk, begun.start, *preference.held_and_trained(s, desk, rows), tests=begun.tests, after="")
     return preference.reported(s, desk, STAGES, what="preferences")
-
-
-def held_and_trained(s: Settings, desk: Desk, rows: list[Row]) -> tuple[list[Row], list[Row]]:
-    """The pairs to evaluate on and those to train on, if they are enough."""
-    held, train = split(rows, s.held_out, s.seed)
-    desk.check_enough(len(train), s.preference, "--preference")
-    return held, train
-
-
-def preferred(
-    s: Settings, desk: Desk, start: Model, held: list[Row], train: list[Row], *, tests: EvalSet, after: str
-) -> None:
-    """DPO on the same pairs, to compare, and InfiFPO."""
-    stage = preference.preference_stage(s, "infifpo")
-    if s.baseline:
-        alone, own = dataclasses.replace(stage, name="dpo"), objectives.pair(s.dpo)
-        preference.compared(
-            desk, f"{after}DPO", alone, start, own, preference.last_two(train), preference.last_two(held), tests=tests
-        )  # fmt: skip
-    fused = desk.train(stage, start, fused_objectives.infifpo(s.infifpo), train, held)
-    desk.judge(f"{after}InfiFPO", fused, tests)
-    desk.export(fused, made_from=["infifpo/model"])
-
-
-def sampled_by_target(s: Settings, begun: Begun) -> list[Record]:
-    """The target's own responses, as it is before SFT."""
-    return begun.sources.sampled(begun.target, "target", begun.prompts, s.target_sampling)
 
 
 def preferences(s: Settings, begun: Begun, of_sources: Sequence[Record], own: Sequence[Record]) -> list[Row]:
@@ -188,48 +157,37 @@ def preferences(s: Settings, begun: Begun, of_sources: Sequence[Record], own: Se
     return source_values.uncut(rows, begun.target, preference.preference_stage(s, "pairs").text, counts)
 
 
-def scored_by_sources(s: Settings, begun: Begun, rows: Sequence[Row]) -> list[Row]:
-    """The rows with every source's value of each text."""
-    stage = preference.preference_stage(s, "infifpo")
-    named = zip(begun.sources.names, s.sources, strict=True)
-    scored = [
-        source_values.scored_by(begun.desk, name, source, rows, stage, s.source_weights) for name, source in named
-    ]
-    dropped = begun.desk.counter("preference prompts")
-    return source_values.with_values(rows, scored, length_norm=s.infifpo.length_norm, dropped=dropped)
+def preferred(
+    s: Settings, desk: Desk, start: Model, held: list[Row], train: list[Row], *, tests: EvalSet, after: str
+) -> None:
+    """DPO on the same pairs, to compare, and InfiFPO."""
+    if s.baseline:
+        preference.compared_with_dpo(s, desk, f"{after}DPO", start, s.dpo, train, held, tests=tests)
+    stage, objective = preference.preference_stage(s, "infifpo"), fused_objectives.infifpo(s.infifpo)
+    preference.result(desk, f"{after}InfiFPO", stage, start, objective, train, held, tests=tests)
 
 
-def parts(s: Settings) -> list[Part]:
+def parts(s: Settings) -> Sequence[Part]:
     """What the run computes: as every fusion through preferences does, and the sources' scoring."""
     objective = fused_objectives.infifpo(s.infifpo)
-    share = 0.0 if s.pair_data else s.sft_share
-    last = preference.preference_part(s, objective.name, objective, share=share, tuned=share > 0)
+    last, *others = preference.planned(s, objective.name, objective, ready=s.pair_data)
     if s.pair_data:
         return [last]
-    scoring = [
-        Scoring(f"log-probs by {source}", source, len(objective.slots), last, weights=s.source_weights)
-        for source in s.sources
-    ]
     own = Sampling("sampling the target", s.target, s.target_sampling)
-    return [*preference.preference_parts(s, last), own, *scoring]
-
-
-def unread(s: Settings) -> tuple[str, ...]:
-    """Options of models that this run does not load."""
-    return ("sources",) if s.pair_data else ()
+    rows, how = len(objective.slots), s.source_weights
+    scoring = [Scoring(f"log-probs by {source}", source, rows, last, weights=how) for source in s.sources]
+    return [last, *others, own, *scoring]
 
 
 def check(s: Settings) -> None:
     """Refuse options that do not go together, and names of sources that stand for a model of the report."""
-    if s.pair_data:
-        skipped = {"responses": s.responses, "prompts": s.prompts, "reward-model": s.reward_model}
-        check_skipped(skipped, "--pair-data")
-        if s.infifpo.loss == "wrpo":
-            cure = "Choose dpo or ipo, or leave --pair-data out"
-            raise InputError("learns from quadruples, and --pair-data has pairs", field="--infifpo.loss", cure=cure)
-    else:
+    preference.check_begin(s, (), ready=("pair-data", s.pair_data))
+    if not s.pair_data:
         source_values.check_authors(s.responses, s.sources, unnamed=s.sources == Settings().sources, on_bad=s.on_bad)
         check_names(s.sources, ("Target", "target", "SFT", "DPO", "InfiFPO", "SFT-DPO", "SFT-InfiFPO"))
+    elif s.infifpo.loss == "wrpo":
+        cure = "Choose dpo or ipo, or leave --pair-data out"
+        raise InputError("learns from quadruples, and --pair-data has pairs", field="--infifpo.loss", cure=cure)
 
 
 if __name__ == "__main__":

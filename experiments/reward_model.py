@@ -36,6 +36,7 @@ from fusion_jax.plan.command import run as run_experiment
 from fusion_jax.plan.parts import Part, Training
 from fusion_jax.rewards.reward_data import reward_examples
 from fusion_jax.rewards.reward_model import as_reward_model
+from fusion_jax.runs.checks import check_best_of
 from fusion_jax.runs.desk import Desk, Stage
 from fusion_jax.runs.page import RunSettings, conduct
 from fusion_jax.runs.provenance import loss_sentence
@@ -79,10 +80,7 @@ class Settings(RunSettings):
         bounded(self, "held_out", least=0, below=1)
         bounded(self, "max_length", least=2)
         bounded(self, "zoo_pairs", least=1)
-        if self.sft.best_of > 1:
-            raise InputError("needs held-out records, which SFT has none of", field="sft.best_of", cure="Leave it at 1")
-        if self.train.best_of > 1 and not self.held_out:
-            raise InputError("needs held-out records", field="train.best_of", cure="Give --held-out a share")
+        check_best_of(self.sft, self.train, "train", self.held_out)
 
 
 def tiny(learning_rate: float, epochs: float) -> TrainSettings:

@@ -27,7 +27,6 @@ from typing import ClassVar
 
 from fusion_jax.data.examples import TextSettings
 from fusion_jax.data.order import split
-from fusion_jax.data.records import Row
 from fusion_jax.data.tokenise import TokeniseSettings
 from fusion_jax.models.folder import Model
 from fusion_jax.options import Folder
@@ -40,11 +39,10 @@ from fusion_jax.runs.evolving import EvolutionSettings
 from fusion_jax.runs.page import conduct
 from fusion_jax.runs.revising import Pair, Reviser, RevisingSettings
 from fusion_jax.runs.revision_data import PAIRED, RevisionSettings
-from fusion_jax.runs.rounds import Rounds
+from fusion_jax.runs.rounds import PairBaseline, Rounds
 from fusion_jax.runs.seeds import Measures
 from fusion_jax.sampling.generate import SampleSettings
 from fusion_jax.train import fused_objectives, objectives
-from fusion_jax.train.objective import Objective
 from fusion_jax.train.objectives import PairSettings
 from fusion_jax.train.settings import TrainSettings, compute_for
 from fusion_jax.train.state import OptimizerSettings
@@ -84,36 +82,23 @@ TINY = TrainSettings(
 LARGE = TrainSettings(batch_size=128, micro_batches=4)
 PRESETS = {
     "tiny": Settings(
-        test_per_skill=200,
-        zoo_pairs=1200,
-        own_drafts=0.5,
-        accuracy="fields",
-        eval_samples=2,
-        baselines=PAIRED,
+        test_per_skill=200, zoo_pairs=1200, own_drafts=0.5, accuracy="fields", eval_samples=2, baselines=PAIRED,
         revising=RevisingSettings(wording="turns", held_out=0.15, preserve=0.5),
         evolution=EvolutionSettings(
-            internal=0,
-            round_prompts=1200,
+            internal=0, round_prompts=1200,
             drafts=SampleSettings(0.9, 0.95, num_samples=1, max_new_tokens=32, batch_size=256),
             revisions=SampleSettings(0.7, 0.9, num_samples=1, max_new_tokens=40, batch_size=256),
         ),
         text=TextSettings(tokens=TokeniseSettings(max_length=192, max_prompt_length=144, eos="if_missing")),
-        warm_up=training(1e-3, TINY),
-        adapt=training(5e-4, TINY, epochs=4.0),
-        policy=training(1e-3, TINY),
-        sft=training(1e-3, TINY, epochs=3.0),
-        paired=training(1e-4, TINY, epochs=3.0),
+        warm_up=training(1e-3, TINY), adapt=training(5e-4, TINY, epochs=4.0), policy=training(1e-3, TINY),
+        sft=training(1e-3, TINY, epochs=3.0), paired=training(1e-4, TINY, epochs=3.0),
     ),
     "llama3-8b": Settings(
-        eval_new_tokens=1024,
-        baselines=PAIRED,
-        warm_up=training(1e-5, LARGE),
-        adapt=training(1e-5, LARGE),
-        policy=training(5e-6, LARGE),
-        sft=training(5e-6, LARGE),
-        paired=training(5e-7, LARGE),
+        eval_new_tokens=1024, baselines=PAIRED,
+        warm_up=training(1e-5, LARGE), adapt=training(1e-5, LARGE), policy=training(5e-6, LARGE),
+        sft=training(5e-6, LARGE), paired=training(5e-7, LARGE),
     ),
-}
+}  # fmt: skip
 
 
 def main(s: Settings) -> None:
@@ -138,21 +123,11 @@ def evolve(s: Settings, desk: Desk) -> Measures:
 
     stage = Stage("SEFT", "--policy", s.policy, s.text)
     rounds = Rounds(desk, how, stage, tests, target, prompts, judge).anchored_by(reviser)
-    compared(s, rounds, train)
+    rounds.compared_on_pairs(of_pairs(s), train)
     others = rounds.compared(s.baselines, base, plain)
     policy, ours = rounds.run("SEFT", rounds.revised_by(reviser))
     desk.export(policy)
-
-    measures = desk.measures()
-    calls = examining.alarms(found, ours, examining.course(measures, ["Target", *(one.name for one in ours)]))
-    for one in calls:
-        desk.run.log(f"alarm: {one}")
-    desk.report(
-        ["warm-up", "reviser", *PAIRED, *(one.name for one in ours)], [model_name(s.reviser)], target="Target",
-        result=f"The policy went through {len(ours)} rounds; without --test-prompts nothing is judged.",
-        parts=examining.told(seen, found, [*others, *ours], calls),
-    )  # fmt: skip
-    return measures
+    return examining.reported(desk, model_name(s.reviser), ["warm-up", "reviser", *PAIRED], seen, found, ours, others)
 
 
 def revisers(s: Settings, desk: Desk, base: Model, pairs: Sequence[Pair]) -> tuple[Reviser, Reviser]:
@@ -177,23 +152,14 @@ def revisers(s: Settings, desk: Desk, base: Model, pairs: Sequence[Pair]) -> tup
     return plain, dataclasses.replace(reviser, model=model)
 
 
-def of_pairs(s: Settings) -> dict[str, tuple[str, TrainSettings, Objective]]:
-    """The baselines on pairs that are asked for: option and settings of their training, objective."""
-    known: dict[str, tuple[str, TrainSettings, Objective]] = {
-        "SFT": ("--sft", s.sft, objectives.sft()),
-        "DPO": ("--paired", s.paired, objectives.pair(s.dpo)),
-        "ORPO": ("--sft", s.sft, objectives.pair(s.orpo)),
-    }
-    return {name: how for name, how in known.items() if name in s.baselines}
-
-
-def compared(s: Settings, rounds: Rounds, pairs: Sequence[Pair]) -> None:
+def of_pairs(s: Settings) -> list[PairBaseline]:
     """The baselines on pairs that are asked for."""
-    for name, (option, how, objective) in of_pairs(s).items():
-        rows = [Row(p.name, p.messages, (p.chosen, p.rejected)[: len(objective.slots)]) for p in pairs]
-        stage = Stage(name, option, how, s.text, leaf=True)
-        model = rounds.desk.train(stage, rounds.target, objective, rows)
-        rounds.desk.judge(name, model, rounds.tests, made_from=[f"{name}/model"])
+    known = (
+        PairBaseline("SFT", "--sft", s.sft, objectives.sft()),
+        PairBaseline("DPO", "--paired", s.paired, objectives.pair(s.dpo)),
+        PairBaseline("ORPO", "--sft", s.sft, objectives.pair(s.orpo)),
+    )
+    return [one for one in known if one.name in s.baselines]
 
 
 def parts(s: Settings) -> list[Part]:
@@ -201,8 +167,8 @@ def parts(s: Settings) -> list[Part]:
     of a round for the policy."""
     length, how, adapt = s.text.tokens.max_length, s.evolution, fused_objectives.reviser(s.revising.label_weight)
     baselines = [
-        Training(f"baseline {name}", s.target, objective, train, length, option)
-        for name, (option, train, objective) in of_pairs(s).items()
+        Training(f"baseline {one.name}", s.target, one.objective, one.settings, length, one.option)
+        for one in of_pairs(s)
     ]
     judge = [Rewarding(s.reward_model, s.adapt, "--adapt")] if s.reward_model else []
     return [

@@ -31,21 +31,19 @@ from typing import ClassVar, Literal, NamedTuple
 
 from fusion_jax.data.examples import TextSettings
 from fusion_jax.data.loaders import load_records
-from fusion_jax.data.order import split
 from fusion_jax.data.records import Row
 from fusion_jax.data.tokenise import TokeniseSettings
-from fusion_jax.errors import InputError
 from fusion_jax.jsonl import Record
 from fusion_jax.models.folder import Model
 from fusion_jax.options import File, Folder
 from fusion_jax.plan.command import run as run_experiment
-from fusion_jax.plan.parts import Part, every
+from fusion_jax.plan.parts import Part
 from fusion_jax.rewards import select
 from fusion_jax.runs import preference
-from fusion_jax.runs.checks import check_names, check_skipped
 from fusion_jax.runs.desk import Desk
 from fusion_jax.runs.forecast import forecast
 from fusion_jax.runs.judging import EvalSet
+from fusion_jax.runs.miniatures import on_plants
 from fusion_jax.runs.page import conduct
 from fusion_jax.runs.preference import Begun, PreferenceSettings
 from fusion_jax.runs.seeds import Measures
@@ -89,7 +87,7 @@ class Settings(PreferenceSettings):
 
 
 PRESETS = {
-    "tiny": preference.on_plants(
+    "tiny": on_plants(
         Settings(
             continued=True,
             wrpo=WrpoSettings(beta=1.0, alpha=0.6, dynamic=False, sft_weight=0.3),
@@ -119,7 +117,9 @@ class Quads(NamedTuple):
 
 
 def main(s: Settings) -> None:
-    conduct(__file__, "WRPO", s, PRESETS, fuse_ready if s.quadruples else fuse, parts, check=check, unread=unread)
+    method = fuse_ready if s.quadruples else fuse
+    unread = ("sources",) if s.responses or s.quadruples else ()
+    conduct(__file__, "WRPO", s, PRESETS, method, parts, check=check, unread=unread)
 
 
 def fuse(s: Settings, desk: Desk) -> Measures:
@@ -164,7 +164,7 @@ def preferred(s: Settings, desk: Desk, start: Model, quads: Quads, tests: EvalSe
 
     Returns what could be expected of it, for the report.
     """
-    held, train = split(quads.rows, s.held_out, s.seed)
+    held, train = preference.held_and_trained(s, desk, quads.rows)
     stage = preference.preference_stage(s, "wrpo")
     expected = forecast(desk, stage, start, train, quads.records, s.dpo, s.wrpo)
     learnt = of_sources(train)
@@ -173,13 +173,8 @@ def preferred(s: Settings, desk: Desk, start: Model, quads: Quads, tests: EvalSe
         more = dataclasses.replace(stage, name="continued", settings=longer)
         preference.compared(desk, CONTINUED, more, start, objectives.sft(), learnt, tests=tests)
     if s.baseline:
-        alone, own = dataclasses.replace(stage, name="dpo"), objectives.pair(s.dpo)
-        preference.compared(
-            desk, f"{after}DPO", alone, start, own, preference.last_two(train), preference.last_two(held), tests=tests
-        )
-    fused = desk.train(stage, start, objectives.wrpo(s.wrpo), train, held)
-    desk.judge(f"{after}WRPO", fused, tests)
-    desk.export(fused, made_from=["wrpo/model"])
+        preference.compared_with_dpo(s, desk, f"{after}DPO", start, s.dpo, train, held, tests=tests)
+    preference.result(desk, f"{after}WRPO", stage, start, objectives.wrpo(s.wrpo), train, held, tests=tests)
     return expected
 
 
@@ -188,35 +183,20 @@ def of_sources(quads: Sequence[Row]) -> list[Row]:
     return [Row(q.name, q.messages, q.responses[:1]) for q in quads if q.responses[0] is not None]
 
 
-def parts(s: Settings) -> list[Part]:
-    """What the run computes; see `preference.preference_parts`."""
-    share = 0.0 if s.quadruples else s.sft_share
-    last = preference.preference_part(
-        s, s.wrpo.loss, objectives.wrpo(s.wrpo), share=share, tuned=bool(share or s.sft_data)
+def parts(s: Settings) -> Sequence[Part]:
+    """What the run computes."""
+    asked = s.sample if s.pairs == "target" else None
+    return preference.planned(
+        s, s.wrpo.loss, objectives.wrpo(s.wrpo), ready=s.quadruples, sft_data=s.sft_data, asked=asked
     )
-    if s.quadruples:
-        return [last, *([preference.sft_part(s, every, objectives.sft())] if s.sft_data else [])]
-    return preference.preference_parts(s, last, asked=s.sample if s.pairs == "target" else None)
-
-
-def unread(s: Settings) -> tuple[str, ...]:
-    """Options of models that this run does not load: with ready responses the sources' folders need not exist."""
-    return ("sources",) if s.responses or s.quadruples else ()
 
 
 def check(s: Settings) -> None:
     """Refuse options that do not go together."""
-    skipped = {
-        "responses": s.responses, "prompts": s.prompts, "reward-model": s.reward_model,
-        "source-rank": s.source_rank > 1, "pairs": s.pairs != "target",
-    }  # fmt: skip
-    if s.quadruples:
-        check_skipped(skipped, "--quadruples")
-    if s.sft_data and not s.quadruples:
-        problem = "belongs to --quadruples; else SFT learns the best source responses"
-        raise InputError(problem, field="--sft-data", cure="Leave it out, or train on it first with experiments/sft.py")
-    if not (s.quadruples or s.responses):
-        check_names(s.sources, ("Target", "SFT", "DPO", "WRPO", CONTINUED, "SFT-DPO", "SFT-WRPO"))
+    names = ("Target", "SFT", "DPO", "WRPO", CONTINUED, "SFT-DPO", "SFT-WRPO")
+    skipped = {"source-rank": s.source_rank > 1, "pairs": s.pairs != "target"}
+    ready = ("quadruples", s.quadruples)
+    preference.check_begin(s, names, ready=ready, skipped=skipped, sft_data=s.sft_data)
 
 
 if __name__ == "__main__":

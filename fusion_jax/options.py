@@ -101,10 +101,10 @@ class Option:
 
     @property
     def choices(self) -> tuple[str, ...]:
-        """The values that it can have, if they are few and known."""
+        """The values that it can have, as they are written, if they are few and known."""
         if self.one_of is not None:
             return self.one_of.names
-        return get_args(self.item) if get_origin(self.item) is Literal else ()
+        return tuple(map(str, get_args(self.item))) if get_origin(self.item) is Literal else ()
 
     @property
     def one_of(self) -> OneOf | None:
@@ -156,6 +156,8 @@ class Option:
                 raise self.error(f"{quoted(text)} is not {what}", f"Give {what}{one}") from None
         if self.choices and text not in self.choices:
             raise self.error(f"{quoted(text)} is not one of its choices", suggestion(text, self.choices))
+        if get_origin(self.item) is Literal:
+            return get_args(self.item)[self.choices.index(text)]
         return text
 
     def error(self, problem: str, cure: str) -> InputError:

@@ -21,6 +21,7 @@ from typing import Any
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH")]))
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # of PyTorch: beside another worker its threads wait for each other
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
@@ -33,13 +34,15 @@ from jax._src import compiler
 
 from tests import daily, quick
 
+os.environ["XLA_FLAGS"] = quick.with_flags()  # nothing is compiled before
+
 GOLDEN = Path(__file__).parent / "golden"
 MOST_PROGRAMS = 2**30  # bytes that daily work keeps
 # The files that take most CPU seconds, the longest first; one that is not here comes after them. The notebooks find what
 # the benchmark has compiled.
 LONGEST = (
-    "multihost/test_training.py", "merge/test_task_vectors.py", "benchmarks/test_gpu.py", "merge/test_mergekit.py",
-    "cli/test_preference_pages.py", "parity/test_logits.py", "notebooks/test_notebooks.py", "parity/test_generation.py",
+    "multihost/test_training.py", "parity/test_logits.py", "benchmarks/test_gpu.py", "parity/test_generation.py",
+    "cli/test_preference_pages.py", "merge/test_task_vectors.py", "merge/test_mergekit.py", "notebooks/test_notebooks.py",
     "store/test_bucket.py", "sampling/test_generate.py", "zoo/test_models.py", "resume/test_sigkill.py",
     "ops/test_kernels.py", "losses/test_preference_golden.py", "merge/test_averaging.py", "plan/test_llama.py",
     "losses/test_fusion_golden.py", "merge/test_estimate.py", "cli/test_fusion_experiments.py", "fuzz/test_fuzz.py",
@@ -54,13 +57,12 @@ def is_daily(config: pytest.Config) -> bool:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Daily work (-m "not slow") compiles with few optimisations, which the whole suite does where `quick_compiler` is
-    used, keeps its programs for the next time, and looks for damaged input only shortly."""
+    """Daily work (-m "not slow") compiles with the fewest optimisations, which the whole suite does where
+    `quick_compiler` is used, keeps its programs for the next time, and looks for damaged input only shortly."""
     if not is_daily(config):
         return
     os.environ.setdefault("FUSION_JAX_FUZZ_SECONDS", "1")
-    if os.environ.get("JAX_DISABLE_MOST_OPTIMIZATIONS") != "1":  # a worker of -n finds both set
-        os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"], os.environ["XLA_FLAGS"] = "1", quick.with_flags()
+    os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
     jax.config.update("jax_disable_most_optimizations", True)
     if Path(os.environ["JAX_COMPILATION_CACHE_DIR"]).name.startswith("fusion-jax-compiled-"):  # not one that was given
         os.environ["JAX_COMPILATION_CACHE_DIR"] = kept_programs(config)
@@ -111,7 +113,7 @@ def golden_cases(name: str, kind: str) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def quick_compiler() -> Iterator[None]:
-    """Programs of this process and of those that it starts are compiled with few optimisations.
+    """Programs of this process and of those that it starts are compiled with the fewest optimisations.
 
     For modules that compare runs of this package with each other, or look at what a run says, writes and refuses: there
     the compiler would take far longer than the programs. Not for comparisons with numbers of other implementations:
@@ -121,15 +123,28 @@ def quick_compiler() -> Iterator[None]:
         yield
         return
     jax.clear_caches()
-    quick.read_flags()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-        patch.setenv("XLA_FLAGS", quick.with_flags())
-        patch.setenv(quick.WITH_EACH, "1")
-        patch.setattr(compiler, "get_compile_options", quick.options())
         jax.config.update("jax_disable_most_optimizations", True)
         yield
         jax.config.update("jax_disable_most_optimizations", False)
+    jax.clear_caches()
+
+
+@pytest.fixture
+def whole_compiler() -> Iterator[None]:
+    """Programs of this process are compiled as users compile them; not in daily work.
+
+    For some of the comparisons with other implementations (elsewhere `quick.WHOLE` is given to `jax.jit`): the others
+    find the same faults, in the same arithmetic.
+    """
+    if os.environ.get("JAX_DISABLE_MOST_OPTIMIZATIONS") == "1":
+        yield
+        return
+    jax.clear_caches()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compiler, "get_compile_options", quick.options(quick.WHOLE))
+        yield
     jax.clear_caches()
 
 

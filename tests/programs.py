@@ -20,8 +20,6 @@ from collections.abc import Mapping, Sequence
 from multiprocessing import forkserver
 from pathlib import Path
 
-from tests import quick
-
 CONTEXT = multiprocessing.get_context("forkserver")
 # What the experiments import, at the beginning or later.
 IMPORTED = [
@@ -109,7 +107,6 @@ def _run(script: list[str], environment: dict[str, str], first: str, streams: li
     os.environ.clear()
     os.environ.update(environment)
     jax.config.update("jax_disable_most_optimizations", environment.get("JAX_DISABLE_MOST_OPTIMIZATIONS") == "1")
-    quick.compile_as_the_first_process()
     sys.argv = script
     exec(first, {})
     try:

@@ -9,6 +9,7 @@ from typing import Any
 from fusion_jax.errors import InputError
 from fusion_jax.models.folder import check_folder
 from fusion_jax.options import ModelKind, Option, options_of, suggestion
+from fusion_jax.train.settings import TrainSettings
 from fusion_jax.zoo import model_path
 
 
@@ -24,7 +25,7 @@ def check_options(settings: Any, unread: Collection[str] = ()) -> None:
     for option in options_of(settings):
         values = option.default if option.is_list else (option.default,)
         for value in values:
-            if option.choices and value not in option.choices and value is not None:
+            if option.choices and str(value) not in option.choices and value is not None:
                 raise option.error(f"'{value}' is not one of its choices", suggestion(str(value), option.choices))
             if value and option.path[0] not in unread and (kind := model_kind(option)):
                 check_models(option.flag, value, labels=kind.labels)
@@ -82,6 +83,18 @@ def check_skipped(given: Mapping[str, object], by: str) -> None:
         if value:
             problem = f"belongs to a stage that {by} skips"
             raise InputError(problem, field=f"--{option}", cure="Leave one of the two out")
+
+
+def check_best_of(sft: TrainSettings, last: TrainSettings, name: str, held_out: float) -> None:
+    """Refuse to keep the best of several checkpoints where no record is held out to tell which it is.
+
+    Args:
+      sft: settings of SFT, which holds none out. last, name: of the training behind it; held_out: its share.
+    """
+    if sft.best_of > 1:
+        raise InputError("needs held-out records, which SFT has none of", field="sft.best_of", cure="Leave it at 1")
+    if last.best_of > 1 and not held_out:
+        raise InputError("needs held-out records", field=f"{name}.best_of", cure="Give --held-out a share")
 
 
 def check_arms(arms: Sequence[str]) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 from fusion_jax.jsonl import Record
 from fusion_jax.markdown import markdown_table
 from fusion_jax.rewards.revision import auc, keep_threshold, p_keep
+from fusion_jax.runs.desk import Desk
 from fusion_jax.runs.evolving import KEPT, REVISED, Judge, number_or_none, usable
 from fusion_jax.runs.reading import Asked
 from fusion_jax.runs.revising import Pair, Reviser, decide, revise
@@ -326,3 +327,30 @@ def alarms(found: Examination, rounds: Sequence[Round], rewards: Sequence[float]
         if after_it < before_it:
             out.append(f"{one.name} answers worse than the policy before it ({after_it:.3f} after {before_it:.3f}).")
     return out
+
+
+def reported(
+    desk: Desk,
+    reviser: str,
+    stages: Sequence[str],
+    seen: Sequence[Record],
+    found: Examination,
+    ours: Sequence[Round],
+    others: Sequence[Round],
+) -> Measures:
+    """report.md of a run, its alarms also on the screen, and what was measured of every model.
+
+    Args:
+      reviser: what its model is called. stages: trainings before the rounds. seen: of `examined`, from which `found`
+        is. ours: rounds of the policy, others: of baselines.
+    """
+    measures, names = desk.measures(), [one.name for one in ours]
+    calls = alarms(found, ours, course(measures, ["Target", *names]))
+    for one in calls:
+        desk.run.log(f"alarm: {one}")
+    desk.report(
+        [*stages, *names], [reviser], target="Target",
+        result=f"The policy went through {len(ours)} rounds; without --test-prompts nothing is judged.",
+        parts=told(seen, found, [*others, *ours], calls),
+    )  # fmt: skip
+    return measures

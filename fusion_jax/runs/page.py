@@ -79,7 +79,7 @@ def conduct(
     parts: Callable[[S], Sequence[Part]],
     *,
     check: Callable[[S], None] = lambda settings: None,
-    unread: Callable[[S], Collection[str]] = lambda settings: (),
+    unread: Collection[str] = (),
 ) -> None:
     """Connect the hosts, check the settings, open the run folder, carry out the method for each seed, end the run.
 
@@ -88,10 +88,10 @@ def conduct(
       method: (settings, desk) -> {model: {measure: value}}, for one seed; None where the method writes its results.
       parts: what the run computes, which has to fit the devices and the models.
       check: refuses settings that do not go together. Both are looked at before the folder is opened.
-      unread: the fields of models that a run with these settings does not load.
+      unread: the fields of models that this run does not load.
     """
     connect(settings.hosts)
-    check_options(settings, unread(settings))
+    check_options(settings, unread)
     check(settings)
     check_all(parts(settings))
     check_installed(settings.track)

@@ -1,7 +1,7 @@
 """What fusions through preferences share: data from sources, an SFT stage, models trained on preferences and compared.
 
 WRPO, FuseChat-3.0, InfiFPO and FuseRL differ in which responses they learn from and in their losses; the stages around
-these are here, and the two miniatures: of each, all methods have the same data and the same budget.
+these are here, with what a command line may not ask for and what a plan computes.
 """
 
 from __future__ import annotations
@@ -10,22 +10,19 @@ import dataclasses
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
 
 from fusion_jax.data.examples import TextSettings
 from fusion_jax.data.loaders import load_records
-from fusion_jax.data.order import split_sizes
+from fusion_jax.data.order import split, split_sizes
 from fusion_jax.data.records import Row
-from fusion_jax.data.tokenise import TokeniseSettings
 from fusion_jax.errors import InputError
 from fusion_jax.jsonl import Record
 from fusion_jax.markdown import markdown_table
 from fusion_jax.models.folder import Model
-from fusion_jax.plan.parts import Part, Sampling, Training
+from fusion_jax.plan.parts import Part, Sampling, Training, every
 from fusion_jax.plan.programs import Start
 from fusion_jax.rewards import select
-from fusion_jax.rewards.verifiers import VerifierName
-from fusion_jax.runs.checks import model_name
+from fusion_jax.runs.checks import check_best_of, check_names, check_skipped, model_name
 from fusion_jax.runs.counts import SHARED
 from fusion_jax.runs.desk import Desk, Stage
 from fusion_jax.runs.domains import split_prompts
@@ -36,8 +33,8 @@ from fusion_jax.sampling.generate import SampleSettings
 from fusion_jax.settings import bounded
 from fusion_jax.train import objectives
 from fusion_jax.train.objective import Objective
+from fusion_jax.train.objectives import PairSettings
 from fusion_jax.train.settings import TrainSettings
-from fusion_jax.train.state import OptimizerSettings
 
 BASIC = (
     "target", "sources", "prompts", "test_prompts", "responses", "out", "resume", "seed", "seeds", "reward_model",
@@ -62,50 +59,7 @@ class PreferenceSettings(SourceSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         bounded(self, "sft_share", "held_out", least=0, below=1)
-        if self.sft.best_of > 1:
-            raise InputError("needs held-out records, which SFT has none of", field="sft.best_of", cure="Leave it at 1")
-        if self.preference.best_of > 1 and not self.held_out:
-            raise InputError("needs held-out records", field="preference.best_of", cure="Give --held-out a share")
-
-
-S = TypeVar("S", bound=PreferenceSettings)
-TINY_TOKENS = TokeniseSettings(max_length=128, max_prompt_length=96, eos="if_missing")
-
-
-def tiny_training(epochs: float, learning_rate: float) -> TrainSettings:
-    """How the zoo's models train on a CPU."""
-    return TrainSettings(
-        OptimizerSettings(learning_rate=learning_rate), epochs=epochs, batch_size=16, micro_batches=1, log_every=5,
-        eval_every=100, checkpoint_every=100, remat="dots",
-    )  # fmt: skip
-
-
-def on_plants(settings: S) -> S:
-    """The settings, with the zoo's plants as data and the budget that suits its models; `docs/wrpo.md` says why.
-
-    What a source knows of them it always says the same way: its samples hardly differ.
-    """
-    return _miniature(
-        settings, prompts=5400, verifier="fields", rates=(1e-3, 6e-4),
-        target="zoo:plants-target", sources=("zoo:plants-llama", "zoo:plants-qwen", "zoo:plants-gemma"),
-        problems="plants", test_per_skill=400, accuracy="fields", sft_share=400 / 5400, held_out=0.03,
-    )  # fmt: skip
-
-
-def on_skills(settings: S) -> S:
-    """The settings, with the zoo's skills as data: for methods that compare several responses of one source."""
-    return _miniature(settings, prompts=400, verifier="graded", rates=(1e-4, 2e-5))
-
-
-def _miniature(settings: S, *, prompts: int, verifier: VerifierName, rates: tuple[float, float], **more: Any) -> S:
-    """What both have in common. rates: of SFT, three epochs, and of the training on preferences, one."""
-    sft, preference = rates
-    return dataclasses.replace(
-        settings, prompts_per_skill=prompts, verifier=verifier, eval_samples=2,
-        text=dataclasses.replace(settings.text, tokens=TINY_TOKENS),
-        sample=SampleSettings(max_new_tokens=28, batch_size=256),
-        sft=tiny_training(3, sft), preference=tiny_training(1, preference), **more,
-    )  # fmt: skip
+        check_best_of(self.sft, self.preference, "preference", self.held_out)
 
 
 @dataclass(frozen=True)
@@ -243,6 +197,13 @@ def trained_on(s: PreferenceSettings, preferences: int) -> int:
     return split_sizes(preferences, s.held_out)[1]
 
 
+def held_and_trained(s: PreferenceSettings, desk: Desk, rows: Sequence[Row]) -> tuple[list[Row], list[Row]]:
+    """Preferences to evaluate on and those to train on, if these are enough."""
+    held, train = split(rows, s.held_out, s.seed)
+    desk.check_enough(len(train), s.preference, "--preference")
+    return held, train
+
+
 def lessons_of(
     s: PreferenceSettings, desk: Desk, taught: Sequence[Record], file: str, *, beside: Sequence[Row] = ()
 ) -> list[Row]:
@@ -292,6 +253,39 @@ def compared(
     desk.judge(name, desk.train(leaf, start, objective, rows, held), tests, made_from=[f"{stage.name}/model"])
 
 
+def compared_with_dpo(
+    s: PreferenceSettings,
+    desk: Desk,
+    name: str,
+    start: Model,
+    dpo: PairSettings,
+    rows: Sequence[Row],
+    held: Sequence[Row],
+    *,
+    tests: EvalSet,
+) -> None:
+    """DPO on the last two responses of the same rows, to compare."""
+    stage, objective = preference_stage(s, "dpo"), objectives.pair(dpo)
+    compared(desk, name, stage, start, objective, last_two(rows), last_two(held), tests=tests)
+
+
+def result(
+    desk: Desk,
+    name: str,
+    stage: Stage,
+    start: Model,
+    objective: Objective,
+    rows: Sequence[Row],
+    held: Sequence[Row],
+    *,
+    tests: EvalSet,
+) -> None:
+    """The model that the run is for: trained on preferences, judged under `name`, exported."""
+    fused = desk.train(stage, start, objective, rows, held)
+    desk.judge(name, fused, tests)
+    desk.export(fused, made_from=[f"{stage.name}/model"])
+
+
 def last_two(rows: Sequence[Row]) -> list[Row]:
     """The rows as plain pairs, of their last two responses: of a quadruple the target's own."""
     return [Row(row.name, row.messages, row.responses[-2:]) for row in rows]
@@ -318,39 +312,67 @@ def reported(
     return desk.measures()
 
 
-def preference_parts(
+def check_begin(
     s: PreferenceSettings,
-    on_preferences: Training,
+    names: Sequence[str],
     *,
-    sft: Objective | None = None,
-    asked: SampleSettings | None = None,
-) -> list[Part]:
-    """What a run computes: the last training, SFT where a share of the prompts is for it, sampling the target where it
-    is asked. What is there to compare takes no more, nor the sources' sampling.
+    ready: tuple[str, str] = ("", ""),
+    skipped: Mapping[str, object] = {},
+    sft_data: str = "",
+) -> None:
+    """Refuse options that do not go together with where a run begins.
 
     Args:
-      on_preferences: see `preference_part`. sft: the objective of the first stage, where it is not plain SFT.
-      asked: how the target is sampled on the prompts for preferences.
+      names: what the report calls the run's own models; no source that is asked may be called so.
+      ready: the option of ready preferences, without its dashes, and the file. skipped: what else they skip, see
+        `check_skipped`. sft_data: file of records for SFT, which only a run on ready preferences takes.
     """
-    out: list[Part] = [on_preferences]
-    if s.sft_share:
-        out.append(sft_part(s, lambda prompts: split_sizes(prompts, s.sft_share)[0], sft or objectives.sft()))
-    out += source_parts(s, s.preference, "--preference")
-    if asked is not None:
-        out.append(Sampling(
-            "sampling the target", s.target, asked, records=lambda prompts: split_sizes(prompts, s.sft_share)[1],
-            kept=on_preferences.start,
-        ))  # fmt: skip
-    return out
+    option, file = ready
+    if file:
+        always = {"responses": s.responses, "prompts": s.prompts, "reward-model": s.reward_model}
+        check_skipped({**always, **skipped}, f"--{option}")
+    elif sft_data:
+        problem = f"belongs to --{option}; else SFT learns the best source responses"
+        cure = f"Leave it out, give --{option}, or train on it first with experiments/sft.py"
+        raise InputError(problem, field="--sft-data", cure=cure)
+    if not (file or s.responses):
+        check_names(s.sources, names)
 
 
-def preference_part(s: PreferenceSettings, title: str, objective: Objective, *, share: float, tuned: bool) -> Training:
-    """The training on preferences. share: of the prompts that come before it. tuned: whether SFT did."""
-    start: Start = "float32" if tuned else "bfloat16"  # of weights behind a training, of a folder's
-    return Training(
+def planned(
+    s: PreferenceSettings,
+    title: str,
+    objective: Objective,
+    *,
+    ready: str = "",
+    sft_data: str = "",
+    sft: Objective | None = None,
+    asked: SampleSettings | None = None,
+) -> tuple[Training, *tuple[Part, ...]]:
+    """What a run computes: the training on preferences, then what comes before it. What is trained to compare takes no
+    more, nor the sources' sampling.
+
+    Args:
+      title, objective: of the training on preferences. ready: file of ready ones, before which only SFT on `sft_data`
+        is left. sft: the objective of the first stage, where it is not plain SFT. asked: how the target is sampled on
+        the prompts for preferences.
+    """
+    share = 0.0 if ready else s.sft_share
+    start: Start = "float32" if share or sft_data else "bfloat16"  # of weights behind a training, of a folder's
+    last = Training(
         title, s.target, objective, s.preference, s.text.tokens.max_length, "--preference", start=start,
         records=lambda prompts: trained_on(s, split_sizes(prompts, share)[1]),
     )  # fmt: skip
+    if ready:
+        return (last, sft_part(s, every, objectives.sft())) if sft_data else (last,)
+    out = list[Part]()
+    if share:
+        out.append(sft_part(s, lambda prompts: split_sizes(prompts, share)[0], sft or objectives.sft()))
+    out += source_parts(s, s.preference, "--preference")
+    if asked is not None:
+        second = lambda prompts: split_sizes(prompts, share)[1]  # noqa: E731
+        out.append(Sampling("sampling the target", s.target, asked, records=second, kept=start))
+    return last, *out
 
 
 def sft_part(s: PreferenceSettings, records: Callable[[int], int], objective: Objective) -> Training:

@@ -6,8 +6,10 @@ import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from fusion_jax.data.batches import Data
+from fusion_jax.data.records import Row
 from fusion_jax.jsonl import Record
 from fusion_jax.models.folder import Model
 from fusion_jax.runs.desk import Desk, Stage
@@ -26,12 +28,23 @@ from fusion_jax.runs.evolving import (
 from fusion_jax.runs.examining import Round, rewarded, round_of
 from fusion_jax.runs.judging import EvalSet
 from fusion_jax.runs.reading import readable
-from fusion_jax.runs.revising import Reviser
+from fusion_jax.runs.revising import Pair, Reviser
 from fusion_jax.train import objectives
+from fusion_jax.train.objective import Objective
+from fusion_jax.train.settings import TrainSettings
 
 ON_PROMPTS = ("best-of-n", "distilled", "always-revise")
 Label = Callable[[list[Record], int], list[Record]]
 """(drafts of a round, its number) -> the same prompts with what the policy shall learn."""
+
+
+class PairBaseline(NamedTuple):
+    """A baseline on the pairs: option and settings of its training, and the objective."""
+
+    name: str
+    option: str
+    settings: TrainSettings
+    objective: Objective
 
 
 @dataclass(frozen=True)
@@ -96,6 +109,14 @@ class Rounds:
         if compared:
             desk.judge(name, policy, self.tests)
         return policy, told
+
+    def compared_on_pairs(self, baselines: Sequence[PairBaseline], pairs: Sequence[Pair]) -> None:
+        """Baselines on the reviser's pairs."""
+        for name, option, settings, objective in baselines:
+            rows = [Row(p.name, p.messages, (p.chosen, p.rejected)[: len(objective.slots)]) for p in pairs]
+            stage = Stage(name, option, settings, self.stage.text, leaf=True)
+            model = self.desk.train(stage, self.target, objective, rows)
+            self.desk.judge(name, model, self.tests, made_from=[f"{name}/model"])
 
     def compared(self, names: Sequence[str], base: Model, plain: Reviser) -> list[Round]:
         """Baselines on the same prompts, those of `ON_PROMPTS` that are named.

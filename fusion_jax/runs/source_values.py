@@ -72,6 +72,13 @@ def _whole(rows: Sequence[Row], model: Model, text: TextSettings, most: int) -> 
     return whole, lost
 
 
+def scored_by_all(
+    desk: Desk, sources: Sequence[str], rows: Sequence[Row], stage: Stage, weights: Weights
+) -> list[list[Record]]:
+    """`scored_by` of every source; sources: their folders."""
+    return [scored_by(desk, model_name(source), source, rows, stage, weights) for source in sources]
+
+
 def scored_by(
     desk: Desk, name: str, source: str, rows: Sequence[Row], stage: Stage, weights: Weights = "stored"
 ) -> list[Record]:

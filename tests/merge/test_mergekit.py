@@ -128,6 +128,7 @@ def test_every_method_of_both_is_compared():
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("whole_compiler")
 def test_bfloat16_arithmetic_is_bit_for_bit(merged, tmp_path):
     for name in SAME_BITS:
         given = recipe(name, merged / "half/models", "bfloat16")

@@ -31,7 +31,7 @@ from fusion_jax.train.settings import TrainSettings
 from fusion_jax.train.state import OptimizerSettings
 from tests.parity.test_logits import LENGTHS, assert_close, tokens
 from tests.quick import FAST
-from tests.small import small_model
+from tests.small import compiled, small_model
 
 T5: dict[str, Any] = {
     "vocab_size": 96, "d_model": 48, "d_kv": 12, "d_ff": 80, "num_layers": 2, "num_heads": 4,
@@ -102,7 +102,7 @@ def test_logits_and_files(name, tmp_path):
     theirs = write_model(name, tmp_path / "hf")
     ours, rows = fj.load(tmp_path / "hf"), tokens()
     expected = their_logits(theirs, rows, PREFIX)
-    assert_close(np.asarray(fj.logits(ours, rows, LENGTHS, decoder_tokens=PREFIX)), expected)
+    assert_close(compiled(fj.logits, ours, rows, LENGTHS, decoder_tokens=PREFIX), expected)
     fj.save(ours, tmp_path / "saved")
     same_bytes(tmp_path / "hf", tmp_path / "saved")
     fj.save(dataclasses.replace(ours, hf_config={}, generation={}), tmp_path / "new")
@@ -188,7 +188,7 @@ def test_bert_as_a_classifier_and_under_older_names(tmp_path):
     with torch.no_grad():
         expected = theirs(torch.tensor(rows), attention_mask=mask)
     ours = fj.load(tmp_path / "hf")
-    assert_close(np.asarray(classify(ours, rows, LENGTHS)), expected.logits.numpy())
+    assert_close(compiled(classify, ours, rows, LENGTHS), expected.logits.numpy())
     fj.save(ours, tmp_path / "saved")
     same_bytes(tmp_path / "hf", tmp_path / "saved")
 
@@ -225,7 +225,7 @@ def test_encoder_decoders_as_classifiers(name, end, tmp_path):
     with torch.no_grad():
         expected = theirs(torch.tensor(rows), attention_mask=mask).logits.numpy()
     ours = fj.load(tmp_path / "hf")
-    assert_close(np.asarray(classify(ours, rows, LENGTHS)), expected)
+    assert_close(compiled(classify, ours, rows, LENGTHS), expected)
     fj.save(ours, tmp_path / "saved")
     same_bytes(tmp_path / "hf", tmp_path / "saved")
     fj.save(dataclasses.replace(ours, hf_config={}), tmp_path / "new")
@@ -245,7 +245,7 @@ def test_a_bare_bart_with_copies_of_its_embedding(tmp_path):
     values |= {f"{side}.embed_tokens.weight": values["shared.weight"].copy() for side in ("encoder", "decoder")}
     save_file(values, file, {"format": "pt"})
     expected = their_logits(theirs, tokens(), PREFIX)
-    assert_close(np.asarray(fj.logits(fj.load(tmp_path), tokens(), LENGTHS, decoder_tokens=PREFIX)), expected)
+    assert_close(compiled(fj.logits, fj.load(tmp_path), tokens(), LENGTHS, decoder_tokens=PREFIX), expected)
     values["decoder.embed_tokens.weight"][3, 4] += 1
     save_file(values, file, {"format": "pt"})
     with pytest.raises(InputError, match=r"'model\.decoder.embed_tokens\.weight': differs from model\.shared\.weight"):

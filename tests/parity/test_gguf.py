@@ -26,6 +26,7 @@ from fusion_jax.models.gguf_model import hf_entries
 from fusion_jax.models.tokenizers import tokenizer_of
 from tests.parity.checkpoints import write_checkpoint
 from tests.parity.gguf_files import sentencepiece, write_gguf
+from tests.small import compiled
 
 SIZES: dict[str, Any] = {
     "hidden_size": 256, "intermediate_size": 256, "num_hidden_layers": 2, "vocab_size": 260,
@@ -53,7 +54,7 @@ def test_llama_as_transformers_reads_the_same_file(kind, tmp_path):
     file = write_gguf(tmp_path / "hf", tmp_path / "m.gguf", kind, tokenizer=True)
     ours = load(file, dtype="float32")
     expected = of_torch(tmp_path, gguf_file=file.name)
-    assert_close(logits(ours, ROWS), expected)
+    assert_close(compiled(logits, ours, ROWS), expected)
 
     save(ours, tmp_path / "ours", dtype="float32")
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file=file.name, dtype=torch.float32)
@@ -114,7 +115,7 @@ def test_the_numbers_are_those_of_the_folder_that_was_converted(name, tmp_path):
     write_checkpoint(name, tmp_path / "hf", **FAMILIES[name])
     file = write_gguf(tmp_path / "hf", tmp_path / "m.gguf")
     ours = load(file)
-    assert_close(logits(ours, ROWS), of_torch(tmp_path / "hf"))
+    assert_close(compiled(logits, ours, ROWS), of_torch(tmp_path / "hf"))
     wanted = replace(check_folder(tmp_path / "hf"), initializer_range=0.02)
     assert ours.config == check_folder(file) == wanted
     save(ours, tmp_path / "ours")
@@ -149,7 +150,7 @@ def test_scalings_that_are_stored_as_divisors(tmp_path):
         tmp_path / "phi", tmp_path / "p.gguf", more={"phi3.rope.scaling.original_context_length": 48},
         tensors=lambda t: t.update({"rope_factors_short.weight": short, "rope_factors_long.weight": long}),
     )  # fmt: skip
-    assert_close(logits(load(file), ROWS), of_torch(tmp_path / "phi"))
+    assert_close(compiled(logits, load(file), ROWS), of_torch(tmp_path / "phi"))
 
 
 def test_slices_are_those_of_the_whole_tensor(tmp_path):

@@ -25,6 +25,7 @@ from tests.parity.checkpoints import write_checkpoint
 from tests.parity.test_generation import NEW, STOP, theirs_greedy
 from tests.parity.test_logits import LENGTHS, assert_close, cached_equals_uncached, tokens
 from tests.quick import FAST
+from tests.small import compiled
 
 INTERNLM2 = {
     "model.embed_tokens": "model.tok_embeddings", "lm_head": "output", "input_layernorm": "attention_norm",
@@ -81,7 +82,7 @@ def test_internlm2_is_llama_in_another_layout(changes, rope, tmp_path):
     mask = np.arange(40) < LENGTHS[:, None]
     with torch.no_grad():
         expected = theirs(torch.tensor(rows), attention_mask=torch.tensor(mask, dtype=torch.long)).logits.numpy()
-    assert_close(np.asarray(logits(ours, rows, LENGTHS))[mask], expected[mask])
+    assert_close(compiled(logits, ours, rows, LENGTHS)[mask], expected[mask])
     save(ours, tmp_path / "saved")
     before, after = (load_file(tmp_path / name / "model.safetensors") for name in ("hf", "saved"))
     assert before.keys() == after.keys() and all(before[key].tobytes() == after[key].tobytes() for key in before)
@@ -174,7 +175,7 @@ def test_baichuan_is_llama_in_another_layout_or_has_alibi(baichuan, tmp_path):
     ours, rows, mask = load(folder), tokens(), np.arange(40) < LENGTHS[:, None]
     normalised = "first" not in name
     assert ours.config.head.normalised == normalised
-    found = np.asarray(logits(ours, rows, LENGTHS))
+    found = compiled(logits, ours, rows, LENGTHS)
     if "7b" in name:
         with torch.no_grad():
             expected = theirs(torch.tensor(rows), attention_mask=torch.tensor(mask, dtype=torch.long)).logits.numpy()
@@ -194,7 +195,7 @@ def test_baichuan_is_llama_in_another_layout_or_has_alibi(baichuan, tmp_path):
     save(dataclasses.replace(ours, hf_config={}), tmp_path / "new")
     again = load(tmp_path / "new")
     assert again.config == ours.config
-    np.testing.assert_array_equal(logits(again, rows[:1]), logits(ours, rows[:1]))
+    np.testing.assert_array_equal(compiled(logits, again, rows[:1]), compiled(logits, ours, rows[:1]))
 
 
 @pytest.mark.slow
