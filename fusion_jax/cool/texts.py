@@ -70,15 +70,20 @@ def _kept(starts: Sequence[int], text: Text) -> list[int]:
 
 def encode_behind(words: Words, source: int, asked: Sequence[tuple[Text, str]]) -> list[Encoded]:
     """A model's tokens of prompt, text and a segment behind them, for many texts at once."""
-    windows = [_window(text, source) for text, _ in asked]
-    encoded = words.encode([
-        (text.held[source].prompt + text.text)[start:] + segment for (text, segment), start in zip(asked, windows)
-    ])  # fmt: skip
-    out = []
-    for (text, _), start, new in zip(asked, windows, encoded, strict=True):
-        kept = tokens_before(text.held[source].tokens, start)
-        old = text.held[source].tokens
-        out.append(Encoded(old.ids[:kept] + new.ids, old.ends[:kept] + tuple(start + end for end in new.ends)))
+    out = [Encoded((), ())] * len(asked)
+    for windowed in (True, False):
+        places = [place for place, (text, _) in enumerate(asked) if (text.window is not None) == windowed]
+        starts = [_window(asked[place][0], source) for place in places]
+        ends = [
+            (asked[place][0].held[source].prompt + asked[place][0].text)[start:] + asked[place][1]
+            for place, start in zip(places, starts, strict=True)
+        ]
+        found = words.encode_windows(ends) if windowed else words.encode(ends)
+        for place, start, new in zip(places, starts, found, strict=True):
+            old = asked[place][0].held[source].tokens
+            kept = tokens_before(old, start)
+            made = Encoded(old.ids[:kept] + new.ids, old.ends[:kept] + tuple(start + end for end in new.ends))
+            out[place] = made
     return out
 
 

@@ -60,6 +60,19 @@ class Words:
         found = self.backend.encode_batch(list(texts), add_special_tokens=False)
         return [Encoded(tuple(one.ids), tuple(end for _, end in one.offsets)) for one in found]
 
+    @functools.cached_property
+    def adds_space(self) -> bool:
+        """Whether a space is put before every text, also where one is there, as Llama 2's tokenizer does."""
+        before, both, alone, spaced = (one.ids for one in self.encode(["x", "x one", "one", " one"]))
+        return both[len(before) :] == alone != spaced
+
+    def encode_windows(self, texts: Sequence[str]) -> list[Encoded]:
+        """Tokens of the ends of longer texts, which begin with a space each."""
+        if not self.adds_space:
+            return self.encode(texts)
+        found = self.encode([text[1:] for text in texts])
+        return [Encoded(one.ids, tuple(end + 1 for end in one.ends)) for one in found]
+
     def decode(self, ids: Sequence[Sequence[int]]) -> list[str]:
         """Each list of tokens as text."""
         return self.backend.decode_batch([list(one) for one in ids], skip_special_tokens=True)

@@ -19,7 +19,7 @@ from jax import lax
 from fusion_jax.models.decode import Behind, DecodeParams, Kept, next_logits, nothing_kept, read_on
 from fusion_jax.sampling.prompts import How, Read, Ready, compiled_for
 from fusion_jax.sampling.samplers import GREEDY, Sampler, choose, penalised
-from fusion_jax.sampling.session import Session, on_host, roomier, tokens_kept, written
+from fusion_jax.sampling.session import Session, Taken, on_host, roomier, tokens_kept, written
 from fusion_jax.sharding import constrain
 
 Array = jax.Array
@@ -247,5 +247,6 @@ def commit_draft(model: Ready, session: Session, draft: Draft, counts: Sequence[
     ids, rows = on_host(draft.ids, model.how.mesh), session.read.lengths.shape[0]
     first, at, count = (np.zeros(rows, np.int32) for _ in range(3))
     at[: len(session.texts)], count[: len(counts)] = [len(text) for text in session.texts], counts
+    where = Taken(first, at, count, count - 1)
     texts = [(*text, *ids[row, : counts[row]].tolist()) for row, text in enumerate(session.texts)]
-    return Session(tuple(texts), written(model, session.read, draft.block, draft.trace.after, (first, at, count)))
+    return Session(tuple(texts), written(model, session.read, draft.block, draft.trace.after, where))

@@ -31,7 +31,7 @@ from fusion_jax.models.decoder import head_kernel
 from fusion_jax.ops.linear_logprobs import linear_logprobs
 from fusion_jax.ops.linear_topk import linear_topk
 from fusion_jax.sampling.prompts import How, Read, Ready, compiled_for, read
-from fusion_jax.sampling.sizes import kept_width, packed_width
+from fusion_jax.sampling.sizes import candidates_width, kept_width, packed_width
 from fusion_jax.sharding import constrain, data_ways, named, padded_rows, placed, tensor_shards
 
 Array = jax.Array
@@ -61,18 +61,23 @@ def behind(text: Sequence[int], ids: Sequence[int], place: int) -> Candidate:
 
 
 class Place(NamedTuple):
-    """Where a candidate lies in its row: its tokens from the one before `start` on are at first, first + 1, ..., and
-    stand in the text from place `at` on."""
+    """Where a candidate lies in its row: `tokens` are at first, first + 1, ..., and stand in the text from place `at`
+    on; those from place `start` on are the candidate's, those before are the text's and were read again."""
 
     first: int
     at: int
     tokens: tuple[int, ...]
     start: int
 
+    @property
+    def again(self) -> int:
+        """How many tokens of the text were read again."""
+        return self.start - self.at
+
 
 class Packed(NamedTuple):
-    """Candidates that were read. kept: per layer, arrays [B,...,Q,last]; after: the hidden states [B,Q,D]; places: of
-    the candidates of each text."""
+    """Candidates that were read. kept: per layer, arrays [B,...,Q,last]; after: hidden states [B,1+Q,D], of the text's
+    last token and behind each of the row's; places: of the candidates of each text."""
 
     kept: tuple[Kept, ...]
     after: Array
@@ -163,8 +168,9 @@ def rollback(model: Ready, session: Session, lengths: Sequence[int]) -> Session:
 def pack(model: Ready, session: Session, candidates: Sequence[Sequence[Candidate]]) -> Packed:
     """Continuations of each text, some or none, in one forward pass; the session stays as it is.
 
-    The candidates of a text lie side by side in one row; each sees the text and itself. The token before the first
-    place that one of them replaces is read again by each, so that the probability of every token behind it is known.
+    The candidates of a text lie side by side in one row; each sees the text and itself. Where one of them replaces a
+    token of the text, each reads the text again from the token before that on, so that the probability of every token
+    of the candidates is known.
     """
     how, rows = model.how, session.read.lengths.shape[0]
     places = [_places(text, offered) for text, offered in zip(session.texts, candidates, strict=True)]
@@ -187,7 +193,9 @@ def _places(text: Sequence[int], offered: Sequence[Candidate]) -> list[Place]:
     for one in offered:
         if not 1 <= one.start <= len(text):
             raise ValueError(f"a candidate starts at place {one.start} of a text of {len(text)} tokens")
-    at, first, out = min((one.start for one in offered), default=1) - 1, 0, []
+    at, first, out = min((one.start for one in offered), default=len(text)), 0, []
+    if at < len(text) or any(not one.ids for one in offered):
+        at -= 1
     for one in offered:
         tokens = (*text[at : one.start], *one.ids)
         out.append(Place(first, at, tokens, one.start))
@@ -200,10 +208,11 @@ def _read_on(
     how: How, params: DecodeParams, held: Read, tokens: Array, positions: Array, segments: Array, seen: Array
 ) -> tuple[Array, tuple[Kept, ...]]:
     behind = Behind(held.kept, _from_zero(held), seen)
-    return read_on(
+    after, kept = read_on(
         params, how.config, tokens, positions, (behind,), segments=segments, encoder=held.encoder, mesh=how.mesh,
         dtype=how.dtype,
     )  # fmt: skip
+    return jnp.concatenate([held.last[:, None].astype(after.dtype), after], 1), kept
 
 
 def _from_zero(held: Read) -> Array:
@@ -223,30 +232,39 @@ def scores(model: Ready, packed: Packed, *, greedy: bool = False) -> list[list[S
     Args:
       greedy: also which token is the most probable; costs a second product with the head.
     """
-    how, labels = model.how, np.zeros(packed.after.shape[:2], np.int32)
+    how, (rows, states) = model.how, packed.after.shape[:2]
+    labels = np.zeros((rows, states), np.int32)
+    firsts = np.zeros((rows, candidates_width(max(map(len, packed.places), default=1))), np.int32)
     for row, places in enumerate(packed.places):
-        for place in places:
-            labels[row, place.first : place.first + len(place.tokens) - 1] = place.tokens[1:]
-    found = _judged(how, greedy)(model.apart.rest, packed.after, placed(labels, how.mesh, ("batch", "tokens")))
-    logprobs, best = (on_host(one, how.mesh) for one in found)
+        for number, place in enumerate(places):
+            labels[row, place.first + 1 : place.first + len(place.tokens)] = place.tokens[1:]
+            firsts[row, number] = place.tokens[0]
+    both = (placed(one, how.mesh, ("batch", "tokens")) for one in (labels, firsts))
+    found = [on_host(one, how.mesh) for one in _judged(how, greedy)(model.apart.rest, packed.after, *both)]
 
-    def of(row: int, place: Place) -> Scored:
-        here = slice(place.first + place.start - 1 - place.at, place.first + len(place.tokens) - 1)
-        return Scored(logprobs[row, here], best[row, here])
+    def of(row: int, number: int, place: Place) -> Scored:
+        end = place.first + len(place.tokens)
+        if place.again:
+            return Scored(*(of_labels[row, place.first + place.again : end] for of_labels in found[:2]))
+        each = ((found[2 + n][row, number : number + 1], found[n][row, place.first + 1 : end]) for n in range(2))
+        return Scored(*map(np.concatenate, each))
 
-    return [[of(row, place) for place in places] for row, places in enumerate(packed.places)]
+    return [[of(row, *one) for one in enumerate(places)] for row, places in enumerate(packed.places)]
 
 
 @compiled_for
-def _judged(how: How, greedy: bool, rest: Any, after: Array, labels: Array) -> tuple[Array, Array]:
-    """log p(label) [B,Q] of hidden states [B,Q,D], and whether nothing is more probable."""
+def _judged(how: How, greedy: bool, rest: Any, after: Array, labels: Array, firsts: Array) -> tuple[Array, ...]:
+    """log p(label) [B,1+Q] of hidden states [B,1+Q,D], whether nothing is more probable, and both, [B,C], of several
+    labels of the first states."""
     kernel = head_kernel(rest, how.config)
     shards = {"vocab_shards": tensor_shards(how.mesh), "row_shards": data_ways(how.mesh)}
     cap = how.config.head.soft_cap
     logprobs, _ = linear_logprobs(after, kernel, labels, soft_cap=cap, **shards)
+    of_first, _ = linear_logprobs(after[:, 0], kernel, firsts, soft_cap=cap, **shards)
     if not greedy:
-        return logprobs, jnp.zeros(labels.shape, bool)
-    return logprobs, linear_topk(after, kernel, 1, soft_cap=cap, **shards).ids[..., 0] == labels
+        return logprobs, jnp.zeros(labels.shape, bool), of_first, jnp.zeros(firsts.shape, bool)
+    best = linear_topk(after, kernel, 1, soft_cap=cap, **shards).ids
+    return logprobs, best[..., 0] == labels, of_first, best[:, 0] == firsts
 
 
 def scored(
@@ -290,25 +308,32 @@ def commit(model: Ready, session: Session, packed: Packed, chosen: Sequence[int 
         place = packed.places[row][number]
         first[row], at[row], count[row] = place.first, place.at, len(place.tokens)
         texts[row] = (*text[: place.at], *place.tokens)
-    return Session(tuple(texts), written(model, session.read, packed.kept, packed.after, (first, at, count)))
+    where = Taken(first, at, count, first + count)
+    return Session(tuple(texts), written(model, session.read, packed.kept, packed.after, where))
 
 
-def written(
-    model: Ready, held: Read, kept: tuple[Kept, ...], after: Array, where: tuple[np.ndarray, np.ndarray, np.ndarray]
-) -> Read:
+class Taken(NamedTuple):
+    """What `written` takes, int[B] each: the tokens first, ..., first + size - 1 of a row stand in its text from place
+    `at` on, and end it, with state number `end` of the row. A row that takes none has size 0, its length in `at`."""
+
+    first: np.ndarray
+    at: np.ndarray
+    size: np.ndarray
+    end: np.ndarray
+
+
+def written(model: Ready, held: Read, kept: tuple[Kept, ...], after: Array, where: Taken) -> Read:
     """What is kept of texts with tokens that were read behind them.
 
     Args:
-      kept, after: of Q tokens of each row, as `read_on` returns them.
-      where: first, at, count, int[B] each: the tokens first, ..., first + count - 1 of a row stand in its text from
-        place `at` on, and end it. A row that takes none has count 0, and its length in `at`.
+      kept: of Q tokens of each row, as `read_on` returns it. after: hidden states [B,...,D].
     """
-    how, (_, at, count) = model.how, where
-    if not count.any():
+    how = model.how
+    if not where.size.any():
         return held
-    width = packed_width(int(count.max()))
-    held = grown(held, int(at.max()) + width)
-    return _written(how, width)(held, kept, after, *(placed(x, how.mesh, ("batch",)) for x in where))
+    width = packed_width(int(where.size.max()))
+    held = grown(held, int(where.at.max()) + width)
+    return _written(how, width)(held, kept, after, Taken(*(placed(x, how.mesh, ("batch",)) for x in where)))  # type: ignore[arg-type]
 
 
 def grown(held: Read, tokens: int, encoded: int = 0) -> Read:
@@ -328,9 +353,8 @@ def roomier(x: Array, tokens: int) -> Array:
 
 
 @partial(compiled_for, donate="held")
-def _written(
-    how: How, width: int, held: Read, kept: tuple[Kept, ...], after: Array, first: Array, at: Array, count: Array
-) -> Read:
+def _written(how: How, width: int, held: Read, kept: tuple[Kept, ...], after: Array, where: Taken) -> Read:
+    first, at, size, end = where
     places = first[:, None] + jnp.arange(width)
 
     def of(new: Array, old: Array) -> Array:
@@ -338,10 +362,10 @@ def _written(
         rows = jnp.take_along_axis(new, index, new.ndim - 2)
         return jax.vmap(lambda x, y, i: lax.dynamic_update_slice_in_dim(x, y, i, x.ndim - 2))(old, rows, at)
 
-    ends = jnp.take_along_axis(after, jnp.maximum(first + count - 1, 0)[:, None, None], 1)[:, 0]
-    last = jnp.where((count > 0)[:, None], ends, held.last)
+    ends = jnp.take_along_axis(after, jnp.maximum(end, 0)[:, None, None], 1)[:, 0]
+    last = jnp.where((size > 0)[:, None], ends, held.last)
     return held._replace(
-        lengths=at + count, last=constrain(last, how.mesh, ("batch", None)), kept=jax.tree.map(of, kept, held.kept)
+        lengths=at + size, last=constrain(last, how.mesh, ("batch", None)), kept=jax.tree.map(of, kept, held.kept)
     )
 
 

@@ -13,7 +13,7 @@ T = TypeVar("T")
 PREFILL_TOKENS = 2048  # of one call: longer prompts are read in smaller groups, which bounds the memory
 PACKED_TOKENS = 8192  # of one call that scores continuations, over all rows
 LEAST_WIDTH = 64
-LEAST_PACKED = 32
+LEAST_PACKED, LEAST_CANDIDATES = 8, 4
 BLOCK = 16  # tokens that are written before they move to the cache; the cache holds whole blocks
 FIRST_CAPACITY = 128  # new tokens that the first cache holds; it doubles while rows go on
 
@@ -55,3 +55,8 @@ def written_width(limit: int) -> int:
 def packed_width(tokens: int) -> int:
     """The width of a row that this many tokens are packed into."""
     return max(1 << (tokens - 1).bit_length(), LEAST_PACKED)
+
+
+def candidates_width(count: int) -> int:
+    """The width of a row that this many candidates are listed in."""
+    return max(1 << (count - 1).bit_length(), LEAST_CANDIDATES)

@@ -91,7 +91,7 @@ def test_what_is_refused(models, sources):
     many = ["x y " * 200]
     for call, message in (
         (lambda: fj.fuse_generate({}, PROMPTS), "field 'models': no model is given"),
-        (lambda: fj.fuse_generate([bert], PROMPTS), "file 'model 1', field 'tokenizer': has no tokenizer"),
+        (lambda: fj.fuse_generate([bert], PROMPTS), "model 1, field 'tokenizer': has no tokenizer"),
         (lambda: fj.fuse_generate(models, "Reverse a b"), "prompts"),
         (lambda: answers(sources, ["a", *many], SHORT), "record 2, field 'prompt': .* exceed the 256 of"),
         (lambda: CoolSettings(segment_tokens=0), "segment_tokens"),
