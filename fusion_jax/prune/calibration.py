@@ -46,6 +46,22 @@ def chat_text(examples: Sequence[Example]) -> Text:
     return Text(rows, scored=scored, lengths=np.asarray([len(example.rows[0]) for example in examples]))
 
 
+def drawn(texts: Sequence[str], count: int, seed: int) -> list[str]:
+    """`count` documents, drawn by a seed; of the 52,002 of Alpaca those that the published searches take (seed 42); 0:
+    all, in their order.
+
+    Raises:
+      InputError: there are not so many.
+    """
+    if not count:
+        return list(texts)
+    if len(texts) == ALPACA_ROWS:
+        return [texts[row] for row in alpaca_sample(count, seed=seed)]
+    if count > len(texts):
+        raise InputError(f"{count} are more than the {len(texts)} that there are", field="documents", cure="Lower it")
+    return [texts[place] for place in random.Random(seed).sample(range(len(texts)), count)]
+
+
 def alpaca_sample(documents: int, rows: int = ALPACA_ROWS, seed: int = 42) -> list[int]:
     """Numbers of the rows of tatsu-lab/alpaca that the published searches take: a fifth of the rows is split off, half
     of it split again, and documents drawn from the first half; all with one seed.
