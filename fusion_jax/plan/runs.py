@@ -295,8 +295,8 @@ def generation(
 
 
 def searching(
-    model: str, removals: Callable[[ModelConfig], int], rows: int, states: int, tokens: int, ask: Ask, *, train: TrainSettings,
-    option: str = "--model", settings: str = "--train",
+    model: str, removals: Callable[[ModelConfig], int], rows: int, states: int, tokens: int, ask: Ask, *,
+    train: TrainSettings, option: str = "--model", settings: str = "--train",
 ) -> list[Planned]:  # fmt: skip
     """A greedy search for blocks, on the mesh of `train`: a layer of several candidates and of one, and their losses.
 

@@ -62,6 +62,11 @@ class Text(NamedTuple):
     scored: np.ndarray | None = None
     lengths: np.ndarray | None = None
 
+    def first(self, count: int) -> Text:
+        """The first rows."""
+        rest = (None if one is None else one[:count] for one in (self.scored, self.lengths))
+        return Text(self.rows[:count], self.ignored, *rest)
+
     def part(self, start: int, count: int) -> tuple[Text, int]:
         """So many rows from a place on, filled up with the last one; and how many of them are the text's own."""
         places = np.minimum(np.arange(start, start + count), len(self.rows) - 1)

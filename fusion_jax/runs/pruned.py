@@ -29,9 +29,7 @@ Curves = Mapping[str, Sequence[Record]]
 """{order: its points}, the search's last; see `runs.pruning.Comparing.points`."""
 
 
-def measures_of(
-    config: ModelConfig, steps: Sequence[Step], curves: Curves, shares: Sequence[float]
-) -> Measures:
+def measures_of(config: ModelConfig, steps: Sequence[Step], curves: Curves, shares: Sequence[float]) -> Measures:
     """What was measured of each order at the pruned model's share of the parameters: perplexity, between two removals
     in proportion (of its logarithm), at smaller shares too; accuracy of the last removal that takes no more."""
     most, found = ratio(config, removed_by(steps)), Measures()

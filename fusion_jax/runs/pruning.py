@@ -19,7 +19,7 @@ from fusion_jax.models.config import ModelConfig
 from fusion_jax.models.folder import Model, check_folder, tokenizer_of
 from fusion_jax.options import File, ModelPath, OneOf
 from fusion_jax.prune.blocks import Block, Blocks, Unit, candidates, ratio
-from fusion_jax.prune.calibration import calibration_rows, chat_text, drawn
+from fusion_jax.prune.calibration import calibration_rows, chat_text, cut, drawn, scored_tokens
 from fusion_jax.prune.export import check_served, served
 from fusion_jax.prune.orders import ORDERS, SLACK, Point, baseline, curve
 from fusion_jax.prune.scoring import How, Text, score
@@ -32,7 +32,8 @@ from fusion_jax.sampling.generate import decoding_mesh, generate
 from fusion_jax.settings import bounded
 from fusion_jax.train.settings import TrainSettings, compute_to_read
 from fusion_jax.zoo import model_path
-from fusion_jax.zoo.problems import problems
+from fusion_jax.zoo.problems import Problems, problems
+from fusion_jax.zoo.tasks import SKILLS
 
 if TYPE_CHECKING:
     pass
@@ -53,14 +54,16 @@ class PruningSettings(JudgedSettings):
     answers to problems of the zoo's skills, of which only the answers count."""
     documents: int = 0
     """How many of the texts judge, drawn by the seed (of Alpaca's 52,002 those of the published searches); 0: all."""
-    calibration_rows: int = 0
-    """Rows of `length` tokens that the joined texts are cut into at most; 0: as many as there are."""
+    calibration_tokens: int = 0
+    """How many scored tokens judge the blocks at most, in whole rows; 0: all."""
     held_out_texts: File = ""
     """Texts whose perplexity is compared; without, beside own texts, no perplexity is."""
     length: int = 2048
     """Tokens of a row of texts."""
     problems: int = 20
     """Without texts: the zoo's problems of each skill that judge, and as many others whose perplexity is compared."""
+    judged_by: Problems = "skills"
+    """Which of the zoo's problems the model answers to judge the blocks; compared are always skills."""
     blocks: int = 0
     """How many removals the search makes; 0: as many as `ratio` needs or, without it, a third of those there are."""
     ratio: float = 0.0
@@ -82,7 +85,7 @@ class PruningSettings(JudgedSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        bounded(self, "documents", "calibration_rows", "blocks", least=0)
+        bounded(self, "documents", "calibration_tokens", "blocks", least=0)
         bounded(self, "length", least=2)
         bounded(self, "problems", "rows", "states", least=1)
         bounded(self, "ratio", least=0, below=1)
@@ -109,9 +112,9 @@ def check(s: PruningSettings, presets: Mapping[str, PruningSettings]) -> None:
         _check_reach(s, config, every)
     idle: dict[str, Sequence[str]] = {}
     if s.calibration:
-        idle["--calibration, whose texts take their place"] = ("problems",)
+        idle["--calibration, whose texts take their place"] = ("problems", "judged_by")
     else:
-        idle["a run without --calibration"] = ("documents", "calibration_rows", "held_out_texts", "length")
+        idle["a run without --calibration"] = ("documents", "held_out_texts", "length")
     if s.removed:
         idle["--removed, which takes the place of a search"] = ("unit",)
     if not (s.held_out_texts or s.test_prompts or not s.calibration):
@@ -201,14 +204,13 @@ def given_texts(s: PruningSettings, desk: Desk) -> Judges:
     # As the official program: no id for padding, or 0, ignores nothing.
     ignored = read_json(folder / "config.json", dict).get("pad_token_id") if folder.is_dir() else None
 
-    def rows(texts: Sequence[str], most: int = 0) -> Text:
-        found = calibration_rows(texts, tokenizer, length)
-        return Text(found[: most or len(found)], ignored or None)
+    def rows(texts: Sequence[str]) -> Text:
+        return Text(calibration_rows(texts, tokenizer, length), ignored or None)
 
     texts = desk.records(
         "calibration.jsonl", lambda: [{"text": t} for t in drawn(load_texts(s.calibration), s.documents, s.seed)]
     )
-    own = rows([record["text"] for record in texts], s.calibration_rows)
+    own = cut(rows([record["text"] for record in texts]), s.calibration_tokens)
     desk.run.log(f"calibration: {len(texts)} documents, {len(own.rows)} rows of {length} tokens")
     unseen = rows(load_texts(s.held_out_texts)) if s.held_out_texts else None
     return Judges(own, unseen, eval_set(s, []))
@@ -219,24 +221,26 @@ def own_answers(s: PruningSettings, desk: Desk, model: Model) -> Judges:
     most = model.config.max_positions
     tokens = TokeniseSettings(max_length=most, max_prompt_length=most - 1, eos="if_missing")
 
-    def text(name: str, split: str) -> Text:
-        records = desk.records(name, lambda: answers_to(s, desk, model, split, s.problems))
+    def text(name: str, split: str, kind: Problems) -> Text:
+        records = desk.records(name, lambda: answers_to(s, desk, model, kind, split, s.problems))
         return chat_text(make_examples(parse_rows(records, "sft")[0], model.tokenizer, TextSettings(tokens=tokens))[0])
 
-    calibration = text("calibration.jsonl", "train")
+    calibration = cut(text("calibration.jsonl", "train", s.judged_by), s.calibration_tokens)
+    desk.run.log(f"calibration: {len(calibration.rows)} answers, {scored_tokens(calibration)} tokens")
     tests = eval_set(s, held_out_skills(s))
-    return Judges(calibration, text("held_out.jsonl", "test"), tests)
+    return Judges(calibration, text("held_out.jsonl", "test", "skills"), tests)
 
 
 def answers_to(
-    s: PruningSettings, desk: Desk, model: Model, split: str, per_skill: int, shift: int = 0
+    s: PruningSettings, desk: Desk, model: Model, kind: Problems, split: str, per_skill: int, shift: int = 0
 ) -> list[Record]:
-    """A model's own greedy answers to problems of the zoo's skills, those of another seed by `shift`.
+    """A model's own greedy answers to the zoo's problems, as many of plants as of all skills; shift: of the seed.
 
     Raises:
       InputError: it answers nothing.
     """
-    asked = [p["prompt"] for p in problems("skills", per_skill, split=split, seed=s.seed + 1000 * shift)]
+    count = per_skill * (len(SKILLS) if kind == "plants" else 1)
+    asked = [p["prompt"] for p in problems(kind, count, split=split, seed=s.seed + 1000 * shift)]
     with desk.run.phase("sampling"):
         mesh = decoding_mesh(model.config)
         found = generate(model, asked, max_new_tokens=s.eval_new_tokens, batch_size=64, mesh=mesh)

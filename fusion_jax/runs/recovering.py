@@ -87,7 +87,9 @@ def learnt(s: RecoverySettings, desk: Desk, model: Model) -> Sequence[Document]:
         found, counts = window_documents(load_texts(s.recovery_texts), [model.tokenizer], most)
         desk.counter("recovery").update(counts)
         return found
-    records = desk.records("recovery.jsonl", lambda: answers_to(s, desk, model, "train", s.recovery_problems, 1))
+    records = desk.records(
+        "recovery.jsonl", lambda: answers_to(s, desk, model, "skills", "train", s.recovery_problems, 1)
+    )
     return chat_documents(parse_rows(records, "sft")[0], model.tokenizer, model.tokenizer)
 
 

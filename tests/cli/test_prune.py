@@ -33,7 +33,7 @@ def given(tmp_path_factory) -> dict[str, object]:
     tests = write(folder / "tests.jsonl", [{"prompt": "Add: 1 + 2", "answer": "3"}])
     return {
         "model": model, "calibration": files[0], "held-out-texts": files[1], "length": 24, "states": 3, "rows": 4,
-        "calibration-rows": 6, "shares": 0.1, "ratio": 0, "test-prompts": tests, "eval-new-tokens": 2,
+        "calibration-tokens": 6 * 23, "shares": 0.1, "ratio": 0, "test-prompts": tests, "eval-new-tokens": 2,
     }  # fmt: skip
 
 
@@ -154,12 +154,12 @@ def test_several_devices_make_the_same_search(once, given, tmp_path):
     ({"blocks": 6}, "'--blocks': 6 removals are more than can be made: there are 6, one of which has to stay. Give 5 or"),
     ({"unit": "mha", "blocks": 4}, "'--blocks': 4 removals are more than can be made: there are 3. Give 3 or"),
     ({"blocks": 2, "ratio": 0.1}, "'--ratio': stands beside --blocks"),
-    ({"length": 120, "calibration": "SHORT", "calibration-rows": 0}, "the 1 documents have"),
+    ({"length": 120, "calibration": "SHORT", "calibration-tokens": 0}, "the 1 documents have"),
     ({"unit": "heads"}, "heads"), ({"documents": 10**6}, "'--documents': 1000000 are more than the"),
     ({"model": "T5"}, "has an encoder"), ({"k": 3}, "'--k': does nothing in a run without --recovery"),
     ({"train.epochs": 3}, "'--train': trains nothing in a run without --recovery"),
     ({"problems": 3}, "'--problems': does nothing in --calibration"), ({"shares": 1.5}, "1.5 is out of range"),
-    ({"calibration": "", "calibration-rows": 0}, "'--held-out-texts': does nothing in a run without --calibration"),
+    ({"calibration": "", "calibration-tokens": 0}, "'--held-out-texts': does nothing in a run without --calibration"),
     ({"removed": "BROKEN"}, "'2': lacks a block that the step before has removed"),
     ({"removed": "OTHER"}, "a layer from 0 to 2"), ({"removed": "SHORT-ONE", "blocks": 4}, "'--blocks': the 1 steps"),
     ({"removed": "SHORT-ONE", "unit": "mha"}, "'--unit': does nothing in --removed"),
