@@ -58,7 +58,7 @@ class SearchLayer(Program):
 
 @dataclass(frozen=True)
 class SearchLoss(Program):
-    """What `states` candidates lose on `rows` rows. waiting: as in `SearchLayer`; beside: bytes of weights of layers."""
+    """What `states` candidates lose on `rows` rows. waiting: as in `SearchLayer`; beside: bytes of the layers."""
 
     rows: int
     tokens: int
