@@ -59,13 +59,15 @@ class Settings(RecoverySettings):
 LARGE = OptimizerSettings(learning_rate=2e-4, schedule="linear")  # of the paper's appendix H, with adapters
 PRESETS = {
     "tiny": Settings(
-        ratio=0.3,
+        ratio=0.5,
+        shares=(0.125, 0.25, 0.375),
+        problems=15,
         train=TrainSettings(
             optimizer=OptimizerSettings(learning_rate=5e-4), batch_size=16, micro_batches=1, log_every=5,
             checkpoint_every=100, remat="none",
         ),
-        test_per_skill=30,
-        rows=140,
+        test_per_skill=20,
+        rows=105,
         states=1,
     ),
     "paper": Settings(
