@@ -4,10 +4,11 @@
     python experiments/prune.py --preset paper --model FOLDER --calibration hf:tatsu-lab/alpaca --documents 256 \\
         --held-out-texts wikitext.jsonl --ratio 0.22 --out runs/a
     python experiments/prune.py --preset paper --model FOLDER --removed runs/a/removed.json --ratio 0.1 \\
-        --calibration hf:tatsu-lab/alpaca --held-out-texts wikitext.jsonl --out runs/b          # a search used again
+        --held-out-texts wikitext.jsonl --out runs/b                       # a search used again
 
 Step by step the block goes without which the calibration text has the lowest perplexity; nothing is trained, unless
---recovery asks for it. One search serves every smaller share. Beside it, on the same text: other orders (--compared).
+--recovery asks for it. One search serves every smaller share. Beside it, on the same text: other orders (--compared,
+which `tiny` has all of and `paper` none).
 
 Data: texts, JSON lines with "text", plain lines or hf:NAME; test prompts {"prompt", "answer"}.
 
@@ -71,7 +72,7 @@ PRESETS = {
         states=1,
     ),
     "paper": Settings(
-        rows=1, states=16, eval_new_tokens=1024,
+        rows=1, states=16, eval_new_tokens=1024, compared=(),
         train=TrainSettings(optimizer=LARGE, batch_size=4, micro_batches=1, lora_rank=32, lora_alpha=10),
     ),
 }  # fmt: skip
@@ -83,7 +84,7 @@ def main(s: Settings) -> None:
 
 def prune(s: Settings, desk: Desk) -> Measures:
     """Search (section 7 of the specification), compare, recover, export."""
-    judges = pruning.given_texts(s, desk) if s.calibration else None
+    judges = pruning.given_texts(s, desk) if s.own_texts else None
     model = desk.load(s.model, s.train)
     judges = judges or pruning.own_answers(s, desk, model)
     scorer = pruning.scorer_of(s, model, judges.calibration)

@@ -94,7 +94,7 @@ def _write(
     told += f"{100 * ratio(config, removed):.1f} % of its parameters."
     if curves:
         told += _sentence(measures)
-        table = markdown_table([{"order": n, **{k: f"{v:.4f}" for k, v in m.items()}} for n, m in _alike(measures)])
+        table = markdown_table(_compared(measures))
         parts += ["## Against other orders", HOW_COMPARED, table]
         parts.append(save_figure(curves_figure(curves), run.file("curves.png")))
         run.log(table)
@@ -111,11 +111,14 @@ HOW_COMPARED = (
 )
 
 
-def _alike(measures: Measures) -> list[tuple[str, dict[str, float]]]:
-    """Measures with the same names for all; what one does not have stays empty."""
+def _compared(measures: Measures) -> list[dict[str, str]]:
+    """A line an order; what one does not have stays empty."""
     names = list(dict.fromkeys(name for values in measures.values() for name in values))
     names = [name for name in names if name.startswith(("perplexity", "accuracy"))]
-    return [(model, {name: values.get(name, math.nan) for name in names}) for model, values in measures.items()]
+    return [
+        {"order": order} | {name: f"{values[name]:.4f}" if name in values else "" for name in names}
+        for order, values in measures.items()
+    ]
 
 
 def _sentence(measures: Measures) -> str:

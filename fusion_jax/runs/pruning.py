@@ -17,6 +17,7 @@ from fusion_jax.json_files import read_json
 from fusion_jax.jsonl import Record
 from fusion_jax.models.config import ModelConfig
 from fusion_jax.models.folder import Model, check_folder, tokenizer_of
+from fusion_jax.models.json_files import read_config
 from fusion_jax.options import File, ModelPath, OneOf
 from fusion_jax.prune.blocks import Block, Blocks, Unit, candidates, ratio
 from fusion_jax.prune.calibration import calibration_rows, chat_text, cut, drawn, scored_tokens
@@ -28,6 +29,7 @@ from fusion_jax.runs.desk import Desk
 from fusion_jax.runs.judging import EvalSet, judged
 from fusion_jax.runs.page import JudgedSettings
 from fusion_jax.runs.prompts import eval_set, held_out_skills
+from fusion_jax.runs.pruned import told
 from fusion_jax.sampling.generate import decoding_mesh, generate
 from fusion_jax.settings import bounded
 from fusion_jax.train.settings import TrainSettings, compute_to_read
@@ -94,6 +96,11 @@ class PruningSettings(JudgedSettings):
                 raise InputError(f"{share} is out of range", field="shares", cure="Give shares between 0 and 1")
 
     @property
+    def own_texts(self) -> bool:
+        """Whether texts are the user's, none the model's own answers."""
+        return bool(self.calibration or self.held_out_texts)
+
+    @property
     def how(self) -> How:
         """How text goes through the layers: on the mesh of `train`."""
         return How(compute_to_read(self.train), self.rows, self.states)
@@ -110,17 +117,32 @@ def check(s: PruningSettings, presets: Mapping[str, PruningSettings]) -> None:
         taken(s, config, official(s, config))
     else:
         _check_reach(s, config, every)
+    _check_texts(s)
     idle: dict[str, Sequence[str]] = {}
-    if s.calibration:
-        idle["--calibration, whose texts take their place"] = ("problems", "judged_by")
+    if s.own_texts:
+        idle["a run with texts of your own"] = ("problems", "judged_by", "test_per_skill")
     else:
-        idle["a run without --calibration"] = ("documents", "held_out_texts", "length")
+        idle["a run without texts of your own"] = ("length",)
+    if not s.calibration:
+        idle["a run without --calibration"] = ("documents",)
     if s.removed:
         idle["--removed, which takes the place of a search"] = ("unit",)
-    if not (s.held_out_texts or s.test_prompts or not s.calibration):
+    if s.own_texts and not s.held_out_texts and not s.test_prompts:
         idle["a run without --held-out-texts and --test-prompts"] = ("compared", "shares")
+    if s.own_texts and not s.test_prompts:
+        idle["a run without --test-prompts"] = ("accuracy",)
     for why, names in idle.items():
         refuse_idle(s, presets, names, why)
+
+
+def _check_texts(s: PruningSettings) -> None:
+    judges = not s.removed or bool(s.compared)
+    if s.held_out_texts and judges and not s.calibration:
+        problem, cure = "is missing beside --held-out-texts", "Give texts that judge the blocks"
+        raise InputError(problem, field="--calibration", cure=cure)
+    if s.calibration and not judges:
+        problem = "judges nothing where a search is given and no order is compared"
+        raise InputError(problem, field="--calibration", cure="Leave it out, or give --compared")
 
 
 def refuse_idle(s: Any, presets: Mapping[str, Any], names: Iterable[str], why: str) -> None:
@@ -187,9 +209,10 @@ def removals(s: PruningSettings, config: ModelConfig) -> int:
 
 @dataclass(frozen=True)
 class Judges:
-    """calibration: what judges the blocks; unseen: what orders are compared on; tests: prompts for accuracy."""
+    """calibration: what judges the blocks, None where nothing is to be judged; unseen: what orders are compared on;
+    tests: prompts for accuracy."""
 
-    calibration: Text
+    calibration: Text | None
     unseen: Text | None
     tests: EvalSet
 
@@ -202,16 +225,19 @@ def given_texts(s: PruningSettings, desk: Desk) -> Judges:
     if length < s.length:
         desk.run.log(f"rows have {length} tokens instead of {s.length}: the model reads no more")
     # As the official program: no id for padding, or 0, ignores nothing.
-    ignored = read_json(folder / "config.json", dict).get("pad_token_id") if folder.is_dir() else None
+    ignored = read_config(folder).get("pad_token_id")
 
     def rows(texts: Sequence[str]) -> Text:
         return Text(calibration_rows(texts, tokenizer, length), ignored or None)
 
-    texts = desk.records(
-        "calibration.jsonl", lambda: [{"text": t} for t in drawn(load_texts(s.calibration), s.documents, s.seed)]
-    )
-    own = cut(rows([record["text"] for record in texts]), s.calibration_tokens)
-    desk.run.log(f"calibration: {len(texts)} documents, {len(own.rows)} rows of {length} tokens")
+    def some() -> list[Record]:
+        return [{"text": text} for text in drawn(load_texts(s.calibration), s.documents, s.seed)]
+
+    own = None
+    if s.calibration:
+        texts = desk.records("calibration.jsonl", some)
+        own = cut(rows([record["text"] for record in texts]), s.calibration_tokens)
+        desk.run.log(f"calibration: {len(texts)} documents, {len(own.rows)} rows of {length} tokens")
     unseen = rows(load_texts(s.held_out_texts)) if s.held_out_texts else None
     return Judges(own, unseen, eval_set(s, []))
 
@@ -251,14 +277,14 @@ def answers_to(
     return out
 
 
-def searched(s: PruningSettings, desk: Desk, config: ModelConfig, scorer: Scorer) -> list[Step]:
+def searched(s: PruningSettings, desk: Desk, config: ModelConfig, scorer: Scorer | None) -> list[Step]:
     """The steps that make the pruned model: those of `removed`, or of a search whose steps are a file each, so that a
     search that was killed goes on behind its last whole one.
 
     Raises:
       InputError: a share is to be reached, and no candidate has a finite perplexity any more.
     """
-    if s.removed:
+    if scorer is None or s.removed:
         order = official(s, config)
         return [Step(blocks, float("nan")) for blocks in order[: taken(s, config, order)]]
     steps: list[Step] = []
@@ -267,6 +293,7 @@ def searched(s: PruningSettings, desk: Desk, config: ModelConfig, scorer: Scorer
         ahead = search(scorer, config, number, s.unit, done=steps)
         (record,) = desk.records(f"search/{number:03}.jsonl", partial(_next, ahead))
         steps.append(from_record(record))
+        desk.run.log(f"step {number}: {told(steps[-1].chosen)}, perplexity {steps[-1].perplexity:.4f}")
         if s.ratio and not steps[-1].chosen:
             problem = f"no candidate of step {number} has a finite perplexity"
             raise InputError(problem, field="--ratio", cure="Lower it, or compute in float32 (--train.compute-dtype)")
@@ -318,20 +345,22 @@ def _plain(point: Point) -> Record:
 
 
 def compared(
-    s: PruningSettings, desk: Desk, model: Model, judges: Judges, scorer: Scorer, steps: Sequence[Step]
+    s: PruningSettings, desk: Desk, model: Model, judges: Judges, scorer: Scorer | None, steps: Sequence[Step]
 ) -> dict[str, list[Record]]:
     """The curves of the orders and, last, of the search; none where there is nothing to compare on."""
     if judges.unseen is None and not judges.tests.prompts:
         return {}
     comparing = Comparing(desk, model, judges, s.how, ratio(model.config, removed_by(steps)), s.shares)
-    order = baseline(model, judges.calibration, scorer, s.how, s.seed)
-    found = {name: comparing.points(name, order(name)) for name in s.compared}
+    found = {}
+    if judges.calibration is not None and scorer is not None:
+        order = baseline(model, judges.calibration, scorer, s.how, s.seed)
+        found = {name: comparing.points(name, order(name)) for name in s.compared}
     return found | {"search": comparing.points("search", [step.chosen for step in steps])}
 
 
-def scorer_of(s: PruningSettings, model: Model, text: Text) -> Scorer:
+def scorer_of(s: PruningSettings, model: Model, text: Text | None) -> Scorer | None:
     """What the search asks."""
-    return partial(score, model.params, model.config, text, how=s.how)
+    return None if text is None else partial(score, model.params, model.config, text, how=s.how)
 
 
 def reading(train: TrainSettings) -> TrainSettings:

@@ -34,6 +34,7 @@ def given(tmp_path_factory) -> dict[str, object]:
     return {
         "model": model, "calibration": files[0], "held-out-texts": files[1], "length": 24, "states": 3, "rows": 4,
         "calibration-tokens": 6 * 23, "shares": 0.1, "ratio": 0, "test-prompts": tests, "eval-new-tokens": 2,
+        "compared": "random influence layers",
     }  # fmt: skip
 
 
@@ -53,7 +54,7 @@ def once(given, tmp_path_factory) -> Path:
 def test_a_pruned_folder_and_its_report(once, given):
     official = json.loads((once / "removed.json").read_text())
     assert [len(official[str(n)]) for n in range(1, 4)] == [1, 2, 3]
-    curves = {name: read_jsonl(once / f"curves/{name}.jsonl") for name in (*prune.PRESETS["tiny"].compared, "search")}
+    curves = {name: read_jsonl(once / f"curves/{name}.jsonl") for name in ("random", "influence", "layers", "search")}
     assert len({points[0]["perplexity"] for points in curves.values()}) == 1  # the whole model's
     most = curves["search"][-1]["ratio"]
     assert all(points[-1]["ratio"] >= most - 1e-9 > points[-2]["ratio"] for points in curves.values())
@@ -112,13 +113,14 @@ def test_a_search_is_used_again(once, given, tmp_path):
         assert not (out / "search").exists() and (out / "model/model.safetensors").exists()
 
 
-@pytest.mark.parametrize("recovery", ["sft", "distil"])
+@pytest.mark.parametrize("recovery", ["sft", *(pytest.param(how, marks=pytest.mark.slow) for how in ("distil", "lora"))])
 def test_a_pruned_model_learns_again(once, given, tmp_path, recovery):
     """The blocks that are gone stay gone, the others learn."""
     training = {"train.epochs": 8, "train.batch-size": 8, "train.optimizer.learning-rate": 5e-3}
     more = {"removed": once / "removed.json", "test-prompts": "", "compared": "random", "shares": 0.2}
     out = tmp_path / "run"
-    texts = {"recovery": recovery, "recovery-texts": given["calibration"]} | training
+    adapters, recovery = {"train.lora-rank": 4} if recovery == "lora" else {}, recovery.replace("lora", "sft")
+    texts = {"recovery": recovery, "recovery-texts": given["calibration"]} | training | adapters
     attempt(prune, words(given | more | texts, out))
     results = json.loads((out / "results.json").read_text())
     assert list(results)[-1] == recovery and results[recovery]["perplexity"] < results["search"]["perplexity"]
@@ -133,6 +135,7 @@ def gone_of(run: Path) -> set[tuple[str, int]]:
     return {tuple(block) for block in json.loads((run / "removed.json").read_text())["3"]}
 
 
+@pytest.mark.slow
 def test_several_devices_make_the_same_search(once, given, tmp_path):
     out = tmp_path / "eight"
     more = {"test-prompts": "", "compared": "random", "train.mesh-tensor": 2}
@@ -158,8 +161,9 @@ def test_several_devices_make_the_same_search(once, given, tmp_path):
     ({"unit": "heads"}, "heads"), ({"documents": 10**6}, "'--documents': 1000000 are more than the"),
     ({"model": "T5"}, "has an encoder"), ({"k": 3}, "'--k': does nothing in a run without --recovery"),
     ({"train.epochs": 3}, "'--train': trains nothing in a run without --recovery"),
-    ({"problems": 3}, "'--problems': does nothing in --calibration"), ({"shares": 1.5}, "1.5 is out of range"),
-    ({"calibration": "", "calibration-tokens": 0}, "'--held-out-texts': does nothing in a run without --calibration"),
+    ({"problems": 3}, "'--problems': does nothing in a run with texts of your own"), ({"shares": 1.5}, "1.5 is out of range"),
+    ({"calibration": ""}, "'--calibration': is missing beside --held-out-texts"),
+    ({"removed": "SHORT-ONE", "preset": "paper"}, "'--calibration': judges nothing"),
     ({"removed": "BROKEN"}, "'2': lacks a block that the step before has removed"),
     ({"removed": "OTHER"}, "a layer from 0 to 2"), ({"removed": "SHORT-ONE", "blocks": 4}, "'--blocks': the 1 steps"),
     ({"removed": "SHORT-ONE", "unit": "mha"}, "'--unit': does nothing in --removed"),
