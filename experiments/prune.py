@@ -50,7 +50,7 @@ class Settings(RecoverySettings):
 
     basic: ClassVar = (
         "model", "calibration", "documents", "held_out_texts", "test_prompts", "out", "resume", "seed", "seeds",
-        "blocks", "ratio", "unit", "length", "removed", "compared", "shares", "recovery", "recovery_texts",
+        "blocks", "ratio", "unit", "form", "length", "removed", "compared", "shares", "recovery", "recovery_texts",
         "train.lora_rank", "train.epochs", "train.optimizer.learning_rate",
     )  # fmt: skip
 
@@ -94,16 +94,18 @@ def prune(s: Settings, desk: Desk) -> Measures:
     curves = pruning.compared(s, desk, model, judges, scorer, steps)
 
     measures = pruned.measures_of(model.config, steps, curves, s.shares)
-    small = served(model, removed)
+    last, gone = model, removed
     if s.recovery != "none":
-        small = recovered(s, desk, model, removed)
+        last, gone = recovered(s, desk, model, removed), frozenset()
+        small = served(last, ())
         desk.judge(s.recovery, small, judges.tests)
         measures |= desk.measures()
         if judges.unseen is not None:
             losses = score(small.params, small.config, judges.unseen, (), (), s.how)
             measures[s.recovery] = {"perplexity": perplexity(losses.base)} | measures.get(s.recovery, {})
-    desk.export(small)  # the form of the export is chosen here
-    pruned.report(desk, model.config, steps, curves, measures, min(s.length, model.config.max_positions))
+    desk.export(served(last, gone, s.form))
+    times = pruned.decoding_times(s.decode_on, model, removed)
+    pruned.report(desk, model.config, steps, curves, measures, min(s.length, model.config.max_positions), times)
     return measures
 
 

@@ -6,25 +6,35 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from fusion_jax.errors import InputError
 from fusion_jax.figures import EQUALS, INK, MARKS, PALE, hue, new_figure, tidy
 from fusion_jax.jsonl import Record
 from fusion_jax.markdown import markdown_table, save_figure
 from fusion_jax.models.config import ModelConfig
+from fusion_jax.models.families.pruned import config_without
+from fusion_jax.models.folder import Model, config_values
 from fusion_jax.plan.flops import forward_flops
-from fusion_jax.prune.apart import pruned_config
+from fusion_jax.plan.programs import Decode
+from fusion_jax.plan.report import plan_all
+from fusion_jax.plan.requests import Request
+from fusion_jax.plan.runs import Planned
 from fusion_jax.prune.blocks import PARTS, Block, Blocks, layers_of, parameters_of, ratio
+from fusion_jax.prune.export import without_blocks
 from fusion_jax.prune.orders import SLACK
 from fusion_jax.prune.search import Step, removed_by
 from fusion_jax.runs.counts import counts_table
 from fusion_jax.runs.desk import Desk
 from fusion_jax.runs.provenance import write_report
 from fusion_jax.runs.seeds import Measures
+from fusion_jax.sampling.ids import decoding_ways
+from fusion_jax.slices import slice_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 NAMES = {"attention": "attention", "mlp": "feed-forward"}
+Line = dict[str, str]
 Curves = Mapping[str, Sequence[Record]]
 """{order: its points}, the search's last; see `runs.pruning.Comparing.points`."""
 
@@ -72,22 +82,25 @@ def accuracy_at(points: Sequence[Record], share: float) -> float | None:
 
 
 def report(
-    desk: Desk, config: ModelConfig, steps: Sequence[Step], curves: Curves, measures: Measures, length: int
-) -> None:
+    desk: Desk, config: ModelConfig, steps: Sequence[Step], curves: Curves, measures: Measures, length: int,
+    times: Sequence[Line] = (),
+) -> None:  # fmt: skip
     """report.md with its pictures.
 
     Args:
       measures: of `measures_of` and, behind them, of what followed the pruning. length: tokens of a row, for FLOPs.
+      times: of `decoding_times`.
     """
-    desk.run.on_first(lambda: _write(desk, config, steps, curves, measures, length))
+    desk.run.on_first(lambda: _write(desk, config, steps, curves, measures, length, times))
 
 
 def _write(
-    desk: Desk, config: ModelConfig, steps: Sequence[Step], curves: Curves, measures: Measures, length: int
-) -> None:
+    desk: Desk, config: ModelConfig, steps: Sequence[Step], curves: Curves, measures: Measures, length: int,
+    times: Sequence[Line],
+) -> None:  # fmt: skip
     run, removed = desk.run, removed_by(steps)
     lines = [*_steps(config, steps, curves.get("search", ()))]
-    saved = markdown_table(_saved(config, removed, length))
+    saved = markdown_table([*_saved(config, removed, length), *times])
     parts = ["## What is saved", saved, "## Steps", markdown_table(lines)]
     parts.append(save_figure(grid_figure(config, steps), run.file("order.png")))
     told = f"Without {len(removed)} of {2 * len(layers_of(config))} blocks the model lacks "
@@ -152,9 +165,9 @@ def told(blocks: Blocks) -> str:
     return ", ".join(f"{NAMES[block.part]} {block.layer}" for block in sorted(blocks)) or "nothing"
 
 
-def _saved(config: ModelConfig, removed: Blocks, length: int) -> list[dict[str, str]]:
+def _saved(config: ModelConfig, removed: Blocks, length: int) -> list[Line]:
     """Parameters, FLOPs of a row and layers that keep keys and values, whole and pruned."""
-    small, layers = pruned_config(config, removed), len(layers_of(config))
+    small, layers = config_without(config, removed), len(layers_of(config))
     kept = layers - sum(block.part == "attention" for block in removed)
     flops, less = (forward_flops(one, 0, length, 1, False) for one in (config, small))
     pairs = {
@@ -162,10 +175,36 @@ def _saved(config: ModelConfig, removed: Blocks, length: int) -> list[dict[str, 
         f"FLOPs of a forward pass of {length} tokens": (flops, less),
         "layers that keep keys and values": (layers, kept),
     }
+    return [_line_of(what, *pair, "{:,.0f}") for what, pair in pairs.items()]
+
+
+def decoding_times(slice: str, model: Model, removed: Blocks) -> list[Line]:
+    """What a token takes on a TPU slice and how much HBM, whole and without the blocks, by the TPU compiler; nothing
+    without a slice.
+
+    32 rows behind prompts of 1,024 tokens, or half of what the model reads, grow by a quarter of that.
+    """
+    if not slice:
+        return []
+    chips, prompt = slice_of(slice).chips, min(model.config.max_positions // 2, 1024)
+    program = Decode(32, prompt, prompt // 4)
+    mesh = (-1, 1, decoding_ways(model.config, chips))
+    every = [config_values(one) for one in (model, without_blocks(model, removed))]
+    found = []
+    for result in plan_all([Planned("decoding", Request(slice, values, program, mesh)) for values in every]):
+        if isinstance(result, InputError):
+            raise result
+        found.append((result.times.total / program.capacity * 1e3, result.needed / 2**30))
+    (slow, large), (fast, small) = found
     return [
-        {"what": what, "whole": f"{a:,.0f}", "pruned": f"{b:,.0f}", "less": f"{100 * (1 - b / a):.1f} %"}
-        for what, (a, b) in pairs.items()
+        _line_of(f"ms a token of 32 rows on {slice} (estimate)", slow, fast, "{:.3f}"),
+        _line_of(f"HBM a chip of {slice}, GiB (compiler)", large, small, "{:.2f}"),
     ]
+
+
+def _line_of(what: str, whole: float, pruned: float, shown: str) -> Line:
+    less = f"{100 * (1 - pruned / whole):.1f} %"
+    return {"what": what, "whole": shown.format(whole), "pruned": shown.format(pruned), "less": less}
 
 
 def curves_figure(curves: Curves) -> Figure:

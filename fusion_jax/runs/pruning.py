@@ -18,10 +18,12 @@ from fusion_jax.jsonl import Record
 from fusion_jax.models.config import ModelConfig
 from fusion_jax.models.folder import Model, check_folder, tokenizer_of
 from fusion_jax.models.json_files import read_config
-from fusion_jax.options import File, ModelPath, OneOf
+from fusion_jax.options import Called, File, ModelPath, OneOf
+from fusion_jax.plan.compile import check_compiler
 from fusion_jax.prune.blocks import Block, Blocks, Unit, candidates, ratio
 from fusion_jax.prune.calibration import calibration_rows, chat_text, cut, drawn, scored_tokens
-from fusion_jax.prune.export import check_served, served
+from fusion_jax.prune.export import Form, check_served, served
+from fusion_jax.prune.nemotron import from_llama
 from fusion_jax.prune.orders import ORDERS, SLACK, Point, baseline, curve
 from fusion_jax.prune.scoring import How, Text, score
 from fusion_jax.prune.search import Scorer, Step, finite, from_official, from_record, removed_by, search, to_record
@@ -32,6 +34,7 @@ from fusion_jax.runs.prompts import eval_set, held_out_skills
 from fusion_jax.runs.pruned import told
 from fusion_jax.sampling.generate import decoding_mesh, generate
 from fusion_jax.settings import bounded
+from fusion_jax.slices import slice_of
 from fusion_jax.train.settings import TrainSettings, compute_to_read
 from fusion_jax.zoo import model_path
 from fusion_jax.zoo.problems import Problems, problems
@@ -75,6 +78,12 @@ class PruningSettings(JudgedSettings):
     removed: File = ""
     """removed.json of a search, ours or the official program's, in the place of a search; `blocks` or `ratio` then say
     how much of it is taken, without them all."""
+    form: Form = "hf"
+    """What model/ is: a folder of the model's own architecture for every program (hf: layers without blocks are gone,
+    zeros elsewhere), the same without zeros for fusion_jax alone (native), or Nemotron-NAS (docs/folders.md)."""
+    decode_on: Annotated[str, Called("SLICE")] = ""
+    """A TPU slice, such as v5e-8: the report then has what decoding takes there, whole and pruned, by the TPU compiler
+    (see --plan)."""
     compared: tuple[OrderName, ...] = tuple(ORDERS)
     """Orders that the search is compared with on the held-out text and the test prompts."""
     shares: tuple[float, ...] = (0.1, 0.2, 0.3)
@@ -111,6 +120,11 @@ def check(s: PruningSettings, presets: Mapping[str, PruningSettings]) -> None:
     config = check_folder(model_path(s.model))
     every = candidates(config, (), s.unit)
     check_served(config, {Block("attention", 0)})
+    if s.form.startswith("nemotron"):
+        from_llama(config)
+    if s.decode_on:
+        slice_of(s.decode_on)
+        check_compiler("--decode-on")
     if s.blocks and s.ratio:
         raise InputError("stands beside --blocks", field="--ratio", cure="Leave one of the two out")
     if s.removed:

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Literal
 
 from fusion_jax.data.batches import Data, Example
 from fusion_jax.data.documents import Document, chat_documents, encode_documents, plain_examples
+from fusion_jax.data.examples import TextSettings
 from fusion_jax.data.loaders import load_texts
 from fusion_jax.data.records import parse_rows
 from fusion_jax.data.windows import window_documents
-from fusion_jax.models.folder import Model, save
+from fusion_jax.models.folder import Model
 from fusion_jax.options import File
-from fusion_jax.prune.apart import apart, put_back
 from fusion_jax.prune.blocks import Blocks
-from fusion_jax.prune.export import served
-from fusion_jax.runs.desk import Desk
+from fusion_jax.prune.export import without_blocks
+from fusion_jax.runs.desk import Desk, Stage
 from fusion_jax.runs.pruning import PruningSettings, answers_to
 from fusion_jax.settings import bounded
 from fusion_jax.store.run_folder import RunFolder
@@ -26,7 +25,6 @@ from fusion_jax.teachers.settings import FusionSettings
 from fusion_jax.teachers.targets import fused_examples, fusion_rows
 from fusion_jax.train import objectives
 from fusion_jax.train.objective import Objective
-from fusion_jax.train.optimise import optimise
 from fusion_jax.train.settings import TrainSettings, compute_for
 
 Recovery = Literal["none", "sft", "distil"]
@@ -58,26 +56,21 @@ class RecoverySettings(PruningSettings):
 
 
 def recovered(s: RecoverySettings, desk: Desk, model: Model, removed: Blocks) -> Model:
-    """The pruned model after its recovery, as one of its own architecture; made once, in recovery/.
+    """The pruned model after its recovery, without the blocks that are gone; made once, in recovery/.
 
     Args:
       model: the whole one.
     """
-    run, train = desk.run.sub("recovery"), replace(s.train, seed=desk.seed)
-    documents, most = learnt(s, desk, model), min(s.length, model.config.max_positions)
+    train, most = replace(s.train, seed=desk.seed), min(s.length, model.config.max_positions)
+    documents = learnt(s, desk, model)
     desk.counter("recovery").update({"texts": len(documents)})
     desk.check_enough(len(documents), train, "--train")
-
-    def make(folder: Path) -> None:
-        if s.recovery == "distil":
-            examples = _distilled(s, run, model, documents, most, train)
-        else:
-            examples = plain_examples(encode_documents(model.tokenizer, documents, max_length=most))
-        trained = optimise(apart(model, removed), Data(examples), s.objective, train, run)
-        save(served(put_back(trained, model, removed), removed), folder, dtype="float32")
-
-    run.made_once("model", make)
-    return desk.load(run.file("model"), s.train)
+    if s.recovery == "distil":
+        examples = _distilled(s, desk.run.sub("teacher"), model, documents, most, train)
+    else:
+        examples = plain_examples(encode_documents(model.tokenizer, documents, max_length=most))
+    stage = Stage("recovery", "--train", train, TextSettings())
+    return desk.train_on(stage, without_blocks(model, removed), s.objective, Data(examples))
 
 
 def learnt(s: RecoverySettings, desk: Desk, model: Model) -> Sequence[Document]:
@@ -98,7 +91,7 @@ def _distilled(
 ) -> Sequence[Example]:  # fmt: skip
     """The texts with what the whole model says of each token, stored."""
     reading = read_documents(
-        run.file("teacher"), "whole", model, documents, k=s.k, max_length=most, compute=compute_for(train),
+        run.file("whole"), "whole", model, documents, k=s.k, max_length=most, compute=compute_for(train),
         batch_size=s.rows, progress=run.progress,
     )  # fmt: skip
     rows, _ = fusion_rows(reading.texts, [own_opinions(reading, s.fusion)])

@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from safetensors.numpy import load_file
 
+import fusion_jax as fj
 from experiments import prune
 from fusion_jax.files import write_json
 from fusion_jax.jsonl import read_jsonl
@@ -62,7 +64,7 @@ def test_a_pruned_folder_and_its_report(once, given):
     assert list(results)[-1] == "search" and next(iter(results["search"])) == "perplexity"
     assert results["search"]["perplexity"] == [curves["search"][-1]["perplexity"]] and "accuracy" in results["layers"]
     report = (once / "report.md").read_text()
-    assert "| 3 | " in report and "FLOPs" in report
+    assert "| 3 | " in report and "FLOPs" in report and "a token of" not in report
     assert (once / "order.png").exists() and (once / "curves.png").exists()
     model = transformers.AutoModelForCausalLM.from_pretrained(once / "model", dtype=torch.float32).eval()
     gone = {tuple(block) for block in official["3"]}
@@ -131,6 +133,19 @@ def test_a_pruned_model_learns_again(once, given, tmp_path, recovery):
         assert (layer.mlp.down_proj.weight == 0).all() == (("mlp", kept[place]) in gone_of(once))
 
 
+def test_what_is_served_without_the_blocks(once, given, tmp_path):
+    """The native form has no tensor of a removed block, and computes what the pruned model of its own family does; what
+    cannot be written in a form is refused before the search."""
+    more = {"removed": once / "removed.json", "test-prompts": "", "compared": "random"}
+    attempt(prune, words(given | more, tmp_path / "run", form="native"))
+    small, same = fj.load(tmp_path / "run/model"), fj.load(once / "model")
+    gone = {(layer, {"mha": "self_attn", "mlp": "mlp"}[kind]) for kind, layer in gone_of(once)}
+    names = load_file(tmp_path / "run/model/model.safetensors")
+    assert not any(f"layers.{layer}.{part}." in name for layer, part in gone for name in names)
+    tokens = np.arange(3, 23)[None]
+    np.testing.assert_allclose(fj.logits(small, tokens), fj.logits(same, tokens), atol=1e-5)
+
+
 def gone_of(run: Path) -> set[tuple[str, int]]:
     return {tuple(block) for block in json.loads((run / "removed.json").read_text())["3"]}
 
@@ -158,7 +173,7 @@ def test_several_devices_make_the_same_search(once, given, tmp_path):
     ({"unit": "mha", "blocks": 4}, "'--blocks': 4 removals are more than can be made: there are 3. Give 3 or"),
     ({"blocks": 2, "ratio": 0.1}, "'--ratio': stands beside --blocks"),
     ({"length": 120, "calibration": "SHORT", "calibration-tokens": 0}, "the 1 documents have"),
-    ({"unit": "heads"}, "heads"), ({"documents": 10**6}, "'--documents': 1000000 are more than the"),
+    ({"unit": "heads"}, "heads"), ({"decode-on": "v9-8"}, "v9-8"), ({"documents": 10**6}, "'--documents': 1000000 are more than the"),
     ({"model": "T5"}, "has an encoder"), ({"k": 3}, "'--k': does nothing in a run without --recovery"),
     ({"train.epochs": 3}, "'--train': trains nothing in a run without --recovery"),
     ({"problems": 3}, "'--problems': does nothing in a run with texts of your own"), ({"shares": 1.5}, "1.5 is out of range"),
