@@ -178,7 +178,7 @@ def test_several_devices_make_the_same_search(once, given, tmp_path):
     ({"train.epochs": 3}, "'--train': trains nothing in a run without --recovery"),
     ({"problems": 3}, "'--problems': does nothing in a run with texts of your own"), ({"shares": 1.5}, "1.5 is out of range"),
     ({"calibration": ""}, "'--calibration': is missing beside --held-out-texts"),
-    ({"removed": "SHORT-ONE", "preset": "paper"}, "'--calibration': judges nothing"),
+    ({"removed": "SHORT-ONE", "preset": "paper", "compared": ""}, "'--calibration': judges nothing"),
     ({"removed": "BROKEN"}, "'2': lacks a block that the step before has removed"),
     ({"removed": "OTHER"}, "a layer from 0 to 2"), ({"removed": "SHORT-ONE", "blocks": 4}, "'--blocks': the 1 steps"),
     ({"removed": "SHORT-ONE", "unit": "mha"}, "'--unit': does nothing in --removed"),
