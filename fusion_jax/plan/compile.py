@@ -65,11 +65,11 @@ class Compiled:
         return brief(self)
 
 
-def check_compiler() -> None:
-    """Refuse where the TPU compiler is not installed."""
+def check_compiler(option: str = "--plan") -> None:
+    """Refuse where the TPU compiler, which an option asks for, is not installed."""
     if importlib.util.find_spec("libtpu") is None:
         raise InputError(
-            "planning needs the TPU compiler, libtpu, which is not installed", field="--plan",
+            "planning needs the TPU compiler, libtpu, which is not installed", field=option,
             cure='No TPU is needed: pip install "jax[tpu]==0.10.2"',
         )  # fmt: skip
 

@@ -6,10 +6,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
+from fusion_jax.models.config import ModelConfig
 from fusion_jax.models.int8 import Weights
 from fusion_jax.plan import fits
 from fusion_jax.plan.programs import Start
-from fusion_jax.plan.runs import Ask, Planned, generation, merging, scoring, teacher, training
+from fusion_jax.plan.runs import Ask, Planned, generation, merging, scoring, searching, teacher, training
 from fusion_jax.sampling.generate import SampleSettings
 from fusion_jax.train.objective import Objective
 from fusion_jax.train.settings import TrainSettings
@@ -165,6 +166,32 @@ class Rewarding:
 
     def plan(self, ask: Ask) -> list[Planned]:
         return []
+
+
+@dataclass(frozen=True)
+class Searching:
+    """A greedy search for blocks of a model, on the mesh of a training's settings.
+
+    rows, states: at once; tokens: of a row. removals: how many the search makes of a model of so many layers.
+    """
+
+    model: str
+    settings: TrainSettings
+    rows: int
+    states: int
+    tokens: int
+    removals: Callable[[ModelConfig], int]
+    option: str = "--train"
+    named: str = "--model"
+
+    def check(self) -> None:
+        fits.check_reading(self.settings, self.option, model_path(self.model, self.named))
+
+    def plan(self, ask: Ask) -> list[Planned]:
+        return searching(
+            self.model, self.removals, self.rows, self.states, self.tokens, ask, train=self.settings,
+            option=self.named, settings=self.option,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)

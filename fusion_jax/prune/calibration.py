@@ -46,6 +46,47 @@ def chat_text(examples: Sequence[Example]) -> Text:
     return Text(rows, scored=scored, lengths=np.asarray([len(example.rows[0]) for example in examples]))
 
 
+def cut(text: Text, tokens: int) -> Text:
+    """The first rows, of which so many labels are scored in all; 0: all rows.
+
+    Raises:
+      InputError: the first row alone has more.
+    """
+    if not tokens:
+        return text
+    each = _scored(text)
+    count = int((np.cumsum(each) <= tokens).sum())
+    if not count:
+        problem = f"{tokens} are fewer than the {each[0]} that are scored of the first row"
+        raise InputError(problem, field="calibration_tokens", cure="Raise it, or take shorter rows")
+    return text.first(count)
+
+
+def scored_tokens(text: Text) -> int:
+    """How many labels of a text are scored, those that are ignored among them."""
+    return int(_scored(text).sum())
+
+
+def _scored(text: Text) -> np.ndarray:
+    return np.full(len(text.rows), text.rows.shape[1] - 1) if text.scored is None else text.scored.sum(1)
+
+
+def drawn(texts: Sequence[str], count: int, seed: int) -> list[str]:
+    """`count` documents, drawn by a seed; of the 52,002 of Alpaca those that the published searches take (seed 42); 0:
+    all, in their order.
+
+    Raises:
+      InputError: there are not so many.
+    """
+    if not count:
+        return list(texts)
+    if len(texts) == ALPACA_ROWS:
+        return [texts[row] for row in alpaca_sample(count, seed=seed)]
+    if count > len(texts):
+        raise InputError(f"{count} are more than the {len(texts)} that there are", field="documents", cure="Lower it")
+    return [texts[place] for place in random.Random(seed).sample(range(len(texts)), count)]
+
+
 def alpaca_sample(documents: int, rows: int = ALPACA_ROWS, seed: int = 42) -> list[int]:
     """Numbers of the rows of tatsu-lab/alpaca that the published searches take: a fifth of the rows is split off, half
     of it split again, and documents drawn from the first half; all with one seed.

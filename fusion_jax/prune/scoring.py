@@ -34,6 +34,7 @@ from fusion_jax.prune.blocks import PARTS, Block, Layer, layers_of, without
 from fusion_jax.sharding import constrain, data_ways, named, padded_rows, placed, tensor_shards
 
 Array = jax.Array
+STATES = ("batch", None, "tokens", None)  # each device has all states of its rows
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,11 @@ class Text(NamedTuple):
     ignored: int | None = None
     scored: np.ndarray | None = None
     lengths: np.ndarray | None = None
+
+    def first(self, count: int) -> Text:
+        """The first rows."""
+        rest = (None if one is None else one[:count] for one in (self.scored, self.lengths))
+        return Text(self.rows[:count], self.ignored, *rest)
 
     def part(self, start: int, count: int) -> tuple[Text, int]:
         """So many rows from a place on, filled up with the last one; and how many of them are the text's own."""
@@ -135,47 +141,49 @@ class _Walk:
         float64[states,R]."""
         compute, config = self.how.compute, self.config
         width = min(self.how.states, 1 + len(candidates))
-        chunks = [_chunk(_embed(compute)(config, self.params, self.tokens), width)]
+        chunks = [_chunk(_embed(compute)(config, self.params, self.tokens), width, compute.mesh)]
         order = [0]
         for number, layer in enumerate(layers_of(config)):
             alive = frozenset(part for part in PARTS if Block(part, number) not in self.removed)
-            base, own = chunks[0][0], []
+            base, own = chunks[0][:, 0], []
             for place, blocks in enumerate(candidates, 1):
                 if any(block.layer == number for block in blocks):
                     order.append(place)
-                    own.append(self.through(layer, alive - {block.part for block in blocks}, base[None])[0])
+                    own.append(self.through(layer, alive - {block.part for block in blocks}, base[:, None])[:, 0])
             if alive:
                 chunks = [self.through(layer, alive, chunk) for chunk in chunks]
             for place, state in enumerate(own, len(order) - len(own)):
-                chunks = _appended(chunks, state, place, width)
-        losses = [_losses(compute)(config, self.params, chunk, *labels) for chunk in chunks]
-        return order, np.concatenate([np.asarray(one, np.float64) for one in losses])[: len(order)]
+                chunks = _appended(chunks, state, place, width, compute.mesh)
+        losses = [loss_step(compute)(config, self.params, chunk, *labels) for chunk in chunks]
+        return order, np.concatenate([np.asarray(one, np.float64) for one in losses], 1).T[: len(order)]
 
     def through(self, layer: Layer, parts: frozenset[Part], states: Array) -> Array:
-        """States [S,R,T,D] behind the parts of a layer."""
+        """States [R,S,T,D] behind the parts of a layer."""
         if not parts:
             return states
-        self.how.count(parts, len(states))
+        self.how.count(parts, states.shape[1])
         stack = without(layer.stack, frozenset(PARTS) - parts)
-        program = _layer(self.how.compute)
+        program = layer_step(self.how.compute)
         return program(self.config, stack, self.params[layer.name], layer.place, self.params, states)
 
 
-def _chunk(state: Array, width: int) -> Array:
-    """[states,R,T,D], the first of them this state."""
-    return jnp.zeros((width, *state.shape), state.dtype).at[0].set(state)
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def _chunk(state: Array, width: int, mesh: Mesh | None) -> Array:
+    """[R,states,T,D], the first of them this state."""
+    empty = jnp.zeros((state.shape[0], width, *state.shape[1:]), state.dtype)
+    return constrain(empty.at[:, 0].set(state), mesh, STATES)
 
 
-def _appended(chunks: list[Array], state: Array, place: int, width: int) -> list[Array]:
+def _appended(chunks: list[Array], state: Array, place: int, width: int, mesh: Mesh | None) -> list[Array]:
     chunk, slot = divmod(place, width)
     if chunk == len(chunks):
-        return [*chunks, _chunk(state, width)]
-    return [*chunks[:chunk], _put(chunks[chunk], state, slot), *chunks[chunk + 1 :]]
+        return [*chunks, _chunk(state, width, mesh)]
+    return [*chunks[:chunk], _put(chunks[chunk], state, slot, mesh), *chunks[chunk + 1 :]]
 
 
-@functools.partial(jax.jit, donate_argnums=0)
-def _put(chunk: Array, state: Array, slot: int) -> Array:
-    return chunk.at[slot].set(state)
+@functools.partial(jax.jit, static_argnums=3, donate_argnums=0)
+def _put(chunk: Array, state: Array, slot: Array, mesh: Mesh | None) -> Array:
+    return constrain(chunk.at[:, slot].set(state), mesh, STATES)
 
 
 @functools.cache
@@ -191,8 +199,8 @@ def _embed(compute: Compute) -> Callable[..., Array]:
 
 
 @functools.cache
-def _layer(compute: Compute) -> Callable[..., Array]:
-    """(config, stack, its layers' parameters, which of them, all parameters, states [S,R,T,D]) -> states."""
+def layer_step(compute: Compute) -> Callable[..., Array]:
+    """(config, stack, its layers' parameters, which of them, all parameters, states [R,S,T,D]) -> states."""
 
     def layer(config: ModelConfig, stack: Stack, layers: Params, place: Array, params: Params, states: Array) -> Array:
         weights, inputs = jax.tree.map(lambda x: x[place], (layers, layer_inputs(stack)))
@@ -201,24 +209,24 @@ def _layer(compute: Compute) -> Callable[..., Array]:
         rows = Rows(tables_of(config, stack, places), Visible(places), buckets=buckets_of(params, "decoder"))
         block = BlockModule(config, stack, compute.mesh, compute.dtype, compute.kernel)
         y, _ = block.apply({"params": weights}, x, inputs, Held(), rows)
-        return y.reshape(states.shape)
+        return constrain(y.reshape(states.shape), compute.mesh, STATES)
 
     return compute.jit(layer, static_argnums=(0, 1))
 
 
 @functools.cache
-def _losses(compute: Compute) -> Callable[..., Array]:
-    """(config, params, states, labels, which count) -> float[S,R], each row's mean loss; the same on every host."""
+def loss_step(compute: Compute) -> Callable[..., Array]:
+    """(config, params, states, labels, which count) -> float[R,S], each row's mean loss; the same on every host."""
 
     def losses(config: ModelConfig, params: Params, states: Array, labels: Array, counted: Array) -> Array:
         tables = {name: params[name] for name in tables_beside(config, "decoder")}
         hidden = finally_normed(tables, config, "decoder", states, compute.dtype)
         logprobs, _ = linear_logprobs(
-            hidden, head_kernel(params, config), jnp.broadcast_to(labels, states.shape[:3]),
+            hidden, head_kernel(params, config), jnp.broadcast_to(labels[:, None], states.shape[:3]),
             soft_cap=config.head.soft_cap, vocab_shards=tensor_shards(compute.mesh),
             row_shards=data_ways(compute.mesh), elements=compute.logits,
         )  # fmt: skip
-        return -jnp.where(counted, logprobs, 0.0).sum(-1) / counted.sum(-1)
+        return -jnp.where(counted[:, None], logprobs, 0.0).sum(-1) / counted.sum(-1)[:, None]
 
     everywhere = None if compute.mesh is None else named(compute.mesh, (None, None))
     return compute.jit(losses, static_argnums=0, out_shardings=everywhere)
@@ -232,7 +240,7 @@ def states_of(
     walk = _Walk(params, config, frozenset(), how, placed(tokens, compute.mesh, ("batch", "tokens")))
     x = _embed(compute)(config, params, walk.tokens)
     for number, layer in enumerate(layers_of(config)):
-        between, after = (walk.through(layer, frozenset(parts), x[None])[0] for parts in (PARTS[:1], PARTS))
+        between, after = (walk.through(layer, frozenset(parts), x[:, None])[:, 0] for parts in (PARTS[:1], PARTS))
         yield Block("attention", number), x, between
         yield Block("mlp", number), between, after
         x = after

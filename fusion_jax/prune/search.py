@@ -94,6 +94,35 @@ def to_official(steps: Sequence[Step]) -> dict[str, list[list[Any]]]:
     }
 
 
+def to_record(step: Step) -> dict[str, Any]:
+    """A step as plain JSON values; a perplexity that is not finite is None."""
+    scores = [{"blocks": _plain(blocks), "perplexity": finite(value)} for blocks, value in step.scores]
+    return {"chosen": _plain(step.chosen), "perplexity": finite(step.perplexity), "scores": scores}
+
+
+def from_record(record: Mapping[str, Any]) -> Step:
+    """What `to_record` made plain; what was not finite is not a number."""
+
+    def value(one: Mapping[str, Any]) -> float:
+        return math.nan if one["perplexity"] is None else float(one["perplexity"])
+
+    scores = tuple((_blocks(one["blocks"]), value(one)) for one in record["scores"])
+    return Step(_blocks(record["chosen"]), value(record), scores)
+
+
+def finite(value: float) -> float | None:
+    """A number as JSON can hold it."""
+    return value if math.isfinite(value) else None
+
+
+def _plain(blocks: Blocks) -> list[list[Any]]:
+    return [[block.part, block.layer] for block in sorted(blocks)]
+
+
+def _blocks(values: Sequence[Sequence[Any]]) -> Blocks:
+    return frozenset(Block(part, layer) for part, layer in values)
+
+
 def from_official(values: Mapping[str, Any], config: ModelConfig, file: str | None = None) -> list[Blocks]:
     """What each step of an official file removes besides, in order.
 

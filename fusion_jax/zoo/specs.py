@@ -192,4 +192,10 @@ EDITOR = ZooSpec(
 )  # fmt: skip
 """A model that can read a draft: what a reviser begins with."""
 
-EVERY = (*SPECS, *SPEAKING, *PLANT_MODELS, EDITOR)
+DEEP = ZooSpec(
+    "deep", "bpe", "headers", 400, _model("llama", hidden=96, layers=12, **LLAMA),
+    SkillLessons("sentence", _shares((), 0, 8_000)), 1, 2e-3,
+)  # fmt: skip
+"""A model with more layers than its skills need: one to prune."""
+
+EVERY = (*SPECS, *SPEAKING, *PLANT_MODELS, EDITOR, DEEP)

@@ -5,20 +5,35 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import json
+from collections import Counter
 
+import numpy as np
 import pytest
 
-from experiments import dpo, fusechat, fusechat3, fusellm, fuserl, generate, infifpo, merge, sft, wrpo
+from experiments import dpo, fusechat, fusechat3, fusellm, fuserl, generate, infifpo, merge, prune, sft, wrpo
 from fusion_jax.data.order import num_steps, split_indices
 from fusion_jax.errors import InputError
 from fusion_jax.plan import command, compile, fits
 from fusion_jax.plan.models import PUBLIC
 from fusion_jax.plan.parts import Training, check_all, plan_of
-from fusion_jax.plan.programs import Decode, MergeTensor, Prefill, ScoreStep, TeacherStep, TrainStep
+from fusion_jax.plan.programs import (
+    Decode,
+    MergeTensor,
+    Prefill,
+    ScoreStep,
+    SearchLayer,
+    SearchLoss,
+    TeacherStep,
+    TrainStep,
+)
 from fusion_jax.plan.requests import Request, from_json, to_json
 from fusion_jax.plan.runs import Ask
+from fusion_jax.prune.blocks import candidates
+from fusion_jax.prune.scoring import How, Text, score
 from fusion_jax.sampling.samplers import Sampler
 from fusion_jax.sharding import make_mesh
+from fusion_jax.train.settings import TrainSettings
+from tests.small import small_model
 
 PAIRS = dataclasses.replace(dpo.PRESETS["llama3-8b"], data="pairs.jsonl")
 LLAMA = Ask("v5e-16", rows=1000, preset="llama3-8b")
@@ -154,6 +169,29 @@ def test_prompts_and_caches_have_the_sizes_that_sampling_gives_them():
     assert (decode.prompt, decode.capacity) == (2048, 512)
     with pytest.raises(InputError, match="leave no room"):
         plan_of(generate.parts(dataclasses.replace(settings, max_new_tokens=8192)), Ask("v5e-16"))
+
+
+def test_a_search_is_planned_with_the_calls_that_it_makes():
+    """Of a first step, in which no block is gone, as `prune.scoring` counts them; candidates of both kinds branch off."""
+    model, counted = small_model(num_hidden_layers=3), Counter()
+    how = How(rows=4, states=2, count=lambda parts, states: counted.update([(len(parts), states)]))
+    score(model.params, model.config, Text(np.ones((7, 8), np.int32)), (), candidates(model.config, ()), how)
+    values, train = {"model": "llama3-8b", "calibration": "x", "rows": 4, "states": 2}, TrainSettings()
+    settings = dataclasses.replace(prune.PRESETS["paper"], train=train, blocks=1, **values)
+    found = plan_of(prune.parts(settings), Ask("v5e-4", rows=7))
+    whole, branch, loss = found
+    assert programs(found)[0] == SearchLayer(4, 2048, 2, whole.request.program.waiting, whole.request.program.beside)
+    assert isinstance(branch.request.program, SearchLayer) and branch.request.program.states == 1
+    assert isinstance(loss.request.program, SearchLoss)
+    layers = whole.request.model["num_hidden_layers"]
+
+    def calls(layers):
+        return 2 * sum(-(-(1 + 2 * layer) // 2) for layer in range(layers))
+
+    assert counted == {(2, 2): calls(3), (1, 1): 2 * 2 * 3}
+    assert (whole.times, branch.times, loss.times) == (calls(layers), 2 * layers, 2 * -(-(1 + 2 * layers) // 2))
+    state = 2 * 4 * 2048 * 4096  # bytes of a candidate's rows
+    assert whole.request.program.waiting == 2 * state * (-(-(1 + 2 * layers) // 2) - 1)
 
 
 def test_a_prompt_of_known_length_is_shared():

@@ -12,7 +12,7 @@ from fusion_jax.plan import compile as planning
 from fusion_jax.plan.flops import body_parameters, head_parameters, parameter_count
 from fusion_jax.plan.hlo import parse
 from fusion_jax.plan.models import PUBLIC
-from fusion_jax.plan.programs import Decode, MergeTensor, Prefill, TeacherStep, TrainStep
+from fusion_jax.plan.programs import Decode, MergeTensor, Prefill, SearchLayer, SearchLoss, TeacherStep, TrainStep
 from fusion_jax.plan.report import line, page, plan
 from fusion_jax.plan.requests import Request, useful_flops
 from fusion_jax.plan.runs import Planned
@@ -107,6 +107,7 @@ def test_the_page_says_what_fits_whose_figures_and_how_long_a_run_takes(wrpo):
 @pytest.mark.parametrize("program, place, mesh", [
     (TeacherStep(8, TOKENS), "v5e-8", (1, -1, 1)), (Decode(8, 256, 128), "v5e-4", (1, 1, -1)),
     (MergeTensor("ties", 3, (131072, 1024)), "v5e-8", (1, -1, 1)),
+    (SearchLayer(8, TOKENS, 4), "v5e-8", (1, -1, 1)), (SearchLoss(8, TOKENS, 4), "v5e-8", (1, 4, 2)),
     (Prefill(8, 256), "v6e-16", (-1, 1, 8)),  # 8 of a slice of 4 x 4, and more shards than key-value heads
 ])  # fmt: skip
 def test_other_programs_are_planned(program, place, mesh):

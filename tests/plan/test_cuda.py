@@ -15,7 +15,17 @@ from fusion_jax.models.families import config_from_hf
 from fusion_jax.models.parameters import abstract_params
 from fusion_jax.ops.kernels import Visible, attend
 from fusion_jax.ops.linear_logprobs import CHUNK_ELEMENTS_ACCELERATOR
-from fusion_jax.plan.programs import OBJECTIVES, Decode, MergeTensor, Prefill, ScoreStep, TeacherStep, TrainStep
+from fusion_jax.plan.programs import (
+    OBJECTIVES,
+    Decode,
+    MergeTensor,
+    Prefill,
+    ScoreStep,
+    SearchLayer,
+    SearchLoss,
+    TeacherStep,
+    TrainStep,
+)
 from fusion_jax.sampling.samplers import Sampler
 from fusion_jax.sharding import make_mesh
 from fusion_jax.train import objectives
@@ -48,6 +58,7 @@ READ = [
     ("gemma2", ScoreStep(2, 16, 3, prompt=16, attention="xla")), ("gemma3", TeacherStep(2, 32, attention="xla")),
     ("gemma3", Prefill(2, 32, attention="xla")), ("qwen3", Prefill(2, 32, attention="xla")),
     ("gemma2", Decode(2, 32, 16)), ("gemma3", Decode(2, 32, 16, weights="int8")),
+    ("gemma2", SearchLayer(2, 32, 3, attention="xla")), ("llama", SearchLoss(2, 32, 3)),
     ("llama", TeacherStep(2, 32, attention="xla", weights="int8")), ("llama", Decode(2, 32, 16, 2, Sampler(0.8, 0.95, 5, 1.05))),
 ]  # fmt: skip
 MERGED = [

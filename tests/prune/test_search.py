@@ -118,7 +118,7 @@ def test_a_step_computes_what_it_must():
     after = sum(1 + 2 * layer for layer in range(layers))  # states that pass each layer: the base and those before it
     assert counted == {"attention": after + layers, "mlp": after + layers}
     scorer(frozenset({Block("mlp", 2)}), candidates(model.config, {Block("mlp", 2)}))
-    program = scoring._layer(how.compute)
+    program = scoring.layer_step(how.compute)
     compiled = program._cache_size()
     removed = frozenset({Block("attention", 5), Block("mlp", 5), Block("attention", 0)})
     scorer(removed, candidates(model.config, removed))

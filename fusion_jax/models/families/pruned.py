@@ -49,6 +49,11 @@ def runs_without(config: ModelConfig, lost: Collection[tuple[Part, int]]) -> lis
     return out
 
 
+def config_without(config: ModelConfig, lost: Collection[tuple[Part, int]]) -> ModelConfig:
+    """The architecture of a whole model without these blocks."""
+    return replace(config, decoder=tuple(run.stack for run in runs_without(config, lost)))
+
+
 def stack_of(stack: Stack, places: Collection[int]) -> Stack:
     """A stack of some of its layers, each with its own window and rotary tables."""
 
@@ -111,7 +116,7 @@ def from_hf(fields: Fields, base: ModelConfig) -> ModelConfig:
             problem = f"holds {quoted(json.dumps(one))}, which is no block of the model"
             raise fields.wrong(REMOVED, problem, f'Give ["mha" or "mlp", a layer from 0 to {base.layers - 1}]')
         lost.add((KINDS[one[0]], one[1]))
-    return replace(base, decoder=tuple(run.stack for run in runs_without(base, lost)))
+    return config_without(base, lost)
 
 
 def to_hf(base: Mapping[str, Any], lost: Collection[tuple[Part, int]]) -> dict[str, Any]:

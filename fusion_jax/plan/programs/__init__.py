@@ -4,13 +4,15 @@ from fusion_jax.plan.programs.merging import MergeTensor
 from fusion_jax.plan.programs.program import Dtype, Place, Program, Situation, Start
 from fusion_jax.plan.programs.reading import TeacherStep
 from fusion_jax.plan.programs.sampling import Decode, Prefill
+from fusion_jax.plan.programs.searching import SearchLayer, SearchLoss
 from fusion_jax.plan.programs.training import OBJECTIVES, ObjectiveName, ScoreStep, TrainStep
 
 KINDS: dict[str, type[Program]] = {
-    kind.__name__: kind for kind in (TrainStep, ScoreStep, TeacherStep, Prefill, Decode, MergeTensor)
+    kind.__name__: kind
+    for kind in (TrainStep, ScoreStep, TeacherStep, Prefill, Decode, SearchLayer, SearchLoss, MergeTensor)
 }
 
 __all__ = [
     "KINDS", "OBJECTIVES", "Decode", "Dtype", "MergeTensor", "ObjectiveName", "Place", "Prefill", "Program",
-    "ScoreStep", "Situation", "Start", "TeacherStep", "TrainStep",
+    "ScoreStep", "SearchLayer", "SearchLoss", "Situation", "Start", "TeacherStep", "TrainStep",
 ]  # fmt: skip
