@@ -18,6 +18,7 @@ from fusion_jax.cool.words import finished
 from fusion_jax.models.folder import Model
 from fusion_jax.sampling.ids import decoding_mesh, decoding_ways, generate_ids
 from fusion_jax.sampling.session import Candidate, behind, scored, start
+from fusion_jax.sampling.stops import Stops, until
 from fusion_jax.sharding import make_mesh
 
 Prompts = Sequence[Sequence[Held]]
@@ -127,6 +128,7 @@ def solos(sources: Sequence[Source], prompts: Prompts, s: CoolSettings) -> list[
             source.model.params, how.config, [held[number].tokens.ids for held in prompts], mesh=how.mesh,
             max_new_tokens=s.max_new_tokens, stop_ids=source.ends, allowed=~source.forbidden, dtype=how.dtype,
             batch_size=s.batch_size,
+            ended=Stops(source.words.tokenizer, s.stop_strings).ended if s.stop_strings else None,
         )  # fmt: skip
         words = [one.words for one in sources]
         said = written(source.words, number, [(begin(words, held), c.ids) for held, (c,) in zip(prompts, found)])
@@ -134,12 +136,6 @@ def solos(sources: Sequence[Source], prompts: Prompts, s: CoolSettings) -> list[
             cut, stopped = until(finished(text), s.stop_strings)
             own.append(Whole(source.name, cut, completion.finished and not stopped))
     return out
-
-
-def until(text: str, stop_strings: Sequence[str]) -> tuple[str, bool]:
-    """The text before the first of these, and whether one was there."""
-    found = [place for place in map(text.find, stop_strings) if place >= 0]
-    return (text[: min(found)], True) if found else (text, False)
 
 
 def rank(

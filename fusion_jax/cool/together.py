@@ -12,6 +12,7 @@ from fusion_jax.cool.sources import Source
 from fusion_jax.cool.texts import Held, Text, begin
 from fusion_jax.errors import InputError
 from fusion_jax.sampling.session import replace, start
+from fusion_jax.sampling.stops import until
 
 LOOP_SEGMENTS, LOOP_TIMES = 3, 4
 
@@ -104,9 +105,9 @@ def _stopped(text: Text, choice: Choice, s: CoolSettings) -> None:
     winner = choice.offers[choice.winner]
     if winner.end:
         text.text, text.ended, text.stop = text.text + winner.text, True, "end"
-    found = [place for place in map(text.text.find, s.stop_strings) if place >= 0]
+    cut, found = until(text.text, s.stop_strings)
     if found:
-        text.text, text.stop = text.text[: min(found)], "stop_string"
+        text.text, text.ended, text.stop = cut, False, "stop_string"
     elif not text.stop and s.loop_guard and _loops(text.segments):
         text.stop = "loop"
     elif not text.stop and len(text.segments) >= s.max_segments:

@@ -70,8 +70,11 @@ class Words:
         """Tokens of the ends of longer texts, which begin with a space each."""
         if not self.adds_space:
             return self.encode(texts)
-        found = self.encode([text[1:] for text in texts])
-        return [Encoded(one.ids, tuple(end + 1 for end in one.ends)) for one in found]
+        out = []
+        for ids, ends in self.encode([text[1:] for text in texts]):
+            alone = ends[:2] == ends[:1] * 2  # the space that was put there is a token, with the place of the next one
+            out.append(Encoded(ids, tuple(end + 1 - (alone and not place) for place, end in enumerate(ends))))
+        return out
 
     def decode(self, ids: Sequence[Sequence[int]]) -> list[str]:
         """Each list of tokens as text."""
