@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar
 
-from fusion_jax.cool.answers import answers, meshes_for
+from fusion_jax.cool.answers import answers
 from fusion_jax.cool.settings import CoolSettings
 from fusion_jax.cool.sources import Source, sources_of
 from fusion_jax.errors import InputError
@@ -104,9 +104,8 @@ def fuse(s: Settings, desk: Desk) -> Measures:
         records += desk.records(f"fused/{number:03}.jsonl", told, made_from=[])
     found = answers_by(records, names)
     if s.shortest:
-        how = dataclasses.replace(s.cool, mode="cool_shortest")
-        own = answers(sources, [prompt["prompt"] for prompt in prompts], how, chat=s.chat)
-        found = {**{name: found[name] for name in names}, "cool_shortest": [one.text for one in own], **found}
+        own = desk.records("shortest.jsonl", lambda: shortest(s, sources, prompts), made_from=[])
+        found = {name: found[name] for name in names} | {"cool_shortest": [one["text"] for one in own]} | found
     return report(desk, {n: kept(desk, n, graded(n, prompts, found[n], verify)) for n in found}, names, records)
 
 
@@ -114,11 +113,11 @@ def loaded(s: Settings, desk: Desk) -> list[Source]:
     """The models, each on its share of the devices."""
     with desk.run.phase("loading"):
         models = {model_name(path): load(model_path(path)) for path in s.sources}
-        return sources_of(models, meshes_for(list(models.values())))
+        return sources_of(models, chat=s.chat)
 
 
 def answered(s: Settings, desk: Desk, sources: Sequence[Source], prompts: Sequence[Record]) -> list[Record]:
-    """What the models answer to some prompts, alone and together."""
+    """What the models answer to some prompts, alone and together; their number is that of the answers together."""
 
     def told(done: int) -> None:
         desk.run.heartbeat("answers written together", done, len(prompts))
@@ -132,6 +131,13 @@ def parts(s: Settings) -> list[Part]:
     """What can be planned of the run: the answers of each model alone, which need about what the others need."""
     how = SampleSettings(0.0, 1.0, num_samples=1, max_new_tokens=s.cool.max_new_tokens, batch_size=s.cool.batch_size)
     return [Sampling(f"{model_name(path)} alone", path, how, "--sources", "--sources") for path in s.sources]
+
+
+def shortest(s: Settings, sources: Sequence[Source], prompts: Sequence[Record]) -> list[Record]:
+    """Answers whose segments end where the model that wrote them can end a word."""
+    how = dataclasses.replace(s.cool, mode="cool_shortest")
+    found = answers(sources, [prompt["prompt"] for prompt in prompts], how, chat=s.chat)
+    return [{"prompt": prompt["prompt"], "text": one.text} for prompt, one in zip(prompts, found, strict=True)]
 
 
 def kept(desk: Desk, name: str, records: list[Record]) -> list[Record]:

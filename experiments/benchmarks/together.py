@@ -18,9 +18,9 @@ from typing import Any
 
 import numpy as np
 
-from fusion_jax.cool.answers import meshes_for
 from fusion_jax.cool.settings import CoolSettings
 from fusion_jax.cool.sources import Source, read_prompts, sources_of
+from fusion_jax.cool.texts import Held
 from fusion_jax.cool.together import Written, write
 from fusion_jax.cool.words import common, finished
 from fusion_jax.markdown import markdown_table
@@ -33,6 +33,7 @@ from fusion_jax.settings import bounded
 from fusion_jax.settings import run as run_experiment
 from fusion_jax.zoo import model_path
 from fusion_jax.zoo.problems import problems
+from fusion_jax.zoo.tasks import SKILLS
 
 
 @dataclass(frozen=True)
@@ -59,8 +60,8 @@ class Settings:
 
 def main(s: Settings) -> None:
     models = {model_name(path): load(model_path(path)) for path in s.models}
-    sources = sources_of(models, meshes_for(list(models.values())))
-    prompts = [p["prompt"] for p in problems("skills", -(-s.prompts // 7), split="test", seed=0)][: s.prompts]
+    sources = sources_of(models, chat=s.chat)
+    prompts = [p["prompt"] for p in problems("skills", -(-s.prompts // len(SKILLS)), split="test", seed=0)][: s.prompts]
     how = CoolSettings(mode="cool", max_segments=s.segments, batch_size=s.prompts)
     read = list(zip(*(read_prompts(source, prompts, s.chat) for source in sources), strict=True))
     seconds, written = fastest(lambda: [one for _, one in sorted(write(sources, read, how))], s.repeats)
@@ -115,8 +116,9 @@ def beside(
     """The plain program on the same prompts, and ours on these alone."""
     seconds, ours = fastest(lambda: [one.text for _, one in sorted(write(sources, prompts, how))], repeats)
     torch_models = [torch_model(paths[source.name]) for source in sources]
+    plainly(sources, torch_models, prompts[0], how)
     start = time.perf_counter()
-    plain = [plainly(sources, torch_models, [one.prompt for one in held], how) for held in prompts]
+    plain = [plainly(sources, torch_models, held, how) for held in prompts]
     took = time.perf_counter() - start
     same = sum(a == b for a, b in zip(ours, plain, strict=True))
     print(
@@ -134,7 +136,7 @@ def torch_model(path: str) -> Any:
     return AutoModelForCausalLM.from_pretrained(model_path(path), **kind).eval()
 
 
-def plainly(sources: Sequence[Source], models: Sequence[Any], prompts: Sequence[str], s: CoolSettings) -> str:
+def plainly(sources: Sequence[Source], models: Sequence[Any], prompts: Sequence[Held], s: CoolSettings) -> str:
     """The text that models write behind a prompt, a segment at a time: the definition, without any cache."""
     written = ""
     for _ in range(s.max_segments):
@@ -152,12 +154,12 @@ def plainly(sources: Sequence[Source], models: Sequence[Any], prompts: Sequence[
 
 
 def proposed(
-    sources: Sequence[Source], models: Sequence[Any], number: int, prompts: Sequence[str], written: str,
+    sources: Sequence[Source], models: Sequence[Any], number: int, prompts: Sequence[Held], written: str,
     s: CoolSettings,
 ) -> tuple[str, bool]:  # fmt: skip
     """What one model would write next, and whether the answer ends there."""
     source, model = sources[number], models[number]
-    ids = list(source.words.encode([prompts[number] + written])[0].ids)
+    ids = [*bos(source, prompts[number]), *source.words.encode([prompts[number].prompt + written])[0].ids]
     base, new, said = source.words.decode([ids])[0], list[int](), ""
     for _ in range(s.segment_tokens):
         logits = forward(model, [*ids, *new])[-1]
@@ -169,7 +171,7 @@ def proposed(
         said = finished(source.words.decode([[*ids, *new]])[0][len(base) :])
         starts = common([
             [place - len(left) for place in one.words.starts(left + written + said) if place > len(left)]
-            for one, left in zip(sources, lefts(sources, prompts))
+            for one, left in zip(sources, [held.prompt[held.left :] for held in prompts])
         ])  # fmt: skip
         behind = [place for place in starts if len(written) < place < len(written + said)]
         if behind:
@@ -177,21 +179,18 @@ def proposed(
     return said, False
 
 
-def lefts(sources: Sequence[Source], prompts: Sequence[str]) -> list[str]:
-    """Of each model's prompt, what stands behind its last special token."""
-    out = []
-    for source, prompt in zip(sources, prompts, strict=True):
-        special = {*source.words.tokenizer.all_special_ids, *source.words.tokenizer.get_added_vocab().values()}
-        (tokens,) = source.words.encode([prompt])
-        out.append(prompt[max((end for one, end in zip(*tokens) if one in special), default=0) :])
-    return out
+def bos(source: Source, held: Held) -> tuple[int, ...]:
+    """What stands before the tokens of a prompt."""
+    return held.tokens.ids[: len(held.tokens.ids) - len(source.words.encode([held.prompt])[0].ids)]
 
 
-def perplexity(source: Source, model: Any, prompt: str, written: str, text: str, end: bool) -> float:
+def perplexity(source: Source, model: Any, held: Held, written: str, text: str, end: bool) -> float:
     """exp of the mean negative log-probability of a segment's tokens."""
-    (tokens,) = source.words.encode([prompt + written + text])
-    ids = [*tokens.ids, *([source.end] if end else [])]
-    first = next((n for n, place in enumerate(tokens.ends) if place > len(prompt + written)), len(tokens.ids))
+    (tokens,) = source.words.encode([held.prompt + written + text])
+    before = bos(source, held)
+    ids = [*before, *tokens.ids, *([source.end] if end else [])]
+    new = (n for n, place in enumerate(tokens.ends) if place > len(held.prompt + written))
+    first = len(before) + next(new, len(tokens.ids))
     logits = forward(model, ids).astype(np.float64)
     logprobs = logits - np.log(np.exp(logits - logits.max(-1, keepdims=True)).sum(-1, keepdims=True)) - logits.max(
         -1, keepdims=True

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-import jax
 from jax.sharding import Mesh
 
 from fusion_jax.arguments import texts as listed_texts
@@ -13,15 +12,16 @@ from fusion_jax.cool.choose import Opinion, combined, opinion
 from fusion_jax.cool.settings import CoolSettings
 from fusion_jax.cool.sources import Source, read_prompts, sources_of
 from fusion_jax.cool.texts import Held, begin, encode_behind, tokens_before, written
-from fusion_jax.cool.together import Written, write
+from fusion_jax.cool.together import Written, check_room, write
 from fusion_jax.cool.words import finished
 from fusion_jax.models.folder import Model
-from fusion_jax.sampling.ids import decoding_mesh, decoding_ways, generate_ids
+from fusion_jax.sampling.ids import generate_ids
 from fusion_jax.sampling.session import Candidate, behind, scored, start
+from fusion_jax.sampling.sizes import LEAST_PACKED, PACKED_TOKENS, chunks
 from fusion_jax.sampling.stops import Stops, until
-from fusion_jax.sharding import make_mesh
 
 Prompts = Sequence[Sequence[Held]]
+AT_ONCE = 1024  # prompts of which more than the answer is held
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,7 @@ def fuse_generate(
     models: Mapping[str, Model] | Sequence[Model],
     prompts: Sequence[str],
     *,
+    max_new_tokens: int | None = None,
     settings: CoolSettings = CoolSettings(),
     chat: bool = True,
     meshes: Sequence[Mesh | None] | None = None,
@@ -62,14 +63,22 @@ def fuse_generate(
 
     Args:
       models: decoders with their tokenizers, whatever their vocabularies; by name, or in a list.
+      max_new_tokens: of one model's whole answer, which modes that rank them need; None: as the settings say.
       chat: each prompt is a user message in each model's own chat template; else it is continued as it stands.
       meshes: what each model computes on; None: an equal share of the devices each, where there are as many.
 
     Raises:
-      InputError: no model, names alike, tokenizers without a common word boundary, a prompt that leaves no room.
+      InputError: no model, one that is no decoder or has no fast tokenizer, tokenizers without a common word boundary,
+        a prompt that leaves no room.
     """
-    sources = sources_of(_by_name(models), meshes or meshes_for(list(_by_name(models).values())))
-    return [one.text for one in answers(sources, prompts, settings, chat=chat, progress=progress)]
+    if max_new_tokens is not None:
+        settings = replace(settings, max_new_tokens=max_new_tokens)
+    sources, prompts = sources_of(_by_name(models), meshes, chat=chat), listed_texts(prompts, "prompts")
+    out: list[str] = []
+    for some in chunks(list(prompts), AT_ONCE):
+        out += [one.text for one in answers(sources, some, settings, chat=chat)]
+        progress(len(out))
+    return out
 
 
 def _by_name(models: Mapping[str, Model] | Sequence[Model]) -> dict[str, Model]:
@@ -78,26 +87,19 @@ def _by_name(models: Mapping[str, Model] | Sequence[Model]) -> dict[str, Model]:
     return {f"model {number}": model for number, model in enumerate(models, 1)}
 
 
-def meshes_for(models: Sequence[Model]) -> list[Mesh | None]:
-    """An equal share of the devices for each model; all of them for each, where there are fewer devices than models."""
-    devices = jax.devices()
-    each = len(devices) // max(len(models), 1)
-    if len(devices) == 1:
-        return [None] * len(models)
-    if not each:
-        return [decoding_mesh(model.config) for model in models]
-    shares = [devices[number * each : (number + 1) * each] for number in range(len(models))]
-    return [make_mesh(-1, 1, decoding_ways(m.config, each), devices=own) for m, own in zip(models, shares, strict=True)]
-
-
 def answers(
     sources: Sequence[Source], prompts: Sequence[str], s: CoolSettings, *, chat: bool = True,
     progress: Callable[[int], None] = lambda done: None,
 ) -> list[Answer]:  # fmt: skip
-    """Answers to prompts by the mode of the settings."""
+    """Answers to prompts by the mode of the settings.
+
+    Args:
+      progress: called with the number of prompts whose answers were written together, or ranked.
+    """
     prompts = listed_texts(prompts, "prompts")
     read = list(zip(*(read_prompts(source, prompts, chat) for source in sources), strict=True))
     together: list[Written | None] = [None] * len(prompts)
+    check_room(sources, read, 1 if s.mode in ("cool", "cool_shortest") else s.max_new_tokens, s)
     if s.mode != "rerank":
         for done, (number, one) in enumerate(write(sources, read, s), 1):
             together[number] = one
@@ -110,6 +112,7 @@ def answers(
         for own, one in zip(alone, together, strict=True)
     ]
     ranked = rank(sources, read, candidates, s)
+    progress(len(prompts))
     return [best(own, one, some) for own, one, some in zip(alone, together, ranked, strict=True)]
 
 
@@ -157,7 +160,8 @@ def rank(
 def _opinions(
     number: int, sources: Sequence[Source], prompts: Prompts, candidates: Sequence[Sequence[Whole]], s: CoolSettings
 ) -> list[dict[tuple[str, bool], Opinion]]:
-    """What one model makes of each different answer to each prompt; nothing of one that its positions do not hold."""
+    """What one model makes of each different answer to each prompt; nothing of one that its positions do not hold, or
+    that would change its first token."""
     source, words = sources[number], [one.words for one in sources]
     different = [dict.fromkeys((c.text, c.ended) for c in own if c.text or c.ended) for own in candidates]
     asked = [(row, text, ended) for row, own in enumerate(different) for text, ended in own]
@@ -169,14 +173,14 @@ def _opinions(
     for (row, text, ended), one in zip(asked, encoded, strict=True):
         held = prompts[row][number]
         ids = one.ids + ((source.end,) if ended and s.score_end else ())
-        if len(ids) > source.most:
+        if len(ids) > source.most(len(held.tokens.ids), s) or ids[:1] != held.tokens.ids[:1]:
             out[row][text, ended] = Opinion((), 0.0, None)
             continue
         new = tokens_before(one, len(held.prompt))
         offered[row].append(behind(held.tokens.ids, ids, new))
         places[row].append((text, ended, ids, new))
-    session = start(source.model, [held[number].tokens.ids for held in prompts])
-    found = scored(source.model, session, offered)
+    session = start(source.model, [held[number].tokens.ids for held in prompts], rows=s.batch_size)
+    found = scored(source.model, session, offered, most=max(PACKED_TOKENS // s.batch_size, LEAST_PACKED))
     for own, where, told in zip(out, places, found, strict=True):
         for (text, ended, ids, new), read in zip(where, told, strict=True):
             own[text, ended] = opinion(ids[new:], read.logprobs[len(read.logprobs) - len(ids) + new :], text, ended, s)

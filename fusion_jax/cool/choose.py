@@ -120,14 +120,26 @@ class _Step:
 
 
 def choose(
-    lanes: Sequence[Lane], texts: Mapping[int, Text], found: Sequence[Mapping[int, Proposal]], s: CoolSettings
-) -> dict[int, Choice]:
+    lanes: Sequence[Lane], texts: Mapping[int, Text], found: Sequence[Mapping[int, Proposal]], most: Mapping[int, int],
+    s: CoolSettings,
+) -> dict[int, Choice]:  # fmt: skip
     """One step of every row: the winner is committed, unless it ends the answer. A row to which nothing is offered
-    stays as it is."""
-    offers = {row: offers_of([one[row] for one in found]) for row in texts}
+    stays as it is.
+
+    Args:
+      most: tokens that each text may have; segments with which a model counts more, or that would change its first
+        token, are not offered.
+    """
+    offered = {row: offers_of([one[row] for one in found]) for row in texts}
+    encoded = [_encoded(lane, texts, offered) for lane in lanes]
+    offers = {
+        row: tuple(offer for offer in some if all(_readable(lane, one[row, offer], row, most[row])
+                                                  for lane, one in zip(lanes, encoded, strict=True)))
+        for row, some in offered.items()
+    }  # fmt: skip
     alive = [row for row in texts if offers[row]]
     step = _Step({row: texts[row] for row in alive}, {row: offers[row] for row in alive}, s)
-    plans = [_plans(lane, step, proposed) for lane, proposed in zip(lanes, found, strict=True)]
+    plans = [_plans(lane, step, own, tokens) for lane, own, tokens in zip(lanes, found, encoded, strict=True)]
     packs = [_packed(lane, step, plan) for lane, plan in zip(lanes, plans, strict=True)]
     opinions = [_opinions(lane, step, plan, read) for lane, plan, read in zip(lanes, plans, packs, strict=True)]
     out, winners = {}, {}
@@ -147,13 +159,25 @@ def choose(
     return out
 
 
-def _plans(lane: Lane, step: _Step, proposed: Mapping[int, Proposal]) -> dict[int, _Plan]:
+def _encoded(
+    lane: Lane, texts: Mapping[int, Text], offers: Mapping[int, Sequence[Offer]]
+) -> dict[tuple[int, Offer], Encoded]:
+    """A model's tokens of the whole text with each segment behind it."""
+    asked = [(row, offer) for row, some in offers.items() for offer in some]
+    found = encode_behind(lane.source.words, lane.number, [(texts[row], offer.text) for row, offer in asked])
+    return dict(zip(asked, found, strict=True))
+
+
+def _readable(lane: Lane, tokens: Encoded, row: int, most: int) -> bool:
+    """Whether a model can go on to these tokens: they fit, with an end token, and begin as what it holds."""
+    return len(tokens.ids) < most and tokens.ids[:1] == lane.session.texts[row][:1]
+
+
+def _plans(
+    lane: Lane, step: _Step, proposed: Mapping[int, Proposal], encoded: Mapping[tuple[int, Offer], Encoded]
+) -> dict[int, _Plan]:
     """Of each row."""
-    asked = [(row, offer) for row, some in step.offers.items() for offer in some]
-    behind = [(step.texts[row], offer.text) for row, offer in asked]
-    tokens: dict[int, list[Encoded]] = {row: [] for row in step.offers}
-    for (row, _), one in zip(asked, encode_behind(lane.source.words, lane.number, behind), strict=True):
-        tokens[row].append(one)
+    tokens = {row: [encoded[row, offer] for offer in some] for row, some in step.offers.items()}
     out = {}
     for row, some in step.offers.items():
         held, text = lane.session.texts[row], step.texts[row]

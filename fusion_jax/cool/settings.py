@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from fusion_jax.errors import InputError
+from fusion_jax.options import FreeTexts
+from fusion_jax.sampling.stops import stop_strings
 from fusion_jax.settings import bounded
 
 Mode = Literal["cool", "cool_shortest", "rerank", "cool_rerank"]
@@ -36,7 +37,7 @@ class CoolSettings:
     """Whether to stop is scored: the end token counts where a candidate ends the answer."""
     closed: bool = False
     """Whether a segment must begin with a new word, so that nobody continues the last one."""
-    stop_strings: tuple[str, ...] = ()
+    stop_strings: FreeTexts = ()
     """Texts that end an answer, which is cut before them."""
     loop_guard: bool = True
     """Whether an answer ends whose last three segments stand there four times in a row."""
@@ -49,5 +50,4 @@ class CoolSettings:
         least = ("segment_tokens", "words_per_segment", "max_segments", "max_new_tokens", "batch_size")
         bounded(self, *least, least=1)
         bounded(self, "context", least=0)
-        if any(not text for text in self.stop_strings):
-            raise InputError("holds an empty text", field="stop_strings", cure="Leave it out")
+        stop_strings(self.stop_strings, "stop_strings")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from fusion_jax.cool.choose import Choice, choose
 from fusion_jax.cool.propose import Lane, lane, proposals
 from fusion_jax.cool.settings import CoolSettings
-from fusion_jax.cool.sources import Source
+from fusion_jax.cool.sources import Source, check_boundaries
 from fusion_jax.cool.texts import Held, Text, begin
 from fusion_jax.errors import InputError
 from fusion_jax.sampling.session import replace, start
@@ -38,11 +38,13 @@ def write(
       prompts: each as every model reads it.
 
     Raises:
-      InputError: a prompt without a token, or that leaves no room for a segment in a model's positions.
+      InputError: tokenizers without a common word boundary; a prompt without a token, or that leaves no room for a
+        segment in a model's positions.
     """
-    words, most = [source.words for source in sources], min(source.most for source in sources)
-    for number, held in enumerate(prompts, 1):
-        _check(held, sources, number, s)
+    words = [source.words for source in sources]
+    check_boundaries(sources)
+    check_room(sources, prompts, s.segment_tokens + 1, s)
+    most = [min(one.most(len(h.tokens.ids), s) for one, h in zip(sources, held, strict=True)) for held in prompts]
     waiting = list(range(len(prompts)))[::-1]
     rows = min(s.batch_size, len(prompts))
     lanes: list[Lane] = []
@@ -55,9 +57,10 @@ def write(
             numbers[row], steps[row] = waiting.pop(), []
             texts[row] = begin(words, prompts[numbers[row]])
         lanes = _seated(sources, lanes, {row: texts[row] for row in came}, s) if came else lanes
-        going = {row: text for row, text in texts.items() if not _no_room(text, most, s)}
+        going = {row: text for row, text in texts.items() if not _no_room(text, most[numbers[row]], s)}
         if going:
-            for row, choice in choose(lanes, going, proposals(lanes, going, s), s).items():
+            limits = {row: most[numbers[row]] for row in going}
+            for row, choice in choose(lanes, going, proposals(lanes, going, s), limits, s).items():
                 steps[row].append(choice)
                 _stopped(texts[row], choice, s)
         for row in [row for row, text in texts.items() if text.stop]:
@@ -78,21 +81,27 @@ def _seated(sources: Sequence[Source], lanes: Sequence[Lane], came: dict[int, Te
     return list(lanes)
 
 
-def _check(held: Sequence[Held], sources: Sequence[Source], number: int, s: CoolSettings) -> None:
-    for one, source in zip(held, sources, strict=True):
-        tokens, most = len(one.tokens.ids), s.context or source.most
-        if not tokens:
-            raise InputError("has no token", record=number, field="prompt", cure="Give a text")
-        if tokens + s.segment_tokens + 1 > most:
-            problem = f"{tokens} tokens and a segment of {s.segment_tokens} exceed the {most} of {source.name}"
-            cure = "Shorten the prompt or lower segment_tokens"
-            raise InputError(problem, record=number, field="prompt", cure=cure)
+def check_room(sources: Sequence[Source], prompts: Sequence[Sequence[Held]], new: int, s: CoolSettings) -> None:
+    """Refuse prompts without a token, or behind which a model's positions have no room for so many new tokens.
+
+    The model that may have fewest tokens rules, whichever counts most of them. Raises InputError.
+    """
+    for number, held in enumerate(prompts, 1):
+        most = min(one.most(len(h.tokens.ids), s) for one, h in zip(sources, held, strict=True))
+        for one, source in zip(held, sources, strict=True):
+            tokens = len(one.tokens.ids)
+            if not tokens:
+                raise InputError("has no token", file=source.name, record=number, field="prompt", cure="Give a text")
+            if tokens + new > most:
+                problem = f"{tokens} tokens and {new} new ones exceed the {most} that every model can read"
+                cure = "Shorten the prompt, or lower segment_tokens or max_new_tokens"
+                raise InputError(problem, file=source.name, record=number, field="prompt", cure=cure)
 
 
 def _no_room(text: Text, most: int, s: CoolSettings) -> bool:
     """Whether the longest tokens of a text leave no room for a segment; it ends there."""
     longest = max(len(one.tokens.ids) for one in text.held)
-    if longest + s.segment_tokens + 1 > min(most, s.context or most):
+    if longest + s.segment_tokens + 1 > most:
         text.stop = "context"
     return bool(text.stop)
 
@@ -100,7 +109,8 @@ def _no_room(text: Text, most: int, s: CoolSettings) -> bool:
 def _stopped(text: Text, choice: Choice, s: CoolSettings) -> None:
     """Why a text ends with this step, if it does; the winner that ends it becomes part of it."""
     if not choice.offers:
-        text.stop = "stalled"
+        offered = any(one is not None and (one.text or one.end) for one in choice.proposals)
+        text.stop = "context" if offered else "stalled"
         return
     winner = choice.offers[choice.winner]
     if winner.end:

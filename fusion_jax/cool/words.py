@@ -13,8 +13,6 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from fusion_jax.errors import InputError
-
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerBase
@@ -39,16 +37,9 @@ class Words:
 
     @functools.cached_property
     def backend(self) -> Tokenizer:
-        """The fast tokenizer, without what follows the splitting into tokens, which could move their offsets.
-
-        Raises:
-          InputError: there is none.
-        """
+        """The fast tokenizer, without what follows the splitting into tokens, which could move their offsets."""
         from tokenizers import Tokenizer
 
-        if not getattr(self.tokenizer, "is_fast", False):
-            problem = f"{type(self.tokenizer).__name__} tells no places of its tokens in the text"
-            raise InputError(problem, field="tokenizer", cure="Give a folder with a tokenizer.json")
         made = Tokenizer.from_str(self.tokenizer.backend_tokenizer.to_str())
         made.post_processor = None
         made.no_truncation()

@@ -234,7 +234,7 @@ def _choose_next(writing: Writing, rules: Rules, draft: Draft, logits: Array, fo
         ids=jnp.where(place, token[:, None], draft.ids),
         counts=counts, ended=draft.ended | stopped, paused=draft.paused | paused & ~stopped,
         logprobs=draft.logprobs + jnp.where(open_, logprobs, 0), trace=trace,
-        seen=None if seen is None else seen.at[rows, token].set(True),
+        seen=None if seen is None else seen.at[rows, token].max(open_),
     )  # fmt: skip
 
 

@@ -26,7 +26,7 @@ from jax import lax
 from jax.sharding import Mesh
 
 from fusion_jax.errors import InputError
-from fusion_jax.models.decode import Behind, DecodeParams, Encoder, Kept, nothing_kept, read_on
+from fusion_jax.models.decode import Behind, DecodeParams, Encoder, Kept, next_logits, nothing_kept, read_on
 from fusion_jax.models.decoder import head_kernel
 from fusion_jax.ops.linear_logprobs import linear_logprobs
 from fusion_jax.ops.linear_topk import linear_topk
@@ -35,6 +35,7 @@ from fusion_jax.sampling.sizes import candidates_width, kept_width, packed_width
 from fusion_jax.sharding import constrain, data_ways, named, padded_rows, placed, tensor_shards
 
 Array = jax.Array
+MOST_LOGITS = 1 << 25  # that are held at once; where there would be more, the vocabulary is cut into pieces
 
 
 class Session(NamedTuple):
@@ -230,7 +231,7 @@ def scores(model: Ready, packed: Packed, *, greedy: bool = False) -> list[list[S
     """Log-probabilities of the tokens of every candidate from its `start` on; softmax in at least float32.
 
     Args:
-      greedy: also which token is the most probable; costs a second product with the head.
+      greedy: also which token is the most probable; costs a second product with the head where logits are many.
     """
     how, (rows, states) = model.how, packed.after.shape[:2]
     labels = np.zeros((rows, states), np.int32)
@@ -256,6 +257,8 @@ def scores(model: Ready, packed: Packed, *, greedy: bool = False) -> list[list[S
 def _judged(how: How, greedy: bool, rest: Any, after: Array, labels: Array, firsts: Array) -> tuple[Array, ...]:
     """log p(label) [B,1+Q] of hidden states [B,1+Q,D], whether nothing is more probable, and both, [B,C], of several
     labels of the first states."""
+    if labels.size * how.config.vocab_size <= MOST_LOGITS:
+        return _judged_at_once(how, rest, after, labels, firsts)
     kernel = head_kernel(rest, how.config)
     shards = {"vocab_shards": tensor_shards(how.mesh), "row_shards": data_ways(how.mesh)}
     cap = how.config.head.soft_cap
@@ -265,6 +268,16 @@ def _judged(how: How, greedy: bool, rest: Any, after: Array, labels: Array, firs
         return logprobs, jnp.zeros(labels.shape, bool), of_first, jnp.zeros(firsts.shape, bool)
     best = linear_topk(after, kernel, 1, soft_cap=cap, **shards).ids
     return logprobs, best[..., 0] == labels, of_first, best[:, 0] == firsts
+
+
+def _judged_at_once(how: How, rest: Any, after: Array, labels: Array, firsts: Array) -> tuple[Array, ...]:
+    """The same by all logits: the head is read once, and not cut into pieces, which would copy it."""
+    logits = next_logits(after.reshape(-1, after.shape[-1]), rest, how.config).reshape(*labels.shape, -1)
+    logits = constrain(logits, how.mesh, ("batch", "tokens", "vocab"))
+    total, best = jax.nn.logsumexp(logits, -1), logits.argmax(-1)
+    logprobs = jnp.take_along_axis(logits, labels[..., None], 2)[..., 0] - total
+    of_first = jnp.take_along_axis(logits[:, 0], firsts, 1) - total[:, :1]
+    return logprobs, best == labels, of_first, best[:, :1] == firsts
 
 
 def scored(

@@ -35,6 +35,12 @@ def until(text: str, strings: Sequence[str]) -> tuple[str, bool]:
     return (text[: min(found)], True) if found else (text, False)
 
 
+def special_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
+    """Tokens that are no text, by what they are: those with a name, and those that are marked as special."""
+    named = dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))
+    return named | {token.content: number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+
+
 @dataclass(frozen=True)
 class Stops:
     """What ends the answers of a model with this tokenizer."""
@@ -45,8 +51,7 @@ class Stops:
     @property
     def ids(self) -> tuple[int, ...]:
         """Those that are special tokens, which answers are decoded without."""
-        special = dict(zip(self.tokenizer.all_special_tokens, self.tokenizer.all_special_ids, strict=True))
-        special |= {token.content: i for i, token in self.tokenizer.added_tokens_decoder.items() if token.special}
+        special = special_tokens(self.tokenizer)
         return tuple(special[one] for one in self.strings if one in special)
 
     def ended(self, ids: Sequence[int]) -> bool:

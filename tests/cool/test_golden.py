@@ -38,7 +38,7 @@ def golden(request, tmp_path_factory) -> tuple[list[Source], dict]:
     root = tmp_path_factory.mktemp("cool")
     models = {name: load(folder(root, request.param, name)) for name in NAMES}
     traces = json.loads((GOLDEN / f"traces_{request.param}.json").read_text("utf-8"))
-    return sources_of(models, [None] * 3), traces
+    return sources_of(models, chat=False), traces
 
 
 def settings(traces: dict, **changes) -> CoolSettings:

@@ -14,6 +14,7 @@ from fusion_jax.cool.choose import MOST_LOG, Opinion, combined, opinion
 from fusion_jax.cool.settings import CoolSettings
 from fusion_jax.cool.sources import read_prompts, sources_of
 from fusion_jax.cool.together import _loops, write
+from fusion_jax.cool.words import Words
 from fusion_jax.errors import InputError
 from fusion_jax.zoo import model_path
 
@@ -30,7 +31,7 @@ def models() -> dict:
 
 @pytest.fixture(scope="module")
 def sources(models):
-    return sources_of(models, [None, None])
+    return sources_of(models)
 
 
 def test_models_with_templates_of_their_own(models, sources):
@@ -89,11 +90,16 @@ def test_opinions_in_numpy():
 def test_what_is_refused(models, sources):
     bert = dataclasses.replace(models["qwen-source"], tokenizer=None)
     many = ["x y " * 200]
+    wide = dataclasses.replace(SHORT, context=10**6)
     for call, message in (
         (lambda: fj.fuse_generate({}, PROMPTS), "field 'models': no model is given"),
         (lambda: fj.fuse_generate([bert], PROMPTS), "model 1, field 'tokenizer': has no tokenizer"),
         (lambda: fj.fuse_generate(models, "Reverse a b"), "prompts"),
-        (lambda: answers(sources, ["a", *many], SHORT), "record 2, field 'prompt': .* exceed the 256 of"),
+        (lambda: answers(sources, ["a", *many], SHORT), "record 2, field 'prompt': .* exceed the 256 that every"),
+        (lambda: answers(sources, many, wide), "exceed the 256 that every model can read"),
+        (lambda: fj.fuse_generate(models, ["a"], max_new_tokens=512), "512 new ones exceed the 256 .* max_new_tokens"),
+        (lambda: sources_of(models, [None]), "field 'meshes': has 1 entries for 2 models"),
+        (lambda: CoolSettings(stop_strings="ab"), "stop_strings"),
         (lambda: CoolSettings(segment_tokens=0), "segment_tokens"),
         (lambda: CoolSettings(stop_strings=("",)), "field 'stop_strings': holds an empty text"),
     ):
@@ -115,3 +121,24 @@ def test_nothing_is_lost_where_nobody_goes_on(sources, monkeypatch):
     read = [read_prompts(source, PROMPTS, chat=True) for source in sources]
     found = dict(write(sources, list(zip(*read, strict=True)), SHORT))
     assert found[0].stop == "stalled" and found[0].text == "" and found[1].text
+
+
+def test_tokenizers_that_share_no_boundary(sources):
+    """One that makes a whole text one piece ends no word anywhere; whole answers can still be ranked."""
+    whole = dataclasses.replace(sources[1], words=Unbroken(sources[1].words.tokenizer))
+    with pytest.raises(InputError, match=r"share no place in .one two three four. .* that of gemma-source has"):
+        answers([sources[0], whole], PROMPTS, SHORT)
+    assert len(answers([sources[0], whole], PROMPTS, dataclasses.replace(SHORT, mode="rerank"))) == 3
+
+
+class Unbroken(Words):
+    def starts(self, text: str) -> list[int]:
+        return []
+
+
+def test_special_tokens_are_not_written(sources):
+    """Those with a name and those that are only marked as special; the ends may be."""
+    for source in sources:
+        marked = {n for n, token in source.words.tokenizer.added_tokens_decoder.items() if token.special}
+        assert marked - set(source.ends) == {n for n in marked if source.forbidden[n]} and marked
+        assert not source.forbidden[list(source.ends)].any() and source.end in source.ends

@@ -130,3 +130,10 @@ def test_every_prompt_has_its_seed(model):
     found = answers(model, [one] * 4, seed=[5, 6, 5, 2**40], num_samples=2)
     assert found[0] == found[2] == answers(model, [one], num_samples=2)[0]
     assert found[1] == answers(model, [one], num_samples=2, seed=6)[0] and found[1] != found[0] != found[3] != found[1]
+
+
+def test_a_penalty_forgets_what_others_were_given(model):
+    """Tokens count as seen in the row that wrote them, also while other rows are filled again."""
+    sampler = Sampler(1.0, repetition_penalty=1.7)
+    alone = [answers(model, [prompt], sampler=sampler)[0] for prompt in prompts()[:6]]
+    same(answers(model, prompts()[:6], sampler=sampler), alone)

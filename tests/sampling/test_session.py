@@ -18,6 +18,7 @@ from fusion_jax.models.decode import next_logits
 from fusion_jax.models.families import config_from_hf
 from fusion_jax.models.folder import Model, logits
 from fusion_jax.models.parameters import init_params
+from fusion_jax.sampling import session as sessions
 from fusion_jax.sampling.drafts import Rules, Writing, begin, commit_draft, empty_draft, go_on
 from fusion_jax.sampling.prompts import Ready, ready
 from fusion_jax.sampling.session import (
@@ -242,3 +243,17 @@ def test_what_is_no_text_and_no_candidate():
     for place in (0, 10):
         with pytest.raises(ValueError, match=f"starts at place {place} of a text of 9 tokens"):
             pack(model, session, [[Candidate(place, [3])], [], []])
+
+
+def test_many_logits_are_judged_as_few_are(monkeypatch):
+    """The vocabulary in pieces, and at once; another number of rows is another program."""
+    known = subject("grouped")
+    rng = np.random.default_rng(4)
+    after = rng.normal(size=(3, 9, known.model.config.width)).astype(np.float32)
+    labels, firsts = rng.integers(0, 96, (3, 9)), rng.integers(0, 96, (3, 4))
+    judged = sessions._judged(known.ready.how, True)
+    few = judged(known.ready.apart.rest, after[:2], labels[:2], firsts[:2])
+    monkeypatch.setattr(sessions, "MOST_LOGITS", 0)
+    many = judged(known.ready.apart.rest, after, labels, firsts)
+    for one, other in zip(few, many, strict=True):
+        np.testing.assert_allclose(one, other[:2], atol=1e-5)
