@@ -45,7 +45,7 @@ def settings(traces: dict, **changes) -> CoolSettings:
     told = traces["settings"]
     own = CoolSettings(
         mode="cool", segment_tokens=told["max_segment_tokens"], max_segments=told["max_steps"],
-        context=told["context_limit"], loop_guard=False, batch_size=1, max_new_tokens=told["solo_max_new_tokens"],
+        context=told["context_limit"], loop_guard=False, batch_size=3, max_new_tokens=told["solo_max_new_tokens"],
     )  # fmt: skip
     return replace(own, **changes)
 
@@ -80,8 +80,8 @@ def same(written, expected: dict) -> None:
 def test_every_step_of_every_trace(golden, kind):
     sources, traces = golden
     changes = {"mode": "cool_shortest"} if kind == "shortest" else {"closed": kind == "aligned_closed"}
-    for case in traces["cases"]:
-        (written,) = run(sources, [case["prompt"]], settings(traces, **changes))
+    found = run(sources, [case["prompt"] for case in traces["cases"]], settings(traces, **changes))
+    for written, case in zip(found, traces["cases"], strict=True):
         same(written, case[kind])
 
 
@@ -89,15 +89,14 @@ def test_short_caps_and_short_contexts(golden):
     sources, traces = golden
     for case in traces["tight_cap_cases"]:
         told = {"segment_tokens": case["max_segment_tokens"], "max_segments": case["max_steps"]}
-        same(run(sources, [case["prompt"]], settings(traces, **told))[0], case["aligned"])
+        same(run(sources, [case["prompt"]] * 3, settings(traces, **told))[2], case["aligned"])
     for case in traces["context_limit_cases"]:
-        same(run(sources, [case["prompt"]], settings(traces, context=case["context_limit"]))[0], case["aligned"])
+        same(run(sources, [case["prompt"]] * 3, settings(traces, context=case["context_limit"]))[2], case["aligned"])
 
 
 def test_answers_alone_and_the_one_that_all_like_best(golden):
-    """All prompts in one batch."""
     sources, traces = golden
-    prompts, s = [case["prompt"] for case in traces["cases"]], settings(traces, mode="cool_rerank", batch_size=4)
+    prompts, s = [case["prompt"] for case in traces["cases"]], settings(traces, mode="cool_rerank")
     for found, case in zip(answers(sources, prompts, s, chat=False), traces["cases"], strict=True):
         for own, theirs in zip(found.alone, case["solo"], strict=True):
             assert (own.by, own.text, own.ended) == (theirs["model"], theirs["text"], theirs["end"])
@@ -116,23 +115,22 @@ def test_answers_alone_and_the_one_that_all_like_best(golden):
                     np.testing.assert_allclose(one.perplexity, scores["ppl"], rtol=1e-3)
 
 
-def test_a_batch_gives_what_each_prompt_gives_alone(golden):
-    """Three rows for all prompts, so that finished ones make room for others; the traces are those of one prompt each."""
+def test_one_prompt_gives_what_a_batch_gives(golden):
+    """The traces are those of single prompts; above they come from three rows, of which finished ones make room."""
     sources, traces = golden
-    found = run(sources, [case["prompt"] for case in traces["cases"]], settings(traces, batch_size=3))
-    for written, case in zip(found, traces["cases"], strict=True):
-        same(written, case["aligned"])
+    case = traces["cases"][0]
+    same(run(sources, [case["prompt"]], settings(traces))[0], case["aligned"])
 
 
 def test_passes_through_each_model_are_bounded(golden):
-    """Of a step with n + s tokens written: n + s - 1, and one more where several segments, or others' tokens, are read."""
+    """Of n + s tokens written: n + s - 1, and one more for segments that a model has not written so itself."""
     sources, traces = golden
-    for case in traces["cases"]:
-        (written,) = run(sources, [case["prompt"]], settings(traces))
+    for written in run(sources, [case["prompt"] for case in traces["cases"]], settings(traces)):
         for step in written.steps:
+            (offer,) = step.offers if len(step.offers) == 1 else (None,)
             for proposal, packed in zip(step.proposals, step.packed, strict=True):
                 assert proposal.forwards == len(proposal.ids) - 1
-                assert packed <= (len(step.offers) > 1 or proposal.ids is not None)
+                assert not packed or offer is None or not offer.end
 
 
 def test_tokenizers_and_boundaries():
