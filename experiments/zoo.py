@@ -3,14 +3,16 @@ smaller target.
 
     python experiments/zoo.py --out fusion_jax/zoo/models
 
-Hardware: 2 CPU cores, under 2 GB. Time: about 80 minutes beside other work.
+Hardware: 2 CPU cores, under 2 GB. Time: 105 minutes in the manifest, most of it on cores that were
+busy.
 
-Result: ten Hugging Face folders (under 13 MB together) and manifest.json with the command, the seed, the seconds, the
-accuracy and the mean reward of each model at each skill on held-out problems, and the sha256 of every file.
+Result: twelve Hugging Face folders (under 16 MB together) and manifest.json with the command, the seed, the seconds,
+the accuracy and the mean reward of each model at each skill on held-out problems, and the sha256 of every file.
 
 Skills (`zoo.tasks`): each source is strong at some skills and weak at the others; the target slips often at all.
 Plants (`zoo.plants`): each source knows the facts of one or two fields, in a wording of its own; the target knows three
 in ten facts and believes something wrong of the others, but speaks in all these wordings.
+Two of the sources learn to word their answers as the first one does, so that the three can write together.
 An editor is raised from one of these sources on dialogues in which a draft is made better (`zoo.dialogues`). A deep
 model of 12 layers is raised on all skills, and learns all but the two with numbers: one to prune.
 """

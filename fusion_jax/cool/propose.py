@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -22,7 +23,7 @@ from fusion_jax.sharding import placed
 
 Array = jax.Array
 Reason = Literal["boundary", "end", "cap"]
-FIRST_CHOICES = 64
+FIRST_CHOICES = (64, 512, 4096)  # tokens that are tried first where a word has to begin; then all
 
 
 class Proposal(NamedTuple):
@@ -159,12 +160,12 @@ def _first_words(one: Lane, texts: Mapping[int, Text], lanes: Sequence[Lane]) ->
     """int[B], the most probable token of each row that ends the answer or begins a new word; -1 in other rows."""
     source, mesh = one.source, one.source.model.how.mesh
     size, out = source.model.how.config.vocab_size, np.full(one.rows, -1, np.int32)
-    for many in (min(FIRST_CHOICES, size), size):
+    for tried, many in pairwise((0, *(few for few in FIRST_CHOICES if few < size), size)):
         order = on_host(_most_probable(source.model.how, many)(source.model.apart.rest, one.session.read.last), mesh)
         for row, text in texts.items():
             if out[row] >= 0:
                 continue
-            offered = [token for token in order[row].tolist() if not source.forbidden[token]]
+            offered = [token for token in order[row, tried:].tolist() if not source.forbidden[token]]
             said = written(source.words, one.number, [(text, [token]) for token in offered])
             fitting = (t for t, r in zip(offered, said, strict=True) if t in source.ends or _begins(text, r, lanes))
             out[row] = next(fitting, -1)

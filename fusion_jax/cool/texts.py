@@ -59,9 +59,14 @@ def begin(words: Sequence[Words], held: Sequence[Held]) -> Text:
     """A text of which nothing is written yet, behind a prompt."""
     text = Text(list(held), len({one.prompt for one in held}) == 1)
     text.starts = _kept(common_starts(words, text, ""), text)
-    again = (encode_behind(one, source, [(text, "")])[0] for source, one in enumerate(words))
-    text.whole = any(new != old.tokens for new, old in zip(again, held, strict=True))
+    text.whole = text.window is not None and _window_differs(words, text)
     return text
+
+
+def _window_differs(words: Sequence[Words], text: Text) -> bool:
+    """Whether a tokenizer makes other tokens of the window than it has made of it in the whole text."""
+    again = (encode_behind(one, source, [(text, "")])[0] for source, one in enumerate(words))
+    return any(new != old.tokens for new, old in zip(again, text.held, strict=True))
 
 
 def _kept(starts: Sequence[int], text: Text) -> list[int]:
@@ -130,6 +135,9 @@ def append(words: Sequence[Words], text: Text, segment: str, tokens: Sequence[En
     found = common_starts(words, text, segment)
     first = found[0] if found else 0
     text.starts = _kept([place for place in text.starts if place < first] + found, text)
+    unknown = text.window is None and not text.whole
     text.text += segment
     text.segments.append(segment)
     text.held = [Held(old.prompt, old.left, new) for old, new in zip(text.held, tokens, strict=True)]
+    if unknown and text.window is not None:
+        text.whole = _window_differs(words, text)

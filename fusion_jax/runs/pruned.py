@@ -192,8 +192,8 @@ def decoding_times(slice: str, model: Model, removed: Blocks) -> list[Line]:
     every = [config_values(one) for one in (model, without_blocks(model, removed))]
     found = []
     for result in plan_all([Planned("decoding", Request(slice, values, program, mesh)) for values in every]):
-        if isinstance(result, InputError):
-            raise result
+        if isinstance(result, InputError):  # the search is done by now, and the report shall be there
+            return [{"what": f"decoding on {slice}", "whole": result.problem, "pruned": "", "less": ""}]
         found.append((result.times.total / program.capacity * 1e3, result.needed / 2**30))
     (slow, large), (fast, small) = found
     return [

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 from fusion_jax.data.examples import TextSettings, make_examples
 from fusion_jax.data.loaders import load_texts
@@ -39,9 +39,6 @@ from fusion_jax.train.settings import TrainSettings, compute_to_read
 from fusion_jax.zoo import model_path
 from fusion_jax.zoo.problems import Problems, problems
 from fusion_jax.zoo.tasks import SKILLS
-
-if TYPE_CHECKING:
-    pass
 
 OrderName = Annotated[str, OneOf(tuple(ORDERS), tuple(ORDERS.values()))]
 READ = ("mesh_data", "mesh_fsdp", "mesh_tensor", "compute_dtype", "attention")
