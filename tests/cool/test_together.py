@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
+import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,6 +20,8 @@ from fusion_jax.cool.together import _loops, write
 from fusion_jax.cool.words import Words
 from fusion_jax.errors import InputError
 from fusion_jax.zoo import model_path
+from tests.programs import finished
+from tests.small import virtual_devices
 
 pytestmark = pytest.mark.usefixtures("quick_compiler")
 
@@ -142,3 +147,9 @@ def test_special_tokens_are_not_written(sources):
         marked = {n for n, token in source.words.tokenizer.added_tokens_decoder.items() if token.special}
         assert marked - set(source.ends) == {n for n in marked if source.forbidden[n]} and marked
         assert not source.forbidden[list(source.ends)].any() and source.end in source.ends
+
+
+@pytest.mark.slow
+def test_each_model_on_devices_of_its_own():
+    script = Path(__file__).with_name("on_own_devices.py")
+    assert all(json.loads(finished([str(script)], os.environ | virtual_devices(8))).values())
