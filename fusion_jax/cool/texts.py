@@ -132,10 +132,10 @@ def starts_of(words: Words, source: int, text: Text, segment: str) -> list[int]:
 
 def append(words: Sequence[Words], text: Text, segment: str, tokens: Sequence[Encoded]) -> None:
     """A segment committed, with every model's tokens of the whole text."""
+    unknown = text.window is None and not text.whole
     found = common_starts(words, text, segment)
     first = found[0] if found else 0
     text.starts = _kept([place for place in text.starts if place < first] + found, text)
-    unknown = text.window is None and not text.whole
     text.text += segment
     text.segments.append(segment)
     text.held = [Held(old.prompt, old.left, new) for old, new in zip(text.held, tokens, strict=True)]
