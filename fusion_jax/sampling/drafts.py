@@ -143,25 +143,28 @@ def go_on(
     draft = draft._replace(paused=draft.paused | (draft.counts >= rules.limit))
     room = writing.block if draft.cache is None else tokens_kept(draft.cache)
 
-    def more(state: tuple[Array, Draft]) -> Array:
-        number, draft = state
+    def goes_on(draft: Draft) -> Array:
         fits = jnp.where(draft.open, _in_cache(writing, draft), 0).max() + writing.block <= room
         closed = ~draft.open.reshape(-1, writing.samples).any(1)
-        return draft.open.any() & fits & (number < blocks) & (closed.sum() < vacant)
+        return draft.open.any() & fits & (closed.sum() < vacant)
 
-    def fill(state: tuple[Array, Draft]) -> tuple[Array, Draft]:
-        number, draft = state
+    def more(state: tuple[Array, Array, Draft]) -> Array:  # a plan reads from the constant how often loops run at most
+        return state[1] & (state[0] < jnp.minimum(blocks, room // writing.block))
+
+    def fill(state: tuple[Array, Array, Draft]) -> tuple[Array, Array, Draft]:
+        number, _, draft = state
         start = _in_cache(writing, draft)
         size = jnp.where(draft.open, writing.block - (_read_before(draft) - start), 0).max()
         step = partial(_step, how, writing, params, texts, rules)
 
         def unfilled(now: tuple[Array, Draft]) -> Array:
-            return (now[0] < size) & now[1].open.any()
+            return (now[0] < jnp.minimum(size, writing.block)) & now[1].open.any()
 
         _, draft = lax.while_loop(unfilled, lambda now: (now[0] + 1, step(now[1])), (jnp.int32(0), draft))
-        return number + 1, draft if draft.cache is None else draft._replace(cache=_moved(draft, start))
+        draft = draft if draft.cache is None else draft._replace(cache=_moved(draft, start))
+        return number + 1, goes_on(draft), draft
 
-    return lax.while_loop(more, fill, (jnp.int32(0), draft))[1]
+    return lax.while_loop(more, fill, (jnp.int32(0), goes_on(draft), draft))[2]
 
 
 def _read_before(draft: Draft) -> Array:
