@@ -12,7 +12,7 @@ which `tiny` has all of and `paper` none).
 
 Data: texts, JSON lines with "text", plain lines or hf:NAME; test prompts {"prompt", "answer"}.
 
-Hardware and time: `tiny` 2 CPU cores, 2 to 3 minutes; `paper` is for a TPU slice (not timed yet; --plan v5e-8 estimates it).
+Hardware and time: `tiny` 2 CPU cores, 2 to 3 minutes; `paper` is for a TPU slice (not timed; --plan v5e-8 estimates).
 Result: report.md with perplexity and accuracy against the share of the parameters, the order on the grid of layers and
 what is saved; removed.json, the official program's file; model/, a folder of the model's own architecture: layers that
 lost both blocks are gone, of others the output of the lost block is zero. Published (Llama-2-7B, WikiText-2): 5.47

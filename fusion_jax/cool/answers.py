@@ -14,6 +14,7 @@ from fusion_jax.cool.sources import Source, read_prompts, sources_of
 from fusion_jax.cool.texts import Held, begin, encode_behind, tokens_before, written
 from fusion_jax.cool.together import Written, check_room, write
 from fusion_jax.cool.words import finished
+from fusion_jax.errors import InputError
 from fusion_jax.models.folder import Model
 from fusion_jax.sampling.ids import generate_ids
 from fusion_jax.sampling.session import Candidate, behind, scored, start
@@ -82,9 +83,11 @@ def fuse_generate(
 
 
 def _by_name(models: Mapping[str, Model] | Sequence[Model]) -> dict[str, Model]:
-    if isinstance(models, Mapping):
-        return dict(models)
-    return {f"model {number}": model for number, model in enumerate(models, 1)}
+    named = dict(models) if isinstance(models, Mapping) else {f"model {n}": model for n, model in enumerate(models, 1)}
+    for name, model in named.items():
+        if not isinstance(model, Model):
+            raise InputError("is no model", file=name, field="models", cure="Give what fj.load returns")
+    return named
 
 
 def answers(

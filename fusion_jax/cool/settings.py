@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
+from fusion_jax.errors import InputError
 from fusion_jax.options import FreeTexts
 from fusion_jax.sampling.stops import stop_strings
 from fusion_jax.settings import bounded
@@ -50,4 +51,8 @@ class CoolSettings:
         least = ("segment_tokens", "words_per_segment", "max_segments", "max_new_tokens", "batch_size")
         bounded(self, *least, least=1)
         bounded(self, "context", least=0)
+        for name, kinds in (("mode", Mode), ("combine", Combine), ("norm", Norm)):
+            if getattr(self, name) not in get_args(kinds):
+                problem = f"{getattr(self, name)!r} is not one of its choices"
+                raise InputError(problem, field=name, cure=f"Choose one of {', '.join(get_args(kinds))}")
         stop_strings(self.stop_strings, "stop_strings")

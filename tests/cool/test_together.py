@@ -105,6 +105,8 @@ def test_what_is_refused(models, sources):
         (lambda: fj.fuse_generate(models, ["a"], max_new_tokens=512), "512 new ones exceed the 256 .* max_new_tokens"),
         (lambda: sources_of(models, [None]), "field 'meshes': has 1 entries for 2 models"),
         (lambda: CoolSettings(stop_strings="ab"), "stop_strings"),
+        (lambda: CoolSettings(norm="tokens"), "field 'norm': 'tokens' is not one of its choices"),
+        (lambda: fj.fuse_generate(["folder"], PROMPTS), "model 1, field 'models': is no model"),
         (lambda: CoolSettings(segment_tokens=0), "segment_tokens"),
         (lambda: CoolSettings(stop_strings=("",)), "field 'stop_strings': holds an empty text"),
     ):
