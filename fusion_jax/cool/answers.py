@@ -102,7 +102,8 @@ def answers(
     prompts = listed_texts(prompts, "prompts")
     read = list(zip(*(read_prompts(source, prompts, chat) for source in sources), strict=True))
     together: list[Written | None] = [None] * len(prompts)
-    check_room(sources, read, 1 if s.mode in ("cool", "cool_shortest") else s.max_new_tokens, s)
+    if s.mode not in ("cool", "cool_shortest"):
+        check_room(sources, read, s.max_new_tokens, s)
     if s.mode != "rerank":
         for done, (number, one) in enumerate(write(sources, read, s), 1):
             together[number] = one

@@ -47,6 +47,7 @@ class Lane:
     session: Session
     draft: Draft
     writing: Writing
+    rules: Rules
 
     @property
     def rows(self) -> int:
@@ -57,8 +58,11 @@ class Lane:
 def lane(number: int, source: Source, session: Session, s: CoolSettings) -> Lane:
     """A model with a session and nothing written."""
     writing = Writing(s.segment_tokens, block=s.segment_tokens, traced=True)
-    rows = session.read.lengths.shape[0]
-    return Lane(number, source, session, empty_draft(source.model.how, writing, rows, 0)(), writing)
+    rows, mesh = session.read.lengths.shape[0], source.model.how.mesh
+    keys = placed(np.zeros((rows, 2), np.uint32), mesh, ("batch", None))
+    ends = placed(np.asarray(source.ends, np.int32), mesh, (None,))
+    rules = Rules(keys, ends, np.int32(writing.tokens), source.allowed, source.pauses)
+    return Lane(number, source, session, empty_draft(source.model.how, writing, rows, 0)(), writing, rules)
 
 
 def proposals(lanes: Sequence[Lane], texts: Mapping[int, Text], s: CoolSettings) -> list[dict[int, Proposal]]:
@@ -76,13 +80,6 @@ def proposals(lanes: Sequence[Lane], texts: Mapping[int, Text], s: CoolSettings)
     return found
 
 
-def _rules(one: Lane) -> Rules:
-    mesh, source = one.source.model.how.mesh, one.source
-    keys = placed(np.zeros((one.rows, 2), np.uint32), mesh, ("batch", None))
-    ends = placed(np.asarray(source.ends, np.int32), mesh, (None,))
-    return Rules(keys, ends, np.int32(one.writing.tokens), source.allowed, source.pauses)
-
-
 def _begun(one: Lane, lanes: Sequence[Lane], texts: Mapping[int, Text], s: CoolSettings) -> Draft:
     """The first token of each row."""
     model, forced = one.source.model, None
@@ -93,7 +90,7 @@ def _begun(one: Lane, lanes: Sequence[Lane], texts: Mapping[int, Text], s: CoolS
         forced = placed(first, model.how.mesh, ("batch",))
     chosen = placed(some, model.how.mesh, ("batch",))
     program = begin(model.how, one.writing)
-    return program(model.apart, one.session.read, _rules(one), one.draft, chosen, None, forced)
+    return program(model.apart, one.session.read, one.rules, one.draft, chosen, None, forced)
 
 
 def _gone_on(one: Lane, rows: Sequence[int]) -> Draft:
@@ -101,7 +98,7 @@ def _gone_on(one: Lane, rows: Sequence[int]) -> Draft:
     model, most, paused = one.source.model, np.int32(2**30), np.ones(one.rows, bool)
     paused[list(rows)] = False
     draft = one.draft._replace(paused=placed(paused, model.how.mesh, ("batch",)))
-    return go_on(model.how, one.writing)(model.apart, one.session.read, _rules(one), draft, most, most)
+    return go_on(model.how, one.writing)(model.apart, one.session.read, one.rules, draft, most, most)
 
 
 class _Seen(NamedTuple):
