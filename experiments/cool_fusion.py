@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar
 
-from fusion_jax.cool.answers import answers
+from fusion_jax.cool.answers import answers, check_prompts
 from fusion_jax.cool.settings import CoolSettings
 from fusion_jax.cool.sources import Source, sources_of
 from fusion_jax.errors import InputError
@@ -98,6 +98,7 @@ def fuse(s: Settings, desk: Desk) -> Measures:
     names, verify = [model_name(source) for source in s.sources], verifier(s.accuracy)
     prompts = eval_set(s, problems(s.problems, s.test_per_skill, split="test", seed=s.seed), chat=s.chat).prompts
     sources = loaded(s, desk)
+    check_prompts(sources, [one["prompt"] for one in prompts], s.cool, chat=s.chat, file=s.test_prompts or None)
     records: list[Record] = []
     for number, some in enumerate(chunks(list(prompts), AT_ONCE)):
         told = partial(answered, s, desk, sources, some)
@@ -111,6 +112,8 @@ def fuse(s: Settings, desk: Desk) -> Measures:
 
 def loaded(s: Settings, desk: Desk) -> list[Source]:
     """The models, each on its share of the devices."""
+    if len(s.sources) == 1:
+        desk.run.log("one model alone: what it writes is fused with nothing")
     with desk.run.phase("loading"):
         models = {model_name(path): load(model_path(path)) for path in s.sources}
         return sources_of(models, chat=s.chat)
@@ -123,8 +126,7 @@ def answered(s: Settings, desk: Desk, sources: Sequence[Source], prompts: Sequen
         desk.run.heartbeat("answers written together", done, len(prompts))
 
     found = answers(sources, [prompt["prompt"] for prompt in prompts], s.cool, chat=s.chat, progress=told)
-    names = [source.name for source in sources]
-    return [as_record(prompt, one, names) for prompt, one in zip(prompts, found, strict=True)]
+    return [as_record(prompt, one, sources) for prompt, one in zip(prompts, found, strict=True)]
 
 
 def parts(s: Settings) -> list[Part]:

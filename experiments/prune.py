@@ -60,7 +60,6 @@ class Settings(RecoverySettings):
 LARGE = OptimizerSettings(learning_rate=2e-4, schedule="linear")  # of the paper's appendix H, with adapters
 PRESETS = {
     "tiny": Settings(
-        ratio=0.5,
         shares=(0.125, 0.25, 0.375),
         problems=15,
         train=TrainSettings(

@@ -245,6 +245,8 @@ def _line(option: Option) -> str:
         shown = " ".join(map(str, value))
     else:
         shown = f"{value:g}" if isinstance(value, float) else str(value)
+    if option.may_be_empty:
+        choices += f" For none of them: {EMPTY}."
     default = f" [{shown}]" if shown not in ("", "None", "False") else ""
     return f"{option.help}{choices}{default}".strip()
 
@@ -272,4 +274,6 @@ def options_given(settings: Any, preset: Any) -> list[tuple[Option, Any]]:
 def as_arguments(option: Option) -> list[str]:
     """An option with its value as the command line takes it."""
     values = [str(v) for v in (option.default if option.is_list else (option.default,))]
+    if not values and option.may_be_empty:
+        values = [EMPTY]
     return values if option.positional else [option.flag, *values]

@@ -25,4 +25,9 @@ def markdown_table(rows: Sequence[Mapping[str, Any]]) -> str:
         return "(nothing)"
     names = list(rows[0])
     lines = ["| " + " | ".join(names) + " |", "|" + " --- |" * len(names)]
-    return "\n".join(lines + ["| " + " | ".join(str(r.get(n, "")) for n in names) + " |" for r in rows])
+    return "\n".join(lines + ["| " + " | ".join(_cell(r.get(n, "")) for n in names) + " |" for r in rows])
+
+
+def _cell(value: Any) -> str:
+    """What would end a cell or its line, escaped."""
+    return str(value).replace("\r", "\\r").replace("\n", "\\n").replace("|", "\\|")

@@ -24,6 +24,7 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 from fusion_jax.errors import InputError, quoted
 
 T = TypeVar("T")
+EMPTY = "none"  # what stands for no value where a list is written
 LARGEST = 2**31 - 1  # of a whole number: what int32 holds; seeds above 2**32 would repeat smaller ones
 
 
@@ -113,6 +114,11 @@ class Option:
         return next((mark for mark in (*self.marks, *inner) if isinstance(mark, OneOf)), None)
 
     @property
+    def may_be_empty(self) -> bool:
+        """Whether a list of few known values, or of numbers, is emptied by `EMPTY`."""
+        return self.is_list and EMPTY not in self.choices and bool(self.choices or self.item in (int, float))
+
+    @property
     def metavar(self) -> str:
         """What stands for a value in the help."""
         called = [mark.metavar for mark in self.marks if isinstance(mark, Called)]
@@ -130,7 +136,7 @@ class Option:
           InputError: one is of another type, or not one of the choices.
         """
         if self.is_list:
-            return tuple(self._one(text) for text in self._separate(texts))
+            return () if self.may_be_empty and list(texts) == [EMPTY] else tuple(self._one(text) for text in self._separate(texts))
         return self._one(texts[0])
 
     def _separate(self, texts: Sequence[str]) -> list[str]:

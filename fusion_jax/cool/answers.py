@@ -75,6 +75,7 @@ def fuse_generate(
     if max_new_tokens is not None:
         settings = replace(settings, max_new_tokens=max_new_tokens)
     sources, prompts = sources_of(_by_name(models), meshes, chat=chat), listed_texts(prompts, "prompts")
+    check_prompts(sources, prompts, settings, chat=chat)
     out: list[str] = []
     for some in chunks(list(prompts), AT_ONCE):
         out += [one.text for one in answers(sources, some, settings, chat=chat)]
@@ -90,6 +91,16 @@ def _by_name(models: Mapping[str, Model] | Sequence[Model]) -> dict[str, Model]:
     return named
 
 
+def check_prompts(
+    sources: Sequence[Source], prompts: Sequence[str], s: CoolSettings, *, chat: bool = True, file: str | None = None
+) -> None:
+    """Refuse, before a first answer, prompts of a file that leave no room for one."""
+    for first in range(0, len(prompts), AT_ONCE):
+        some = prompts[first : first + AT_ONCE]
+        read = list(zip(*(read_prompts(source, some, chat) for source in sources), strict=True))
+        check_room(sources, read, s, whole=s.mode not in ("cool", "cool_shortest"), file=file, before=first)
+
+
 def answers(
     sources: Sequence[Source], prompts: Sequence[str], s: CoolSettings, *, chat: bool = True,
     progress: Callable[[int], None] = lambda done: None,
@@ -103,7 +114,7 @@ def answers(
     read = list(zip(*(read_prompts(source, prompts, chat) for source in sources), strict=True))
     together: list[Written | None] = [None] * len(prompts)
     if s.mode not in ("cool", "cool_shortest"):
-        check_room(sources, read, s.max_new_tokens, s)
+        check_room(sources, read, s, whole=True)
     if s.mode != "rerank":
         for done, (number, one) in enumerate(write(sources, read, s), 1):
             together[number] = one

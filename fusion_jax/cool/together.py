@@ -20,13 +20,15 @@ LOOP_SEGMENTS, LOOP_TIMES = 3, 4
 @dataclass(frozen=True)
 class Written:
     """An answer. ended: a model ended it; stop: end, max_segments, context, stalled, loop or stop_string; tokens: how
-    many each model counts in it, without the segment that ended it."""
+    many each model counts in it, without the segment that ended it; unknown: how many of these stand for characters that
+    the model has no token for."""
 
     text: str
     ended: bool
     stop: str
     steps: tuple[Choice, ...]
     tokens: tuple[int, ...] = ()
+    unknown: tuple[int, ...] = ()
 
 
 def write(
@@ -43,7 +45,7 @@ def write(
     """
     words = [source.words for source in sources]
     check_boundaries(sources)
-    check_room(sources, prompts, s.segment_tokens + 1, s)
+    check_room(sources, prompts, s)
     most = [min(one.most(len(h.tokens.ids), s) for one, h in zip(sources, held, strict=True)) for held in prompts]
     waiting = list(range(len(prompts)))[::-1]
     rows = min(s.batch_size, len(prompts))
@@ -66,8 +68,10 @@ def write(
         for row in [row for row, text in texts.items() if text.stop]:
             text = texts.pop(row)
             began = prompts[numbers[row]]
-            tokens = [len(now.tokens.ids) - len(old.tokens.ids) for now, old in zip(text.held, began, strict=True)]
-            yield numbers[row], Written(text.text, text.ended, text.stop, tuple(steps[row]), tuple(tokens))
+            new = [now.tokens.ids[len(old.tokens.ids) :] for now, old in zip(text.held, began, strict=True)]
+            unknown = tuple(ids.count(one.words.tokenizer.unk_token_id) for one, ids in zip(sources, new, strict=True))
+            answer = Written(text.text, text.ended, text.stop, tuple(steps[row]), tuple(map(len, new)), unknown)
+            yield numbers[row], answer
 
 
 def _seated(sources: Sequence[Source], lanes: Sequence[Lane], came: dict[int, Text], s: CoolSettings) -> list[Lane]:
@@ -81,21 +85,32 @@ def _seated(sources: Sequence[Source], lanes: Sequence[Lane], came: dict[int, Te
     return list(lanes)
 
 
-def check_room(sources: Sequence[Source], prompts: Sequence[Sequence[Held]], new: int, s: CoolSettings) -> None:
-    """Refuse prompts without a token, or behind which a model's positions have no room for so many new tokens.
+def check_room(
+    sources: Sequence[Source], prompts: Sequence[Sequence[Held]], s: CoolSettings, *, whole: bool = False,
+    file: str | None = None, before: int = 0,
+) -> None:  # fmt: skip
+    """Refuse prompts without a token, or behind which a model's positions have no room for a segment.
 
-    The model that may have fewest tokens rules, whichever counts most of them. Raises InputError.
+    The model that may have fewest tokens rules, whichever counts most of them.
+
+    Args:
+      whole: there has to be room for a whole answer. file, before: where the prompts are from, behind so many others.
+
+    Raises:
+      InputError: names the prompt.
     """
-    for number, held in enumerate(prompts, 1):
+    name, count = ("max_new_tokens", s.max_new_tokens) if whole else ("segment_tokens", s.segment_tokens + 1)
+    for number, held in enumerate(prompts, before + 1):
         most = min(one.most(len(h.tokens.ids), s) for one, h in zip(sources, held, strict=True))
         for one, source in zip(held, sources, strict=True):
             tokens = len(one.tokens.ids)
             if not tokens:
-                raise InputError("has no token", file=source.name, record=number, field="prompt", cure="Give a text")
-            if tokens + new > most:
-                problem = f"{tokens} tokens and {new} new ones exceed the {most} that every model can read"
-                cure = "Shorten the prompt, or lower segment_tokens or max_new_tokens"
-                raise InputError(problem, file=source.name, record=number, field="prompt", cure=cure)
+                problem = f"has no token in {source.name}"
+                raise InputError(problem, file=file, record=number, field="prompt", cure="Give a text")
+            if tokens + count > most:
+                problem = f"{tokens} tokens in {source.name} and {count} new ones exceed the {most} that every model reads"
+                cure = f"Shorten the prompt, or lower {name}" if most > count else f"Lower {name}"
+                raise InputError(problem, file=file, record=number, field="prompt", cure=cure)
 
 
 def _no_room(text: Text, most: int, s: CoolSettings) -> bool:

@@ -71,6 +71,11 @@ class Words:
         """Each list of tokens as text."""
         return self.backend.decode_batch([list(one) for one in ids], skip_special_tokens=True)
 
+    def keeps(self, texts: Sequence[str]) -> list[bool]:
+        """Whether each text comes back from its tokens as it was: a normalizer or unknown characters change it."""
+        found = self.decode([one.ids for one in self.encode(texts)])
+        return [old == new for old, new in zip(texts, found, strict=True)]
+
     def starts(self, text: str) -> list[int]:
         """Places behind 0 where a word begins, its white space included, in ascending order."""
         found = set()

@@ -30,7 +30,7 @@ def calibration_rows(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, l
     count = len(ids) // length
     if not count:
         problem = f"the {len(texts)} documents have {len(ids)} tokens, a row has {length}"
-        raise InputError(problem, field="calibration", cure="Give more documents, or shorter rows")
+        raise InputError(problem, field="calibration", cure="Give more documents, or lower --length")
     return np.asarray(ids[: count * length], np.int32).reshape(count, length)
 
 

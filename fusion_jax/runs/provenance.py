@@ -99,7 +99,7 @@ def _facts(ran: Ran, preset: str) -> dict[str, str]:
 
 def _shown(value: Any) -> str:
     text = " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
-    return f"`{text}`".replace("|", "\\|") if text else "(none)"
+    return f"`{text}`" if text else "(none)"
 
 
 def answers_sentence(

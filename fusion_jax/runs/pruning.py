@@ -67,9 +67,9 @@ class PruningSettings(JudgedSettings):
     judged_by: Problems = "skills"
     """Which of the zoo's problems the model answers to judge the blocks; compared are always skills."""
     blocks: int = 0
-    """How many removals the search makes; 0: as many as `ratio` needs or, without it, a third of those there are."""
+    """How many removals the search makes; 0: as many as `ratio` needs or, without it, a half of those there are."""
     ratio: float = 0.0
-    """Share of the parameters at which the search ends; 0: it ends after `blocks`."""
+    """Share of the parameters that are gone at least when the search ends; 0: it ends after `blocks`."""
     unit: Unit = "mix"
     """What a removal takes: a block of either kind (mix), an attention (mha), a feed-forward (mlp), a whole layer."""
     removed: File = ""
@@ -215,7 +215,7 @@ def removals(s: PruningSettings, config: ModelConfig) -> int:
     if s.ratio:
         mean = sum(ratio(config, blocks) for blocks in every) / len(every)
         return min(max(round(s.ratio / mean), 1), len(every))
-    return s.blocks or max(len(every) // 3, 1)
+    return s.blocks or max(len(every) // 2, 1)
 
 
 @dataclass(frozen=True)

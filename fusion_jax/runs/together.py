@@ -9,6 +9,7 @@ from typing import Any
 
 from fusion_jax.cool.answers import Answer, Whole, best
 from fusion_jax.cool.choose import Choice
+from fusion_jax.cool.sources import Source
 from fusion_jax.cool.together import Written
 from fusion_jax.evals.accuracy import by_skill
 from fusion_jax.intervals import paired_difference
@@ -26,7 +27,8 @@ FUSED = ("cool_shortest", "cool", "rerank", "cool_rerank")
 
 def steps_told(written: Written, names: Sequence[str]) -> Record:
     """How an answer came about. segments: committed; won: by whom each was proposed first; alike: whether all agreed;
-    passes: forward passes of each model, with those that read others' segments; tokens: of each model, committed."""
+    passes: forward passes of each model, with those that read others' segments; tokens: of each model, committed;
+    unknown: those of them that stand for characters that it cannot read."""
     passes = {name: sum(_forwards(step, number) for step in written.steps) for number, name in enumerate(names)}
     moves = [step for step in written.steps if step.offers]
     return {
@@ -34,6 +36,7 @@ def steps_told(written: Written, names: Sequence[str]) -> Record:
         "won": [names[step.offers[step.winner].first] for step in moves],
         "alike": [len(step.offers) == 1 for step in moves], "passes": passes,
         "tokens": dict(zip(names, written.tokens, strict=True)),
+        "unknown": dict(zip(names, written.unknown, strict=True)),
     }  # fmt: skip
 
 
@@ -42,14 +45,19 @@ def _forwards(step: Choice, number: int) -> int:
     return (proposal.forwards if proposal is not None else 0) + int(step.packed[number])
 
 
-def as_record(prompt: Record, answer: Answer, names: Sequence[str]) -> Record:
-    """What was found for a prompt, without the models' opinions of single segments; infinite scores become null."""
+def as_record(prompt: Record, answer: Answer, sources: Sequence[Source]) -> Record:
+    """What was found for a prompt, without the models' opinions of single segments; infinite scores become null.
+
+    read_otherwise: the models to which the prompt is another text than it is.
+    """
+    names = [source.name for source in sources]
 
     def whole(one: Whole) -> Record:
         score = None if math.isinf(one.score) else one.score
         return {"by": one.by, "text": one.text, "ended": one.ended, "score": score}
 
     told: dict[str, Any] = {**prompt, "candidates": [whole(one) for one in answer.candidates]}
+    told["read_otherwise"] = [source.name for source in sources if not all(source.words.keeps([prompt["prompt"]]))]
     if answer.together is not None:
         told["together"] = {"text": answer.together.text} | steps_told(answer.together, names)
     return told
@@ -115,11 +123,14 @@ def how_told(records: Sequence[Record], names: Sequence[str]) -> list[str]:
     segments = max(sum(won.values()), 1)
     lines = []
     for name in names:
-        passes, tokens = (sum(one[field][name] for one in together) for field in ("passes", "tokens"))
+        passes, tokens, unknown = (
+            sum(one[field][name] for one in together) for field in ("passes", "tokens", "unknown")
+        )
         lines.append({
             "model": name, "segments won": f"{won[name] / segments:.3f}",
             "answers won (cool_rerank)": str(ranked[name]), "passes": str(passes), "tokens committed": str(tokens),
-            "passes a token": f"{passes / max(tokens, 1):.2f}",
+            "passes a token": f"{passes / max(tokens, 1):.2f}", "unknown tokens": str(unknown),
+            "prompts read otherwise": str(sum(name in record["read_otherwise"] for record in records)),
         })  # fmt: skip
     alike = sum(sum(one["alike"]) for one in together)
     told = [

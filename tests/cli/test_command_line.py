@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -12,6 +12,7 @@ import pytest
 from experiments import (
     align_report,
     cache_teacher,
+    cool_fusion,
     dpo,
     fusechat,
     fusechat3,
@@ -22,6 +23,7 @@ from experiments import (
     infifpo,
     inspect_data,
     merge,
+    prune,
     reward_model,
     seft,
     sft,
@@ -30,7 +32,7 @@ from experiments import (
 )
 from experiments.sweeps import merge as merge_sweep
 from experiments.sweeps import run as sweeps
-from fusion_jax.command_line import read
+from fusion_jax.command_line import as_arguments, read
 from fusion_jax.errors import InputError
 from fusion_jax.options import Files, FreeTexts, Positional, options_of, sentences
 from fusion_jax.plan.command import PlanOptions
@@ -40,8 +42,8 @@ from fusion_jax.settings import run as run_experiment
 from tests.small import fails
 
 EXPERIMENTS = [
-    align_report, cache_teacher, dpo, fusechat, fusechat3, fusellm, fuserl, generate, gsm8k_responses, infifpo,
-    inspect_data, merge, merge_sweep, reward_model, seft, sft, sweeps, wrpo, zoo,
+    align_report, cache_teacher, cool_fusion, dpo, fusechat, fusechat3, fusellm, fuserl, generate, gsm8k_responses,
+    infifpo, inspect_data, merge, merge_sweep, prune, reward_model, seft, sft, sweeps, wrpo, zoo,
 ]  # fmt: skip
 ONES = {"tiny": gsm8k_responses.Settings("", "")}
 
@@ -275,6 +277,19 @@ def test_names_are_checked_when_they_are_read(module, args, told):
     with pytest.raises(InputError) as error:
         parse(presets_of(module), args)
     assert told in str(error.value)
+
+
+def test_a_list_of_known_values_can_be_emptied():
+    """By one word, which the command of a report has, too; a list of files takes it for a file."""
+    presets = presets_of(prune)
+    assert parse(presets, ["--compared", "none", "--shares", "none"]) == replace(presets["tiny"], compared=(), shares=())
+    options = {option.name: option for option in options_of(replace(presets["tiny"], compared=(), shares=()))}
+    assert as_arguments(options["compared"]) == ["--compared", "none"]
+    assert as_arguments(options["shares"]) == ["--shares", "none"]
+    assert parse(presets_of(wrpo), ["--sources", "none"]).sources == ("none",)
+    assert parse(presets_of(wrpo), ["--baselines", "none"]).baselines == ("none",)
+    with pytest.raises(InputError, match="'none' is not one of its choices"):
+        parse(presets, ["--compared", "none", "layers"])
 
 
 def test_nothing_is_made_by_a_refused_command(tmp_path, capsys):

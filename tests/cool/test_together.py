@@ -10,6 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
+from transformers import PreTrainedTokenizerFast
 
 import fusion_jax as fj
 from fusion_jax.cool.answers import answers
@@ -19,6 +23,7 @@ from fusion_jax.cool.sources import read_prompts, sources_of
 from fusion_jax.cool.together import _loops, write
 from fusion_jax.cool.words import Words
 from fusion_jax.errors import InputError
+from fusion_jax.runs.together import as_record
 from fusion_jax.zoo import model_path
 from tests.programs import finished
 from tests.small import virtual_devices
@@ -77,6 +82,23 @@ def test_texts_that_end_an_answer(sources):
     assert _loops(["x", *[" a"] * 12])
 
 
+def test_texts_that_a_tokenizer_cannot_hold(sources):
+    """Said of each prompt, with the number of tokens that stand for something else."""
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(WordLevel({"<unk>": 0, "one": 1, "two": 2, "</s>": 3}, unk_token="<unk>")),
+        unk_token="<unk>", eos_token="</s>",
+    )  # fmt: skip
+    tokenizer.backend_tokenizer.pre_tokenizer = WhitespaceSplit()
+    assert Words(tokenizer).keeps(["one two", "one three", "one  two"]) == [True, False, False]
+    assert all(Words(source.words.tokenizer).keeps(PROMPTS) == [True] * 3 for source in sources)
+    (one, *_) = answers(sources, PROMPTS, dataclasses.replace(SHORT, mode="cool_rerank"))
+    lame = [dataclasses.replace(sources[0], words=Words(tokenizer)), sources[1]]
+    told = as_record({"prompt": PROMPTS[0]}, one, lame)
+    assert told["read_otherwise"] == ["qwen-source"] and told["together"]["unknown"] == dict.fromkeys(
+        ("qwen-source", "gemma-source"), 0
+    )
+
+
 def test_opinions_in_numpy():
     """PPL by tokens, characters and bytes; the four ways to combine them; nothing infinite from a finite sum."""
     logprobs = np.asarray([-1.0, -2.0, -3.0], np.float32)
@@ -100,8 +122,8 @@ def test_what_is_refused(models, sources):
         (lambda: fj.fuse_generate({}, PROMPTS), "field 'models': no model is given"),
         (lambda: fj.fuse_generate([bert], PROMPTS), "model 1, field 'tokenizer': has no tokenizer"),
         (lambda: fj.fuse_generate(models, "Reverse a b"), "prompts"),
-        (lambda: answers(sources, ["a", *many], SHORT), "record 2, field 'prompt': .* exceed the 256 that every"),
-        (lambda: answers(sources, many, wide), "exceed the 256 that every model can read"),
+        (lambda: answers(sources, ["a", *many], SHORT), "record 2, field 'prompt': .* exceed the 256 that every model reads"),
+        (lambda: answers(sources, many, wide), "exceed the 256 that every model reads"),
         (lambda: fj.fuse_generate(models, ["a"], max_new_tokens=512), "512 new ones exceed the 256 .* max_new_tokens"),
         (lambda: sources_of(models, [None]), "field 'meshes': has 1 entries for 2 models"),
         (lambda: CoolSettings(stop_strings="ab"), "stop_strings"),

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from safetensors.numpy import load_file
 
-from experiments import dpo, fusechat, seft
+from experiments import dpo, fusechat, prune, seft
 from fusion_jax.jsonl import read_jsonl
 from tests.conftest import is_daily
 from tests.programs import Program
@@ -130,3 +130,30 @@ def test_an_evolution_killed_in_its_reviser_and_in_a_round(tmp_path):
     attempt(seft, [*arguments("killed"), "--resume", "True"])
     expected, actual = made(tmp_path / "whole"), made(folder)
     assert len(expected) > 12 and expected == actual
+
+
+@pytest.mark.slow
+def test_a_search_for_blocks_killed_between_its_steps(tmp_path):
+    """Once when the second step is written, once when the pruned model is being compared."""
+
+    def arguments(out: str) -> list[str]:
+        small = {
+            "model": "zoo:deep", "blocks": 4, "problems": 2, "test-per-skill": 1, "compared": "random", "shares": 0.1,
+            "rows": 14,
+        }  # fmt: skip
+        return ["--out", str(tmp_path / out), *(word for name, x in small.items() for word in (f"--{name}", str(x)))]
+
+    attempt(prune, arguments("whole"))
+    folder = tmp_path / "killed"
+    for number, file in enumerate(("search/002.jsonl", "curves/random.jsonl")):
+        resume = ["--resume", "True"] if number else []
+        process = Program(script("prune", *arguments("killed"), *resume), os.environ | {"JAX_PLATFORMS": "cpu"})
+        while process.poll() is None and not (folder / file).exists():
+            time.sleep(0.002)
+        process.send_signal(signal.SIGKILL)
+        _, errors = process.communicate()
+        assert process.returncode == -signal.SIGKILL, errors[-2000:]
+    attempt(prune, [*arguments("killed"), "--resume", "True"])
+    expected, actual = made(tmp_path / "whole"), made(folder)
+    assert {"search/004.jsonl", "curves/search.jsonl", "model/model.safetensors"} <= expected.keys()
+    assert expected == actual
