@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, NoReturn, TypeVar
 
 from fusion_jax.errors import InputError, quoted
-from fusion_jax.options import OneOf, Option, basic_options, built, options_of, suggestion
+from fusion_jax.options import EMPTY, OneOf, Option, basic_options, built, options_of, suggestion
 
 S = TypeVar("S")
 HELP = ("-h", "--help", "--help-all")

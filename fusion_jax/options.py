@@ -136,7 +136,8 @@ class Option:
           InputError: one is of another type, or not one of the choices.
         """
         if self.is_list:
-            return () if self.may_be_empty and list(texts) == [EMPTY] else tuple(self._one(text) for text in self._separate(texts))
+            emptied = self.may_be_empty and list(texts) == [EMPTY]
+            return () if emptied else tuple(self._one(text) for text in self._separate(texts))
         return self._one(texts[0])
 
     def _separate(self, texts: Sequence[str]) -> list[str]:

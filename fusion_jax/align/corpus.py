@@ -136,6 +136,7 @@ def align_rows(
         "map": rules.vocab_map.kind, "map_ids": digest([rules.vocab_map.ids]),
         "counts": None if counts is None else digest(counts),
         "inputs": digest(a for i in range(len(records)) for row in items(range(i, i + 1)) for a in row),
+        **({"least_mass": rules.least_mass} if rules.least_mass else {}),  # which older folders do not know
     }  # fmt: skip
     job = Job(as_path(folder), made_of, len(records), part_size)
     make_parts(job, _Moves(rules, raw or rules.variant == "chat_v1"), items, workers, progress)
@@ -291,7 +292,7 @@ class _Moves:
     raw: bool
 
     def one(self, item: _Rows) -> AlignedRows:
-        rows = _top_rows(item, self.raw)
+        rows = top_rows(item, self.raw)
         alignment = Alignment(item.first, item.last, 0.0)
         return align_distributions(rows, alignment, item.pivot_ids, item.source_ids, self.rules, item.anchors)
 
@@ -314,9 +315,9 @@ def _inside(width: int, counts: np.ndarray) -> np.ndarray:
     return np.arange(width) < counts[:, None]
 
 
-def _top_rows(item: _Rows, raw: bool) -> TopRows:
+def top_rows(item: _Rows | TeacherRow, raw: bool) -> TopRows:
     """The source's log-probs, float32[n,K]; or its logits where `raw`."""
-    n = len(item.source_ids)
+    n = len(item.source_ids if isinstance(item, _Rows) else item.ids)
     if item.topk_ids.ndim != 2 or item.topk_ids.shape != item.topk_logprobs.shape or item.logsumexp.shape != (n,):
         shapes = f"{item.topk_ids.shape}, {item.topk_logprobs.shape} and {item.logsumexp.shape}"
         problem = f"the shapes {shapes} are no rows of {n} tokens"

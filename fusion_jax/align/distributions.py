@@ -59,9 +59,12 @@ def align_distributions(
         rows that do not descend or hold what is not finite, an anchor that has not one source token.
     """
     ours, theirs, plan = _planned(alignment, pivot_ids, source_ids, rules)
-    mapped = _mapped(_checked_rows(rows, len(theirs), rules.source), rules)
+    mapped, kept = mapped_rows(_checked_rows(rows, len(theirs), rules.source), rules)
     plan.rule[_checked_anchors(anchors, alignment)] = RowRule.ONE_TO_ONE
-    return _collect(mapped, plan, np.append(ours[1:], ours[-1:]) if rules.fallback == "next" else ours)
+    if rules.least_mass:
+        plan.rule[(plan.rule < RowRule.FALLBACK) & (kept[plan.row] < rules.least_mass)] = RowRule.FALLBACK
+    labels = {"next": np.append(ours[1:], ours[-1:]), "input": ours, "drop": None}[rules.fallback]
+    return _collect(mapped, plan, labels)
 
 
 def planned_rules(alignment: Alignment, pivot_ids: Ids, source_ids: Ids, rules: Rules) -> np.ndarray:
@@ -132,8 +135,9 @@ def _checked_rows(rows: TopRows, n: int, source: TokenizerView) -> TopRows:
     return TopRows(np.where(exists, ids, 0).astype(np.int64), np.where(exists, logits, 0).astype(dtype), counts)
 
 
-def _mapped(rows: TopRows, rules: Rules) -> TopRows:
-    """The rows in pivot ids, entries without an image left out, each pivot id once."""
+def mapped_rows(rows: TopRows, rules: Rules) -> tuple[TopRows, np.ndarray]:
+    """The rows in pivot ids, entries without an image left out, each pivot id once; and float[n], which share of the
+    mass of its entries each row keeps."""
     exists = np.arange(rows.ids.shape[1]) < rows.counts[:, None]
     ids = np.where(exists, rules.images[rows.ids], -1)
     order = np.argsort(ids, 1, kind="stable")
@@ -150,14 +154,15 @@ def _mapped(rows: TopRows, rules: Rules) -> TopRows:
         np.put_along_axis(logits, order, sums, 1)
         rank = np.where(kept, -logits, np.inf)
     front = np.argsort(rank, 1, kind="stable")
-    counts = kept.sum(1)
+    counts, mass = kept.sum(1), np.where(exists, np.exp(rows.logits - rows.logits[:, :1]), 0.0)
+    held = np.where(ids >= 0, mass, 0.0).sum(1) / np.maximum(mass.sum(1), np.finfo(mass.dtype).tiny)
     exists = np.arange(ids.shape[1]) < counts[:, None]
     ids, logits = (np.where(exists, np.take_along_axis(x, front, 1), 0) for x in (ids, logits))
-    return TopRows(ids, logits, counts)
+    return TopRows(ids, logits, counts), held
 
 
-def _collect(mapped: TopRows, plan: Plan, labels: np.ndarray) -> AlignedRows:
-    """The planned rows; a fallback row points at its label."""
+def _collect(mapped: TopRows, plan: Plan, labels: np.ndarray | None) -> AlignedRows:
+    """The planned rows; a fallback row points at its label, or has no entry where there are no labels."""
     blends = {i: _blend(mapped, *blend) for i, blend in plan.blends.items()}
     m, k = len(plan.row), mapped.ids.shape[1]
     width = max([k, *map(len, blends.values())])
@@ -166,12 +171,13 @@ def _collect(mapped: TopRows, plan: Plan, labels: np.ndarray) -> AlignedRows:
     taken, fallback = rule < RowRule.FALLBACK, rule == RowRule.FALLBACK
     ids[taken, :k], logits[taken, :k] = mapped.ids[plan.row[taken]], mapped.logits[plan.row[taken]]
     counts[taken] = mapped.counts[plan.row[taken]]
-    ids[fallback, 0], logits[fallback, 0], counts[fallback] = labels[fallback], 1.0, 1
+    if labels is not None:
+        ids[fallback, 0], logits[fallback, 0], counts[fallback] = labels[fallback], 1.0, 1
     for i, blend in blends.items():
         counts[i] = len(blend)
         ids[i], logits[i] = 0, 0
         ids[i, : counts[i]], logits[i, : counts[i]] = list(blend), list(blend.values())
-    rule[counts == 0] = RowRule.EMPTY
+    rule[(counts == 0) & ~fallback] = RowRule.EMPTY
     return AlignedRows(ids, logits, counts, rule)
 
 

@@ -19,7 +19,7 @@ from fusion_jax.align.views import MARKS, Pieces, TokenizerView, by_bytes, compa
 from fusion_jax.align.vocabulary import PairCounts, VocabMap, exact_map
 from fusion_jax.errors import InputError
 
-Fallback = Literal["next", "input"]
+Fallback = Literal["next", "input", "drop"]
 Duplicates = Literal["first", "logsumexp"]
 
 
@@ -45,11 +45,13 @@ class Rules:
       without it, such a position falls back.
     counts: chat_v1's pair counts, which weigh the blended rows.
     fallback: the token of a fallback row: "next", the one that the row should predict (at the last position the token
-      itself), or "input", the position's own, as in the official code of fusellm and chat_v1.
+      itself), "input", the position's own, as in the official code of fusellm and chat_v1, or none: "drop" leaves
+      the row without an entry, so that nothing is compared there.
     duplicates: where several source ids become one pivot id, "first" keeps the first and so the largest logit,
       "logsumexp" adds their masses up and sorts the row anew.
     pairs: (source id, pivot id) that mean the same under whatever name, which no string tells: BOS, EOS, what ends a
       turn (section 15). They stand above every map.
+    least_mass: a row falls back whose entries with an image hold less of its k entries' mass.
     pieces: what the rules compare: "bytes", what the pieces spell, with spaces for marks, or "raw" as published, the
       vocabulary strings (fusellm, chat_v1) or decoded ids (chat_v2).
 
@@ -68,6 +70,7 @@ class Rules:
     duplicates: Duplicates = "first"
     pairs: tuple[tuple[int, int], ...] = ()
     pieces: Pieces = "bytes"
+    least_mass: float = 0.0
 
     def __post_init__(self) -> None:
         options = {

@@ -32,8 +32,9 @@ class AlignSettings:
 
     rules: Variant = "chat_v2"
     """The published rule set, which also fixes the order of ties of the token alignment."""
-    tokens: Literal["dp", "byte_offsets"] = "dp"
-    """Token alignment: search the cheapest one (dp), or group tokens that end at the same character (byte_offsets)."""
+    tokens: Literal["dp", "byte_offsets", "prefix"] = "dp"
+    """Token alignment: search the cheapest one (dp), group tokens that end at the same character (byte_offsets), or
+    take rows only where both have read the same text and read on to the same character (prefix, without rules)."""
     vocabulary: Kind = "statistics"
     """How the source's token ids are mapped onto the pivot's."""
     ms_weight: Weight = "inverse"
@@ -48,7 +49,10 @@ class AlignSettings:
     one_to_many: bool = True
     """Whether one pivot token can take its row from several source tokens."""
     fallback: Fallback = "next"
-    """What a row without a match holds: the next token of the text, or the input's, as the published FuseLLM code."""
+    """What a row without a match holds: the next token of the text, the input's, as the published FuseLLM code, or
+    nothing, so that it is not compared (drop)."""
+    least_mass: float = 0.0
+    """A row counts as without a match whose entries that the pivot has hold less than this share of its mass."""
     duplicates: Duplicates = "first"
     """Entries that are mapped onto one id: the first is kept, or their probabilities are added (logsumexp)."""
     workers: int = 0
@@ -56,6 +60,7 @@ class AlignSettings:
 
     def __post_init__(self) -> None:
         bounded(self, "workers", least=0, most=1024)
+        bounded(self, "least_mass", least=0, most=1)
 
     def make_map(self, views: Views, counts: PairCounts | None, texts: Iterable[tuple[Ids, Ids]] = ()) -> VocabMap:
         """The vocabulary map of kind `vocabulary`.
@@ -84,7 +89,7 @@ class AlignSettings:
         """The rules with a map; counts: of aligned pairs, by which chat_v1 weighs; pairs: ids of special tokens."""
         return Rules(
             *views, vocab_map, self.rules, self.hard, self.one_to_many, counts if self.rules == "chat_v1" else None,
-            self.fallback, self.duplicates, tuple(pairs), self.pieces,
+            self.fallback, self.duplicates, tuple(pairs), self.pieces, self.least_mass,
         )  # fmt: skip
 
 

@@ -21,7 +21,8 @@ class CoolSettings:
 
     mode: Mode = "cool_rerank"
     """cool: segments that end where every tokenizer can end a word; cool_shortest: where the one that wrote it can;
-    rerank: the best of whole answers; cool_rerank: the best of these and of the answer of cool. An experiment shows all."""
+    rerank: the best of whole answers; cool_rerank: the best of these and of the answer of cool. The experiment, which
+    compares them all, takes cool_rerank."""
     segment_tokens: int = 16
     """Tokens within which a segment ends at the latest."""
     words_per_segment: int = 1

@@ -20,8 +20,8 @@ LOOP_SEGMENTS, LOOP_TIMES = 3, 4
 @dataclass(frozen=True)
 class Written:
     """An answer. ended: a model ended it; stop: end, max_segments, context, stalled, loop or stop_string; tokens: how
-    many each model counts in it, without the segment that ended it; unknown: how many of these stand for characters that
-    the model has no token for."""
+    many each model counts in it, without the segment that ended it; unknown: how many of these stand for characters
+    that the model has no token for."""
 
     text: str
     ended: bool
@@ -108,7 +108,8 @@ def check_room(
                 problem = f"has no token in {source.name}"
                 raise InputError(problem, file=file, record=number, field="prompt", cure="Give a text")
             if tokens + count > most:
-                problem = f"{tokens} tokens in {source.name} and {count} new ones exceed the {most} that every model reads"
+                told = f"{tokens} tokens in {source.name} and {count} new ones"
+                problem = f"{told} exceed the {most} that all models read"
                 cure = f"Shorten the prompt, or lower {name}" if most > count else f"Lower {name}"
                 raise InputError(problem, file=file, record=number, field="prompt", cure=cure)
 

@@ -143,10 +143,15 @@ def extents(examples: Sequence[Example]) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Data:
-    """The examples of a stage. name: index of an example -> what a user knows its record by."""
+    """The examples of a stage. name: index of an example -> what a user knows its record by.
+
+    batches: the examples of each optimizer step of the run, int[batch], where a method decides them; None: all examples
+      in every epoch, shuffled.
+    """
 
     examples: Sequence[Example]
     name: Callable[[int], str] = str
+    batches: Sequence[np.ndarray] | None = None
 
     @cached_property
     def extents(self) -> np.ndarray:

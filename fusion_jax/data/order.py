@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import bisect
+import itertools
 import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, TypeVar
@@ -9,6 +11,7 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 
 from fusion_jax.errors import InputError, quoted
+from fusion_jax.lazy import Indexed, Lazy
 
 if TYPE_CHECKING:
     import grain
@@ -86,6 +89,39 @@ def batch_order(
     steps = num_steps(len(lengths), batch_size, epochs)
     source = _Epochs(np.asarray(lengths), batch_size, seed, steps, max(bucket_window, 1))
     return grain.MapDataset.source(source)
+
+
+class Stages(Indexed[np.ndarray]):
+    """Batches of several stages, one stage behind the other, each with random access."""
+
+    def __init__(self, stages: Sequence[Sequence[np.ndarray]]) -> None:
+        self.stages, self.ends = stages, list(itertools.accumulate(map(len, stages)))
+
+    def __len__(self) -> int:
+        return self.ends[-1]
+
+    def _at(self, i: int) -> np.ndarray:
+        stage = bisect.bisect_right(self.ends, i)
+        return np.asarray(self.stages[stage][i - (self.ends[stage] - len(self.stages[stage]))])
+
+
+def grouped_order(
+    groups: np.ndarray, lengths: Sequence[int], *, batch_size: int, seed: int, epochs: float, bucket_window: int = 8
+) -> Sequence[np.ndarray]:
+    """As `batch_order`, of groups of examples that go into one batch together, one behind the other.
+
+    Args:
+      groups: int[n,g], the examples of each group. lengths: of every example. batch_size: examples, a multiple of g.
+    """
+    longest = np.asarray(lengths)[groups].max(1)
+    if batch_size % groups.shape[1]:
+        problem = f"{batch_size} is no multiple of the {groups.shape[1]} examples that go together"
+        raise InputError(problem, field="batch_size", cure="Give an even number")
+    order = batch_order(
+        longest.tolist(), batch_size=batch_size // groups.shape[1], seed=seed, epochs=epochs,
+        bucket_window=bucket_window,
+    )  # fmt: skip
+    return Lazy(len(order), lambda step: groups[np.asarray(order[step])].reshape(-1))
 
 
 def split_sizes(count: int, share: float) -> tuple[int, int]:

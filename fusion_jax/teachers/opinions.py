@@ -6,13 +6,15 @@ spec sections 2 to 6).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from fusion_jax.align.corpus import PairRecord, align_corpus, align_rows, whole_text
+from fusion_jax.align.corpus import PairRecord, align_corpus, align_rows, top_rows, whole_text
+from fusion_jax.align.distributions import AlignedRows
+from fusion_jax.align.prefixes import Side, prefix_rows, same_prefixes
 from fusion_jax.align.rules import RowRule, Rules
 from fusion_jax.align.sequences import Alignment
 from fusion_jax.align.settings import AlignSettings
@@ -26,6 +28,7 @@ from fusion_jax.hosts.join import this_host
 from fusion_jax.lazy import Lazy
 from fusion_jax.models.compute import Compute
 from fusion_jax.models.folder import Model
+from fusion_jax.store.parts import digest
 from fusion_jax.teachers.reading import store_identity, teacher_rows
 from fusion_jax.teachers.settings import FusionSettings
 from fusion_jax.teachers.store import TeacherStore, write_store
@@ -96,6 +99,8 @@ def source_opinions(
     """
     if settings.rules == "chat_v1" and fusion.tail == "bucket":
         raise InputError("needs probabilities, and chat_v1 scales logits", field="tail", cure='Set it to "none"')
+    if settings.tokens == "prefix":
+        return _by_prefixes(folder, pivot, source, settings, fusion)
     records = _records(pivot, source, whole)
     if (
         whole
@@ -115,7 +120,8 @@ def source_opinions(
     raw = fusion.rounding != "none"  # bfloat16 rounds logits and log-probs differently
     flags = (settings.hard, settings.one_to_many, settings.special_pairs, raw)
     marks = (settings.rules, settings.tokens, settings.vocabulary, settings.ms_weight, settings.fallback,
-             settings.duplicates, "".join(str(int(flag)) for flag in flags))  # fmt: skip
+             settings.duplicates, *([str(settings.least_mass)] if settings.least_mass else ()),
+             "".join(str(int(flag)) for flag in flags))  # fmt: skip
     aligned = align_rows(
         folder / ("-".join(("rows", *marks)) + _suffix(settings)), records, ranges, rules, raw=raw,
         workers=settings.workers,
@@ -123,10 +129,43 @@ def source_opinions(
     )  # fmt: skip
     metrics = metrics_of(source.rows, source.documents, fusion)
     opinions = Opinions(metrics, lambda i: source_opinion(aligned[i], float(metrics[i])), repr(aligned.made_of))
+    return opinions, _shares((rows.rule for rows in aligned), pivot.texts)
+
+
+def _shares(rules: Iterable[np.ndarray], texts: Sequence[TeacherText]) -> dict[str, float]:
+    """The share that each rule decided of the tokens whose next token is scored."""
     counts = np.zeros(len(RowRule))
-    for rows, text in zip(aligned, pivot.texts, strict=True):
-        counts += np.bincount(rows.rule[:-1][text.scored[1:]], minlength=len(RowRule))
-    return opinions, {rule.name.lower(): float(counts[rule] / max(counts.sum(), 1)) for rule in RowRule}
+    for rule, text in zip(rules, texts, strict=True):
+        counts += np.bincount(rule[:-1][text.scored[1:]], minlength=len(RowRule))
+    return {rule.name.lower(): float(counts[rule] / max(counts.sum(), 1)) for rule in RowRule}
+
+
+def _by_prefixes(
+    folder: Path, pivot: Reading, source: Reading, settings: AlignSettings, fusion: FusionSettings
+) -> tuple[Opinions, dict[str, float]]:
+    """As `source_opinions`, by `align.prefixes`: so little work that nothing but the vocabulary map is kept."""
+    if settings.vocabulary == "statistics" or settings.rules == "chat_v1":
+        problem = "counts aligned tokens, which prefixes do not give"
+        raise InputError(problem, field="vocabulary", cure='Set it to "mined" or "exact", and rules to chat_v2')
+    rules, raw = _rules(folder, pivot, source, settings, ()), fusion.rounding != "none"
+
+    def aligned(i: int) -> AlignedRows:
+        text, row = pivot.texts[i], source.rows[i]
+        sides = (_side(one, reading, i) for one, reading in ((text, pivot), (row, source)))
+        labels = np.append(text.ids[1:], text.ids[-1:]) if settings.fallback == "next" else text.ids
+        return prefix_rows(top_rows(row, raw), same_prefixes(*sides), labels, rules)
+
+    metrics = metrics_of(source.rows, source.documents, fusion)
+    made_of = f"prefixes {settings!r} {rules.vocab_map.kind} {digest([rules.images])} {source.rows.identity!r}"
+    opinions = Opinions(metrics, lambda i: source_opinion(aligned(i), float(metrics[i])), made_of)
+    return opinions, _shares((aligned(i).rule for i in range(len(pivot.texts))), pivot.texts)
+
+
+def _side(tokens: TeacherText | TeacherRow, reading: Reading, number: int) -> Side:
+    """A document as a reader reads it."""
+    document = reading.documents[number]
+    end = reading.view.eos if document.eos else reading.turn_end
+    return Side(tokens.ids, tokens.offsets, document.contents, end)
 
 
 def _suffix(settings: AlignSettings) -> str:

@@ -75,7 +75,8 @@ def optimise(
         cure = "Keep some records for evaluation, or leave it at 1"
         raise InputError("needs held-out records to choose by", field="best_of", cure=cure)
     refuse_int8(model.params, "trained")
-    total, compute, lora = step_count(len(data), settings), compute_for(settings), settings.lora
+    compute, lora = compute_for(settings), settings.lora
+    total = step_count(len(data), settings) if data.batches is None else len(data.batches)
     if lora is not None:
         check_lora(model.config, lora)
     adapted = has_adapters(model.params)
@@ -172,7 +173,7 @@ def _evaluation(
 def _feeder(
     data: Data, settings: TrainSettings, total: int, buckets: Buckets, compute: Compute
 ) -> Callable[[int], tuple[np.ndarray, TokenBatch | None]]:
-    order = batch_order(
+    order = data.batches or batch_order(
         [max(len(r) for r in e.rows) for e in data.examples],
         batch_size=settings.batch_size, seed=settings.seed, epochs=settings.epochs,
         bucket_window=settings.bucket_window,

@@ -199,3 +199,19 @@ DEEP = ZooSpec(
 """A model with more layers than its skills need: one to prune."""
 
 EVERY = (*SPECS, *SPEAKING, *PLANT_MODELS, EDITOR, DEEP)
+
+
+@dataclass(frozen=True)
+class JudgeSpec:
+    """A reward model of the zoo, for answers about plants. grown_from: whose tokenizer and weights it begins with;
+    pairs: of a right and a flawed answer that it learns from, in so many epochs."""
+
+    name: str
+    grown_from: str
+    pairs: int = 20_000
+    epochs: float = 2
+    learning_rate: float = 2e-3
+
+
+JUDGES = tuple(JudgeSpec(f"plants-judge-{base}", f"plants-{base}") for base in ("llama", "qwen", "gemma"))
+"""Three judges of different architectures and tokenizers, which vote."""

@@ -1,0 +1,133 @@
+"""What a run of ProFuser tells of its sources: who won in which mode, how the judges voted, what reached the target."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from fusion_jax.jsonl import Record
+from fusion_jax.markdown import markdown_table
+from fusion_jax.rewards.revision import refuses
+from fusion_jax.runs.advantages import Panel
+
+NEARLY_ALWAYS = 0.95
+"""Share of the instructions from which on a mode is plain distillation from one source."""
+
+
+def wins(labels: Sequence[Record], mode: str) -> Counter[str]:
+    """How many instructions each source won in a mode; those that nobody won are left out."""
+    return Counter(label[f"{mode}_winner"] for label in labels if label[f"{mode}_winner"] is not None)
+
+
+def source_lines(
+    panel: Panel, labels: Sequence[Record], answers: Mapping[str, Sequence[Record]]
+) -> list[dict[str, str]]:
+    """A line a source: its wins, how well it knows right answers, what it writes, and what of it reached the target."""
+    covered = {(line["mode"], line["source"]): 1 - line["fallback"] - line["empty"] for line in panel.coverage}
+    won = {mode: wins(labels, mode) for mode in ("train", "infer")}
+    lines = []
+    for place, name in enumerate(panel.names):
+        ces = [label["ce"][place] for label in labels if label["ce"][place] is not None]
+        own = answers[name]
+        line = {"source": name, "wins by reading": _share(won["train"][name], won["train"].total())}
+        line["wins by writing"] = _share(won["infer"][name], won["infer"].total())
+        line[f"mean surprise ({'nats a token' if panel.settings.ce_norm == 'token' else 'bits a byte'})"] = _mean(ces)
+        line["tokens of its answers"] = _mean([one["n_tok"] for one in own])
+        line["finished"] = _share(sum(bool(one["finished"]) for one in own), len(own))
+        line["refusals"] = _share(sum(refuses(one["text"]) for one in own), len(own))
+        for mode in ("train", "infer"):
+            found = covered.get((mode, name))
+            line[f"tokens reached, {mode}"] = "" if found is None else f"{found:.3f}"
+        lines.append(line)
+    return lines
+
+
+def voting_lines(
+    panel: Panel, labels: Sequence[Record], answers: Mapping[str, Sequence[Record]], judges: Sequence[str]
+) -> list[dict[str, str]]:
+    """What tells whether two modes and several judges are worth having."""
+    both = [one for one in labels if one["train_winner"] is not None and one["infer_winner"] is not None]
+    voted = [one for one in labels if one["infer_winner"] is not None]
+    unanimous = sum(max(one["votes"]) == sum(one["votes"]) for one in voted)
+    same = sum(one["train_winner"] == one["infer_winner"] for one in both)
+    lines = [
+        {"what": "instructions whose winner is the same in both modes", "value": _share(same, len(both))},
+        {"what": "unanimous votes", "value": _share(unanimous, len(voted))},
+        {"what": "instructions without an answer that may win", "value": str(len(labels) - len(voted))},
+    ]
+    favourites = np.asarray([_favourites(one) for one in voted]).reshape(-1, len(judges))
+    for a, b in itertools.combinations(range(len(judges)), 2):
+        alike = int((favourites[:, a] == favourites[:, b]).sum())
+        lines.append({"what": f"votes of {judges[a]} and {judges[b]} alike", "value": _share(alike, len(voted))})
+    sizes = {mode: winners_sizes(panel, labels, answers, mode) for mode in ("winners", "others")}
+    lines += [{"what": f"tokens of the answers of {who}", "value": _mean(some)} for who, some in sizes.items()]
+    for number, judge in enumerate(judges):
+        value = _length_correlation(panel, labels, answers, number)
+        lines.append({"what": f"correlation of the score of {judge} with length", "value": value})
+    return lines
+
+
+def _favourites(label: Record) -> list[int]:
+    scores = np.asarray([[np.nan if x is None else x for x in row] for row in label["scores"]])
+    scores = np.where(np.asarray(label["valid"]) & np.isfinite(scores).all(0), scores, -np.inf)
+    return scores.argmax(1).tolist()
+
+
+def winners_sizes(
+    panel: Panel, labels: Sequence[Record], answers: Mapping[str, Sequence[Record]], who: str
+) -> list[int]:
+    """Tokens of the answers that won, or of the others."""
+    return [
+        answers[name][number]["n_tok"]
+        for number, label in enumerate(labels)
+        if label["infer_winner"] is not None
+        for name in panel.names
+        if (name == label["infer_winner"]) == (who == "winners")
+    ]
+
+
+def _length_correlation(
+    panel: Panel, labels: Sequence[Record], answers: Mapping[str, Sequence[Record]], judge: int
+) -> str:
+    """Of a judge's score with an answer's tokens, within instructions."""
+    scores, sizes = [], []
+    for number, label in enumerate(labels):
+        own = np.asarray([np.nan if x is None else x for x in label["scores"][judge]])
+        if np.isfinite(own).all() and len(own) > 1:
+            scores += (own - own.mean()).tolist()
+            tokens = np.asarray([answers[name][number]["n_tok"] for name in panel.names], float)
+            sizes += (tokens - tokens.mean()).tolist()
+    if len(scores) < 3 or not np.std(scores) or not np.std(sizes):
+        return ""
+    return f"{np.corrcoef(scores, sizes)[0, 1]:+.2f}"
+
+
+def warnings_of(labels: Sequence[Record]) -> list[str]:
+    """What should make one doubt: a source that wins nearly always."""
+    told = []
+    for mode, words in (("train", "by reading"), ("infer", "by writing")):
+        found = wins(labels, mode)
+        for name, count in found.most_common(1):
+            if count > NEARLY_ALWAYS * found.total():
+                share = f"{100 * count / found.total():.1f} %"
+                told.append(f"note: '{name}' wins {share} of the instructions {words}: this mode distils it alone")
+    return told
+
+
+def tables_of(
+    panel: Panel, labels: Sequence[Record], answers: Mapping[str, Sequence[Record]], judges: Sequence[str]
+) -> list[str]:
+    """The report's part about the sources."""
+    lines, votes = source_lines(panel, labels, answers), voting_lines(panel, labels, answers, judges)
+    return ["## Sources", markdown_table(lines), "## Votes", markdown_table(votes), *warnings_of(labels)]
+
+
+def _share(count: int, total: int) -> str:
+    return f"{count / total:.3f}" if total else ""
+
+
+def _mean(values: Sequence[float]) -> str:
+    return f"{np.mean(values):.3f}" if len(values) else ""

@@ -1,0 +1,195 @@
+"""What each winner says of the text that it won, on the target's tokens, and the order in which both modes are learnt.
+
+Stages S5 to S7 of ProFuser (arXiv 2408.04998, sections 3, 5 and 7 of its specification).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from fusion_jax.data.batches import Data, Example
+from fusion_jax.data.documents import Document, TeacherText, encode_documents
+from fusion_jax.data.order import Stages, grouped_order
+from fusion_jax.errors import InputError
+from fusion_jax.jsonl import Record
+from fusion_jax.lazy import Lazy
+from fusion_jax.models.folder import tokenizer_of
+from fusion_jax.runs.advantages import Panel
+from fusion_jax.settings import bounded
+from fusion_jax.store.manifest import digest
+from fusion_jax.teachers.opinions import Reading, own_opinions, source_opinions
+from fusion_jax.teachers.targets import Opinions, fused_examples, fusion_rows
+from fusion_jax.train.objectives import INFERENCE, TRAINING, ProfuserSettings
+from fusion_jax.train.settings import TrainSettings
+
+Mode = Literal["infer", "train"]
+
+
+@dataclass(frozen=True)
+class StageSettings(ProfuserSettings):
+    """ProFuser's loss, and how long its two stages are."""
+
+    first_epochs: float = 1.0
+    """Epochs of the first stage, over the rows of its mode."""
+    both_epochs: float = 2.0
+    """Epochs of the second stage, over instructions with a row of either mode."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        bounded(self, "first_epochs", "both_epochs", least=0)
+        if not self.first_epochs + self.both_epochs:
+            raise InputError("there is no step", field="both_epochs", cure="Give one of the two stages epochs")
+
+
+class Branch(NamedTuple):
+    """One mode's rows. numbers: the instruction of each example."""
+
+    numbers: Sequence[int]
+    examples: Sequence[Example]
+
+
+Ours = tuple[Document, TeacherText]
+"""A text as the target reads it."""
+
+
+class Won(NamedTuple):
+    """The instructions that a source won, and what it read of them: its documents, in the order of `numbers`."""
+
+    numbers: Sequence[int]
+    reading: Reading
+
+
+def right_answers(panel: Panel, labels: Sequence[Record], readings: Mapping[str, Reading]) -> Branch:
+    """The branch of training mode: right answers, with the distributions of the source that they surprise least.
+
+    Args:
+      readings: of every source, the target first, of all right answers.
+    """
+    like = readings[panel.names[0]]
+    ours = dict(enumerate(zip(like.documents, like.texts, strict=True)))
+    won = {name: numbers_won(labels, "train", name) for name in panel.names}
+    parts = {name: Won(some, _part(readings[name], some)) for name, some in won.items() if some}
+    return _branch(panel, "train", parts, ours, like)
+
+
+def own_answers(
+    panel: Panel, instructions: Sequence[Record], labels: Sequence[Record], answers: Mapping[str, Sequence[Record]],
+    like: Reading,
+) -> Branch:  # fmt: skip
+    """The branch of inference mode: the answer with most votes, with the distributions of its author (S5).
+
+    Args:
+      like: what the target has read of other texts.
+    """
+    target, ours, parts = panel.names[0], dict[int, Ours](), dict[str, Won]()
+    tokenizer = tokenizer_of(panel.folders[target])
+    for name in panel.names:
+        numbers = numbers_won(labels, "infer", name)
+        records = [instructions[i] | {"response": answers[name][i]["text"]} for i in numbers]
+        kept = panel.fitting(records, f"own answers of {name}") if records else []
+        if kept:
+            numbers, found = [numbers[i] for i in kept], panel.documents([records[i] for i in kept])
+            texts = encode_documents(tokenizer, found[target], max_length=panel.limit)
+            ours |= zip(numbers, zip(found[target], texts, strict=True), strict=True)
+            parts[name] = Won(numbers, panel.read(name, "winners", found[name]))
+    return _branch(panel, "infer", parts, ours, like)
+
+
+def numbers_won(labels: Sequence[Record], mode: Mode, name: str) -> list[int]:
+    """The instructions that a source won in a mode."""
+    return [i for i, label in enumerate(labels) if label[f"{mode}_winner"] == name]
+
+
+def _part(reading: Reading, numbers: Sequence[int]) -> Reading:
+    """What a model read of some of its documents."""
+    documents, texts = [reading.documents[i] for i in numbers], [reading.texts[i] for i in numbers]
+    rows = Lazy(len(numbers), lambda i: reading.rows[numbers[i]])
+    return reading._replace(documents=documents, texts=texts, rows=rows)
+
+
+def _branch(panel: Panel, mode: Mode, parts: Mapping[str, Won], ours: Mapping[int, Ours], like: Reading) -> Branch:
+    """One example for each instruction that a source won, in the order of the instructions.
+
+    Args:
+      ours: the target's view of the texts, by the number of their instruction.
+
+    Raises:
+      InputError: nobody won any; a source of which too little reaches the target's tokens.
+    """
+    if not parts:
+        cure = "Look at the sources' answers and the judges' scores in the run's folder"
+        raise InputError(f"no source won any instruction in {mode} mode", field="sources", cure=cure)
+    s, run, found = panel.settings, panel.desk.run, dict[str, Opinions]()
+    for name, won in parts.items():
+        if name == panel.names[0]:
+            found[name] = own_opinions(won.reading, s.fusion)
+            continue
+        documents, texts = zip(*(ours[i] for i in won.numbers), strict=True)
+        pivot = like._replace(documents=documents, texts=texts, rows=())
+        folder = run.sub("aligned").file(name if s.align.tokens == "prefix" else f"{mode}-{name}")
+        with run.timed(f"aligning {mode}, {name}"):
+            found[name], rules = source_opinions(
+                folder, pivot, won.reading, s.align, s.fusion, whole=False, progress=run.progress
+            )
+        panel.note_coverage(mode, name, rules)
+    order = sorted((number, name, place) for name, won in parts.items() for place, number in enumerate(won.numbers))
+    metrics = np.asarray([found[name].metrics[place] for _, name, place in order])
+    made_of = " ".join([digest({str(n): name for n, name, _ in order}), *(one.made_of for one in found.values())])
+    joined = Opinions(metrics, lambda i: found[order[i][1]][order[i][2]], made_of)
+    rows, _ = fusion_rows([ours[number][1] for number, *_ in order], [joined])
+    examples = fused_examples(run.sub("branches").file(mode), rows, s.fusion, mask="labels", progress=lambda done: None)
+    kept = np.flatnonzero(np.isfinite(metrics)).tolist()
+    return Branch([order[i][0] for i in kept], examples)
+
+
+@dataclass(frozen=True)
+class Arm:
+    """What is learnt. only: rows of one mode, None: of both in the order of `loss`."""
+
+    loss: StageSettings
+    only: Mode | None = None
+
+
+def staged(branches: Mapping[Mode, Branch], arm: Arm, train: TrainSettings, names: Sequence[str]) -> tuple[Data, int]:
+    """The rows of an arm, their order, and the optimizer steps of its first stage.
+
+    The first stage has rows of one mode; the second one, as many in a batch, pairs of rows of one instruction. All arms
+    have as many steps as this, whether they learn both modes from the start (simul) or one alone.
+
+    Args:
+      names: of the instructions.
+
+    Raises:
+      InputError: fewer rows than a batch, or an odd batch.
+    """
+    s, (infer, taught) = arm.loss, (branches["infer"], branches["train"])
+    first, numbers = len(infer.examples), [*infer.numbers, *taught.numbers]
+
+    def example(i: int) -> Example:
+        own = infer.examples[i] if i < first else taught.examples[i - first]
+        return replace(own, index=i, branch=INFERENCE if i < first else TRAINING)
+
+    examples = Lazy(len(numbers), example)
+    lengths = [len(one.rows[0]) for one in examples]
+
+    def ordered(groups: np.ndarray, epochs: float, seed: int) -> Sequence[np.ndarray]:
+        how = {"batch_size": train.batch_size, "bucket_window": train.bucket_window}
+        return grouped_order(groups, lengths, seed=seed, epochs=epochs, **how) if epochs else []
+
+    places = {number: i + first for i, number in enumerate(taught.numbers)}
+    pairs = np.asarray([(i, places[n]) for i, n in enumerate(infer.numbers) if n in places], np.int64).reshape(-1, 2)
+    alone: dict[Mode, np.ndarray] = {
+        "infer": np.arange(first)[:, None], "train": np.arange(first, len(numbers))[:, None]
+    }  # fmt: skip
+    begins = ordered(alone["train" if s.order == "reverse" else "infer"], s.first_epochs, train.seed)
+    both = ordered(pairs, s.both_epochs, train.seed + 1)
+    steps = len(begins) + len(both)
+    if arm.only is not None or s.order == "simul":
+        groups = pairs if arm.only is None else alone[arm.only]
+        begins, both = ordered(groups, steps / (groups.size // train.batch_size), train.seed), []
+    told = [f"{names[n]}, {'own answer' if i < first else 'right answer'}" for i, n in enumerate(numbers)]
+    return Data(examples, told.__getitem__, Stages([begins, both])), len(begins)

@@ -1,0 +1,44 @@
+"""Golden winners of both modes, and the controls that choose otherwise."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from fusion_jax.teachers.advantage import by_reading, by_writing, min_ce, token_mean, vote
+from tests.conftest import GOLDEN
+
+CASES = json.loads((GOLDEN / "profuser.json").read_text())
+RNG = np.random.default_rng(0)
+
+
+def numbers(values) -> np.ndarray:
+    return np.asarray([np.nan if value is None else value for value in values], np.float64)
+
+
+@pytest.mark.parametrize("case", CASES["min_ce"], ids=lambda case: case["note"])
+def test_the_lowest_cross_entropy(case):
+    found = [token_mean(numbers(nll), mask) for nll, mask in zip(case["nll"], case["mask"], strict=True)]
+    np.testing.assert_allclose(found, numbers(case["ce"]), rtol=0, atol=1e-10)
+    assert min_ce(found) == case["winner"] == by_reading(found, "min_ce", RNG)
+
+
+@pytest.mark.parametrize("case", CASES["rm_vote"], ids=lambda case: case["note"])
+def test_the_vote_of_the_judges(case):
+    found = vote(np.asarray(case["scores"]), case["valid"])
+    assert found.votes.tolist() == case["votes"] and found.winner == case["winner"]
+    np.testing.assert_allclose(found.score, numbers(case["tiebreak"]), rtol=0, atol=1e-10)
+
+
+def test_other_ways_to_choose():
+    scores, all_valid = np.asarray([[1.0, 2.0, 0.0], [1.0, 2.0, 0.0], [900.0, 0.0, 100.0]]), [True] * 3
+    assert by_writing(scores, all_valid, "vote", RNG) == 1 == by_writing(scores, all_valid, "first", RNG)
+    assert by_writing(scores, [True, False, True], "vote", RNG) == 0
+    assert by_writing(np.asarray([[0.0, 1.0], [0.0, 1.0], [0.0, -9.0]]), [True] * 2, "mean_z", RNG) == 1
+    assert {by_writing(scores, [True, False, True], "random", RNG) for _ in range(50)} == {0, 2}
+    assert by_writing(np.asarray([[np.nan, 1.0]]), [True] * 2, "vote", RNG) == 1
+    assert by_writing(scores, [False] * 3, "vote", RNG) is None is by_writing(scores, [False] * 3, "random", RNG)
+    assert by_reading([2.0, 1.0, np.nan], "max_ce", RNG) == 0 and by_reading([np.nan] * 2, "random", RNG) is None
+    assert {by_reading([2.0, 1.0, np.inf], "random", RNG) for _ in range(50)} == {0, 1}
