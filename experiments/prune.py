@@ -50,8 +50,7 @@ class Settings(RecoverySettings):
 
     basic: ClassVar = (
         "model", "calibration", "documents", "held_out_texts", "test_prompts", "out", "resume", "seed", "seeds",
-        "blocks", "ratio", "unit", "form", "length", "removed", "compared", "shares", "recovery", "recovery_texts",
-        "train.lora_rank", "train.epochs", "train.optimizer.learning_rate",
+        "blocks", "ratio", "unit", "form", "removed", "compared", "recovery",
     )  # fmt: skip
 
     out: Folder = "runs/prune"

@@ -196,7 +196,7 @@ def help_text(
     parser = argparse.ArgumentParser(
         prog=f"python {_script()}", add_help=False, allow_abbrev=False, description=text.replace("%", "%%"),
         usage=" ".join(["%(prog)s", *bare, "[--preset NAME]" if len(presets) > 1 else "", "[--OPTION VALUE ...]"]),
-        formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=32, width=width),
+        formatter_class=lambda prog: _Layout(prog, max_help_position=32, width=width),
     )  # fmt: skip
     title = "all options" if full else "basic options (all of them: --help-all)"
     values = f"the value of preset '{preset}'" if len(presets) > 1 else "the default"
@@ -215,6 +215,13 @@ def help_text(
             count = "?" if option.item is bool else None
             groups[head].add_argument(option.flag, metavar=option.metavar, help=text, nargs=count)
     return "\n\n".join([parser.format_help().rstrip(), *_meanings(options, width)])
+
+
+class _Layout(argparse.RawDescriptionHelpFormatter):
+    """Names that hold hyphens stay whole."""
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return textwrap.wrap(" ".join(text.split()), width, break_on_hyphens=False)
 
 
 def _meanings(options: Sequence[Option], width: int) -> list[str]:

@@ -287,7 +287,7 @@ def test_a_list_of_known_values_can_be_emptied():
     assert as_arguments(options["compared"]) == ["--compared", "none"]
     assert as_arguments(options["shares"]) == ["--shares", "none"]
     assert parse(presets_of(wrpo), ["--sources", "none"]).sources == ("none",)
-    assert parse(presets_of(wrpo), ["--baselines", "none"]).baselines == ("none",)
+    assert parse(presets_of(seft), ["--baselines", "none"]).baselines == ("none",)
     with pytest.raises(InputError, match="'none' is not one of its choices"):
         parse(presets, ["--compared", "none", "layers"])
 

@@ -1,0 +1,105 @@
+"""ProFuser by one command: who is best in either mode, checked by hand; both stages as one training; refused input."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import transformers
+
+from experiments import profuser
+from fusion_jax.jsonl import read_jsonl
+from fusion_jax.zoo import model_path
+from tests.small import attempt, fails, write
+
+pytestmark = pytest.mark.usefixtures("quick_compiler")
+SOURCES = ("plants-target", "plants-llama", "plants-qwen")
+GIVEN = {
+    "sources": "zoo:plants-llama zoo:plants-qwen", "zoo-instructions": 48, "test-per-skill": 4, "arms": "SFT profuser",
+    "train.batch-size": 8, "train.log-every": 1, "loss.both-epochs": 1, "teacher-batch": 16, "k": 4,
+}  # fmt: skip
+
+
+def words(out: Path, **more: object) -> list[str]:
+    every = GIVEN | {"out": out} | {name.replace("_", "-"): value for name, value in more.items()}
+    return [word for name, value in every.items() if value != "" for word in (f"--{name}", *str(value).split())]
+
+
+@pytest.fixture(scope="module")
+def once(tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("profuser") / "run"
+    attempt(profuser, words(out))
+    return out
+
+
+def test_winners_by_reading_are_those_of_transformers(once):
+    """The mean loss of the answer's tokens and of what ends the turn, in each model's own template."""
+    asked = {one["prompt_id"]: one for one in read_jsonl(once / "instructions.jsonl")}
+    labels = read_jsonl(once / "advantage.jsonl")
+    assert len(labels) == 48
+    for place, name in enumerate(SOURCES):
+        folder = model_path(f"zoo:{name}")
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+        model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+        for label in labels[:5]:
+            one = asked[label["prompt_id"]]
+            chat = [{"role": "user", "content": one["prompt"]}, {"role": "assistant", "content": one["response"]}]
+            opening = tokenizer.apply_chat_template(chat[:1], add_generation_prompt=True, tokenize=False)
+            whole = tokenizer.apply_chat_template(chat, tokenize=False)
+            ids = tokenizer(whole, add_special_tokens=False, return_offsets_mapping=True)
+            scored = torch.tensor([end > len(opening) for _, end in ids["offset_mapping"]])
+            tokens = torch.tensor(ids["input_ids"])
+            with torch.no_grad():
+                losses = torch.nn.functional.cross_entropy(model(tokens[None]).logits[0, :-1], tokens[1:], reduction="none")
+            assert label["ce"][place] == pytest.approx(float(losses[scored[1:]].mean()), rel=1e-4)
+    assert all(label["train_winner"] == SOURCES[int(np.argmin(label["ce"]))] for label in labels)
+
+
+def test_winners_by_writing_have_most_votes(once):
+    answers = {name: read_jsonl(once / f"responses/{name}.jsonl") for name in SOURCES}
+    for number, label in enumerate(read_jsonl(once / "advantage.jsonl")):
+        own = [answers[name][number] for name in SOURCES]
+        assert all(one["prompt_id"] == label["prompt_id"] for one in own) and len(label["scores"]) == 3
+        assert label["valid"] == [bool(one["text"] and one["finished"]) for one in own]
+        scores = np.where(label["valid"], np.asarray(label["scores"], float), -np.inf)
+        votes = np.bincount(scores.argmax(1), minlength=3)
+        if any(label["valid"]):
+            assert votes.tolist() == label["votes"] and votes[SOURCES.index(label["infer_winner"])] == votes.max()
+
+
+def test_both_arms_have_as_many_steps_and_learn(once):
+    found = {name: read_jsonl(once / f"arms/{name}/metrics.jsonl") for name in ("SFT", "profuser")}
+    assert len({len(records) for records in found.values()}) == 1
+    ours = found["profuser"]
+    first = sum(record["weight/infer"] == 1.0 for record in ours)
+    assert 0 < first < len(ours)
+    assert all((r["weight/infer"], r["weight/train"]) == (1.0, 0.0) for r in ours[:first])
+    assert all((r["weight/infer"], r["weight/train"]) == pytest.approx((0.1, 1.0)) for r in ours[first:])
+    assert all(r["weight/train"] == 1.0 for r in found["SFT"])
+    assert found["SFT"][-1]["nll/train"] < found["SFT"][0]["nll/train"]
+    report = (once / "report.md").read_text()
+    for told in ("wins by reading", "unanimous votes", "tokens reached, infer", "Bits per byte", "plants-qwen"):
+        assert told in report
+    results = json.loads((once / "results.json").read_text())
+    assert {"SFT", "profuser", "plants-target"} <= set(results) and "bits per byte" in results["profuser"]
+    transformers.AutoModelForCausalLM.from_pretrained(once / "model")
+
+
+@pytest.mark.parametrize(("more", "told"), [
+    ({"judges": "none-of-them"}, "--judges"), ({"judges": "zoo:plants-llama"}, "has 0 scores"),
+    ({"sample.num-samples": 2}, "answers an instruction once"), ({"least-coverage": 0.9999}, "tokens get a row of 'plants-"),
+    ({"train.batch-size": 7}, "'batch_size': 7 is no multiple of the 2 examples"), ({"arms": "SFT SFT"}, "'SFT' stands twice"),
+    ({"instructions": "TURNS"}, "record 1, field 'prompt': has a system message or more than one user message"),
+    ({"instructions": "PLAIN", "verifiers": "fields"}, "answer"), ({"loss.first-epochs": 0, "loss.both-epochs": 0}, "no step"),
+    ({"sources": "zoo:plants-target"}, "two models are called 'plants-target'"),
+], ids=lambda value: "-".join(value) if isinstance(value, dict) else "")  # fmt: skip
+def test_what_cannot_be_done_is_refused(tmp_path, capsys, more, told):
+    turns = [{"role": r, "content": "a b"} for r in ("user", "assistant", "user", "assistant")]
+    made = {"TURNS": [{"messages": turns}], "PLAIN": [{"prompt": "Describe ba de fi go.", "response": "red"}]}
+    for name, value in more.items():
+        if value in made:
+            more = more | {name: write(tmp_path / "given.jsonl", made[value])}
+    fails(profuser, words(tmp_path / "run", **more), capsys, told)
