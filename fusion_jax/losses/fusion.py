@@ -1,11 +1,13 @@
-"""Fusion of teachers' next-token distributions: sparse targets, MinCE and AvgCE, cross-entropy and KL.
+"""Fusion of teachers' next-token distributions: sparse targets, MinCE and AvgCE, and divergences from them.
 
 FuseLLM (arXiv 2401.10491) and FuseChat (arXiv 2408.07990); sections 8 and 9 of the specification. A target is the few
-entries that a teacher gave mass to: no array over the vocabulary exists.
+entries that a teacher gave mass to: no array over the vocabulary exists. The divergences read the student's log-probs
+of these entries, which `ops.linear_logprobs` makes in chunks of the vocabulary.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal, NamedTuple, get_args
 
 import jax
@@ -16,11 +18,12 @@ from fusion_jax.losses.reductions import Mean, divide, weighted
 
 Array = jax.Array
 Rounding = Literal["none", "bfloat16"]
-Tail = Literal["none", "bucket"]
-Kind = Literal["ce", "kl"]
+Tail = Literal["none", "renormalise", "bucket", "ignore"]
+Kind = Literal["ce", "kl", "reverse_kl", "jsd", "tv"]
 Ties = Literal["first", "last"]
 Function = Literal["mince", "avgce"]
 Schedule = Literal["hard", "hard_and_decay"]
+Order = Literal["progressive", "simul", "reverse"]
 LEAST_MASS = 1e-6  # what 1 - sum p is held above: float32 does not tell less from rounding
 
 
@@ -34,6 +37,20 @@ class Target(NamedTuple):
 def _check(name: str, value: str, choices: Any) -> None:
     if value not in get_args(choices):
         raise ValueError(f"{name} must be {' or '.join(map(repr, get_args(choices)))}, not {value!r}")
+
+
+class _Compared(NamedTuple):
+    """The classes [...,C] that a divergence compares: the teacher's mass, the student's log-probs and mass, all 0 where
+    the teacher gives none; least: what log t is held above in reverse_kl, 0 where nothing is.
+
+    astray: [...], the student's mass on ids that the teacher gives 0 and that count.
+    """
+
+    probs: Array
+    logprobs: Array
+    student: Array
+    least: Array
+    astray: Array
 
 
 def _rounded(x: Array, rounding: Rounding) -> Array:
@@ -183,31 +200,91 @@ def divergence(
     *,
     kind: Kind = "ce",
     tail: Tail = "none",
+    beta: float = 0.5,
     rounding: Rounding = "none",
 ) -> Mean:
-    """Cross-entropy -sum t log p, or forward KL sum t (log t - log p), of the positions where `mask` is positive.
+    """How far the student p is from the teacher t, as a sum over the positions where `mask` is positive.
+
+    With m = beta t + (1 - beta) p, and sums over the classes that `tail` says, 0 log 0 = 0:
+
+      ce          -sum t log p
+      kl          sum t (log t - log p), forward KL: the student covers what the teacher may say
+      reverse_kl  sum p (log p - log t): the student keeps to what the teacher finds probable
+      jsd         beta KL(t || m) + (1 - beta) KL(p || m), generalised Jensen-Shannon (GKD, arXiv 2306.13649, eq. 1)
+      tv          0.5 sum |t - p|, total variation, at most 1
+
+    beta is the teacher's weight: jsd / beta tends to kl as beta falls to 0, and jsd / (1 - beta) to reverse_kl as it
+    rises to 1; at 0.5 it is the symmetric one.
 
     Args:
       logprobs: float[...,K], the student's log-probs of `target.ids`, of any value, -inf too, where the target has no
         mass; mask: [...].
-      tail: what becomes of mass that the target does not list. "none": it counts as 0, and a target that does not sum
-        to 1 is taken as it is (the published form, whose targets are renormalised). "bucket": all that is not listed
-        is one more class, of the teacher and of the student.
+      tail: what becomes of the ids that the target does not list.
+        "none": the teacher gives them 0 and is taken as it is, the student is whole (the published form, whose targets
+          `teacher_target` renormalises). Their student's mass counts in jsd and tv; in reverse_kl, where it costs
+          infinitely much, it is left out, so that a student who leaves the list pays nothing: take another tail.
+        "renormalise": both sides are renormalised over the list: they are compared given that the token is on it.
+        "bucket": all of them are one more class, of the teacher and of the student; its mass is held above
+          `LEAST_MASS` where a logarithm is taken of it.
+        "ignore": no term. Neither side is renormalised, so a divergence can be negative.
+      rounding: of the entropy in "kl".
+
+    Where the list is the whole vocabulary and both sum to 1, all tails give the textbook's divergence.
+
+    >>> t, p = Target(jnp.asarray([[3, 9]]), jnp.asarray([[0.5, 0.25]])), jnp.log(jnp.asarray([[0.25, 0.25]]))
+    >>> for tail in ("none", "renormalise", "bucket", "ignore"):
+    ...     print(tail, f"{divergence(p, t, jnp.ones(1), kind='tv', tail=tail).total:.3f}")
+    none 0.375
+    renormalise 0.167
+    bucket 0.250
+    ignore 0.125
     """
     _check("kind", kind, Kind)
     _check("tail", tail, Tail)
-    probs = target.probs
-    logprobs = jnp.where(probs > 0, logprobs, 0.0)
-    if tail == "bucket":
-        listed = jnp.where(probs > 0, jnp.exp(logprobs), 0.0).sum(-1, keepdims=True)
-        rest = jnp.clip(1.0 - probs.sum(-1, keepdims=True), 0.0, 1.0)
-        probs = jnp.concatenate([probs, rest], -1)
-        logprobs = jnp.concatenate([logprobs, jnp.log(jnp.clip(1.0 - listed, LEAST_MASS, 1.0))], -1)
-    values = -(probs * logprobs).sum(-1)
-    if kind == "kl":
-        safe = jnp.where(probs > 0, probs, 1.0)
-        values += _rounded(probs * _rounded(jnp.log(safe), rounding), rounding).sum(-1)
+    if not 0 < beta < 1:
+        raise InputError(f"{beta} is out of range", field="beta", cure="Give more than 0 and less than 1")
+    probs, logprobs, student, least, astray = _compared(logprobs, target.probs, tail)
+    finite = jnp.where(student > 0, logprobs, 0.0)
+    match kind:
+        case "ce":
+            values = -(probs * logprobs).sum(-1)
+        case "kl":
+            values = -(probs * logprobs).sum(-1)
+            values += _rounded(probs * _rounded(_log(probs), rounding), rounding).sum(-1)
+        case "reverse_kl":
+            values = (student * (finite - _log(jnp.maximum(probs, least)))).sum(-1)
+        case "jsd":
+            mixture = _log(beta * probs + (1.0 - beta) * student)
+            values = beta * (probs * (_log(probs) - mixture)).sum(-1)
+            values += (1.0 - beta) * ((student * (finite - mixture)).sum(-1) - astray * math.log(1.0 - beta))
+        case "tv":
+            values = 0.5 * (jnp.abs(probs - student).sum(-1) + astray)
     return weighted(values, mask)
+
+
+def _compared(logprobs: Array, probs: Array, tail: Tail) -> _Compared:
+    """logprobs and probs [...,K] as `divergence` gets them."""
+    listed = probs > 0
+    logprobs = jnp.where(listed, logprobs, 0.0)
+    if tail == "renormalise":
+        mass = probs.sum(-1, keepdims=True)
+        probs = probs / jnp.where(mass > 0, mass, 1.0)
+        whole = jax.nn.logsumexp(jnp.where(listed, logprobs, jnp.finfo(logprobs.dtype).min), -1, keepdims=True)
+        logprobs = jnp.where(listed, logprobs - whole, 0.0)
+    student = jnp.where(listed, jnp.exp(logprobs), 0.0)
+    rest = jnp.clip(1.0 - student.sum(-1, keepdims=True), 0.0, 1.0)
+    least = jnp.zeros_like(student)
+    if tail == "bucket":
+        unlisted = jnp.clip(1.0 - probs.sum(-1, keepdims=True), 0.0, 1.0)
+        probs, student = jnp.concatenate([probs, unlisted], -1), jnp.concatenate([student, rest], -1)
+        logprobs = jnp.concatenate([logprobs, jnp.log(jnp.maximum(rest, LEAST_MASS))], -1)
+        least = jnp.concatenate([least, jnp.full_like(rest, LEAST_MASS)], -1)
+    return _Compared(probs, logprobs, student, least, rest[..., 0] if tail == "none" else jnp.zeros_like(rest[..., 0]))
+
+
+def _log(mass: Array) -> Array:
+    """log, and 0 where there is no mass."""
+    return jnp.log(jnp.where(mass > 0, mass, 1.0))
 
 
 def fused_loss(language: Mean, fusion: Mean, weights: tuple[Array | float, Array | float]) -> Mean:
@@ -224,6 +301,25 @@ def scheduled_weights(
     progress = step / max(num_steps, 1) if schedule == "hard_and_decay" else 0.0
     now = weight + (1.0 - weight) * progress
     return now, 1.0 - now
+
+
+def progressive_weights(
+    step: Array | int, *, first_steps: int, order: Order = "progressive", kept: float = 0.1
+) -> tuple[Array, Array]:
+    """ProFuser's (w1, w2) of a step, the weights of inference and training mode (arXiv 2408.04998).
+
+    (1, 0) in the first stage and (kept, 1) behind it; "reverse" with the modes exchanged; "simul" (1, 1) throughout.
+
+    >>> print(*(tuple(map(float, progressive_weights(step, first_steps=1, kept=0.25))) for step in (0, 1)))
+    (1.0, 0.0) (0.25, 1.0)
+    """
+    _check("order", order, Order)
+    later = jnp.asarray(step) >= first_steps
+    one = jnp.ones(later.shape)
+    if order == "simul":
+        return one, one
+    before, behind = jnp.where(later, kept, 1.0), jnp.where(later, 1.0, 0.0)
+    return (before, behind) if order == "progressive" else (behind, before)
 
 
 def soft_weights(scores: Array, fusion: Function, *, rounding: Rounding = "none") -> tuple[Array, Array]:

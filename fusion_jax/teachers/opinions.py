@@ -97,7 +97,7 @@ def source_opinions(
       whole: both read the same text, which is aligned from end to end; else only the documents' contents are, each
         with its counterpart, and the token before each.
     """
-    if settings.rules == "chat_v1" and fusion.tail == "bucket":
+    if settings.rules == "chat_v1" and fusion.keeps_mass:
         raise InputError("needs probabilities, and chat_v1 scales logits", field="tail", cure='Set it to "none"')
     if settings.tokens == "prefix":
         return _by_prefixes(folder, pivot, source, settings, fusion)

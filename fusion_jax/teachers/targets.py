@@ -285,7 +285,7 @@ def fuse(rows: Sequence[FusionRow], settings: FusionSettings, *, mask: Mask, res
 def _check(s: FusionSettings, teachers: int) -> None:
     if teachers - (not s.pivot) < 1:
         raise InputError("there is no teacher", field="pivot", cure="Give a source, or take the pivot as a teacher")
-    if s.tail == "bucket" and (s.temperature != 1.0 or s.rounding != "none"):
+    if s.keeps_mass and (s.temperature != 1.0 or s.rounding != "none"):
         raise InputError("keeps probabilities as they are", field="tail", cure="Set temperature 1 and no rounding")
     if s.choice == "token" and s.function != "mince":
         raise InputError("goes with mince only", field="choice", cure='Set it to "sample"')
@@ -348,7 +348,7 @@ def _fused(teachers: list[_Views], labels: Array, s: FusionSettings) -> tuple[Ta
 
 def _target(views: _Views, s: FusionSettings) -> Target:
     ids, logprobs, counts = (jnp.asarray(x) for x in views[:3])
-    if s.tail == "none":
+    if not s.keeps_mass:
         return teacher_target(ids, logprobs, counts, temperature=s.temperature, rounding=s.rounding)
     exists = jnp.arange(ids.shape[-1]) < counts[..., None]
     certain = (views.rule == RowRule.FALLBACK)[..., None]

@@ -6,6 +6,7 @@ They stand beside those of `train.objectives` and read `Scores.values`: what eac
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import jax
@@ -18,7 +19,7 @@ from fusion_jax.losses.infifpo import Distance, Fused, Fusion, fused_reference
 from fusion_jax.settings import bounded
 from fusion_jax.train.objective import Metrics, Objective, Progress
 from fusion_jax.train.objectives import means_of
-from fusion_jax.train.scores import Scores
+from fusion_jax.train.scores import Scores, group_tokens
 
 Array = jax.Array
 
@@ -200,4 +201,4 @@ def reviser(label_weight: float = 1.0) -> Objective:
         kinds = {"label": LABEL, "revision": REVISION}
         return mean, {f"nll/{name}": losses.sft(scores.logprobs, groups == g)[0] for name, g in kinds.items()}
 
-    return Objective("reviser", ("response",), loss, groups=2)
+    return Objective("reviser", ("response",), loss, counts=partial(group_tokens, groups=2))

@@ -22,7 +22,7 @@ Metrics = dict[str, Mean | Count]
 class Progress(NamedTuple):
     """How far a run is. step: optimizer steps that are done, a scalar array; total: those of the whole run.
 
-    tokens: float[groups], the tokens of each group in the whole optimizer step (`Objective.groups`).
+    tokens: float[n], what `Objective.counts` counts, of the whole optimizer step.
     """
 
     step: Array
@@ -42,7 +42,8 @@ class Objective:
     reference: whether the loss reads `Scores.reference`, log-probs under the model that training starts from.
     targets: whether the loss reads teachers' distributions, `Scores.targets`.
     head: which head of the model is read, the language model's or that of a reward model, with one score.
-    groups: how many groups of tokens the loss takes means of its own of; it finds their sizes in `Progress.tokens`.
+    counts: of a micro-batch, float[n], how many tokens each mean that the loss takes by itself is over; the loss finds
+      their sums over the optimizer step in `Progress.tokens`.
     scores: the forward pass; a method with another one (an encoder, a retriever, frozen teachers) brings its own.
     """
 
@@ -52,5 +53,5 @@ class Objective:
     reference: bool = False
     targets: bool = False
     head: Literal["language", "reward"] = "language"
-    groups: int = 0
+    counts: Callable[[TokenBatch], Array] | None = None
     scores: Callable[[Params, ModelConfig, TokenBatch, Compute], Scores] = score

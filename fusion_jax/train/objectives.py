@@ -3,19 +3,32 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from fusion_jax import losses
+from fusion_jax.align.classes import CLASSES
 from fusion_jax.errors import InputError
 from fusion_jax.losses import Mean, Pair, Quad, weighted
-from fusion_jax.losses.fusion import Target, complement, divergence, fused_loss, scheduled_weights
+from fusion_jax.losses.fusion import (
+    Kind,
+    Order,
+    Tail,
+    Target,
+    complement,
+    divergence,
+    fused_loss,
+    progressive_weights,
+    scheduled_weights,
+)
 from fusion_jax.settings import bounded
-from fusion_jax.teachers.settings import FusionSettings
+from fusion_jax.teachers.settings import FusionSettings, check_divergence
 from fusion_jax.train.objective import Metrics, Objective, Progress
-from fusion_jax.train.scores import Scores, reward
+from fusion_jax.train.scores import Scores, compared_tokens, reward
 
 Array = jax.Array
 
@@ -82,6 +95,28 @@ class RewardSettings:
         bounded(self, "center", least=0)
 
 
+@dataclass(frozen=True)
+class ProfuserSettings:
+    """ProFuser (arXiv 2408.04998): cross-entropy of a text plus the divergence from its best teacher, in two modes."""
+
+    beta: float = 0.1
+    """Weight of the divergence beside the cross-entropy."""
+    kind: Kind = "kl"
+    """The divergence of the student from the teacher."""
+    jsd_beta: float = 0.5
+    """The teacher's weight in jsd."""
+    tail: Tail = "none"
+    """A teacher's mass outside its k entries, as for other fusions."""
+    order: Order = "progressive"
+    """First inference mode, then mainly training mode (progressive), the other way round (reverse), both (simul)."""
+    kept: float = 0.1
+    """Weight of the first stage's mode in the second one."""
+
+    def __post_init__(self) -> None:
+        bounded(self, "beta", "kept", least=0)
+        check_divergence(self.kind, self.tail, self.jsd_beta)
+
+
 WITHOUT_REFERENCE = ("simpo", "simpo_hinge", "wrpo_simpo", "orpo")
 
 
@@ -98,18 +133,28 @@ def sft() -> Objective:
     return Objective("sft", ("response",), loss)
 
 
-def fusion(settings: FusionSettings) -> Objective:
-    """lambda * L_LM + (1 - lambda) * L_fuse of examples with targets; the means are those of each micro-batch."""
+def fusion(settings: FusionSettings, classes: np.ndarray | None = None) -> Objective:
+    """lambda * L_LM + (1 - lambda) * L_fuse of examples with targets; the means are those of each micro-batch.
+
+    Args:
+      classes: uint8[vocabulary], `align.classes.token_classes`; then the metrics tell how much probability the targets
+        of scored tokens hold, by class of token. Without renormalising, the rest is unlisted or had no image.
+    """
     s = settings
+    kept = None if classes is None or not s.keeps_mass else np.asarray(classes)
+    apart = partial(divergence, kind=s.kind, tail=s.tail, beta=s.jsd_beta, rounding=s.rounding)
 
     def loss(scores: Scores, progress: Progress) -> tuple[Mean, Metrics]:
         assert scores.targets is not None and scores.target_logprobs is not None
         target = Target(scores.targets.ids, scores.targets.probs)
         mask = (target.probs > 0).any(-1) * scores.weights[:, None, None]
         language, metrics = losses.sft(scores.logprobs, scores.mask)
+        if kept is not None:
+            metrics |= _mass_by_class(scores, target, jnp.asarray(kept))
         if s.schedule == "soft":
-            return _soft_loss(s, scores, target, mask), metrics
-        fused = divergence(scores.target_logprobs, target, mask, kind=s.kind, tail=s.tail, rounding=s.rounding)
+            each = losses.divide(jax.vmap(apart)(scores.target_logprobs, target, mask))
+            return _soft_loss(s, scores, each), metrics
+        fused = apart(scores.target_logprobs, target, mask)
         now = scheduled_weights(progress.step, weight=s.weight, num_steps=progress.total, schedule=s.schedule)
         one = jnp.ones(())
         metrics |= {"loss/language": language, "loss/fusion": fused, "lambda": Mean(now[0] * one, one)}
@@ -118,17 +163,57 @@ def fusion(settings: FusionSettings) -> Objective:
     return Objective("fusion", ("text",), loss, targets=True)
 
 
-def _soft_loss(s: FusionSettings, scores: Scores, target: Target, mask: Array) -> Mean:
-    """Mean over examples of (1 - m) L_LM + m L_fuse, each example with its own m and its own means."""
-    assert scores.targets is not None and scores.target_logprobs is not None
+def _mass_by_class(scores: Scores, target: Target, classes: Array) -> Metrics:
+    """What the targets of scored tokens sum to, of all and by class of the token that is to be predicted."""
+    assert scores.labels is not None
+    mass, kinds = target.probs.sum(-1), classes[scores.labels]
+    found: Metrics = {"mass": weighted(mass, scores.mask)}
+    return found | {f"mass/{n}": weighted(mass, scores.mask * (kinds == c)) for c, n in enumerate(CLASSES)}
 
-    def of_one(logprobs: Array, target: Target, mask: Array) -> Mean:
-        return divergence(logprobs, target, mask, kind=s.kind, tail=s.tail, rounding=s.rounding)
 
-    fused = losses.divide(jax.vmap(of_one)(scores.target_logprobs, target, mask))
+def _soft_loss(s: FusionSettings, scores: Scores, fused: Array) -> Mean:
+    """Mean over examples of (1 - m) L_LM + m L_fuse, each example with its own m and means. fused: float[B], L_fuse."""
+    assert scores.targets is not None
     language = losses.divide(jax.vmap(weighted)(-scores.logprobs, scores.mask))
     share = scores.targets.share
     return weighted(complement(share, s.rounding) * language + share * fused, scores.weights)
+
+
+INFERENCE, TRAINING = 0, 1  # `Example.branch` of ProFuser's rows
+
+
+def profuser(settings: ProfuserSettings, first_steps: int) -> Objective:
+    """w1 L_Infer + w2 L_Train, each L = cross-entropy + beta KL of the rows of one branch.
+
+    The four means are over the whole optimizer step, however it falls into micro-batches, so that short rows count no
+    more than their tokens; one without tokens is 0. A branch whose weight is 0 gets a gradient of exactly 0. KL is over
+    the scored tokens that have a target.
+
+    Args:
+      first_steps: optimizer steps of the first stage; the weights of a step are computed from its number, so both
+        stages are one program.
+    """
+    s = settings
+
+    def loss(scores: Scores, progress: Progress) -> tuple[Mean, Metrics]:
+        assert scores.targets is not None and scores.target_logprobs is not None
+        assert scores.branch is not None and progress.tokens is not None
+        target, sizes = Target(scores.targets.ids, scores.targets.probs), progress.tokens
+        weights = progressive_weights(progress.step, first_steps=first_steps, order=s.order, kept=s.kept)
+        total, metrics = jnp.zeros((), scores.logprobs.dtype), dict[str, Mean | losses.Count]()
+        for branch, name in ((INFERENCE, "infer"), (TRAINING, "train")):
+            mask = scores.mask * (scores.branch == branch)[:, None, None]
+            taught = mask * (target.probs > 0).any(-1)
+            language = weighted(-scores.logprobs, mask)
+            apart = divergence(scores.target_logprobs, target, taught, kind=s.kind, tail=s.tail, beta=s.jsd_beta)
+            scored, compared = (jnp.maximum(size, 1) for size in (sizes[2 * branch], sizes[2 * branch + 1]))
+            total += weights[branch] * (language.total / scored + s.beta * apart.total / compared)
+            metrics |= {f"nll/{name}": language, f"{s.kind}/{name}": apart}
+            metrics[f"weight/{name}"] = Mean(weights[branch] * jnp.ones(()), jnp.ones(()))
+        share = scores.mask.sum() / jnp.maximum(sizes[0] + sizes[2], 1)
+        return Mean(total, share), metrics
+
+    return Objective("profuser", ("text",), loss, targets=True, counts=partial(compared_tokens, branches=2))
 
 
 def means_of(metrics: dict[str, Array], weights: Array) -> Metrics:

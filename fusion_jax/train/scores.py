@@ -28,7 +28,7 @@ class Scores(NamedTuple):
     logprobs, mask: float[B,G,T] of the tokens behind the prompt ([R,G,T] of packed rows), zero where not scored (a
     reward model's are scores); sequence: float[B,G] their sums; lengths: float[B,G] how many; reference: float[B,G]
     sums under the reference; weights: float[B], 0 for an example that only fills the batch. groups, branch, values: the
-    batch's, see `data.batches`.
+    batch's, see `data.batches`. labels: int[B,G,T], the tokens that are predicted.
     targets: the batch's, with target_logprobs float[B,G,T,K] of their ids.
     routing: of a model with experts, what its routers did with the tokens that something scored depends on.
     """
@@ -45,6 +45,7 @@ class Scores(NamedTuple):
     branch: Array | None = None
     values: Array | None = None
     routing: Routing | None = None
+    labels: Array | None = None
 
 
 def score(params: Params, config: ModelConfig, batch: TokenBatch, compute: Compute) -> Scores:
@@ -85,6 +86,7 @@ def _scores(values: Array, batch: TokenBatch, routing: Routing | None, of_target
         branch=batch.branch,
         values=batch.values,
         routing=routing,
+        labels=batch.labels,
     )
 
 
@@ -92,6 +94,14 @@ def group_tokens(batch: TokenBatch, groups: int) -> Array:
     """float[groups], how many tokens of each group the examples of a micro-batch have (`Example.groups`, from 1)."""
     each = batch.groups[..., None] == jnp.arange(1, groups + 1)
     return (each * _token_weights(batch)[..., None]).sum((0, 1, 2))
+
+
+def compared_tokens(batch: TokenBatch, branches: int) -> Array:
+    """float[2 branches]: of the examples of each branch, the scored tokens, and those of them that have a target."""
+    assert batch.targets is not None  # such rows are not packed
+    scored = batch.scored * batch.weights[:, None, None]
+    kinds = jnp.stack([scored.sum((1, 2)), (scored * (batch.targets.probs > 0).any(-1)).sum((1, 2))], -1)
+    return (kinds[:, None] * (batch.branch[:, None] == jnp.arange(branches))[..., None]).sum(0).reshape(-1)
 
 
 def _segments(batch: TokenBatch) -> Array:

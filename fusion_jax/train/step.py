@@ -24,7 +24,7 @@ from fusion_jax.models.experts import balance
 from fusion_jax.models.lora import Lora, joined
 from fusion_jax.sharding import constrain, data_ways, local_rows, named
 from fusion_jax.train.objective import Metrics, Objective, Progress
-from fusion_jax.train.scores import Scores, group_tokens, score
+from fusion_jax.train.scores import Scores, score
 from fusion_jax.train.state import Params, TrainState
 
 Array = jax.Array
@@ -56,7 +56,7 @@ def make_eval_step(
     def evaluate(params: Params, batch: TokenBatch, step: Array) -> Metrics:
         batch = _place(batch, compute.mesh)
         scores = objective.scores(params, config, batch, compute)
-        tokens = group_tokens(batch, objective.groups) if objective.groups else None
+        tokens = objective.counts(batch) if objective.counts else None
         loss, metrics = objective.loss(scores, Progress(step, total, tokens))
         return {"loss": loss, **metrics, **_balance(scores)}
 
@@ -124,8 +124,8 @@ def make_train_step(
         state: TrainState, batches: TokenBatch, start: Params | None = None
     ) -> tuple[TrainState, dict[str, Array]]:
         gradient, tokens = jax.grad(micro, has_aux=True), None
-        if objective.groups:
-            tokens = jax.vmap(lambda batch: group_tokens(batch, objective.groups))(batches).sum(0)
+        if objective.counts:
+            tokens = jax.vmap(objective.counts)(batches).sum(0)
         progress = Progress(state.step, total, tokens)
 
         def body(grads: Params, batch: TokenBatch) -> tuple[Params, tuple[Metrics, Array]]:
