@@ -29,6 +29,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 from fusion_jax.models.folder import Model
+from fusion_jax.models.int8 import Weights
 from fusion_jax.options import Folder
 from fusion_jax.plan.command import run as run_experiment
 from fusion_jax.plan.parts import Part, Rewarding, Sampling, Teaching, Training
@@ -67,7 +68,7 @@ class Settings(AdvantageSettings):
 
 
 ADAMW = OptimizerSettings(
-    learning_rate=1e-5, beta2=0.95, weight_decay=0.1, warmup_ratio=0.03, max_grad_norm=1.0, schedule="cosine"
+    learning_rate=1e-5, beta2=0.95, weight_decay=0.1, warmup_ratio=0.03, schedule="cosine"
 )
 PRESETS = {
     "tiny": Settings(
@@ -149,10 +150,10 @@ def parts(s: Settings) -> list[Part]:
     models = [("--target", s.target), *(("--sources", source) for source in s.sources)]
     found: list[Part] = [Rewarding(judge, s.train, named="--judges") for judge in s.judges]
     for number, (option, model) in enumerate(models):
-        weights = s.source_weights if number else "stored"
-        how = {"named": option, "planned": not number, "weights": weights}
-        found.append(Teaching(f"reading {model}", model, s.train, s.teacher_batch, s.max_length, s.k, **how))
-        found.append(Sampling(f"sampling {model}", model, s.sample, **how))
+        weights: Weights = s.source_weights if number else "stored"
+        read = Teaching(f"reading {model}", model, s.train, s.teacher_batch, s.max_length, s.k, named=option)
+        written = Sampling(f"sampling {model}", model, s.sample, named=option)
+        found += [replace(part, planned=not number, weights=weights) for part in (read, written)]
     objective = objectives.profuser(s.loss, 1)
     return [*found, Training("ProFuser", s.target, objective, s.train, s.max_length, length="--max-length", k=s.k)]
 

@@ -21,7 +21,7 @@ from fusion_jax.models.folder import tokenizer_of
 from fusion_jax.runs.advantages import Panel
 from fusion_jax.settings import bounded
 from fusion_jax.store.manifest import digest
-from fusion_jax.teachers.opinions import Reading, own_opinions, source_opinions
+from fusion_jax.teachers.opinions import Reading, own_opinions, part_of, source_opinions
 from fusion_jax.teachers.targets import Opinions, fused_examples, fusion_rows
 from fusion_jax.train.objectives import INFERENCE, TRAINING, ProfuserSettings
 from fusion_jax.train.settings import TrainSettings
@@ -72,7 +72,7 @@ def right_answers(panel: Panel, labels: Sequence[Record], readings: Mapping[str,
     like = readings[panel.names[0]]
     ours = dict(enumerate(zip(like.documents, like.texts, strict=True)))
     won = {name: numbers_won(labels, "train", name) for name in panel.names}
-    parts = {name: Won(some, _part(readings[name], some)) for name, some in won.items() if some}
+    parts = {name: Won(some, part_of(readings[name], some)) for name, some in won.items() if some}
     return _branch(panel, "train", parts, ours, like)
 
 
@@ -104,13 +104,6 @@ def numbers_won(labels: Sequence[Record], mode: Mode, name: str) -> list[int]:
     return [i for i, label in enumerate(labels) if label[f"{mode}_winner"] == name]
 
 
-def _part(reading: Reading, numbers: Sequence[int]) -> Reading:
-    """What a model read of some of its documents."""
-    documents, texts = [reading.documents[i] for i in numbers], [reading.texts[i] for i in numbers]
-    rows = Lazy(len(numbers), lambda i: reading.rows[numbers[i]])
-    return reading._replace(documents=documents, texts=texts, rows=rows)
-
-
 def _branch(panel: Panel, mode: Mode, parts: Mapping[str, Won], ours: Mapping[int, Ours], like: Reading) -> Branch:
     """One example for each instruction that a source won, in the order of the instructions.
 
@@ -129,7 +122,7 @@ def _branch(panel: Panel, mode: Mode, parts: Mapping[str, Won], ours: Mapping[in
             found[name] = own_opinions(won.reading, s.fusion)
             continue
         documents, texts = zip(*(ours[i] for i in won.numbers), strict=True)
-        pivot = like._replace(documents=documents, texts=texts, rows=())
+        pivot = like._replace(documents=documents, texts=texts)  # whose rows are not asked for
         folder = run.sub("aligned").file(name if s.align.tokens == "prefix" else f"{mode}-{name}")
         with run.timed(f"aligning {mode}, {name}"):
             found[name], rules = source_opinions(

@@ -7,6 +7,7 @@ spec sections 2 to 6).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,7 +26,7 @@ from fusion_jax.data.documents import Document, TeacherRow, TeacherText, encode_
 from fusion_jax.errors import InputError
 from fusion_jax.hosts.agree import agreed_exists, on_first
 from fusion_jax.hosts.join import this_host
-from fusion_jax.lazy import Lazy
+from fusion_jax.lazy import Indexed, Lazy
 from fusion_jax.models.compute import Compute
 from fusion_jax.models.folder import Model
 from fusion_jax.store.parts import digest
@@ -45,7 +46,29 @@ class Reading(NamedTuple):
     turn_end: int | None
     documents: Sequence[Document]
     texts: Sequence[TeacherText]
-    rows: TeacherStore
+    rows: TeacherStore | SomeRows
+
+
+class SomeRows(Indexed[TeacherRow]):
+    """Some of a teacher's rows; identity: as of a store of these documents alone."""
+
+    def __init__(self, rows: TeacherStore, numbers: Sequence[int]) -> None:
+        self._rows, self._numbers = rows, numbers
+        of = f"{rows.identity.documents} {digest([np.asarray(numbers, np.int64)])}"
+        self.identity = replace(rows.identity, documents=of, records=len(numbers))
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def _at(self, i: int) -> TeacherRow:
+        return self._rows[self._numbers[i]]
+
+
+def part_of(reading: Reading, numbers: Sequence[int]) -> Reading:
+    """What a model made of some of its documents."""
+    assert isinstance(reading.rows, TeacherStore)
+    documents, texts = [reading.documents[i] for i in numbers], [reading.texts[i] for i in numbers]
+    return reading._replace(documents=documents, texts=texts, rows=SomeRows(reading.rows, numbers))
 
 
 def read_documents(
@@ -240,6 +263,7 @@ def _rules(
         counts = count_pairs(triples, *views)
     if not there:
         ids = ((p.ids, s.ids) for p, s in zip(pivot.texts, source.texts, strict=True))
+        on_first(lambda: folder.mkdir(parents=True, exist_ok=True))
         on_first(lambda: settings.make_map(views, counts, ids).save(file))
     pairs = _special_pairs(pivot, source) if settings.special_pairs else ()
     return settings.rules_of(views, load_map(file, *views), counts, pairs)
