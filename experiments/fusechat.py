@@ -37,7 +37,7 @@ from fusion_jax.options import Folder
 from fusion_jax.plan.command import run as run_experiment
 from fusion_jax.plan.parts import Merging, Part
 from fusion_jax.runs.checks import check_arms, check_names, model_name
-from fusion_jax.runs.corpora import ChatSettings, chat_corpus
+from fusion_jax.runs.corpora import ChatModelSettings, chat_corpus
 from fusion_jax.runs.desk import Desk
 from fusion_jax.runs.fusing import ALONE, TINY_TRAINING, UNTAUGHT, Arm, Fusing, fusing_parts
 from fusion_jax.runs.page import conduct
@@ -52,7 +52,7 @@ ArmName = Literal["SFT", "pairwise", "KD", "Multi"]
 
 
 @dataclass(frozen=True)
-class Settings(ChatSettings):
+class Settings(ChatModelSettings):
     """Chat models and chats."""
 
     basic: ClassVar = (

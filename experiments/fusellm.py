@@ -129,9 +129,10 @@ def fuse(s: Settings, desk: Desk) -> Measures:
     fusing = Fusing(desk, s, corpus, mask="all", whole=True, packing=s.packing)
     target, *sources = map(fusing.read, folders)
     start = fusing.load(folders[target.name])
-    best = min(sources, key=lambda source: stored_surprise(source.rows, source.documents).bits_per_byte)
-    readings = {reading.name: reading for reading in (target, *sources)}
-    for name, arm in arms_of(s, best.name).items():
+    readings, best = {reading.name: reading for reading in (target, *sources)}, ""
+    if "KD" in s.arms:
+        best = min(sources, key=lambda source: stored_surprise(source.rows, source.documents).bits_per_byte).name
+    for name, arm in arms_of(s, best).items():
         fused = fusing.trained(name, arm, start, readings)
     desk.export(fused, made_from=[f"arms/{name}/model"])
     return fusing.report(before=target.name, plain="CLM")

@@ -143,6 +143,11 @@ def align_rows(
     return Stored(job, _read_rows)
 
 
+def moved(record: PairRecord, alignment: Alignment, rules: Rules, *, raw: bool = False) -> AlignedRows:
+    """One record's rows, as `align_rows` keeps them; arguments alike."""
+    return _Moves(rules, raw or rules.variant == "chat_v1").one(_rows(record, alignment, 1))
+
+
 def _sides(pivot: TokenizerView, source: TokenizerView, bytewise: bool) -> dict[str, str]:
     """What a stage knows the two tokenizers by; only one that compares bytes says so, as older folders do not."""
     pieces: Pieces = "bytes" if bytewise else "raw"

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
 import numpy as np
 
+from fusion_jax.align.classes import CLASSES, token_classes
 from fusion_jax.align.distributions import planned_rules
 from fusion_jax.align.rules import RowRule, Rules
 from fusion_jax.align.sequences import Alignment, Variant, align, byte_offsets
@@ -65,6 +66,22 @@ class GroupCoverage(NamedTuple):
         return sum(self.rules[name] for name in RULE_NAMES[:3])
 
 
+class ClassCoverage(NamedTuple):
+    """What reaches the pivot of one class of tokens (`classes.CLASSES`).
+
+    tokens: share of the pivot's tokens that are of it; taken: of those, how many get a row of the source.
+    mass: share of the source's mass that stands on tokens of it; kept, altered, unmapped: of that mass, what stands on
+      tokens whose image is the same text, another text, none. Their sum is 1, or 0 where there is no mass.
+    """
+
+    tokens: float
+    taken: float
+    mass: float
+    kept: float
+    altered: float
+    unmapped: float
+
+
 class WorstToken(NamedTuple):
     """A pivot token that falls back: how often, out of how many times it occurs, and what stood across from it.
 
@@ -106,6 +123,8 @@ class Images(NamedTuple):
 class Coverage(NamedTuple):
     """Groups in their order, then all of them together as "all" where there are several.
 
+    classes: of all groups together, by `classes.CLASSES`; mass is that of a teacher who is sure of each next token.
+
     unmapped_types, inexact_types: as in `GroupCoverage`, of the source's different pieces.
     worst: by falling number of fallbacks, the lowest id first among equals.
     """
@@ -115,6 +134,7 @@ class Coverage(NamedTuple):
     inexact_types: float
     worst: tuple[WorstToken, ...]
     images: Images
+    classes: dict[str, ClassCoverage]
 
 
 def align_texts(
@@ -207,6 +227,33 @@ def images_of(rules: Rules, occurrences: np.ndarray, most: int = 20) -> Images:
     )  # fmt: skip
 
 
+def by_class(rules: Rules, occurrences: np.ndarray, taken: np.ndarray, mass: np.ndarray) -> dict[str, ClassCoverage]:
+    """The coverage of each class of tokens that occurs on either side.
+
+    Args:
+      occurrences, taken: int[pivot size], how often each pivot id stands in the texts, and gets a row there.
+      mass: float[source size], the source's mass on each of its ids, summed over positions.
+    """
+    ours, theirs = token_classes(rules.pivot), token_classes(rules.source)
+
+    def sums(classes: np.ndarray, values: np.ndarray) -> np.ndarray:
+        return np.bincount(classes, values.astype(np.float64), len(CLASSES))
+
+    none, astray = rules.images < 0, rules.altered
+    tokens, rows, whole = sums(ours, occurrences), sums(ours, taken), sums(theirs, mass)
+    lost, elsewhere = sums(theirs, np.where(none, mass, 0.0)), sums(theirs, np.where(astray & ~none, mass, 0.0))
+
+    def shares(parts: np.ndarray, of: np.ndarray | np.float64) -> np.ndarray:
+        return parts / np.where(of > 0, of, 1.0)
+
+    columns = (
+        shares(tokens, tokens.sum()), shares(rows, tokens), shares(whole, whole.sum()),
+        *(shares(part, whole) for part in (whole - lost - elsewhere, elsewhere, lost)),
+    )  # fmt: skip
+    found = {name: ClassCoverage(*line) for name, line in zip(CLASSES, np.stack(columns, 1).tolist(), strict=True)}
+    return {name: found[name] for name, here in zip(CLASSES, (tokens + whole > 0).tolist(), strict=True) if here}
+
+
 def coverage(groups: Mapping[str, Iterable[AlignedText]], rules: Rules, *, worst: int = 20) -> Coverage:
     """The coverage of each group of texts, of all together, and the tokens that fall back most.
 
@@ -214,7 +261,7 @@ def coverage(groups: Mapping[str, Iterable[AlignedText]], rules: Rules, *, worst
       InputError: no texts in a group, ids of other tokenizers.
     """
     everything, found = _Tally(rules), []
-    occurrences = np.zeros(rules.pivot.size, np.int64)
+    occurrences, taken = np.zeros((2, rules.pivot.size), np.int64)
     fallbacks: Counter[int] = Counter()
     examples: dict[int, tuple[str, tuple[str, ...]]] = {}
     for name, texts in groups.items():
@@ -224,6 +271,7 @@ def coverage(groups: Mapping[str, Iterable[AlignedText]], rules: Rules, *, worst
             tally.add(rule, text)
             everything.add(rule, text)
             occurrences += np.bincount(text.pivot_ids, minlength=len(occurrences))
+            taken += np.bincount(text.pivot_ids[rule < RowRule.FALLBACK], minlength=len(taken))
             places = np.flatnonzero(rule == RowRule.FALLBACK)
             lost = text.pivot_ids[places].tolist()
             fallbacks.update(lost)
@@ -244,6 +292,7 @@ def coverage(groups: Mapping[str, Iterable[AlignedText]], rules: Rules, *, worst
             WorstToken(t, rules.pivot.pieces[t], fallbacks[t], int(occurrences[t]), *examples[t]) for t in most
         ),
         images=images_of(rules, everything.source, worst),
+        classes=by_class(rules, occurrences, taken, everything.source),
     )  # fmt: skip
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from fusion_jax.align.coverage import RULE_NAMES, Coverage, Images
+from fusion_jax.align.coverage import RULE_NAMES, ClassCoverage, Coverage, Images
 from fusion_jax.markdown import markdown_table
 
 
@@ -31,6 +31,18 @@ def group_rows(found: Coverage) -> list[dict[str, Any]]:
             "other text": f"{g.altered:.3f}",
         }
         for g in found.groups
+    ]  # fmt: skip
+
+
+def class_rows(classes: Mapping[str, ClassCoverage]) -> list[dict[str, Any]]:
+    """A line for each class of tokens: what reaches the pivot of it."""
+    return [
+        {
+            "class": name, "pivot tokens": f"{c.tokens:.3f}", "get a row": f"{c.taken:.3f}",
+            "source mass": f"{c.mass:.3f}", "kept": f"{c.kept:.3f}", "to other text": f"{c.altered:.3f}",
+            "unmapped": f"{c.unmapped:.3f}",
+        }
+        for name, c in classes.items()
     ]  # fmt: skip
 
 
@@ -73,7 +85,8 @@ def altered_rows(images: Mapping[str, Images]) -> list[dict[str, Any]]:
 
 def summary(direction: Direction) -> str:
     """A direction's main tables."""
-    tables = map(markdown_table, (group_rows(direction.found), image_rows(direction.images)))
+    found = direction.found
+    tables = map(markdown_table, (group_rows(found), class_rows(found.classes), image_rows(direction.images)))
     return "\n".join([direction.title, "\n\n".join(tables), ""])
 
 
@@ -82,6 +95,10 @@ def section(direction: Direction, picture: str) -> str:
     _, _, found, images = direction
     parts = [
         f"## {direction.title}", markdown_table(group_rows(found)), picture,
+        "By class of token: of the pivot's tokens the share that gets a row; of the source's mass on such tokens, if "
+        "it is sure of each next one, the shares whose image is the same text (kept), another text, and none "
+        "(unmapped):",
+        markdown_table(class_rows(found.classes)),
         "What becomes of the source's pieces under each map, as shares of its vocabulary and of its tokens in these "
         "texts:", markdown_table(image_rows(images)),
     ]  # fmt: skip
@@ -114,5 +131,6 @@ def as_json(direction: Direction) -> dict[str, Any]:
         **found._asdict(),
         "groups": [{**g._asdict(), "taken": g.taken} for g in found.groups],
         "worst": [w._asdict() for w in found.worst],
+        "classes": {name: c._asdict() for name, c in found.classes.items()},
         "images": {kind: {**i._asdict(), "examples": [e._asdict() for e in i.examples]} for kind, i in images.items()},
     }

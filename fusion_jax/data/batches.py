@@ -147,11 +147,14 @@ class Data:
 
     batches: the examples of each optimizer step of the run, int[batch], where a method decides them; None: all examples
       in every epoch, shuffled.
+    taught: of live teachers, numbers of examples -> these with their targets, which are made for a batch at once; those
+    of `examples` then have stand-ins as large.
     """
 
     examples: Sequence[Example]
     name: Callable[[int], str] = str
     batches: Sequence[np.ndarray] | None = None
+    taught: Callable[[Sequence[int]], list[Example]] | None = None
 
     @cached_property
     def extents(self) -> np.ndarray:
@@ -160,6 +163,10 @@ class Data:
 
     def __len__(self) -> int:
         return len(self.examples)
+
+    def some(self, wanted: Sequence[int]) -> list[Example]:
+        """The examples of these numbers as a model is trained on them."""
+        return [self.examples[i] for i in wanted] if self.taught is None else self.taught(wanted)
 
     def referenced(self, values: np.ndarray) -> Data:
         """The examples with reference log-probs float[n,G]; their extents, which these do not change, are kept."""

@@ -12,6 +12,7 @@ from fusion_jax.jsonl import Record
 from fusion_jax.markdown import markdown_table
 from fusion_jax.rewards.revision import refuses
 from fusion_jax.runs.advantages import Panel
+from fusion_jax.runs.fusing import reach_parts
 
 NEARLY_ALWAYS = 0.95
 """Share of the instructions from which on a mode is plain distillation from one source."""
@@ -25,8 +26,7 @@ def wins(labels: Sequence[Record], mode: str) -> Counter[str]:
 def source_lines(
     panel: Panel, labels: Sequence[Record], answers: Mapping[str, Sequence[Record]]
 ) -> list[dict[str, str]]:
-    """A line a source: its wins, how well it knows right answers, what it writes, and what of it reached the target."""
-    covered = {(line["mode"], line["source"]): 1 - line["fallback"] - line["empty"] for line in panel.coverage}
+    """A line a source: its wins, how well it knows right answers, and what it writes."""
     won = {mode: wins(labels, mode) for mode in ("train", "infer")}
     lines = []
     for place, name in enumerate(panel.names):
@@ -38,9 +38,6 @@ def source_lines(
         line["tokens of its answers"] = _mean([one["n_tok"] for one in own])
         line["finished"] = _share(sum(bool(one["finished"]) for one in own), len(own))
         line["refusals"] = _share(sum(refuses(one["text"]) for one in own), len(own))
-        for mode in ("train", "infer"):
-            found = covered.get((mode, name))
-            line[f"tokens reached, {mode}"] = "" if found is None else f"{found:.3f}"
         lines.append(line)
     return lines
 
@@ -122,7 +119,9 @@ def tables_of(
 ) -> list[str]:
     """The report's part about the sources."""
     lines, votes = source_lines(panel, labels, answers), voting_lines(panel, labels, answers, judges)
-    return ["## Sources", markdown_table(lines), "## Votes", markdown_table(votes), *warnings_of(labels)]
+    reached = reach_parts([(mode, name, reach) for (mode, name), reach in panel.reached.items()], "mode")
+    tables = "## Sources", markdown_table(lines), "## Votes", markdown_table(votes)
+    return [*tables, *warnings_of(labels), *reached]
 
 
 def _share(count: int, total: int) -> str:

@@ -38,7 +38,7 @@ from fusion_jax.runs.seeds import Measures
 from fusion_jax.sampling.generate import SampleSettings, load_to_sample
 from fusion_jax.settings import bounded
 from fusion_jax.teachers.advantage import ByReading, ByWriting, by_reading, by_writing, vote
-from fusion_jax.teachers.opinions import Reading, read_documents
+from fusion_jax.teachers.opinions import Reach, Reading, read_documents
 from fusion_jax.teachers.settings import FusionSettings
 from fusion_jax.teachers.targets import metrics_of
 from fusion_jax.train.settings import TrainSettings, compute_for
@@ -123,8 +123,8 @@ class AdvantageSettings(JudgedSettings):
 class Panel:
     """The target and its sources at a desk, by name, the target first. limit: tokens that all of them read.
 
-    held_out: instructions with right answers, of which bits per byte are measured; bits: so far, by model. coverage:
-    how much of each source reached the target's tokens, so far.
+    held_out: instructions with right answers, of which bits per byte are measured; bits: so far, by model. reached:
+    how much of each source reached the target's tokens, by mode and name, so far.
     """
 
     settings: AdvantageSettings
@@ -134,7 +134,7 @@ class Panel:
     tests: EvalSet
     held_out: Sequence[Record] = ()
     bits: dict[str, float] = field(default_factory=dict)
-    coverage: list[dict[str, Any]] = field(default_factory=list)
+    reached: dict[tuple[str, str], Reach] = field(default_factory=dict)
 
     @property
     def names(self) -> list[str]:
@@ -160,10 +160,10 @@ class Panel:
         self.desk.counter(stage).update({"used": int(kept.sum()), "longer than max_length": int((~kept).sum())})
         return np.flatnonzero(kept).tolist()
 
-    def note_coverage(self, mode: str, name: str, rules: Mapping[str, float]) -> None:
+    def note_reach(self, mode: str, name: str, reach: Reach) -> None:
         """Keep how much of a source's distributions reached the target's tokens, and refuse too little."""
-        self.coverage.append({"mode": mode, "source": name, **rules})
-        reached = 1.0 - rules["fallback"] - rules["empty"]
+        self.reached[mode, name] = reach
+        reached = 1.0 - reach.rules["fallback"] - reach.rules["empty"]
         if reached < self.settings.least_coverage:
             raise InputError(
                 f"only {100 * reached:.0f} % of the target's tokens get a row of '{name}' in {mode} mode",

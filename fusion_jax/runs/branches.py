@@ -125,10 +125,10 @@ def _branch(panel: Panel, mode: Mode, parts: Mapping[str, Won], ours: Mapping[in
         pivot = like._replace(documents=documents, texts=texts)  # whose rows are not asked for
         folder = run.sub("aligned").file(name if s.align.tokens == "prefix" else f"{mode}-{name}")
         with run.timed(f"aligning {mode}, {name}"):
-            found[name], rules = source_opinions(
+            found[name], reach = source_opinions(
                 folder, pivot, won.reading, s.align, s.fusion, whole=False, progress=run.progress
             )
-        panel.note_coverage(mode, name, rules)
+        panel.note_reach(mode, name, reach)
     order = sorted((number, name, place) for name, won in parts.items() for place, number in enumerate(won.numbers))
     metrics = np.asarray([found[name].metrics[place] for _, name, place in order])
     made_of = " ".join([digest({str(n): name for n, name, _ in order}), *(one.made_of for one in found.values())])

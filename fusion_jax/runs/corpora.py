@@ -34,11 +34,9 @@ Documents = dict[str, list[Document]]
 
 
 @dataclass(frozen=True)
-class PlainTextSettings(FusingSettings):
-    """Base models and texts."""
+class TextSettings(FusingSettings):
+    """Texts."""
 
-    target: ModelPath = "zoo:target"
-    """Model to improve: a Hugging Face folder, a GGUF file, or zoo:NAME."""
     texts: File = ""
     """JSON lines with "text", or plain lines; without, problems of the zoo's skills with their answers."""
     held_out_texts: File = ""
@@ -46,11 +44,17 @@ class PlainTextSettings(FusingSettings):
 
 
 @dataclass(frozen=True)
-class ChatSettings(FusingSettings):
-    """Chat models, chats, and the template through which models read them."""
+class PlainTextSettings(TextSettings):
+    """Base models and texts."""
 
-    pivot: ModelPath = "zoo:target"
+    target: ModelPath = "zoo:target"
     """Model to improve: a Hugging Face folder, a GGUF file, or zoo:NAME."""
+
+
+@dataclass(frozen=True)
+class ChatSettings(FusingSettings):
+    """Chats, and the template through which models read them."""
+
     chats: File = ""
     """Conversations, messages, or prompts with responses; without, problems of the zoo's skills with right answers."""
     held_out_chats: File = ""
@@ -61,13 +65,21 @@ class ChatSettings(FusingSettings):
     """Each model reads chats through its own template, or all through the pivot's, as published."""
 
 
-def text_tests(s: PlainTextSettings) -> EvalSet:
+@dataclass(frozen=True)
+class ChatModelSettings(ChatSettings):
+    """Chat models and chats."""
+
+    pivot: ModelPath = "zoo:target"
+    """Model to improve: a Hugging Face folder, a GGUF file, or zoo:NAME."""
+
+
+def text_tests(s: TextSettings) -> EvalSet:
     """Test prompts as plain text; beside the user's texts the user's only."""
     return eval_set(s, [] if s.texts else held_out_skills(s), chat=False)
 
 
 def text_corpus(
-    s: PlainTextSettings, desk: Desk, folders: Mapping[str, Path], *, per_skill: int, window: int
+    s: TextSettings, desk: Desk, folders: Mapping[str, Path], *, per_skill: int, window: int
 ) -> Corpus:
     """Texts, cut so that no model needs more tokens than it reads, EOS included.
 

@@ -6,16 +6,18 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from fusion_jax.align.classes import token_classes
 from fusion_jax.align.settings import AlignSettings
 from fusion_jax.data.batches import Data
 from fusion_jax.data.documents import Document
 from fusion_jax.evals.perplexity import surprise
 from fusion_jax.failures import doing
+from fusion_jax.files import write_json
 from fusion_jax.markdown import markdown_table, save_figure
-from fusion_jax.models.folder import Model
-from fusion_jax.models.int8 import Weights
+from fusion_jax.models.folder import Model, load
+from fusion_jax.models.int8 import Weights, dtype_of
 from fusion_jax.options import Models, built
 from fusion_jax.plan.parts import Packing, Part, Teaching, Training
 from fusion_jax.runs.desk import Desk
@@ -27,12 +29,13 @@ from fusion_jax.runs.seeds import Measures
 from fusion_jax.runs.trained import trained
 from fusion_jax.settings import bounded
 from fusion_jax.store.manifest import digest
-from fusion_jax.teachers.opinions import Reading, own_opinions, read_documents, source_opinions
+from fusion_jax.teachers.live import live_data
+from fusion_jax.teachers.opinions import Reach, Reading, own_opinions, read_alike, read_documents, source_opinions
 from fusion_jax.teachers.settings import FusionSettings
-from fusion_jax.teachers.targets import Mask, fused_examples, fusion_rows, packed
+from fusion_jax.teachers.targets import Mask, fused_examples, fusion_rows, identity_of, packed
 from fusion_jax.train import objectives
 from fusion_jax.train.optimise import optimise
-from fusion_jax.train.settings import TrainSettings, compute_for
+from fusion_jax.train.settings import TrainSettings, compute_for, compute_of_teachers
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,9 @@ class FusingSettings(JudgedSettings):
     """Entries that are kept of every teacher's distribution."""
     teacher_batch: int = 8
     """Texts at once while teachers read."""
+    teachers: Literal["stored", "live"] = "stored"
+    """Teachers read the texts once and their entries are kept (stored), or they stay in memory and read each batch
+    while the target trains, every epoch anew (live): on its mesh, or on devices of their own (train.mesh_spare)."""
     align: AlignSettings = AlignSettings()
     fusion: FusionSettings = FusionSettings()
     train: TrainSettings = TrainSettings()
@@ -106,9 +112,10 @@ class Corpus:
 class Fusing:
     """Teachers at a desk.
 
-    mask: as in `teachers.targets.fuse`. whole: as in `source_opinions`. packing: blocks of `corpus.limit` tokens with
-    attention across texts ("official") or not ("reset"), or a text a row ("none"). measures, coverage: what was found
-    so far.
+    mask: as in `teachers.targets.fuse`. whole: as in `source_opinions`; a source that reads the same
+    texts in the same tokens is always aligned from end to end. packing: blocks of `corpus.limit` tokens with
+    attention across texts ("official") or not ("reset"), or a text a row ("none"). measures: what was found so
+    far; coverage: (arm, source, how much of it reaches the target).
     """
 
     desk: Desk
@@ -118,7 +125,7 @@ class Fusing:
     whole: bool
     packing: Packing = "none"
     measures: Measures = field(default_factory=dict)
-    coverage: list[dict[str, Any]] = field(default_factory=list)
+    coverage: list[tuple[str, str, Reach]] = field(default_factory=list)
 
     @property
     def train(self) -> TrainSettings:
@@ -147,15 +154,19 @@ class Fusing:
         self.measures[name] = found
 
     def read(self, name: str) -> Reading:
-        """Measure a model and have it read its documents; it is let go with the call."""
-        pivot = name == next(iter(self.corpus.folders))
+        """Measure a model and have it read its documents; a stored one is let go with the call."""
+        pivot, live = name == next(iter(self.corpus.folders)), self.settings.teachers == "live"
         weights: Weights = "stored" if pivot else self.settings.source_weights
-        run, model = self.desk.run, self.desk.load(self.corpus.folders[name], self.train, weights)
+        run, folder = self.desk.run, self.corpus.folders[name]
+        model = self.desk.load(folder, self.train, weights)
         self.measure(name, model, reader=name)
+        compute = compute_of_teachers(self.train) if live else compute_for(self.train)
+        if live and self.train.mesh_spare:
+            model = load(folder, dtype=dtype_of(weights), mesh=compute.mesh)
         with doing(f"reading {name}"), run.timed(f"reading {name}"):
             return read_documents(
-                run.sub("teachers").file(name), name, model, self.corpus.documents[name], k=self.settings.k,
-                max_length=self.corpus.limit, compute=compute_for(self.train),
+                None if live else run.sub("teachers").file(name), name, model, self.corpus.documents[name],
+                k=self.settings.k, max_length=self.corpus.limit, compute=compute,
                 batch_size=self.settings.teacher_batch, progress=run.progress,
             )  # fmt: skip
 
@@ -168,25 +179,30 @@ class Fusing:
         run, pivot = self.desk.run, next(iter(readings.values()))
         opinions = [own_opinions(pivot, arm.fusion)]
         for source in arm.sources:
-            folder = run.sub("aligned").file(source)
+            folder, reading = run.sub("aligned").file(source), readings[source]
+            whole = self.whole or read_alike(pivot, reading)
             with run.timed(f"aligning {source}"):
-                views, rules = source_opinions(
-                    folder, pivot, readings[source], arm.align, arm.fusion, whole=self.whole, progress=run.progress
+                views, reach = source_opinions(
+                    folder, pivot, reading, arm.align, arm.fusion, whole=whole, progress=run.progress
                 )
             opinions.append(views)
-            self.coverage.append({"arm": name, "source": source, **rules})
+            self.coverage.append((name, source, reach))
         rows, dropped = fusion_rows(pivot.texts, opinions)
         self.desk.counter("records").update({f"{name}: {what}": n for what, n in dropped.items()})
         reset = self.packing == "reset"
         if self.packing != "none":
             rows = packed(rows, self.corpus.limit, reset=reset)
         place = run.sub("arms").sub(name)
-        examples = fused_examples(place.file("examples"), rows, arm.fusion, mask=self.mask, reset=reset)
-        objective = objectives.fusion(arm.fusion)
+        if pivot.live:
+            data = live_data(rows, arm.fusion, k=self.settings.k, mask=self.mask, reset=reset)
+        else:
+            data = Data(fused_examples(place.file("examples"), rows, arm.fusion, mask=self.mask, reset=reset))
+        objective = objectives.fusion(arm.fusion, token_classes(pivot.view))
+        made_of = identity_of(rows, arm.fusion, self.mask, reset)
         fused = trained(
             place, start, compute_for(self.train).mesh,
-            lambda folder: optimise(start, Data(examples), objective, self.train, folder),
-            made_from=[f"fused examples={digest(examples.made_of)}"],
+            lambda folder: optimise(start, data, objective, self.train, folder),
+            made_from=[f"fused examples={digest(made_of)}"],
         )  # fmt: skip
         self.measure(name, fused)
         return fused
@@ -206,19 +222,47 @@ class Fusing:
         if any(self.measures.values()):
             lines = [{"model": n, **{k: f"{v:.4f}" for k, v in m.items()}} for n, m in self.measures.items()]
             results = markdown_table(lines)
-        reached = [{k: v if isinstance(v, str) else f"{v:.3f}" for k, v in line.items()} for line in self.coverage]
+        write_json(run.file("coverage.json"), [
+            {"arm": arm, "source": source, "rules": reach.rules, "mass": reach.mass,
+             "classes": {name: c._asdict() for name, c in reach.classes.items()}}
+            for arm, source, reach in self.coverage
+        ])  # fmt: skip
         arms = {path.name: path for path in sorted(run.file("arms").iterdir())}
         counts: Counter[str] = self.desk.counts.get("records", Counter())
         parts = [
             "## Held-out data", results,
             "## Training", save_figure(training_figure(arms), run.file("training.png")),
-            "## What decided the rows of each source (shares of the target's tokens)", markdown_table(reached),
+            *reach_parts(self.coverage, "arm"),
             "## Records", markdown_table([{"what": k, "count": v} for k, v in counts.items() if v]),
         ]  # fmt: skip
         write_report(run, self.desk.title, result, self.desk.ran, parts)
         run.log(results)
         run.log(result)
         run.log(f"report: {run.file('report.md')}")
+
+
+def reach_parts(coverage: Sequence[tuple[str, str, Reach]], what: str) -> list[str]:
+    """The part of a report about rules and classes of every source by arm (or `what` else it is); those that align a
+    source alike are listed once."""
+    rules, classes, seen = [], [], list[tuple[str, Reach]]()
+    for arm, source, reach in coverage:
+        rules.append({what: arm, "source": source, **{name: f"{share:.3f}" for name, share in reach.rules.items()}})
+        if (source, reach) in seen:
+            continue
+        seen.append((source, reach))
+        for name, mass in [("all", reach.mass), *((n, c._asdict()) for n, c in reach.classes.items())]:
+            classes.append({
+                what: arm, "source": source, "class": name, "probability": f"{mass.get('mass', 1.0):.4f}",
+                "kept": f"{mass['kept']:.4f}", "to other text": f"{mass['altered']:.4f}",
+                "unmapped": f"{mass['unmapped']:.4f}", "unlisted": f"{mass['unlisted']:.4f}" if name == "all" else "",
+            })  # fmt: skip
+    return [
+        "## What decided the rows of each source (shares of the target's tokens)", markdown_table(rules),
+        "## Probability of each source by class of token",
+        "Of the k entries at each token: how much is on tokens of a class, and of that what reaches the target as the "
+        "same text (kept), as another text, or not at all (unmapped). All classes: shares of all probability, of which "
+        "the entries leave some unlisted.", markdown_table(classes),
+    ]  # fmt: skip
 
 
 def fusing_parts(s: FusingSettings, title: str, target: str, named: str, packing: Packing = "none") -> list[Part]:

@@ -1,7 +1,7 @@
-"""From teachers and documents to opinions on the pivot's tokens: every stage a folder that is made once.
+"""From teachers and documents to opinions on the pivot's tokens, of teachers that are stored or live.
 
-Each model reads the documents once (a teacher store); then each source is aligned with the pivot (FuseLLM/FuseChat
-spec sections 2 to 6).
+A stored one reads the documents once, and every stage is a folder that is made once; a live one reads what it is asked
+for. Each source is aligned with the pivot (FuseLLM/FuseChat spec sections 2 to 6).
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fusion_jax.align.corpus import PairRecord, align_corpus, align_rows, top_rows, whole_text
-from fusion_jax.align.distributions import AlignedRows
+from fusion_jax.align.corpus import PairRecord, align_corpus, align_rows, moved, top_rows, whole_text
+from fusion_jax.align.coverage import ClassCoverage, by_class
+from fusion_jax.align.distributions import AlignedRows, planned_rules
 from fusion_jax.align.prefixes import Side, prefix_rows, same_prefixes
 from fusion_jax.align.rules import RowRule, Rules
 from fusion_jax.align.sequences import Alignment
@@ -22,7 +23,7 @@ from fusion_jax.align.settings import AlignSettings
 from fusion_jax.align.views import TokenizerView, view_of
 from fusion_jax.align.vocabulary import count_pairs, load_map
 from fusion_jax.data.chat import turn_end
-from fusion_jax.data.documents import Document, TeacherRow, TeacherText, encode_documents, inside
+from fusion_jax.data.documents import Document, TeacherRow, TeacherText, encode_documents, inside, scored_bytes
 from fusion_jax.errors import InputError
 from fusion_jax.hosts.agree import agreed_exists, on_first
 from fusion_jax.hosts.join import this_host
@@ -30,27 +31,34 @@ from fusion_jax.lazy import Indexed, Lazy
 from fusion_jax.models.compute import Compute
 from fusion_jax.models.folder import Model
 from fusion_jax.store.parts import digest
+from fusion_jax.teachers.live import LiveTeacher, unread
 from fusion_jax.teachers.reading import store_identity, teacher_rows
 from fusion_jax.teachers.settings import FusionSettings
 from fusion_jax.teachers.store import TeacherStore, write_store
-from fusion_jax.teachers.targets import Opinions, metrics_of, own_opinion, source_opinion
+from fusion_jax.teachers.targets import Opinion, Opinions, metric_of, metrics_of, own_opinion, source_opinion
 
 Progress = Callable[[str, int, int], None]
+MOST_TEXTS = 256  # by which a source's mass is measured, spread over the corpus
 
 
 class Reading(NamedTuple):
-    """What one model made of the documents: as it reads them, its tokens, its stored rows."""
+    """What one model makes of the documents: as it reads them, its tokens, its rows, stored or live."""
 
     name: str
     view: TokenizerView
     turn_end: int | None
     documents: Sequence[Document]
     texts: Sequence[TeacherText]
-    rows: TeacherStore | SomeRows
+    rows: TeacherStore | LiveTeacher | SomeRows
+
+    @property
+    def live(self) -> bool:
+        """Whether its rows are computed when they are asked for."""
+        return isinstance(self.rows, LiveTeacher)
 
 
 class SomeRows(Indexed[TeacherRow]):
-    """Some of a teacher's rows; identity: as of a store of these documents alone."""
+    """Some of a teacher's stored rows; identity: as of a store of these documents alone."""
 
     def __init__(self, rows: TeacherStore, numbers: Sequence[int]) -> None:
         self._rows, self._numbers = rows, numbers
@@ -65,14 +73,42 @@ class SomeRows(Indexed[TeacherRow]):
 
 
 def part_of(reading: Reading, numbers: Sequence[int]) -> Reading:
-    """What a model made of some of its documents."""
+    """What a model made of some of its documents, from its store."""
     assert isinstance(reading.rows, TeacherStore)
     documents, texts = [reading.documents[i] for i in numbers], [reading.texts[i] for i in numbers]
     return reading._replace(documents=documents, texts=texts, rows=SomeRows(reading.rows, numbers))
 
 
+def read_alike(one: Reading, other: Reading) -> bool:
+    """Whether two models make the same tokens of the same texts, which can then be aligned from end to end."""
+    same = len(one.documents) == len(other.documents) and one.view == other.view
+    return same and all(a.text == b.text for a, b in zip(one.documents, other.documents))
+
+
+class Reach(NamedTuple):
+    """How much of a source reaches the pivot.
+
+    rules: share of the pivot's tokens whose next token is scored by what decided their rows, keys of `RowRule` in small
+      letters. classes: by class of token. listed: share of the source's probability that its k entries hold; it and the
+      mass in `classes` are measured on up to `MOST_TEXTS` texts, where the next token is scored.
+    """
+
+    rules: dict[str, float]
+    classes: dict[str, ClassCoverage]
+    listed: float
+
+    @property
+    def mass(self) -> dict[str, float]:
+        """Where the source's probability goes, sum 1: onto the same text, another text, no image, or it is unlisted."""
+        parts = {
+            name: self.listed * sum(c.mass * getattr(c, name) for c in self.classes.values())
+            for name in ("kept", "altered", "unmapped")
+        }
+        return {**parts, "unlisted": 1.0 - self.listed}
+
+
 def read_documents(
-    folder: Path,
+    folder: Path | None,
     name: str,
     model: Model,
     documents: Sequence[Document],
@@ -83,24 +119,53 @@ def read_documents(
     batch_size: int,
     progress: Progress,
 ) -> Reading:
-    """Run a model over its documents once, or read the store where it is there already."""
+    """Run a model over its documents once, or read the store where it is there already.
+
+    Args:
+      folder: of the store; None: the model stays live, and is asked for the rows of a batch of documents.
+    """
     texts = encode_documents(model.tokenizer, documents, max_length=min(max_length, model.config.max_positions))
     assert model.tokenizer is not None  # `encode_documents` has looked
     identity = store_identity(model, documents, k)
     rows = teacher_rows(model, texts, k, compute, batch_size=batch_size)
+    views = view_of(model.tokenizer), turn_end(model.tokenizer)
+    if folder is None:
+        live = LiveTeacher(identity, rows, at_once=8 * batch_size)
+        return Reading(name, *views, documents, texts, live)
     write_store(
         folder, identity, rows, lambda done: progress(f"reading by {name}", done, len(documents)),
         host=this_host(), together=True,
     )  # fmt: skip
     store = TeacherStore(folder, identity, texts)
-    return Reading(name, view_of(model.tokenizer), turn_end(model.tokenizer), documents, texts, store)
+    return Reading(name, *views, documents, texts, store)
 
 
 def own_opinions(pivot: Reading, fusion: FusionSettings) -> Opinions:
     """The pivot's on its own tokens."""
-    metrics = metrics_of(pivot.rows, pivot.documents, fusion)
-    made_of = f"own {pivot.rows.identity!r}"
-    return Opinions(metrics, lambda i: own_opinion(pivot.rows[i], float(metrics[i]), fusion), made_of)
+
+    def together(wanted: Sequence[int]) -> list[Opinion]:
+        rows = pivot.rows.some(wanted)
+        return [own_opinion(r, metric_of(r, pivot.documents[i], fusion), fusion) for i, r in zip(wanted, rows)]
+
+    return _opinions(pivot, fusion, together, f"own {pivot.rows.identity!r}")
+
+
+def _opinions(
+    reading: Reading, fusion: FusionSettings, together: Callable[[Sequence[int]], list[Opinion]], made_of: str
+) -> Opinions:
+    """Opinions of a teacher, with what is known of its metrics beforehand."""
+    scored, metrics = None, np.full(len(reading.documents), np.nan)
+    if reading.live:
+        pairs = zip(reading.texts, reading.documents, strict=True)
+        scored = np.asarray([t.scored[1:].any() and _counted(t, d, fusion) for t, d in pairs], bool)
+    else:
+        metrics = metrics_of(reading.rows, reading.documents, fusion)
+    return Opinions(metrics, lambda i: together([i])[0], made_of, together, scored)
+
+
+def _counted(text: TeacherText, document: Document, fusion: FusionSettings) -> bool:
+    """Whether there is something that the metric is divided by, besides tokens."""
+    return fusion.metric == "ce" or scored_bytes(document, text.offsets) > 0
 
 
 def source_opinions(
@@ -112,11 +177,11 @@ def source_opinions(
     *,
     whole: bool,
     progress: Progress,
-) -> tuple[Opinions, dict[str, float]]:
-    """A source's opinions on the pivot's tokens, and the share that each rule decided of the pivot's tokens
-    whose next token is scored.
+) -> tuple[Opinions, Reach]:
+    """A source's opinions on the pivot's tokens, and how much of it reaches them.
 
     Args:
+      folder: of the stages; of a live source, whose rows are moved when they are asked for, of ranges and map alone.
       whole: both read the same text, which is aligned from end to end; else only the documents' contents are, each
         with its counterpart, and the token before each.
     """
@@ -145,50 +210,98 @@ def source_opinions(
     marks = (settings.rules, settings.tokens, settings.vocabulary, settings.ms_weight, settings.fallback,
              settings.duplicates, *([str(settings.least_mass)] if settings.least_mass else ()),
              "".join(str(int(flag)) for flag in flags))  # fmt: skip
+
+    def opinion(i: int, row: TeacherRow, aligned: AlignedRows) -> Opinion:
+        return source_opinion(aligned, metric_of(row, source.documents[i], fusion))
+
+    if source.live:
+        if settings.rules == "chat_v1" and settings.one_to_many:
+            problem = "blends rows to widths that nobody knows before they are there"
+            raise InputError(problem, field="rules", cure="Store the teachers, or take chat_v2")
+
+        def asked(wanted: Sequence[int]) -> list[Opinion]:
+            rows = zip(wanted, source.rows.some(wanted), strict=True)
+            return [
+                opinion(i, row, moved(records[i]._replace(source=row), ranges[i], rules, raw=raw)) for i, row in rows
+            ]
+
+        made_of = f"live {source.rows.identity!r} {marks} {digest([rules.images])}"
+        return _opinions(source, fusion, asked, made_of), _reach(pivot, source, rules, _planned(records, ranges, rules))
+
+    read = Lazy(len(records), lambda i: records[i]._replace(source=source.rows[i]))
     aligned = align_rows(
-        folder / ("-".join(("rows", *marks)) + _suffix(settings)), records, ranges, rules, raw=raw,
+        folder / ("-".join(("rows", *marks)) + _suffix(settings)), read, ranges, rules, raw=raw,
         workers=settings.workers,
         progress=lambda done: progress(f"moving rows of {name}", done, len(records)),
     )  # fmt: skip
-    metrics = metrics_of(source.rows, source.documents, fusion)
-    opinions = Opinions(metrics, lambda i: source_opinion(aligned[i], float(metrics[i])), repr(aligned.made_of))
-    return opinions, _shares((rows.rule for rows in aligned), pivot.texts)
+
+    def stored(wanted: Sequence[int]) -> list[Opinion]:
+        return [opinion(i, source.rows[i], aligned[i]) for i in wanted]
+
+    found = (rows.rule for rows in aligned)
+    return _opinions(source, fusion, stored, repr(aligned.made_of)), _reach(pivot, source, rules, found)
 
 
-def _shares(rules: Iterable[np.ndarray], texts: Sequence[TeacherText]) -> dict[str, float]:
-    """The share that each rule decided of the tokens whose next token is scored."""
-    counts = np.zeros(len(RowRule))
-    for rule, text in zip(rules, texts, strict=True):
-        counts += np.bincount(rule[:-1][text.scored[1:]], minlength=len(RowRule))
-    return {rule.name.lower(): float(counts[rule] / max(counts.sum(), 1)) for rule in RowRule}
+def _planned(records: Sequence[PairRecord], ranges: Sequence[Alignment], rules: Rules) -> Iterator[np.ndarray]:
+    """The rule of each pivot token of each text, as tokens alone decide it."""
+    for record, alignment in zip(records, ranges, strict=True):
+        rule = planned_rules(alignment, record.pivot_ids, record.source.ids, rules)
+        rule[np.asarray(record.anchors, np.int64).reshape(-1, 2)[:, 0]] = RowRule.ONE_TO_ONE
+        yield rule
+
+
+def _reach(pivot: Reading, source: Reading, rules: Rules, decided: Iterable[np.ndarray]) -> Reach:
+    """decided: of each text, uint8[m] the rule of each pivot token."""
+    counts, (there, taken) = np.zeros(len(RowRule)), np.zeros((2, rules.pivot.size), np.int64)
+    for rule, text in zip(decided, pivot.texts, strict=True):
+        here = np.flatnonzero(text.scored[1:])
+        counts += np.bincount(rule[here], minlength=len(RowRule))
+        there += np.bincount(text.ids[here], minlength=len(there))
+        taken += np.bincount(text.ids[here[rule[here] < RowRule.FALLBACK]], minlength=len(taken))
+    some = np.unique(np.linspace(0, len(source.texts) - 1, min(MOST_TEXTS, len(source.texts))).astype(int)).tolist()
+    mass, positions = np.zeros(rules.source.size), 0
+    for i, row in zip(some, source.rows.some(some), strict=True):
+        here = np.flatnonzero(source.texts[i].scored[1:])
+        probs = np.exp(row.topk_logprobs[here].astype(np.float64))
+        mass += np.bincount(row.topk_ids[here].ravel(), probs.ravel(), len(mass))
+        positions += len(here)
+    shares = {rule.name.lower(): float(counts[rule] / max(counts.sum(), 1)) for rule in RowRule}
+    return Reach(shares, by_class(rules, there, taken, mass), min(float(mass.sum()) / max(positions, 1), 1.0))
 
 
 def _by_prefixes(
     folder: Path, pivot: Reading, source: Reading, settings: AlignSettings, fusion: FusionSettings
-) -> tuple[Opinions, dict[str, float]]:
+) -> tuple[Opinions, Reach]:
     """As `source_opinions`, by `align.prefixes`: so little work that nothing but the vocabulary map is kept."""
     if settings.vocabulary == "statistics" or settings.rules == "chat_v1":
         problem = "counts aligned tokens, which prefixes do not give"
         raise InputError(problem, field="vocabulary", cure='Set it to "mined" or "exact", and rules to chat_v2')
     rules, raw = _rules(folder, pivot, source, settings, ()), fusion.rounding != "none"
 
-    def aligned(i: int) -> AlignedRows:
-        text, row = pivot.texts[i], source.rows[i]
-        sides = (_side(one, reading, i) for one, reading in ((text, pivot), (row, source)))
-        labels = np.append(text.ids[1:], text.ids[-1:]) if settings.fallback == "next" else text.ids
-        return prefix_rows(top_rows(row, raw), same_prefixes(*sides), labels, rules)
+    def shared(i: int) -> np.ndarray:
+        sides = ((pivot.texts[i], pivot), (source.texts[i], source))
+        return same_prefixes(*(_side(text, reading, i) for text, reading in sides))
 
-    metrics = metrics_of(source.rows, source.documents, fusion)
+    def opinions(wanted: Sequence[int]) -> list[Opinion]:
+        out = []
+        for i, row in zip(wanted, source.rows.some(wanted), strict=True):
+            ids = pivot.texts[i].ids
+            labels = np.append(ids[1:], ids[-1:]) if settings.fallback == "next" else ids
+            aligned = prefix_rows(top_rows(row, raw), shared(i), labels, rules)
+            out.append(source_opinion(aligned, metric_of(row, source.documents[i], fusion)))
+        return out
+
+    every = range(len(pivot.texts))
+    found = (np.where(shared(i) >= 0, RowRule.ONE_TO_ONE, RowRule.FALLBACK).astype(np.uint8) for i in every)
     made_of = f"prefixes {settings!r} {rules.vocab_map.kind} {digest([rules.images])} {source.rows.identity!r}"
-    opinions = Opinions(metrics, lambda i: source_opinion(aligned(i), float(metrics[i])), made_of)
-    return opinions, _shares((aligned(i).rule for i in range(len(pivot.texts))), pivot.texts)
+    return _opinions(source, fusion, opinions, made_of), _reach(pivot, source, rules, found)
 
 
-def _side(tokens: TeacherText | TeacherRow, reading: Reading, number: int) -> Side:
+def _side(text: TeacherText, reading: Reading, number: int) -> Side:
     """A document as a reader reads it."""
     document = reading.documents[number]
     end = reading.view.eos if document.eos else reading.turn_end
-    return Side(tokens.ids, tokens.offsets, document.contents, end)
+    return Side(text.ids, text.offsets, document.contents, end)
 
 
 def _suffix(settings: AlignSettings) -> str:
@@ -197,13 +310,13 @@ def _suffix(settings: AlignSettings) -> str:
 
 
 def _records(pivot: Reading, source: Reading, whole: bool) -> Lazy[PairRecord]:
-    """Every document as the pivot and the source read it, put together when asked for."""
+    """Every document as the pivot and the source read it, in tokens alone, put together when asked for."""
     if len(pivot.documents) != len(source.documents):
         told = f"{pivot.name} read {len(pivot.documents)}, {source.name} {len(source.documents)}"
         raise InputError(told, field="documents", cure="Give both the same texts")
 
     def record(i: int) -> PairRecord:
-        text, row = pivot.texts[i], source.rows[i]
+        text, row = pivot.texts[i], unread(source.texts[i])
         if whole:
             return whole_text(text.ids, text.offsets, row)
         contents = pivot.documents[i].contents, source.documents[i].contents

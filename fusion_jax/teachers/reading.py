@@ -61,8 +61,8 @@ def make_topk_step(
 
 def teacher_rows(
     model: Model, texts: Sequence[TeacherText], k: int, compute: Compute, *, batch_size: int
-) -> Callable[[range], list[TeacherRow]]:
-    """The rows of a range of texts, scored in batches of similar length: what `write_store` asks for.
+) -> Callable[[Sequence[int]], list[TeacherRow]]:
+    """The rows of some of the texts, scored in batches of similar length: what `write_store` asks for.
 
     A batch is as many texts as the devices divide, `batch_size` at least; the last one is filled up.
     Entries beyond the tokenizer (of a head padded to a round size) do not exist.
@@ -72,7 +72,7 @@ def teacher_rows(
     buckets = bucket_list(max((len(t.ids) for t in texts), default=1))
     batch_size = padded_rows(batch_size, data_ways(compute.mesh))
 
-    def rows_of(wanted: range) -> list[TeacherRow]:
+    def rows_of(wanted: Sequence[int]) -> list[TeacherRow]:
         order = sorted(wanted, key=lambda i: len(texts[i].ids))
         found: dict[int, TeacherRow] = {}
         for start in range(0, len(order), batch_size):

@@ -88,7 +88,8 @@ def source_opinion(aligned: AlignedRows, metric: float) -> Opinion:
     return Opinion(ids, logits.astype(np.float32), counts, rule, metric)
 
 
-def _metric(row: TeacherRow, document: Document, settings: FusionSettings) -> float:
+def metric_of(row: TeacherRow, document: Document, settings: FusionSettings) -> float:
+    """How well a teacher knows a text: nats a token of its own, or bits a byte; nan where nothing is scored."""
     nats, tokens = (float(x) for x in row.metric)
     if settings.metric == "ce":
         return nats / tokens if tokens else float("nan")
@@ -96,31 +97,54 @@ def _metric(row: TeacherRow, document: Document, settings: FusionSettings) -> fl
     return nats / np.log(2) / size if size and tokens else float("nan")
 
 
+Together = Callable[[Sequence[int]], list[Opinion]]
+
+
 class Opinions(Lazy[Opinion]):
-    """One teacher on every text, made when asked for; metrics float64[n], which are known beforehand.
+    """One teacher on every text, made when asked for; metrics float64[n] are known beforehand of stored teachers, of
+    live ones, who say them with the rest, nan.
 
     made_of: what the opinions are of (their store's or folder's identity), so that work with them can be told apart.
+    together: makes several. scored: bool[n], where the metric will be finite; where left out, the metrics tell.
     """
 
-    def __init__(self, metrics: np.ndarray, make: Callable[[int], Opinion], made_of: str) -> None:
-        super().__init__(len(metrics), make)
+    def __init__(
+        self,
+        metrics: np.ndarray,
+        make: Callable[[int], Opinion],
+        made_of: str,
+        together: Together | None = None,
+        scored: np.ndarray | None = None,
+    ) -> None:
+        super().__init__(len(metrics), make, together)
         self.metrics, self.made_of = metrics, made_of
+        self.scored = np.isfinite(metrics) if scored is None else scored
 
 
 class FusionRows(Lazy[FusionRow]):
-    """Rows made when asked for; sizes int64[n], their tokens, and metrics float64[n, teachers] are known beforehand.
+    """Rows made when asked for; sizes int64[n], their tokens, and metrics float64[n, teachers] (nan of live teachers)
+    are known beforehand.
 
-    made_of: of which texts and opinions.
+    made_of: of which texts and opinions. together: makes several. bare: the rows without opinions.
     """
 
-    def __init__(self, sizes: np.ndarray, metrics: np.ndarray, make: Callable[[int], FusionRow], made_of: str) -> None:
-        super().__init__(len(sizes), make)
+    def __init__(
+        self,
+        sizes: np.ndarray,
+        metrics: np.ndarray,
+        make: Callable[[int], FusionRow],
+        made_of: str,
+        together: Callable[[Sequence[int]], list[FusionRow]] | None = None,
+        bare: Sequence[FusionRow] = (),
+    ) -> None:
+        super().__init__(len(sizes), make, together)
         self.sizes, self.metrics, self.made_of = sizes, metrics, made_of
+        self.bare = bare
 
 
 def metrics_of(rows: Sequence[TeacherRow], documents: Sequence[Document], settings: FusionSettings) -> np.ndarray:
     """float64[n], how well a teacher knows each text."""
-    return np.asarray([_metric(r, d, settings) for r, d in zip(rows, documents, strict=True)], np.float64)
+    return np.asarray([metric_of(r, d, settings) for r, d in zip(rows, documents, strict=True)], np.float64)
 
 
 def fusion_rows(texts: Sequence[TeacherText], opinions: Sequence[Opinions]) -> tuple[FusionRows, Counter[str]]:
@@ -130,20 +154,25 @@ def fusion_rows(texts: Sequence[TeacherText], opinions: Sequence[Opinions]) -> t
       opinions: of each teacher, the pivot first, one a text.
     """
     metrics = np.stack([o.metrics for o in opinions], 1)
-    kept = np.flatnonzero(np.isfinite(metrics).all(1))
+    kept = np.flatnonzero(np.stack([o.scored for o in opinions], 1).all(1))
     if not len(kept):
         raise InputError("no text is left that every teacher has scored", field="texts", cure="Give more texts")
 
-    def row(index: int) -> FusionRow:
+    def bare(index: int) -> FusionRow:
         text = texts[int(kept[index])]
-        views = tuple(o[int(kept[index])] for o in opinions)
-        return FusionRow(text.ids, text.scored, views, np.ones(len(text.ids), np.int32))
+        return FusionRow(text.ids, text.scored, (), np.ones(len(text.ids), np.int32))
+
+    def rows(wanted: Sequence[int]) -> list[FusionRow]:
+        views = zip(*(o.some(kept[list(wanted)].tolist()) for o in opinions), strict=True)
+        return [bare(i)._replace(opinions=of_one) for i, of_one in zip(wanted, views, strict=True)]
 
     sizes = np.asarray([len(texts[i].ids) for i in kept.tolist()], np.int64)
     dropped = len(metrics) - len(kept)
     why = Counter({"a teacher scored no token of it, or not finitely": dropped} if dropped else {})
     made_of = digest([kept, *(x for text in texts for x in (text.ids, text.scored))])
-    return FusionRows(sizes, metrics[kept], row, " ".join([made_of, *(o.made_of for o in opinions)])), why
+    made_of = " ".join([made_of, *(o.made_of for o in opinions)])
+    found = FusionRows(sizes, metrics[kept], lambda i: rows([i])[0], made_of, rows, Lazy(len(kept), bare))
+    return found, why
 
 
 def packed(rows: FusionRows, block: int, *, reset: bool) -> FusionRows:
@@ -155,26 +184,39 @@ def packed(rows: FusionRows, block: int, *, reset: bool) -> FusionRows:
     ends = np.cumsum(rows.sizes)
     starts = np.arange(0, ends[-1], block)
 
-    def one(number: int) -> FusionRow:
+    def held(number: int) -> range:
+        """The rows that a block has tokens of."""
         start, stop = int(starts[number]), min(int(starts[number]) + block, int(ends[-1]))
         first, last = np.searchsorted(ends, [start, stop - 1], "right").tolist()
-        some = rows[first : last + 1]
+        return range(first, last + 1)
+
+    def cut(number: int, some: Sequence[FusionRow]) -> FusionRow:
+        """A block out of these rows."""
+        start, stop = int(starts[number]), min(int(starts[number]) + block, int(ends[-1]))
+        first = held(number).start
         part = slice(start - int(ends[first] - rows.sizes[first]), stop - int(ends[first] - rows.sizes[first]))
         ids, scored = (np.concatenate([getattr(r, name) for r in some])[part] for name in ("ids", "scored"))
-        segments = np.repeat(np.arange(1, len(some) + 1, dtype=np.int32), rows.sizes[first : last + 1])[part]
-        opinions = tuple(_joined([r.opinions[n] for r in some], part) for n in range(rows.metrics.shape[1]))
+        segments = np.repeat(np.arange(1, len(some) + 1, dtype=np.int32), rows.sizes[first : first + len(some)])[part]
+        opinions = tuple(_joined(views, part) for views in zip(*(r.opinions for r in some), strict=True))
         if not reset:
             scored = scored | (np.diff(segments, prepend=1) > 0)
         scored[0] = False
         return FusionRow(ids, scored, opinions, segments)
 
+    def blocks(numbers: Sequence[int]) -> list[FusionRow]:
+        wanted = sorted({row for number in numbers for row in held(number)})
+        found = dict(zip(wanted, rows.some(wanted), strict=True))
+        return [cut(number, [found[row] for row in held(number)]) for number in numbers]
+
+    bare = Lazy(len(starts), lambda number: cut(number, [rows.bare[row] for row in held(number)]))
     bounds = np.append(starts, ends[-1])
     owner = np.minimum(np.searchsorted(ends, bounds, "right"), len(ends) - 1)
     before = np.cumsum(rows.metrics * rows.sizes[:, None], 0) - rows.metrics * rows.sizes[:, None]
     sums = before[owner] + rows.metrics[owner] * (bounds - (ends - rows.sizes)[owner])[:, None]
     sizes = np.diff(bounds)
     made_of = f"{rows.made_of} packed {block} {reset}"
-    return FusionRows(sizes, np.diff(sums, axis=0) / sizes[:, None], one, made_of)
+    metrics = np.diff(sums, axis=0) / sizes[:, None]
+    return FusionRows(sizes, metrics, lambda number: blocks([number])[0], made_of, blocks, bare)
 
 
 def _joined(views: Sequence[Opinion], part: slice) -> Opinion:
@@ -206,12 +248,8 @@ def fused_examples(
     Raises:
       InputError: settings that do not go together, no teacher, a folder of something else.
     """
-    _check(settings, rows.metrics.shape[1])
-    made_of = {
-        "format": 1, **asdict(settings), "mask": mask, "reset": reset, "inputs": digest([rows.sizes, rows.metrics]),
-        "rows": rows.made_of,
-    }  # fmt: skip
-    job = Job(as_path(folder), made_of, len(rows), PART_SIZE)
+    check_teachers(settings, rows.metrics.shape[1])
+    job = Job(as_path(folder), identity_of(rows, settings, mask, reset), len(rows), PART_SIZE)
 
     def items(wanted: range) -> list[Example]:
         fused = fuse(rows[wanted.start : wanted.stop], settings, mask=mask, reset=reset)
@@ -219,6 +257,15 @@ def fused_examples(
 
     make_parts(job, _Kept(), items, 0, progress)
     return Stored(job, _read_example)
+
+
+def identity_of(rows: FusionRows, settings: FusionSettings, mask: Mask, reset: bool) -> dict[str, object]:
+    """What the examples of these rows are known by."""
+    of_targets = {name: value for name, value in asdict(settings).items() if name != "jsd_beta"}
+    return {
+        "format": 1, **of_targets, "mask": mask, "reset": reset, "inputs": digest([rows.sizes, rows.metrics]),
+        "rows": rows.made_of,
+    }  # fmt: skip
 
 
 class _Kept:
@@ -267,7 +314,7 @@ def fuse(rows: Sequence[FusionRow], settings: FusionSettings, *, mask: Mask, res
     Raises:
       InputError: settings that do not go together, no teacher.
     """
-    _check(settings, len(rows[0].opinions))
+    check_teachers(settings, len(rows[0].opinions))
     buckets = bucket_list(max(len(r.ids) for r in rows))
     order = sorted(range(len(rows)), key=lambda i: len(rows[i].ids))
     out: dict[int, Example] = {}
@@ -278,12 +325,17 @@ def fuse(rows: Sequence[FusionRow], settings: FusionSettings, *, mask: Mask, res
             target, share = _fused(*_stacked([rows[i] for i in chosen], width, reset), s=settings)
             ids, probs, shares = (np.asarray(x) for x in (*target, share))
             for n, i in enumerate(chosen):
-                out[i] = _example(rows[i], i, ids[n], probs[n], float(shares[n]), mask, reset)
+                out[i] = example_of(rows[i], i, ids[n], probs[n], float(shares[n]), mask, reset)
     return [out[i] for i in range(len(rows))]
 
 
-def _check(s: FusionSettings, teachers: int) -> None:
-    if teachers - (not s.pivot) < 1:
+def check_teachers(s: FusionSettings, opinions: int) -> int:
+    """How many teachers there are, of whom opinions are at hand, the pivot's among them.
+
+    Raises:
+      InputError: none; settings that do not go together.
+    """
+    if opinions - (not s.pivot) < 1:
         raise InputError("there is no teacher", field="pivot", cure="Give a source, or take the pivot as a teacher")
     if s.keeps_mass and (s.temperature != 1.0 or s.rounding != "none"):
         raise InputError("keeps probabilities as they are", field="tail", cure="Set temperature 1 and no rounding")
@@ -291,11 +343,13 @@ def _check(s: FusionSettings, teachers: int) -> None:
         raise InputError("goes with mince only", field="choice", cure='Set it to "sample"')
     if s.schedule == "soft" and s.choice == "token":
         raise InputError("takes its weight from a sample's scores", field="schedule", cure='Set choice to "sample"')
+    return opinions - (not s.pivot)
 
 
-def _example(
-    row: FusionRow, index: int, ids: np.ndarray, probs: np.ndarray, share: float, mask: str, reset: bool
+def example_of(
+    row: FusionRow, index: int, ids: np.ndarray, probs: np.ndarray, share: float, mask: Mask, reset: bool
 ) -> Example:
+    """A row with its fused target, ids and probs [m or more, K]; arguments as of `fuse`."""
     m = len(row.ids)
     tokens, chosen, last = row.ids.tolist(), row.scored, m - 1
     segments = tuple(row.segments.tolist()) if reset else ()

@@ -21,12 +21,16 @@ def step_batch(
     Args:
       micro: int[A,B], indices of the examples; every host pads to what the whole step needs.
     """
-    examples = data.examples
     if pack_tokens:
-        return _packed_batch(examples, micro, pack_tokens, mesh)
-    rows = micro[:, local_rows(micro.shape[1], mesh)]
-    flat = collate([examples[i] for i in rows.reshape(-1)], buckets, data.extents[micro.reshape(-1)].max(0))
-    return jax.tree.map(lambda x: x.reshape(*rows.shape, *x.shape[1:]), flat)
+        return _packed_batch(data.examples, micro, pack_tokens, mesh)
+    mine, every = local_rows(micro.shape[1], mesh), micro.reshape(-1)
+    if data.taught is None:
+        examples = data.some(micro[:, mine].reshape(-1).tolist())
+    else:  # a teacher's forward pass is one program over all hosts
+        of_all = data.some(every.tolist())
+        examples = [of_all[i] for i in np.arange(len(every)).reshape(micro.shape)[:, mine].reshape(-1).tolist()]
+    flat = collate(examples, buckets, data.extents[every].max(0))
+    return jax.tree.map(lambda x: x.reshape(len(micro), len(mine), *x.shape[1:]), flat)
 
 
 def _packed_batch(examples: Sequence[Example], micro: np.ndarray, width: int, mesh: Mesh | None) -> TokenBatch:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import jax
@@ -76,6 +76,8 @@ class TrainSettings:
     """Devices over which weights and batches are split; -1: the devices that are left."""
     mesh_tensor: int = 1
     """Devices over which heads and feed-forward columns are split; -1: the devices that are left."""
+    mesh_spare: int = 0
+    """Devices, the last ones, that the mesh leaves to live teachers."""
 
     def __post_init__(self) -> None:
         bounded(self, "batch_size", "micro_batches", "bucket_window", least=1)
@@ -83,7 +85,7 @@ class TrainSettings:
         bounded(self, "epochs", above=0, most=1e6)
         bounded(self, "mesh_data", "mesh_fsdp", "mesh_tensor", least=-1)
         seeded(self, "seed")
-        bounded(self, "pack_tokens", "router_weight", "lora_rank", least=0)
+        bounded(self, "mesh_spare", "pack_tokens", "router_weight", "lora_rank", least=0)
         bounded(self, "lora_alpha", above=0)
         if not self.lora_rank and (self.lora_target_modules or self.lora_alpha != 16.0):
             field = "lora_target_modules" if self.lora_target_modules else "lora_alpha"
@@ -136,7 +138,7 @@ def compute_to_read(
     """
     dtype = compute_dtype() if settings.compute_dtype == "auto" else settings.compute_dtype
     mesh: Mesh | None = None
-    devices = jax.devices() if devices is None else devices
+    devices = kept_devices(settings, devices, option=option)
     if len(devices) > 1:
         mesh = make_mesh(settings.mesh_data, settings.mesh_fsdp, settings.mesh_tensor, devices=devices)
     platform, kernel = devices[0].platform, settings.attention
@@ -148,6 +150,35 @@ def compute_to_read(
     logits = CHUNK_ELEMENTS if platform == "cpu" else CHUNK_ELEMENTS_ACCELERATOR
     options = tuple(compiler_options(devices[0].device_kind).items())
     return Compute(mesh, jnp.dtype(dtype), settings.remat, settings.shared_prompt, kernel, logits, options)
+
+
+def kept_devices(
+    settings: TrainSettings, devices: Sequence[jax.Device] | None = None, *, option: str = "--train"
+) -> Sequence[jax.Device]:
+    """The devices of a stage's mesh: all but those that it leaves to others.
+
+    Raises:
+      InputError: none is left, or there are several hosts, of which some would have none.
+    """
+    devices = jax.devices() if devices is None else devices
+    if not settings.mesh_spare:
+        return devices
+    field = f"{option}.mesh-spare"
+    if len({device.process_index for device in devices}) > 1:
+        raise InputError("is for one host", field=field, cure="Leave it at 0: teachers then share the mesh")
+    if settings.mesh_spare >= len(devices):
+        problem = f"{settings.mesh_spare} of {len(devices)} devices are left to others"
+        raise InputError(problem, field=field, cure="Leave one at least")
+    return devices[: -settings.mesh_spare]
+
+
+def compute_of_teachers(settings: TrainSettings) -> Compute:
+    """What live teachers are computed on: the devices that a stage's mesh leaves to them, or that mesh."""
+    if not settings.mesh_spare:
+        return compute_to_read(settings)
+    alone = replace(settings, mesh_data=1, mesh_fsdp=-1, mesh_tensor=1, mesh_spare=0)
+    devices = jax.devices()[len(kept_devices(settings)) :]
+    return replace(compute_to_read(alone, devices), mesh=make_mesh(1, -1, 1, devices=devices))
 
 
 def step_count(examples: int, settings: TrainSettings) -> int:

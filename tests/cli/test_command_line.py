@@ -13,6 +13,7 @@ from experiments import (
     align_report,
     cache_teacher,
     cool_fusion,
+    distil,
     dpo,
     fusechat,
     fusechat3,
@@ -23,6 +24,7 @@ from experiments import (
     infifpo,
     inspect_data,
     merge,
+    profuser,
     prune,
     reward_model,
     seft,
@@ -42,8 +44,8 @@ from fusion_jax.settings import run as run_experiment
 from tests.small import fails
 
 EXPERIMENTS = [
-    align_report, cache_teacher, cool_fusion, dpo, fusechat, fusechat3, fusellm, fuserl, generate, gsm8k_responses,
-    infifpo, inspect_data, merge, merge_sweep, prune, reward_model, seft, sft, sweeps, wrpo, zoo,
+    align_report, cache_teacher, cool_fusion, distil, dpo, fusechat, fusechat3, fusellm, fuserl, generate,
+    gsm8k_responses, infifpo, inspect_data, merge, merge_sweep, profuser, prune, reward_model, seft, sft, sweeps, wrpo, zoo,
 ]  # fmt: skip
 ONES = {"tiny": gsm8k_responses.Settings("", "")}
 
@@ -219,7 +221,7 @@ def test_choices_of_names_that_other_modules_define(capsys, monkeypatch):
 
 
 @pytest.mark.parametrize("module", [
-    align_report, cache_teacher, dpo, fusechat, fusellm, generate, gsm8k_responses, inspect_data, sft, wrpo,
+    align_report, cache_teacher, distil, dpo, fusechat, fusellm, generate, gsm8k_responses, inspect_data, sft, wrpo,
 ], ids=lambda m: m.__name__)  # fmt: skip
 def test_help_says_what_files_of_records_hold(module, capsys, monkeypatch):
     for argument in ("--help", "--help-all"):

@@ -81,7 +81,7 @@ def test_both_arms_have_as_many_steps_and_learn(once):
     assert all(r["weight/train"] == 1.0 for r in found["SFT"])
     assert found["SFT"][-1]["nll/train"] < found["SFT"][0]["nll/train"]
     report = (once / "report.md").read_text()
-    for told in ("wins by reading", "unanimous votes", "tokens reached, infer", "Bits per byte", "plants-qwen"):
+    for told in ("wins by reading", "unanimous votes", "one_to_one", "Bits per byte", "plants-qwen"):
         assert told in report
     results = json.loads((once / "results.json").read_text())
     assert {"SFT", "profuser", "plants-target"} <= set(results) and "bits per byte" in results["profuser"]

@@ -247,7 +247,7 @@ def test_a_run_without_plan_is_a_run(monkeypatch):
     assert seen == [dataclasses.replace(sft.PRESETS["tiny"], out="x")]
 
 
-@pytest.mark.parametrize("name", ["sft", "dpo", "wrpo", "fusellm", "fusechat", "cache_teacher", "generate", "merge"])
+@pytest.mark.parametrize("name", ["sft", "dpo", "wrpo", "fusellm", "fusechat", "distil", "cache_teacher", "generate", "merge"])
 def test_help_tells_of_plan(name, capsys):
     module = importlib.import_module(f"experiments.{name}")
     with pytest.raises(SystemExit):

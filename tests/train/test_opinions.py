@@ -50,8 +50,8 @@ def test_a_source_equal_to_the_pivot_on_texts(tmp_path, models, tokens, vocabula
     documents = text_documents(TEXTS)
     one, two = (reading(tmp_path, name, models["target"], documents) for name in ("one", "two"))
     settings, fusion = AlignSettings(tokens=tokens, vocabulary=vocabulary), FusionSettings()
-    found, shares = source_opinions(tmp_path / "a", one, two, settings, fusion, whole=True, progress=quiet)
-    assert shares["one_to_one"] == 1.0
+    found, reach = source_opinions(tmp_path / "a", one, two, settings, fusion, whole=True, progress=quiet)
+    assert reach.rules["one_to_one"] == 1.0
     for own, view in zip(own_opinions(one, fusion), found, strict=True):
         np.testing.assert_array_equal(view.ids, own.ids)
         np.testing.assert_array_equal(view.logprobs, own.logprobs)
@@ -67,8 +67,8 @@ def test_a_source_equal_to_the_pivot_on_answers(tmp_path, models, tokens):
     documents = chat_documents(short, tokenizer, tokenizer)
     one, two = (reading(tmp_path, name, models["target"], documents) for name in ("one", "two"))
     settings, fusion = AlignSettings(tokens=tokens), FusionSettings()
-    found, shares = source_opinions(tmp_path / "a", one, two, settings, fusion, whole=False, progress=quiet)
-    assert shares["one_to_one"] == 1.0
+    found, reach = source_opinions(tmp_path / "a", one, two, settings, fusion, whole=False, progress=quiet)
+    assert reach.rules["one_to_one"] == 1.0
     for own, view, text in zip(own_opinions(one, fusion), found, one.texts, strict=True):
         compared = np.flatnonzero(text.scored[1:])
         np.testing.assert_array_equal(view.ids[compared], own.ids[compared])
@@ -82,8 +82,8 @@ def test_another_tokenizer_and_template(tmp_path, models):
         for name, model in models.items()
     )
     arguments = (tmp_path / "a", pivot, source, AlignSettings(), FusionSettings())
-    found, shares = source_opinions(*arguments, whole=False, progress=quiet)
-    assert shares["one_to_one"] + shares["suffix"] + shares["one_to_many"] > 0.5
+    found, reach = source_opinions(*arguments, whole=False, progress=quiet)
+    assert reach.rules["one_to_one"] + reach.rules["suffix"] + reach.rules["one_to_many"] > 0.5
     end, last = pivot.turn_end, int(np.flatnonzero(pivot.texts[0].scored)[-1])
     assert pivot.texts[0].ids[last] == end
     assert end in found[0].ids[last - 1, : found[0].counts[last - 1]]
