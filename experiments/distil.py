@@ -56,7 +56,7 @@ class Settings(TextSettings, ChatSettings):
     basic: ClassVar = (
         "student", "sources", "texts", "chats", "held_out_texts", "held_out_chats", "test_prompts", "arms", "out",
         "resume", "seed", "seeds", "max_length", "k", "teachers", "teacher_batch", "fusion.weight", "fusion.tail",
-        "fusion.jsd_beta", "train.epochs", "train.batch_size", "train.micro_batches", "train.optimizer.learning_rate",
+        "train.epochs", "train.batch_size", "train.optimizer.learning_rate",
     )  # fmt: skip
 
     out: Folder = "runs/distil"

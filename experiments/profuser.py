@@ -56,8 +56,8 @@ class Settings(AdvantageSettings):
 
     basic: ClassVar = (
         "target", "sources", "instructions", "judges", "verifiers", "test_prompts", "arms", "out", "resume", "seed",
-        "seeds", "k", "max_length", "by_reading", "by_writing", "loss.beta", "loss.order", "loss.kept",
-        "loss.first_epochs", "loss.both_epochs", "train.batch_size", "train.optimizer.learning_rate",
+        "seeds", "by_reading", "by_writing", "loss.beta", "loss.kept", "loss.first_epochs", "loss.both_epochs",
+        "train.batch_size", "train.optimizer.learning_rate",
     )  # fmt: skip
 
     out: Folder = "runs/profuser"

@@ -6,11 +6,10 @@ Stages S0 to S4 of ProFuser (arXiv 2408.04998, section 3 of its specification); 
 from __future__ import annotations
 
 import functools
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import numpy as np
 
@@ -356,8 +355,3 @@ def _valid(answers: Sequence[Record], longest: float) -> list[bool]:
 
 def _plain(values: np.ndarray) -> list[float | None]:
     return [float(value) if np.isfinite(value) else None for value in values]
-
-
-def counts_of(labels: Sequence[Record], names: Sequence[str]) -> dict[str, Counter[Any]]:
-    """How many instructions each source won in either mode."""
-    return {mode: Counter(r[f"{mode}_winner"] for r in labels) for mode in ("train", "infer")}
