@@ -6,8 +6,8 @@ Needs requirements-test.txt. Models: Llama, 4 layers, D 256, 8 heads (4 for keys
 vocabulary; 8 examples of 256 tokens, half of them prompt; float32; AdamW and clipping included. Stored: the teacher's
 10 most probable entries are read from memory; a step makes its batch of them. The FuseChat step is re-created from its
 description: the collator makes dense distributions [B,T,V], the loss is 0.9 times the cross-entropy of the text plus
-0.1 times that of the distributions, over the whole of the logits. In the step: the teacher is asked in every step; trl's
-GKDTrainer compares all V entries by forward KL, ours the 10 most probable, so that their losses differ.
+0.1 times that of the distributions, over the whole of the logits. In the step: the teacher is asked in every step;
+trl's GKDTrainer compares all V entries by forward KL, ours the 10 most probable, so that their losses differ.
 Each contender runs in a process of its own; a row gives the median step, its ratio to ours, the first loss (stored ones
 agree to 1e-4, or the program ends with an error) and the peak memory of the process.
 """
