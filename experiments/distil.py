@@ -69,7 +69,7 @@ class Settings(TextSettings, ChatSettings):
     fusion.kind names (as-set)."""
     chats_per_skill: int = 60
     """The zoo's problems of each skill to train on."""
-    fusion: FusionSettings = FusionSettings(weight=0.5, kind="kl", tail="bucket", pivot=False)
+    fusion: FusionSettings = FusionSettings(weight=0.9, kind="kl", tail="bucket", pivot=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -80,7 +80,11 @@ TINY = replace(TINY_TRAINING, optimizer=OptimizerSettings(learning_rate=3e-4), e
 ADAMW = OptimizerSettings(learning_rate=1e-5, warmup_ratio=0.03)
 PRESETS = {
     "tiny": Settings(max_length=160, teacher_batch=64, train=TINY),
-    "1b": Settings(k=64, train=TrainSettings(optimizer=ADAMW, epochs=2.0)),
+    "1b": Settings(
+        k=64,
+        fusion=FusionSettings(weight=0.5, kind="kl", tail="bucket", pivot=False),
+        train=TrainSettings(optimizer=ADAMW, epochs=2.0),
+    ),
 }
 
 

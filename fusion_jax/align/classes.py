@@ -21,21 +21,22 @@ LATIN_SIGNS = (range(0x80, 0x300), range(0x2000, 0x2100))  # of Latin texts: quo
 def class_of(text: str) -> str:
     """The class of a text, by the first of these rules that holds.
 
-    * newline: white space alone, indentation included.
+    * newline: white space alone that breaks a line.
     * other scripts: a letter or mark that is not Latin, a digit or sign of other scripts, an emoji, or part of
       a character that the piece does not hold whole (U+FFFD).
-    * code: one of ``{}[]<>\\_|~^` ``, a pair of signs that prose hardly has (`==`, `->`, `();`, `//`), or a capital
-      inside a word (`getName`).
+    * code: one of ``{}[]<>\\_|~^` ``, a pair of signs that prose hardly has (`==`, `->`, `();`, `//`), a capital inside
+      a word (`getName`), or indentation: tabs or several spaces alone.
     * letters: any Latin letter, accented or not.
     * digits: any digit, whatever signs stand beside it.
-    * punctuation: everything else.
+    * punctuation: everything else, one space alone, too.
 
     >>> [class_of(t) for t in (" the", "naïve", "12", "3.", ".", " (", "\\n\\n", "();", "my_name", "的", "🙂")]
     ['letters', 'letters', 'digits', 'digits', 'punctuation', 'punctuation', 'newline', 'code', 'code', \
 'other scripts', 'other scripts']
     """
     if not text.strip():
-        return "newline"
+        broken = len(text.splitlines()) > 1 or text != text.rstrip("\r\n")
+        return "newline" if broken else "code" if len(text) > 1 or text == "\t" else "punctuation"
     kinds = {_kind(character) for character in text if not character.isspace()}
     if "other scripts" in kinds:
         return "other scripts"
