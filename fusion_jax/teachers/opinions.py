@@ -7,8 +7,9 @@ spec sections 2 to 6).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -19,17 +20,27 @@ from fusion_jax.align.settings import AlignSettings
 from fusion_jax.align.views import TokenizerView, view_of
 from fusion_jax.align.vocabulary import count_pairs, load_map
 from fusion_jax.data.chat import turn_end
-from fusion_jax.data.documents import Document, TeacherRow, TeacherText, encode_documents, inside
+from fusion_jax.data.documents import (
+    Document,
+    TeacherRow,
+    TeacherText,
+    documents_fingerprint,
+    encode_documents,
+    inside,
+)
 from fusion_jax.errors import InputError
 from fusion_jax.hosts.agree import agreed_exists, on_first
 from fusion_jax.hosts.join import this_host
 from fusion_jax.lazy import Lazy
 from fusion_jax.models.compute import Compute
 from fusion_jax.models.folder import Model
-from fusion_jax.teachers.reading import store_identity, teacher_rows
+from fusion_jax.teachers.reading import store_identity, teacher_rows, tokenizer_fingerprint
 from fusion_jax.teachers.settings import FusionSettings
-from fusion_jax.teachers.store import TeacherStore, write_store
+from fusion_jax.teachers.store import TeacherStore, identity_of, write_store
 from fusion_jax.teachers.targets import Opinions, metrics_of, own_opinion, source_opinion
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 Progress = Callable[[str, int, int], None]
 
@@ -68,6 +79,27 @@ def read_documents(
     )  # fmt: skip
     store = TeacherStore(folder, identity, texts)
     return Reading(name, view_of(model.tokenizer), turn_end(model.tokenizer), documents, texts, store)
+
+
+def read_store(
+    folder: Path,
+    name: str,
+    tokenizer: PreTrainedTokenizerBase,
+    documents: Sequence[Document],
+    *,
+    k: int,
+    max_length: int,
+) -> Reading:
+    """What a model made of its documents before or elsewhere: a store by experiments/cache_teacher.py.
+
+    Raises:
+      InputError: no finished store; one of other documents, another tokenizer or another k.
+    """
+    texts = encode_documents(tokenizer, documents, max_length=max_length)
+    reader, read = tokenizer_fingerprint(tokenizer), documents_fingerprint(documents)
+    identity = replace(identity_of(folder), tokenizer=reader, documents=read, k=k, records=len(documents))
+    store = TeacherStore(folder, identity, texts)
+    return Reading(name, view_of(tokenizer), turn_end(tokenizer), documents, texts, store)
 
 
 def own_opinions(pivot: Reading, fusion: FusionSettings) -> Opinions:
