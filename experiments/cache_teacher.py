@@ -16,13 +16,18 @@ nothing, and one that dies takes no other along: the others write their parts, t
 Where there is a coordinator, in both, JAX stops all hosts when one dies, within a minute. --out must be on a file
 system that all hosts share.
 
+A teacher that vLLM reads on a GPU (docs/stores.md): the prompts first, then a store of the answers to them.
+
+    python experiments/cache_teacher.py --model TEACHER --texts texts.jsonl --prompts prompts.jsonl
+    python experiments/cache_teacher.py --model TEACHER --texts texts.jsonl --answers answers.jsonl --out runs/teacher
+
 Data: texts, JSON lines with "text", or a .txt or .md file, one text a line.
 
 Hardware: all devices of every host; the default takes seconds on a CPU. Result: a store (store.json and array_record
 parts) that `fusion_jax.teachers.store.TeacherStore` reads back for the same model, tokenizer and texts only. Killed,
 the same command goes on at the missing parts, also on another number of hosts. At the end the first host scores a
-sample of the rows again and compares. The experiments write stores of their own, under teachers/. To read this one in
-Python:
+sample of the rows again and compares. The experiments write stores of their own, under teachers/, and the fusions of
+texts take this one with --source-stores. To read it in Python:
 
     identity = StoreIdentity(**json.loads(Path("runs/teacher/store.json").read_text()))
     store = TeacherStore("runs/teacher", identity)
@@ -31,22 +36,24 @@ Python:
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 
 import jax
 import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 
-from fusion_jax.data.documents import Document, encode_documents
+from fusion_jax.data.documents import Document, TeacherRow, TeacherText, encode_documents
 from fusion_jax.data.loaders import load_texts
 from fusion_jax.data.windows import window_documents
 from fusion_jax.errors import InputError
 from fusion_jax.evals.perplexity import stored_surprise
 from fusion_jax.hosts.join import HostSettings, join
+from fusion_jax.jsonl import write_jsonl
 from fusion_jax.markdown import markdown_table
+from fusion_jax.models.compute import Compute
 from fusion_jax.models.folder import load, tokenizer_of
 from fusion_jax.models.int8 import Weights, dtype_of
 from fusion_jax.options import File, Folder, ModelPath, Models
@@ -54,10 +61,15 @@ from fusion_jax.plan.command import run as run_experiment
 from fusion_jax.plan.fits import check_decoder
 from fusion_jax.plan.parts import Part, Teaching
 from fusion_jax.settings import bounded
+from fusion_jax.teachers.blocks import LogProbs
+from fusion_jax.teachers.given import Given, prompts_of
 from fusion_jax.teachers.reading import store_identity, teacher_rows
 from fusion_jax.teachers.store import StoreIdentity, TeacherStore, verified, write_store
 from fusion_jax.train.settings import TrainSettings, compute_to_read
 from fusion_jax.zoo import model_path
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -65,7 +77,8 @@ class Settings:
     """A teacher, texts, and what is kept of its distributions."""
 
     basic: ClassVar = (
-        "texts", "model", "out", "k", "max_length", "batch_size", "part_size", "windows_for", "verify", "mesh",
+        "texts", "model", "out", "k", "log_probs", "max_length", "batch_size", "part_size", "windows_for", "verify",
+        "prompts", "answers", "mesh",
         "hosts.coordinator", "hosts.count", "hosts.index",
     )  # fmt: skip
 
@@ -77,16 +90,23 @@ class Settings:
     """Folder of the store; the same command goes on at its missing parts."""
     k: int = 10
     """Entries that are kept of every position."""
+    log_probs: LogProbs = "float16"
+    """How log-probs are kept: to the bit (float16), or in 8 bits, which changes a KL divergence by 1e-4 at most."""
     max_length: int = 2048
     """Tokens of a window, EOS included, at most what the model reads; longer texts are split into windows."""
     windows_for: Models = ()
-    """Models whose tokenizers shall not need more than max_length tokens for a window either."""
+    """Models whose tokenizers shall not need more than max_length tokens for a window either. Where the teacher is
+    among them, windows are those of a fusion of these models in this order."""
     batch_size: int = 8
     """Texts at once, on a host with mesh local, on all hosts with global; more where the devices need it."""
     part_size: int = StoreIdentity.part_size
     """Texts of a file, which a kill loses and hosts share out; a store keeps the size that it was begun with."""
     verify: int = 16
     """Rows that are scored again and compared at the end; 0: none."""
+    prompts: File = ""
+    """Write the prompts for vLLM into this file, JSON lines, and nothing else."""
+    answers: File = ""
+    """vLLM's answers to the prompts, from which the store is made in the place of the model's weights."""
     mesh: Literal["local", "global"] = "local"
     """Each host holds the whole teacher (local), or all hosts hold it together (global)."""
     weights: Weights = "stored"
@@ -97,6 +117,9 @@ class Settings:
         bounded(self, "k", "batch_size", "part_size", least=1)
         bounded(self, "max_length", least=2)
         bounded(self, "verify", least=0)
+        if self.prompts and self.answers:
+            cure = "Write the prompts first, and the store when they are answered"
+            raise InputError("does not go with --answers", field="prompts", cure=cure)
 
 
 def main(s: Settings) -> None:
@@ -106,46 +129,78 @@ def main(s: Settings) -> None:
     together = s.mesh == "global"
     host = join(s.hosts, connected=together)
     compute = compute_to_read(TrainSettings(), jax.devices() if together else jax.local_devices())
-    named = [("--model", s.model), *(("--windows-for", name) for name in s.windows_for)]
-    tokenizers = [tokenizer_of(model_path(name, option), option) for option, name in named]
-    check_decoder(model_path(s.model))
-    model = load(model_path(s.model), dtype=dtype_of(s.weights), mesh=compute.mesh)
-    entries = min(len(tokenizers[0]), model.config.vocab_size)
-    if s.k > entries:
-        raise InputError(f"{s.k} entries are more than the vocabulary's {entries}", field="--k", cure="Give fewer")
-    limit = min(s.max_length, model.config.max_positions)
-    if limit < s.max_length:
-        console.print(f"max_length is {limit}: the model reads no more", highlight=False)
-    documents, counts = window_documents(load_texts(s.texts), tokenizers, limit - 1)
-    if not documents:
-        raise InputError("holds no text that is not blank", file=s.texts, field="--texts", cure="Give other texts")
-
-    encoded = encode_documents(model.tokenizer, documents, max_length=limit)
-    identity = replace(store_identity(model, documents, s.k), part_size=s.part_size)
-    rows = teacher_rows(model, encoded, s.k, compute, batch_size=s.batch_size)
+    read = read_texts(s, console)
+    if s.prompts:
+        if host.first:
+            write_jsonl(s.prompts, prompts_of(read.texts))
+            console.print(f"{len(read.texts)} prompts: {s.prompts}", soft_wrap=True, highlight=False, markup=False)
+        return
+    identity, rows = teacher_of(s, read, compute)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task("  scoring", total=len(documents))
+        task = progress.add_task("  scoring", total=len(read.documents))
         there = write_store(
             s.out, identity, rows, lambda done: progress.update(task, completed=done),
             host=host, settings=s.hosts, together=together,
         )  # fmt: skip
     if not host.first and not together:
         return
-    store = TeacherStore(s.out, identity, encoded)
+    store = TeacherStore(s.out, identity, read.texts)
     worst = verified(store, rows, s.verify)
     if not host.first:
         return
     if there:
         console.print(f"{there} of {identity.parts} parts were there", highlight=False)
     again = f"{worst:.1e}" if s.verify else "not checked"
-    console.print(table_of(store, documents, counts, again), soft_wrap=True, highlight=False, markup=False)
+    console.print(table_of(store, read, again), soft_wrap=True, highlight=False, markup=False)
 
 
-def table_of(store: TeacherStore, documents: Sequence[Document], counts: Mapping[str, int], again: str) -> str:
+class Read(NamedTuple):
+    """The texts in windows, as documents and in the teacher's tokens; entries: of its vocabulary."""
+
+    tokenizer: PreTrainedTokenizerBase
+    documents: Sequence[Document]
+    texts: Sequence[TeacherText]
+    counts: Mapping[str, int]
+    entries: int
+
+
+def read_texts(s: Settings, console: Console) -> Read:
+    """What the teacher is to read, in its tokens."""
+    config = check_decoder(model_path(s.model))
+    own = [] if s.model in s.windows_for else [("--model", s.model)]
+    named = [*own, *(("--windows-for", name) for name in s.windows_for)]
+    tokenizers = [tokenizer_of(model_path(name, option), option) for option, name in named]
+    tokenizer = tokenizers[[name for _, name in named].index(s.model)]
+    entries = min(len(tokenizer), config.vocab_size)
+    if s.k > entries:
+        raise InputError(f"{s.k} entries are more than the vocabulary's {entries}", field="--k", cure="Give fewer")
+    limit = min(s.max_length, config.max_positions)
+    if limit < s.max_length:
+        console.print(f"max_length is {limit}: the model reads no more", highlight=False)
+    documents, counts = window_documents(load_texts(s.texts), tokenizers, limit - 1)
+    if not documents:
+        raise InputError("holds no text that is not blank", file=s.texts, field="--texts", cure="Give other texts")
+    return Read(tokenizer, documents, encode_documents(tokenizer, documents, max_length=limit), counts, entries)
+
+
+def teacher_of(s: Settings, read: Read, compute: Compute) -> tuple[StoreIdentity, Callable[[range], list[TeacherRow]]]:
+    """The store's identity and what makes its rows: the model or the answers of vLLM."""
+    rows: Callable[[range], list[TeacherRow]]
+    if s.answers:
+        given = Given(s.answers, read.texts, read.entries, s.k)
+        identity, rows = given.identity(read.tokenizer, read.documents), given.rows
+    else:
+        model = load(model_path(s.model), dtype=dtype_of(s.weights), mesh=compute.mesh)
+        identity = store_identity(model, read.documents, s.k)
+        rows = teacher_rows(model, read.texts, s.k, compute, batch_size=s.batch_size)
+    return replace(identity, part_size=s.part_size, log_probs=s.log_probs), rows
+
+
+def table_of(store: TeacherStore, read: Read, again: str) -> str:
     """What the store holds, and how well its teacher knows the texts."""
-    surprise = stored_surprise(store, documents)
+    surprise = stored_surprise(store, read.documents)
     return markdown_table([{
-        **{what: counts[what] for what in ("texts", "windows", "blank texts")},
+        **{what: read.counts[what] for what in ("texts", "windows", "blank texts")},
         "tokens": sum(len(row.ids) for row in store), "nats a token": f"{surprise.nats_per_token:.4f}",
         "bits_per_byte": f"{surprise.bits_per_byte:.4f}",
         "mass of the k entries": f"{1 - np.mean(np.concatenate([row.tail for row in store])):.4f}",
@@ -155,6 +210,8 @@ def table_of(store: TeacherStore, documents: Sequence[Document], counts: Mapping
 
 def parts(s: Settings) -> list[Part]:
     """What the program computes."""
+    if s.prompts or s.answers:
+        return []
     return [Teaching("teacher", s.model, None, s.batch_size, s.max_length, s.k, named="--model", weights=s.weights)]
 
 

@@ -63,6 +63,7 @@ ModelPath = Annotated[str, Called("MODEL"), ModelKind()]  # a Hugging Face folde
 RewardModel = Annotated[str, Called("MODEL"), ModelKind(1)]
 AnyModel = Annotated[str, Called("MODEL"), ModelKind(None)]
 Files = Annotated[tuple[str, ...], Called("FILE")]  # apart, or joined by commas
+Folders = Annotated[tuple[str, ...], Called("FOLDER")]  # apart, or joined by commas
 Models = Annotated[tuple[str, ...], Called("MODEL"), ModelKind()]  # apart, or joined by commas
 Names = Annotated[tuple[str, ...], Called("NAME")]  # apart, or joined by commas
 Positional = Annotated[T, POSITIONAL]  # given without the option's name

@@ -12,14 +12,17 @@ from fusion_jax.align.classes import token_classes
 from fusion_jax.align.settings import AlignSettings
 from fusion_jax.data.batches import Data
 from fusion_jax.data.documents import Document
+from fusion_jax.errors import InputError
 from fusion_jax.evals.perplexity import surprise
 from fusion_jax.failures import doing
 from fusion_jax.files import write_json
 from fusion_jax.markdown import markdown_table, save_figure
-from fusion_jax.models.folder import Model, load
+from fusion_jax.models.folder import Model, load, tokenizer_of
 from fusion_jax.models.int8 import Weights, dtype_of
-from fusion_jax.options import Models, built
+from fusion_jax.options import Folders, Models, built
+from fusion_jax.paths import as_path
 from fusion_jax.plan.parts import Packing, Part, Teaching, Training
+from fusion_jax.runs.checks import model_name
 from fusion_jax.runs.desk import Desk
 from fusion_jax.runs.judging import EvalSet, judged
 from fusion_jax.runs.page import JudgedSettings
@@ -30,7 +33,15 @@ from fusion_jax.runs.trained import trained
 from fusion_jax.settings import bounded
 from fusion_jax.store.manifest import digest
 from fusion_jax.teachers.live import live_data
-from fusion_jax.teachers.opinions import Reach, Reading, own_opinions, read_alike, read_documents, source_opinions
+from fusion_jax.teachers.opinions import (
+    Reach,
+    Reading,
+    own_opinions,
+    read_alike,
+    read_documents,
+    read_store,
+    source_opinions,
+)
 from fusion_jax.teachers.settings import FusionSettings
 from fusion_jax.teachers.targets import Mask, fused_examples, fusion_rows, identity_of, packed
 from fusion_jax.train import objectives
@@ -60,6 +71,9 @@ class FusingSettings(JudgedSettings):
     source_weights: Weights = "stored"
     """How the layers' matrices of the sources are held: as their files have them (stored), or rounded to int8, which
     takes half the memory of bfloat16."""
+    source_stores: Folders = ()
+    """Stores of what the sources make of the texts, by cache_teacher.py (docs/stores.md): one for each source, in their
+    order, - for one that reads them here. A source with a store is not loaded, and not measured."""
     max_length: int = 2048
     """Tokens that models read; longer texts are cut, longer chats left out and counted."""
     k: int = 10
@@ -77,6 +91,15 @@ class FusingSettings(JudgedSettings):
         super().__post_init__()
         bounded(self, "k", "teacher_batch", least=1)
         bounded(self, "max_length", least=2)
+        if self.source_stores and len(self.source_stores) != len(self.sources):
+            problem = f"{len(self.source_stores)} are given for {len(self.sources)} sources"
+            raise InputError(problem, field="source_stores", cure="Give one for each source, - for one that reads here")
+
+    @property
+    def stores(self) -> dict[str, str]:
+        """The sources that have been read already: name -> folder of the store."""
+        given = zip(self.sources, self.source_stores) if self.source_stores else ()
+        return {model_name(source): store for source, store in given if store != "-"}
 
     def arm(self, sources: Sequence[str], changes: Mapping[str, Any]) -> Arm:
         """The arm of these sources, with some settings of `align` and `fusion` changed by their dotted names: `ALONE`
@@ -154,7 +177,14 @@ class Fusing:
         self.measures[name] = found
 
     def read(self, name: str) -> Reading:
-        """Measure a model and have it read its documents; a stored one is let go with the call."""
+        """Measure a model and have it read its documents; a stored one is let go with the call. Of a source with a
+        store, that is read."""
+        if name in self.settings.stores:
+            with doing(f"reading the store of {name}"):
+                return read_store(
+                    as_path(self.settings.stores[name]), name, tokenizer_of(self.corpus.folders[name]),
+                    self.corpus.documents[name], k=self.settings.k, max_length=self.corpus.limit,
+                )  # fmt: skip
         pivot, live = name == next(iter(self.corpus.folders)), self.settings.teachers == "live"
         weights: Weights = "stored" if pivot else self.settings.source_weights
         run, folder = self.desk.run, self.corpus.folders[name]
@@ -286,6 +316,7 @@ def fusing_parts(s: FusingSettings, title: str, target: str, named: str, packing
             weights=s.source_weights if i else "stored",
         )
         for i, (option, model) in enumerate(models)
+        if not i or model_name(model) not in s.stores
     ]
     objective = objectives.fusion(s.fusion)
     return [

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -23,7 +23,15 @@ from fusion_jax.align.settings import AlignSettings
 from fusion_jax.align.views import TokenizerView, view_of
 from fusion_jax.align.vocabulary import count_pairs, load_map
 from fusion_jax.data.chat import turn_end
-from fusion_jax.data.documents import Document, TeacherRow, TeacherText, encode_documents, inside, scored_bytes
+from fusion_jax.data.documents import (
+    Document,
+    TeacherRow,
+    TeacherText,
+    documents_fingerprint,
+    encode_documents,
+    inside,
+    scored_bytes,
+)
 from fusion_jax.errors import InputError
 from fusion_jax.hosts.agree import agreed_exists, on_first
 from fusion_jax.hosts.join import this_host
@@ -32,10 +40,13 @@ from fusion_jax.models.compute import Compute
 from fusion_jax.models.folder import Model
 from fusion_jax.store.parts import digest
 from fusion_jax.teachers.live import LiveTeacher, unread
-from fusion_jax.teachers.reading import store_identity, teacher_rows
+from fusion_jax.teachers.reading import store_identity, teacher_rows, tokenizer_fingerprint
 from fusion_jax.teachers.settings import FusionSettings
-from fusion_jax.teachers.store import TeacherStore, write_store
+from fusion_jax.teachers.store import TeacherStore, identity_of, write_store
 from fusion_jax.teachers.targets import Opinion, Opinions, metric_of, metrics_of, own_opinion, source_opinion
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 Progress = Callable[[str, int, int], None]
 MOST_TEXTS = 256  # by which a source's mass is measured, spread over the corpus
@@ -138,6 +149,27 @@ def read_documents(
     )  # fmt: skip
     store = TeacherStore(folder, identity, texts)
     return Reading(name, *views, documents, texts, store)
+
+
+def read_store(
+    folder: Path,
+    name: str,
+    tokenizer: PreTrainedTokenizerBase,
+    documents: Sequence[Document],
+    *,
+    k: int,
+    max_length: int,
+) -> Reading:
+    """What a model made of its documents before or elsewhere: a store by experiments/cache_teacher.py.
+
+    Raises:
+      InputError: no finished store; one of other documents, another tokenizer or another k.
+    """
+    texts = encode_documents(tokenizer, documents, max_length=max_length)
+    reader, read = tokenizer_fingerprint(tokenizer), documents_fingerprint(documents)
+    identity = replace(identity_of(folder), tokenizer=reader, documents=read, k=k, records=len(documents))
+    store = TeacherStore(folder, identity, texts)
+    return Reading(name, view_of(tokenizer), turn_end(tokenizer), documents, texts, store)
 
 
 def own_opinions(pivot: Reading, fusion: FusionSettings) -> Opinions:

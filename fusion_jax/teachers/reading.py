@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +22,9 @@ from fusion_jax.ops.linear_topk import TopK, linear_topk
 from fusion_jax.sharding import constrain, data_ways, named, padded_rows, placed, tensor_shards
 from fusion_jax.teachers.store import StoreIdentity
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 Array = jax.Array
 
 
@@ -28,9 +32,14 @@ def store_identity(model: Model, documents: Sequence[Document], k: int) -> Store
     """What a store of this teacher on these documents is known by: weights and architecture, all of the tokenizer."""
     assert model.tokenizer is not None  # `encode_documents` has looked
     whole = hashlib.sha256(f"{fingerprint(model.params)}{described(model.config)}".encode()).hexdigest()
-    read = f"{model.tokenizer.eos_token_id} {model.tokenizer.backend_tokenizer.to_str()}"
-    tokenizer = hashlib.sha256(read.encode()).hexdigest()
+    tokenizer = tokenizer_fingerprint(model.tokenizer)
     return StoreIdentity(whole, tokenizer, documents_fingerprint(documents), k, len(documents))
+
+
+def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
+    """sha256 of all of a tokenizer that `encode_documents` uses."""
+    read = f"{tokenizer.eos_token_id} {tokenizer.backend_tokenizer.to_str()}"
+    return hashlib.sha256(read.encode()).hexdigest()
 
 
 def make_topk_step(

@@ -1,8 +1,9 @@
 """Teachers' distributions as data: the k most probable entries of every position, kept once, read many times.
 
-A store is a folder: store.json, which says what it is of, and array_record parts of safetensors records, each part
-written whole. A store that was cut short goes on at its missing parts (FuseLLM/FuseChat spec section 2.3). Several
-hosts write one store in a folder that all of them see. One on a bucket is read through a copy on the local disk.
+A store is a folder: store.json, which says what it is of, and parts (`teachers.parts`), each written whole. One that
+was cut short goes on at its missing parts (FuseLLM/FuseChat spec section 2.3), in the format that it was begun in.
+Several hosts write one store in a folder that all of them see. One on a bucket is read through a copy on the local
+disk.
 """
 
 from __future__ import annotations
@@ -11,32 +12,30 @@ import os
 import re
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import numpy as np
 import safetensors
-import safetensors.numpy
 
 from fusion_jax.copies import Fetched
 from fusion_jax.data.documents import TeacherRow, TeacherText
 from fusion_jax.errors import InputError
-from fusion_jax.files import replacing, write_json, writing
+from fusion_jax.files import write_json
 from fusion_jax.hosts.agree import agreed, wait_for
 from fusion_jax.hosts.join import Host, HostSettings
 from fusion_jax.json_files import RESTORE, read_json
 from fusion_jax.lazy import Indexed
 from fusion_jax.paths import as_path, check_bucket, listed, remove
 from fusion_jax.store.lock import LOCK, Held, held, is_trace, sweep
+from fusion_jax.teachers.blocks import LogProbs, rounding
+from fusion_jax.teachers.parts import FORMAT, BlockCache, OtherPart, PartFile, PartForm, write_part
 
-DTYPES = {
-    "ids": np.int32, "offsets": np.int32, "topk_ids": np.int32, "topk_logprobs": np.float16, "logsumexp": np.float32,
-    "tail": np.float32, "metric": np.float32,
-}  # fmt: skip
-
-STORE = "store.json"
+STORE, OTHER = "store.json", "is of another text or store"
+WRITE = "Write it with experiments/cache_teacher.py"
 DELETE_PART = "Delete the part and run the same command again: it goes on"
 
 
@@ -45,6 +44,8 @@ class StoreIdentity:
     """What a store is of: model, tokenizer, documents: sha256 of their content; k entries a position.
 
     part_size: records of a part, the unit that is lost by a kill and that hosts share out.
+    log_probs: how they are kept, to the bit of float16 or in 8 bits (`teachers.blocks`).
+    format: of the parts of a store that is begun; one that is there is read and goes on in its own.
     """
 
     model: str
@@ -53,11 +54,19 @@ class StoreIdentity:
     k: int
     records: int
     part_size: int = 1024
+    log_probs: LogProbs = field(default="float16", repr=False)
+    format: int = field(default=FORMAT, repr=False, compare=False)
 
     @property
     def parts(self) -> int:
         """How many parts hold the records."""
         return -(-self.records // self.part_size)
+
+    def part(self, number: int) -> PartForm:
+        """What a part holds."""
+        start = number * self.part_size
+        size = min(self.part_size, self.records - start)
+        return PartForm(start, size, self.k, self.log_probs, self.format)
 
 
 def _part(folder: Path, number: int) -> Path:
@@ -104,7 +113,7 @@ def write_store(
         return identity.parts
     with ExitStack() as stack:
         writes = host.first or not together
-        lock = _begin(path, identity, host, settings, stack if writes else None)
+        identity, lock = _begin(path, identity, host, settings, stack if writes else None)
         if writes:
             sweep(path, lambda name: _is_own(name, host, together))
         return _write_missing(path, identity, rows_of, progress, lock, host=host, settings=settings, together=together)
@@ -131,14 +140,14 @@ def _write_missing(
     there = _there(path, identity)
     there = agreed(there) if together else there
     for number in range(identity.parts):
-        start = number * identity.part_size
-        wanted = range(start, min(start + identity.part_size, identity.records))
+        form = identity.part(number)
+        wanted = range(form.start, form.start + form.records)
         if (together or number % host.count == host.index) and not there[number]:
             rows = rows_of(wanted)
             if len(rows) != len(wanted):
                 raise ValueError(f"{len(wanted)} rows were asked for, {len(rows)} came")
             if lock is not None:
-                _write_part(_part(path, number), rows, start, identity.k, lock)
+                write_part(_part(path, number), rows, form, lock)
         progress(wanted.stop)
 
     def missing() -> dict[str, int]:
@@ -151,8 +160,9 @@ def _write_missing(
 
 def _begin(
     path: Path, identity: StoreIdentity, host: Host, settings: HostSettings, stack: ExitStack | None
-) -> Held | None:
-    """Have store.json there and checked, and the folder held by this host until the stack ends, if it writes."""
+) -> tuple[StoreIdentity, Held | None]:
+    """Have store.json there and checked, and the folder held by this host until the stack ends, if it writes; the
+    identity has the format of the store."""
     lock: Held | None = None
     file = path / STORE
     names = {name for name in listed(path) if not is_trace(name)} if path.exists() else set()
@@ -166,10 +176,10 @@ def _begin(
                 stack.push(partial(_remove_unused, path, lock))
             write_json(file, asdict(identity))
     wait_for(lambda: {} if file.exists() else {os.fspath(file): 0}, settings)
-    _check_identity(path, identity)
+    identity = _check_identity(path, identity)
     if stack is not None and not host.first:  # hosts that are not connected have a lock each
         lock = stack.enter_context(held(path, name=f"{LOCK}-{host.index}"))
-    return lock
+    return identity, lock
 
 
 def _remove_unused(
@@ -187,47 +197,41 @@ def _remove_unused(
             path.rmdir()
 
 
-def _write_part(path: Path, rows: Sequence[TeacherRow], start: int, k: int, lock: Held) -> None:
-    from array_record.python.array_record_module import ArrayRecordWriter
-
-    with writing("a part of a teacher store", path), replacing(path) as temporary:
-        writer = ArrayRecordWriter(os.fspath(temporary), "group_size:1")
-        try:
-            for number, row in enumerate(rows, start + 1):
-                _check_row(row, k, path, number)
-                arrays = {name: np.ascontiguousarray(x, DTYPES[name]) for name, x in row._asdict().items()}
-                writer.write(safetensors.numpy.save(arrays))
-        finally:
-            writer.close()
-        lock.check()
-
-
-def _check_row(row: TeacherRow, k: int, path: Path, number: int) -> None:
-    tokens = len(row.ids)
-    shapes = {
-        "ids": (tokens,), "offsets": (tokens, 2), "topk_ids": (tokens, k), "topk_logprobs": (tokens, k),
-        "logsumexp": (tokens,), "tail": (tokens,), "metric": (2,),
-    }  # fmt: skip
-    for name, shape in shapes.items():
-        value = np.asarray(getattr(row, name))
-        if value.shape != shape:
-            raise InputError(f"has shape {value.shape} instead of {shape}", file=path, record=number, field=name)
-        if value.dtype.kind == "f" and not np.isfinite(value).all():
-            raise InputError(
-                "is not finite", file=path, record=number, field=name, cure="Check the teacher's weights and the text"
-            )
-
-
-def _check_identity(path: Path, identity: StoreIdentity) -> None:
-    stored = read_json(path / STORE, cure=RESTORE)
-    for name, value in asdict(identity).items():
-        if not isinstance(stored, dict) or stored.get(name) != value:
-            before = stored.get(name) if isinstance(stored, dict) else None
-            both = f" ({before}, now {value})" if isinstance(value, int) else ""
+def _check_identity(path: Path, identity: StoreIdentity) -> StoreIdentity:
+    """The identity with the format of the store that is there, which is the same but for it."""
+    stored: Any = {"format": 1, "log_probs": "float16"} | read_json(path / STORE, cure=RESTORE)
+    form = stored["format"]
+    if form not in (1, FORMAT):
+        problem = f"the store has format {form}, this version reads 1 and {FORMAT}"
+        raise InputError(problem, file=path / STORE, field="format", cure="Read it with a newer fusion_jax")
+    for name, value in asdict(replace(identity, format=form)).items():
+        if stored.get(name) != value:
+            before = stored.get(name)
+            both = f" ({before}, now {value})" if isinstance(value, int) or name == "log_probs" else ""
             other, cure = f"another {name}", "Read it with what it was written with, or write a new store"
             if name == "documents":
                 other, cure = "other documents", f"{cure}; windows of texts depend on --max-length and on tokenizers"
             raise InputError(f"the store was written with {other}{both}", file=path / STORE, field=name, cure=cure)
+    return replace(identity, format=form)
+
+
+def identity_of(folder: str | os.PathLike[str]) -> StoreIdentity:
+    """What a store says that it is of.
+
+    Raises:
+      InputError: no store, or a store.json that is not as it was written.
+    """
+    file = as_path(folder) / STORE
+    if not file.exists():
+        raise InputError("holds no teacher store", file=folder, cure=WRITE)
+    stored: Any = {"format": 1, "log_probs": "float16"} | read_json(file, cure=RESTORE)
+    names = [one.name for one in fields(StoreIdentity)]
+    for name in names:
+        if type(stored.get(name)) is not (int if name in ("k", "records", "part_size", "format") else str):
+            raise InputError("is missing or of another type", file=file, field=name, cure=RESTORE)
+    if stored["part_size"] < 1:
+        raise InputError("is no number of records", file=file, field="part_size", cure=RESTORE)
+    return StoreIdentity(**{name: stored[name] for name in names})
 
 
 class TeacherStore(Indexed[TeacherRow]):
@@ -244,44 +248,44 @@ class TeacherStore(Indexed[TeacherRow]):
     def __init__(
         self, folder: str | os.PathLike[str], identity: StoreIdentity, texts: Sequence[TeacherText] | None = None
     ) -> None:
-        from array_record.python.array_record_data_source import ArrayRecordDataSource
-
-        self._path, self._size, self.identity = as_path(folder), identity.records, identity
-        self._texts = texts
+        self._path, self._texts, self._cache = as_path(folder), texts, BlockCache()
         if not (self._path / STORE).exists():
-            raise InputError("holds no teacher store", file=folder, cure="Write it with experiments/cache_teacher.py")
-        _check_identity(self._path, identity)
+            raise InputError("holds no teacher store", file=folder, cure=WRITE)
+        self.identity = identity = _check_identity(self._path, identity)
         parts = [_part(self._path, i) for i in range(identity.parts)]
         for part, there in zip(parts, _there(self._path, identity)):
             if not there:
                 raise InputError("is missing", file=part, cure="Run experiments/cache_teacher.py again: it goes on")
         self._copy = Fetched(self._path, [part.name for part in parts])
-        files = [os.fspath(self._copy.path / part.name) for part in parts]
-        for part, file in zip(parts, files):  # one by one, so that an error knows its part
-            try:
-                len(ArrayRecordDataSource([file]))
-            except (RuntimeError, ValueError, OSError) as error:
-                problem = f"is damaged ({' '.join(str(error).split())[:120]})"
-                raise InputError(problem, file=part, cure=DELETE_PART) from None
-        self._source = ArrayRecordDataSource(files)
-        if len(self._source) != identity.records:
-            problem = f"holds {len(self._source)} records instead of {identity.records}"
+        self._parts = [self._opened(part, identity.part(number)) for number, part in enumerate(parts)]
+        found = sum(part.texts for part in self._parts)
+        if found != identity.records:
+            problem = f"holds {found} records instead of {identity.records}"
             raise InputError(problem, file=folder, cure="Delete the parts and write them again")
 
+    def _opened(self, part: Path, form: PartForm) -> PartFile:
+        try:
+            return PartFile(self._copy.path / part.name, form)
+        except (RuntimeError, ValueError, OSError) as error:
+            problem = f"is damaged ({' '.join(str(error).split())[:120]})"
+            raise InputError(problem, file=part, cure=DELETE_PART) from None
+
     def __len__(self) -> int:
-        return self._size
+        return self.identity.records
 
     def _at(self, index: int) -> TeacherRow:
+        number, place = divmod(index, self.identity.part_size)
         try:
-            arrays = safetensors.numpy.load(self._source[index])
-            row = TeacherRow(**{name: arrays[name] for name in TeacherRow._fields})
-        except (safetensors.SafetensorError, KeyError, RuntimeError, ValueError) as error:
+            row = self._parts[number].row(place, self._cache)
+        except OtherPart:
+            raise self._broken(index, OTHER) from None
+        except (safetensors.SafetensorError, KeyError, RuntimeError, TypeError, ValueError) as error:
             if "open files" in str(error):
                 raise InputError("too many open files", file=self._path, cure="Raise the limit (ulimit -n)") from None
             raise self._broken(index, f"cannot be read ({error})") from None
         ids = row.ids if self._texts is None else self._texts[index].ids
         if not np.array_equal(row.ids, ids) or row.topk_ids.shape != (len(ids), self.identity.k):
-            raise self._broken(index, "is of another text or store")
+            raise self._broken(index, OTHER)
         return row
 
     def _broken(self, index: int, problem: str) -> InputError:
@@ -290,7 +294,8 @@ class TeacherStore(Indexed[TeacherRow]):
 
 
 def verified(store: TeacherStore, rows: Callable[[range], Sequence[TeacherRow]], count: int) -> float:
-    """Score rows spread over the store again; the largest difference of a log-prob or normaliser.
+    """Score rows spread over the store again; the largest difference of a log-prob, beyond what 8 bits explain, or of a
+    normaliser.
 
     Raises:
       InputError: it is greater than what float16 rounding explains.
@@ -299,10 +304,9 @@ def verified(store: TeacherStore, rows: Callable[[range], Sequence[TeacherRow]],
     for index in np.unique(np.linspace(0, len(store) - 1, min(count, len(store))).astype(int)).tolist():
         kept: TeacherRow = store[index]
         (again,) = rows(range(index, index + 1))
-        worst = max(
-            worst, float(np.abs(kept.logsumexp - again.logsumexp).max()),
-            float(np.abs(kept.topk_logprobs.astype(np.float32) - again.topk_logprobs.astype(np.float32)).max()),
-        )  # fmt: skip
+        lost = np.abs(kept.topk_logprobs.astype(np.float32) - again.topk_logprobs.astype(np.float32))
+        lost -= rounding(again.topk_logprobs, store.identity.log_probs)
+        worst = max(worst, float(np.abs(kept.logsumexp - again.logsumexp).max()), float(lost.max()))
         if worst > 0.05:
             problem = f"scored again, the row differs by {worst:.3f}"
             raise InputError(problem, record=index + 1, field="--out", cure="Delete the store and write it again")

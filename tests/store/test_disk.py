@@ -84,7 +84,7 @@ IDENTITY = StoreIdentity("m", "t", "d", k=3, records=4, part_size=2)
 
 def rows(wanted: range) -> list[TeacherRow]:
     rng = np.random.default_rng(wanted.start)
-    n = 4000
+    n = 8000
     one = TeacherRow(
         rng.integers(0, 9, n), np.zeros((n, 2)), rng.integers(0, 9, (n, 3)), -rng.random((n, 3)), rng.random(n),
         rng.random(n), np.ones(2),
