@@ -14,7 +14,7 @@ import numpy as np
 
 from fusion_jax.align.distributions import AlignedRows, TopRows, mapped_rows
 from fusion_jax.align.rules import RowRule, Rules
-from fusion_jax.data.documents import Span, inside
+from fusion_jax.data.documents import Span, token_range
 
 OPEN, ENDED = -2, -1
 """In the place of where the next token ends: there is none in this content; the content ends with it."""
@@ -46,7 +46,7 @@ def same_prefixes(pivot: Side, source: Side) -> np.ndarray:
     """
     out = np.full(len(pivot.ids), -1, np.int64)
     for ours, theirs in zip(pivot.contents, source.contents, strict=True):
-        (p, q), (s, t) = _tokens(pivot, ours), _tokens(source, theirs)
+        (p, q), (s, t) = token_range(pivot.offsets, ours), token_range(source.offsets, theirs)
         if p == q or s == t:
             continue
         known = dict(zip(*_by_ends(_places(source, theirs, s, t)), strict=True))
@@ -55,12 +55,6 @@ def same_prefixes(pivot: Side, source: Side) -> np.ndarray:
         if p and s and (pivot.offsets[p, 0] < ours[0]) == (source.offsets[s, 0] < theirs[0]):
             out[p - 1] = s - 1
     return out
-
-
-def _tokens(side: Side, span: Span) -> tuple[int, int]:
-    """First token inside a span and the one behind the last."""
-    places = np.flatnonzero(inside(side.offsets, span))
-    return (int(places[0]), int(places[-1]) + 1) if len(places) else (0, 0)
 
 
 def _places(side: Side, span: Span, first: int, last: int) -> _Places:

@@ -193,6 +193,12 @@ def inside(offsets: np.ndarray, span: Span) -> np.ndarray:
     return ((starts < last) & (ends > first)) | ((starts == ends) & (first <= starts) & (starts < last))
 
 
+def token_range(offsets: np.ndarray, span: Span) -> tuple[int, int]:
+    """First token inside a span and the one behind the last; (0, 0) where there is none."""
+    places = np.flatnonzero(inside(offsets, span))
+    return (int(places[0]), int(places[-1]) + 1) if len(places) else (0, 0)
+
+
 def scored_bytes(document: Document, offsets: np.ndarray) -> int:
     """UTF-8 bytes of what is scored: the unit that makes tokenizers comparable.
 

@@ -29,8 +29,8 @@ from fusion_jax.data.documents import (
     TeacherText,
     documents_fingerprint,
     encode_documents,
-    inside,
     scored_bytes,
+    token_range,
 )
 from fusion_jax.errors import InputError
 from fusion_jax.hosts.agree import agreed_exists, on_first
@@ -375,7 +375,7 @@ def by_contents(
     """
     segments, anchors = [], []
     for ours, theirs in zip(pivot_contents, source_contents, strict=True):
-        (p, q), (s, t) = _tokens_of(text.offsets, ours), _tokens_of(row.offsets, theirs)
+        (p, q), (s, t) = token_range(text.offsets, ours), token_range(row.offsets, theirs)
         if p == q or s == t:
             continue
         follow = tuple(int(ids[n]) if n < len(ids) else None for ids, n in ((text.ids, q), (row.ids, t)))
@@ -388,12 +388,6 @@ def by_contents(
         text.ids, text.offsets, row, np.asarray(segments, np.int32).reshape(-1, 6),
         np.asarray(anchors, np.int32).reshape(-1, 2),
     )  # fmt: skip
-
-
-def _tokens_of(offsets: np.ndarray, span: tuple[int, int]) -> tuple[int, int]:
-    """First token inside a span and the one behind the last."""
-    places = np.flatnonzero(inside(offsets, span))
-    return (int(places[0]), int(places[-1]) + 1) if len(places) else (0, 0)
 
 
 def _rules(
