@@ -10,16 +10,17 @@ import jax
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from fusion_jax.data.chat import generation_prompt
 from fusion_jax.errors import InputError
 from fusion_jax.evals.accuracy import evaluate
 from fusion_jax.models.folder import Model, load, logits
+from fusion_jax.rewards.reward_model import score_responses
 from fusion_jax.rewards.verifiers import verifier
-from fusion_jax.zoo import MODELS, model_path, plants
+from fusion_jax.zoo import MODELS, drafts, model_path, plants
 from fusion_jax.zoo.dialogues import DialogueLessons
-from fusion_jax.zoo.specs import EDITOR, EVERY, PLANT_MODELS, SKILL_LESSONS, SPECS, PlantLessons, ZooSpec
+from fusion_jax.zoo.specs import EDITOR, EVERY, JUDGES, PLANT_MODELS, SKILL_LESSONS, SPECS, PlantLessons, ZooSpec
 from fusion_jax.zoo.tasks import SKILLS
 
 each_spec = pytest.mark.parametrize("spec", EVERY, ids=lambda s: s.name)
@@ -47,12 +48,33 @@ def accuracy(name: str) -> dict[str, float]:
 
 def test_the_manifest_tells_how_it_was_made():
     assert isinstance(manifest()["seed"], int) and manifest()["test_prompts_per_skill"] >= 50
-    assert set(manifest()["models"]) == {s.name for s in EVERY} == {p.name for p in MODELS.iterdir() if p.is_dir()}
+    named = {s.name for s in (*EVERY, *JUDGES)}
+    assert set(manifest()["models"]) == named == {p.name for p in MODELS.iterdir() if p.is_dir()}
     for spec in EVERY:
         entry = manifest()["models"][spec.name]
         assert re.fullmatch(rf"python experiments/zoo\.py .*--only {spec.name}", entry["command"])
         assert entry["seconds"] > 0 and set(entry["accuracy"]) == {*skills(spec), "all"}
         assert entry["parameters"] == sum(x.size for x in jax.tree.leaves(model(spec.name).params))
+
+
+@pytest.mark.parametrize("spec", JUDGES, ids=lambda s: s.name)
+def test_judges_rank_as_the_manifest_says_and_as_transformers_does(spec):
+    entry, judge = manifest()["models"][spec.name], model(spec.name)
+    assert re.fullmatch(rf"python experiments/zoo\.py .*--only {spec.name}", entry["command"]) and entry["ranked"] > 0.7
+    pairs = drafts.graded(plants.prompts(100, split="validation", seed=1), seed=1)
+    asked = [{"prompt": p["prompt"], "response": p[side]} for p in pairs for side in ("chosen", "rejected")]
+    scores = np.asarray([one["reward"] for one in score_responses(judge, asked, batch_size=64)])
+    chosen, rejected = scores.reshape(-1, 2).T
+    assert abs((chosen > rejected).mean() - entry["ranked"]) < 0.15
+    theirs = AutoModelForSequenceClassification.from_pretrained(
+        MODELS / spec.name, dtype=torch.float32, attn_implementation="eager"
+    ).eval()
+    for one, score in zip(asked[:4], scores[:4], strict=True):
+        chat = [{"role": "user", "content": one["prompt"]}, {"role": "assistant", "content": one["response"]}]
+        text = judge.tokenizer.apply_chat_template(chat, tokenize=False)
+        ids = torch.tensor([judge.tokenizer(text, add_special_tokens=False)["input_ids"]])
+        with torch.no_grad():
+            assert float(theirs(ids).logits[0, 0]) == pytest.approx(float(score), abs=1e-3)
 
 
 @pytest.mark.parametrize(("specs", "target"), [(SPECS, "target"), (PLANT_MODELS, "plants-target")])
