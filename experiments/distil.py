@@ -3,13 +3,13 @@
     python experiments/distil.py                                              # built-in miniatures, a CPU
     python experiments/distil.py --arms sft ce kl reverse_kl jsd tv --seeds 5 # all losses on the same data
     python experiments/distil.py --teachers live --fusion.tail renormalise    # teachers asked while the student trains
-    python experiments/distil.py --preset 1b --student STUDENT --sources TEACHER --chats chats.jsonl --out runs/a
+    python experiments/distil.py --preset llama3.2-1b --student STUDENT --sources TEACHER \\
+        --chats chats.jsonl --out runs/a
 
 Data (JSON lines or hf:NAME, docs/data.md): chats, of which the answers are learnt, or texts; test prompts {"prompt",
 "answer"}.
 
-Hardware and time: `tiny` 2 CPU cores, about 2 minutes, 2 GB; `1b` (a student of a billion parameters) is for a TPU
-slice (not timed yet).
+Hardware and time: `tiny` 2 CPU cores, about 2 minutes, 2 GB; `llama3.2-1b` is for a TPU slice (not timed yet).
 Result: bits per byte of held-out answers (or texts) and accuracy of the student before, the teachers, the student after
 each loss; how much of each teacher's probability reaches the student's tokens, by class of token; students/ARM/,
 Hugging Face folders.
@@ -80,7 +80,7 @@ TINY = replace(TINY_TRAINING, optimizer=OptimizerSettings(learning_rate=3e-4), e
 ADAMW = OptimizerSettings(learning_rate=1e-5, warmup_ratio=0.03)
 PRESETS = {
     "tiny": Settings(max_length=160, teacher_batch=64, train=TINY),
-    "1b": Settings(
+    "llama3.2-1b": Settings(
         k=64,
         fusion=FusionSettings(weight=0.5, kind="kl", tail="bucket", pivot=False),
         train=TrainSettings(optimizer=ADAMW, epochs=2.0),

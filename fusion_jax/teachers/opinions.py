@@ -15,7 +15,7 @@ import numpy as np
 
 from fusion_jax.align.corpus import PairRecord, align_corpus, align_rows, moved, top_rows, whole_text
 from fusion_jax.align.coverage import ClassCoverage, by_class
-from fusion_jax.align.distributions import AlignedRows, planned_rules
+from fusion_jax.align.distributions import planned_rules
 from fusion_jax.align.prefixes import Side, prefix_rows, same_prefixes
 from fusion_jax.align.rules import RowRule, Rules
 from fusion_jax.align.sequences import Alignment
@@ -179,20 +179,19 @@ def own_opinions(pivot: Reading, fusion: FusionSettings) -> Opinions:
         rows = pivot.rows.some(wanted)
         return [own_opinion(r, metric_of(r, pivot.documents[i], fusion), fusion) for i, r in zip(wanted, rows)]
 
-    return _opinions(pivot, fusion, together, f"own {pivot.rows.identity!r}")
+    metrics, scored = _known(pivot, fusion)
+    made_of = f"own {pivot.rows.identity!r}"
+    return Opinions(metrics, lambda i: together([i])[0], made_of, together, scored)
 
 
-def _opinions(
-    reading: Reading, fusion: FusionSettings, together: Callable[[Sequence[int]], list[Opinion]], made_of: str
-) -> Opinions:
-    """Opinions of a teacher, with what is known of its metrics beforehand."""
-    scored, metrics = None, np.full(len(reading.documents), np.nan)
+def _known(reading: Reading, fusion: FusionSettings) -> tuple[np.ndarray, np.ndarray]:
+    """A teacher's metrics, as far as they are known beforehand, and where they will be finite."""
     if reading.live:
         pairs = zip(reading.texts, reading.documents, strict=True)
-        scored = np.asarray([t.scored[1:].any() and _counted(t, d, fusion) for t, d in pairs], bool)
-    else:
-        metrics = metrics_of(reading.rows, reading.documents, fusion)
-    return Opinions(metrics, lambda i: together([i])[0], made_of, together, scored)
+        scored = [bool(t.scored[1:].any()) and _counted(t, d, fusion) for t, d in pairs]
+        return np.full(len(scored), np.nan), np.asarray(scored, bool)
+    metrics = metrics_of(reading.rows, reading.documents, fusion)
+    return metrics, np.isfinite(metrics)
 
 
 def _counted(text: TeacherText, document: Document, fusion: FusionSettings) -> bool:
@@ -243,22 +242,22 @@ def source_opinions(
              settings.duplicates, *([str(settings.least_mass)] if settings.least_mass else ()),
              "".join(str(int(flag)) for flag in flags))  # fmt: skip
 
-    def opinion(i: int, row: TeacherRow, aligned: AlignedRows) -> Opinion:
-        return source_opinion(aligned, metric_of(row, source.documents[i], fusion))
-
+    metrics, scored = _known(source, fusion)
     if source.live:
         if settings.rules == "chat_v1" and settings.one_to_many:
             problem = "blends rows to widths that nobody knows before they are there"
             raise InputError(problem, field="rules", cure="Store the teachers, or take chat_v2")
 
         def asked(wanted: Sequence[int]) -> list[Opinion]:
-            rows = zip(wanted, source.rows.some(wanted), strict=True)
-            return [
-                opinion(i, row, moved(records[i]._replace(source=row), ranges[i], rules, raw=raw)) for i, row in rows
-            ]
+            found = []
+            for i, row in zip(wanted, source.rows.some(wanted), strict=True):
+                aligned = moved(records[i]._replace(source=row), ranges[i], rules, raw=raw)
+                found.append(source_opinion(aligned, metric_of(row, source.documents[i], fusion)))
+            return found
 
         made_of = f"live {source.rows.identity!r} {marks} {digest([rules.images])}"
-        return _opinions(source, fusion, asked, made_of), _reach(pivot, source, rules, _planned(records, ranges, rules))
+        opinions = Opinions(metrics, lambda i: asked([i])[0], made_of, asked, scored)
+        return opinions, _reach(pivot, source, rules, _planned(records, ranges, rules))
 
     read = Lazy(len(records), lambda i: records[i]._replace(source=source.rows[i]))
     aligned = align_rows(
@@ -266,12 +265,8 @@ def source_opinions(
         workers=settings.workers,
         progress=lambda done: progress(f"moving rows of {name}", done, len(records)),
     )  # fmt: skip
-
-    def stored(wanted: Sequence[int]) -> list[Opinion]:
-        return [opinion(i, source.rows[i], aligned[i]) for i in wanted]
-
-    found = (rows.rule for rows in aligned)
-    return _opinions(source, fusion, stored, repr(aligned.made_of)), _reach(pivot, source, rules, found)
+    stored = Opinions(metrics, lambda i: source_opinion(aligned[i], float(metrics[i])), repr(aligned.made_of))
+    return stored, _reach(pivot, source, rules, (rows.rule for rows in aligned))
 
 
 def _planned(records: Sequence[PairRecord], ranges: Sequence[Alignment], rules: Rules) -> Iterator[np.ndarray]:
@@ -323,10 +318,11 @@ def _by_prefixes(
             out.append(source_opinion(aligned, metric_of(row, source.documents[i], fusion)))
         return out
 
-    every = range(len(pivot.texts))
+    (metrics, scored), every = _known(source, fusion), range(len(pivot.texts))
     found = (np.where(shared(i) >= 0, RowRule.ONE_TO_ONE, RowRule.FALLBACK).astype(np.uint8) for i in every)
     made_of = f"prefixes {settings!r} {rules.vocab_map.kind} {digest([rules.images])} {source.rows.identity!r}"
-    return _opinions(source, fusion, opinions, made_of), _reach(pivot, source, rules, found)
+    every_opinion = Opinions(metrics, lambda i: opinions([i])[0], made_of, opinions, scored)
+    return every_opinion, _reach(pivot, source, rules, found)
 
 
 def _side(text: TeacherText, reading: Reading, number: int) -> Side:

@@ -10,7 +10,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from experiments import dpo, fusechat, fusechat3, fusellm, fuserl, generate, infifpo, merge, prune, sft, wrpo
+from experiments import distil, dpo, fusechat, fusechat3, fusellm, fuserl, generate, infifpo, merge, prune, sft, wrpo
 from fusion_jax.data.order import num_steps, split_indices
 from fusion_jax.errors import InputError
 from fusion_jax.plan import command, compile, fits
@@ -207,6 +207,9 @@ def test_fusion_teachers_merges_and_samples_are_planned(tmp_path):
     assert read == TeacherStep(8, 2048, 10)
     assert (step.objective, step.k) == ("fusion", 10)
     assert tensor == MergeTensor("sce", 3, (32002, 4096))
+    found = plan_of(distil.parts(distil.PRESETS["llama3.2-1b"]), Ask("v6e-8", preset="llama3.2-1b"))
+    read, step = programs(found)
+    assert read == TeacherStep(8, 2048, 64) and (step.objective, step.k) == ("fusion", 64)
     found = plan_of(fusellm.parts(fusellm.PRESETS["llama2-7b"]), Ask("v6e-8", preset="llama2-7b"))
     assert [p.objective for p in programs(found)[1:]] == ["fusion"]
     recipe = tmp_path / "recipe.yml"

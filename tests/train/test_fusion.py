@@ -106,6 +106,18 @@ def test_a_choice_per_token_takes_who_expects_the_next_token_and_leaves_fallback
         np.testing.assert_allclose(as_dense(example.targets, t), dense(expected, t), atol=1e-6)
 
 
+@pytest.mark.parametrize("tail, whole", [("none", True), ("renormalise", True), ("bucket", False), ("ignore", False)])
+def test_a_tail_keeps_a_teachers_probabilities_or_not(tail, whole):
+    """Those of its entries, and all of a fallback row."""
+    rng = np.random.default_rng(12)
+    view = opinion(rng, 1.0, rule=[0, 0, RowRule.FALLBACK, 0, 0, 0, 0], counts=[3, 3, 1, 3, 3, 3, 3])
+    view = view._replace(logprobs=np.where(np.arange(K) < 3, np.log(rng.dirichlet(np.ones(K + 2), M)[:, :K]), 0))
+    (example,) = fuse([row(rng, opinion(rng, 2.0), view)], FusionSettings(tail=tail, pivot=False), mask="all")
+    given = np.where(np.arange(K) < view.counts[:, None], np.exp(view.logprobs), 0).sum(-1)
+    expected = np.where(view.rule == RowRule.FALLBACK, 1.0, np.ones(M) if whole else given)
+    np.testing.assert_allclose(example.targets.probs.sum(-1), expected, rtol=1e-5)
+
+
 def test_masks_compare_every_token_or_those_before_a_scored_one():
     rng = np.random.default_rng(3)
     text = row(rng, opinion(rng, 1.0), scored=[0, 0, 0, 1, 1, 0, 1])
@@ -185,6 +197,7 @@ def test_texts_that_a_teacher_cannot_score_are_left_out_and_counted():
     [
         ({"pivot": False}, "pivot"),
         ({"tail": "bucket", "temperature": 2.0}, "tail"),
+        ({"tail": "ignore", "rounding": "bfloat16"}, "tail"),
         ({"choice": "token", "function": "avgce"}, "choice"),
         ({"choice": "token", "schedule": "soft"}, "schedule"),
     ],
