@@ -34,6 +34,7 @@ from fusion_jax.hosts.join import this_host
 from fusion_jax.lazy import Lazy
 from fusion_jax.models.compute import Compute
 from fusion_jax.models.folder import Model
+from fusion_jax.teachers.blocks import LogProbs
 from fusion_jax.teachers.reading import store_identity, teacher_rows, tokenizer_fingerprint
 from fusion_jax.teachers.settings import FusionSettings
 from fusion_jax.teachers.store import TeacherStore, identity_of, write_store
@@ -67,11 +68,15 @@ def read_documents(
     compute: Compute,
     batch_size: int,
     progress: Progress,
+    log_probs: LogProbs = "float16",
 ) -> Reading:
-    """Run a model over its documents once, or read the store where it is there already."""
+    """Run a model over its documents once, or read the store where it is there already.
+
+    log_probs: how they are kept.
+    """
     texts = encode_documents(model.tokenizer, documents, max_length=min(max_length, model.config.max_positions))
     assert model.tokenizer is not None  # `encode_documents` has looked
-    identity = store_identity(model, documents, k)
+    identity = replace(store_identity(model, documents, k), log_probs=log_probs)
     rows = teacher_rows(model, texts, k, compute, batch_size=batch_size)
     write_store(
         folder, identity, rows, lambda done: progress(f"reading by {name}", done, len(documents)),
@@ -105,7 +110,8 @@ def read_store(
 def own_opinions(pivot: Reading, fusion: FusionSettings) -> Opinions:
     """The pivot's on its own tokens."""
     metrics = metrics_of(pivot.rows, pivot.documents, fusion)
-    made_of = f"own {pivot.rows.identity!r}"
+    identity = pivot.rows.identity
+    made_of = f"own {identity!r}" + (f" {identity.log_probs}" if identity.log_probs != "float16" else "")
     return Opinions(metrics, lambda i: own_opinion(pivot.rows[i], float(metrics[i]), fusion), made_of)
 
 

@@ -160,13 +160,14 @@ def test_a_fusion_learns_the_same_from_a_store_as_from_the_model_itself(tmp_path
     weights = {}
     for name, stores in {"own": [], "store": ["store"], "given": ["given"]}.items():
         more = ["--source-stores", *(str(tmp_path / folder) for folder in stores)] if stores else []
-        attempt(fusellm, ["--out", str(tmp_path / name), *args, *more])
-        weights[name] = load_file(tmp_path / name / "model/model.safetensors")
-        assert (tmp_path / name / "teachers/qwen-source").exists() == (not stores)
+        run = tmp_path / f"run-{name}"
+        attempt(fusellm, ["--out", str(run), *args, *more])
+        weights[name] = load_file(run / "model/model.safetensors")
+        assert (run / "teachers/qwen-source").exists() == (not stores)
     for tensor, value in weights["own"].items():
         np.testing.assert_array_equal(weights["store"][tensor], value)
         np.testing.assert_allclose(weights["given"][tensor], value, atol=1e-4)
-    longer = ["--out", str(tmp_path / "longer"), *args, "--max-length", "30", "--source-stores", str(tmp_path / "store")]
+    longer = ["--out", str(tmp_path / "longer"), *args, "--max-length", "12", "--source-stores", str(tmp_path / "store")]
     fails(fusellm, longer, capsys, "the store was written with other documents", "--max-length")
 
 
