@@ -32,6 +32,7 @@ from fusion_jax.runs.seeds import Measures
 from fusion_jax.runs.trained import trained
 from fusion_jax.settings import bounded
 from fusion_jax.store.manifest import digest
+from fusion_jax.teachers.blocks import LogProbs
 from fusion_jax.teachers.live import live_data
 from fusion_jax.teachers.opinions import (
     Reach,
@@ -71,6 +72,8 @@ class FusingSettings(JudgedSettings):
     source_weights: Weights = "stored"
     """How the layers' matrices of the sources are held: as their files have them (stored), or rounded to int8, which
     takes half the memory of bfloat16."""
+    log_probs: LogProbs = "float16"
+    """How log-probs are kept of them: to the bit (float16), or in 8 bits (docs/stores.md)."""
     source_stores: Folders = ()
     """Stores of what the sources make of the texts, by cache_teacher.py (docs/stores.md): one for each source, in their
     order, - for one that reads them here. A source with a store is not loaded, and not measured."""
@@ -197,7 +200,7 @@ class Fusing:
             return read_documents(
                 None if live else run.sub("teachers").file(name), name, model, self.corpus.documents[name],
                 k=self.settings.k, max_length=self.corpus.limit, compute=compute,
-                batch_size=self.settings.teacher_batch, progress=run.progress,
+                batch_size=self.settings.teacher_batch, progress=run.progress, log_probs=self.settings.log_probs,
             )  # fmt: skip
 
     def trained(self, name: str, arm: Arm, start: Model, readings: Mapping[str, Reading]) -> Model:

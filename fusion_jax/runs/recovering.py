@@ -20,6 +20,7 @@ from fusion_jax.runs.desk import Desk, Stage
 from fusion_jax.runs.pruning import PruningSettings, answers_to
 from fusion_jax.settings import bounded
 from fusion_jax.store.run_folder import RunFolder
+from fusion_jax.teachers.blocks import LogProbs
 from fusion_jax.teachers.opinions import own_opinions, read_documents
 from fusion_jax.teachers.settings import FusionSettings
 from fusion_jax.teachers.targets import fused_examples, fusion_rows
@@ -43,6 +44,8 @@ class RecoverySettings(PruningSettings):
     """Without texts: the zoo's problems of each skill."""
     k: int = 10
     """Entries that are kept of each distribution of the whole model."""
+    log_probs: LogProbs = "float16"
+    """How log-probs are kept of them: to the bit (float16), or in 8 bits (docs/stores.md)."""
     fusion: FusionSettings = FusionSettings(weight=0.5)
 
     def __post_init__(self) -> None:
@@ -92,7 +95,7 @@ def _distilled(
     """The texts with what the whole model says of each token, stored."""
     reading = read_documents(
         run.file("whole"), "whole", model, documents, k=s.k, max_length=most, compute=compute_for(train),
-        batch_size=s.rows, progress=run.progress,
+        batch_size=s.rows, progress=run.progress, log_probs=s.log_probs,
     )  # fmt: skip
     rows, _ = fusion_rows(reading.texts, [own_opinions(reading, s.fusion)])
     return fused_examples(run.file("examples"), rows, s.fusion, mask="labels")

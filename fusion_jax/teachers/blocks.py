@@ -6,11 +6,11 @@ the high ones repeat, so that zstd, by which array_record packs its records, mak
 the low ones. Log-probs that fall, as they should, are kept as the steps of their float16 patterns, which are small. A
 token's offsets are kept as the gap behind the token before and its width.
 
-In 8 bits, an entry behind the first is the nearest of 256 levels: level c is log p = S log(1 - c / C), S = 5, C such
-that level 255 is -30. Steps between levels are 0.02 nats where p is 1 and grow with p^(-1/5), so that what an entry
-adds to a KL divergence, p * step^2 / 24 on average, stays even over the row. The first entry is float16 and takes up
-the share p / (p + tail) of the mass that the others gain or lose, which costs least: where it is the answer and hardly
-any mass is outside the row, all of it.
+In 8 bits, an entry behind the first is one of the two nearest of 256 levels: level c is log p = S log(1 - c / C), with
+S = 5 and C such that level 255 is -30. Steps between levels are 0.02 nats where p is 1 and grow with p^(-1/5), so that
+what an entry adds to a KL divergence, p * step^2 / 24 on average, stays even over the row. The first entry is float16
+and takes up the share p / (p + tail) of the mass that the others gain or lose, which costs least: where hardly any mass
+is outside the row, all of it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import xxhash
 from fusion_jax.data.documents import TeacherRow
 
 LogProbs = Literal["float16", "8bit"]
-ENTRIES = 2**18  # of a block, which whole texts fill: what a processor's cache holds while they are put together
+ENTRIES = 2**18  # of a block, which whole texts fill: so many that what a block costs by itself does not count
 HEAD = struct.Struct("<IIII")  # texts, tokens, k, whether log-probs are kept as steps
 TINY = np.finfo(np.float64).tiny
 Plane = np.ndarray | int  # uint8[n], or the byte that all of it is
@@ -44,8 +44,17 @@ def _levels(scale: float = 5.0, lowest: float = 30.0) -> np.ndarray:
     return (scale * np.log1p(-np.arange(256) / end)).astype(np.float16)
 
 
+def _bounds(levels: np.ndarray) -> np.ndarray:
+    """float32[255], rising: -log p that lies between the level above and the one below, so that masses stay what they
+    are on the whole: step^2 / 10 above the middle, since of a step's entries more are in its lower half; and, as one of
+    20 float16 numbers lies in the middle, a little aside of it, at one level above and at the next below."""
+    levels = levels.astype(np.float64)
+    steps, aside = -np.diff(levels), 1 + 1e-4 * (-1.0) ** np.arange(255)  # a fifth of what is between float16 numbers
+    return ((-(levels[:-1] + levels[1:]) / 2 - np.minimum(steps**2 / 10, steps / 4)) * aside).astype(np.float32)
+
+
 LEVELS = _levels()
-MIDDLES = -(LEVELS[:-1].astype(np.float32) + LEVELS[1:]) / 2  # between levels, rising
+BOUNDS = _bounds(LEVELS)
 
 
 class Block(NamedTuple):
@@ -93,7 +102,8 @@ def rounding(logprobs: np.ndarray, log_probs: LogProbs) -> np.ndarray:
     lowest level."""
     if log_probs == "float16":
         return np.zeros(logprobs.shape, np.float32)
-    halves = np.append(-np.diff(LEVELS.astype(np.float32), prepend=0) / 2, np.inf)
+    halves = np.append(-np.diff(LEVELS.astype(np.float32), prepend=0), np.inf)
+    halves *= 0.5 + np.minimum(halves / 10, 0.25)
     place = np.searchsorted(-LEVELS, -logprobs)
     out = np.maximum(halves[place], halves[np.where(place < 255, place + 1, place)])
     weights = np.exp(logprobs[:, 1:].astype(np.float32) - logprobs[:, :1])
@@ -242,7 +252,7 @@ def _add_up(steps: np.ndarray) -> np.ndarray:
 def _eight_bits(logprobs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The bits of each row's first entry, uint16[n], and how many levels each other one stands below the one before,
     uint8[n,k]; 0 for the first, and the second's own level."""
-    codes = np.searchsorted(MIDDLES, -logprobs.astype(np.float32)).astype(np.uint8)
+    codes = np.searchsorted(BOUNDS, -logprobs.astype(np.float32)).astype(np.uint8)
     codes[:, 0] = 0
     kept = np.minimum(LEVELS[codes], logprobs[:, :1])
     kept[:, 0] = logprobs[:, 0]

@@ -39,6 +39,7 @@ from fusion_jax.lazy import Indexed, Lazy
 from fusion_jax.models.compute import Compute
 from fusion_jax.models.folder import Model
 from fusion_jax.store.parts import digest
+from fusion_jax.teachers.blocks import LogProbs
 from fusion_jax.teachers.live import LiveTeacher, unread
 from fusion_jax.teachers.reading import store_identity, teacher_rows, tokenizer_fingerprint
 from fusion_jax.teachers.settings import FusionSettings
@@ -129,6 +130,7 @@ def read_documents(
     compute: Compute,
     batch_size: int,
     progress: Progress,
+    log_probs: LogProbs = "float16",
 ) -> Reading:
     """Run a model over its documents once, or read the store where it is there already.
 
@@ -137,7 +139,7 @@ def read_documents(
     """
     texts = encode_documents(model.tokenizer, documents, max_length=min(max_length, model.config.max_positions))
     assert model.tokenizer is not None  # `encode_documents` has looked
-    identity = store_identity(model, documents, k)
+    identity = replace(store_identity(model, documents, k), log_probs=log_probs)
     rows = teacher_rows(model, texts, k, compute, batch_size=batch_size)
     views = view_of(model.tokenizer), turn_end(model.tokenizer)
     if folder is None:
@@ -180,7 +182,8 @@ def own_opinions(pivot: Reading, fusion: FusionSettings) -> Opinions:
         return [own_opinion(r, metric_of(r, pivot.documents[i], fusion), fusion) for i, r in zip(wanted, rows)]
 
     metrics, scored = _known(pivot, fusion)
-    made_of = f"own {pivot.rows.identity!r}"
+    identity = pivot.rows.identity
+    made_of = f"own {identity!r}" + (f" {identity.log_probs}" if identity.log_probs != "float16" else "")
     return Opinions(metrics, lambda i: together([i])[0], made_of, together, scored)
 
 

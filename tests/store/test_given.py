@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import jax
@@ -19,7 +22,7 @@ from fusion_jax.teachers.opinions import read_store
 from fusion_jax.teachers.store import TeacherStore, identity_of
 from fusion_jax.zoo import model_path
 from fusion_jax.zoo.tasks import SKILLS, documents
-from tests.small import attempt, fails, write
+from tests.small import ROOT, attempt, fails, write
 
 pytestmark = pytest.mark.usefixtures("quick_compiler")
 
@@ -53,6 +56,16 @@ def test_the_sample_becomes_a_store(tmp_path, capsys):
     documents = text_documents(load_texts(TEXTS))
     reading = read_store(tmp_path / "store", "t", tokenizer_of(model_path("zoo:target")), documents, k=2, max_length=64)
     assert len(reading.rows) == 2 == len(reading.texts)
+
+
+def test_eight_bits_are_scored_again_and_stay_eight(tmp_path, capsys):
+    args = [*ARGS[:-1], "40", "--out", str(tmp_path / "store")]
+    attempt(cache_teacher, [*args, "--log-probs", "8bit"])
+    assert float(capsys.readouterr().out.strip().splitlines()[-1].split("|")[-2]) < 5e-3
+    (kept,) = (json.loads(file.read_text()) for file in tmp_path.rglob("store.json"))
+    assert kept["log_probs"] == "8bit" and kept["format"] == 2
+    fails(cache_teacher, args, capsys, "another log_probs (8bit, now float16)")
+    fails(cache_teacher, [*args, "--log-probs", "4bit"], capsys, "--log-probs")
 
 
 def test_prompts_are_the_texts_and_one_more_token(tmp_path, capsys):
@@ -126,6 +139,48 @@ def test_stores_of_sources_are_as_many_as_the_sources(tmp_path, capsys):
     fails(fusellm, [*args, "a", "-", "-"], capsys, "a: holds no teacher store")
 
 
+@pytest.fixture
+def server(tmp_path):
+    """A server that answers the sample's prompts, at an address; it keeps what it was asked for."""
+    choices = [answer.get("choices", [answer])[0] for answer in read_jsonl(ANSWERS)]
+    asked = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self):
+            asked.append((self.path, json.loads(self.rfile.read(int(self.headers["Content-Length"])))))
+            (choice,) = (c for c in choices if c["prompt_token_ids"] == asked[-1][1]["prompt"])
+            raw = json.dumps({"id": "cmpl-1", "choices": [{"index": 0, **choice}]}).encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(raw)))
+            self.end_headers()
+            self.wfile.write(raw)
+
+        def log_message(self, *told):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as one:
+        threading.Thread(target=one.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{one.server_port}", asked
+        one.shutdown()
+
+
+def test_the_page_s_lines_ask_a_server_for_every_prompt(tmp_path, monkeypatch, server):
+    address, asked = server
+    page = (ROOT / "docs/stores.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.S)
+    prompts, answers = tmp_path / "prompts.jsonl", tmp_path / "answers.jsonl"
+    attempt(cache_teacher, [*ARGS, "--prompts", str(prompts)])
+    monkeypatch.setattr("sys.argv", ["ask.py", str(prompts), str(answers)])
+    exec(compile(code.replace("http://localhost:8000", address), "docs/stores.md", "exec"), {})
+    assert [path for path, _ in asked] == ["/v1/completions"] * 2
+    assert all(a["prompt_logprobs"] == 10 and a["return_token_ids"] and a["max_tokens"] == 1 for _, a in asked)
+    attempt(cache_teacher, [*ARGS, "--answers", str(answers), "--out", str(tmp_path / "served")])
+    attempt(cache_teacher, [*ARGS, "--answers", ANSWERS, "--out", str(tmp_path / "given")])
+    stores = [TeacherStore(folder, identity_of(folder)) for folder in (tmp_path / "served", tmp_path / "given")]
+    for ours, other in zip(*stores, strict=True):
+        assert all(a.tobytes() == b.tobytes() for a, b in zip(ours, other, strict=True))
+
+
 def as_vllm(model, prompts: Path, k: int) -> list[dict]:
     """What vLLM's server would say: the k most probable tokens and the prompt's own, with their ranks."""
     out = []
@@ -158,15 +213,21 @@ def test_a_fusion_learns_the_same_from_a_store_as_from_the_model_itself(tmp_path
     answers = write(tmp_path / "answers.jsonl", as_vllm(model, tmp_path / "prompts.jsonl", 10))
     attempt(cache_teacher, [*teacher, "--answers", str(answers), "--out", str(tmp_path / "given")])
     weights = {}
-    for name, stores in {"own": [], "store": ["store"], "given": ["given"]}.items():
+    for name, stores in {"own": [], "store": ["store"], "given": ["given"], "8bit": []}.items():
         more = ["--source-stores", *(str(tmp_path / folder) for folder in stores)] if stores else []
-        attempt(fusellm, ["--out", str(tmp_path / f"run-{name}"), *args, *more])
-        weights[name] = load_file(tmp_path / f"run-{name}" / "model/model.safetensors")
-        assert (tmp_path / f"run-{name}" / "teachers/qwen-source").exists() == (not stores)
+        more += ["--log-probs", name] if name == "8bit" else []
+        run = tmp_path / f"run-{name}"
+        attempt(fusellm, ["--out", str(run), *args, *more])
+        weights[name] = load_file(run / "model/model.safetensors")
+        assert (run / "teachers/qwen-source").exists() == (not stores)
     for tensor, value in weights["own"].items():
         np.testing.assert_array_equal(weights["store"][tensor], value)
         np.testing.assert_allclose(weights["given"][tensor], value, atol=1e-4)
-    longer = ["--out", str(tmp_path / "longer"), *args, "--max-length", "30", "--source-stores", str(tmp_path / "store")]
+    losses = [read_jsonl(tmp_path / f"run-{name}/arms/FuseLLM/metrics.jsonl") for name in ("own", "8bit")]
+    whole, eight = ([step["loss/fusion"] for step in steps] for steps in losses)
+    np.testing.assert_allclose(eight, whole, rtol=2e-3)
+    assert eight != whole
+    longer = ["--out", str(tmp_path / "longer"), *args, "--max-length", "12", "--source-stores", str(tmp_path / "store")]
     fails(fusellm, longer, capsys, "the store was written with other documents", "--max-length")
 
 
