@@ -252,7 +252,7 @@ def _line(option: Option) -> str:
         shown = " ".join(map(str, value))
     else:
         shown = f"{value:g}" if isinstance(value, float) else str(value)
-    if option.may_be_empty:
+    if option.may_be_empty and option.default:
         choices += f" For none of them: {EMPTY}."
     default = f" [{shown}]" if shown not in ("", "None", "False") else ""
     return f"{option.help}{choices}{default}".strip()

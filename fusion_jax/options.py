@@ -116,8 +116,8 @@ class Option:
 
     @property
     def may_be_empty(self) -> bool:
-        """Whether a list of few known values, or of numbers, is emptied by `EMPTY`."""
-        return self.is_list and EMPTY not in self.choices and bool(self.choices or self.item in (int, float))
+        """Whether a list is emptied by `EMPTY`: not one of texts as they are, nor where that is one of the choices."""
+        return self.is_list and AS_IT_IS not in self.marks and EMPTY not in self.choices
 
     @property
     def metavar(self) -> str:

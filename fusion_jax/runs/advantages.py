@@ -42,7 +42,8 @@ from fusion_jax.teachers.settings import FusionSettings
 from fusion_jax.teachers.targets import metrics_of
 from fusion_jax.train.settings import TrainSettings, compute_for
 from fusion_jax.zoo import model_path
-from fusion_jax.zoo.problems import problems
+from fusion_jax.zoo.problems import Problems, problems
+from fusion_jax.zoo.tasks import in_style
 
 Judges = Annotated[tuple[str, ...], Called("MODEL"), ModelKind(1)]
 Rule = Annotated[str, OneOf(tuple(VERIFIERS))]
@@ -63,13 +64,16 @@ class AdvantageSettings(JudgedSettings):
     """How the layers' matrices of the sources are held: as their files have them (stored), or rounded to int8."""
     instructions: File = ""
     """JSON lines with "prompt" and "response", the right answer, and for a verifier "answer"; without, the zoo's
-    plants."""
+    problems."""
     held_out_instructions: File = ""
     """Instructions on whose right answers bits per byte are measured; without, the zoo's."""
     eval_samples: int = 0
     """Test answers sampled to each prompt with temperature 0.8, for their mean reward; 0: the greedy one only."""
+    problems: Problems = "plants"
+    """The zoo's problems, which stand in for instructions that are not given. Its judges know plants; beside skills take
+    --judges none --verifiers answer."""
     zoo_instructions: int = 640
-    """The zoo's plants to learn from."""
+    """The zoo's problems of each skill to learn from; plants are one skill."""
     on_bad: OnBad = "error"
     """What a broken record does: stop the run, or be left out and counted."""
     judges: Judges = ("zoo:plants-judge-llama", "zoo:plants-judge-qwen", "zoo:plants-judge-gemma")
@@ -262,7 +266,7 @@ def panel_of(s: AdvantageSettings, desk: Desk) -> Panel:
     limit = min(s.max_length, *(check_folder(folder).max_positions for folder in folders.values()))
     if limit < s.max_length:
         desk.run.log(f"texts have {limit} tokens at most instead of {s.max_length}: a model reads no more")
-    held_out = [] if s.instructions else problems("plants", s.test_per_skill, split="test", seed=s.seed)
+    held_out = [] if s.instructions else problems(s.problems, s.test_per_skill, split="test", seed=s.seed)
     tests = replace(eval_set(s, held_out), samples=s.eval_samples, seed=s.seed)
     tests.check(*folders.values())
     unseen = _in_words(held_out, s.seed)
@@ -278,17 +282,18 @@ def instructions_of(s: AdvantageSettings, desk: Desk) -> list[Record]:
       InputError: a record with other than one user message, or without an answer that a verifier needs.
     """
     if not s.instructions:
-        return _in_words(problems("plants", s.zoo_instructions, split="train", seed=s.seed + 1000), s.seed)
+        return _in_words(problems(s.problems, s.zoo_instructions, split="train", seed=s.seed + 1000), s.seed)
     out = _read(s, desk, s.instructions, "instructions")
     return _with_answers(out, s.instructions) if s.verifiers else out
 
 
 def _in_words(asked: Sequence[Record], seed: int) -> list[Record]:
-    """The zoo's problems with a right answer each, in a wording drawn by the seed."""
-    styles = np.random.default_rng(seed).integers(0, 4, len(asked))
+    """The zoo's problems with a right answer each: of plants in a wording drawn by the seed, of skills a sentence."""
+    rng = np.random.default_rng(seed)
     return [
-        {name: r[name] for name in ("prompt_id", "prompt", "answer")} | {"response": r["wordings"][style]}
-        for r, style in zip(asked, styles, strict=True)
+        {name: r[name] for name in ("prompt_id", "prompt", "answer")}
+        | {"response": str(rng.choice(r["wordings"])) if "wordings" in r else in_style(r["answer"], "sentence")}
+        for r in asked
     ]
 
 

@@ -282,13 +282,13 @@ def test_names_are_checked_when_they_are_read(module, args, told):
 
 
 def test_a_list_of_known_values_can_be_emptied():
-    """By one word, which the command of a report has, too; a list of files takes it for a file."""
+    """By one word, which the command of a report has, too."""
     presets = presets_of(prune)
     assert parse(presets, ["--compared", "none", "--shares", "none"]) == replace(presets["tiny"], compared=(), shares=())
     options = {option.name: option for option in options_of(replace(presets["tiny"], compared=(), shares=()))}
     assert as_arguments(options["compared"]) == ["--compared", "none"]
     assert as_arguments(options["shares"]) == ["--shares", "none"]
-    assert parse(presets_of(wrpo), ["--sources", "none"]).sources == ("none",)
+    assert parse(presets_of(wrpo), ["--sources", "none"]).sources == ()
     assert parse(presets_of(seft), ["--baselines", "none"]).baselines == ("none",)
     with pytest.raises(InputError, match="'none' is not one of its choices"):
         parse(presets, ["--compared", "none", "layers"])
