@@ -70,7 +70,7 @@ class AdvantageSettings(JudgedSettings):
     eval_samples: int = 0
     """Test answers sampled to each prompt with temperature 0.8, for their mean reward; 0: the greedy one only."""
     problems: Problems = "plants"
-    """The zoo's problems, which stand in for instructions that are not given. Its judges know plants; beside skills take
+    """The zoo's problems, which stand in for instructions that are not given. Its judges know plants; skills need
     --judges none --verifiers answer."""
     zoo_instructions: int = 640
     """The zoo's problems of each skill to learn from; plants are one skill."""
