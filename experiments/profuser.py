@@ -28,6 +28,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
+from fusion_jax.errors import InputError
 from fusion_jax.models.folder import Model
 from fusion_jax.models.int8 import Weights
 from fusion_jax.options import Folder
@@ -89,9 +90,12 @@ def main(s: Settings) -> None:
 
 def check(s: Settings) -> None:
     """Refuse what would fail later."""
+    check_arms(s.arms)
     check_names((s.target, *s.sources), s.arms)
     check_names(s.judges, s.verifiers, "judges")
-    check_arms(s.arms)
+    if s.train.batch_size % 2:
+        problem = f"{s.train.batch_size} rows are no pairs of an own and a right answer"
+        raise InputError(problem, field="--train.batch-size", cure="Give an even number")
 
 
 def fuse(s: Settings, desk: Desk) -> Measures:

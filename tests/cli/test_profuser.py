@@ -91,7 +91,7 @@ def test_both_arms_have_as_many_steps_and_learn(once):
 @pytest.mark.parametrize(("more", "told"), [
     ({"judges": "none-of-them"}, "--judges"), ({"judges": "zoo:plants-llama"}, "has 0 scores"),
     ({"sample.num-samples": 2}, "answers an instruction once"), ({"least-coverage": 0.9999}, "tokens get a row of 'plants-"),
-    ({"train.batch-size": 7}, "'batch_size': 7 is no multiple of the 2 examples"), ({"arms": "SFT SFT"}, "'SFT' stands twice"),
+    ({"train.batch-size": 7}, "'--train.batch-size': 7 rows are no pairs"), ({"arms": "SFT SFT"}, "'SFT' stands twice"),
     ({"instructions": "TURNS"}, "record 1, field 'prompt': has a system message or more than one user message"),
     ({"instructions": "PLAIN", "verifiers": "fields"}, "answer"), ({"loss.first-epochs": 0, "loss.both-epochs": 0}, "no step"),
     ({"sources": "zoo:plants-target"}, "two models are called 'plants-target'"),
