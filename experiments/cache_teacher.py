@@ -91,7 +91,8 @@ class Settings:
     k: int = 10
     """Entries that are kept of every position."""
     log_probs: LogProbs = "float16"
-    """How log-probs are kept: to the bit (float16), or in 8 bits, which changes a KL divergence by 1e-4 at most."""
+    """How log-probs are kept: to the bit (float16), or in 8 bits, at a mean KL divergence below 1e-4 (docs/stores.md).
+    """
     max_length: int = 2048
     """Tokens of a window, EOS included, at most what the model reads; longer texts are split into windows."""
     windows_for: Models = ()

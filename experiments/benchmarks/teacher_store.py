@@ -6,7 +6,8 @@ A model reads the texts; the same rows are written `copies` times in each way, e
 back in turn, in one process, row by row in order. Bytes are those of the files but for the zeros that fill up each part
 (some 100 KB). Seconds are the processor's. Kept to the bit means equal arrays; for 8 bits the table has the KL
 divergence of the k entries, renormalised, from what was kept of them, its mean and its largest, and by how much the KL
-divergence of another model from them changes on the mean: the same model, blind beyond 32 tokens.
+divergence of another model from them changes on the mean, with its standard error: the same model, blind beyond 32
+tokens. Figures: docs/stores.md.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from fusion_jax.models.folder import Model, load, logits
 from fusion_jax.options import Files, ModelPath
 from fusion_jax.settings import bounded
 from fusion_jax.settings import run as run_experiment
+from fusion_jax.teachers.parts import CACHED
 from fusion_jax.teachers.reading import teacher_rows
 from fusion_jax.teachers.store import StoreIdentity, TeacherStore, write_store
 from fusion_jax.zoo import model_path
@@ -48,11 +50,12 @@ class Settings:
     k: tuple[int, ...] = (10, 128)
     max_length: int = 512
     tokens: int = 12_000
-    copies: int = 4
+    copies: int = 6
     repeats: int = 5
 
     def __post_init__(self) -> None:
-        bounded(self, "tokens", "copies", "repeats", least=1)
+        bounded(self, "tokens", "repeats", least=1)
+        bounded(self, "copies", least=CACHED + 1)  # blocks that are kept shall not be those that are read next
 
 
 def read(s: Settings, model: Model) -> tuple[list[TeacherText], list[TeacherRow]]:
@@ -77,10 +80,12 @@ def cut(row: TeacherRow, k: int) -> TeacherRow:
     )
 
 
-def timed(folder: Path, identity: StoreIdentity) -> float:
-    """Seconds of the processor to open a store and read every row."""
+def timed(store: TeacherStore) -> float:
+    """Seconds of the processor to read every row of a store whose parts are open."""
+    for first in range(0, len(store), store.identity.part_size):
+        store[first]
     start = time.process_time()
-    for row in TeacherStore(folder, identity):
+    for row in store:
         row.topk_ids  # noqa: B018
     return time.process_time() - start
 
@@ -105,7 +110,7 @@ def compared(rows: Sequence[TeacherRow], s: Settings, k: int, folder: Path, kl: 
     seconds: dict[str, list[float]] = {name: [] for name in WAYS}
     for _ in range(s.repeats):
         for name, store in stores.items():
-            seconds[name].append(timed(folder / f"{k} {name}", store.identity))
+            seconds[name].append(timed(store))
     rate = {name: tokens / statistics.median(all_) for name, all_ in seconds.items()}
     first = next(iter(WAYS))
     return markdown_table([{
@@ -125,6 +130,8 @@ def divergence(p: np.ndarray, q: np.ndarray) -> np.ndarray:
 def blind(model: Model, row: TeacherRow) -> np.ndarray:
     """float32[n,k], the log-probs of a row's entries under the model that sees `BLIND` tokens at most; whole ones."""
     whole = len(row.ids) // BLIND * BLIND
+    if not whole:
+        return np.zeros((0, row.topk_ids.shape[1]), np.float32)
     seen = jnp.asarray(row.ids[:whole].reshape(-1, BLIND))
     found = np.asarray(jax.nn.log_softmax(logits(model, seen).astype(np.float32)))
     return np.take_along_axis(found.reshape(whole, -1), row.topk_ids[:whole], -1)
@@ -142,8 +149,9 @@ def main(s: Settings) -> None:
         for row, x, q in zip(rows, kept, other, strict=True):
             before.append(divergence(row.topk_logprobs[: len(q)], q[:, :k]))
             after.append(divergence(x[: len(q)], q[:, :k]))
-        change = np.concatenate(after).mean() - np.concatenate(before).mean()
-        return f"{lost.mean():.1e}, {lost.max():.1e}, {change:+.1e} of {np.concatenate(before).mean():.3f}"
+        change = np.concatenate(after) - np.concatenate(before)
+        mean = f"{change.mean():+.1e} ± {change.std() / len(change) ** 0.5:.0e} of {np.concatenate(before).mean():.3f}"
+        return f"{lost.mean():.1e}, {lost.max():.1e}, {mean}"
 
     print(f"{len(rows)} texts, {sum(len(row.ids) for row in rows)} tokens, {model.config.vocab_size} ids")
     with tempfile.TemporaryDirectory() as folder:
