@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from fusion_jax.losses.fusion import teacher_target
 from fusion_jax.teachers.advantage import by_reading, by_writing, min_ce, token_mean, vote
 from tests.conftest import GOLDEN
 
@@ -30,6 +33,16 @@ def test_the_vote_of_the_judges(case):
     found = vote(np.asarray(case["scores"]), case["valid"])
     assert found.votes.tolist() == case["votes"] and found.winner == case["winner"]
     np.testing.assert_allclose(found.score, numbers(case["tiebreak"]), rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("case", CASES["topk_dist"], ids=lambda case: f"k {case['k']}, T {case['temperature']}")
+def test_a_teacher_is_the_softmax_over_its_largest_logits(case):
+    with jax.enable_x64(True):
+        top, indices = jax.lax.top_k(jnp.asarray(case["logits"], jnp.float64), case["k"])
+        assert indices.tolist() == case["indices"] and top.tolist() == case["top_logits"]
+        count = jnp.full(top.shape[:-1], case["k"])
+        target = teacher_target(indices, top, count, temperature=case["temperature"])
+    np.testing.assert_allclose(target.probs, case["probs"], rtol=2e-5)  # made in float32
 
 
 def test_other_ways_to_choose():
