@@ -93,6 +93,9 @@ def check(s: Settings) -> None:
     check_arms(s.arms)
     check_names((s.target, *s.sources), s.arms)
     check_names(s.judges, s.verifiers, "judges")
+    if s.train.epochs != TrainSettings().epochs:
+        cure = "Set --loss.first-epochs and --loss.both-epochs"
+        raise InputError("is not read: both stages have epochs of their own", field="--train.epochs", cure=cure)
     if s.train.batch_size % 2:
         problem = f"{s.train.batch_size} rows are no pairs of an own and a right answer"
         raise InputError(problem, field="--train.batch-size", cure="Give an even number")
@@ -158,8 +161,9 @@ def parts(s: Settings) -> list[Part]:
         read = Teaching(f"reading {model}", model, s.train, s.teacher_batch, s.max_length, s.k, named=option)
         written = Sampling(f"sampling {model}", model, s.sample, named=option)
         found += [replace(part, planned=not number, weights=weights) for part in (read, written)]
-    objective = objectives.profuser(s.loss, 1)
-    return [*found, Training("ProFuser", s.target, objective, s.train, s.max_length, length="--max-length", k=s.k)]
+    learnt = Training("ProFuser", s.target, objectives.profuser(s.loss, 1), s.train, s.max_length, k=s.k)
+    rows = s.loss.first_epochs + 2 * s.loss.both_epochs  # of an instruction
+    return [*found, replace(learnt, length="--max-length", records=lambda count: round(rows * count))]
 
 
 if __name__ == "__main__":

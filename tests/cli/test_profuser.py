@@ -94,7 +94,7 @@ def test_both_arms_have_as_many_steps_and_learn(once):
     ({"train.batch-size": 7}, "'--train.batch-size': 7 rows are no pairs"), ({"arms": "SFT SFT"}, "'SFT' stands twice"),
     ({"instructions": "TURNS"}, "record 1, field 'prompt': has a system message or more than one user message"),
     ({"instructions": "PLAIN", "verifiers": "fields"}, "answer"), ({"loss.first-epochs": 0, "loss.both-epochs": 0}, "no step"),
-    ({"sources": "zoo:plants-target"}, "two models are called 'plants-target'"),
+    ({"train.epochs": 2}, "'--train.epochs': is not read"), ({"sources": "zoo:plants-target"}, "two models are called 'plants-target'"),
 ], ids=lambda value: "-".join(value) if isinstance(value, dict) else "")  # fmt: skip
 def test_what_cannot_be_done_is_refused(tmp_path, capsys, more, told):
     turns = [{"role": r, "content": "a b"} for r in ("user", "assistant", "user", "assistant")]
