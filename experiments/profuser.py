@@ -137,7 +137,8 @@ def learnt(
     objective = objectives.profuser(arm.loss, first_steps)
     return trained(
         desk.run.sub("arms").sub(name), target, compute_for(train).mesh,
-        lambda folder: optimise(target, data, objective, train, folder), made_from=[],
+        lambda folder: optimise(target, data, objective, train, folder),
+        made_from=[f"{mode} rows={branch.made_of}" for mode, branch in branches.items()],
     )  # fmt: skip
 
 

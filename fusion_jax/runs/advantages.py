@@ -37,7 +37,8 @@ from fusion_jax.runs.seeds import Measures
 from fusion_jax.sampling.generate import SampleSettings, load_to_sample
 from fusion_jax.settings import bounded
 from fusion_jax.teachers.advantage import ByReading, ByWriting, by_reading, by_writing, vote
-from fusion_jax.teachers.opinions import Reach, Reading, read_documents
+from fusion_jax.teachers.documents import Reading, read_documents
+from fusion_jax.teachers.opinions import Reach
 from fusion_jax.teachers.settings import FusionSettings
 from fusion_jax.teachers.targets import metrics_of
 from fusion_jax.train.settings import TrainSettings, compute_for

@@ -21,7 +21,8 @@ from fusion_jax.models.folder import tokenizer_of
 from fusion_jax.runs.advantages import Panel
 from fusion_jax.settings import bounded
 from fusion_jax.store.manifest import digest
-from fusion_jax.teachers.opinions import Reading, own_opinions, part_of, source_opinions
+from fusion_jax.teachers.documents import Reading, part_of
+from fusion_jax.teachers.opinions import own_opinions, source_opinions
 from fusion_jax.teachers.targets import Opinions, fused_examples, fusion_rows
 from fusion_jax.train.objectives import INFERENCE, TRAINING, ProfuserSettings
 from fusion_jax.train.settings import TrainSettings
@@ -46,10 +47,11 @@ class StageSettings(ProfuserSettings):
 
 
 class Branch(NamedTuple):
-    """One mode's rows. numbers: the instruction of each example."""
+    """One mode's rows. numbers: the instruction of each example; made_of: what the examples are known by."""
 
     numbers: Sequence[int]
     examples: Sequence[Example]
+    made_of: str
 
 
 Ours = tuple[Document, TeacherText]
@@ -136,7 +138,7 @@ def _branch(panel: Panel, mode: Mode, parts: Mapping[str, Won], ours: Mapping[in
     rows, _ = fusion_rows([ours[number][1] for number, *_ in order], [joined])
     examples = fused_examples(run.sub("branches").file(mode), rows, s.fusion, mask="labels", progress=lambda done: None)
     kept = np.flatnonzero(np.isfinite(metrics)).tolist()
-    return Branch([order[i][0] for i in kept], examples)
+    return Branch([order[i][0] for i in kept], examples, digest(examples.made_of))
 
 
 @dataclass(frozen=True)

@@ -33,16 +33,9 @@ from fusion_jax.runs.trained import trained
 from fusion_jax.settings import bounded
 from fusion_jax.store.manifest import digest
 from fusion_jax.teachers.blocks import LogProbs
+from fusion_jax.teachers.documents import Reading, read_alike, read_documents, read_store
 from fusion_jax.teachers.live import live_data
-from fusion_jax.teachers.opinions import (
-    Reach,
-    Reading,
-    own_opinions,
-    read_alike,
-    read_documents,
-    read_store,
-    source_opinions,
-)
+from fusion_jax.teachers.opinions import Reach, own_opinions, source_opinions
 from fusion_jax.teachers.settings import FusionSettings
 from fusion_jax.teachers.targets import Mask, fused_examples, fusion_rows, identity_of, packed
 from fusion_jax.train import objectives

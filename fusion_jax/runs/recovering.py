@@ -21,7 +21,8 @@ from fusion_jax.runs.pruning import PruningSettings, answers_to
 from fusion_jax.settings import bounded
 from fusion_jax.store.run_folder import RunFolder
 from fusion_jax.teachers.blocks import LogProbs
-from fusion_jax.teachers.opinions import own_opinions, read_documents
+from fusion_jax.teachers.documents import read_documents
+from fusion_jax.teachers.opinions import own_opinions
 from fusion_jax.teachers.settings import FusionSettings
 from fusion_jax.teachers.targets import fused_examples, fusion_rows
 from fusion_jax.train import objectives

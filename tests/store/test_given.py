@@ -18,7 +18,7 @@ from fusion_jax.data.documents import encode_documents, text_documents
 from fusion_jax.data.loaders import load_texts
 from fusion_jax.jsonl import read_jsonl
 from fusion_jax.models.folder import load, logits, tokenizer_of
-from fusion_jax.teachers.opinions import read_store
+from fusion_jax.teachers.documents import read_store
 from fusion_jax.teachers.store import TeacherStore, identity_of
 from fusion_jax.zoo import model_path
 from fusion_jax.zoo.tasks import SKILLS, documents

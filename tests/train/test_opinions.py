@@ -15,7 +15,8 @@ from fusion_jax.data.records import Row
 from fusion_jax.errors import InputError
 from fusion_jax.models.compute import Compute
 from fusion_jax.models.folder import load
-from fusion_jax.teachers.opinions import _rules, by_contents, own_opinions, read_documents, source_opinions
+from fusion_jax.teachers.documents import read_documents
+from fusion_jax.teachers.opinions import _rules, by_contents, own_opinions, source_opinions
 from fusion_jax.teachers.settings import FusionSettings
 from fusion_jax.zoo import model_path
 
