@@ -35,11 +35,14 @@ from fusion_jax.options import Folder
 from fusion_jax.plan.command import run as run_experiment
 from fusion_jax.plan.parts import Part, Rewarding, Sampling, Teaching, Training
 from fusion_jax.runs.advantage_report import tables_of, warnings_of
-from fusion_jax.runs.advantages import AdvantageSettings, instructions_of, labels_of, panel_of
-from fusion_jax.runs.branches import Arm, Branch, Mode, StageSettings, own_answers, right_answers, staged
+from fusion_jax.runs.advantages import AdvantageSettings
+from fusion_jax.runs.branches import Arm, Branch, Mode, own_answers, right_answers, staged
 from fusion_jax.runs.checks import check_arms, check_names, model_name
 from fusion_jax.runs.desk import Desk
+from fusion_jax.runs.instructions import instructions_of
+from fusion_jax.runs.labels import labels_of
 from fusion_jax.runs.page import conduct
+from fusion_jax.runs.panel import panel_of
 from fusion_jax.runs.seeds import Measures
 from fusion_jax.runs.trained import trained
 from fusion_jax.sampling.generate import SampleSettings
@@ -65,7 +68,6 @@ class Settings(AdvantageSettings):
     arms: tuple[ArmName, ...] = ("SFT", "profuser")
     """What is trained: ProFuser, both modes at once (simul), right answers first (reverse), one mode alone (infer,
     train), or the right answers without any distribution (SFT); all with as many rows and steps."""
-    loss: StageSettings = StageSettings()
 
 
 ADAMW = OptimizerSettings(
@@ -103,10 +105,10 @@ def check(s: Settings) -> None:
 
 def fuse(s: Settings, desk: Desk) -> Measures:
     """Sections 3 to 7 of the specification."""
-    panel = panel_of(s, desk)
-    given = desk.records("instructions.jsonl", lambda: instructions_of(s, desk), made_from=[])
-    instructions = [given[i] for i in panel.fitting(given, "instructions")]
-    documents = panel.documents(instructions)
+    panel, given = panel_of(s, desk), instructions_of(s, desk)
+    kept, documents = panel.whole(given, "instructions", panel.names, strict=s.on_bad == "error")
+    instructions = desk.records("instructions.jsonl", lambda: [given[i] for i in kept], made_from=[])
+    panel.check(instructions)
     readings = {name: panel.read(name, "teachers", documents[name]) for name in panel.names}
     answers = {name: panel.written(name, instructions) for name in panel.names}
     labels = labels_of(panel, instructions, readings, answers)
@@ -117,11 +119,11 @@ def fuse(s: Settings, desk: Desk) -> Measures:
         "train": right_answers(panel, labels, readings),
     }
     target = panel.load(panel.names[0])
-    panel.measure(panel.names[0], target)
+    panel.measure(panel.names[0], target, [])
     names = [one["prompt_id"] for one in instructions]
     for number, (name, arm) in enumerate(arms_of(s).items()):
         fused = learnt(s, desk, name, arm, target, branches, names)
-        panel.measure(name, fused)
+        panel.measure(name, fused, [f"arms/{name}/model"])
         if number == len(s.arms) - 1:
             desk.export(fused, made_from=[f"arms/{name}/model"])
     voters = [model_name(judge) for judge in (*s.judges, *s.verifiers)]

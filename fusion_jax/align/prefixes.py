@@ -38,31 +38,39 @@ class _Places(NamedTuple):
     then: list[int]
 
 
-def same_prefixes(pivot: Side, source: Side) -> np.ndarray:
+def same_prefixes(pivot: Side, source: Side, *, alike: bool = False) -> np.ndarray:
     """int64[m], for each of the pivot's positions the source's position whose row it takes, -1 for none.
 
     The position before a content has read nothing of it on either side; it needs no equal next token, unless a token of
     one side reaches from before into the content.
+
+    Args:
+      alike: both have one tokenizer; of contents in the same tokens every position has its counterpart then.
     """
     out = np.full(len(pivot.ids), -1, np.int64)
     for ours, theirs in zip(pivot.contents, source.contents, strict=True):
         (p, q), (s, t) = token_range(pivot.offsets, ours), token_range(source.offsets, theirs)
         if p == q or s == t:
             continue
+        if p and s and (pivot.offsets[p, 0] < ours[0]) == (source.offsets[s, 0] < theirs[0]):
+            out[p - 1] = s - 1
+        if alike and np.array_equal(pivot.ids[p:q], source.ids[s:t]):
+            ends = [_ended(side, last) for side, last in ((pivot, q), (source, t))]
+            out[p : q - 1] = np.arange(s, t - 1)
+            out[q - 1] = t - 1 if all(ends) else -1
+            continue
         known = dict(zip(*_by_ends(_places(source, theirs, s, t)), strict=True))
         for end, place in zip(*_by_ends(_places(pivot, ours, p, q)), strict=True):
             out[place] = known.get(end, -1)
-        if p and s and (pivot.offsets[p, 0] < ours[0]) == (source.offsets[s, 0] < theirs[0]):
-            out[p - 1] = s - 1
     return out
 
 
 def _places(side: Side, span: Span, first: int, last: int) -> _Places:
     """The tokens first..last-1 behind which a whole character has been read."""
-    ends = (side.offsets[first:last, 1] - span[0]).tolist()
-    # Bytes of a character share its end.
-    whole = [n + 1 == len(ends) or ends[n + 1] > end for n, end in enumerate(ends)]
-    ended = last < len(side.ids) and side.end is not None and int(side.ids[last]) == side.end
+    starts, ends = (side.offsets[first:last] - span[0]).T.tolist()
+    # Bytes of a character share its end, or begin where it does.
+    whole = [n + 1 == len(ends) or (ends[n + 1] > end and starts[n + 1] >= end) for n, end in enumerate(ends)]
+    ended = _ended(side, last)
     found = _Places([], [], [])
     for n, end in enumerate(ends):
         if whole[n]:
@@ -71,6 +79,11 @@ def _places(side: Side, span: Span, first: int, last: int) -> _Places:
             found.read.append(end)
             found.then.append((ends[n + 1] if whole[n + 1] else OPEN) if inner else ENDED if ended else OPEN)
     return found
+
+
+def _ended(side: Side, last: int) -> bool:
+    """Whether the token behind a content ends it."""
+    return last < len(side.ids) and side.end is not None and int(side.ids[last]) == side.end
 
 
 def _by_ends(places: _Places) -> tuple[list[tuple[int, int]], list[int]]:

@@ -61,6 +61,12 @@ class AlignSettings:
     def __post_init__(self) -> None:
         bounded(self, "workers", least=0, most=1024)
         bounded(self, "least_mass", least=0, most=1)
+        if self.tokens == "prefix" and (self.vocabulary == "statistics" or self.rules != "chat_v2"):
+            name = "rules" if self.rules != "chat_v2" else "vocabulary"
+            cure = "Set rules to chat_v2" if name == "rules" else 'Set it to "mined" or "exact"'
+            raise InputError("needs aligned tokens, and prefix aligns none", field=name, cure=cure)
+        if self.least_mass and self.rules == "chat_v1":
+            raise InputError("is of one row, and chat_v1 blends rows", field="least_mass", cure="Leave it at 0")
 
     def make_map(self, views: Views, counts: PairCounts | None, texts: Iterable[tuple[Ids, Ids]] = ()) -> VocabMap:
         """The vocabulary map of kind `vocabulary`.

@@ -106,9 +106,10 @@ class Stages(Indexed[np.ndarray]):
 
 
 def grouped_order(
-    groups: np.ndarray, lengths: Sequence[int], *, batch_size: int, seed: int, epochs: float, bucket_window: int = 8
+    groups: np.ndarray, lengths: Sequence[int], *, batch_size: int, seed: int, steps: int, bucket_window: int = 8
 ) -> Sequence[np.ndarray]:
-    """As `batch_order`, of groups of examples that go into one batch together, one behind the other.
+    """As `batch_order`, of so many steps and of groups of examples that go into one batch together, one behind the
+    other.
 
     Args:
       groups: int[n,g], the examples of each group. lengths: of every example. batch_size: examples, a multiple of g.
@@ -117,11 +118,10 @@ def grouped_order(
     if batch_size % groups.shape[1]:
         problem = f"{batch_size} is no multiple of the {groups.shape[1]} examples that go together"
         raise InputError(problem, field="batch_size", cure="Give an even number")
-    order = batch_order(
-        longest.tolist(), batch_size=batch_size // groups.shape[1], seed=seed, epochs=epochs,
-        bucket_window=bucket_window,
-    )  # fmt: skip
-    return Lazy(len(order), lambda step: groups[np.asarray(order[step])].reshape(-1))
+    size = batch_size // groups.shape[1]
+    num_steps(len(groups), size, 1)  # refuses fewer than a batch
+    order = _Epochs(longest, size, seed, steps, max(bucket_window, 1))
+    return Lazy(steps, lambda step: groups[order[step]].reshape(-1))
 
 
 def split_sizes(count: int, share: float) -> tuple[int, int]:

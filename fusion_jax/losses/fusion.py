@@ -72,11 +72,12 @@ def teacher_target(
     return Target(ids, jnp.where(exists, _rounded(weights, rounding), 0.0))
 
 
-def filled(target: Target, pivot: Target) -> Target:
-    """The target with the pivot's own distribution where it is empty; the wider K of the two."""
+def filled(target: Target, pivot: Target, where: Array | bool = True) -> Target:
+    """The target with the pivot's own distribution where it is empty and may be filled, bool[...]; the wider K of the
+    two."""
     width = max(target.ids.shape[-1], pivot.ids.shape[-1])
     target, pivot = _widened(target, width), _widened(pivot, width)
-    empty = (target.probs == 0).all(-1, keepdims=True)
+    empty = (target.probs == 0).all(-1, keepdims=True) & jnp.asarray(where)[..., None]
     return Target(*(jnp.where(empty, p, t) for p, t in zip(pivot, target, strict=True)))
 
 

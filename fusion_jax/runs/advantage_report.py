@@ -11,8 +11,8 @@ import numpy as np
 from fusion_jax.jsonl import Record
 from fusion_jax.markdown import markdown_table
 from fusion_jax.rewards.revision import refuses
-from fusion_jax.runs.advantages import Panel
 from fusion_jax.runs.fusing import reach_parts
+from fusion_jax.runs.panel import Panel
 
 NEARLY_ALWAYS = 0.95
 """Share of the instructions from which on a mode is plain distillation from one source."""
@@ -52,6 +52,8 @@ def voting_lines(
     same = sum(one["train_winner"] == one["infer_winner"] for one in both)
     lines = [
         {"what": "instructions whose winner is the same in both modes", "value": _share(same, len(both))},
+        {"what": "instructions with the same winner by reading, by tokens and by bytes", "value": _by_norm(labels)},
+        {"what": "mean gap between the two least surprised sources", "value": _gap(labels)},
         {"what": "unanimous votes", "value": _share(unanimous, len(voted))},
         {"what": "instructions without an answer that may win", "value": str(len(labels) - len(voted))},
     ]
@@ -59,8 +61,15 @@ def voting_lines(
     for a, b in itertools.combinations(range(len(judges)), 2):
         alike = int((favourites[:, a] == favourites[:, b]).sum())
         lines.append({"what": f"votes of {judges[a]} and {judges[b]} alike", "value": _share(alike, len(voted))})
-    sizes = {mode: winners_sizes(panel, labels, answers, mode) for mode in ("winners", "others")}
-    lines += [{"what": f"tokens of the answers of {who}", "value": _mean(some)} for who, some in sizes.items()]
+    won = [answers[one["infer_winner"]][n] for n, one in enumerate(labels) if one["infer_winner"] is not None]
+    lost = [
+        answers[name][n] for n, one in enumerate(labels) for name in panel.names
+        if one["infer_winner"] not in (None, name)
+    ]  # fmt: skip
+    for who, some in (("winners", won), ("the others", lost)):
+        lines.append({"what": f"tokens of the answers of {who}", "value": _mean([one["n_tok"] for one in some])})
+        refused = sum(refuses(one["text"]) for one in some)
+        lines.append({"what": f"refusals among the answers of {who}", "value": _share(refused, len(some))})
     for number, judge in enumerate(judges):
         value = _length_correlation(panel, labels, answers, number)
         lines.append({"what": f"correlation of the score of {judge} with length", "value": value})
@@ -73,17 +82,14 @@ def _favourites(label: Record) -> list[int]:
     return scores.argmax(1).tolist()
 
 
-def winners_sizes(
-    panel: Panel, labels: Sequence[Record], answers: Mapping[str, Sequence[Record]], who: str
-) -> list[int]:
-    """Tokens of the answers that won, or of the others."""
-    return [
-        answers[name][number]["n_tok"]
-        for number, label in enumerate(labels)
-        if label["infer_winner"] is not None
-        for name in panel.names
-        if (name == label["infer_winner"]) == (who == "winners")
-    ]
+def _by_norm(labels: Sequence[Record]) -> str:
+    known = [one["by_norm"] for one in labels if None not in one["by_norm"].values()]
+    return _share(sum(len(set(one.values())) == 1 for one in known), len(known))
+
+
+def _gap(labels: Sequence[Record]) -> str:
+    found = [sorted(ce for ce in one["ce"] if ce is not None)[:2] for one in labels]
+    return _mean([two[1] - two[0] for two in found if len(two) == 2])
 
 
 def _length_correlation(

@@ -13,37 +13,21 @@ import numpy as np
 
 from fusion_jax.data.batches import Data, Example
 from fusion_jax.data.documents import Document, TeacherText, encode_documents
-from fusion_jax.data.order import Stages, grouped_order
+from fusion_jax.data.order import Stages, grouped_order, num_steps
 from fusion_jax.errors import InputError
 from fusion_jax.jsonl import Record
 from fusion_jax.lazy import Lazy
 from fusion_jax.models.folder import tokenizer_of
-from fusion_jax.runs.advantages import Panel
-from fusion_jax.settings import bounded
+from fusion_jax.runs.advantages import StageSettings
+from fusion_jax.runs.panel import Panel
 from fusion_jax.store.manifest import digest
 from fusion_jax.teachers.documents import Reading, part_of
 from fusion_jax.teachers.opinions import own_opinions, source_opinions
 from fusion_jax.teachers.targets import Opinions, fused_examples, fusion_rows
-from fusion_jax.train.objectives import INFERENCE, TRAINING, ProfuserSettings
+from fusion_jax.train.objectives import INFERENCE, TRAINING
 from fusion_jax.train.settings import TrainSettings
 
 Mode = Literal["infer", "train"]
-
-
-@dataclass(frozen=True)
-class StageSettings(ProfuserSettings):
-    """ProFuser's loss, and how long its two stages are."""
-
-    first_epochs: float = 1.0
-    """Epochs of the first stage, over the rows of its mode."""
-    both_epochs: float = 2.0
-    """Epochs of the second stage, over instructions with a row of either mode."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        bounded(self, "first_epochs", "both_epochs", least=0)
-        if not self.first_epochs + self.both_epochs:
-            raise InputError("there is no step", field="both_epochs", cure="Give one of the two stages epochs")
 
 
 class Branch(NamedTuple):
@@ -92,9 +76,9 @@ def own_answers(
     for name in panel.names:
         numbers = numbers_won(labels, "infer", name)
         records = [instructions[i] | {"response": answers[name][i]["text"]} for i in numbers]
-        kept = panel.fitting(records, f"own answers of {name}") if records else []
+        kept, found = panel.whole(records, f"own answers of {name}", list(dict.fromkeys([target, name])))
         if kept:
-            numbers, found = [numbers[i] for i in kept], panel.documents([records[i] for i in kept])
+            numbers = [numbers[i] for i in kept]
             texts = encode_documents(tokenizer, found[target], max_length=panel.limit)
             ours |= zip(numbers, zip(found[target], texts, strict=True), strict=True)
             parts[name] = Won(numbers, panel.read(name, "winners", found[name]))
@@ -116,8 +100,8 @@ def _branch(panel: Panel, mode: Mode, parts: Mapping[str, Won], ours: Mapping[in
       InputError: nobody won any; a source of which too little reaches the target's tokens.
     """
     if not parts:
-        cure = "Look at the sources' answers and the judges' scores in the run's folder"
-        raise InputError(f"no source won any instruction in {mode} mode", field="sources", cure=cure)
+        cure = "Look at the sources' answers, the judges' scores and what was left out, in the run's folder"
+        raise InputError(f"there is no winner's text to learn from in {mode} mode", field="sources", cure=cure)
     s, run, found = panel.settings, panel.desk.run, dict[str, Opinions]()
     for name, won in parts.items():
         if name == panel.names[0]:
@@ -130,7 +114,7 @@ def _branch(panel: Panel, mode: Mode, parts: Mapping[str, Won], ours: Mapping[in
             found[name], reach = source_opinions(
                 folder, pivot, won.reading, s.align, s.fusion, whole=False, progress=run.progress
             )
-        panel.note_reach(mode, name, reach)
+        panel.note_reach(mode, name, reach, len(won.numbers))
     order = sorted((number, name, place) for name, won in parts.items() for place, number in enumerate(won.numbers))
     metrics = np.asarray([found[name].metrics[place] for _, name, place in order])
     made_of = " ".join([digest({str(n): name for n, name, _ in order}), *(one.made_of for one in found.values())])
@@ -171,20 +155,21 @@ def staged(branches: Mapping[Mode, Branch], arm: Arm, train: TrainSettings, name
     examples = Lazy(len(numbers), example)
     lengths = [len(one.rows[0]) for one in examples]
 
-    def ordered(groups: np.ndarray, epochs: float, seed: int) -> Sequence[np.ndarray]:
+    def ordered(groups: np.ndarray, steps: int, seed: int) -> Sequence[np.ndarray]:
         how = {"batch_size": train.batch_size, "bucket_window": train.bucket_window}
-        return grouped_order(groups, lengths, seed=seed, epochs=epochs, **how) if epochs else []
+        return grouped_order(groups, lengths, steps=steps, seed=seed, **how) if steps else []
 
     places = {number: i + first for i, number in enumerate(taught.numbers)}
     pairs = np.asarray([(i, places[n]) for i, n in enumerate(infer.numbers) if n in places], np.int64).reshape(-1, 2)
     alone: dict[Mode, np.ndarray] = {
         "infer": np.arange(first)[:, None], "train": np.arange(first, len(numbers))[:, None]
     }  # fmt: skip
-    begins = ordered(alone["train" if s.order == "reverse" else "infer"], s.first_epochs, train.seed)
-    both = ordered(pairs, s.both_epochs, train.seed + 1)
-    steps = len(begins) + len(both)
+    begin = num_steps(first, train.batch_size, s.first_epochs) if s.first_epochs else 0
+    rest = num_steps(len(pairs), train.batch_size // 2, s.both_epochs) if s.both_epochs else 0
     if arm.only is not None or s.order == "simul":
-        groups = pairs if arm.only is None else alone[arm.only]
-        begins, both = ordered(groups, steps / (groups.size // train.batch_size), train.seed), []
+        begin, rest = begin + rest, 0
+    mode: Mode = arm.only or ("train" if s.order == "reverse" else "infer")
+    begins = ordered(pairs if arm.only is None and s.order == "simul" else alone[mode], begin, train.seed)
+    both = ordered(pairs, rest, train.seed + 1)
     told = [f"{names[n]}, {'own answer' if i < first else 'right answer'}" for i, n in enumerate(numbers)]
     return Data(examples, told.__getitem__, Stages([begins, both])), len(begins)

@@ -15,6 +15,7 @@ from fusion_jax.data.loaders import load_records, load_texts
 from fusion_jax.data.records import OnBad, Row, parse_rows
 from fusion_jax.data.windows import window_documents
 from fusion_jax.errors import InputError
+from fusion_jax.models.config import ModelConfig
 from fusion_jax.models.folder import check_folder, tokenizer_of
 from fusion_jax.options import File, ModelPath
 from fusion_jax.runs.desk import Desk
@@ -121,6 +122,14 @@ def chat_corpus(s: ChatSettings, desk: Desk, folders: Mapping[str, Path], *, per
     return Corpus(folders, s.max_length, documents, held_out, eval_set(s, problems[1]))
 
 
+def check_entries(k: int, configs: Mapping[str, ModelConfig]) -> None:
+    """Refuse to keep more entries of a distribution than a model's vocabulary has."""
+    name, smallest = min(configs.items(), key=lambda item: item[1].vocab_size)
+    if k > smallest.vocab_size:
+        problem = f"{k} entries of a distribution are asked for, '{name}' has {smallest.vocab_size}"
+        raise InputError(problem, field="k", cure="Lower it")
+
+
 def _as_long_as_read(s: S, desk: Desk, folders: Mapping[str, Path], what: str) -> S:
     """The settings with the greatest length that every model reads.
 
@@ -128,10 +137,7 @@ def _as_long_as_read(s: S, desk: Desk, folders: Mapping[str, Path], what: str) -
       InputError: k entries are more than the smallest vocabulary has.
     """
     configs = {name: check_folder(folder) for name, folder in folders.items()}
-    name, smallest = min(configs.items(), key=lambda item: item[1].vocab_size)
-    if s.k > smallest.vocab_size:
-        problem = f"{s.k} entries of a distribution are asked for, '{name}' has {smallest.vocab_size}"
-        raise InputError(problem, field="k", cure="Lower it")
+    check_entries(s.k, configs)
     limit = min(s.max_length, *(config.max_positions for config in configs.values()))
     if limit < s.max_length:
         desk.run.log(f"{what} have {limit} tokens at most instead of {s.max_length}: a model reads no more")

@@ -124,13 +124,13 @@ def how_told(records: Sequence[Record], names: Sequence[str]) -> list[str]:
     lines = []
     for name in names:
         passes, tokens, unknown = (
-            sum(one[field][name] for one in together) for field in ("passes", "tokens", "unknown")
+            sum(one.get(field, {}).get(name, 0) for one in together) for field in ("passes", "tokens", "unknown")
         )
         lines.append({
             "model": name, "segments won": f"{won[name] / segments:.3f}",
             "answers won (cool_rerank)": str(ranked[name]), "passes": str(passes), "tokens committed": str(tokens),
             "passes a token": f"{passes / max(tokens, 1):.2f}", "unknown tokens": str(unknown),
-            "prompts read otherwise": str(sum(name in record["read_otherwise"] for record in records)),
+            "prompts read otherwise": str(sum(name in record.get("read_otherwise", ()) for record in records)),
         })  # fmt: skip
     alike = sum(sum(one["alike"]) for one in together)
     told = [

@@ -14,14 +14,14 @@ ByReading = Literal["min_ce", "max_ce", "random"]
 ByWriting = Literal["vote", "mean_z", "first", "random"]
 
 
-def token_mean(nll: Sequence[float], mask: Sequence[bool]) -> float:
-    """CE = sum of nll over the tokens of the response / their number; nan where there is none, or one is not finite.
+def surprise_of(nats: float, tokens: float, size: int | None = None) -> float:
+    """CE = nats / tokens of a response, or nats / size; nan where there is no token, or they are not finite.
 
-    >>> token_mean([1.0, 2.0, 6.0], [False, True, True])
+    >>> surprise_of(8.0, 2)
     4.0
     """
-    kept = np.asarray(nll, np.float64)[np.asarray(mask, bool)]
-    return float(kept.mean()) if len(kept) and np.isfinite(kept).all() else float("nan")
+    divisor = tokens if size is None else size
+    return nats / divisor if tokens and divisor and np.isfinite(nats) else float("nan")
 
 
 def min_ce(ces: Sequence[float]) -> int | None:

@@ -14,7 +14,7 @@ import numpy as np
 
 from fusion_jax.align.corpus import PairRecord, align_corpus, align_rows, moved, top_rows, whole_text
 from fusion_jax.align.coverage import ClassCoverage, by_class
-from fusion_jax.align.distributions import planned_rules
+from fusion_jax.align.distributions import AlignedRows, planned_rules
 from fusion_jax.align.prefixes import Side, prefix_rows, same_prefixes
 from fusion_jax.align.rules import RowRule, Rules
 from fusion_jax.align.sequences import Alignment
@@ -69,9 +69,14 @@ def own_opinions(pivot: Reading, fusion: FusionSettings) -> Opinions:
         return [own_opinion(r, metric_of(r, pivot.documents[i], fusion), fusion) for i, r in zip(wanted, rows)]
 
     metrics, scored = _known(pivot, fusion)
-    identity = pivot.rows.identity
-    made_of = f"own {identity!r}" + (f" {identity.log_probs}" if identity.log_probs != "float16" else "")
+    made_of = f"own {_known_by(pivot)}"
     return Opinions(metrics, lambda i: together([i])[0], made_of, together, scored)
+
+
+def _known_by(reading: Reading) -> str:
+    """What a teacher's rows are known by; how log-probs are kept stands there only where that is not as ever."""
+    identity = reading.rows.identity
+    return f"{identity!r}" + (f" {identity.log_probs}" if identity.log_probs != "float16" else "")
 
 
 def _known(reading: Reading, fusion: FusionSettings) -> tuple[np.ndarray, np.ndarray]:
@@ -145,7 +150,7 @@ def source_opinions(
                 found.append(source_opinion(aligned, metric_of(row, source.documents[i], fusion)))
             return found
 
-        made_of = f"live {source.rows.identity!r} {marks} {digest([rules.images])}"
+        made_of = f"live {_known_by(source)} {marks} {digest([rules.images])}"
         opinions = Opinions(metrics, lambda i: asked([i])[0], made_of, asked, scored)
         return opinions, _reach(pivot, source, rules, _planned(records, ranges, rules))
 
@@ -190,27 +195,27 @@ def _by_prefixes(
     folder: Path, pivot: Reading, source: Reading, settings: AlignSettings, fusion: FusionSettings
 ) -> tuple[Opinions, Reach]:
     """As `source_opinions`, by `align.prefixes`: so little work that nothing but the vocabulary map is kept."""
-    if settings.vocabulary == "statistics" or settings.rules == "chat_v1":
-        problem = "counts aligned tokens, which prefixes do not give"
-        raise InputError(problem, field="vocabulary", cure='Set it to "mined" or "exact", and rules to chat_v2')
     rules, raw = _rules(folder, pivot, source, settings, ()), fusion.rounding != "none"
 
     def shared(i: int) -> np.ndarray:
         sides = ((pivot.texts[i], pivot), (source.texts[i], source))
-        return same_prefixes(*(_side(text, reading, i) for text, reading in sides))
+        return same_prefixes(*(_side(text, reading, i) for text, reading in sides), alike=pivot.view == source.view)
+
+    def aligned(i: int, row: TeacherRow) -> AlignedRows:
+        ids = pivot.texts[i].ids
+        labels = np.append(ids[1:], ids[-1:]) if settings.fallback == "next" else ids
+        return prefix_rows(top_rows(row, raw), shared(i), labels, rules)
 
     def opinions(wanted: Sequence[int]) -> list[Opinion]:
-        out = []
-        for i, row in zip(wanted, source.rows.some(wanted), strict=True):
-            ids = pivot.texts[i].ids
-            labels = np.append(ids[1:], ids[-1:]) if settings.fallback == "next" else ids
-            aligned = prefix_rows(top_rows(row, raw), shared(i), labels, rules)
-            out.append(source_opinion(aligned, metric_of(row, source.documents[i], fusion)))
-        return out
+        rows = zip(wanted, source.rows.some(wanted), strict=True)
+        return [source_opinion(aligned(i, row), metric_of(row, source.documents[i], fusion)) for i, row in rows]
 
     (metrics, scored), every = _known(source, fusion), range(len(pivot.texts))
-    found = (np.where(shared(i) >= 0, RowRule.ONE_TO_ONE, RowRule.FALLBACK).astype(np.uint8) for i in every)
-    made_of = f"prefixes {settings!r} {rules.vocab_map.kind} {digest([rules.images])} {source.rows.identity!r}"
+    if source.live:
+        found = (np.where(shared(i) >= 0, RowRule.ONE_TO_ONE, RowRule.FALLBACK).astype(np.uint8) for i in every)
+    else:
+        found = (aligned(i, source.rows[i]).rule for i in every)
+    made_of = f"prefixes {settings!r} {rules.vocab_map.kind} {digest([rules.images])} {_known_by(source)}"
     every_opinion = Opinions(metrics, lambda i: opinions([i])[0], made_of, opinions, scored)
     return every_opinion, _reach(pivot, source, rules, found)
 

@@ -387,7 +387,8 @@ def _stacked(rows: Sequence[FusionRow], width: int, reset: bool) -> tuple[list[_
 def _fused(teachers: list[_Views], labels: Array, s: FusionSettings) -> tuple[Target, Array]:
     """One target a token, and the fusion weight of each sample under the soft schedule."""
     own, *sources = (_target(t, s) for t in teachers)
-    targets = [own, *(filled(t, own) for t in sources)]
+    views = teachers[1:]  # a row that fell back is dropped where it has no entry
+    targets = [own, *(filled(t, own, v.rule != RowRule.FALLBACK) for t, v in zip(sources, views, strict=True))]
     if not s.pivot:
         targets, teachers = targets[1:], teachers[1:]
     scores = rewards(jnp.stack([t.metric for t in teachers]), rounding=s.rounding)

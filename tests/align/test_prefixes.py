@@ -49,6 +49,10 @@ def test_a_character_of_several_tokens_is_read_at_its_last():
     assert same_prefixes(ours, theirs).tolist() == [-1, -1, -1, 1, -1]
     assert same_prefixes(theirs, ours).tolist() == [-1, 3, -1]
     assert same_prefixes(ours, ours).tolist() == [-1, -1, -1, 3, -1]
+    assert same_prefixes(ours, ours, alike=True).tolist() == [0, 1, 2, 3, -1]
+    assert same_prefixes(theirs, ours, alike=True).tolist() == [-1, 3, -1]
+    whole, within = (side(spans, ((0, 3),)) for spans in ([(0, 1), (1, 2), (2, 3)], [(0, 1), (0, 2), (2, 3)]))
+    assert same_prefixes(whole, within).tolist() == [-1, 1, -1]  # its second token ends a character and begins another
 
 
 def test_masses_of_one_id_are_added_and_poor_rows_fall_back():

@@ -50,7 +50,10 @@ def test_winners_by_reading_are_those_of_transformers(once):
             opening = tokenizer.apply_chat_template(chat[:1], add_generation_prompt=True, tokenize=False)
             whole = tokenizer.apply_chat_template(chat, tokenize=False)
             ids = tokenizer(whole, add_special_tokens=False, return_offsets_mapping=True)
-            scored = torch.tensor([end > len(opening) for _, end in ids["offset_mapping"]])
+            scored = [end > len(opening) for _, end in ids["offset_mapping"]]
+            special = tokenizer.get_added_vocab().values()
+            last = next(i for i, token in enumerate(ids["input_ids"]) if scored[i] and token in special)
+            scored = torch.tensor([*scored[: last + 1], *[False] * (len(scored) - last - 1)])
             tokens = torch.tensor(ids["input_ids"])
             with torch.no_grad():
                 losses = torch.nn.functional.cross_entropy(model(tokens[None]).logits[0, :-1], tokens[1:], reduction="none")
