@@ -15,7 +15,7 @@ Data: instructions {"prompt", "response"} and for --verifiers "answer"; test pro
 
 Hardware and time: `tiny` 2 CPU cores, TIME; `vicuna-7b` is for a TPU slice (not timed; --plan v5e-8 estimates).
 Result: report.md with accuracy, mean reward and bits per byte of every arm, wins of each source in both modes, votes,
-and how much of each source reached the target's tokens; model/, the first arm's. Published (six benchmarks, mean):
+and how much of each source reached the target's tokens; model/, the last arm's. Published (six benchmarks, mean):
 Vicuna-7B 53.46, FuseLLM 54.53, both modes at once 54.56, right answers first 54.30, ProFuser 55.11. docs/profuser.md.
 
 Stages: instructions.jsonl, teachers/SOURCE, responses/SOURCE.jsonl, scores/JUDGE.jsonl, advantage.jsonl,
@@ -36,7 +36,7 @@ from fusion_jax.plan.command import run as run_experiment
 from fusion_jax.plan.parts import Part, Rewarding, Sampling, Teaching, Training
 from fusion_jax.runs.advantage_report import tables_of, warnings_of
 from fusion_jax.runs.advantages import AdvantageSettings
-from fusion_jax.runs.branches import Arm, Branch, Mode, own_answers, right_answers, staged
+from fusion_jax.runs.branches import Branch, Mode, arms_of, own_answers, right_answers, staged
 from fusion_jax.runs.checks import check_arms, check_names, model_name
 from fusion_jax.runs.desk import Desk
 from fusion_jax.runs.instructions import instructions_of
@@ -121,8 +121,8 @@ def fuse(s: Settings, desk: Desk) -> Measures:
     target = panel.load(panel.names[0])
     panel.measure(panel.names[0], target, [])
     names = [one["prompt_id"] for one in instructions]
-    for number, (name, arm) in enumerate(arms_of(s).items()):
-        fused = learnt(s, desk, name, arm, target, branches, names)
+    for number, name in enumerate(s.arms):
+        fused = learnt(s, desk, name, target, branches, names)
         panel.measure(name, fused, [f"arms/{name}/model"])
         if number == len(s.arms) - 1:
             desk.export(fused, made_from=[f"arms/{name}/model"])
@@ -131,10 +131,10 @@ def fuse(s: Settings, desk: Desk) -> Measures:
 
 
 def learnt(
-    s: Settings, desk: Desk, name: str, arm: Arm, target: Model, branches: Mapping[Mode, Branch], names: Sequence[str]
+    s: Settings, desk: Desk, name: str, target: Model, branches: Mapping[Mode, Branch], names: Sequence[str]
 ) -> Model:
     """The target after both stages of an arm, one run and one program."""
-    train = replace(s.train, seed=desk.seed)
+    arm, train = arms_of(s.loss)[name], replace(s.train, seed=desk.seed)
     data, first_steps = staged(branches, arm, train, names)
     objective = objectives.profuser(arm.loss, first_steps)
     return trained(
@@ -142,17 +142,6 @@ def learnt(
         lambda folder: optimise(target, data, objective, train, folder),
         made_from=[f"{mode} rows={branch.made_of}" for mode, branch in branches.items()],
     )  # fmt: skip
-
-
-def arms_of(s: Settings) -> dict[str, Arm]:
-    """What the arms learn. In an arm of one mode all steps are of the first stage."""
-    plain = replace(s.loss, order="reverse")
-    known = {
-        "profuser": Arm(s.loss), "simul": Arm(replace(s.loss, order="simul")), "reverse": Arm(plain),
-        "infer": Arm(replace(s.loss, order="progressive"), "infer"), "train": Arm(plain, "train"),
-        "SFT": Arm(replace(plain, beta=0.0), "train"),
-    }  # fmt: skip
-    return {name: known[name] for name in s.arms}
 
 
 def parts(s: Settings) -> list[Part]:

@@ -133,6 +133,16 @@ class Arm:
     only: Mode | None = None
 
 
+def arms_of(loss: StageSettings) -> dict[str, Arm]:
+    """What can be trained. In an arm of one mode all steps are of the first stage, which has its mode alone."""
+    forward, backward = replace(loss, order="progressive"), replace(loss, order="reverse")
+    return {
+        "profuser": Arm(loss), "simul": Arm(replace(loss, order="simul")), "reverse": Arm(backward),
+        "infer": Arm(forward, "infer"), "train": Arm(backward, "train"),
+        "SFT": Arm(replace(backward, beta=0.0), "train"),
+    }  # fmt: skip
+
+
 def staged(branches: Mapping[Mode, Branch], arm: Arm, train: TrainSettings, names: Sequence[str]) -> tuple[Data, int]:
     """The rows of an arm, their order, and the optimizer steps of its first stage.
 
