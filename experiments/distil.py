@@ -32,7 +32,7 @@ from fusion_jax.plan.parts import Part
 from fusion_jax.runs.checks import check_arms, check_names, model_name
 from fusion_jax.runs.corpora import ChatSettings, TextSettings, chat_corpus, text_corpus
 from fusion_jax.runs.desk import Desk
-from fusion_jax.runs.fusing import TINY_TRAINING, UNTAUGHT, Arm, Fusing, fusing_parts
+from fusion_jax.runs.fusing import TINY_TRAINING, UNTAUGHT, Arm, Fusing, check_stores, fusing_parts
 from fusion_jax.runs.page import conduct
 from fusion_jax.runs.seeds import Measures
 from fusion_jax.settings import bounded
@@ -95,6 +95,7 @@ def main(s: Settings) -> None:
 def check(s: Settings) -> None:
     """Refuse before the first stage what a later one would refuse."""
     check_names((s.student, *s.sources), tuple(arms_of(s)))
+    check_stores(s)
     if not s.sources:
         raise InputError("there is none", field="sources", cure="Give at least one model")
     if s.texts and s.chats:

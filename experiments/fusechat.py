@@ -39,7 +39,7 @@ from fusion_jax.plan.parts import Merging, Part
 from fusion_jax.runs.checks import check_arms, check_names, model_name
 from fusion_jax.runs.corpora import ChatModelSettings, chat_corpus
 from fusion_jax.runs.desk import Desk
-from fusion_jax.runs.fusing import ALONE, TINY_TRAINING, UNTAUGHT, Arm, Fusing, fusing_parts
+from fusion_jax.runs.fusing import ALONE, TINY_TRAINING, UNTAUGHT, Arm, Fusing, check_stores, fusing_parts
 from fusion_jax.runs.page import conduct
 from fusion_jax.runs.seeds import Measures
 from fusion_jax.settings import bounded
@@ -102,6 +102,7 @@ def main(s: Settings) -> None:
 def check(s: Settings) -> None:
     """Refuse before the first stage what a later one would refuse."""
     check_names((s.pivot, *s.sources), tuple(arms_of(s)))
+    check_stores(s)
     for method in s.merges:
         read_recipe(recipe_of(s, method, [Path("a"), Path("b")], Path("pivot")), METHODS)  # its numbers are in range
 

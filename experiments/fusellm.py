@@ -32,7 +32,7 @@ from fusion_jax.plan.parts import Part
 from fusion_jax.runs.checks import check_arms, check_names, model_name
 from fusion_jax.runs.corpora import PlainTextSettings, text_corpus, text_tests
 from fusion_jax.runs.desk import Desk
-from fusion_jax.runs.fusing import ALONE, TINY_TRAINING, UNTAUGHT, Arm, Fusing, fusing_parts
+from fusion_jax.runs.fusing import ALONE, TINY_TRAINING, UNTAUGHT, Arm, Fusing, check_stores, fusing_parts
 from fusion_jax.runs.page import conduct
 from fusion_jax.runs.practice import Practice
 from fusion_jax.runs.seeds import Measures
@@ -114,6 +114,7 @@ def main(s: Settings) -> None:
 def check(s: Settings) -> None:
     """Refuse before the first stage what a later one would refuse."""
     check_names((s.target, *s.sources), tuple(arms_of(s, "")))
+    check_stores(s)
     if not s.sources:
         raise InputError("there is none", field="sources", cure="Give at least one model")
     text_tests(s).check(*map(model_path, (s.target, *s.sources)))

@@ -15,8 +15,8 @@ Data: instructions {"prompt", "response"} and for --verifiers "answer"; test pro
 
 Hardware and time: `tiny` 2 CPU cores, TIME; `vicuna-7b` is for a TPU slice (not timed; --plan v5e-8 estimates).
 Result: report.md with accuracy, mean reward and bits per byte of every arm, wins of each source in both modes, votes,
-and how much of each source reached the target's tokens; model/, the last arm's. Published (six benchmarks, mean):
-Vicuna-7B 53.46, FuseLLM 54.53, both modes at once 54.56, right answers first 54.30, ProFuser 55.11. docs/profuser.md.
+and how much of each source reached the target's tokens; model/, profuser's or, without it, the last arm's.
+Published (six benchmarks, mean): Vicuna-7B 53.46, FuseLLM 54.53, both modes at once 54.56, right answers first 54.30, ProFuser 55.11. docs/profuser.md.
 
 Stages: instructions.jsonl, teachers/SOURCE, responses/SOURCE.jsonl, scores/JUDGE.jsonl, advantage.jsonl,
 winners/SOURCE, branches/MODE, arms/ARM, answers/, model/
@@ -67,7 +67,8 @@ class Settings(AdvantageSettings):
     out: Folder = "runs/profuser"
     arms: tuple[ArmName, ...] = ("SFT", "profuser")
     """What is trained: ProFuser, both modes at once (simul), right answers first (reverse), one mode alone (infer,
-    train), or the right answers without any distribution (SFT); all with as many rows and steps."""
+    train), or the right answers without any distribution (SFT); all with as many rows and steps. profuser or, without
+    it, the last one becomes model/."""
 
 
 ADAMW = OptimizerSettings(
@@ -75,7 +76,7 @@ ADAMW = OptimizerSettings(
 )
 PRESETS = {
     "tiny": Settings(
-        accuracy="fields", test_per_skill=200, teacher_batch=64, max_length=128,
+        accuracy="fields", test_per_skill=200, teacher_batch=64, max_length=128, eval_samples=4,
         sample=SampleSettings(temperature=0.7, top_p=0.9, num_samples=1, max_new_tokens=28, batch_size=64),
         train=TrainSettings(
             OptimizerSettings(learning_rate=1e-3), batch_size=32, micro_batches=1, log_every=5, checkpoint_every=500,
@@ -95,6 +96,9 @@ def check(s: Settings) -> None:
     check_arms(s.arms)
     check_names((s.target, *s.sources), s.arms)
     check_names(s.judges, s.verifiers, "judges")
+    if s.problems == "skills" and not s.instructions and any(judge.startswith("zoo:plants") for judge in s.judges):
+        cure = "Set --judges none --verifiers answer"
+        raise InputError("know plants, and the instructions are of skills", field="--judges", cure=cure)
     if s.train.epochs != TrainSettings().epochs:
         cure = "Set --loss.first-epochs and --loss.both-epochs"
         raise InputError("is not read: both stages have epochs of their own", field="--train.epochs", cure=cure)
@@ -121,11 +125,11 @@ def fuse(s: Settings, desk: Desk) -> Measures:
     target = panel.load(panel.names[0])
     panel.measure(panel.names[0], target, [])
     names = [one["prompt_id"] for one in instructions]
-    for number, name in enumerate(s.arms):
+    result = "profuser" if "profuser" in s.arms else s.arms[-1]
+    for name in (*(arm for arm in s.arms if arm != result), result):
         fused = learnt(s, desk, name, target, branches, names)
         panel.measure(name, fused, [f"arms/{name}/model"])
-        if number == len(s.arms) - 1:
-            desk.export(fused, made_from=[f"arms/{name}/model"])
+    desk.export(fused, made_from=[f"arms/{result}/model"])
     voters = [model_name(judge) for judge in (*s.judges, *s.verifiers)]
     return panel.report(s.arms, tables_of(panel, labels, answers, voters))
 

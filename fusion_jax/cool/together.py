@@ -110,7 +110,8 @@ def check_room(
             if tokens + count > most:
                 told = f"{tokens} tokens in {source.name} and {count} new ones"
                 problem = f"{told} exceed the {most} that all models read"
-                cure = f"Shorten the prompt, or lower {name}" if most > count else f"Lower {name}"
+                cure = f"Lower {name}" if count >= most else "Shorten the prompt"
+                cure += f", or lower {name}" if tokens < most > count else ""
                 raise InputError(problem, file=file, record=number, field="prompt", cure=cure)
 
 

@@ -56,6 +56,7 @@ def voting_lines(
         {"what": "mean gap between the two least surprised sources", "value": _gap(labels)},
         {"what": "unanimous votes", "value": _share(unanimous, len(voted))},
         {"what": "instructions without an answer that may win", "value": str(len(labels) - len(voted))},
+        {"what": "votes of a judge that scores several best, given to the first", "value": _ties(voted)},
     ]
     favourites = np.asarray([_favourites(one) for one in voted]).reshape(-1, len(judges))
     for a, b in itertools.combinations(range(len(judges)), 2):
@@ -80,6 +81,14 @@ def _favourites(label: Record) -> list[int]:
     scores = np.asarray([[np.nan if x is None else x for x in row] for row in label["scores"]])
     scores = np.where(np.asarray(label["valid"]) & np.isfinite(scores).all(0), scores, -np.inf)
     return scores.argmax(1).tolist()
+
+
+def _ties(labels: Sequence[Record]) -> str:
+    found = []
+    for one in labels:
+        usable = [[x for x, ok in zip(row, one["valid"], strict=True) if ok and x is not None] for row in one["scores"]]
+        found += [row.count(max(row)) > 1 for row in usable if row]
+    return _share(sum(found), len(found))
 
 
 def _by_norm(labels: Sequence[Record]) -> str:

@@ -108,7 +108,10 @@ class AdvantageSettings(JudgedSettings):
         super().__post_init__()
         bounded(self, "zoo_instructions", "k", "teacher_batch", least=1)
         bounded(self, "max_length", least=2)
-        bounded(self, "longest", "eval_samples", least=0)
+        bounded(self, "eval_samples", least=0)
+        if self.longest and self.longest < 1:
+            cure = "Give 1 or more, or 0 for any length"
+            raise InputError(f"{self.longest:g} would leave out half of the answers", field="longest", cure=cure)
         bounded(self, "least_coverage", least=0, most=1)
         bounded(self, "teacher_temperature", above=0)
         if self.sample.num_samples != 1:

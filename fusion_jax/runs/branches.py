@@ -28,6 +28,7 @@ from fusion_jax.train.objectives import INFERENCE, TRAINING
 from fusion_jax.train.settings import TrainSettings
 
 Mode = Literal["infer", "train"]
+MODES: Mapping[Mode, str] = {"infer": "own answers", "train": "right answers"}
 
 
 class Branch(NamedTuple):
@@ -101,7 +102,7 @@ def _branch(panel: Panel, mode: Mode, parts: Mapping[str, Won], ours: Mapping[in
     """
     if not parts:
         cure = "Look at the sources' answers, the judges' scores and what was left out, in the run's folder"
-        raise InputError(f"there is no winner's text to learn from in {mode} mode", field="sources", cure=cure)
+        raise InputError(f"no {MODES[mode][:-1]} of a winner is left to learn from", field="sources", cure=cure)
     s, run, found = panel.settings, panel.desk.run, dict[str, Opinions]()
     for name, won in parts.items():
         if name == panel.names[0]:
@@ -114,7 +115,7 @@ def _branch(panel: Panel, mode: Mode, parts: Mapping[str, Won], ours: Mapping[in
             found[name], reach = source_opinions(
                 folder, pivot, won.reading, s.align, s.fusion, whole=False, progress=run.progress
             )
-        panel.note_reach(mode, name, reach, len(won.numbers))
+        panel.note_reach(MODES[mode], name, reach, len(won.numbers))
     order = sorted((number, name, place) for name, won in parts.items() for place, number in enumerate(won.numbers))
     metrics = np.asarray([found[name].metrics[place] for _, name, place in order])
     made_of = " ".join([digest({str(n): name for n, name, _ in order}), *(one.made_of for one in found.values())])

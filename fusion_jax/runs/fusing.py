@@ -37,6 +37,7 @@ from fusion_jax.teachers.documents import Reading, read_alike, read_documents, r
 from fusion_jax.teachers.live import live_data
 from fusion_jax.teachers.opinions import Reach, own_opinions, source_opinions
 from fusion_jax.teachers.settings import FusionSettings
+from fusion_jax.teachers.store import identity_of as identity_of_store
 from fusion_jax.teachers.targets import Mask, fused_examples, fusion_rows, identity_of, packed
 from fusion_jax.train import objectives
 from fusion_jax.train.optimise import optimise
@@ -90,6 +91,8 @@ class FusingSettings(JudgedSettings):
         if self.source_stores and len(self.source_stores) != len(self.sources):
             problem = f"{len(self.source_stores)} are given for {len(self.sources)} sources"
             raise InputError(problem, field="source_stores", cure="Give one for each source, - for one that reads here")
+        if self.source_stores and self.teachers == "live":
+            raise InputError("are of stored teachers", field="source_stores", cure="Leave out --teachers live")
 
     @property
     def stores(self) -> dict[str, str]:
@@ -102,6 +105,15 @@ class FusingSettings(JudgedSettings):
         for sources without the pivot, `UNTAUGHT` for an arm without teachers."""
         changed = built(self, {tuple(name.split(".")): value for name, value in changes.items()})
         return Arm(sources, changed.align, changed.fusion)
+
+
+def check_stores(s: FusingSettings) -> None:
+    """Refuse, before anything is trained, folders that hold no store, or one of another number of entries."""
+    for store in s.stores.values():
+        found = identity_of_store(as_path(store))
+        if found.k != s.k:
+            problem = f"holds {found.k} entries of a distribution, {s.k} are asked for"
+            raise InputError(problem, file=store, field="--source-stores", cure=f"Set --k {found.k}, or write another")
 
 
 TINY_TRAINING = TrainSettings(batch_size=16, micro_batches=1, log_every=1, checkpoint_every=500, remat="dots")

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 ELSEWHERE = ("out", "resume", "hosts", "track")  # where a run lies, is computed and is shown is no setting of it
+STOPPING = ("least_coverage",)  # what can only stop a run may be another when it goes on
 
 
 def open_run(out: str | os.PathLike[str], settings: Any, *, resume: bool) -> RunFolder:
@@ -203,7 +204,7 @@ def _made_nothing(path: Path, settings: Any) -> bool:
 def _kept(settings: Any) -> dict[str, Any]:
     """What the folder keeps of the settings."""
     config = to_json(settings) if is_dataclass(settings) else settings
-    return {k: v for k, v in config.items() if k not in ELSEWHERE}
+    return {k: v for k, v in config.items() if k not in ELSEWHERE + STOPPING}
 
 
 def _stored(path: Path, settings: Any) -> Any:

@@ -127,12 +127,12 @@ class Panel:
         reached = 1.0 - reach.rules["fallback"] - reach.rules["empty"]
         if reached >= self.settings.least_coverage:
             return
-        told = f"only {100 * reached:.0f} % of the target's tokens get a row of '{name}' in {mode} mode"
+        told = f"only {100 * reached:.0f} % of the target's tokens get a row of '{name}' ({mode}, {texts} texts)"
         if texts < FEW_TEXTS:
-            self.desk.run.log(f"note: {told}, of {texts} texts")
+            self.desk.run.log(f"note: {told}")
             return
-        cure = "Look for another word boundary or template, leave the source out, or lower it"
-        raise InputError(told, file=self.folders[name], field="least_coverage", cure=cure)
+        cure = "Look for another word boundary or template, leave the source out, or lower it and --resume"
+        raise InputError(told, field="--least-coverage", cure=cure)
 
     def read(self, name: str, folder: str, documents: Sequence[Document]) -> Reading:
         """A model's distributions on documents, stored once (S1, S5)."""
