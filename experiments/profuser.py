@@ -13,10 +13,11 @@ mainly right ones.
 
 Data: instructions {"prompt", "response"} and for --verifiers "answer"; test prompts {"prompt", "answer"}.
 
-Hardware and time: `tiny` 2 CPU cores, TIME; `vicuna-7b` is for a TPU slice (not timed; --plan v5e-8 estimates).
+Hardware and time: `tiny` 2 CPU cores, about 2 minutes; `vicuna-7b` is for a TPU slice (not timed; --plan estimates).
 Result: report.md with accuracy, mean reward and bits per byte of every arm, wins of each source in both modes, votes,
-and how much of each source reached the target's tokens; model/, profuser's or, without it, the last arm's.
-Published (six benchmarks, mean): Vicuna-7B 53.46, FuseLLM 54.53, both modes at once 54.56, right answers first 54.30, ProFuser 55.11. docs/profuser.md.
+and how much of each source reached the target's tokens; model/. In the miniature SFT on right answers learns more, and
+docs/profuser.md says why. Published (mean of six): Vicuna-7B 53.46, FuseLLM 54.53, both modes at once 54.56, right
+answers first 54.30, ProFuser 55.11.
 
 Stages: instructions.jsonl, teachers/SOURCE, responses/SOURCE.jsonl, scores/JUDGE.jsonl, advantage.jsonl,
 winners/SOURCE, branches/MODE, arms/ARM, answers/, model/

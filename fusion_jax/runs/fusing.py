@@ -37,6 +37,7 @@ from fusion_jax.teachers.documents import Reading, read_alike, read_documents, r
 from fusion_jax.teachers.live import live_data
 from fusion_jax.teachers.opinions import Reach, own_opinions, source_opinions
 from fusion_jax.teachers.settings import FusionSettings
+from fusion_jax.teachers.shares import shares_taken
 from fusion_jax.teachers.store import identity_of as identity_of_store
 from fusion_jax.teachers.targets import Mask, fused_examples, fusion_rows, identity_of, packed
 from fusion_jax.train import objectives
@@ -146,7 +147,7 @@ class Fusing:
     mask: as in `teachers.targets.fuse`. whole: as in `source_opinions`; a source that reads the same
     texts in the same tokens is always aligned from end to end. packing: blocks of `corpus.limit` tokens with
     attention across texts ("official") or not ("reset"), or a text a row ("none"). measures: what was found so
-    far; coverage: (arm, source, how much of it reaches the target).
+    far; coverage: (arm, source, how much of it reaches the target). taken: of each arm, the share of each teacher.
     """
 
     desk: Desk
@@ -157,6 +158,7 @@ class Fusing:
     packing: Packing = "none"
     measures: Measures = field(default_factory=dict)
     coverage: list[tuple[str, str, Reach]] = field(default_factory=list)
+    taken: list[dict[str, str]] = field(default_factory=list)
 
     @property
     def train(self) -> TrainSettings:
@@ -230,6 +232,10 @@ class Fusing:
         reset = self.packing == "reset"
         if self.packing != "none":
             rows = packed(rows, self.corpus.limit, reset=reset)
+        shares = shares_taken(rows, arm.fusion) if arm.sources else None
+        if shares is not None:
+            names = (pivot.name, *arm.sources)
+            self.taken.append({"arm": name} | {n: f"{share:.3f}" for n, share in zip(names, shares, strict=True)})
         place = run.sub("arms").sub(name)
         if pivot.live:
             data = live_data(rows, arm.fusion, k=self.settings.k, mask=self.mask, reset=reset)
@@ -270,6 +276,7 @@ class Fusing:
         parts = [
             "## Held-out data", results,
             "## Training", save_figure(training_figure(arms), run.file("training.png")),
+            *(["## What each teacher gives (share of the tokens)", _by_teacher(self.taken)] if self.taken else []),
             *reach_parts(self.coverage, "arm"),
             "## Records", markdown_table([{"what": k, "count": v} for k, v in counts.items() if v]),
         ]  # fmt: skip
@@ -277,6 +284,12 @@ class Fusing:
         run.log(results)
         run.log(result)
         run.log(f"report: {run.file('report.md')}")
+
+
+def _by_teacher(taken: Sequence[Mapping[str, str]]) -> str:
+    """A line an arm, a column a teacher."""
+    names = dict.fromkeys(name for line in taken for name in line)
+    return markdown_table([{name: line.get(name, "") for name in names} for line in taken])
 
 
 def reach_parts(coverage: Sequence[tuple[str, str, Reach]], what: str) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import doctest
 import json
 
 import jax
@@ -10,7 +11,10 @@ import numpy as np
 import pytest
 
 from fusion_jax.losses.fusion import teacher_target
+from fusion_jax.teachers import advantage, shares
 from fusion_jax.teachers.advantage import by_reading, by_writing, min_ce, surprise_of, vote
+from fusion_jax.teachers.settings import FusionSettings
+from fusion_jax.teachers.targets import FusionRows
 from tests.conftest import GOLDEN
 
 CASES = json.loads((GOLDEN / "profuser.json").read_text())
@@ -56,3 +60,22 @@ def test_other_ways_to_choose():
     assert by_writing(scores, [False] * 3, "vote", RNG) is None is by_writing(scores, [False] * 3, "random", RNG)
     assert by_reading([2.0, 1.0, np.nan], "max_ce", RNG) == 0 and by_reading([np.nan] * 2, "random", RNG) is None
     assert {by_reading([2.0, 1.0, np.inf], "random", RNG) for _ in range(50)} == {0, 1}
+
+
+@pytest.mark.parametrize("module", [advantage, shares], ids=lambda module: module.__name__)
+def test_the_examples_of_docstrings(module):
+    found = doctest.testmod(module)
+    assert found.attempted and not found.failed
+
+
+def test_shares_of_an_average_and_without_the_pivot():
+    rows = FusionRows(np.asarray([30, 10]), np.asarray([[1.0, 2.0, 2.0], [3.0, 2.5, 9.0]]), None, "")
+    alone = shares.shares_taken(rows, FusionSettings(pivot=False))
+    assert alone.tolist() == [0.0, 1.0, 0.0]
+    mean = shares.shares_taken(rows, FusionSettings(function="avgce"))
+    scores = np.exp(-rows.metrics)
+    wanted = (np.exp(scores) / np.exp(scores).sum(1, keepdims=True) * [[0.75], [0.25]]).sum(0)
+    np.testing.assert_allclose(mean, wanted, rtol=1e-12)
+    assert shares.shares_taken(rows, FusionSettings(choice="token")) is None
+    unknown = FusionRows(rows.sizes, rows.metrics * np.nan, None, "")
+    assert shares.shares_taken(unknown, FusionSettings()) is None
