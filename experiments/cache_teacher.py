@@ -45,7 +45,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 
-from fusion_jax.data.documents import Document, TeacherRow, TeacherText, encode_documents
+from fusion_jax.data.documents import Document, TeacherRow, TeacherText, encode_documents, leading_token
 from fusion_jax.data.loaders import load_texts
 from fusion_jax.data.windows import window_documents
 from fusion_jax.errors import InputError
@@ -133,7 +133,7 @@ def main(s: Settings) -> None:
     read = read_texts(s, console)
     if s.prompts:
         if host.first:
-            write_jsonl(s.prompts, prompts_of(read.texts))
+            write_jsonl(s.prompts, prompts_of(read.texts, read.bos))
             console.print(f"{len(read.texts)} prompts: {s.prompts}", soft_wrap=True, highlight=False, markup=False)
         return
     identity, rows = teacher_of(s, read, compute)
@@ -164,6 +164,11 @@ class Read(NamedTuple):
     counts: Mapping[str, int]
     entries: int
 
+    @property
+    def bos(self) -> int | None:
+        """What stands before each text; see `leading_token`."""
+        return leading_token(self.tokenizer, self.documents)
+
 
 def read_texts(s: Settings, console: Console) -> Read:
     """What the teacher is to read, in its tokens."""
@@ -188,12 +193,12 @@ def teacher_of(s: Settings, read: Read, compute: Compute) -> tuple[StoreIdentity
     """The store's identity and what makes its rows: the model or the answers of vLLM."""
     rows: Callable[[range], list[TeacherRow]]
     if s.answers:
-        given = Given(s.answers, read.texts, read.entries, s.k)
+        given = Given(s.answers, read.texts, read.entries, s.k, read.bos)
         identity, rows = given.identity(read.tokenizer, read.documents), given.rows
     else:
         model = load(model_path(s.model), dtype=dtype_of(s.weights), mesh=compute.mesh)
         identity = store_identity(model, read.documents, s.k)
-        rows = teacher_rows(model, read.texts, s.k, compute, batch_size=s.batch_size)
+        rows = teacher_rows(model, read.texts, s.k, compute, batch_size=s.batch_size, bos=read.bos)
     return replace(identity, part_size=s.part_size, log_probs=s.log_probs), rows
 
 

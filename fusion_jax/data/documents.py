@@ -168,6 +168,15 @@ def encode_documents(
     return out
 
 
+def leading_token(tokenizer: PreTrainedTokenizerBase, documents: Sequence[Document]) -> int | None:
+    """The BOS token, where these are plain texts and the tokenizer puts it before one: a model that was trained behind
+    it predicts little without. None for chats, whose templates write it."""
+    bos = tokenizer.bos_token_id
+    if bos is None or not any(document.eos for document in documents):
+        return None
+    return int(bos) if list(tokenizer("a")["input_ids"][:1]) == [bos] else None
+
+
 def token_counts(tokenizer: PreTrainedTokenizerBase, documents: Sequence[Document]) -> list[int]:
     """How many tokens each document needs, EOS included."""
     out = []
@@ -178,13 +187,27 @@ def token_counts(tokenizer: PreTrainedTokenizerBase, documents: Sequence[Documen
     return out
 
 
-def plain_examples(texts: Sequence[TeacherText]) -> list[Example]:
-    """Training and scoring examples without teachers; a text of one token, which predicts nothing, is left out."""
-    return [
-        Example((tuple(text.ids.tolist()),), (1,), i, groups=text.scored.astype(np.uint8))
-        for i, text in enumerate(texts)
-        if len(text.ids) > 1
-    ]
+def read_before(text: TeacherText, bos: int | None, positions: int | None = None) -> list[int]:
+    """What a model reads before a text: BOS (see `leading_token`), unless the text begins with it or leaves it no
+    room."""
+    alone = bos is None or int(text.ids[0]) == bos or (positions is not None and len(text.ids) >= positions)
+    return [] if alone or bos is None else [bos]
+
+
+def plain_examples(
+    texts: Sequence[TeacherText], bos: int | None = None, positions: int | None = None
+) -> list[Example]:
+    """Training and scoring examples without teachers; a text of one token, which predicts nothing, is left out.
+
+    bos, positions: as of `read_before`.
+    """
+    out = []
+    for i, text in enumerate(texts):
+        before = read_before(text, bos, positions)
+        groups = np.append(np.zeros(len(before), np.uint8), text.scored.astype(np.uint8))
+        if len(text.ids) > 1:
+            out.append(Example(((*before, *text.ids.tolist()),), (1,), i, groups=groups))
+    return out
 
 
 def inside(offsets: np.ndarray, span: Span) -> np.ndarray:

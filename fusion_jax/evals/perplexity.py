@@ -10,7 +10,14 @@ import numpy as np
 
 from fusion_jax.arguments import listed
 from fusion_jax.data.batches import Data, buckets_for
-from fusion_jax.data.documents import Document, TeacherRow, all_scored_bytes, encode_documents, plain_examples
+from fusion_jax.data.documents import (
+    Document,
+    TeacherRow,
+    all_scored_bytes,
+    encode_documents,
+    leading_token,
+    plain_examples,
+)
 from fusion_jax.errors import InputError
 from fusion_jax.models.compute import Compute
 from fusion_jax.models.folder import Model
@@ -27,7 +34,7 @@ class Surprise(NamedTuple):
 def surprise(
     model: Model, documents: Sequence[Document], *, max_length: int, compute: Compute, batch_size: int = 32
 ) -> Surprise:
-    """Of all documents together.
+    """Of all documents together, plain texts behind BOS where the tokenizer puts it there.
 
     Raises:
       InputError: no document, none of two tokens; see `encode_documents`.
@@ -36,7 +43,8 @@ def surprise(
         raise InputError("there is none", field="documents", cure="Give held-out texts")
     texts = encode_documents(model.tokenizer, documents, max_length=min(max_length, model.config.max_positions))
     size = all_scored_bytes(documents, (t.offsets for t in texts))
-    data = Data(plain_examples(texts))
+    bos = leading_token(model.tokenizer, documents) if model.tokenizer is not None else None
+    data = Data(plain_examples(texts, bos, model.config.max_positions))
     logprobs = sequence_logprobs(
         model.params, model.config, data, compute, batch_size=batch_size, buckets=buckets_for(data.extents)
     )

@@ -11,7 +11,14 @@ import numpy as np
 
 from fusion_jax.align.views import TokenizerView, view_of
 from fusion_jax.data.chat import turn_end
-from fusion_jax.data.documents import Document, TeacherRow, TeacherText, documents_fingerprint, encode_documents
+from fusion_jax.data.documents import (
+    Document,
+    TeacherRow,
+    TeacherText,
+    documents_fingerprint,
+    encode_documents,
+    leading_token,
+)
 from fusion_jax.hosts.join import this_host
 from fusion_jax.lazy import Indexed
 from fusion_jax.models.compute import Compute
@@ -93,7 +100,8 @@ def read_documents(
     texts = encode_documents(model.tokenizer, documents, max_length=min(max_length, model.config.max_positions))
     assert model.tokenizer is not None  # `encode_documents` has looked
     identity = replace(store_identity(model, documents, k), log_probs=log_probs)
-    rows = teacher_rows(model, texts, k, compute, batch_size=batch_size)
+    bos = leading_token(model.tokenizer, documents)
+    rows = teacher_rows(model, texts, k, compute, batch_size=batch_size, bos=bos)
     views = view_of(model.tokenizer), turn_end(model.tokenizer)
     if folder is None:
         live = LiveTeacher(identity, rows, at_once=8 * batch_size)
@@ -121,7 +129,7 @@ def read_store(
       InputError: no finished store; one of other documents, another tokenizer or another k.
     """
     texts = encode_documents(tokenizer, documents, max_length=max_length)
-    reader, read = tokenizer_fingerprint(tokenizer), documents_fingerprint(documents)
+    reader, read = tokenizer_fingerprint(tokenizer, documents), documents_fingerprint(documents)
     identity = replace(identity_of(folder), tokenizer=reader, documents=read, k=k, records=len(documents))
     store = TeacherStore(folder, identity, texts)
     return Reading(name, view_of(tokenizer), turn_end(tokenizer), documents, texts, store)

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import numpy as np
 
 from fusion_jax.copies import Fetched
-from fusion_jax.data.documents import Document, TeacherRow, TeacherText, documents_fingerprint
+from fusion_jax.data.documents import Document, TeacherRow, TeacherText, documents_fingerprint, read_before
 from fusion_jax.errors import InputError
 from fusion_jax.files import regular_file
 from fusion_jax.json_files import parse_json
@@ -36,9 +36,12 @@ ASK = "Ask vLLM for prompt_logprobs, with return_token_ids"
 WRITE = "Write the prompts with experiments/cache_teacher.py --prompts"
 
 
-def prompts_of(texts: Sequence[TeacherText]) -> Iterator[Record]:
-    """For each text the prompt that vLLM is to be asked for: {"prompt": its tokens, and the first of them again}."""
-    return ({"prompt": [*text.ids.tolist(), int(text.ids[0])]} for text in texts)
+def prompts_of(texts: Sequence[TeacherText], bos: int | None) -> Iterator[Record]:
+    """For each text the prompt that vLLM is to be asked for: {"prompt": its tokens, and the first of them again}.
+
+    bos: stands before each text that does not begin with it; see `leading_token`.
+    """
+    return ({"prompt": [*read_before(text, bos), *text.ids.tolist(), int(text.ids[0])]} for text in texts)
 
 
 class Given:
@@ -46,14 +49,17 @@ class Given:
     find them.
 
     Args:
-      texts: what the answers are of, in a teacher's tokens; size: of its vocabulary; k: entries that are kept.
+      texts: what the answers are of, in a teacher's tokens; size: of its vocabulary; k: entries that are kept; bos: as
+        of `prompts_of`.
 
     Raises:
       InputError: no such file; another number of answers than of texts.
     """
 
-    def __init__(self, file: str | os.PathLike[str], texts: Sequence[TeacherText], size: int, k: int) -> None:
-        self.file, self._texts, self._size, self._k = file, texts, size, k
+    def __init__(
+        self, file: str | os.PathLike[str], texts: Sequence[TeacherText], size: int, k: int, bos: int | None = None
+    ) -> None:
+        self.file, self._texts, self._size, self._k, self._bos = file, texts, size, k, bos
         self._copy = Fetched(regular_file(file, cure="Give a .jsonl file"))
         digest, places, start = hashlib.sha256(), [], 0
         with open(self._copy.path, "rb") as lines:
@@ -70,7 +76,7 @@ class Given:
 
     def identity(self, tokenizer: PreTrainedTokenizerBase, documents: Sequence[Document]) -> StoreIdentity:
         """What a store of the answers is known by: the model is known by the file's hash alone."""
-        reader, read = tokenizer_fingerprint(tokenizer), documents_fingerprint(documents)
+        reader, read = tokenizer_fingerprint(tokenizer, documents), documents_fingerprint(documents)
         return StoreIdentity(f"given {self.sha256}", reader, read, self._k, len(documents))
 
     def rows(self, wanted: range) -> list[TeacherRow]:
@@ -85,15 +91,17 @@ class Given:
                 number, start = self._places[index]
                 lines.seek(start)
                 record = parse_json(lines.readline(), file=self.file, record=number, cure=ASK, lone_surrogates=True)
-                out.append(_Answer(record, self.file, number).row(self._texts[index], self._size, self._k))
+                text = self._texts[index]
+                answer = _Answer(record, self.file, number, read_before(text, self._bos))
+                out.append(answer.row(text, self._size, self._k))
         return out
 
 
 class _Answer:
-    """One line. number: of it."""
+    """One line. number: of it; before: tokens that stand before the text."""
 
-    def __init__(self, record: Record, file: str | os.PathLike[str], number: int) -> None:
-        self.file, self.number, self.record = file, number, record
+    def __init__(self, record: Record, file: str | os.PathLike[str], number: int, before: list[int]) -> None:
+        self.file, self.number, self.record, self.before = file, number, record, before
         if "choices" in record:
             choices = record["choices"]
             if not isinstance(choices, list) or len(choices) != 1 or not isinstance(choices[0], dict):
@@ -104,33 +112,35 @@ class _Answer:
         raise InputError(problem, file=self.file, record=self.number, field=field, cure=cure)
 
     def row(self, text: TeacherText, size: int, k: int) -> TeacherRow:
-        self._check_ids(text.ids.tolist())
+        self._check_ids([*self.before, *text.ids.tolist()])
         given, tokens = self.record.get("prompt_logprobs"), len(text.ids)
         if not isinstance(given, list):
             self.fail("is missing" if given is None else "is no list", "prompt_logprobs")
-        if len(given) != tokens + 1:
-            self.fail(f"has {len(given)} entries for {tokens + 1} tokens", "prompt_logprobs")
+        first = len(self.before)
+        if len(given) != first + tokens + 1:
+            self.fail(f"has {len(given)} entries for {first + tokens + 1} tokens", "prompt_logprobs")
         if given[0] is not None:
             self.fail("is not null, although nothing predicts the first token", "prompt_logprobs[0]")
+        given = given[first:]
         ids, logprobs = np.empty((tokens, k), np.int32), np.empty((tokens, k), np.float64)
         own = np.zeros(tokens)  # of each token under the model, where it is scored
         for place in range(1, tokens + 1):
-            found = self._entries(given[place], place)
+            found = self._entries(given[place], place + first)
             kept = [(-logprob, rank, i) for i, (logprob, rank) in found.items() if i < size]
             if len(kept) < k:
                 problem = f"has {len(kept)} tokens of the vocabulary, k is {k}"
-                self.fail(problem, f"prompt_logprobs[{place}]", "Ask vLLM for more, or keep fewer (--k)")
+                self.fail(problem, f"prompt_logprobs[{place + first}]", "Ask vLLM for more, or keep fewer (--k)")
             kept = sorted(kept)[:k]
             ids[place - 1], logprobs[place - 1] = [i for _, _, i in kept], [-x for x, _, _ in kept]
             if place < tokens and text.scored[place]:
                 if int(text.ids[place]) not in found:
-                    self.fail(f"lacks token {text.ids[place]}, which follows", f"prompt_logprobs[{place}]")
+                    self.fail(f"lacks token {text.ids[place]}, which follows", f"prompt_logprobs[{place + first}]")
                 own[place] = found[int(text.ids[place])][0]
         masses = np.exp(logprobs).sum(-1)
         if masses.max() > 1.01:
             problem = f"are no log-probs: their probabilities sum to {masses.max():.4g}"
             cure = "Start vLLM with --logprobs-mode raw_logprobs"
-            self.fail(problem, f"prompt_logprobs[{int(masses.argmax()) + 1}]", cure)
+            self.fail(problem, f"prompt_logprobs[{int(masses.argmax()) + 1 + first}]", cure)
         scored = text.scored[1:]
         return TeacherRow(
             text.ids, text.offsets, ids, logprobs.astype(np.float16), np.zeros(tokens, np.float32),

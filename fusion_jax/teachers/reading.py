@@ -12,7 +12,14 @@ import numpy as np
 
 from fusion_jax.align.views import view_of
 from fusion_jax.data.batches import bucket_list
-from fusion_jax.data.documents import Document, TeacherRow, TeacherText, documents_fingerprint
+from fusion_jax.data.documents import (
+    Document,
+    TeacherRow,
+    TeacherText,
+    documents_fingerprint,
+    leading_token,
+    read_before,
+)
 from fusion_jax.models.compute import Compute
 from fusion_jax.models.config import ModelConfig
 from fusion_jax.models.decoder import Params, forward, head_kernel, padded_positions
@@ -32,13 +39,15 @@ def store_identity(model: Model, documents: Sequence[Document], k: int) -> Store
     """What a store of this teacher on these documents is known by: weights and architecture, all of the tokenizer."""
     assert model.tokenizer is not None  # `encode_documents` has looked
     whole = hashlib.sha256(f"{fingerprint(model.params)}{described(model.config)}".encode()).hexdigest()
-    tokenizer = tokenizer_fingerprint(model.tokenizer)
+    tokenizer = tokenizer_fingerprint(model.tokenizer, documents)
     return StoreIdentity(whole, tokenizer, documents_fingerprint(documents), k, len(documents))
 
 
-def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
-    """sha256 of all of a tokenizer that `encode_documents` uses."""
-    read = f"{tokenizer.eos_token_id} {tokenizer.backend_tokenizer.to_str()}"
+def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase, documents: Sequence[Document]) -> str:
+    """sha256 of all of a tokenizer that `encode_documents` uses, and of whether these are read behind BOS."""
+    bos = leading_token(tokenizer, documents)
+    behind = "" if bos is None else f" behind {bos}"
+    read = f"{tokenizer.eos_token_id} {tokenizer.backend_tokenizer.to_str()}{behind}"
     return hashlib.sha256(read.encode()).hexdigest()
 
 
@@ -69,16 +78,19 @@ def make_topk_step(
 
 
 def teacher_rows(
-    model: Model, texts: Sequence[TeacherText], k: int, compute: Compute, *, batch_size: int
+    model: Model, texts: Sequence[TeacherText], k: int, compute: Compute, *, batch_size: int, bos: int | None = None
 ) -> Callable[[Sequence[int]], list[TeacherRow]]:
     """The rows of some of the texts, scored in batches of similar length: what `write_store` asks for.
+
+    bos: is read before each text that does not begin with it (see `leading_token`) and leaves it room; it has no row.
 
     A batch is as many texts as the devices divide, `batch_size` at least; the last one is filled up.
     Entries beyond the tokenizer (of a head padded to a round size) do not exist.
     """
     assert model.tokenizer is not None  # `encode_documents` has looked
     step = make_topk_step(model.config, compute, k, min(view_of(model.tokenizer).size, model.config.vocab_size))
-    buckets = bucket_list(max((len(t.ids) for t in texts), default=1))
+    heads = [read_before(text, bos, model.config.max_positions) for text in texts]
+    buckets = bucket_list(max((len(t.ids) + len(head) for t, head in zip(texts, heads, strict=True)), default=1))
     batch_size = padded_rows(batch_size, data_ways(compute.mesh))
 
     def rows_of(wanted: Sequence[int]) -> list[TeacherRow]:
@@ -86,28 +98,30 @@ def teacher_rows(
         found: dict[int, TeacherRow] = {}
         for start in range(0, len(order), batch_size):
             chosen = order[start : start + batch_size]
-            width = next(b for b in buckets if b >= len(texts[chosen[-1]].ids))
+            width = next(b for b in buckets if b >= max(len(texts[i].ids) + len(heads[i]) for i in chosen))
             tokens, labels = np.zeros((2, batch_size, width), np.int32)
             lengths = np.ones(batch_size, np.int32)
             for b, i in enumerate(chosen):
-                ids = texts[i].ids
+                ids = np.asarray([*heads[i], *texts[i].ids], np.int32)
                 lengths[b] = len(ids)
                 tokens[b, : len(ids)], labels[b, : len(ids) - 1] = ids, ids[1:]
             rows = (placed(x, compute.mesh, ("batch", None)[: x.ndim]) for x in (tokens, labels, lengths))
             top, logprobs = jax.device_get(step(model.params, *rows))
-            found |= {i: _row(texts[i], b, top, logprobs) for b, i in enumerate(chosen)}
+            for b, i in enumerate(chosen):
+                part = slice(len(heads[i]), len(heads[i]) + len(texts[i].ids))
+                found[i] = _row(texts[i], TopK(*(x[b, part] for x in top)), logprobs[b, part])
         return [found[i] for i in wanted]
 
     return rows_of
 
 
-def _row(text: TeacherText, b: int, top: TopK, logprobs: np.ndarray) -> TeacherRow:
-    length = len(text.ids)
-    entries = np.asarray(top.logprobs[b, :length], np.float32)
+def _row(text: TeacherText, top: TopK, logprobs: np.ndarray) -> TeacherRow:
+    """top, logprobs: of the text's tokens."""
+    entries = np.asarray(top.logprobs, np.float32)
     scored = text.scored[1:]
-    nll = -float(np.asarray(logprobs[b, : length - 1], np.float64)[scored].sum())
+    nll = -float(np.asarray(logprobs[:-1], np.float64)[scored].sum())
     return TeacherRow(
-        ids=text.ids, offsets=text.offsets, topk_ids=np.asarray(top.ids[b, :length]),
-        topk_logprobs=entries.astype(np.float16), logsumexp=np.asarray(top.logsumexp[b, :length], np.float32),
+        ids=text.ids, offsets=text.offsets, topk_ids=np.asarray(top.ids),
+        topk_logprobs=entries.astype(np.float16), logsumexp=np.asarray(top.logsumexp, np.float32),
         tail=np.clip(1.0 - np.exp(entries).sum(-1), 0.0, 1.0), metric=np.asarray([nll, scored.sum()], np.float32),
     )  # fmt: skip

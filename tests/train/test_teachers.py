@@ -6,9 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tokenizers.processors import TemplateProcessing
 
-from fusion_jax.data.documents import encode_documents, text_documents
+from fusion_jax.data.documents import encode_documents, leading_token, read_before, text_documents
 from fusion_jax.errors import InputError
+from fusion_jax.evals.perplexity import surprise
 from fusion_jax.models.compute import Compute
 from fusion_jax.models.folder import load, logits
 from fusion_jax.teachers.reading import store_identity, teacher_rows
@@ -68,3 +70,31 @@ def test_texts_that_cannot_be_scored(tmp_path):
     rows = teacher_rows(model.__class__(model.config, broken, model.tokenizer), encoded, 4, Compute(), batch_size=4)
     with pytest.raises(InputError, match=r"record 1, field '\w+': is not finite"):
         write_store(tmp_path / "nan", store_identity(model, text_documents(TEXTS), 4), rows)
+
+
+def test_texts_are_read_behind_bos_where_the_tokenizer_puts_it():
+    """Its row is left out, so that rows are those of the text's tokens; chats, whose templates write it, are as ever."""
+    model = load(model_path("zoo:qwen-source"), dtype="float32")
+    plain = encode_documents(model.tokenizer, text_documents(TEXTS), max_length=64)
+    assert leading_token(model.tokenizer, text_documents(TEXTS)) is None
+    backend, bos = model.tokenizer.backend_tokenizer, model.tokenizer.bos_token_id
+    backend.post_processor = TemplateProcessing(
+        single=f"{model.tokenizer.bos_token} $A", special_tokens=[(model.tokenizer.bos_token, bos)]
+    )
+    assert leading_token(model.tokenizer, text_documents(TEXTS)) == bos
+    assert leading_token(model.tokenizer, [d._replace(eos=False) for d in text_documents(TEXTS)]) is None
+    encoded = encode_documents(model.tokenizer, text_documents(TEXTS), max_length=64)
+    assert all(np.array_equal(a.ids, b.ids) for a, b in zip(plain, encoded, strict=True))
+    rows = teacher_rows(model, encoded, 5, Compute(), batch_size=3, bos=bos)(range(4))
+    for text, row in zip(encoded, rows, strict=True):
+        dense = np.asarray(logits(model, np.asarray([[bos, *text.ids]]))[0, 1:], np.float64)
+        logprobs = dense - np.log(np.exp(dense).sum(-1, keepdims=True))
+        assert row.topk_ids.shape == (len(text.ids), 5)
+        np.testing.assert_array_equal(row.topk_ids[:, 0], logprobs[:, : len(model.tokenizer)].argmax(-1))
+        nll = -np.take_along_axis(logprobs[:-1], row.ids[1:, None], -1).sum()
+        np.testing.assert_allclose(row.metric, [nll, len(row.ids) - 1], rtol=1e-4)
+    total = sum(row.metric[0] for row in rows)
+    read = surprise(model, text_documents(TEXTS), max_length=64, compute=Compute())
+    assert read.nats_per_token == pytest.approx(total / sum(row.metric[1] for row in rows), rel=1e-4)
+    long = plain[1]._replace(ids=plain[1].ids[:6])
+    assert [read_before(long, bos, size) for size in (6, 7)] == [[], [bos]]
