@@ -37,7 +37,7 @@ def write_report(
     if missing:
         told.append(f"No run has a model called {', '.join(missing)}.")
     if failures:
-        lines = [{"cell": c, "seed": seed, "error": _cell(why)} for (c, seed), why in failures.items()]
+        lines = [{"cell": c, "seed": seed, "error": why} for (c, seed), why in failures.items()]
         told += ["Runs that did not finish:", markdown_table(lines)]
     if values:
         parts.append(save_figure(figure(sweep, values), place / "sweep.png"))
@@ -82,8 +82,8 @@ def table(sweep: Sweep, values: Values) -> str:
             published = sweep.published.get(cell.name, "")
             shown = published if isinstance(published, str) else published.get(model, "")
             lines.append({
-                "cell": _cell(cell.name), "model": model, **{m: _interval(found.get(m, ())) for m in measures},
-                "seeds": max(map(len, found.values()), default=0), "published": _cell(shown),
+                "cell": cell.name, "model": model, **{m: _interval(found.get(m, ())) for m in measures},
+                "seeds": max(map(len, found.values()), default=0), "published": shown,
             })  # fmt: skip
     return markdown_table(lines)
 
@@ -97,10 +97,6 @@ def _interval(values: Sequence[float]) -> str:
         return ""
     mean, half = mean_interval(values)
     return f"{mean:.4f} ± {half:.4f}" if len(values) > 1 else f"{mean:.4f}"
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|")
 
 
 def figure(sweep: Sweep, values: Values) -> Figure:
