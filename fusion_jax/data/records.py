@@ -119,7 +119,7 @@ def parse_quad(record: Record, place: Place) -> Row:
     if chosen[1] is None or rejected[0] is None:
         raise place.error("is not a response", "chosen[1]" if chosen[1] is None else "rejected[0]", "Write a message")
     sides = [("chosen[0]", chosen[0]), ("chosen[1]", chosen[1]), ("rejected[0]", rejected[0])]
-    return Row(_name(record, place), *formats.answered("quad", fields, sides, place))
+    return Row(row_name(record, place), *formats.answered("quad", fields, sides, place))
 
 
 def parse_pair(record: Record, place: Place) -> Row:
@@ -133,7 +133,7 @@ def parse_pair(record: Record, place: Place) -> Row:
         if name not in fields:
             raise formats.missing(name, "pair", fields, place)
     sides = [(name, fields[name]) for name in ("chosen", "rejected")]
-    return Row(_name(record, place), *formats.answered("pair", fields, sides, place))  # None: no answer is worse
+    return Row(row_name(record, place), *formats.answered("pair", fields, sides, place))  # None: no answer is worse
 
 
 def parse_scored_pair(record: Record, place: Place, *, kind: str) -> Row:
@@ -145,7 +145,7 @@ def parse_sft(record: Record, place: Place) -> Row:
     """A conversation with its last answer, in any of the documented forms."""
     fields = formats.fields_of(record, place)
     formats.check_paired(fields, place)
-    name = _name(record, place)
+    name = row_name(record, place)
     found = formats.dialogue(fields, place)
     if found is not None:
         return Row(name, found[0], (found[1],))
@@ -161,7 +161,8 @@ def parse_sft(record: Record, place: Place) -> Row:
     return Row(name, row.messages, row.responses[:1])
 
 
-def _name(record: Record, place: Place) -> str:
+def row_name(record: Record, place: Place) -> str:
+    """What the row of a record is called: its id or, without one, its place."""
     identity = given_id(record, place) if isinstance(record, Mapping) else None
     return str(place.record) if identity is None else identity
 

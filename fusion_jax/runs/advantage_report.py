@@ -34,7 +34,7 @@ def source_lines(
         own = answers[name]
         line = {"source": name, "wins by reading": _share(won["train"][name], won["train"].total())}
         line["wins by writing"] = _share(won["infer"][name], won["infer"].total())
-        line[f"mean surprise ({'nats a token' if panel.settings.ce_norm == 'token' else 'bits a byte'})"] = _mean(ces)
+        line[f"mean surprise ({'nats a token' if panel.settings.ce_norm == 'token' else 'nats a byte'})"] = _mean(ces)
         line["tokens of its answers"] = _mean([one["n_tok"] for one in own])
         line["finished"] = _share(sum(bool(one["finished"]) for one in own), len(own))
         line["refusals"] = _share(sum(refuses(one["text"]) for one in own), len(own))
@@ -62,12 +62,10 @@ def voting_lines(
     for a, b in itertools.combinations(range(len(judges)), 2):
         alike = int((favourites[:, a] == favourites[:, b]).sum())
         lines.append({"what": f"votes of {judges[a]} and {judges[b]} alike", "value": _share(alike, len(voted))})
-    won = [answers[one["infer_winner"]][n] for n, one in enumerate(labels) if one["infer_winner"] is not None]
-    lost = [
-        answers[name][n] for n, one in enumerate(labels) for name in panel.names
-        if one["infer_winner"] not in (None, name)
-    ]  # fmt: skip
-    for who, some in (("winners", won), ("the others", lost)):
+    some_won = [(answers[name][n], name == one["infer_winner"]) for n, one in enumerate(labels) for name in panel.names
+                if one["infer_winner"] is not None]  # fmt: skip
+    for who, winning in (("winners", True), ("the others", False)):
+        some = [answer for answer, won in some_won if won == winning]
         lines.append({"what": f"tokens of the answers of {who}", "value": _mean([one["n_tok"] for one in some])})
         refused = sum(refuses(one["text"]) for one in some)
         lines.append({"what": f"refusals among the answers of {who}", "value": _share(refused, len(some))})

@@ -121,7 +121,7 @@ def _branch(panel: Panel, mode: Mode, parts: Mapping[str, Won], ours: Mapping[in
     made_of = " ".join([digest({str(n): name for n, name, _ in order}), *(one.made_of for one in found.values())])
     joined = Opinions(metrics, lambda i: found[order[i][1]][order[i][2]], made_of)
     rows, _ = fusion_rows([ours[number][1] for number, *_ in order], [joined])
-    examples = fused_examples(run.sub("branches").file(mode), rows, s.fusion, mask="labels", progress=lambda done: None)
+    examples = fused_examples(run.sub("branches").file(mode), rows, s.fusion, mask="labels")
     kept = np.flatnonzero(np.isfinite(metrics)).tolist()
     return Branch([order[i][0] for i in kept], examples, digest(examples.made_of))
 

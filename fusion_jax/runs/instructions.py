@@ -9,7 +9,7 @@ import numpy as np
 
 from fusion_jax.data.loaders import load_records
 from fusion_jax.data.messages import Place
-from fusion_jax.data.records import OnBad, given_id, parse_rows
+from fusion_jax.data.records import OnBad, parse_rows, row_name
 from fusion_jax.errors import InputError
 from fusion_jax.jsonl import Record, numbered
 from fusion_jax.runs.advantages import AdvantageSettings
@@ -34,7 +34,7 @@ def read_instructions(file: str, counts: Counter[str], *, on_bad: OnBad, answers
     rows, dropped = parse_rows(records, "sft", file=file, on_bad=on_bad)
     counts.update(dropped)
     known = {
-        given_id(record, Place(file, number)) or str(number): record.get("answer")
+        row_name(record, Place(file, number)): record.get("answer")
         for number, record in numbered(records)
         if isinstance(record, dict)
     }

@@ -81,10 +81,13 @@ class Panel:
         """Of all sources, the target first."""
         return list(self.folders)
 
+    def weights(self, name: str) -> Weights:
+        """How a model's matrices are held; the target's as its files have them."""
+        return "stored" if name == self.names[0] else self.settings.source_weights
+
     def load(self, name: str) -> Model:
         """A model on the mesh of training."""
-        weights: Weights = "stored" if name == self.names[0] else self.settings.source_weights
-        return self.desk.load(self.folders[name], self.settings.train, weights)
+        return self.desk.load(self.folders[name], self.settings.train, self.weights(name))
 
     def whole(
         self, records: Sequence[Record], stage: str, names: Sequence[str], *, strict: bool = False
@@ -171,8 +174,8 @@ class Panel:
         s = self.settings
 
         def answers() -> list[Record]:
-            weights: Weights = "stored" if name == self.names[0] else s.source_weights
-            model = load_to_sample(self.folders[name], s.sample.mesh_tensor, "--sample.mesh-tensor", weights=weights)
+            folder, weights = self.folders[name], self.weights(name)
+            model = load_to_sample(folder, s.sample.mesh_tensor, "--sample.mesh-tensor", weights=weights)
             with self.desk.run.phase("sampling"):
                 found = drafted(model, instructions, s.sample, self.desk.seed)
             return [

@@ -6,7 +6,9 @@ import os
 import random
 import signal
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from safetensors.numpy import load_file
@@ -33,6 +35,20 @@ def options(tmp_path: Path, out: str, epochs: int) -> list[str]:
 def lines(folder: Path) -> int:
     file = folder / "metrics.jsonl"
     return file.read_bytes().count(b"\n") if file.exists() else 0
+
+
+def killed_and_resumed(module: ModuleType, arguments: list[str], moments: Sequence[Callable[[], bool]]) -> None:
+    """A run that is killed at each of these moments, resumed each time, and then left to its end."""
+    name, resume = module.__name__.rpartition(".")[2], list[str]()
+    for moment in moments:
+        process = Program(script(name, *arguments, *resume), os.environ | {"JAX_PLATFORMS": "cpu"})
+        while process.poll() is None and not moment():
+            time.sleep(0.002)
+        process.send_signal(signal.SIGKILL)
+        _, errors = process.communicate()
+        assert process.returncode == -signal.SIGKILL, errors[-2000:]
+        resume = ["--resume", "True"]
+    attempt(module, [*arguments, *resume])
 
 
 def test_killed_runs_end_like_undisturbed_ones(tmp_path, capsys, request):
@@ -80,15 +96,7 @@ def test_a_fusion_killed_while_reading_and_while_training(tmp_path):
     attempt(fusechat, arguments("whole"))
     arm, folder = "arms/with-gemma-source", tmp_path / "killed"
     moments = [lambda: (folder / "teachers/gemma-source/store.json").exists(), lambda: lines(folder / arm) >= 12]
-    for number, moment in enumerate(moments):
-        resume = ["--resume", "True"] if number else []
-        process = Program(script("fusechat", *arguments("killed"), *resume), os.environ | {"JAX_PLATFORMS": "cpu"})
-        while process.poll() is None and not moment():
-            time.sleep(0.002)
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-        assert process.returncode == -signal.SIGKILL
-    attempt(fusechat, [*arguments("killed"), "--resume", "True"])
+    killed_and_resumed(fusechat, arguments("killed"), moments)
     assert read_jsonl(folder / arm / "metrics.jsonl") == read_jsonl(tmp_path / "whole" / arm / "metrics.jsonl")
     files = (tmp_path / name / "targets/with-gemma-source/model.safetensors" for name in ("whole", "killed"))
     expected, actual = (file.read_bytes() for file in files)
@@ -119,15 +127,7 @@ def test_an_evolution_killed_in_its_reviser_and_in_a_round(tmp_path):
     attempt(seft, arguments("whole"))
     folder = tmp_path / "killed"
     moments = [lambda: lines(folder / "reviser") >= 3, lambda: (folder / "SEFT-1/drafts.jsonl").exists()]
-    for number, moment in enumerate(moments):
-        resume = ["--resume", "True"] if number else []
-        process = Program(script("seft", *arguments("killed"), *resume), os.environ | {"JAX_PLATFORMS": "cpu"})
-        while process.poll() is None and not moment():
-            time.sleep(0.002)
-        process.send_signal(signal.SIGKILL)
-        _, errors = process.communicate()
-        assert process.returncode == -signal.SIGKILL, errors[-2000:]
-    attempt(seft, [*arguments("killed"), "--resume", "True"])
+    killed_and_resumed(seft, arguments("killed"), moments)
     expected, actual = made(tmp_path / "whole"), made(folder)
     assert len(expected) > 12 and expected == actual
 
@@ -145,15 +145,8 @@ def test_a_search_for_blocks_killed_between_its_steps(tmp_path):
 
     attempt(prune, arguments("whole"))
     folder = tmp_path / "killed"
-    for number, file in enumerate(("search/002.jsonl", "curves/random.jsonl")):
-        resume = ["--resume", "True"] if number else []
-        process = Program(script("prune", *arguments("killed"), *resume), os.environ | {"JAX_PLATFORMS": "cpu"})
-        while process.poll() is None and not (folder / file).exists():
-            time.sleep(0.002)
-        process.send_signal(signal.SIGKILL)
-        _, errors = process.communicate()
-        assert process.returncode == -signal.SIGKILL, errors[-2000:]
-    attempt(prune, [*arguments("killed"), "--resume", "True"])
+    moments = [(folder / file).exists for file in ("search/002.jsonl", "curves/random.jsonl")]
+    killed_and_resumed(prune, arguments("killed"), moments)
     expected, actual = made(tmp_path / "whole"), made(folder)
     assert {"search/004.jsonl", "curves/search.jsonl", "model/model.safetensors"} <= expected.keys()
     assert expected == actual
