@@ -167,18 +167,39 @@ def hand_torch(folder: Path, steps: int, *, kind: str, in_step: bool = False, of
     return timed(once, steps)
 
 
+def word_tokenizer(folder: Path) -> Any:
+    """The tokenizer of `prepare`, as `trl`'s trainers take it."""
+    from transformers import PreTrainedTokenizerFast
+
+    return PreTrainedTokenizerFast(
+        tokenizer_file=str(folder / "tokenizer.json"), eos_token="t000002", pad_token="t000000", bos_token=None
+    )
+
+
+def clock(seconds: list[float]) -> Any:
+    """What tells a trainer's steps: it appends the seconds of each."""
+    from transformers import TrainerCallback
+
+    class Clock(TrainerCallback):
+        def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
+            self.start = time.perf_counter()
+
+        def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+            seconds.append(time.perf_counter() - self.start)
+
+    return Clock()
+
+
 def trl(folder: Path, steps: int, *, kind: str, in_step: bool = True) -> Result:
     """`trl`'s own trainer through its own loop, timed from step begin to step end."""
     import datasets
     import torch
-    from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, TrainerCallback
+    from transformers import AutoModelForCausalLM
     from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
     rows = ids_of(folder)
     half = rows.shape[-1] // 2
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_file=str(folder / "tokenizer.json"), eos_token="t000002", pad_token="t000000", bos_token=None
-    )
+    tokenizer, seconds = word_tokenizer(folder), list[float]()
 
     def words(ids: np.ndarray) -> str:
         return " ".join(f"t{i:06d}" for i in ids)
@@ -192,15 +213,6 @@ def trl(folder: Path, steps: int, *, kind: str, in_step: bool = True) -> Result:
             record |= {"completion": words(target[half:-1]) + " "}
         records.append(record)
     data = datasets.Dataset.from_list(records * (steps + 2))
-    seconds: list[float] = []
-
-    class Clock(TrainerCallback):
-        def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
-            self.start = time.perf_counter()
-
-        def on_step_end(self, *args: Any, **kwargs: Any) -> None:
-            seconds.append(time.perf_counter() - self.start)
-
     shared = {
         "output_dir": str(folder / "trl"), "per_device_train_batch_size": len(rows), "max_steps": steps + 2,
         "learning_rate": RATE, "lr_scheduler_type": "constant", "logging_steps": 1, "save_strategy": "no",
@@ -212,11 +224,11 @@ def trl(folder: Path, steps: int, *, kind: str, in_step: bool = True) -> Result:
         reference = AutoModelForCausalLM.from_pretrained(folder / "reference", dtype=torch.float32)
         config = DPOConfig(**shared, beta=BETA, precompute_ref_log_probs=not in_step)
         trainer = DPOTrainer(
-            policy, reference, config, train_dataset=data, processing_class=tokenizer, callbacks=[Clock()]
+            policy, reference, config, train_dataset=data, processing_class=tokenizer, callbacks=[clock(seconds)]
         )
     else:
         trainer = SFTTrainer(
-            policy, SFTConfig(**shared), train_dataset=data, processing_class=tokenizer, callbacks=[Clock()]
+            policy, SFTConfig(**shared), train_dataset=data, processing_class=tokenizer, callbacks=[clock(seconds)]
         )
     trainer.train()
     first = next(r["loss"] for r in trainer.state.log_history if "loss" in r)

@@ -28,7 +28,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.benchmarks.contenders import RATE, Result, prepare, timed
+from experiments.benchmarks.contenders import RATE, Result, clock, prepare, timed, word_tokenizer
 from fusion_jax.errors import InputError
 from fusion_jax.markdown import markdown_table
 from fusion_jax.settings import run as run_experiment
@@ -151,12 +151,11 @@ def fusechat(folder: Path, steps: int) -> Result:
 
 def gkd(folder: Path, steps: int) -> Result:
     """trl's trainer for distillation on given texts, through its own loop; beta 0 is forward KL."""
-    import time
     import warnings
 
     import datasets
     import torch
-    from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, TrainerCallback
+    from transformers import AutoModelForCausalLM
 
     warnings.simplefilter("ignore")
     from trl.experimental.gkd import GKDConfig, GKDTrainer
@@ -166,21 +165,7 @@ def gkd(folder: Path, steps: int) -> Result:
     student, teacher = (
         AutoModelForCausalLM.from_pretrained(folder / name, dtype=torch.float32) for name in ("policy", "reference")
     )
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_file=str(folder / "tokenizer.json"), eos_token="t000002", pad_token="t000000", bos_token=None
-    )
-    seconds: list[float] = []
-    losses: list[float] = []
-
-    class Clock(TrainerCallback):
-        def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
-            self.start = time.perf_counter()
-
-        def on_step_end(self, *args: Any, **kwargs: Any) -> None:
-            seconds.append(time.perf_counter() - self.start)
-
-        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-            losses.extend([logs["loss"]] if logs and "loss" in logs else [])
+    seconds = list[float]()
 
     def collated(features: Any) -> dict[str, Any]:
         return {"input_ids": tokens, "attention_mask": torch.ones_like(tokens), "labels": labels}
@@ -193,10 +178,11 @@ def gkd(folder: Path, steps: int) -> Result:
     data = datasets.Dataset.from_list([{"messages": [{"role": "user", "content": "t000003"}]}] * BATCH * (steps + 2))
     trainer = GKDTrainer(
         model=student, teacher_model=teacher, args=config, data_collator=collated, train_dataset=data,
-        processing_class=tokenizer, callbacks=[Clock()],
+        processing_class=word_tokenizer(folder), callbacks=[clock(seconds)],
     )  # fmt: skip
     trainer.train()
-    return {"seconds": seconds[2:], "first_loss": losses[0]}
+    first = next(r["loss"] for r in trainer.state.log_history if "loss" in r)
+    return {"seconds": seconds[2:], "first_loss": first}
 
 
 CONTENDERS: dict[str, Callable[[Path, int], Result]] = {
