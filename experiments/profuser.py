@@ -153,12 +153,20 @@ def parts(s: Settings) -> list[Part]:
     """What the run computes."""
     models = [("--target", s.target), *(("--sources", source) for source in s.sources)]
     found: list[Part] = [Rewarding(judge, s.train, named="--judges") for judge in s.judges]
+    reads = []
     for number, (option, model) in enumerate(models):
         weights: Weights = s.source_weights if number else "stored"
-        read = Teaching(f"reading {model}", model, s.train, s.teacher_batch, s.max_length, s.k, named=option)
-        written = Sampling(f"sampling {model}", model, s.sample, named=option)
-        found += [replace(part, planned=not number, weights=weights) for part in (read, written)]
-    learnt = Training("ProFuser", s.target, objectives.profuser(s.loss, 1), s.train, s.max_length, k=s.k)
+        planned = not number
+        reads.append(Teaching(
+            f"reading {model}", model, s.train, s.teacher_batch, s.max_length, s.k, named=option,
+            planned=planned or s.teachers == "live", weights=weights,
+        ))  # fmt: skip
+        written = Sampling(f"sampling {model}", model, s.sample, named=option, planned=planned, weights=weights)
+        found += [reads[-1], written]
+    learnt = Training(
+        "ProFuser", s.target, objectives.profuser(s.loss, 1), s.train, s.max_length, k=s.k,
+        teachers=reads if s.teachers == "live" else (),
+    )  # fmt: skip
     rows = s.loss.first_epochs + 2 * s.loss.both_epochs  # of an instruction
     return [*found, replace(learnt, length="--max-length", records=lambda count: round(rows * count))]
 

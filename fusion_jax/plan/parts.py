@@ -43,7 +43,8 @@ class Training:
     """A stage that trains. model: the folder, which the option `named` gives; option: of the stage's settings.
 
     tokens: of the longest row, which the option `length` sets. records: how many of the run's records the stage reads.
-    start: dtype of the weights that it starts from, see `plan.runs.training`. k: entries of a target.
+    start: dtype of the weights that it starts from, see `plan.runs.training`. k: entries of a target. teachers: that
+    are live.
     """
 
     title: str
@@ -58,6 +59,7 @@ class Training:
     packing: Packing = "none"
     start: Start = "bfloat16"
     k: int = 10
+    teachers: Sequence[Teaching] = ()
 
     def check(self) -> None:
         folder = model_path(self.model, self.named)
@@ -69,7 +71,7 @@ class Training:
         return training(
             self.title, self.model, self.objective, self.settings, self.tokens, _reading(ask, self.records),
             option=self.named, settings=self.option, length=self.length, packing=self.packing, start=self.start,
-            k=self.k,
+            k=self.k, teachers=[(one.model, one.named, one.weights) for one in self.teachers],
         )  # fmt: skip
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -35,6 +35,7 @@ from fusion_jax.plan.programs import (
     TeacherStep,
     TrainStep,
 )
+from fusion_jax.plan.programs.program import BYTES
 from fusion_jax.plan.requests import Request
 from fusion_jax.sampling.generate import SampleSettings
 from fusion_jax.sampling.ids import decoding_ways
@@ -99,10 +100,12 @@ def training(
     k: int = 10,
     packing: Literal["none", "official", "reset"] = "none",
     start: Start = "bfloat16",
+    teachers: Sequence[tuple[str, str, Weights]] = (),
 ) -> list[Planned]:
     """The optimizer step and, where references are stored, the scoring step before it.
 
     Args:
+      teachers: that stay in memory and are asked between the steps: model, option that names it, how it is held.
       settings: the option that `train` has. length: the option that sets `max_length`. start: dtype of the weights that
         training starts from: a folder's, or float32 behind a stage that trained.
 
@@ -130,6 +133,8 @@ def training(
     notes = (f"model: {name}", _widths(prompt, tokens, len(objective.slots)), *notes, *_PACKED.get(packing, ()))
     if train.pack_tokens:
         notes += (f"planned with a row a response: rows of {train.pack_tokens} tokens hold several, fewer in all",)
+    if teachers:
+        notes += ("live teachers lie beside it and read each batch before the step, whose time does not count that",)
     kind: Literal["none", "stored", "in-step"] = train.reference if objective.reference else "none"
     attention: Kernel = "splash" if train.attention == "auto" else train.attention
     dtype: Dtype = "bfloat16" if train.compute_dtype == "auto" else train.compute_dtype
@@ -137,7 +142,7 @@ def training(
     named = planned_as(objective)
     step = TrainStep(
         named, examples, tokens, prompt, micro, kind, train.remat, shared, k, attention, dtype, start,
-        len(objective.slots) if named == "several" else 0, train.lora,
+        len(objective.slots) if named == "several" else 0, train.lora, _held_by(teachers, ask),
     )  # fmt: skip
     steps = num_steps(ask.rows, train.batch_size, train.epochs) if ask.rows else 0
     out = [Planned(title, Request(ask.slice, values, step, mesh), steps, notes)]
@@ -148,6 +153,12 @@ def training(
             math.ceil(ask.rows / examples), notes,
         ))  # fmt: skip
     return out
+
+
+def _held_by(teachers: Sequence[tuple[str, str, Weights]], ask: Ask) -> int:
+    """Bytes of the weights of all of these."""
+    configs = [(config_from_hf(model_values(model, ask, option)[0]), held) for model, option, held in teachers]
+    return sum(BYTES[held] * parameter_count(config) for config, held in configs)
 
 
 def scoring(
@@ -182,6 +193,9 @@ def _mesh(ask: Ask, sizes: Sizes) -> Sizes:
 
 
 def _train_mesh(ask: Ask, train: TrainSettings) -> Sizes:
+    if train.mesh_spare:
+        cure = "Leave it out: live teachers are then planned on the same chips"
+        raise InputError("no plan is made of chips that are left to teachers", field="--train.mesh-spare", cure=cure)
     return _mesh(ask, (train.mesh_data, train.mesh_fsdp, train.mesh_tensor))
 
 

@@ -134,7 +134,7 @@ def tables_of(
     lines, votes = source_lines(panel, labels, answers), voting_lines(panel, labels, answers, judges)
     reached = reach_parts([(mode, name, reach) for (mode, name), reach in panel.reached.items()], "mode")
     tables = "## Sources", markdown_table(lines), "## Votes", markdown_table(votes)
-    return [*tables, *warnings_of(labels), *reached]
+    return [*tables, *warnings_of(labels), *reached, *panel.work.parts()]
 
 
 def _share(count: int, total: int) -> str:

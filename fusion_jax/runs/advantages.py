@@ -6,7 +6,7 @@ Stages S0 to S4 of ProFuser (arXiv 2408.04998, section 3 of its specification); 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 from fusion_jax.align.settings import AlignSettings
 from fusion_jax.data.records import OnBad
@@ -19,13 +19,10 @@ from fusion_jax.sampling.generate import SampleSettings
 from fusion_jax.settings import bounded
 from fusion_jax.teachers.advantage import ByReading, ByWriting
 from fusion_jax.teachers.blocks import LogProbs
-from fusion_jax.teachers.settings import FusionSettings
+from fusion_jax.teachers.settings import FusionSettings, Teachers
 from fusion_jax.train.objectives import ProfuserSettings
 from fusion_jax.train.settings import TrainSettings
 from fusion_jax.zoo.problems import Problems
-
-if TYPE_CHECKING:
-    pass
 
 Judges = Annotated[tuple[str, ...], Called("MODEL"), ModelKind(1)]
 Rule = Annotated[str, OneOf(tuple(VERIFIERS))]
@@ -95,6 +92,9 @@ class AdvantageSettings(JudgedSettings):
     """How log-probs of sources are kept: to the bit of float16, or in 8 bits (docs/stores.md)."""
     teacher_batch: int = 8
     """Texts at once while sources read."""
+    teachers: Teachers = "stored"
+    """Sources read the texts once and their entries are kept (stored), or they all stay in memory and read each batch
+    while the target trains (live): on its mesh, or on devices of their own (train.mesh_spare)."""
     teacher_temperature: float = 1.0
     """Temperature of the sources' distributions."""
     least_coverage: float = 0.6

@@ -5,7 +5,7 @@ Stages S5 to S7 of ProFuser (arXiv 2408.04998, sections 3, 5 and 7 of its specif
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
@@ -22,8 +22,9 @@ from fusion_jax.runs.advantages import StageSettings
 from fusion_jax.runs.panel import Panel
 from fusion_jax.store.manifest import digest
 from fusion_jax.teachers.documents import Reading, part_of
+from fusion_jax.teachers.live import live_data
 from fusion_jax.teachers.opinions import own_opinions, source_opinions
-from fusion_jax.teachers.targets import Opinions, fused_examples, fusion_rows
+from fusion_jax.teachers.targets import Opinion, Opinions, fused_examples, fusion_rows, identity_of
 from fusion_jax.train.objectives import INFERENCE, TRAINING
 from fusion_jax.train.settings import TrainSettings
 
@@ -32,11 +33,13 @@ MODES: Mapping[Mode, str] = {"infer": "own answers", "train": "right answers"}
 
 
 class Branch(NamedTuple):
-    """One mode's rows. numbers: the instruction of each example; made_of: what the examples are known by."""
+    """One mode's rows. numbers: the instruction of each example; made_of: what the examples are known by; taught: as of
+    `Data`, of live sources."""
 
     numbers: Sequence[int]
     examples: Sequence[Example]
     made_of: str
+    taught: Callable[[Sequence[int]], list[Example]] | None = None
 
 
 Ours = tuple[Document, TeacherText]
@@ -119,11 +122,23 @@ def _branch(panel: Panel, mode: Mode, parts: Mapping[str, Won], ours: Mapping[in
     order = sorted((number, name, place) for name, won in parts.items() for place, number in enumerate(won.numbers))
     metrics = np.asarray([found[name].metrics[place] for _, name, place in order])
     made_of = " ".join([digest({str(n): name for n, name, _ in order}), *(one.made_of for one in found.values())])
-    joined = Opinions(metrics, lambda i: found[order[i][1]][order[i][2]], made_of)
+
+    def together(wanted: Sequence[int]) -> list[Opinion]:
+        said = dict[int, Opinion]()
+        for name in dict.fromkeys(order[i][1] for i in wanted):
+            some = [i for i in wanted if order[i][1] == name]
+            said |= zip(some, found[name].some([order[i][2] for i in some]), strict=True)
+        return [said[i] for i in wanted]
+
+    scored = np.asarray([found[name].scored[place] for _, name, place in order])
+    joined = Opinions(metrics, lambda i: together([i])[0], made_of, together, scored)
     rows, _ = fusion_rows([ours[number][1] for number, *_ in order], [joined])
+    numbers = [order[i][0] for i in np.flatnonzero(scored).tolist()]
+    if s.teachers == "live":
+        data = live_data(rows, s.fusion, k=s.k, mask="labels")
+        return Branch(numbers, data.examples, digest(identity_of(rows, s.fusion, "labels", False)), data.taught)
     examples = fused_examples(run.sub("branches").file(mode), rows, s.fusion, mask="labels")
-    kept = np.flatnonzero(np.isfinite(metrics)).tolist()
-    return Branch([order[i][0] for i in kept], examples, digest(examples.made_of))
+    return Branch(numbers, examples, digest(examples.made_of))
 
 
 @dataclass(frozen=True)
@@ -159,11 +174,20 @@ def staged(branches: Mapping[Mode, Branch], arm: Arm, train: TrainSettings, name
     s, (infer, taught) = arm.loss, (branches["infer"], branches["train"])
     first, numbers = len(infer.examples), [*infer.numbers, *taught.numbers]
 
-    def example(i: int) -> Example:
-        own = infer.examples[i] if i < first else taught.examples[i - first]
+    def placed(own: Example, i: int) -> Example:
         return replace(own, index=i, branch=INFERENCE if i < first else TRAINING)
 
-    examples = Lazy(len(numbers), example)
+    def asked(wanted: Sequence[int]) -> list[Example]:
+        """Of live sources: the rows of each mode are asked for together."""
+        said = dict[int, Example]()
+        for mode, begin in ((infer, 0), (taught, first)):
+            some = [i for i in wanted if (i >= first) == bool(begin)]
+            if some:
+                assert mode.taught is not None  # as the other has one
+                said |= zip(some, mode.taught([i - begin for i in some]), strict=True)
+        return [placed(said[i], i) for i in wanted]
+
+    examples = Lazy(len(numbers), lambda i: placed(infer.examples[i] if i < first else taught.examples[i - first], i))
     lengths = [len(one.rows[0]) for one in examples]
 
     def ordered(groups: np.ndarray, steps: int, seed: int) -> Sequence[np.ndarray]:
@@ -183,4 +207,5 @@ def staged(branches: Mapping[Mode, Branch], arm: Arm, train: TrainSettings, name
     begins = ordered(pairs if arm.only is None and s.order == "simul" else alone[mode], begin, train.seed)
     both = ordered(pairs, rest, train.seed + 1)
     told = [f"{names[n]}, {'own answer' if i < first else 'right answer'}" for i, n in enumerate(numbers)]
-    return Data(examples, told.__getitem__, Stages([begins, both])), len(begins)
+    live = None if infer.taught is None else asked
+    return Data(examples, told.__getitem__, Stages([begins, both]), live), len(begins)

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from fusion_jax.data.batches import Data, Example
 from fusion_jax.data.examples import TextSettings, make_examples
@@ -19,6 +19,7 @@ from fusion_jax.data.records import OnBad, Row, parse_rows
 from fusion_jax.files import write_json
 from fusion_jax.jsonl import Record
 from fusion_jax.markdown import markdown_table, save_figure
+from fusion_jax.models.compute import Compute
 from fusion_jax.models.folder import Model, load, save
 from fusion_jax.models.int8 import Weights, dtype_of
 from fusion_jax.runs.counts import check_enough, counts_table
@@ -39,12 +40,20 @@ from fusion_jax.runs.trained import keep_adapter, trained
 from fusion_jax.sampling.generate import SampleSettings
 from fusion_jax.sampling.responses import sample_responses
 from fusion_jax.store.run_folder import RESULTS, RunFolder
+from fusion_jax.teachers.settings import Teachers
 from fusion_jax.train.objective import Objective
 from fusion_jax.train.optimise import optimise
-from fusion_jax.train.settings import TrainSettings, compute_for
+from fusion_jax.train.settings import TrainSettings, compute_for, compute_of_teachers
 from fusion_jax.zoo import model_path
 
 TRAINED_ON = "also trained on"
+
+
+class Teacher(NamedTuple):
+    """A model that reads texts, and where it is computed."""
+
+    model: Model
+    compute: Compute
 
 
 @dataclass(frozen=True)
@@ -122,6 +131,15 @@ class Desk:
         """A model on the mesh of a stage."""
         with self.run.phase("loading"):
             return load(model_path(name), dtype=dtype_of(weights), mesh=compute_for(settings).mesh)
+
+    def teacher(self, name: str | Path, settings: TrainSettings, weights: Weights, how: Teachers) -> Teacher:
+        """A model that reads texts: on the mesh of a stage or, live, where that stage leaves devices to it."""
+        if how == "stored" or not settings.mesh_spare:
+            compute = compute_for(settings) if how == "stored" else compute_of_teachers(settings)
+            return Teacher(self.load(name, settings, weights), compute)
+        compute = compute_of_teachers(settings)
+        with self.run.phase("loading"):
+            return Teacher(load(model_path(name), dtype=dtype_of(weights), mesh=compute.mesh), compute)
 
     def target(self, name: str, settings: TrainSettings, tests: EvalSet, *, prompts: Sequence[str]) -> Model:
         """The model to improve on the mesh of a stage, judged before it learns from these prompts."""

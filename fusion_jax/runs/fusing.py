@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from fusion_jax.align.classes import token_classes
 from fusion_jax.align.settings import AlignSettings
@@ -17,8 +17,8 @@ from fusion_jax.evals.perplexity import surprise
 from fusion_jax.failures import doing
 from fusion_jax.files import write_json
 from fusion_jax.markdown import markdown_table, save_figure
-from fusion_jax.models.folder import Model, load, tokenizer_of
-from fusion_jax.models.int8 import Weights, dtype_of
+from fusion_jax.models.folder import Model, tokenizer_of
+from fusion_jax.models.int8 import Weights
 from fusion_jax.options import Folders, Models, built
 from fusion_jax.paths import as_path
 from fusion_jax.plan.parts import Packing, Part, Teaching, Training
@@ -29,6 +29,7 @@ from fusion_jax.runs.page import JudgedSettings
 from fusion_jax.runs.plots import training_figure
 from fusion_jax.runs.provenance import measures_sentence, write_report
 from fusion_jax.runs.seeds import Measures
+from fusion_jax.runs.teaching import Work
 from fusion_jax.runs.trained import trained
 from fusion_jax.settings import bounded
 from fusion_jax.store.manifest import digest
@@ -36,13 +37,13 @@ from fusion_jax.teachers.blocks import LogProbs
 from fusion_jax.teachers.documents import Reading, read_alike, read_documents, read_store
 from fusion_jax.teachers.live import live_data
 from fusion_jax.teachers.opinions import Reach, own_opinions, source_opinions
-from fusion_jax.teachers.settings import FusionSettings
+from fusion_jax.teachers.settings import FusionSettings, Teachers
 from fusion_jax.teachers.shares import shares_taken
 from fusion_jax.teachers.store import identity_of as identity_of_store
 from fusion_jax.teachers.targets import Mask, fused_examples, fusion_rows, identity_of, packed
 from fusion_jax.train import objectives
 from fusion_jax.train.optimise import optimise
-from fusion_jax.train.settings import TrainSettings, compute_for, compute_of_teachers
+from fusion_jax.train.settings import TrainSettings, compute_for
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ class FusingSettings(JudgedSettings):
     """Entries that are kept of every teacher's distribution."""
     teacher_batch: int = 8
     """Texts at once while teachers read."""
-    teachers: Literal["stored", "live"] = "stored"
+    teachers: Teachers = "stored"
     """Teachers read the texts once and their entries are kept (stored), or they stay in memory and read each batch
     while the target trains, every epoch anew (live): on its mesh, or on devices of their own (train.mesh_spare)."""
     align: AlignSettings = AlignSettings()
@@ -148,6 +149,7 @@ class Fusing:
     texts in the same tokens is always aligned from end to end. packing: blocks of `corpus.limit` tokens with
     attention across texts ("official") or not ("reset"), or a text a row ("none"). measures: what was found so
     far; coverage: (arm, source, how much of it reaches the target). taken: of each arm, the share of each teacher.
+    work: what the teachers have read.
     """
 
     desk: Desk
@@ -159,6 +161,7 @@ class Fusing:
     measures: Measures = field(default_factory=dict)
     coverage: list[tuple[str, str, Reach]] = field(default_factory=list)
     taken: list[dict[str, str]] = field(default_factory=list)
+    work: Work = field(default_factory=Work)
 
     @property
     def train(self) -> TrainSettings:
@@ -198,17 +201,18 @@ class Fusing:
         pivot, live = name == next(iter(self.corpus.folders)), self.settings.teachers == "live"
         weights: Weights = "stored" if pivot else self.settings.source_weights
         run, folder = self.desk.run, self.corpus.folders[name]
-        model = self.desk.load(folder, self.train, weights)
-        self.measure(name, model, reader=name)
-        compute = compute_of_teachers(self.train) if live else compute_for(self.train)
-        if live and self.train.mesh_spare:
-            model = load(folder, dtype=dtype_of(weights), mesh=compute.mesh)
+        model, compute = self.desk.teacher(folder, self.train, weights, self.settings.teachers)
+        apart = live and self.train.mesh_spare > 0
+        self.measure(name, self.desk.load(folder, self.train, weights) if apart else model, reader=name)
         with doing(f"reading {name}"), run.timed(f"reading {name}"):
-            return read_documents(
+            reading = read_documents(
                 None if live else run.sub("teachers").file(name), name, model, self.corpus.documents[name],
                 k=self.settings.k, max_length=self.corpus.limit, compute=compute,
                 batch_size=self.settings.teacher_batch, progress=run.progress, log_probs=self.settings.log_probs,
             )  # fmt: skip
+        what, times = ("reading, for each arm", self.train.epochs) if live else ("reading", 1.0)
+        self.work.note(name, what, model.config, [len(text.ids) for text in reading.texts], times)
+        return reading
 
     def trained(self, name: str, arm: Arm, start: Model, readings: Mapping[str, Reading]) -> Model:
         """An arm's model: its teachers aligned and fused, and the target trained on what they say.
@@ -278,6 +282,7 @@ class Fusing:
             "## Training", save_figure(training_figure(arms), run.file("training.png")),
             *(["## What each teacher gives (share of the tokens)", _by_teacher(self.taken)] if self.taken else []),
             *reach_parts(self.coverage, "arm"),
+            *self.work.parts(),
             "## Records", markdown_table([{"what": k, "count": v} for k, v in counts.items() if v]),
         ]  # fmt: skip
         write_report(run, self.desk.title, result, self.desk.ran, parts)
@@ -326,23 +331,14 @@ def fusing_parts(s: FusingSettings, title: str, target: str, named: str, packing
     models = [(named, target), *(("--sources", source) for source in s.sources)]
     reads = [
         Teaching(
-            f"reading {model}",
-            model,
-            s.train,
-            s.teacher_batch,
-            s.max_length,
-            s.k,
-            named=option,
-            planned=not i,
-            weights=s.source_weights if i else "stored",
+            f"reading {model}", model, s.train, s.teacher_batch, s.max_length, s.k, named=option,
+            planned=not i or s.teachers == "live", weights=s.source_weights if i else "stored",
         )
         for i, (option, model) in enumerate(models)
         if not i or model_name(model) not in s.stores
-    ]
-    objective = objectives.fusion(s.fusion)
-    return [
-        *reads,
-        Training(
-            title, target, objective, s.train, s.max_length, named=named, length="--max-length", k=s.k, packing=packing
-        ),
     ]  # fmt: skip
+    learnt = Training(
+        title, target, objectives.fusion(s.fusion), s.train, s.max_length, named=named, length="--max-length", k=s.k,
+        packing=packing, teachers=reads if s.teachers == "live" else (),
+    )  # fmt: skip
+    return [*reads, learnt]

@@ -22,11 +22,13 @@ def labels_of(
     """{"prompt_id", "train_winner", "ce", "infer_winner", "votes", "scores", "valid"} of each instruction; winners are
     names, None where no source can win. by_norm: who wins by reading with either divisor."""
     s, names = panel.settings, panel.names
-    norms: dict[CeNorm, np.ndarray] = {norm: surprises(readings, instructions, norm) for norm in get_args(CeNorm)}
-    ces, scores = norms[s.ce_norm], panel.judged(instructions, answers)
+    scores = panel.judged(instructions, answers)
 
     def made() -> list[Record]:
         rng, out = np.random.default_rng(s.seed), []
+        nats = [[(float(row.metric[0]), float(row.metric[1])) for row in one.rows] for one in readings.values()]
+        norms: dict[CeNorm, np.ndarray] = {norm: surprises(nats, instructions, norm) for norm in get_args(CeNorm)}
+        ces = norms[s.ce_norm]
         for number, instruction in enumerate(instructions):
             own = [answers[name][number] for name in names]
             valid, judged = _valid(own, s.longest), scores[:, :, number]
@@ -44,13 +46,18 @@ def labels_of(
     return panel.desk.records("advantage.jsonl", made, made_from=made_from)
 
 
-def surprises(readings: Mapping[str, Reading], instructions: Sequence[Record], norm: CeNorm) -> np.ndarray:
-    """float64[N,K], nats a token or a byte of each right answer under each source; nan where that is not finite."""
+def surprises(
+    nats: Sequence[Sequence[tuple[float, float]]], instructions: Sequence[Record], norm: CeNorm
+) -> np.ndarray:
+    """float64[N,K], nats a token or a byte of each right answer under each source; nan where that is not finite.
+
+    Args:
+      nats: of each source, -log p of every right answer and the tokens that it is of.
+    """
     sizes = [len(one["response"].encode()) for one in instructions]
     return np.asarray([
-        [surprise_of(float(row.metric[0]), float(row.metric[1]), size if norm == "byte" else None)
-         for row, size in zip(reading.rows, sizes, strict=True)]
-        for reading in readings.values()
+        [surprise_of(*one, size if norm == "byte" else None) for one, size in zip(some, sizes, strict=True)]
+        for some in nats
     ]).T  # fmt: skip
 
 

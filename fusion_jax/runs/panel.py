@@ -29,12 +29,13 @@ from fusion_jax.rewards.verifiers import verifier
 from fusion_jax.runs.advantages import AdvantageSettings
 from fusion_jax.runs.checks import model_name
 from fusion_jax.runs.corpora import check_entries
-from fusion_jax.runs.desk import Desk
+from fusion_jax.runs.desk import Desk, Teacher
 from fusion_jax.runs.evolving import drafted
 from fusion_jax.runs.instructions import in_words, read_instructions
 from fusion_jax.runs.judging import EvalSet
 from fusion_jax.runs.prompts import eval_set
 from fusion_jax.runs.seeds import Measures
+from fusion_jax.runs.teaching import Work
 from fusion_jax.sampling.generate import load_to_sample
 from fusion_jax.teachers.documents import Reading, read_documents
 from fusion_jax.teachers.opinions import Reach
@@ -64,7 +65,7 @@ class Panel:
     """The target and its sources at a desk, by name, the target first. limit: tokens that all of them read.
 
     held_out: right answers as the target reads them, of which bits per byte are measured; bits: so far, by model.
-    reached: how much of each source reached the target's tokens, by mode and name, so far.
+    reached: how much of each source reached the target's tokens, by mode and name, so far. awake: live sources.
     """
 
     settings: AdvantageSettings
@@ -75,6 +76,8 @@ class Panel:
     held_out: Sequence[Document] = ()
     bits: dict[str, float] = field(default_factory=dict)
     reached: dict[tuple[str, str], Reach] = field(default_factory=dict)
+    awake: dict[str, Teacher] = field(default_factory=dict)
+    work: Work = field(default_factory=Work)
 
     @property
     def names(self) -> list[str]:
@@ -138,14 +141,19 @@ class Panel:
         raise InputError(told, field="--least-coverage", cure=cure)
 
     def read(self, name: str, folder: str, documents: Sequence[Document]) -> Reading:
-        """A model's distributions on documents, stored once (S1, S5)."""
-        s, run = self.settings, self.desk.run
+        """A model's distributions on documents (S1, S5), stored once, or of a source that stays in memory."""
+        s, run, live = self.settings, self.desk.run, self.settings.teachers == "live"
+        reader = self.awake.get(name) or self.desk.teacher(self.folders[name], s.train, self.weights(name), s.teachers)
+        if live:
+            self.awake[name] = reader
         with run.timed(f"reading {folder}, {name}"):
-            return read_documents(
-                run.sub(folder).file(name), name, self.load(name), documents, k=s.k, max_length=self.limit,
-                compute=compute_for(s.train), batch_size=s.teacher_batch, progress=run.progress,
+            reading = read_documents(
+                None if live else run.sub(folder).file(name), name, reader.model, documents, k=s.k,
+                max_length=self.limit, compute=reader.compute, batch_size=s.teacher_batch, progress=run.progress,
                 log_probs=s.log_probs,
             )  # fmt: skip
+        self.work.note(name, f"reading {folder}", reader.model.config, [len(text.ids) for text in reading.texts])
+        return reading
 
     def measure(self, name: str, model: Model, made_from: Sequence[str]) -> None:
         """Accuracy on the test prompts, and bits per byte of held-out right answers, where there are any."""
@@ -184,7 +192,18 @@ class Panel:
                 for r in found for one in r["candidates"]
             ]  # fmt: skip
 
-        return self.desk.records(f"responses/{name}.jsonl", answers, made_from=["instructions.jsonl"])
+        found = self.desk.records(f"responses/{name}.jsonl", answers, made_from=["instructions.jsonl"])
+        self._note_lengths(name, "writing", self.folders[name], [r["prompt"] for r in instructions], found)
+        return found
+
+    def _note_lengths(
+        self, name: str, what: str, folder: Path, prompts: Sequence[str], answers: Sequence[Record]
+    ) -> None:
+        """Count prompts and answers as work of a model, in its tokens, without those of its template."""
+        reader = tokenizer_of(folder)
+        texts = [f"{prompt} {one['text']}" for prompt, one in zip(prompts, answers, strict=True)]
+        lengths = [len(ids) for ids in reader(texts, add_special_tokens=False)["input_ids"]] if texts else []
+        self.work.note(name, what, check_folder(folder), lengths)
 
     def judged(self, instructions: Sequence[Record], answers: Mapping[str, Sequence[Record]]) -> np.ndarray:
         """float[R,K,N], the score that each judge and verifier gives each source's answer (S3); nan: none."""
@@ -204,12 +223,16 @@ class Panel:
             score = verifier(rule)
             return [{**r, "reward": score(r["response"], r["answer"])} for r in asked]
 
+        judges = {model_name(judge): model_path(judge) for judge in s.judges}
         voters = {model_name(judge): functools.partial(by_model, judge) for judge in s.judges}
         voters |= {rule: functools.partial(by_rule, rule) for rule in s.verifiers}
         found = []
         for name, voted in voters.items():
             told = functools.partial(_scores, voted, list(answers))
             records = self.desk.records(f"scores/{name}.jsonl", told, made_from=made_from)
+            if name in judges:
+                every = [one for some in answers.values() for one in some]
+                self._note_lengths(name, "judging", judges[name], [r["prompt"] for r in asked], every)
             values = [np.nan if r["score"] is None else r["score"] for r in records]
             found.append(np.asarray(values, np.float64).reshape(len(answers), -1))
         return np.stack(found)

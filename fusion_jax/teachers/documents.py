@@ -27,7 +27,7 @@ from fusion_jax.store.parts import digest
 from fusion_jax.teachers.blocks import LogProbs
 from fusion_jax.teachers.live import LiveTeacher
 from fusion_jax.teachers.reading import store_identity, teacher_rows, tokenizer_fingerprint
-from fusion_jax.teachers.store import TeacherStore, identity_of, write_store
+from fusion_jax.teachers.store import StoreIdentity, TeacherStore, identity_of, write_store
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -54,10 +54,8 @@ class Reading(NamedTuple):
 class SomeRows(Indexed[TeacherRow]):
     """Some of a teacher's stored rows; identity: as of a store of these documents alone."""
 
-    def __init__(self, rows: TeacherStore, numbers: Sequence[int]) -> None:
-        self._rows, self._numbers = rows, numbers
-        of = f"{rows.identity.documents} {digest([np.asarray(numbers, np.int64)])}"
-        self.identity = replace(rows.identity, documents=of, records=len(numbers))
+    def __init__(self, identity: StoreIdentity, rows: TeacherStore, numbers: Sequence[int]) -> None:
+        self.identity, self._rows, self._numbers = identity, rows, numbers
 
     def __len__(self) -> int:
         return len(self._numbers)
@@ -67,10 +65,16 @@ class SomeRows(Indexed[TeacherRow]):
 
 
 def part_of(reading: Reading, numbers: Sequence[int]) -> Reading:
-    """What a model made of some of its documents, from its store."""
-    assert isinstance(reading.rows, TeacherStore)
-    documents, texts = [reading.documents[i] for i in numbers], [reading.texts[i] for i in numbers]
-    return reading._replace(documents=documents, texts=texts, rows=SomeRows(reading.rows, numbers))
+    """What a model makes of some of its documents, from its store or live."""
+    rows, some = reading.rows, [reading.texts[i] for i in numbers]
+    of = f"{rows.identity.documents} {digest([np.asarray(numbers, np.int64)])}"
+    identity = replace(rows.identity, documents=of, records=len(numbers))
+    if isinstance(rows, TeacherStore):
+        part: SomeRows | LiveTeacher = SomeRows(identity, rows, numbers)
+    else:
+        assert isinstance(rows, LiveTeacher)  # no part is cut twice
+        part = rows.part(identity, numbers)
+    return reading._replace(documents=[reading.documents[i] for i in numbers], texts=some, rows=part)
 
 
 def read_alike(one: Reading, other: Reading) -> bool:

@@ -55,6 +55,10 @@ class LiveTeacher(Indexed[TeacherRow]):
                     raise InputError("is not finite", record=number + 1, field=name, cure=cure)
         return rows
 
+    def part(self, identity: StoreIdentity, numbers: Sequence[int]) -> LiveTeacher:
+        """The same teacher on some of its texts, known as `identity`."""
+        return LiveTeacher(identity, lambda wanted: self.some([numbers[i] for i in wanted]), at_once=self._at_once)
+
     def __iter__(self) -> Iterator[TeacherRow]:
         for start in range(0, len(self), self._at_once):
             yield from self.some(range(start, min(start + self._at_once, len(self))))

@@ -9,6 +9,8 @@ from fusion_jax.errors import InputError
 from fusion_jax.losses.fusion import Kind, Rounding, Tail
 from fusion_jax.settings import bounded
 
+Teachers = Literal["stored", "live"]
+
 
 @dataclass(frozen=True)
 class FusionSettings:

@@ -106,3 +106,25 @@ def test_what_cannot_be_done_is_refused(tmp_path, capsys, more, told):
         if value in made:
             more = more | {name: write(tmp_path / "given.jsonl", made[value])}
     fails(profuser, words(tmp_path / "run", **more), capsys, told)
+
+
+def test_live_sources_teach_what_stored_ones_do(once, tmp_path):
+    attempt(profuser, words(tmp_path / "live", arms="profuser", teachers="live"))
+    stored, live = (read_jsonl(out / "arms/profuser/metrics.jsonl") for out in (once, tmp_path / "live"))
+    assert len(live) == len(stored) > 10
+    for one, other in zip(stored, live, strict=True):
+        assert other == pytest.approx(one, rel=2e-4, abs=1e-5)
+    assert not (tmp_path / "live" / "teachers").exists() and not (tmp_path / "live" / "winners").exists()
+    assert read_jsonl(tmp_path / "live" / "advantage.jsonl") == read_jsonl(once / "advantage.jsonl")
+
+
+def test_the_report_counts_what_sources_and_judges_compute(once):
+    """FLOPs of reading: two for each token and number of a matmul, the embedding's left out, and attention's."""
+    lines = [line.split("|")[1:-1] for line in (once / "report.md").read_text().splitlines() if line.startswith("|")]
+    table = {(one[0].strip(), one[1].strip()): one[2:] for one in lines if len(one) == 4}
+    assert {what for name, what in table if name == "plants-qwen"} == {"reading teachers", "writing", "reading winners"}
+    model = transformers.AutoModelForCausalLM.from_pretrained(model_path("zoo:plants-qwen"))
+    matmuls = sum(p.numel() for n, p in model.named_parameters() if p.dim() == 2)  # the tied embedding is the head
+    tokens, flops = (float(cell.strip().replace(",", "")) for cell in table["plants-qwen", "reading teachers"])
+    assert 2 * matmuls * tokens < 1e9 * flops < 2.4 * matmuls * tokens
+    assert any(what == "judging" for _, what in table)

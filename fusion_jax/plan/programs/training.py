@@ -58,7 +58,8 @@ class TrainStep(Program):
     """One optimizer step. examples: of a micro-batch, over all chips; prompt: tokens that an example's rows share;
     tokens: of each row behind them; k: entries of a fusion target; reference: "none" for losses that read none; dtype:
     of the computation; start: dtype of the weights that training starts from, which the run keeps; rows: of an example,
-    for the objective "several"; lora: the adapters that are trained in the place of the weights."""
+    for the objective "several"; lora: the adapters that are trained in the place of the weights; teachers: bytes of
+    live ones' weights, which lie sharded as the model's do."""
 
     objective: ObjectiveName
     examples: int
@@ -74,6 +75,7 @@ class TrainStep(Program):
     start: Start = "bfloat16"
     rows: int = 0
     lora: Lora | None = None
+    teachers: int = 0
     needs_model: ClassVar[bool] = True
 
     @property
@@ -126,11 +128,11 @@ class TrainStep(Program):
         return kernel_computed(config, self.prompt + rows * self.tokens, branches)
 
     def weights_beside(self, weights: int, place: Place) -> int:
-        """The weights that training starts from; as a reference inside the step, or beneath adapters, they are the
-        program's own."""
+        """The weights that training starts from, and live teachers; as a reference in the step, or beneath adapters,
+        the first are the program's own."""
         _, fsdp, tensor = place.mesh
         own = self.reference == "in-step" or self.lora is not None
-        return 0 if own else BYTES[self.start] * weights // (fsdp * tensor)
+        return (self.teachers + (0 if own else BYTES[self.start] * weights)) // (fsdp * tensor)
 
     def advice(self, now: Situation) -> str:
         if now.bound in ("the link to the host", "communication"):
