@@ -13,7 +13,9 @@ import pytest
 from experiments import distil, dpo, fusechat, fusechat3, fusellm, fuserl, generate, infifpo, merge, prune, sft, wrpo
 from fusion_jax.data.order import num_steps, split_indices
 from fusion_jax.errors import InputError
+from fusion_jax.models.families import config_from_hf
 from fusion_jax.plan import command, compile, fits
+from fusion_jax.plan.flops import parameter_count
 from fusion_jax.plan.models import PUBLIC
 from fusion_jax.plan.parts import Training, check_all, plan_of
 from fusion_jax.plan.programs import (
@@ -26,6 +28,7 @@ from fusion_jax.plan.programs import (
     TeacherStep,
     TrainStep,
 )
+from fusion_jax.plan.programs.program import Place
 from fusion_jax.plan.requests import Request, from_json, to_json
 from fusion_jax.plan.runs import Ask
 from fusion_jax.prune.blocks import candidates
@@ -221,6 +224,22 @@ def test_fusion_teachers_merges_and_samples_are_planned(tmp_path):
     assert programs(found) == [MergeTensor("ties", 2, (128256, 4096))]
     found = plan_of(generate.parts(generate.Settings(model="llama3-8b", mesh_tensor=8)), Ask("v5e-8"))
     assert [p.request.mesh for p in found] == [(1, 1, 8)] * 2
+
+
+def test_live_teachers_are_held_beside_the_step():
+    """Bytes a chip: the weights that training starts from and every live model's, the student's own among them."""
+    stored = dataclasses.replace(distil.PRESETS["llama3.2-1b"], sources=("llama3-8b",), source_weights="int8")
+    live, ask = dataclasses.replace(stored, teachers="live"), Ask("v6e-8", preset="llama3.2-1b")
+    before, (*reads, step) = plan_of(distil.parts(stored), ask)[-1].request, plan_of(distil.parts(live), ask)
+    assert [p.request.program.weights for p in reads] == ["stored", "int8"]
+    small, large = (parameter_count(config_from_hf(PUBLIC[name])) for name in ("llama3.2-1b", "llama3-8b"))
+    place = Place((1, 8, 1), 8)
+    assert before.program.weights_beside(small, place) == 2 * small // 8
+    assert step.request.program.weights_beside(small, place) == (2 * small + 2 * small + large) // 8
+    assert from_json(to_json(step.request)) == step.request
+    spare = dataclasses.replace(live, train=dataclasses.replace(live.train, mesh_spare=4))
+    with pytest.raises(InputError, match=r"mesh-spare.*planned on the same chips"):
+        plan_of(distil.parts(spare), ask)
 
 
 @pytest.mark.parametrize("args, message", [
