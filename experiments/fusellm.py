@@ -148,8 +148,9 @@ def arms_of(s: Settings, best: str) -> dict[str, Arm]:
 
 
 def practice_of(s: Settings) -> Practice:
-    """What the zoo's models read before."""
-    texts = dict.fromkeys(s.sources, s.practice) | {s.target: s.target_practice}
+    """What the zoo's models read before; a source with a store is not loaded, so it has nothing to practise."""
+    texts = {source: s.practice for source in s.sources if model_name(source) not in s.stores}
+    texts[s.target] = s.target_practice
     return Practice(texts, s.practise, s.max_length)
 
 

@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fusion_jax.data.batches import Data
-from fusion_jax.data.documents import encode_documents, plain_examples, text_documents
-from fusion_jax.models.folder import check_folder, load, save
+from fusion_jax.data.documents import Document, encode_documents, plain_examples, text_documents, token_counts
+from fusion_jax.errors import InputError
+from fusion_jax.models.folder import check_folder, load, save, tokenizer_of
 from fusion_jax.plan.parts import Part, Training
 from fusion_jax.runs.checks import model_name
 from fusion_jax.runs.desk import Desk
@@ -52,12 +53,22 @@ class Practice:
         def train(folder: Path) -> None:
             texts = documents(self.lessons(model), split="train", seed=desk.seed + 1, repeat=True)
             start = load(model_path(model), mesh=compute_for(self.settings).mesh)
-            encoded = encode_documents(start.tokenizer, text_documents(texts), max_length=self.limit(model))
+            encoded = encode_documents(start.tokenizer, self._short(model, texts), max_length=self.limit(model))
             reader = optimise(start, Data(plain_examples(encoded)), objectives.sft(), self.settings, run)
             save(reader, folder, dtype="float32")
 
         run.made_once("model", train, made_from=[])
         return run.file("model")
+
+    def _short(self, model: str, texts: Sequence[str]) -> list[Document]:
+        """Those of the zoo's texts that the model reads whole."""
+        every, limit = text_documents(texts), self.limit(model)
+        counts = token_counts(tokenizer_of(model_path(model)), every)
+        found = [one for one, tokens in zip(every, counts, strict=True) if tokens <= limit]
+        if not found:
+            problem = f"every text that '{model_name(model)}' practises has more than {limit} tokens"
+            raise InputError(problem, field="--max-length", cure="Raise it, or take models that need no practice")
+        return found
 
     def parts(self, option: str, models: Sequence[tuple[str, str]]) -> list[Part]:
         """What it computes; option: of the settings; models: the option that names each, and the model."""

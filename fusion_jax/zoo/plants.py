@@ -99,8 +99,8 @@ def draw(count: int, *, split: str, seed: int, repeat: bool = False) -> list[tup
     rng = np.random.default_rng([seed, SIDES.index(split)])
     here = [name for name in product(SYLLABLES, repeat=4) if side(name) == split]
     if count > len(here) and not repeat:
-        problem = f"fewer than {count} {split} problems of it exist"
-        raise InputError(problem, field=SKILL, cure=f"Ask for at most {len(here)}")
+        problem = f"the zoo has fewer than {count} {split} problems of plants"
+        raise InputError(problem, cure=f"Ask for at most {len(here)}")
     chosen, wording = rng.choice(len(here), count, replace=repeat), rng.integers(0, len(TEMPLATES), count)
     return [(here[i], TEMPLATES[k].format(x=" ".join(here[i]))) for i, k in zip(chosen, wording)]
 

@@ -127,8 +127,6 @@ def prompts(skill: str, count: int, *, split: str, seed: int, repeat: bool = Fal
     rng = np.random.default_rng([seed, zlib.crc32(skill.encode()), split == "test"])
     kind, seen, out = SKILLS[skill], set[str](), list[Record]()
     for _ in range(1000 * count):
-        if len(out) == count:
-            return out
         problem = kind.draw(rng)
         if (problem.content in seen and not repeat) or is_test(skill, problem) != (split == "test"):
             continue
@@ -138,9 +136,12 @@ def prompts(skill: str, count: int, *, split: str, seed: int, repeat: bool = Fal
             "prompt_id": f"{skill}-{split}-{seed}-{len(out)}", "prompt": wording.format(x=problem.shown),
             "answer": problem.answer, "slip": problem.slip, "skill": skill,
         })  # fmt: skip
-    raise InputError(
-        f"fewer than {count} {split} problems of it exist", field=skill, cure=f"Ask for at most {len(out)}"
-    )
+        if len(out) == count:
+            return out
+    if not count:
+        return out
+    told = f"the zoo's skill '{skill}' has fewer than {count} {split} problems"
+    raise InputError(told, cure=f"Ask for at most {len(out)} of each skill")
 
 
 def mixture(shares: dict[str, int], *, split: str, seed: int, repeat: bool = False) -> list[Record]:

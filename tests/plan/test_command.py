@@ -103,6 +103,8 @@ def test_what_an_experiment_samples_and_practises_itself_is_a_part_of_it(monkeyp
     assert practice.texts == {tiny.target: tiny.target_practice} | dict.fromkeys(tiny.sources, tiny.practice)
     assert all(0.99 * practice.texts[p.model] < p.records(0) <= practice.texts[p.model] for p in practised)
     assert plan_of(practised, Ask("v5e-1"))[0].times == practised[0].records(0) // tiny.practise.batch_size
+    read = dataclasses.replace(tiny, source_stores=("-", "runs/teacher", "-"))
+    assert set(fusellm.practice_of(read).texts) == {tiny.target, tiny.sources[0], tiny.sources[2]}
     checked = []
     monkeypatch.setattr(fits, "check_training", lambda settings, option, *folders: checked.append(option))
     check_all(fusellm.parts(tiny))

@@ -123,7 +123,7 @@ def test_prompts_are_different_unless_repeated():
 
 
 def test_more_problems_than_there_are_is_refused():
-    with pytest.raises(InputError, match=r"fewer than 300 test problems of it exist.*at most 1"):
+    with pytest.raises(InputError, match=r"has fewer than 300 test problems.*at most 1"):
         prompts("add", 300, split="test", seed=0)
 
 
