@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -37,6 +37,8 @@ class TokenBatch(NamedTuple):
     branch: int32[B], see `Example.branch`.
     targets: what each of `tokens` should predict, ids and probs [B,1,T,K]; None: there are no teachers.
     values: float32[B,G,N], see `Example.values`; None: the examples have none.
+    beside: arrays [B,...] by name, see `Example.beside`; None: the examples have none.
+    noise: int32[B], what the dropout of each example is drawn from; None: there is none, as where nothing is trained.
     slots: int32[R,M] where rows hold several examples (`data.packing`): the place among B of segment m + 1 of a row, -1
       for none. The arrays of tokens then have R rows instead of B; None: R is B, an example has rows of its own.
     """
@@ -54,6 +56,8 @@ class TokenBatch(NamedTuple):
     branch: Array
     targets: Targets | None = None
     values: Array | None = None
+    beside: dict[str, Array] | None = None
+    noise: Array | None = None
     slots: Array | None = None
 
     @property
@@ -80,6 +84,8 @@ class Example:
     branch: tells the objective what kind of row this is, where a method mixes several in a batch.
     values: numbers of each row that the objective knows the meaning of, [G][N]: weights, what other models make of it.
     targets: of an example with one row, what its tokens but the last should predict; ids and probs [len(row) - 1, K].
+    beside: further arrays that a method's forward pass reads, by name: texts of other models, candidates. In a batch
+      they have the largest shape that the data has, filled up with -1 (integers), 0 (numbers) or False.
     """
 
     rows: tuple[tuple[int, ...], ...]
@@ -92,6 +98,7 @@ class Example:
     values: tuple[tuple[float, ...], ...] = ()
     groups: np.ndarray | None = field(default=None, compare=False)
     targets: Targets | None = field(default=None, compare=False)
+    beside: Mapping[str, np.ndarray] = field(default_factory=dict, compare=False)
 
     def __repr__(self) -> str:
         return brief(self)
@@ -161,6 +168,18 @@ class Data:
         """int64[n,4], see `extents`."""
         return extents(self.examples)
 
+    @cached_property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The largest shape of each array that examples have beside their rows; all have those of the first."""
+        found = dict[str, tuple[int, ...]]()
+        if not len(self.examples) or not self.examples[0].beside:
+            return found
+        for example in self.examples:
+            for name, array in example.beside.items():
+                known = found.get(name, array.shape)
+                found[name] = tuple(map(max, known, array.shape))
+        return found
+
     def __len__(self) -> int:
         return len(self.examples)
 
@@ -199,10 +218,14 @@ def _bucket(sizes: Sequence[int], length: int) -> int:
     return next(s for s in sizes if s >= length)
 
 
-def collate(examples: Sequence[Example], buckets: Buckets, extent: np.ndarray | None = None) -> TokenBatch:
+def collate(
+    examples: Sequence[Example], buckets: Buckets, extent: np.ndarray | None = None,
+    shapes: Mapping[str, tuple[int, ...]] | None = None,
+) -> TokenBatch:  # fmt: skip
     """Right-padded host arrays of examples with the same number of rows.
 
     Args:
+      shapes: of what they have beside their rows, see `Data.shapes`.
       extent: int[4] of the whole batch, where these are the part that one host feeds; None: they are all of it.
     """
     count, groups = len(examples), len(examples[0].rows)
@@ -234,7 +257,19 @@ def collate(examples: Sequence[Example], buckets: Buckets, extent: np.ndarray | 
         weights=np.asarray([e.weight for e in examples], np.float32),
         branch=np.asarray([e.branch for e in examples], np.int32),
         targets=_padded_targets(examples, lengths, width, entries), values=stacked_values(examples),
+        beside={name: _filled([e.beside[name] for e in examples], shape) for name, shape in shapes.items()}
+        if shapes else None,
     )  # fmt: skip
+
+
+def _filled(arrays: Sequence[np.ndarray], shape: tuple[int, ...]) -> np.ndarray:
+    """Arrays in one of [B, *shape]: int32, float32 or bool."""
+    kind = arrays[0].dtype.kind
+    dtype, nothing = {"i": (np.int32, -1), "u": (np.int32, -1), "b": (np.bool_, False)}.get(kind, (np.float32, 0))
+    out: np.ndarray = np.full((len(arrays), *shape), nothing, dtype)
+    for row, array in zip(out, arrays, strict=True):
+        row[tuple(map(slice, array.shape))] = array
+    return out
 
 
 def stacked_values(examples: Sequence[Example]) -> np.ndarray | None:

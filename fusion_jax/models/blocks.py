@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from fusion_jax.models.attention import Context, CrossAttention, Crossed, Encoded, Held, Projections, self_attention
 from fusion_jax.models.config import ModelConfig, Stack
 from fusion_jax.models.experts import ROUTING, routed
-from fusion_jax.models.layers import NormLayer, feed_forward
+from fusion_jax.models.layers import Noise, NormLayer, feed_forward
 from fusion_jax.models.parameters import layer_specs
 from fusion_jax.ops.biases import Alibi, Bucketed
 from fusion_jax.ops.kernels import Bias, Kernel, Visible
@@ -24,14 +24,19 @@ from fusion_jax.sharding import constrain
 Array = jax.Array
 
 
+PARTS = ("attention", "cross", "mlp")  # of a layer, each with dropout of its own
+
+
 class LayerInputs(NamedTuple):
     """What differs from layer to layer: int[L] for a stack, one number inside a layer.
 
-    window: one of the stack's `windows`. rope: which rotary tables; None: all layers have the same.
+    window: one of the stack's `windows`. rope: which rotary tables; None: all layers have the same. tag: of what its
+    dropout is drawn; None: there is none.
     """
 
     window: Any
     rope: Any = None
+    tag: Any = None
 
 
 class Rows(NamedTuple):
@@ -40,7 +45,7 @@ class Rows(NamedTuple):
     tables: cos and sin [B,T,r/2], with a leading axis where layers choose; None without rotary embedding. places:
     positions and lengths of each context, whose kept arrays come layer by layer. buckets: float[buckets,H], the learned
     bias of the scores. counted: bool[B,T], the tokens that routers count in the collection `experts.ROUTING`; None:
-    nothing is counted.
+    nothing is counted. noise: of dropout, for layers with a tag.
     """
 
     tables: tuple[Array, Array] | None
@@ -49,6 +54,7 @@ class Rows(NamedTuple):
     encoded: Encoded | None = None
     buckets: Array | None = None
     counted: Array | None = None
+    noise: Noise | None = None
 
 
 def layer_inputs(stack: Stack) -> LayerInputs:
@@ -125,13 +131,21 @@ class Block(nn.Module):
                 self.sow(ROUTING, "sums", routing, reduce_fn=lambda _, new: new, init_fn=lambda: None)
             return y
 
+        def dropped(name: str, part: Callable[[Array], Array]) -> Callable[[Array], Array]:
+            if rows.noise is None:
+                return part
+            noise, tag = rows.noise, layer.tag + PARTS.index(name)
+            return lambda y: noise.dropped(part(y), tag)
+
+        plain: dict[str, Callable[[Array], Array]] = {"attention": attention, "cross": cross, "mlp": mlp}
+        parts = {name: dropped(name, part) for name, part in plain.items()}
         x = named(x, BLOCK_INPUT)
         if stack.residual in ("parallel", "parallel_norms"):
-            x = self._beside(x, attention, mlp)
+            x = self._beside(x, parts["attention"], parts["mlp"])
         else:
-            x = x if "attention" in stack.lacks else named(self._added("attention", x, attention), RESIDUAL)
-            x = self._added("cross", x, cross) if stack.cross else x
-            x = x if "mlp" in stack.lacks else self._added("mlp", x, mlp)
+            x = x if "attention" in stack.lacks else named(self._added("attention", x, parts["attention"]), RESIDUAL)
+            x = self._added("cross", x, parts["cross"]) if stack.cross else x
+            x = x if "mlp" in stack.lacks else self._added("mlp", x, parts["mlp"])
         x = constrain(x, self.mesh, ("batch", "tokens", None))
         if not self.keep:
             return x, None

@@ -21,7 +21,8 @@ class Compute:
 
     shared_prompt: the rows of an example attend to one copy of their prompt, else each computes its own; exact both
     ways.
-    logits: how many a device holds at once. options: of the compiler.
+    logits: how many a device holds at once. options: of the compiler. dropout, source_dropout, normal_noise: of
+      batches that bring noise, see `train.settings`.
     """
 
     mesh: Mesh | None = None
@@ -31,6 +32,9 @@ class Compute:
     kernel: Kernel = "xla"
     logits: int = CHUNK_ELEMENTS
     options: tuple[tuple[str, str], ...] = ()
+    dropout: float = 0.0
+    source_dropout: float = 0.0
+    normal_noise: bool = False
 
     def jit(self, step: Callable[..., Any], **how: Any) -> Callable[..., Any]:
         """`jax.jit` with the compiler's options of these devices."""

@@ -202,6 +202,8 @@ class Head:
     pooled: whether the scores are made of tanh(linear(hidden state)) of the first token of an encoder, or of the last
       of a decoder behind one; an encoder has this part without scores, too.
     normalised: the table's rows are divided by their L2 norm before they are used.
+    projected: of an encoder alone, numbers of the vector that tanh(linear(hidden state)) of its first token makes of a
+      text, divided by its L2 norm; 0: none. Dot products of such vectors are cosines.
     """
 
     tied: bool = False
@@ -210,6 +212,7 @@ class Head:
     scale: float = 1.0
     pooled: bool = False
     normalised: bool = False
+    projected: int = 0
 
 
 @dataclass(frozen=True)
@@ -218,6 +221,7 @@ class ModelConfig:
 
     final_norm: of the hidden states behind the stacks of each side; None where the last layer norms them.
     start: the token that a decoder with an encoder begins with.
+    companion: a second model that is trained together with this one; its parameters lie under "companion".
     """
 
     model_type: str
@@ -231,6 +235,7 @@ class ModelConfig:
     head: Head = field(default_factory=Head)
     initializer_range: float = 0.02
     start: int = 0
+    companion: ModelConfig | None = None
 
     @property
     def layers(self) -> int:

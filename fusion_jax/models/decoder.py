@@ -16,10 +16,10 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from fusion_jax.models.attention import Context, Encoded, Held
-from fusion_jax.models.blocks import Block, LayerInputs, Rows, layer_inputs, tables_of
+from fusion_jax.models.blocks import PARTS, Block, LayerInputs, Rows, layer_inputs, tables_of
 from fusion_jax.models.config import ModelConfig, Side, Stack
 from fusion_jax.models.experts import ROUTING, total_routing
-from fusion_jax.models.layers import Tables, embedded, normed
+from fusion_jax.models.layers import FIRST_TAG, Noise, Tables, embedded, normed
 from fusion_jax.models.parameters import FINAL_NORMS, parameter_specs
 from fusion_jax.ops.kernels import Kernel, Visible
 from fusion_jax.ops.remat import Remat, remat_policy
@@ -51,20 +51,24 @@ class Body(nn.Module):
         layers: tuple[LayerInputs, ...] | None = None,
         types: Array | None = None,
         counted: Array | None = None,
+        noise: Noise | None = None,
     ) -> tuple[Array, tuple[Any, ...]]:
         config, specs = self.config, parameter_specs(self.config)
         tables = {name: Tables(specs[name], name=name)() for name in tables_beside(config, self.side)}
         with jax.named_scope("embed"):
-            x = embedded(tables, config, self.side, tokens, visible.positions, types, self.dtype)
+            x = embedded(tables, config, self.side, tokens, visible.positions, types, self.dtype, noise)
             x = constrain(x, self.mesh, ("batch", "tokens", None))
         places, buckets = tuple((one.positions, one.lengths) for one in context), buckets_of(tables, self.side)
-        kept = list[Any]()
+        kept, tag = list[Any](), FIRST_TAG[self.side] + 1
         for number, (name, stack) in enumerate(stacks_of(config, self.side).items()):
             if stack.empty:
                 kept.append(None)
                 continue
             inputs = layer_inputs(stack) if layers is None else layers[number]
-            rows = Rows(tables_of(config, stack, visible.positions), visible, places, encoded, buckets, counted)
+            if noise is not None:
+                inputs = inputs._replace(tag=tag + len(PARTS) * jnp.arange(stack.layers))
+                tag += len(PARTS) * stack.layers
+            rows = Rows(tables_of(config, stack, visible.positions), visible, places, encoded, buckets, counted, noise)
             held = Held(tuple(one.kept[number] for one in context))
             x, new = self._scanned(stack, name)(x, inputs, held, rows)
             kept.append(new)
@@ -123,6 +127,7 @@ def forward(
     encoded: Encoded | None = None,
     layers: tuple[LayerInputs, ...] | None = None,
     counted: Array | None = None,
+    noise: Noise | None = None,
     mesh: Mesh | None = None,
     dtype: Any = jnp.float32,
     remat: Remat = "none",
@@ -144,6 +149,7 @@ def forward(
       layers: for each stack, what differs between its layers, in place of what `config` says; windows are among those
         that the stack has. Traced, so that other values compile nothing anew.
       counted: bool[B,T], the tokens whose routing among experts is to be told besides.
+      noise: drops numbers, in training; keys int32[B].
       remat: what the backward pass keeps, see `ops.remat`.
       kernel: of attention: "splash" on TPU, where it takes the question (see `ops.splash.takes`), else "xla".
 
@@ -158,9 +164,9 @@ def forward(
     body = Body(config, "decoder", mesh, dtype, remat, kernel, keep)
     arguments = tokens, visible, context, encoded, layers
     if counted is None:
-        hidden, kept = body.apply({"params": params}, *arguments)
+        hidden, kept = body.apply({"params": params}, *arguments, noise=noise)
         return (hidden, kept) if keep else hidden
-    (hidden, kept), found = body.apply({"params": params}, *arguments, counted=counted, mutable=[ROUTING])
+    (hidden, kept), found = body.apply({"params": params}, *arguments, counted=counted, noise=noise, mutable=[ROUTING])
     routing = total_routing(found[ROUTING])
     return (hidden, kept, routing) if keep else (hidden, routing)
 
@@ -172,6 +178,7 @@ def encode(
     lengths: Array,
     *,
     types: Array | None = None,
+    noise: Noise | None = None,
     mesh: Mesh | None = None,
     dtype: Any = jnp.float32,
     remat: Remat = "none",
@@ -181,12 +188,51 @@ def encode(
 
     Args:
       types: int[B,S], of the tokens, for models that tell two texts of a row apart; None: all 0.
+      noise: as of `forward`.
     """
-    places = jnp.arange(tokens.shape[1], dtype=jnp.int32)[None]
-    segments = (places < lengths[:, None]).astype(jnp.int32)
-    body = Body(config, "encoder", mesh, dtype, remat, kernel)
-    hidden, _ = body.apply({"params": params}, tokens, Visible(places, segments), types=types)
+    exists = jnp.arange(tokens.shape[1], dtype=jnp.int32)[None] < lengths[:, None]
+    hidden = encoded_states(
+        params, config, tokens, exists, types=types, noise=noise, mesh=mesh, dtype=dtype, remat=remat, kernel=kernel
+    )
     return Encoded(hidden, lengths)
+
+
+def encoded_states(
+    params: Params,
+    config: ModelConfig,
+    tokens: Array,
+    exists: Array,
+    *,
+    types: Array | None = None,
+    noise: Noise | None = None,
+    mesh: Mesh | None = None,
+    dtype: Any = jnp.float32,
+    remat: Remat = "none",
+    kernel: Kernel = "xla",
+) -> Array:
+    """Hidden states [B,S,D] of an encoder's tokens int[B,S], of which those that exist, bool[B,S], see each other; the
+    others keep their places between them. Arguments besides as of `encode`."""
+    places = jnp.arange(tokens.shape[1], dtype=jnp.int32)[None]
+    body = Body(config, "encoder", mesh, dtype, remat, kernel)
+    seen = Visible(places, exists.astype(jnp.int32))
+    hidden, _ = body.apply({"params": params}, tokens, seen, types=types, noise=noise)
+    return hidden
+
+
+def gathered(hidden: Array, exists: Array) -> Encoded:
+    """States [C,S,D] of which some exist, bool[C,S], as an encoder's output: those come first, in their order. Cross-
+    attention knows no places, so that nothing else changes."""
+    order = jnp.argsort(~exists, axis=1, stable=True)
+    return Encoded(jnp.take_along_axis(hidden, order[..., None], 1), exists.sum(1))
+
+
+def projected(params: Params, config: ModelConfig, hidden: Array) -> Array:
+    """float[B,n] of length 1, a text's vector by `Head.projected`, from an encoder's hidden states [B,S,D]."""
+    part = params["projection"]
+    wide = jnp.promote_types(hidden.dtype, jnp.float32)
+    first = hidden[:, 0].astype(wide) @ part["kernel"].astype(wide) + part["bias"].astype(wide)
+    vector = jnp.tanh(first)
+    return vector / jnp.maximum(jnp.linalg.norm(vector, axis=-1, keepdims=True), LEAST_NORM)
 
 
 def padded_positions(tokens: Array, config: ModelConfig, lengths: Array) -> Array:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import flax.linen as nn
@@ -12,18 +13,39 @@ from jax.sharding import Mesh
 
 from fusion_jax.models.config import Activation, Mlp, ModelConfig, Norm, Side
 from fusion_jax.models.parameters import LORA, ParamSpec, Specs
+from fusion_jax.ops.dropout import dropout, source_dropout
 from fusion_jax.ops.int8 import times
 from fusion_jax.ops.remat import GATED, named
 from fusion_jax.sharding import constrain
 
 Array = jax.Array
 
+FIRST_TAG: dict[Side, int] = {"decoder": 0, "encoder": 1 << 20}  # of a side's dropout: its embedding's
 ACTIVATIONS: dict[Activation, Callable[[Array], Array]] = {
     "silu": jax.nn.silu,
     "gelu": lambda x: jax.nn.gelu(x, approximate=False),
     "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
     "relu": jax.nn.relu,
 }
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Noise:
+    """What a training pass drops numbers by: int32[B], a key of each row (`ops.dropout`), and how many of them.
+
+    rate: behind the embedding and each part of a layer. source_rate: of an encoder's tokens, whole; normal: by normal
+    instead of uniform noise, as published for Alirector.
+    """
+
+    keys: Array
+    rate: float = field(default=0.0, metadata={"static": True})
+    source_rate: float = field(default=0.0, metadata={"static": True})
+    normal: bool = field(default=False, metadata={"static": True})
+
+    def dropped(self, x: Array, tag: Array | int) -> Array:
+        """x [B,...] with some numbers dropped; tag: tells the places of a model apart."""
+        return dropout(x, self.keys, tag, self.rate)
 
 
 class NormLayer(nn.Module):
@@ -90,7 +112,7 @@ class Tables(nn.Module):
 
 def embedded(
     tables: Mapping[str, Any], config: ModelConfig, side: Side, tokens: Array, positions: Array, types: Array | None,
-    dtype: Any,
+    dtype: Any, noise: Noise | None = None,
 ) -> Array:  # fmt: skip
     """[B,T,D], tokens as the first layer reads them.
 
@@ -99,6 +121,8 @@ def embedded(
     """
     embed, added = config.embed, tables.get(f"{side}_embed", {})
     x = tables["embed"]["embedding"].astype(dtype)[tokens]
+    if noise is not None and side == "encoder":
+        x = source_dropout(x, noise.keys, noise.source_rate, normal_noise=noise.normal)
     x = x if embed.scale == 1.0 else x * jnp.asarray(embed.scale, dtype)
     if "types" in added:
         x += added["types"].astype(dtype)[jnp.zeros_like(tokens) if types is None else types]
@@ -106,7 +130,7 @@ def embedded(
         x += added["positions"].astype(dtype)[positions + config.positions.offset]
     if embed.norm is not None:
         x = normed(x, added["norm"], embed.norm, dtype)
-    return x
+    return x if noise is None else noise.dropped(x, FIRST_TAG[side])
 
 
 def feed_forward(mlp: Mlp, specs: Specs, x: Array, dtype: Any, mesh: Mesh | None, prefix: str = "") -> Array:

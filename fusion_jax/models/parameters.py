@@ -196,6 +196,10 @@ def parameter_specs(config: ModelConfig) -> Specs:
             specs["score"] |= {"bias": ParamSpec((head.labels,), ("labels",), jax.nn.initializers.zeros)}
     elif config.decoder and not head.tied:
         specs["head"] = {"kernel": replace(vocabulary, used=1.0)}
+    if head.projected:
+        specs["projection"] = _linear(config, (config.width, head.projected), ("embed", None), True)
+    if config.companion is not None:
+        specs["companion"] = parameter_specs(config.companion)
     return specs
 
 

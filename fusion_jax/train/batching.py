@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Sequence
 
 import jax
@@ -14,12 +15,14 @@ from fusion_jax.sharding import data_ways, local_rows
 
 
 def step_batch(
-    data: Data, micro: np.ndarray, buckets: Buckets, mesh: Mesh | None, pack_tokens: int = 0
-) -> TokenBatch:
+    data: Data, micro: np.ndarray, buckets: Buckets, mesh: Mesh | None, pack_tokens: int = 0,
+    drawn_from: tuple[int, int] | None = None,
+) -> TokenBatch:  # fmt: skip
     """Micro-batches [A,B,...] of padded rows, or of rows of `pack_tokens` that hold several examples.
 
     Args:
       micro: int[A,B], indices of the examples; every host pads to what the whole step needs.
+      drawn_from: (seed, step), from which and from its own number each example's dropout is drawn; None: there is none.
     """
     if pack_tokens:
         return _packed_batch(data.examples, micro, pack_tokens, mesh)
@@ -29,7 +32,11 @@ def step_batch(
     else:  # a teacher's forward pass is one program over all hosts
         of_all = data.some(every.tolist())
         examples = [of_all[i] for i in np.arange(len(every)).reshape(micro.shape)[:, mine].reshape(-1).tolist()]
-    flat = collate(examples, buckets, data.extents[every].max(0))
+    flat = collate(examples, buckets, data.extents[every].max(0), data.shapes)
+    if drawn_from is not None:
+        numbers = micro[:, mine].reshape(-1).tolist()
+        noise = [zlib.crc32(np.asarray([*drawn_from, number], np.int64).tobytes()) for number in numbers]
+        flat = flat._replace(noise=np.asarray(noise, np.uint32).view(np.int32))
     return jax.tree.map(lambda x: x.reshape(len(micro), len(mine), *x.shape[1:]), flat)
 
 

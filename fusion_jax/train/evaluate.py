@@ -41,7 +41,8 @@ def evaluator(
         for start in range(0, len(held), batch_size):
             part = list(held.examples[start : start + batch_size])
             filled = part + [dataclasses.replace(part[0], weight=0.0)] * (batch_size - len(part))
-            batch = collate([filled[i] for i in mine], buckets, held.extents[start : start + batch_size].max(0))
+            needs = held.extents[start : start + batch_size].max(0)
+            batch = collate([filled[i] for i in mine], buckets, needs, held.shapes)
             new = step(weights(state.params), shard_batch(batch, mesh), state.step)
             sums = jax.tree.map(jnp.add, sums, new) if sums else new
             parts.append(new)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 
@@ -14,6 +14,7 @@ from fusion_jax.models.compute import Compute
 from fusion_jax.models.config import ModelConfig
 from fusion_jax.models.decoder import Params
 from fusion_jax.train.scores import Scores, score
+from fusion_jax.train.state import OptimizerSettings
 
 Array = jax.Array
 Metrics = dict[str, Mean | Count]
@@ -30,6 +31,28 @@ class Progress(NamedTuple):
     tokens: Array | None = None
 
 
+class Given(NamedTuple):
+    """What a forward pass reads besides the weights that train and the batch: nothing of it has a gradient.
+
+    arrays: what the run was given (`optimise`): frozen models' weights, candidates' tokens. memory: of `Memory`.
+    """
+
+    arrays: Any = None
+    memory: Any = None
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What is computed from the weights now and then, such as the index of a retriever, and kept in between.
+
+    make: (params, config, arrays, compute) -> a pytree of arrays. every: optimizer steps from one making to the next,
+      the first before the first step.
+    """
+
+    make: Callable[[Params, ModelConfig, Any, Compute], Any]
+    every: int
+
+
 @dataclass(frozen=True)
 class Objective:
     """Rows, reference and loss of a method.
@@ -44,7 +67,10 @@ class Objective:
     head: which head of the model is read, the language model's or that of a reward model, with one score.
     counts: of a micro-batch, float[n], how many tokens each mean that the loss takes by itself is over; the loss finds
       their sums over the optimizer step in `Progress.tokens`.
-    scores: the forward pass; a method with another one (an encoder, a retriever, frozen teachers) brings its own.
+    scores: the forward pass; a method with another one (an encoder, a retriever, frozen teachers) brings its own,
+      (params, config, batch, compute, given) -> Scores, where `given` is left out unless there is something.
+    memory: what it keeps between steps, `Given.memory`.
+    companion: how the weights of `ModelConfig.companion` are trained, which have an optimizer of their own.
     """
 
     name: str
@@ -54,4 +80,6 @@ class Objective:
     targets: bool = False
     head: Literal["language", "reward"] = "language"
     counts: Callable[[TokenBatch], Array] | None = None
-    scores: Callable[[Params, ModelConfig, TokenBatch, Compute], Scores] = score
+    scores: Callable[..., Scores] = score
+    memory: Memory | None = None
+    companion: OptimizerSettings | None = None

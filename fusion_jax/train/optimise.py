@@ -58,6 +58,7 @@ def optimise(
     run: RunFolder,
     *,
     held: Data | None = None,
+    arrays: Any = None,
 ) -> Model:
     """Train `model` on `data`; continues from the run folder's last checkpoint if there is one.
 
@@ -66,6 +67,7 @@ def optimise(
       settings: with `lora_rank`, adapters are trained: the result's parameters are the starting ones with the adapters
         beside them, which are merged as it is saved.
       held: examples whose loss and metrics are logged under `eval_` every `eval_every` steps and at the end.
+      arrays: what the objective's forward pass reads besides, a pytree of arrays on the mesh: `objective.Given`.
 
     Raises:
       NonFiniteLoss: a step was not finite; names the records, after saving the last good state.
@@ -100,7 +102,7 @@ def optimise(
 
         data = data if in_step else referenced("reference", data)
         held = referenced("reference_validation", held) if held else None
-    optimizer = make_optimizer(settings.optimizer, total)
+    optimizer = make_optimizer(settings.optimizer, total, objective.companion)
     rate = learning_rate(
         settings.optimizer.learning_rate, num_steps=total,
         warmup_ratio=settings.optimizer.warmup_ratio, schedule=settings.optimizer.schedule,
@@ -114,9 +116,9 @@ def optimise(
         total,
         _feeder(data, settings, total, buckets, compute),
         step,
-        _evaluation(model, objective, held, settings, buckets, compute, total, weights),
+        _evaluation(model, objective, held, settings, buckets, compute, total, weights, arrays),
         data.name,
-        model.params if in_step or lora is not None else None,
+        (model.params if in_step or lora is not None else None, arrays),
         compute.dtype,
     )
     # One more than are compared: the end, or what a preemption left, is no whole interval.
@@ -124,6 +126,9 @@ def optimise(
     checkpoints = Checkpoints(run, keep=keep, every=settings.checkpoint_every)
     fresh = model.params if lora is None else init_adapters(model.config, lora, settings.seed, compute.mesh)
     state = init_state(fresh, optimizer, compute.mesh)
+    if (memory := objective.memory) is not None:
+        made = compute.jit(lambda params: memory.make(params, model.config, arrays, compute))(state.params)
+        state = state._replace(opt_state=(state.opt_state, made))
     state = restore_state(checkpoints, state) or state
     with doing(f"training {run.path.name}"), preemption() as told_to_stop, run.timed("training") as clock:
         with finishing(checkpoints):
@@ -140,7 +145,7 @@ class _Work:
     """A run's parts that do not change from step to step.
 
     feed: step -> the indices of its examples and their batch on the devices, None behind the last step.
-    step: (state, batch, start) -> (state, metrics). evaluate: state -> metrics of the held-out examples, if any.
+    step: (state, batch, *given) -> (state, metrics). evaluate: state -> metrics of the held-out examples, if any.
     name: index of an example -> its record. dtype: of the computation.
     """
 
@@ -149,7 +154,7 @@ class _Work:
     step: Callable[..., tuple[TrainState, dict[str, jax.Array]]]
     evaluate: Callable[[TrainState], dict[str, float]]
     name: Callable[[int], str]
-    start: Params | None
+    given: tuple[Any, ...]
     dtype: Any
 
 
@@ -162,12 +167,13 @@ def _evaluation(
     compute: Compute,
     total: int,
     weights: Callable[[Params], Params],
+    arrays: Any,
 ) -> Callable[[TrainState], dict[str, float]]:
     if held is None:
         return lambda state: {}
     step = make_eval_step(model.config, objective, compute, total=total)
     size = settings.batch_size // settings.micro_batches
-    return evaluator(step, held, buckets, compute.mesh, batch_size=size, weights=weights)
+    return evaluator(lambda *one: step(*one, arrays), held, buckets, compute.mesh, batch_size=size, weights=weights)
 
 
 def _feeder(
@@ -184,7 +190,9 @@ def _feeder(
             return np.zeros(0, np.int64), None
         indices = np.asarray(order[step])
         micro = indices.reshape(settings.micro_batches, -1)
-        return indices, shard_batch(step_batch(data, micro, buckets, compute.mesh, settings.pack_tokens), compute.mesh)
+        drawn_from = (settings.seed, step) if settings.dropout or settings.source_dropout else None
+        batch = step_batch(data, micro, buckets, compute.mesh, settings.pack_tokens, drawn_from)
+        return indices, shard_batch(batch, compute.mesh)
 
     return feed
 
@@ -271,7 +279,7 @@ def _loop(
         task = progress.add_task(run.path.name, total=total, completed=first, note="")
         for step in range(first, total):
             indices, batch = upcoming
-            state, metrics = work.step(state, batch, work.start)
+            state, metrics = work.step(state, batch, *work.given)
             stopping = told_to_stop()
             clock.took("step")
             upcoming = work.feed(step + 1)  # while the devices work

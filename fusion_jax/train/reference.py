@@ -28,7 +28,7 @@ from fusion_jax.train.step import make_score_step, shard_batch
 
 
 def examples_fingerprint(examples: Sequence[Example]) -> str:
-    """A hash of every token, boundary, target and value, in order."""
+    """A hash of every token, boundary, target, value and further array, in order."""
     digest = hashlib.sha256()
     for example in examples:
         for row, start in zip(example.rows, example.starts):
@@ -36,9 +36,10 @@ def examples_fingerprint(examples: Sequence[Example]) -> str:
         digest.update(np.asarray([example.branch] if example.branch else [], np.int64).data)
         if example.values:
             digest.update(np.asarray(example.values, np.float64).tobytes())
-        for array in (example.groups, *(example.targets or ())):
+        beside = [array for name in sorted(example.beside) for array in (name.encode(), example.beside[name])]
+        for array in (example.groups, *(example.targets or ()), *beside):
             if array is not None:
-                digest.update(np.ascontiguousarray(array).tobytes())
+                digest.update(array if isinstance(array, bytes) else np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()
 
 
@@ -62,7 +63,7 @@ def sequence_logprobs(
     for start in range(0, len(order), batch_size):
         chosen = order[start : start + batch_size]
         padded = np.concatenate([chosen, np.repeat(chosen[:1], batch_size - len(chosen))])
-        batch = collate([examples[i] for i in padded[mine]], buckets, needs[chosen].max(0))
+        batch = collate([examples[i] for i in padded[mine]], buckets, needs[chosen].max(0), data.shapes)
         values = np.asarray(step(params, shard_batch(batch, compute.mesh)))
         out[chosen] = values[: len(chosen)]
     return out

@@ -16,10 +16,12 @@ from fusion_jax.models.compute import Compute
 from fusion_jax.models.config import ModelConfig
 from fusion_jax.models.decoder import Params, encode, forward, head_kernel
 from fusion_jax.models.experts import Routing
+from fusion_jax.models.layers import Noise
 from fusion_jax.ops.linear_logprobs import linear_logprobs
 from fusion_jax.sharding import constrain, data_ways, tensor_shards
 
 Array = jax.Array
+ROW_STEP = 0x3C6EF372  # tells the noise of an example's rows apart
 
 
 class Scores(NamedTuple):
@@ -126,6 +128,14 @@ def _token_weights(batch: TokenBatch) -> Array:
     return jnp.einsum("rgtm,rm->rgt", _segments(batch), jnp.where(batch.slots < 0, 0, batch.weights[batch.slots]))
 
 
+def noise_of(batch: TokenBatch, compute: Compute, groups: int = 1) -> Noise | None:
+    """What a training pass over each example, or over `groups` rows of each, is dropped by; None where nothing is."""
+    if batch.noise is None:
+        return None
+    keys = batch.noise[:, None] ^ (jnp.arange(groups, dtype=jnp.int32) * ROW_STEP)
+    return Noise(keys.reshape(-1), compute.dropout, compute.source_dropout, compute.normal_noise)
+
+
 def _hidden(params: Params, config: ModelConfig, batch: TokenBatch, compute: Compute) -> tuple[Array, Routing | None]:
     """Hidden states [B,G,T,D] of the rows behind their prompts, [R,G,T,D] of packed rows, and `Scores.routing`."""
     if config.encoder:
@@ -155,7 +165,8 @@ def _hidden(params: Params, config: ModelConfig, batch: TokenBatch, compute: Com
         params, config, whole(prompts, batch.tokens), positions=positions,
         segment_ids=None if batch.segment_ids is None else batch.segment_ids.reshape(rows, -1),
         branches=(size, examples * groups // rows) if size else None, prompt_lengths=lengths if size else None,
-        counted=counted, mesh=compute.mesh, dtype=compute.dtype, remat=compute.remat, kernel=compute.kernel,
+        counted=counted, noise=noise_of(batch, compute, rows // examples), mesh=compute.mesh, dtype=compute.dtype,
+        remat=compute.remat, kernel=compute.kernel,
     )  # fmt: skip
     hidden, routing = found if config.experts is not None else (found, None)
     return hidden[:, size:].reshape(examples, groups, width, -1), routing
@@ -178,8 +189,9 @@ def _decoded(params: Params, config: ModelConfig, batch: TokenBatch, compute: Co
     """
     examples, groups, width = batch.tokens.shape
     how = {"mesh": compute.mesh, "dtype": compute.dtype, "remat": compute.remat, "kernel": compute.kernel}
-    encoded = encode(params, config, batch.prompts, batch.prompt_lengths, **how)
+    encoded = encode(params, config, batch.prompts, batch.prompt_lengths, noise=noise_of(batch, compute), **how)
     tokens = constrain(batch.tokens.reshape(examples * groups, width), compute.mesh, ("batch", None))
     places = jnp.arange(width, dtype=jnp.int32)[None]  # the same for all rows: a bias by distance is computed once
-    hidden = forward(params, config, tokens, positions=places, encoded=encoded, **how)
+    noise = noise_of(batch, compute, groups)
+    hidden = forward(params, config, tokens, positions=places, encoded=encoded, noise=noise, **how)
     return hidden.reshape(examples, groups, width, -1)

@@ -58,8 +58,18 @@ class OptimizerSettings:
         bounded(self, "clip_norm", above=0)
 
 
-def make_optimizer(settings: OptimizerSettings, num_steps: int) -> optax.GradientTransformation:
-    """Clip by global norm, then AdamW; matrices decay, norms and biases do not."""
+COMPANION = "companion"
+
+
+def make_optimizer(
+    settings: OptimizerSettings, num_steps: int, companion: OptimizerSettings | None = None
+) -> optax.GradientTransformation:
+    """Clip by global norm, then AdamW; matrices decay, norms and biases do not.
+
+    companion: of the parameters under "companion", which are clipped and stepped by themselves.
+    """
+    if companion is not None:
+        return _side_by_side(make_optimizer(settings, num_steps), make_optimizer(companion, num_steps))
     rate = learning_rate(
         settings.learning_rate,
         num_steps=num_steps,
@@ -78,6 +88,27 @@ def make_optimizer(settings: OptimizerSettings, num_steps: int) -> optax.Gradien
     )
 
 
+def _side_by_side(
+    own: optax.GradientTransformation, beside: optax.GradientTransformation
+) -> optax.GradientTransformation:
+    """One optimizer for a model's own parameters, another one for its companion's."""
+
+    def parted(params: Params) -> tuple[Params, Params]:
+        return {name: part for name, part in params.items() if name != COMPANION}, params[COMPANION]
+
+    def init(params: Params) -> tuple[Any, Any]:
+        first, second = parted(params)
+        return own.init(first), beside.init(second)
+
+    def update(grads: Params, state: tuple[Any, Any], params: Params) -> tuple[Params, tuple[Any, Any]]:
+        (first, second), (weights, others) = parted(grads), parted(params)
+        new, own_state = own.update(first, state[0], weights)
+        new_beside, other_state = beside.update(second, state[1], others)
+        return {**new, COMPANION: new_beside}, (own_state, other_state)
+
+    return optax.GradientTransformation(init, update)
+
+
 def init_state(params: Params, optimizer: optax.GradientTransformation, mesh: Mesh | None = None) -> TrainState:
     """A fresh state around `params`, which are copied: the step donates the state's buffers."""
 
@@ -94,12 +125,17 @@ def init_state(params: Params, optimizer: optax.GradientTransformation, mesh: Me
 def state_shardings(abstract: TrainState, param_shardings: Params, mesh: Mesh) -> TrainState:
     """Shardings of a whole state: moments lie where their parameters lie, scalars on every device."""
     everywhere = NamedSharding(mesh, PartitionSpec())
-    structure: Any = jax.tree.structure(param_shardings)
+    wholes = [param_shardings]
+    if COMPANION in param_shardings:
+        own = {name: part for name, part in param_shardings.items() if name != COMPANION}
+        wholes += [own, param_shardings[COMPANION]]
+    structures: list[Any] = list(map(jax.tree.structure, wholes))
 
     def is_moments(node: Any) -> bool:
-        return bool(jax.tree.structure(node) == structure)
+        return jax.tree.structure(node) in structures
 
-    placed = jax.tree.map(
-        lambda node: param_shardings if is_moments(node) else everywhere, abstract.opt_state, is_leaf=is_moments
-    )
+    def lying(node: Any) -> Any:
+        return wholes[structures.index(jax.tree.structure(node))] if is_moments(node) else everywhere
+
+    placed = jax.tree.map(lying, abstract.opt_state, is_leaf=is_moments)
     return TrainState(everywhere, everywhere, param_shardings, placed)

@@ -23,7 +23,7 @@ from fusion_jax.models.config import ModelConfig
 from fusion_jax.models.experts import balance
 from fusion_jax.models.lora import Lora, joined
 from fusion_jax.sharding import constrain, data_ways, local_rows, named
-from fusion_jax.train.objective import Metrics, Objective, Progress
+from fusion_jax.train.objective import Given, Metrics, Objective, Progress
 from fusion_jax.train.scores import Scores, score
 from fusion_jax.train.state import Params, TrainState
 
@@ -48,14 +48,26 @@ def make_score_step(
     return compute.jit(step, out_shardings=None if compute.mesh is None else named(compute.mesh, ()))
 
 
+def scores_of(
+    objective: Objective, params: Params, config: ModelConfig, batch: TokenBatch, compute: Compute, given: Given
+) -> Scores:
+    """The objective's forward pass, with what it is given where there is something."""
+    beside = () if given.arrays is None and given.memory is None else (given,)
+    return objective.scores(params, config, batch, compute, *beside)
+
+
 def make_eval_step(
     config: ModelConfig, objective: Objective, compute: Compute, *, total: int
-) -> Callable[[Params, TokenBatch, Array], Metrics]:
-    """Jitted objective without gradient: (params, micro-batch, step) -> sums with weights, `loss` among them."""
+) -> Callable[..., Metrics]:
+    """Jitted objective without gradient: (params, micro-batch, step, arrays) -> sums with weights, `loss` among them.
 
-    def evaluate(params: Params, batch: TokenBatch, step: Array) -> Metrics:
-        batch = _place(batch, compute.mesh)
-        scores = objective.scores(params, config, batch, compute)
+    What it keeps between steps is made anew of these weights.
+    """
+
+    def evaluate(params: Params, batch: TokenBatch, step: Array, arrays: Any = None) -> Metrics:
+        batch, memory = _place(batch, compute.mesh), objective.memory
+        made = None if memory is None else memory.make(params, config, arrays, compute)
+        scores = scores_of(objective, params, config, batch, compute, Given(arrays, made))
         tokens = objective.counts(batch) if objective.counts else None
         loss, metrics = objective.loss(scores, Progress(step, total, tokens))
         return {"loss": loss, **metrics, **_balance(scores)}
@@ -83,12 +95,12 @@ def make_train_step(
     lora: Lora | None = None,
     in_step: bool | None = None,
 ) -> Callable[..., tuple[TrainState, dict[str, Array]]]:
-    """The jitted step (state, batches, start=None) -> (state, metrics); the state is donated.
+    """The jitted step (state, batches, start=None, arrays=None) -> (state, metrics); the state is donated.
 
     Args:
       batches: a `TokenBatch` with a leading axis A of micro-batches; gradients are those of the sum
         over the whole step, divided once by its weight, which depends on no parameter.
-      start: the weights that training starts from, for what follows.
+      start: the weights that training starts from, for what follows. arrays: `Given.arrays`.
       in_step: whether reference log-probs are computed in the step, with `start`, instead of read from the batch; None:
         where `start` is given.
       lora: the state's parameters are adapters, which are added to `start`; nothing else has a gradient.
@@ -101,15 +113,17 @@ def make_train_step(
     """
 
     def micro(
-        params: Params, batch: TokenBatch, progress: Progress, start: Params | None
+        params: Params, batch: TokenBatch, progress: Progress, start: Params | None, given: Given
     ) -> tuple[Array, tuple[Metrics, Array]]:
         reference = start if in_step or in_step is None else None
         if lora is not None:
             assert start is not None
             params = joined(lax.stop_gradient(start), params, lora.scale)
-        scores = objective.scores(params, config, batch, compute)
+        given = lax.stop_gradient(given)
+        scores = scores_of(objective, params, config, batch, compute, given)
         if reference is not None:
-            frozen = objective.scores(lax.stop_gradient(reference), config, batch, compute).sequence
+            still = batch._replace(noise=None)
+            frozen = scores_of(objective, lax.stop_gradient(reference), config, still, compute, given).sequence
             scores = scores._replace(reference=lax.stop_gradient(frozen))
         with jax.named_scope("loss"):
             loss, metrics = objective.loss(scores, progress)
@@ -121,20 +135,30 @@ def make_train_step(
         return loss.total, ({"loss": loss, **metrics}, bad)
 
     def train_step(
-        state: TrainState, batches: TokenBatch, start: Params | None = None
+        state: TrainState, batches: TokenBatch, start: Params | None = None, arrays: Any = None
     ) -> tuple[TrainState, dict[str, Array]]:
         gradient, tokens = jax.grad(micro, has_aux=True), None
+        opt_state, memory = state.opt_state, objective.memory
+        kept = None
+        if memory is not None:
+            opt_state, kept = opt_state
+            kept = lax.cond(
+                state.step % memory.every == 0,
+                lambda params, old: memory.make(params, config, arrays, compute), lambda params, old: old,
+                state.params, kept,
+            )  # fmt: skip
+        given = Given(arrays, kept)
         if objective.counts:
             tokens = jax.vmap(objective.counts)(batches).sum(0)
         progress = Progress(state.step, total, tokens)
 
         def body(grads: Params, batch: TokenBatch) -> tuple[Params, tuple[Metrics, Array]]:
-            new, aux = gradient(state.params, _place(batch, compute.mesh), progress, start)
+            new, aux = gradient(state.params, _place(batch, compute.mesh), progress, start, given)
             return jax.tree.map(jnp.add, grads, new), aux
 
         if batches.tokens.shape[0] == 1:
             grads, aux = gradient(
-                state.params, _place(jax.tree.map(lambda x: x[0], batches), compute.mesh), progress, start
+                state.params, _place(jax.tree.map(lambda x: x[0], batches), compute.mesh), progress, start, given
             )
             means, bad = jax.tree.map(lambda x: x[None], aux)
         else:
@@ -145,12 +169,11 @@ def make_train_step(
         metrics["grad_norm"] = optax.tree.norm(grads)
         if rate is not None:
             metrics["lr"] = rate(state.step)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        updates, moments = optimizer.update(grads, opt_state, state.params)
         keep = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"]) & ~state.halted
-        proposed = (optax.apply_updates(state.params, updates), opt_state)
-        params, opt_state = jax.tree.map(
-            lambda new, old: jnp.where(keep, new, old), proposed, (state.params, state.opt_state)
-        )
+        proposed = (optax.apply_updates(state.params, updates), moments)
+        params, moments = jax.tree.map(lambda new, old: jnp.where(keep, new, old), proposed, (state.params, opt_state))
+        opt_state = moments if memory is None else (moments, kept)
         new_state = TrainState(state.step + keep, ~keep, params, opt_state)
         return new_state, {**metrics, "bad": bad}
 

@@ -1,0 +1,210 @@
+"""What a training step reads besides weights and tokens: further arrays, frozen models, memory, dropout, a companion."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from fusion_jax.data.batches import Data, Example, buckets_for, collate
+from fusion_jax.losses import weighted
+from fusion_jax.models.compute import Compute
+from fusion_jax.models.config import Head
+from fusion_jax.models.decoder import encode, encoded_states, forward, gathered, projected
+from fusion_jax.models.families import config_from_hf
+from fusion_jax.models.layers import Noise
+from fusion_jax.models.parameters import init_params, parameter_specs
+from fusion_jax.store.run_folder import RunFolder
+from fusion_jax.train import objectives
+from fusion_jax.train.batching import step_batch
+from fusion_jax.train.objective import Memory, Objective
+from fusion_jax.train.optimise import optimise
+from fusion_jax.train.reference import examples_fingerprint
+from fusion_jax.train.scores import score
+from fusion_jax.train.settings import TrainSettings
+from fusion_jax.train.state import OptimizerSettings, make_optimizer
+from tests.small import small_model
+
+pytestmark = pytest.mark.usefixtures("quick_compiler")
+BART = {
+    "model_type": "bart", "vocab_size": 40, "d_model": 16, "encoder_layers": 2, "decoder_layers": 2,
+    "encoder_attention_heads": 2, "decoder_attention_heads": 2, "encoder_ffn_dim": 24, "decoder_ffn_dim": 24,
+    "max_position_embeddings": 32, "decoder_start_token_id": 2,
+}  # fmt: skip
+BERT = {
+    "model_type": "bert", "vocab_size": 30, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2,
+    "intermediate_size": 12, "max_position_embeddings": 32,
+}  # fmt: skip
+TRAIN = TrainSettings(
+    OptimizerSettings(learning_rate=1e-2), batch_size=4, micro_batches=2, log_every=1, compute_dtype="float32",
+    remat="none", epochs=2.0, checkpoint_every=2,
+)  # fmt: skip
+
+
+def examples(count: int = 8) -> list[Example]:
+    rng = np.random.default_rng(0)
+    return [
+        Example(
+            (tuple(rng.integers(3, 30, 6 + i % 3).tolist()),), (2,), i,
+            beside={"wanted": rng.integers(0, 9, 2 + i % 4), "numbers": rng.random((2, 1 + i % 2)), "is": np.ones(1, bool)},
+        )
+        for i in range(count)
+    ]  # fmt: skip
+
+
+def test_arrays_beside_rows_have_one_shape_in_all_batches():
+    data = Data(examples())
+    assert data.shapes == {"wanted": (5,), "numbers": (2, 2), "is": (1,)}
+    batch = collate(data.examples[:2], buckets_for(data.extents), shapes=data.shapes)
+    first = data.examples[0].beside
+    assert batch.beside["wanted"].shape == (2, 5) and batch.beside["wanted"].dtype == np.int32
+    assert batch.beside["wanted"][0].tolist() == [*first["wanted"].tolist(), -1, -1, -1]
+    assert batch.beside["numbers"][0, :, 1].tolist() == [0, 0] and batch.beside["is"].dtype == bool
+    changed = [replace(data.examples[0], beside=first | {"wanted": first["wanted"] + 1}), *data.examples[1:]]
+    assert examples_fingerprint(changed) != examples_fingerprint(data.examples)
+
+
+def test_dropout_is_that_of_an_example_wherever_it_stands():
+    data, micro = Data(examples()), np.arange(8).reshape(2, 4)
+    whole = step_batch(data, micro, buckets_for(data.extents), None, drawn_from=(3, 7))
+    other = step_batch(data, micro[:, ::-1], buckets_for(data.extents), None, drawn_from=(3, 7))
+    later = step_batch(data, micro, buckets_for(data.extents), None, drawn_from=(3, 8))
+    assert whole.noise.shape == (2, 4) and len(set(whole.noise.ravel().tolist())) == 8
+    assert (whole.noise == other.noise[:, ::-1]).all() and (whole.noise != later.noise).all()
+    model, compute = small_model(), Compute(dropout=0.3)
+    rows, mixed = (jax.tree.map(lambda x: jnp.asarray(x[0]), b) for b in (whole, other))
+    found, again = (score(model.params, model.config, b, compute).sequence for b in (rows, mixed))
+    np.testing.assert_allclose(found, again[::-1], rtol=1e-6)
+    plain = score(model.params, model.config, rows._replace(noise=None), compute).sequence
+    assert np.abs(found - plain).min() > 1e-4
+    np.testing.assert_array_equal(plain, score(model.params, model.config, rows, Compute()).sequence)
+
+
+def test_dropout_keeps_the_mean_of_what_each_part_adds():
+    """Of a decoder whose parts do nothing but the embedding, so that the mean over many draws is known."""
+    config = config_from_hf(BART)
+    params = init_params(config, jax.random.key(0))
+    tokens = jnp.broadcast_to(jnp.arange(3, 9), (4000, 6))
+    keys = jax.random.randint(jax.random.key(1), (4000,), -(2**31), 2**31 - 1, jnp.int32)
+    lengths = jnp.full(4000, 6)
+    params["encoder"] = jax.tree.map(jnp.zeros_like, params["encoder"]) | {
+        name: params["encoder"][name] for name in ("attention_norm", "mlp_norm")
+    }
+    params["encoder"] = jax.tree_util.tree_map_with_path(
+        lambda path, x: jnp.ones_like(x) if path[-1].key == "scale" else jnp.zeros_like(x), params["encoder"]
+    )
+    plain = encode(params, config, tokens[:1], lengths[:1]).hidden[0]
+    dropped = encode(params, config, tokens, lengths, noise=Noise(keys, rate=0.25)).hidden
+    assert (np.asarray(dropped) == 0).mean() < 0.01  # norms come behind, so that a dropped number is no zero
+    assert np.abs(np.asarray(dropped.mean(0) - plain)).max() < 0.12
+    gone = encode(params, config, tokens, lengths, noise=Noise(keys, source_rate=0.5)).hidden
+    without = params | {"embed": {"embedding": jnp.zeros_like(params["embed"]["embedding"])}}
+    empty = encode(without, config, tokens[:1], lengths[:1]).hidden[0]
+    share = np.isclose(gone, empty, atol=1e-6).all(-1).mean()
+    assert abs(share - 0.5) < 0.02
+    deep = init_params(config, jax.random.key(2))
+    hidden = [forward(deep, config, tokens[:2], encoded=encode(deep, config, tokens[:2], lengths[:2]),
+                      noise=Noise(keys[:2], rate=rate)) for rate in (0.0, 0.4)]  # fmt: skip
+    assert np.abs(hidden[0] - hidden[1]).max() > 0.01
+
+
+def test_padding_between_tokens_keeps_their_places():
+    config = config_from_hf(BART)
+    params = init_params(config, jax.random.key(0))
+    tokens = jnp.asarray([[5, 6, 7, 8, 9, 10]])
+    exists = jnp.asarray([[True, True, False, True, False, True]])
+    one, other = (encoded_states(params, config, t, exists) for t in (tokens, tokens.at[0, 2].set(33).at[0, 4].set(1)))
+    np.testing.assert_allclose(one[exists], other[exists], rtol=1e-6)
+    whole = gathered(one, exists)
+    assert whole.lengths.tolist() == [4]
+    np.testing.assert_array_equal(whole.hidden[0, :4], one[0, jnp.asarray([0, 1, 3, 5])])
+    rows = jnp.asarray([[2, 4, 6]])
+    seen = forward(params, config, rows, encoded=whole)
+    mixed = gathered(one[:, ::-1], exists[:, ::-1])
+    np.testing.assert_allclose(seen, forward(params, config, rows, encoded=mixed), atol=1e-5)
+    plain = encode(params, config, tokens[:, :4], jnp.asarray([3]))
+    np.testing.assert_allclose(
+        plain.hidden[:, :3], encoded_states(params, config, tokens, jnp.arange(6)[None] < 3)[:, :3], rtol=1e-5
+    )
+
+
+def test_a_projected_text_has_length_one():
+    config = replace(config_from_hf(BERT), head=Head(projected=4))
+    params = init_params(config, jax.random.key(0))
+    hidden = encode(params, config, jnp.asarray([[3, 4, 5], [6, 7, 0]]), jnp.asarray([3, 2])).hidden
+    vectors = projected(params, config, hidden)
+    assert vectors.shape == (2, 4)
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=-1), 1.0, rtol=1e-6)
+    part = jax.tree.map(np.asarray, params["projection"])
+    by_hand = np.tanh(np.asarray(hidden)[:, 0] @ part["kernel"] + part["bias"])
+    np.testing.assert_allclose(vectors, by_hand / np.linalg.norm(by_hand, axis=-1, keepdims=True), rtol=1e-5)
+
+
+def test_a_companion_has_an_optimizer_of_its_own():
+    """Each side moves as optax's own chain moves it alone, clipped by its own norm."""
+    model, beside = small_model(), config_from_hf(BERT)
+    config = replace(model.config, companion=beside)
+    assert parameter_specs(config)["companion"].keys() == parameter_specs(beside).keys()
+    params = model.params | {"companion": init_params(beside, jax.random.key(1))}
+    own, other = OptimizerSettings(learning_rate=1e-2, clip_norm=0.5), OptimizerSettings(learning_rate=1e-3)
+    both, grads = make_optimizer(own, 10, other), jax.tree.map(jnp.ones_like, params)
+    updates, state = both.update(grads, both.init(params), params)
+    updates, _ = both.update(grads, state, params)
+    for side, settings in ((model.params, own), (params["companion"], other)):
+        alone, ones = make_optimizer(settings, 10), jax.tree.map(jnp.ones_like, side)
+        moved, kept = alone.update(ones, alone.init(side), side)
+        moved, _ = alone.update(ones, kept, side)
+        found = {k: updates[k] for k in side} if side is model.params else updates["companion"]
+        jax.tree.map(np.testing.assert_array_equal, found, moved)
+    assert float(optax.global_norm(updates["companion"])) > 0
+
+
+def remembering(every: int) -> Objective:
+    """Cross-entropy whose weight is what the weights' sum was when the memory was made; arrays shift it."""
+
+    def scores(params, config, batch, compute, given):
+        found = score(params, config, batch, compute)
+        return found._replace(reference=jnp.broadcast_to(given.memory + given.arrays, found.sequence.shape))
+
+    def loss(scores, progress):
+        return weighted(-scores.sequence[:, 0], scores.weights), {
+            "memory": weighted(scores.reference[:, 0], scores.weights)
+        }
+
+    def make(params, config, arrays, compute):
+        return params["embed"]["embedding"].astype(jnp.float32).sum()
+
+    return Objective("remembering", ("response",), loss, scores=scores, memory=Memory(make, every))
+
+
+def test_memory_is_made_every_few_steps_and_resumes(tmp_path):
+    model, data = small_model(), Data(examples())
+
+    def trained(name: str, train: TrainSettings = TRAIN, *, every: int = 2):
+        run = RunFolder(tmp_path / name)
+        optimise(model, data, remembering(every), train, run, arrays=jnp.float32(3.0))
+        return [line for line in map(eval, run.file("metrics.jsonl").read_text().splitlines())]
+
+    whole = trained("whole")
+    seen = [round(line["memory"], 5) for line in whole]
+    assert seen[0] == seen[1] != seen[2] == seen[3]
+    assert seen[0] == pytest.approx(float(model.params["embed"]["embedding"].sum()) + 3, abs=1e-4)
+    always = trained("always", every=1)
+    assert len({round(line["memory"], 6) for line in always}) == 4
+    assert [line["loss"] for line in always] == [line["loss"] for line in whole]
+
+
+def test_training_with_dropout_resumes_bit_for_bit(tmp_path):
+    model, data = small_model(), Data(examples())
+    train = replace(TRAIN, dropout=0.2)
+    whole = optimise(model, data, objectives.sft(), train, RunFolder(tmp_path / "whole"))
+    run = RunFolder(tmp_path / "again")
+    optimise(model, data, objectives.sft(), train, run)
+    again = optimise(model, data, objectives.sft(), train, run)
+    jax.tree.map(np.testing.assert_array_equal, whole.params, again.params)
+    plain = optimise(model, data, objectives.sft(), TRAIN, RunFolder(tmp_path / "plain"))
+    assert any(jax.tree.leaves(jax.tree.map(lambda a, b: bool((a != b).any()), whole.params, plain.params)))
