@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from fusion_jax.errors import InputError
-from fusion_jax.losses.reductions import Mean, divide, weighted
+from fusion_jax.losses.reductions import Mean, combined, weighted
 
 Array = jax.Array
 Rounding = Literal["none", "bfloat16"]
@@ -290,8 +290,7 @@ def _log(mass: Array) -> Array:
 
 def fused_loss(language: Mean, fusion: Mean, weights: tuple[Array | float, Array | float]) -> Mean:
     """weights[0] * L_LM + weights[1] * L_fuse of a micro-batch, each its own mean; it counts as one (section 9)."""
-    total = weights[0] * divide(language) + weights[1] * divide(fusion)
-    return Mean(total, jnp.ones_like(total))
+    return combined((weights[0], language), (weights[1], fusion))
 
 
 def scheduled_weights(

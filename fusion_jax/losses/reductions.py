@@ -42,3 +42,14 @@ def divide(mean: Mean | Count) -> Array:
     if isinstance(mean, Count):
         return mean.total
     return jnp.where(mean.weight > 0, mean.total / jnp.where(mean.weight > 0, mean.weight, 1.0), 0.0)
+
+
+def combined(*terms: tuple[Array | float, Mean]) -> Mean:
+    """sum_i w_i m_i of terms (w_i, m_i), each the mean of this micro-batch, which then counts as one whatever its size.
+
+    >>> one, two = Mean(jnp.asarray(6.0), jnp.asarray(3.0)), Mean(jnp.asarray(4.0), jnp.asarray(1.0))
+    >>> print(*combined((1.0, one), (0.5, two)))
+    4.0 1.0
+    """
+    total = jnp.asarray(sum(weight * divide(mean) for weight, mean in terms))
+    return Mean(total, jnp.ones_like(total))

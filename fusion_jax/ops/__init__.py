@@ -1,1 +1,1 @@
-"""Numerical primitives: attention, rotary positions, log-probabilities under a linear head."""
+"""Numerical primitives: attention, rotary positions, log-probabilities and divergences of linear heads, dropout."""

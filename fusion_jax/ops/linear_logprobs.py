@@ -54,7 +54,7 @@ def linear_logprobs(
     count = max(math.prod(shape), 1)
     chunks = chunk_plan(kernel.shape[0], -(-count // row_shards), vocab_shards, chunk, elements)
     if labels.size == 0:
-        empty = jnp.zeros(shape, _accumulator(hidden.dtype))
+        empty = jnp.zeros(shape, accumulator(hidden.dtype))
         return jnp.zeros(labels.shape, empty.dtype), empty
     entries = labels.reshape(count, -1)
     logprobs, logsumexp = _logprobs(hidden.reshape(-1, dim), kernel, entries, soft_cap, vocab_shards, chunks)
@@ -68,7 +68,8 @@ def chunk_plan(vocab: int, rows: int, shards: int, chunk: int | None, elements: 
     return _chunk_count(per_shard, max(min(wanted, per_shard), 1))
 
 
-def _accumulator(dtype: jnp.dtype) -> jnp.dtype:
+def accumulator(dtype: jnp.dtype) -> jnp.dtype:
+    """What logits and sums of them are held in: at least float32."""
     return jnp.promote_types(dtype, jnp.float32)
 
 
@@ -89,7 +90,7 @@ def split_head(kernel: Array, shards: int, chunks: int) -> tuple[Array, Array]:
     return kernel.reshape(shards, chunks, per_chunk, dim).swapaxes(0, 1), ids.swapaxes(0, 1)
 
 
-def _merge(chunked: Array, vocab: int) -> Array:
+def join_head(chunked: Array, vocab: int) -> Array:
     """The inverse of `split_head` for gradients."""
     return chunked.swapaxes(0, 1).reshape(-1, chunked.shape[-1])[:vocab]
 
@@ -97,10 +98,30 @@ def _merge(chunked: Array, vocab: int) -> Array:
 def chunk_logits(hidden: Array, part: Array, ids: Array, vocab: int, cap: float | None) -> Array:
     """Logits [N, shards, Vc] of one chunk; entries that only pad the vocabulary are -inf."""
     logits = jnp.einsum(
-        "nd,svd->nsv", hidden, part.astype(hidden.dtype), preferred_element_type=_accumulator(hidden.dtype)
+        "nd,svd->nsv", hidden, part.astype(hidden.dtype), preferred_element_type=accumulator(hidden.dtype)
     )
     logits = logits if cap is None else cap * jnp.tanh(logits / cap)
     return jnp.where(ids < vocab, logits, -jnp.inf)
+
+
+def grown(peak: Array, logits: Array) -> tuple[Array, Array, Array]:
+    """The running maxima [N] with a chunk's logits [N, shards, Vc] counted in, what sums relative to the old maxima are
+    multiplied by [N], and exp(logits - maxima)."""
+    new_peak = jnp.maximum(peak, logits.max((1, 2)))
+    return new_peak, jnp.exp(peak - new_peak), jnp.exp(logits - new_peak[:, None, None])
+
+
+def through_head(
+    d_logits: Array, logits: Array, hidden: Array, part: Array, ids: Array, vocab: int, cap: float | None
+) -> tuple[Array, Array]:
+    """The gradients of a chunk's logits handed back: what they add to the states' [N, D], and the part's own."""
+    dtype = d_logits.dtype
+    if cap is not None:
+        d_logits *= 1.0 - (jnp.where(ids < vocab, logits, 0.0) / cap) ** 2
+    d_logits = d_logits.astype(hidden.dtype)
+    d_hidden = jnp.einsum("nsv,svd->nd", d_logits, part.astype(hidden.dtype), preferred_element_type=dtype)
+    d_part = jnp.einsum("nsv,nd->svd", d_logits, hidden, preferred_element_type=dtype)
+    return d_hidden, d_part.astype(part.dtype)
 
 
 def _inside(labels: Array, ids: Array) -> tuple[Array, Array]:
@@ -115,7 +136,7 @@ def _each(labels: Array, ids: Array) -> Iterator[Array]:
     return (ids == labels[:, k, None, None] for k in range(labels.shape[1]))
 
 
-def _picked(logits: Array, labels: Array, ids: Array) -> Array:
+def picked(logits: Array, labels: Array, ids: Array) -> Array:
     """The chunk's logits of the labels, 0 for those outside it: [N, K]."""
     if labels.shape[1] <= FEW:
         return jnp.stack([jnp.where(at, logits, 0.0).sum((1, 2)) for at in _each(labels, ids)], 1)
@@ -124,7 +145,7 @@ def _picked(logits: Array, labels: Array, ids: Array) -> Array:
     return jnp.where(inside, found, 0.0).sum(1)
 
 
-def _spread(d_logits: Array, values: Array, labels: Array, ids: Array) -> Array:
+def spread(d_logits: Array, values: Array, labels: Array, ids: Array) -> Array:
     """`d_logits` [N, shards, Vc] with the labels' values [N, K] added at their places."""
     if labels.shape[1] <= FEW:
         added = (jnp.where(at, values[:, k, None, None], 0.0) for k, at in enumerate(_each(labels, ids)))
@@ -144,16 +165,16 @@ def _logprobs(
 def _forward(
     hidden: Array, kernel: Array, labels: Array, cap: float | None, shards: int, chunks: int
 ) -> tuple[tuple[Array, Array], tuple[Array, Array, Array, Array]]:
-    vocab, dtype = kernel.shape[0], _accumulator(hidden.dtype)
+    vocab, dtype = kernel.shape[0], accumulator(hidden.dtype)
 
     def body(carry: tuple[Array, Array, Array], chunk: tuple[Array, Array]) -> tuple[tuple, None]:
         peak, total, label_logit = carry
         part, ids = chunk
         logits = chunk_logits(hidden, part, ids, vocab, cap)
-        new_peak = jnp.maximum(peak, logits.max((1, 2)))
-        total = total * jnp.exp(peak - new_peak) + jnp.exp(logits - new_peak[:, None, None]).sum((1, 2))
-        label_logit += _picked(logits, labels, ids)
-        return (new_peak, total, label_logit), None
+        peak, decay, masses = grown(peak, logits)
+        total = total * decay + masses.sum((1, 2))
+        label_logit += picked(logits, labels, ids)
+        return (peak, total, label_logit), None
 
     rows = labels.shape[0]
     start = (jnp.full(rows, jnp.finfo(dtype).min, dtype), jnp.zeros(rows, dtype), jnp.zeros(labels.shape, dtype))
@@ -178,16 +199,12 @@ def _backward(
         part, ids = chunk
         logits = chunk_logits(hidden, part, ids, vocab, cap)
         probs = jnp.exp(logits - logsumexp[:, None, None])
-        d_logits = _spread(g_probs[:, None, None] * probs, g_logprob, labels, ids)
-        if cap is not None:
-            d_logits *= 1.0 - (jnp.where(ids < vocab, logits, 0.0) / cap) ** 2
-        d_logits = d_logits.astype(hidden.dtype)
-        d_hidden += jnp.einsum("nsv,svd->nd", d_logits, part.astype(hidden.dtype), preferred_element_type=dtype)
-        d_part = jnp.einsum("nsv,nd->svd", d_logits, hidden, preferred_element_type=dtype)
-        return d_hidden, d_part.astype(kernel.dtype)
+        d_logits = spread(g_probs[:, None, None] * probs, g_logprob, labels, ids)
+        added, d_part = through_head(d_logits, logits, hidden, part, ids, vocab, cap)
+        return d_hidden + added, d_part
 
     d_hidden, d_chunks = lax.scan(body, jnp.zeros(hidden.shape, dtype), split_head(kernel, shards, chunks))
-    return d_hidden.astype(hidden.dtype), _merge(d_chunks, vocab), None
+    return d_hidden.astype(hidden.dtype), join_head(d_chunks, vocab), None
 
 
 _logprobs.defvjp(_forward, _backward)

@@ -23,7 +23,6 @@ from fusion_jax.files import write_json
 from fusion_jax.hosts.agree import agreed, first_host
 from fusion_jax.hosts.signals import PREEMPTED, preemption
 from fusion_jax.json_files import RESTORE, read_json
-from fusion_jax.losses.schedules import learning_rate
 from fusion_jax.models.compute import Compute
 from fusion_jax.models.config import ModelConfig
 from fusion_jax.models.decoder import Params
@@ -103,10 +102,7 @@ def optimise(
         data = data if in_step else referenced("reference", data)
         held = referenced("reference_validation", held) if held else None
     optimizer = make_optimizer(settings.optimizer, total, objective.companion)
-    rate = learning_rate(
-        settings.optimizer.learning_rate, num_steps=total,
-        warmup_ratio=settings.optimizer.warmup_ratio, schedule=settings.optimizer.schedule,
-    )  # fmt: skip
+    rate = settings.optimizer.rate(total)
     _check_rate(run, rate, total)
     step = make_train_step(
         model.config, objective, optimizer, compute, total=total, rate=rate, router_weight=settings.router_weight,
@@ -202,7 +198,8 @@ def _check_rate(run: RunFolder, rate: optax.Schedule, total: int) -> None:
     if total == 1 and not float(rate(0)):
         raise InputError(
             f"{run.path.name} has one step, which warm-up gives the learning rate 0: nothing would be learnt",
-            field="warmup_ratio", cure="Give more records or epochs, lower the batch size, or set warmup_ratio to 0",
+            field="warmup_ratio",
+            cure="Give more records or epochs, lower the batch size, or set warmup_ratio and warmup_steps to 0",
         )  # fmt: skip
 
 

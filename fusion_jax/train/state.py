@@ -11,7 +11,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from fusion_jax.display import brief
-from fusion_jax.losses.schedules import learning_rate
+from fusion_jax.losses.schedules import POLYNOMIAL_END, learning_rate
 from fusion_jax.models.parameters import LORA
 from fusion_jax.settings import bounded
 
@@ -36,10 +36,12 @@ class OptimizerSettings:
 
     learning_rate: float = 3e-7
     """Largest step size, reached when the warm-up ends."""
-    schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    """How the learning rate falls after the warm-up."""
+    schedule: Literal["cosine", "linear", "polynomial", "constant"] = "cosine"
+    """How the learning rate falls after the warm-up; polynomial is linear and ends at 1e-7 instead of 0."""
     warmup_ratio: float = 0.1
     """Share of the steps in which the learning rate rises from 0."""
+    warmup_steps: int = 0
+    """Steps in which it does, instead of a share of them; 0 leaves it to warmup_ratio."""
     beta1: float = 0.9
     """AdamW's decay of the mean of the gradients."""
     beta2: float = 0.999
@@ -54,8 +56,18 @@ class OptimizerSettings:
     def __post_init__(self) -> None:
         bounded(self, "learning_rate", "eps", "weight_decay", least=0)
         bounded(self, "warmup_ratio", least=0, most=1)
+        bounded(self, "warmup_steps", least=0)
         bounded(self, "beta1", "beta2", least=0, below=1)
         bounded(self, "clip_norm", above=0)
+        if self.schedule == "polynomial":
+            bounded(self, "learning_rate", above=POLYNOMIAL_END)
+
+    def rate(self, num_steps: int) -> optax.Schedule:
+        """The learning rate of each of `num_steps` steps."""
+        return learning_rate(
+            self.learning_rate, num_steps=num_steps, warmup_ratio=self.warmup_ratio, warmup_steps=self.warmup_steps,
+            schedule=self.schedule,
+        )  # fmt: skip
 
 
 COMPANION = "companion"
@@ -70,12 +82,7 @@ def make_optimizer(
     """
     if companion is not None:
         return _side_by_side(make_optimizer(settings, num_steps), make_optimizer(companion, num_steps))
-    rate = learning_rate(
-        settings.learning_rate,
-        num_steps=num_steps,
-        warmup_ratio=settings.warmup_ratio,
-        schedule=settings.schedule,
-    )
+    rate = settings.rate(num_steps)
 
     def decayed(params: Params) -> Params:
         return jax.tree.map_with_path(lambda path, _: path[-1].key in ("kernel", "embedding", *LORA), params)

@@ -15,7 +15,8 @@ pytestmark = pytest.mark.usefixtures("quick_compiler")
 MODULES = [
     importlib.import_module(f"fusion_jax.{name}")
     for name in (
-        "losses.preference", "losses.infifpo", "losses.fuserl", "losses.fusion", "losses.reductions", "losses.schedules", "losses.sft", "align.sequences",
+        "losses.preference", "losses.infifpo", "losses.fuserl", "losses.fusion", "losses.alirector", "losses.mktod",
+        "losses.reductions", "losses.schedules", "losses.sft", "align.sequences",
     )
 ]  # fmt: skip
 EXAMPLES = {

@@ -10,7 +10,6 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from fusion_jax.losses import Mean, weighted
-from fusion_jax.losses.schedules import learning_rate
 from fusion_jax.models.config import ModelConfig
 from fusion_jax.models.int8 import Weights
 from fusion_jax.models.lora import Lora, abstract_adapters
@@ -93,9 +92,7 @@ class TrainStep(Program):
         )
         settings = OptimizerSettings()
         optimizer = make_optimizer(settings, _STEPS)
-        rate = learning_rate(
-            settings.learning_rate, num_steps=_STEPS, warmup_ratio=settings.warmup_ratio, schedule=settings.schedule
-        )
+        rate = settings.rate(_STEPS)
         params = abstract_params(config, jnp.float32, mesh)
         if self.lora is not None:
             params = abstract_adapters(config, self.lora, mesh)
