@@ -174,9 +174,12 @@ def test_too_many_paths_end_in_time_and_are_told():
 
 def test_pairs_that_are_too_long_are_named():
     with pytest.raises(InputError, match=r"record 2, field 'target': source and target have 2001 and 2001 char"):
-        score(["天", "天" * 2000 + "地"], ["天", "人" * 2000 + "心"], [["天"], ["天"]])
+        score(["天", "天" * 2000 + "地"], ["天", "人" * 2000 + "心"], [["天"], ["没有错误"]])
     with pytest.raises(InputError, match="record 3, field 'target'"):
         score(["天"] * 2 + ["天" * 2000], ["天"] * 3, [["天", "地"], ["天"], ["天", "地" * 2000]])
+    with pytest.raises(InputError, match="record 1, field 'target': source and target have 100000 and 0 char"):
+        edits("天" * 100_000, "")
+    assert edits("天地", "天" * 5000 + "地") == (Edit(0, 0, "M", "天" * 4999),)
     with pytest.raises(InputError, match="record 1, field 'hypothesis': has 2000 words beside 2000"):
         score_m2([Annotated(("a",) * 2000, ((NOOP,),))], [("b",) * 2000])
 

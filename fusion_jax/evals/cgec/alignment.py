@@ -29,8 +29,9 @@ from fusion_jax.evals.cgec.text import Tokens
 
 MATCH, TURN, REPLACE, INSERT, DELETE = 1, 2, 4, 8, 16  # the order in which paths are followed
 LETTERS = {MATCH: "M", TURN: "T", REPLACE: "S", INSERT: "I", DELETE: "D"}
-NODES = 1 << 20  # of the pairs of a batch together
-LARGEST = 1 << 20  # nodes of one pair: 1,023 characters beside as many
+LARGEST = (
+    1 << 21
+)  # cells of a pair, see `_cells`, and of the pairs of a batch together: 1,023 characters beside as many
 MOST_PATHS = 1024
 FAR = 10  # characters; of pairs whose lengths differ by more the first path alone is followed
 
@@ -93,12 +94,17 @@ def minimal_paths(
 
 def check_size(source: Tokens, target: Tokens, number: int) -> None:
     """Refuse a pair that is too long to align; raises InputError with its number."""
-    if (len(source) + 1) * (len(target) + 1) > LARGEST:
+    if _cells(len(source), len(target)) > LARGEST:
         ending = _common_ending(source, target)
         n, m = len(source) - ending, len(target) - ending
-        if (n + 1) * (m + 1) > LARGEST:
+        if _cells(n, m) > LARGEST:
             problem = f"source and target have {n} and {m} characters before their common ending, too many to align"
             raise InputError(problem, record=number, field="target", cure="Cut the sentence into several")
+
+
+def _cells(n: int, m: int) -> int:
+    """What is stored for a pair: anti-diagonals by places of the source."""
+    return (n + m + 1) * (n + 1)
 
 
 def _common_ending(source: Tokens, target: Tokens) -> int:
@@ -114,18 +120,17 @@ def _common_ending(source: Tokens, target: Tokens) -> int:
 def _batches(
     pairs: Sequence[tuple[Tokens, Tokens]], endings: Sequence[int], known: Dictionaries | None
 ) -> Iterator[_Batch]:
-    """Pairs of like sizes together, of at most `NODES` nodes or one pair."""
+    """Pairs of like sizes together, of at most `LARGEST` cells."""
     sizes = [(len(a) - e, len(b) - e) for (a, b), e in zip(pairs, endings)]
     order = sorted(range(len(pairs)), key=lambda p: (sum(sizes[p]), sizes[p]))
     group: list[int] = []
-    highest = widest = 0
+    n = m = 0
     for p in order:
-        higher, wider = max(highest, sizes[p][0] + 1), max(widest, sizes[p][1] + 1)
-        if group and higher * wider * (len(group) + 1) > NODES:
+        n, m = max(n, sizes[p][0]), max(m, sizes[p][1])
+        if group and _cells(n, m) * (len(group) + 1) > LARGEST:
             yield _batch(group, pairs, sizes, known)
-            group, higher, wider = [], sizes[p][0] + 1, sizes[p][1] + 1
+            group, (n, m) = [], sizes[p]
         group.append(p)
-        highest, widest = higher, wider
     if group:
         yield _batch(group, pairs, sizes, known)
 
