@@ -136,7 +136,7 @@ def parse_turn(record: Record, knowledge: Knowledge, place: Place, scale: Scale)
     ]
     return Turn(
         dialogue=_whole(record.get("did"), "did", place),
-        domain=text({"type": "", **record}, "type", place, blank=True).strip().lower(),
+        domain=text({"type": record.get("type") or ""}, "type", place, blank=True).strip().lower(),
         context=context,
         response=response,
         gold=tuple(gold),

@@ -22,8 +22,9 @@ from fusion_jax.dialogue.meta import TagSettings, every_meta, tag
 from fusion_jax.dialogue.serialise import spaced
 from fusion_jax.dialogue.sets import MISSING, SYSTEM, USER, DataSet
 from fusion_jax.errors import InputError
-from fusion_jax.files import replacing_folder, write_json
+from fusion_jax.files import write_json, writing
 from fusion_jax.jsonl import Record
+from fusion_jax.paths import as_path
 from fusion_jax.zoo import places
 from fusion_jax.zoo.places import DIGITS, FIRST_NAMES, HOUSES, KINDS, LAST_NAMES, SLOTS, STREETS, VALUES, Town, Wants
 
@@ -121,16 +122,17 @@ def _side(size: int, town: Town, seen: set[str], rng: np.random.Generator) -> It
 def write_files(
     folder: str | os.PathLike[str], seed: int, sizes: tuple[int, int, int] = (800, 100, 150), *, count: int = 80
 ) -> BookingFiles:
-    """`bookings` as files of a folder, which replace what it held: all of them, or none after an error."""
-    made, target = bookings(seed, sizes, count=count), Path(folder)
+    """`bookings` as files of a folder, each of which is there whole or not at all; other files of it stay."""
+    made, target = bookings(seed, sizes, count=count), as_path(folder)
     files = BookingFiles(*(target / f"{name}.json" for name in ("all_db", "entities", "train", "val", "test")))
     contents = {
         files.knowledge: list(made.town.places), files.entities: places.entity_values(made.town.places),
         files.train: made.train, files.validation: made.validation, files.test: made.test,
     }  # fmt: skip
-    with replacing_folder(target) as temporary:
+    with writing("the dialogues", target):
+        target.mkdir(parents=True, exist_ok=True)
         for file, content in contents.items():
-            write_json(temporary / file.name, content, sort=False)
+            write_json(file, content, sort=False)
     return files
 
 

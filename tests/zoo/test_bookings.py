@@ -113,6 +113,17 @@ def test_the_files_are_read_as_those_of_the_data_set(made, files, knowledge):
             assert turn.own == tuple(record["gt_db_idx"])
 
 
+def test_files_are_written_beside_others_or_refused(tmp_path):
+    kept = tmp_path / "kept.txt"
+    kept.write_text("mine")
+    first = bookings.write_files(tmp_path, 3, (4, 1, 1))
+    before = first.train.read_text()
+    assert bookings.write_files(tmp_path, 3, (4, 1, 1)) == first and first.train.read_text() == before
+    assert kept.read_text() == "mine" and len(list(tmp_path.iterdir())) == 6
+    with pytest.raises(InputError, match="the dialogues cannot be written"):
+        bookings.write_files(kept / "below", 3, (4, 1, 1))
+
+
 def test_the_scorer_finds_the_gold_values_and_nothing_else(made, files, knowledge):
     """So that a response with all values has an F1 of 100, although values are looked up as substrings."""
     entities, turns = read_entities(files.entities, bookings.DATASET), turns_of(made.test, knowledge).turns
