@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
-from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -37,6 +37,17 @@ MARKS: dict[str, tuple[str, ...]] = {
     "turns": ("<bos>", "<eos>", "<pad>", "<turn>", "</turn>"),
     "inst": ("<s>", "</s>", "<pad>", "[INST]", "[/INST]"),
 }
+WordKind = Literal["t5", "bert"]
+WORD_KINDS: dict[WordKind, tuple[tuple[str, ...], str, dict[str, str]]] = {
+    "t5": (
+        ("<pad>", "</s>", "<unk>"), "$A </s>", {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"},
+    ),
+    "bert": (
+        ("[PAD]", "[UNK]", "[CLS]", "[SEP]"), "[CLS] $A [SEP]",
+        {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"},
+    ),
+}  # fmt: skip
+"""Special tokens, what stands around a text, and what the special tokens are for."""
 QWEN_WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
@@ -134,3 +145,27 @@ def _unigram(size: int, special: list[str]) -> tuple[Tokenizer, trainers.Trainer
 
 
 KINDS = {"byte_bpe": _byte_bpe, "qwen_bpe": _qwen_bpe, "bpe": _bpe, "unigram": _unigram}
+
+
+def word_tokenizer(kind: WordKind, words: Sequence[str], marks: Sequence[str] = ()) -> PreTrainedTokenizerFast:
+    """A tokenizer whose tokens are whole lower-case words and single punctuation marks, as a T5 or a BERT reads them.
+
+    Args:
+      kind: "t5" puts </s> behind a text (<pad> is 0, </s> 1, <unk> 2); "bert" puts [CLS] before and [SEP] behind it
+        ([PAD] is 0).
+      words: the vocabulary, behind the special tokens. marks: special tokens, behind the words.
+    """
+    from transformers import PreTrainedTokenizerFast
+
+    special, template, names = WORD_KINDS[kind]
+    pieces = {piece: number for number, piece in enumerate(dict.fromkeys((*special, *words)))}
+    tokenizer = Tokenizer(models.WordLevel(pieces, unk_token=names["unk_token"]))
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=template, special_tokens=[(piece, pieces[piece]) for piece in special if piece in template]
+    )
+    inputs = ["input_ids", *(["token_type_ids"] if kind == "bert" else []), "attention_mask"]
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, additional_special_tokens=list(marks), model_input_names=inputs, **names
+    )

@@ -15,6 +15,7 @@ FLOORS = (
     "plan evals",
     "train merge prune cool",
     "teachers sampling rewards zoo",
+    "dialogue",
     "align models",
     "data store",
     "jsonl settings",
