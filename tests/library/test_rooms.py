@@ -15,7 +15,7 @@ FLOORS = (
     "plan evals",
     "train merge prune cool",
     "teachers sampling rewards zoo",
-    "align models",
+    "align correction models",
     "data store",
     "jsonl settings",
     "json_files yaml_files command_line failures markdown ops",
