@@ -1,7 +1,7 @@
 """Sentences and their corrections: the records, the files that hold them, and the training list of Alirector.
 
-Pairs are records {"source", "target"}; triples also have "pred", a draft by a model. They are read from a JSON list,
-from JSON lines and whatever else `data.loaders.load_records` reads. Sentences to be scored stand in "para" files, as MuCGEC,
+Pairs are records {"source", "target"}; triples also have "pred", a draft by a model. They stand in a JSON list, in JSON
+lines, or in another source of `data.loaders.load_records`. Sentences to be scored stand in "para" files, as MuCGEC,
 NaCGEC and NLPCC18 are given: a line each of id, source and one or several references, separated by tabs (Alirector spec
 section 2.1). A sentence that holds a tab or the end of a line is refused: both separate sentences here and in prompts.
 """
