@@ -172,7 +172,7 @@ def _labelled(one: Any, size: int, where: str, place: Place) -> Change:
     if not isinstance(labels, list) or not labels or not all(isinstance(label, str) for label in labels):
         raise place.error(f"is {quoted(labels)}, not a text or a list of texts", f"{where}.label", _CURE)
     for label in labels:
-        sentence_of({"label": label}, "label", place, blank=True)
+        sentence_of({f"{where}.label": label}, f"{where}.label", place, blank=True)
     inserted = found[1] == "INS"
     position = _position(one.get("pos"), -1 if inserted else 0, size, f"{where}.pos", place)
     if inserted:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
-from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
 from fusion_jax.correction.pairs import Pair, Sentence, training_list, write_pairs, write_para
 from fusion_jax.correction.prompts import TEMPLATES
@@ -30,6 +30,7 @@ from fusion_jax.zoo.chinese_errors import Kind, broken
 from fusion_jax.zoo.chinese_errors import characters as characters_of_errors
 from fusion_jax.zoo.chinese_grammar import Word, sentence, spelled
 from fusion_jax.zoo.chinese_grammar import characters as characters_of_sentences
+from fusion_jax.zoo.tokenizers import SPECIALS, bert_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -144,11 +145,13 @@ def _different(count: int, field: str, draw: Callable[[], T | None]) -> list[T]:
     out = dict[T, None]()
     for _ in range(MOST_DRAWS * count):
         if len(out) == count:
-            return list(out)
+            break
         one = draw()
         if one is not None:
             out[one] = None
-    raise InputError(f"there are fewer than {count}", field=field, cure=f"Ask for at most {len(out)}")
+    if len(out) < count:
+        raise InputError(f"there are fewer than {count}", field=field, cure=f"Ask for at most {len(out)}")
+    return list(out)
 
 
 def _pair(s: ChineseSettings, rewritten: float, rng: np.random.Generator) -> Pair | None:
@@ -156,7 +159,8 @@ def _pair(s: ChineseSettings, rewritten: float, rng: np.random.Generator) -> Pai
     words, usual = _drawn("train", rng), rng.random() < rewritten
     wrong = broken(words, _errors(s, rng), rng)
     right = wrong.references[rng.integers(len(wrong.references))]
-    return Pair(wrong.source, spelled(words, usual=True) if usual else right) if wrong.kinds else None
+    target = spelled(words, usual=True) if usual else right
+    return Pair(wrong.source, target) if wrong.kinds and wrong.source != target else None
 
 
 def _unchanged(rng: np.random.Generator) -> Pair:
@@ -171,11 +175,18 @@ def _errors(s: ChineseSettings, rng: np.random.Generator) -> int:
 def _sentences(s: ChineseSettings, side: Side, count: int, rng: np.random.Generator) -> list[Made]:
     """Different sentences of a side, shuffled."""
     right = round(s.right * count)
-    odd = round(s.odd * right)
+    odd, seen = round(s.odd * right), set[str]()
+
+    def new(made: Made | None) -> Made | None:
+        if made is None or made.sentence.source in seen:
+            return None
+        seen.add(made.sentence.source)
+        return made
+
     found = [
-        *_different(odd, side, lambda: _made(side, 0, True, rng)),
-        *_different(right - odd, side, lambda: _made(side, 0, False, rng)),
-        *_different(count - right, side, lambda: _made(side, _errors(s, rng), None, rng)),
+        *_different(odd, side, lambda: new(_made(side, 0, True, rng))),
+        *_different(right - odd, side, lambda: new(_made(side, 0, False, rng))),
+        *_different(count - right, side, lambda: new(_made(side, _errors(s, rng), None, rng))),
     ]
     order = rng.permutation(count)
     return [replace(found[i], sentence=replace(found[i].sentence, name=str(n))) for n, i in enumerate(order, 1)]
@@ -190,36 +201,19 @@ def _made(side: Side, errors: int, rare: bool | None, rng: np.random.Generator) 
     return Made(Sentence("", wrong.source, wrong.references), wrong.kinds, has)
 
 
-SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
-
-
 def characters() -> list[str]:
     """Every character of the sentences and of their errors, in the order of their code points."""
     return sorted({*characters_of_sentences(), *characters_of_errors()})
 
 
 def wordpiece() -> PreTrainedTokenizerFast:
-    """A tokenizer as Chinese BART models have it: WordPiece, each Chinese character a token of its own, cased, [CLS] in
-    front and [SEP] behind; spaces, tabs and ends of lines are lost."""
-    vocabulary = {token: i for i, token in enumerate((*SPECIALS, *characters()))}
-    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.BertNormalizer(strip_accents=False, lowercase=False)
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer.decoder = decoders.WordPiece()
-    marks = [(token, vocabulary[token]) for token in ("[CLS]", "[SEP]")]
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B [SEP]", special_tokens=marks
-    )
-    from transformers import PreTrainedTokenizerFast
-
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]",
-        mask_token="[MASK]",
-    )  # fmt: skip
+    """A tokenizer as Chinese BART models have it, each character a token of its own; spaces, tabs and ends of lines are
+    lost."""
+    return bert_tokenizer((*SPECIALS, *characters()))
 
 
 def by_character() -> PreTrainedTokenizerFast:
-    """A tokenizer for a decoder alone: each character is a token, also tabs and ends of lines, and so is each Latin word
+    """A tokenizer for a decoder alone: each character is a token, tabs and ends of lines as well, and each Latin word
     of the prompts; what it knows it gives back exactly."""
     known = {*characters(), *TEMPLATES.correct, *TEMPLATES.align, "\t", "\n", ":"}
     single = sorted(c for c in known if not c.isascii() or not c.isalpha())

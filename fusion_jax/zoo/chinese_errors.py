@@ -13,7 +13,7 @@ from typing import Literal
 
 import numpy as np
 
-from fusion_jax.zoo.chinese_grammar import FUTURE, OPENERS, PAST, THINGS, Word, spelled
+from fusion_jax.zoo.chinese_grammar import DEGREES, FUTURE, OPENERS, PAST, THINGS, Word, spelled
 
 Kind = Literal["redundant", "missing", "wrong", "disordered"]
 KINDS: tuple[Kind, ...] = ("redundant", "missing", "wrong", "disordered")
@@ -117,7 +117,7 @@ def _redundant(words: Sequence[Word]) -> Iterator[Error]:
             yield Error("redundant", Change(i + 1, i + 1, "了"))
 
 
-LOST = {"done", "at", "measure", "degree", "how mark", "manner mark", "ba", "have", "then", "verb", "asking"}
+LOST = {"done", "at", "measure", "degree", "how mark", "manner mark", "ba", "then", "verb", "asking"}
 
 
 def _missing(words: Sequence[Word]) -> Iterator[Error]:
@@ -127,7 +127,21 @@ def _missing(words: Sequence[Word]) -> Iterator[Error]:
             word.part == "measure" and words[i + 1].part == "people"  # 一百人 is right
         )
         if found and not word.rare and not kept:
-            yield Error("missing", Change(i, i + 1, ""))
+            yield Error("missing", Change(i, i + 1, ""), _others(words, i))
+
+
+def _others(words: Sequence[Word], i: int) -> tuple[tuple[Change, ...], ...]:
+    """Other words that may have stood in a place: degrees, and measure words of the same thing."""
+    also: set[str] = set()
+    if words[i].part == "degree":
+        also = set(DEGREES)
+    elif words[i].part == "measure":
+        also = _measures(words[i + 1])
+    return tuple((Change(i, i + 1, other),) for other in sorted(also - {words[i].text}))
+
+
+def _measures(counted: Word) -> set[str]:
+    return {m for thing in THINGS if thing.name == counted.text for m in (thing.measure, thing.odd) if m}
 
 
 def _told_by_the_rest(words: Sequence[Word], i: int) -> bool:
@@ -152,14 +166,18 @@ def characters() -> set[str]:
 
 def _wrong(words: Sequence[Word]) -> Iterator[Error]:
     for i, word in enumerate(words):
-        if word.text in CONFUSED:
+        if word.text in CONFUSED and not _right_as_well(words, i):
             yield Error("wrong", Change(i, i + 1, CONFUSED[word.text]))
         if word.part == "measure" and words[i + 1].part == "object":
-            right = {m for thing in THINGS if thing.name == words[i + 1].text for m in (thing.measure, thing.odd)}
-            repairs = tuple((Change(i, i + 1, other),) for other in sorted(right - {word.text, ""}))
             for other in ("本", "个", "条", "张"):
-                if other not in right:
-                    yield Error("wrong", Change(i, i + 1, other), repairs)
+                if other not in _measures(words[i + 1]):
+                    yield Error("wrong", Change(i, i + 1, other), _others(words, i))
+
+
+def _right_as_well(words: Sequence[Word], i: int) -> bool:
+    """Whether a verb stays right where it is confused: flowers are sold as well as bought."""
+    names = {thing.name for thing in THINGS if thing.verb == CONFUSED[words[i].text]}
+    return words[i].part == "verb" and any(word.text in names for word in words[i:])
 
 
 def _conflicting(words: Sequence[Word]) -> Iterator[Error]:
@@ -183,9 +201,9 @@ def _told_otherwise(words: Sequence[Word], when: str, time: int) -> tuple[Change
     """Of the time that the sentence does not mean, what it would be: 要 in the place of 了, or the other way round."""
     parts = [word.part for word in words]
     if "done" in parts and "verb" in parts and parts[-1] == "end" and "already" not in parts:
-        done, verb = parts.index("done"), parts.index("verb")
+        done = parts.index("done")
         before = min(parts.index(part) for part in ("at", "manner", "verb") if part in parts)
-        return (Change(time, time + 1, when), Change(before, before, "要"), Change(done, done + 1, "")) if verb else ()
+        return (Change(time, time + 1, when), Change(before, before, "要"), Change(done, done + 1, ""))
     if "modal" in parts and "asking" not in parts:
         modal, verb = parts.index("modal"), parts.index("verb")
         if words[modal].text == "要" and not words[verb].rare:
@@ -196,7 +214,9 @@ def _told_otherwise(words: Sequence[Word], when: str, time: int) -> tuple[Change
 def _disordered(words: Sequence[Word]) -> Iterator[Error]:
     for i, word in enumerate(words):
         nxt = words[i + 1] if i + 1 < len(words) else None
-        if word.part in ("past", "future", "often") or (word.part == "also" and nxt is not None):
+        if word.part in ("past", "future"):
+            yield from _moved(words, i, i + 1, _beside_subject(words, i))
+        if word.part in ("often", "also"):
             yield from _moved(words, i, i + 1)
         if word.part == "at":
             yield from _moved(words, i, i + 2)
@@ -214,12 +234,23 @@ def _disordered(words: Sequence[Word]) -> Iterator[Error]:
             yield Error("disordered", Change(i, i + 1, word.text[::-1]))
 
 
-def _moved(words: Sequence[Word], start: int, end: int) -> Iterator[Error]:
+def _beside_subject(words: Sequence[Word], i: int) -> tuple[tuple[Change, ...], ...]:
+    """A time may stand on either side of the subject."""
+    for first in (i - 1, i):
+        pair = words[max(first, 0) : first + 2]
+        if len(pair) == 2 and "subject" in (pair[0].part, pair[1].part):
+            return ((Change(first, first + 2, pair[1].text + pair[0].text),),)
+    return ()
+
+
+def _moved(
+    words: Sequence[Word], start: int, end: int, repairs: tuple[tuple[Change, ...], ...] = ()
+) -> Iterator[Error]:
     """Words moved to the end of their clause."""
     last = next(j for j in range(end, len(words)) if words[j].part in ("comma", "end", "asking"))
     text = spelled(words[end:last]) + spelled(words[start:end])
     if text != spelled(words[start:last]):
-        yield Error("disordered", Change(start, last, text))
+        yield Error("disordered", Change(start, last, text), repairs)
 
 
 def _clause_has(words: Sequence[Word], i: int, parts: set[str]) -> bool:

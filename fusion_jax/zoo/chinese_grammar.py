@@ -216,7 +216,7 @@ def _linked(rng: np.random.Generator) -> list[Word]:
     comma = Word("，", "comma")
     if first == "如果":
         start, end = _described(rng), _planned(rng)
-        place = 1 + next(i for i, word in enumerate(end) if word.part == "subject")
+        place = next(i for i, word in enumerate(end) if word.part == "modal")
         return [Word(first, "link"), *start, comma, *end[:place], Word(second, "then"), *end[place:]]
     silent = first == "因为" and rng.random() < 2 * RARE
     link = Word("", "second link", second, True) if silent else Word(second, "second link")

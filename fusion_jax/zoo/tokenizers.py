@@ -1,4 +1,5 @@
-"""The zoo's tokenizers, trained on its own text: four vocabularies of three kinds, each with its own chat template."""
+"""The zoo's tokenizers: four vocabularies of three kinds, trained on its own text, each with its own chat template; and
+BERT's, of a vocabulary that is given."""
 
 from __future__ import annotations
 
@@ -6,7 +7,7 @@ import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -134,3 +135,28 @@ def _unigram(size: int, special: list[str]) -> tuple[Tokenizer, trainers.Trainer
 
 
 KINDS = {"byte_bpe": _byte_bpe, "qwen_bpe": _qwen_bpe, "bpe": _bpe, "unigram": _unigram}
+
+SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+
+
+def bert_tokenizer(words: Sequence[str]) -> PreTrainedTokenizerFast:
+    """BERT's tokenizer as Chinese BART models have it: WordPiece, Chinese characters taken apart, cased, [CLS] in front
+    and [SEP] behind.
+
+    Args:
+      words: the vocabulary in the order of the ids, with all of `SPECIALS`.
+    """
+    vocabulary = {word: i for i, word in enumerate(words)}
+    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(strip_accents=False, lowercase=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    marks = [(mark, vocabulary[mark]) for mark in ("[CLS]", "[SEP]")]
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B [SEP]", special_tokens=marks
+    )
+    from transformers import PreTrainedTokenizerFast
+
+    names = ("pad", "unk", "cls", "sep", "mask")
+    special = {f"{name}_token": mark for name, mark in zip(names, SPECIALS, strict=True)}
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)
