@@ -67,7 +67,7 @@ def load_texts(source: str | os.PathLike[str]) -> list[str]:
     """
     source = os.fspath(source)
     if source.endswith((".txt", ".md")):
-        texts = [line for line in _lines(source) if line.strip()]
+        texts = [line for line in text_lines(source) if line.strip()]
     else:
         texts = [text(r, "text", Place(source, i), blank=True) for i, r in numbered(load_records(source))]
     if not texts:
@@ -96,7 +96,12 @@ def load_groups(sources: Sequence[str]) -> dict[str, list[str]]:
     return groups
 
 
-def _lines(source: str) -> list[str]:
+def text_lines(source: str) -> list[str]:
+    """The lines of a text file as they stand, without their ends; a text that ends with one has an empty last line.
+
+    Raises:
+      InputError: no such file, not UTF-8; names the line.
+    """
     raw = read_bytes(regular_file(source, cure="Give a text file"))
     try:
         whole = raw.decode("utf-8-sig")

@@ -1,4 +1,5 @@
-"""The zoo's tokenizers, trained on its own text: four vocabularies of three kinds, each with its own chat template."""
+"""The zoo's tokenizers: four vocabularies of three kinds, trained on its own text, each with its own chat template; and
+BERT's, of a vocabulary that is given."""
 
 from __future__ import annotations
 
@@ -169,3 +170,29 @@ def word_tokenizer(kind: WordKind, words: Sequence[str], marks: Sequence[str] = 
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, additional_special_tokens=list(marks), model_input_names=inputs, **names
     )
+
+
+SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+
+
+def bert_tokenizer(words: Sequence[str]) -> PreTrainedTokenizerFast:
+    """BERT's tokenizer as Chinese BART models have it: WordPiece, Chinese characters taken apart, cased, [CLS] in front
+    and [SEP] behind.
+
+    Args:
+      words: the vocabulary in the order of the ids, with all of `SPECIALS`.
+    """
+    vocabulary = {word: i for i, word in enumerate(words)}
+    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(strip_accents=False, lowercase=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    marks = [(mark, vocabulary[mark]) for mark in ("[CLS]", "[SEP]")]
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B [SEP]", special_tokens=marks
+    )
+    from transformers import PreTrainedTokenizerFast
+
+    names = ("pad", "unk", "cls", "sep", "mask")
+    special = {f"{name}_token": mark for name, mark in zip(names, SPECIALS, strict=True)}
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)

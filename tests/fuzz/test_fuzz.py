@@ -17,6 +17,8 @@ import yaml
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from fusion_jax.correction.operations import load_fcgec
+from fusion_jax.correction.pairs import load_para, load_sources, load_triples
 from fusion_jax.data.asked import parse_prompts, parse_responses
 from fusion_jax.data.examples import TextSettings, make_examples
 from fusion_jax.data.loaders import load_records
@@ -83,6 +85,39 @@ def test_records(tmp_path: Path) -> None:
         else:
             rows, _ = parse_rows(records, kind, file="r.jsonl")
             assert all(isinstance(r, str | None) for row in rows for r in row.responses)
+
+    hold(attempt)
+
+
+SENTENCES = [{"source": "他去了学校昨天。", "target": "他昨天去了学校。", "pred": "他去了学校。"} for _ in range(3)]
+OPERATIONS = {
+    "a": {"sentence": "abcde", "error_flag": 0, "operation": "[]"},
+    "b": {"sentence": "abcde", "error_flag": 1, "operation": [
+        {"Switch": [1, 0, 2, 3, 4], "Delete": [0], "Modify": [{"pos": 3, "tag": "MOD_1+DEL_1", "label": ["x", "y"]}]},
+        {"Insert": [{"pos": -1, "tag": "INS_1", "label": "z"}]},
+    ]},
+}  # fmt: skip
+SENTENCE_WORDS = ("source", "target", "pred", "sentence", "error_flag", "operation", "Switch", "Delete", "Insert", "Modify", "pos", "tag", "label")  # fmt: skip
+
+
+def test_sentences_and_their_corrections(tmp_path: Path) -> None:
+    file = tmp_path / "s.json"
+
+    def attempt(draw: random.Random) -> None:
+        if draw.random() < 0.2:
+            lines = "".join(f"{i}\t{one['source']}\t{one['target']}\n" for i, one in enumerate(SENTENCES))
+            file.write_bytes(torn(lines.encode(), draw))
+            load_para(file)
+            load_sources(file)
+            return
+        triples = draw.random() < 0.4
+        raw = text_of(damaged(SENTENCES if triples else OPERATIONS, draw, SENTENCE_WORDS))
+        file.write_bytes(torn(raw, draw) if draw.random() < 0.3 else raw)
+        if triples:
+            load_triples(file)
+        else:
+            sentences, _ = load_fcgec(file)
+            assert all(isinstance(r, str) and r for s in sentences for r in s.references)
 
     hold(attempt)
 

@@ -16,7 +16,7 @@ FLOORS = (
     "train merge prune cool",
     "teachers sampling rewards zoo",
     "dialogue",
-    "align models",
+    "align correction models",
     "data store",
     "jsonl settings",
     "json_files yaml_files command_line failures markdown ops",
