@@ -167,6 +167,8 @@ def _evaluation(
 ) -> Callable[[TrainState], dict[str, float]]:
     if held is None:
         return lambda state: {}
+    if objective.held is not None:
+        objective, arrays = objective.held, None
     step = make_eval_step(model.config, objective, compute, total=total)
     size = settings.batch_size // settings.micro_batches
     return evaluator(lambda *one: step(*one, arrays), held, buckets, compute.mesh, batch_size=size, weights=weights)
