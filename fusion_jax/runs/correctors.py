@@ -149,7 +149,7 @@ class Corrector:
             )
         ]  # fmt: skip
 
-    def _stops(self, model: Model) -> list[int]:
+    def _stops(self, model: Model) -> Sequence[int]:
         if self.config.encoder:
             return [marks_of(self.tokenizer).sep]
         return stop_token_ids(self.tokenizer, model.generation)
