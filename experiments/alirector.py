@@ -1,7 +1,7 @@
 """Alirector (arXiv 2402.04601): a corrector of Chinese grammatical errors learns restraint from two alignment models.
 
     python experiments/alirector.py                                        # a miniature, a CPU, minutes
-    python experiments/alirector.py --arms plain more alirector two_pass --seeds 5
+    python experiments/alirector.py --arms plain more alirector two_pass copy --seeds 5
     python experiments/alirector.py --preset bart-large-chinese --model BART-LARGE-CHINESE --pairs train.json \\
         --tests nacgec.para fcgec_dev.json --fcgec FCGEC_train.json --out runs/a
 
@@ -42,7 +42,7 @@ from fusion_jax.train.settings import TrainSettings
 from fusion_jax.train.state import OptimizerSettings
 from fusion_jax.zoo.chinese import ChineseSettings
 
-ArmName = Literal["plain", "corrector", "more", "two_pass", "alirector"]
+ArmName = Literal["plain", "corrector", "more", "two_pass", "copy", "alirector"]
 
 
 @dataclass(frozen=True)
@@ -58,8 +58,8 @@ class Settings(CorrectingSettings):
     out: Folder = "runs/alirector"
     arms: tuple[ArmName, ...] = ("plain", "corrector", "more", "alirector")
     """What is trained and scored: one corrector on all pairs (plain), the first one, on its part (corrector), the same
-    trained further without alignment models (more), the first one and an alignment model behind it (two_pass), and
-    Alirector. alirector or, without it, the last one becomes model/."""
+    trained further without alignment models (more), the first one and an alignment model behind it (two_pass), one on
+    all pairs that may copy from its source (copy), and Alirector. alirector or, without it, the last becomes model/."""
 
 
 SMALL = TrainSettings(
@@ -112,6 +112,8 @@ def correct(s: Settings, desk: Desk) -> Measures:
         models["more"] = run.trained("more", begun, triples, s.distillation)
     if "plain" in s.arms or run.task.fcgec:
         models["plain"] = run.trained("plain", run.start, run.task.train, s.corrector)
+    if "copy" in s.arms:
+        models["copy"] = run.copying("copy", run.start, run.task.train, s.corrector)
     if run.task.fcgec:
         models, teachers = continued(s, run, models, teachers)
     for name in s.arms:

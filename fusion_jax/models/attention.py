@@ -22,6 +22,7 @@ from fusion_jax.ops.kernels import Bias, ContextPart, Kernel, Visible, attend
 from fusion_jax.ops.rotary import apply_rotary
 
 Array = jax.Array
+CROSSED = "crossed"  # the collection of what cross-attention looks at, where it is asked for
 
 
 class KeysValues(NamedTuple):
@@ -232,9 +233,21 @@ class CrossAttention(nn.Module):
         if kept is None:
             kept = KeysValues(*(jnp.swapaxes(parts.heads(name, encoded.hidden), 1, 2) for name in ("k", "v")))
         places = jnp.broadcast_to(jnp.arange(kept.k.shape[2]), (kept.k.shape[0], kept.k.shape[2]))
-        everything = Visible(visible.positions)
+        everything, q = Visible(visible.positions), parts.heads("q", x)
+        if self.is_mutable_collection(CROSSED):
+            weights = _mean_weights(q, kept.k, encoded.lengths, parts.scale)
+            self.sow(CROSSED, "weights", weights, reduce_fn=lambda _, new: new, init_fn=lambda: None)
         y = attend(
-            parts.heads("q", x), None, None, everything, scale=parts.scale, soft_cap=self.attention.soft_cap,
+            q, None, None, everything, scale=parts.scale, soft_cap=self.attention.soft_cap,
             context=(ContextPart(kept.k, kept.v, places, encoded.lengths),), mesh=self.mesh,
         )  # fmt: skip
         return parts.out(y), kept
+
+
+def _mean_weights(q: Array, k: Array, lengths: Array, scale: float) -> Array:
+    """float[B,T,S], what queries [B,T,H,h] make of the keys [B,K,S,h] of a text, the mean over heads."""
+    wide = jnp.promote_types(q.dtype, jnp.float32)
+    k = jnp.repeat(k, q.shape[2] // k.shape[1], 1)
+    scores = scale * jnp.einsum("bthd,bhsd->bths", q, k, preferred_element_type=wide)
+    exists = jnp.arange(k.shape[2]) < lengths[:, None, None, None]
+    return jax.nn.softmax(jnp.where(exists, scores, -jnp.inf), -1).mean(2)

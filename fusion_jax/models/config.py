@@ -204,6 +204,7 @@ class Head:
     normalised: the table's rows are divided by their L2 norm before they are used.
     projected: of an encoder alone, numbers of the vector that tanh(linear(hidden state)) of its first token makes of a
       text, divided by its L2 norm; 0: none. Dot products of such vectors are cosines.
+    copying: of a decoder behind an encoder, whether the encoder's tokens may be copied (`ops.copying`), by a gate.
     """
 
     tied: bool = False
@@ -213,6 +214,7 @@ class Head:
     pooled: bool = False
     normalised: bool = False
     projected: int = 0
+    copying: bool = False
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from fusion_jax.models.attention import Context, Encoded, Held
+from fusion_jax.models.attention import CROSSED, Context, Encoded, Held
 from fusion_jax.models.blocks import PARTS, Block, LayerInputs, Rows, layer_inputs, tables_of
 from fusion_jax.models.config import ModelConfig, Side, Stack
 from fusion_jax.models.experts import ROUTING, total_routing
@@ -81,8 +81,8 @@ class Body(nn.Module):
         if self.remat != "none":
             block = nn.remat(Block, policy=remat_policy(self.remat), prevent_cse=False)
         scanned = nn.scan(
-            block, variable_axes={"params": 0, ROUTING: 0}, split_rngs={"params": True}, length=stack.layers,
-            in_axes=(0, 0, nn.broadcast),
+            block, variable_axes={"params": 0, ROUTING: 0, CROSSED: 0}, split_rngs={"params": True},
+            length=stack.layers, in_axes=(0, 0, nn.broadcast),
         )  # fmt: skip
         return scanned(self.config, stack, self.mesh, self.dtype, self.kernel, self.keep, name=name)
 
@@ -169,6 +169,18 @@ def forward(
     (hidden, kept), found = body.apply({"params": params}, *arguments, counted=counted, noise=noise, mutable=[ROUTING])
     routing = total_routing(found[ROUTING])
     return (hidden, kept, routing) if keep else (hidden, routing)
+
+
+def looking(params: Params, config: ModelConfig, tokens: Array, encoded: Encoded, **how: Any) -> tuple[Array, Array]:
+    """Hidden states [B,T,D] of a decoder's tokens from place 0 on, and where its last layer's cross-attention looks,
+    float[B,T,S], the mean over heads; how: `noise`, `mesh`, `dtype`, `remat` and `kernel` as of `forward`."""
+    noise = how.pop("noise", None)
+    places = jnp.arange(tokens.shape[1], dtype=jnp.int32)[None]
+    body = Body(config, "decoder", **how)
+    arguments = tokens, Visible(places), (), encoded
+    (hidden, _), found = body.apply({"params": params}, *arguments, noise=noise, mutable=[CROSSED])
+    last = list(stacks_of(config, "decoder"))[-1]
+    return hidden, found[CROSSED][last]["cross"]["weights"][-1]
 
 
 def encode(

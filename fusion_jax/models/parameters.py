@@ -198,6 +198,9 @@ def parameter_specs(config: ModelConfig) -> Specs:
         specs["head"] = {"kernel": replace(vocabulary, used=1.0)}
     if head.projected:
         specs["projection"] = _linear(config, (config.width, head.projected), ("embed", None), True)
+    if head.copying:
+        gate = ParamSpec((2 * config.width,), (None,), jax.nn.initializers.normal(config.initializer_range))
+        specs["copy"] = {"kernel": gate, "bias": ParamSpec((1,), (None,), jax.nn.initializers.zeros)}
     if config.companion is not None:
         specs["companion"] = parameter_specs(config.companion)
     return specs

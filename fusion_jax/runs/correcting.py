@@ -34,7 +34,7 @@ from fusion_jax.runs.desk import Desk
 from fusion_jax.runs.page import SeededSettings
 from fusion_jax.runs.trained import trained
 from fusion_jax.settings import bounded
-from fusion_jax.train.alirector import AlirectorSettings, alirector, corrector
+from fusion_jax.train.alirector import AlirectorSettings, alirector, copying, corrector
 from fusion_jax.train.objective import Objective
 from fusion_jax.train.optimise import optimise
 from fusion_jax.train.settings import TrainSettings, compute_for
@@ -123,6 +123,13 @@ class Correcting:
     ) -> Model:
         """A model that learns the corrections of records, which it reads in a mode."""
         return self._learnt(name, start, items, how, corrector(self.settings.loss.normalise), mode)
+
+    def copying(self, name: str, start: Model, items: Sequence[Pair], how: TrainSettings) -> Model:
+        """A corrector that may copy from its source, whose gate is new."""
+        config = dataclasses.replace(start.config, head=dataclasses.replace(start.config.head, copying=True))
+        fresh = init_params(config, jax.random.key(self.desk.seed))["copy"]
+        start = dataclasses.replace(start, config=config, params=start.params | {"copy": fresh})
+        return self._learnt(name, start, items, how, copying(self.settings.loss.normalise), "correct")
 
     def distilled(
         self, name: str, start: Model, triples: Sequence[Triple], teachers: Mapping[str, Model]

@@ -20,6 +20,7 @@ from fusion_jax.errors import InputError
 from fusion_jax.models.config import ModelConfig
 from fusion_jax.models.folder import Model
 from fusion_jax.sampling.beam_search import BeamSearch
+from fusion_jax.sampling.copying import write_copying
 from fusion_jax.sampling.generate import sampling_dtype
 from fusion_jax.sampling.ids import Completion, decoding_mesh, generate_ids
 from fusion_jax.sampling.samplers import GREEDY
@@ -140,6 +141,12 @@ class Corrector:
                 problem = f"has {len(prompt)} tokens, the model reads {room} besides what it writes"
                 cure = "Shorten the sentence, or lower --writing.max-new-tokens"
                 raise InputError(problem, record=number, field="source", cure=cure)
+        if config.head.copying:
+            return write_copying(
+                model.params, config, prompts, max_new_tokens=min(how.max_new_tokens, config.max_positions - 1),
+                stop=marks_of(self.tokenizer).sep, batch_size=how.batch_size, mesh=decoding_mesh(config),
+                dtype=sampling_dtype(model),
+            )  # fmt: skip
         return [
             one
             for (one,) in generate_ids(

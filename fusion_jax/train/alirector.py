@@ -7,7 +7,7 @@ predict the correction's tokens behind the same ones. Specification sections 4.1
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
 
@@ -20,13 +20,14 @@ from fusion_jax.losses import Mean, combined
 from fusion_jax.losses.alirector import Alignment, Kind, Normalise, aligned_rows, alignment_kl, distilled
 from fusion_jax.models.compute import Compute
 from fusion_jax.models.config import ModelConfig
-from fusion_jax.models.decoder import Params, forward, head_kernel, padded_positions
+from fusion_jax.models.decoder import Params, encode, forward, head_kernel, looking, padded_positions
 from fusion_jax.models.lora import Lora, joined
+from fusion_jax.ops.copying import copied_logprobs, copy_gate
 from fusion_jax.ops.linear_kl import linear_kl
 from fusion_jax.settings import bounded
 from fusion_jax.sharding import constrain, data_ways, tensor_shards
 from fusion_jax.train.objective import Given, Metrics, Objective, Progress
-from fusion_jax.train.scores import Scores, hidden_states, scores_from
+from fusion_jax.train.scores import Scores, hidden_states, noise_of, scores_from
 
 Array = jax.Array
 TEACHERS = ("source_first", "draft_first")
@@ -170,3 +171,23 @@ def _states(params: Params, config: ModelConfig, row: Array, compute: Compute) -
         dtype=compute.dtype, remat=compute.remat, kernel=compute.kernel,
     )  # fmt: skip
     return states
+
+
+def copying(normalise: Normalise = "micro_batch") -> Objective:
+    """`corrector` of an encoder-decoder that may copy its source's tokens (section 5.2, `Head.copying`)."""
+    return replace(corrector(normalise), name="copying", scores=_copied)
+
+
+def _copied(params: Params, config: ModelConfig, batch: TokenBatch, compute: Compute) -> Scores:
+    how = {"mesh": compute.mesh, "dtype": compute.dtype, "remat": compute.remat, "kernel": compute.kernel}
+    noise, texts = noise_of(batch, compute), batch.prompts
+    encoded = encode(params, config, texts, batch.prompt_lengths, noise=noise, **how)
+    tokens = constrain(batch.tokens[:, 0], compute.mesh, ("batch", None))
+    hidden, attention = looking(params, config, tokens, encoded, noise=noise, **how)
+    gate = copy_gate(attention, encoded.hidden, hidden, params["copy"]["kernel"], params["copy"]["bias"][0])
+    exists = jnp.arange(texts.shape[1]) < batch.prompt_lengths[:, None]
+    logprobs = copied_logprobs(
+        hidden, head_kernel(params, config), gate, attention, texts, exists, batch.labels[:, 0],
+        vocab_shards=tensor_shards(compute.mesh), row_shards=data_ways(compute.mesh), elements=compute.logits,
+    )  # fmt: skip
+    return scores_from(logprobs[:, None], batch, None)

@@ -50,7 +50,10 @@ def from_hf(fields: Fields) -> ModelConfig:
         model_type="bart", vocab_size=vocabulary, width=width,
         positions=Positions(most, kind="learned", offset=OFFSET), embed=Embed(scale, NORM),
         decoder=(_stack(fields, "decoder", width),), encoder=(_stack(fields, "encoder", width),), final_norm=None,
-        head=Head(fields.flag("tie_word_embeddings", True), labels=labels, pooled=bool(labels)),
+        head=Head(
+            fields.flag("tie_word_embeddings", True), labels=labels, pooled=bool(labels),
+            copying=fields.flag("copy_gate", False) and not labels,
+        ),
         initializer_range=fields.number("init_std", 0.02, low=0, high=100),
         start=fields.integer("decoder_start_token_id", min(2, vocabulary - 1), low=0, high=vocabulary - 1),
     )  # fmt: skip
@@ -79,6 +82,7 @@ def to_hf(config: ModelConfig) -> dict[str, Any]:
         "scale_embedding": config.embed.scale != 1.0, "tie_word_embeddings": config.head.tied,
         "init_std": config.initializer_range, "decoder_start_token_id": config.start,
     }  # fmt: skip
+    out |= {"copy_gate": True} if config.head.copying else {}
     for side, (stack,) in (("decoder", config.decoder), ("encoder", config.encoder)):
         out |= {f"{side}_layers": stack.layers, f"{side}_ffn_dim": stack.mlp.width}
         out[f"{side}_attention_heads"] = stack.attention.heads
@@ -96,4 +100,6 @@ def tensors(config: ModelConfig) -> list[HfTensor]:
     for side in config.sides:
         beside = {"embed.positions": f"model.{side}.embed_positions", "embed.norm": f"model.{side}.layernorm_embedding"}
         out += side_tensors(config, side, f"model.{side}.layers.{{}}", parts, beside)
+    if config.head.copying:  # of this project, see `ops.copying`; transformers leaves the gate out
+        out += [HfTensor("copy_gate.weight", ("copy", "kernel")), HfTensor("copy_gate.bias", ("copy", "bias"))]
     return out + head_tensors(config, "classification_head.dense", "classification_head.out_proj")
