@@ -262,21 +262,27 @@ def _sentences(s: CorrectingSettings, desk: Desk, file: str) -> list[Sentence]:
     return sentences
 
 
-def check_corrector(s: CorrectingSettings) -> None:
-    """Refuse, before the first stage, files without their counterpart, and a model that the run cannot train."""
+def check_corrector(s: CorrectingSettings, *, copying: bool) -> None:
+    """Refuse, before the first stage, files without their counterpart, and a model that the run cannot train.
+
+    copying: whether one of its correctors copies from its source.
+    """
     if bool(s.pairs) != bool(s.tests):
         field, cure = ("tests", "pairs") if s.pairs else ("pairs", "tests")
         raise InputError("is missing", field=field, cure=f"Give it with --{cure}, or neither")
-    if s.model in (MINIATURE, MINIATURE_DECODER):
-        return
-    if s.model.startswith("zoo:"):
-        cure = f"Give {MINIATURE}, {MINIATURE_DECODER} or a folder"
-        raise InputError(f"'{s.model}' corrects no Chinese", field="model", cure=cure)
-    config = check_folder(model_path(s.model, "--model"))
-    tokenizer = tokenizer_of(model_path(s.model), "--model")
-    if not config.decoder:
-        raise InputError("is an encoder, which writes nothing", file=s.model, field="--model", cure="Give a BART")
-    (marks_of if config.encoder else framing_of)(tokenizer)
+    apart = s.model == MINIATURE
+    if s.model not in (MINIATURE, MINIATURE_DECODER):
+        if s.model.startswith("zoo:"):
+            cure = f"Give {MINIATURE}, {MINIATURE_DECODER} or a folder"
+            raise InputError(f"'{s.model}' corrects no Chinese", field="model", cure=cure)
+        config = check_folder(model_path(s.model, "--model"))
+        if not config.decoder:
+            raise InputError("is an encoder, which writes nothing", file=s.model, field="--model", cure="Give a BART")
+        apart = bool(config.encoder)
+        (marks_of if apart else framing_of)(tokenizer_of(model_path(s.model), "--model"))
+    if copying and not apart:
+        problem = "copies from an encoder's text, and the model is a decoder alone"
+        raise InputError(problem, field="--arms", cure="Leave copy out")
 
 
 def correcting_parts(s: CorrectingSettings) -> list[Part]:

@@ -64,11 +64,14 @@ class ChineseSettings:
     """Probability that a pair of the first part also turns its rare wordings into usual ones."""
     unchanged: float = 0.0
     """Share of the training pairs that have no error and stay as they are."""
+    longest: int = 40
+    """Characters that a sentence, wrong or right, may have."""
     seed: int = 0
     """Decides sentences, errors and order."""
 
     def __post_init__(self) -> None:
         bounded(self, "lang8", "hsk", "copies", "dev", "test", least=1)
+        bounded(self, "longest", least=12)
         bounded(self, "right", "odd", "two", "rewritten", "unchanged", least=0, most=1)
         seeded(self, "seed")
 
@@ -160,7 +163,8 @@ def _pair(s: ChineseSettings, rewritten: float, rng: np.random.Generator) -> Pai
     wrong = broken(words, _errors(s, rng), rng)
     right = wrong.references[rng.integers(len(wrong.references))]
     target = spelled(words, usual=True) if usual else right
-    return Pair(wrong.source, target) if wrong.kinds and wrong.source != target else None
+    short = max(len(wrong.source), len(target)) <= s.longest
+    return Pair(wrong.source, target) if wrong.kinds and wrong.source != target and short else None
 
 
 def _unchanged(rng: np.random.Generator) -> Pair:
@@ -184,19 +188,23 @@ def _sentences(s: ChineseSettings, side: Side, count: int, rng: np.random.Genera
         return made
 
     found = [
-        *_different(odd, side, lambda: new(_made(side, 0, True, rng))),
-        *_different(right - odd, side, lambda: new(_made(side, 0, False, rng))),
-        *_different(count - right, side, lambda: new(_made(side, _errors(s, rng), None, rng))),
+        *_different(odd, side, lambda: new(_made(s, side, 0, True, rng))),
+        *_different(right - odd, side, lambda: new(_made(s, side, 0, False, rng))),
+        *_different(count - right, side, lambda: new(_made(s, side, _errors(s, rng), None, rng))),
     ]
     order = rng.permutation(count)
     return [replace(found[i], sentence=replace(found[i].sentence, name=str(n))) for n, i in enumerate(order, 1)]
 
 
-def _made(side: Side, errors: int, rare: bool | None, rng: np.random.Generator) -> Made | None:
+def _made(
+    s: ChineseSettings, side: Side, errors: int, rare: bool | None, rng: np.random.Generator
+) -> Made | None:
     """A sentence with errors or, where there are to be none, without, and with a rare wording or without, as asked."""
     words = _drawn(side, rng)
     wrong, has = broken(words, errors, rng), any(word.rare for word in words)
     if bool(wrong.kinds) != bool(errors) or rare not in (None, has):
+        return None
+    if max(map(len, (wrong.source, *wrong.references))) > s.longest:
         return None
     return Made(Sentence("", wrong.source, wrong.references), wrong.kinds, has)
 
