@@ -78,7 +78,8 @@ LINEAR = OptimizerSettings(learning_rate=3e-5, schedule="linear", warmup_ratio=0
 PRESETS = {
     "tiny": Settings(
         validation=128, corpus=ChineseSettings(lang8=6000, hsk=400, test=600, longest=29), corrector=SMALL,
-        alignment=SMALL, distillation=replace(SMALL, epochs=3.0), writing=WritingSettings(beams=1, max_new_tokens=48, batch_size=128),
+        alignment=SMALL, distillation=replace(SMALL, epochs=3.0),
+        writing=WritingSettings(beams=1, max_new_tokens=48, batch_size=128),
     ),
     "bart-large-chinese": Settings(
         corrector=BART, alignment=replace(BART, batch_size=512), distillation=replace(BART, optimizer=LINEAR)
