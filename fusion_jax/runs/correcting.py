@@ -151,9 +151,11 @@ class Correcting:
         examples, counts = self.like.examples(items, mode, taught=taught)
         self.desk.counter(name).update(counts + Counter({"used": len(examples)}))
         self.desk.check_enough(len(examples), how, "--distillation" if taught else "--corrector")
-        held = None
+        held: Data | None = None
         if self.task.held and mode == "correct":
-            held = Data(self.like.examples(self.task.held, mode)[0], lambda i: f"held-out pair {i + 1}")
+            whole = taught and objective.held is None  # the alignment models' loss is held out, too: drafts are needed
+            unseen = self.drafted(f"{name}-held", start, self.task.held) if whole else self.task.held
+            held = Data(self.like.examples(unseen, mode, taught=whole)[0], lambda i: f"held-out pair {i + 1}")
         data, settings = Data(examples, lambda i: f"pair {i + 1}"), dataclasses.replace(how, seed=self.desk.seed)
         return trained(
             self.desk.run.sub(name), start, compute_for(settings).mesh,
