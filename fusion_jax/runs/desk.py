@@ -236,6 +236,21 @@ class Desk:
         """
         self.accuracy.extend(judged(self.run, name, model, tests, made_from=made_from))
 
+    def compared(
+        self,
+        name: str,
+        stage: Stage,
+        start: Model,
+        objective: Objective,
+        rows: Sequence[Row],
+        held: Sequence[Row] = (),
+        *,
+        tests: EvalSet,
+    ) -> None:
+        """A model trained to be compared with the run's result: judged under `name`, nothing else is made from it."""
+        model = self.train(dataclasses.replace(stage, leaf=True), start, objective, rows, held)
+        self.judge(name, model, tests, made_from=[f"{stage.name}/model"])
+
     def export(self, model: Model, name: str = "model", *, made_from: Sequence[str] | None = None) -> None:
         """A result of the run, a Hugging Face folder; an adapter that was trained, also as a PEFT folder beside it."""
         with self.run.phase("saving"):
