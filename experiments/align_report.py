@@ -18,28 +18,23 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from fusion_jax.align.coverage import Images, Method, Side, align_texts, coverage, images_of, occurrences_of
-from fusion_jax.align.rules import Rules
+from fusion_jax.align.coverage import Direction, Method, direction_of
 from fusion_jax.align.sequences import Variant
 from fusion_jax.align.settings import AlignSettings
-from fusion_jax.align.tables import Direction, as_json, coverage_sentence, section, summary
-from fusion_jax.align.views import Pieces, view_of
-from fusion_jax.align.vocabulary import Weight, count_pairs
-from fusion_jax.data.loaders import load_groups
-from fusion_jax.data.raw_tokenizers import SUFFIXES, load_raw_tokenizer
+from fusion_jax.align.tables import as_json, coverage_sentence, section, summary
+from fusion_jax.align.views import Pieces
+from fusion_jax.align.vocabulary import Weight
 from fusion_jax.errors import InputError
 from fusion_jax.files import write_json
 from fusion_jax.markdown import save_figure
-from fusion_jax.models.folder import tokenizer_of
 from fusion_jax.options import Files, Folder, ModelPath
 from fusion_jax.runs.opening import open_run
 from fusion_jax.runs.plots import shares_figure
 from fusion_jax.runs.provenance import Ran, write_report
+from fusion_jax.runs.tokenizer_pairs import groups_of, named_tokenizer
 from fusion_jax.settings import bounded, to_json
 from fusion_jax.settings import run as run_experiment
 from fusion_jax.store.run_folder import RunFolder
-from fusion_jax.zoo import model_path
-from fusion_jax.zoo.tasks import corpus
 
 Map = Literal["exact", "mined", "statistics"]
 
@@ -97,47 +92,14 @@ whose image is another text, so that a teacher who is sure of such a token has i
 def main(s: Settings) -> None:
     if s.hard and (s.variant != "chat_v2" or s.map != "exact"):
         raise InputError("goes with chat_v2 and the exact map only", field="--hard", cure="Leave it out")
-    pivot, source = side_of(s.pivot, "--pivot"), side_of(s.source, "--source")
+    pivot, source = named_tokenizer(s.pivot, "--pivot"), named_tokenizer(s.source, "--source")
     groups = {name: texts[: s.max_texts or None] for name, texts in groups_of(s.texts).items()}
+    how = AlignSettings(s.variant, s.align, s.map, s.ms_weight, s.pieces, hard=s.hard, one_to_many=s.one_to_many)
+    pairs = [(pivot, source), (source, pivot)][: 1 + s.both]
     with open_run(s.out, s, resume=s.resume) as run:
-        report(s, run, [measure(s, *sides, groups) for sides in [(pivot, source), (source, pivot)][: 1 + s.both]])
+        found = [direction_of(how, s.maps, *pair, groups, max_length=s.max_length, worst=s.worst) for pair in pairs]
+        report(s, run, found)
         run.finish()
-
-
-def side_of(name: str, option: str) -> Side:
-    """The tokenizer of a folder, of a model of the zoo, or of a vocabulary file."""
-    is_file = name.endswith(SUFFIXES)
-    tokenizer = load_raw_tokenizer(name) if is_file else tokenizer_of(model_path(name, option), option)
-    return Side(tokenizer, view_of(tokenizer), name)
-
-
-def groups_of(files: Sequence[str]) -> dict[str, list[str]]:
-    """Texts by language or file; the zoo's texts where no file is given."""
-    return load_groups(files) if files else {"zoo": corpus(seed=1, count=30)}
-
-
-def measure(s: Settings, pivot: Side, source: Side, groups: dict[str, list[str]]) -> Direction:
-    """The coverage of one direction, and what becomes of the source's pieces under each map."""
-    aligned = {
-        name: align_texts(texts, pivot, source, s.variant, method=s.align, max_length=s.max_length, pieces=s.pieces)
-        for name, texts in groups.items()
-    }
-    every = [text for texts in aligned.values() for text in texts]
-    views = pivot.view, source.view
-    counts = count_pairs(every, *views)
-
-    def rules(kind: Map) -> Rules:
-        how = AlignSettings(
-            s.variant, s.align, kind, s.ms_weight, s.pieces, hard=s.hard and kind == "exact", one_to_many=s.one_to_many
-        )
-        return how.rules_of(views, how.make_map(views, counts), counts)
-
-    found, occurrences = coverage(aligned, rules(s.map), worst=s.worst), occurrences_of(every, source.view)
-    images: dict[str, Images] = {
-        kind: found.images if kind == s.map else images_of(rules(kind), occurrences, s.worst)
-        for kind in dict.fromkeys((*s.maps, s.map))
-    }
-    return Direction(pivot.name, source.name, found, images)
 
 
 def report(s: Settings, run: RunFolder, directions: Sequence[Direction]) -> None:

@@ -36,40 +36,30 @@ texts take this one with --source-stores. To read it in Python:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
+from typing import ClassVar, Literal
 
 import jax
-import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 
-from fusion_jax.data.documents import Document, TeacherRow, TeacherText, encode_documents, leading_token
-from fusion_jax.data.loaders import load_texts
-from fusion_jax.data.windows import window_documents
 from fusion_jax.errors import InputError
-from fusion_jax.evals.perplexity import stored_surprise
 from fusion_jax.hosts.join import HostSettings, join
 from fusion_jax.jsonl import write_jsonl
-from fusion_jax.markdown import markdown_table
 from fusion_jax.models.compute import Compute
-from fusion_jax.models.folder import load, tokenizer_of
+from fusion_jax.models.folder import load
 from fusion_jax.models.int8 import Weights, dtype_of
 from fusion_jax.options import File, Folder, ModelPath, Models
 from fusion_jax.plan.command import run as run_experiment
-from fusion_jax.plan.fits import check_decoder
 from fusion_jax.plan.parts import Part, Teaching
+from fusion_jax.runs.teacher_texts import TeacherTexts, read_texts, store_table
 from fusion_jax.settings import bounded
 from fusion_jax.teachers.blocks import LogProbs
 from fusion_jax.teachers.given import Given, prompts_of
 from fusion_jax.teachers.reading import store_identity, teacher_rows
-from fusion_jax.teachers.store import StoreIdentity, TeacherStore, verified, write_store
+from fusion_jax.teachers.store import RowsOf, StoreIdentity, TeacherStore, verified, write_store
 from fusion_jax.train.settings import TrainSettings, compute_to_read
 from fusion_jax.zoo import model_path
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -124,17 +114,17 @@ class Settings:
 
 
 def main(s: Settings) -> None:
-    console = Console()
+    console = Console(soft_wrap=True, highlight=False, markup=False)
     if not s.texts:
         raise InputError("is missing", field="--texts", cure="Give a file of texts")
     together = s.mesh == "global"
     host = join(s.hosts, connected=together)
     compute = compute_to_read(TrainSettings(), jax.devices() if together else jax.local_devices())
-    read = read_texts(s, console)
+    read = read_texts(s.texts, s.model, s.windows_for, k=s.k, max_length=s.max_length, console=console)
     if s.prompts:
         if host.first:
             write_jsonl(s.prompts, prompts_of(read.texts, read.bos))
-            console.print(f"{len(read.texts)} prompts: {s.prompts}", soft_wrap=True, highlight=False, markup=False)
+            console.print(f"{len(read.texts)} prompts: {s.prompts}")
         return
     identity, rows = teacher_of(s, read, compute)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
@@ -150,48 +140,13 @@ def main(s: Settings) -> None:
     if not host.first:
         return
     if there:
-        console.print(f"{there} of {identity.parts} parts were there", highlight=False)
-    again = f"{worst:.1e}" if s.verify else "not checked"
-    console.print(table_of(store, read, again), soft_wrap=True, highlight=False, markup=False)
+        console.print(f"{there} of {identity.parts} parts were there")
+    console.print(store_table(store, read, again=f"{worst:.1e}" if s.verify else "not checked"))
 
 
-class Read(NamedTuple):
-    """The texts in windows, as documents and in the teacher's tokens; entries: of its vocabulary."""
-
-    tokenizer: PreTrainedTokenizerBase
-    documents: Sequence[Document]
-    texts: Sequence[TeacherText]
-    counts: Mapping[str, int]
-    entries: int
-
-    @property
-    def bos(self) -> int | None:
-        """What stands before each text; see `leading_token`."""
-        return leading_token(self.tokenizer, self.documents)
-
-
-def read_texts(s: Settings, console: Console) -> Read:
-    """What the teacher is to read, in its tokens."""
-    config = check_decoder(model_path(s.model))
-    own = [] if s.model in s.windows_for else [("--model", s.model)]
-    named = [*own, *(("--windows-for", name) for name in s.windows_for)]
-    tokenizers = [tokenizer_of(model_path(name, option), option) for option, name in named]
-    tokenizer = tokenizers[[name for _, name in named].index(s.model)]
-    entries = min(len(tokenizer), config.vocab_size)
-    if s.k > entries:
-        raise InputError(f"{s.k} entries are more than the vocabulary's {entries}", field="--k", cure="Give fewer")
-    limit = min(s.max_length, config.max_positions)
-    if limit < s.max_length:
-        console.print(f"max_length is {limit}: the model reads no more", highlight=False)
-    documents, counts = window_documents(load_texts(s.texts), tokenizers, limit - 1)
-    if not documents:
-        raise InputError("holds no text that is not blank", file=s.texts, field="--texts", cure="Give other texts")
-    return Read(tokenizer, documents, encode_documents(tokenizer, documents, max_length=limit), counts, entries)
-
-
-def teacher_of(s: Settings, read: Read, compute: Compute) -> tuple[StoreIdentity, Callable[[range], list[TeacherRow]]]:
+def teacher_of(s: Settings, read: TeacherTexts, compute: Compute) -> tuple[StoreIdentity, RowsOf]:
     """The store's identity and what makes its rows: the model or the answers of vLLM."""
-    rows: Callable[[range], list[TeacherRow]]
+    rows: RowsOf
     if s.answers:
         given = Given(s.answers, read.texts, read.entries, s.k, read.bos)
         identity, rows = given.identity(read.tokenizer, read.documents), given.rows
@@ -200,18 +155,6 @@ def teacher_of(s: Settings, read: Read, compute: Compute) -> tuple[StoreIdentity
         identity = store_identity(model, read.documents, s.k)
         rows = teacher_rows(model, read.texts, s.k, compute, batch_size=s.batch_size, bos=read.bos)
     return replace(identity, part_size=s.part_size, log_probs=s.log_probs), rows
-
-
-def table_of(store: TeacherStore, read: Read, again: str) -> str:
-    """What the store holds, and how well its teacher knows the texts."""
-    surprise = stored_surprise(store, read.documents)
-    return markdown_table([{
-        **{what: read.counts[what] for what in ("texts", "windows", "blank texts")},
-        "tokens": sum(len(row.ids) for row in store), "nats a token": f"{surprise.nats_per_token:.4f}",
-        "bits_per_byte": f"{surprise.bits_per_byte:.4f}",
-        "mass of the k entries": f"{1 - np.mean(np.concatenate([row.tail for row in store])):.4f}",
-        "largest difference when scored again": again,
-    }])  # fmt: skip
 
 
 def parts(s: Settings) -> list[Part]:

@@ -29,7 +29,6 @@ from fusion_jax.rewards import select
 from fusion_jax.rewards.verifiers import verifier
 from fusion_jax.runs.desk import Desk, Stage
 from fusion_jax.runs.page import RunSettings, conduct
-from fusion_jax.runs.provenance import loss_sentence
 from fusion_jax.sampling.generate import SampleSettings
 from fusion_jax.settings import bounded
 from fusion_jax.train import objectives
@@ -92,18 +91,8 @@ def tune(s: Settings, desk: Desk) -> None:
     rows = desk.rows("pairs", records, "pair", file=s.data or None, on_bad=s.on_bad)
     held, train = split(rows, s.held_out, s.train.seed)
     desk.tune(Stage("pairs", "--train", s.train, s.text), model, objectives.pair(s.loss), train, held)
-    report(s, desk)
-
-
-def report(s: Settings, desk: Desk) -> None:
-    """The curves, their ends, and how well held-out pairs are ranked."""
-    final = desk.curves("loss", "eval_loss", "eval_rewards/margins", "eval_rewards/accuracies")
-    used, held = desk.counts["pairs"]["used"], desk.counts["pairs"]["held out"]
-    result = loss_sentence(final, used)
-    if ranked := final.get("eval_rewards/accuracies"):
-        share = 100 * ranked[1][-1]
-        result = f"After {s.loss.loss} training, {share:.1f} % of {held} held-out pairs are ranked rightly."
-    desk.report_tuning(s.loss.loss, result, final)
+    told = f"After {s.loss.loss} training, {{share:.1f}} % of {{held}} held-out pairs are ranked rightly."
+    desk.report_pairs(s.loss.loss, told)
 
 
 def own_pairs(s: Settings, desk: Desk, model: Model) -> list[Record]:

@@ -27,8 +27,6 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from fusion_jax.align.settings import OFFICIAL, PUBLISHED
-from fusion_jax.hosts.agree import on_first
-from fusion_jax.merge import merge
 from fusion_jax.merge.methods import METHODS, MethodName
 from fusion_jax.merge.methods.arithmetic import MathDtype
 from fusion_jax.merge.recipes.published import published_recipe
@@ -120,20 +118,12 @@ def fuse(s: Settings, desk: Desk) -> Measures:
     for name, arm in arms.items():
         fused = fusing.trained(name, arm, pivot, readings)
         desk.export(fused, f"targets/{name}", made_from=[f"arms/{name}/model"])
-    taught = [name for name in arms if name.startswith("with-")]
+    taught = [f"targets/{name}" for name in arms if name.startswith("with-")]
     for method in s.merges if len(taught) > 1 else ():
-        found = merged(s, desk, method, taught, folders[model_name(s.pivot)])
-        fusing.measure(f"merged by {method}", fusing.load(found), answers=f"merged-{method}")
+        recipe = recipe_of(s, method, [desk.run.file(name) for name in taught], folders[model_name(s.pivot)])
+        merged = fusing.load(desk.merged(method, recipe, made_from=taught))
+        fusing.measure(f"merged by {method}", merged, answers=f"merged-{method}")
     return fusing.report(before=model_name(s.pivot), plain="SFT")
-
-
-def merged(s: Settings, desk: Desk, method: str, arms: Sequence[str], pivot: Path) -> Path:
-    """The folder of the pairwise targets merged by one method."""
-    run, names = desk.run, [f"targets/{arm}" for arm in arms]
-    recipe = recipe_of(s, method, [run.file(name) for name in names], pivot)
-    with run.timed(f"merging by {method}"):
-        run.made_once(f"merged/{method}", lambda folder: on_first(lambda: merge(recipe, folder)), made_from=names)
-    return run.file(f"merged/{method}")
 
 
 def recipe_of(s: Settings, method: str, targets: Sequence[Path], pivot: Path) -> dict[str, Any]:

@@ -31,12 +31,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from fusion_jax.data.examples import TextSettings
-from fusion_jax.data.loaders import load_records
 from fusion_jax.data.order import split_by_name
-from fusion_jax.data.records import Row
 from fusion_jax.data.tokenise import TokeniseSettings
-from fusion_jax.jsonl import Record
-from fusion_jax.models.folder import Model
 from fusion_jax.options import File, Folder
 from fusion_jax.plan.command import run as run_experiment
 from fusion_jax.plan.parts import Part
@@ -47,16 +43,14 @@ from fusion_jax.rewards.within_source import PairRules, best_passed, pairs_withi
 from fusion_jax.runs import preference
 from fusion_jax.runs.desk import Desk
 from fusion_jax.runs.domains import data_table, shares_of
-from fusion_jax.runs.judging import EvalSet
-from fusion_jax.runs.miniatures import on_skills
 from fusion_jax.runs.page import conduct
-from fusion_jax.runs.preference import PreferenceSettings
+from fusion_jax.runs.policy import BASIC, PreferenceSettings
+from fusion_jax.runs.preference import Preferences
+from fusion_jax.runs.presets import on_skills, published
 from fusion_jax.runs.seeds import Measures
-from fusion_jax.sampling.generate import SampleSettings
 from fusion_jax.train import objectives
 from fusion_jax.train.objectives import PairSettings
 from fusion_jax.train.settings import TrainSettings
-from fusion_jax.train.state import OptimizerSettings
 
 
 @dataclass(frozen=True)
@@ -64,7 +58,7 @@ class Settings(PreferenceSettings):
     """Sources, rules for pairs, and a target; `sft_data` and `pair_data` are ready records, instead of sampling."""
 
     basic: ClassVar = (
-        *preference.BASIC, "sft_data", "pair_data", "sft_shares", "check_answers", "code_tests", "rules.least_gap",
+        *BASIC, "sft_data", "pair_data", "sft_shares", "check_answers", "code_tests", "rules.least_gap",
         "rules.most_gap", "loss.loss", "loss.beta",
     )  # fmt: skip
 
@@ -86,83 +80,57 @@ class Settings(PreferenceSettings):
     loss: PairSettings = PairSettings()
 
 
-def published(sft_rate: float, rate: float, *, normalised: bool) -> Settings:
-    """Sections 6 and 7 of the specification: what differs between the five targets."""
-    train = TrainSettings(epochs=3.0, optimizer=OptimizerSettings(learning_rate=sft_rate))
-    saved = dataclasses.replace(train, epochs=1.0, checkpoint_every=100, eval_every=100, best_of=2)
-    return Settings(
-        sample=SampleSettings(),
-        eval_new_tokens=2048,
-        held_out=0.03,
-        text=TextSettings(tokens=TokeniseSettings(eos="if_missing")),
-        sft=train,
-        preference=dataclasses.replace(saved, optimizer=OptimizerSettings(learning_rate=rate)),
-        loss=PairSettings(loss="dpo_norm", beta=10.0) if normalised else PairSettings(beta=0.01),
-    )
-
-
+LARGE = Settings(
+    text=TextSettings(tokens=TokeniseSettings(eos="if_missing")),
+    sft=TrainSettings(epochs=3.0),
+    preference=TrainSettings(checkpoint_every=100, eval_every=100, best_of=2),
+    loss=PairSettings(beta=0.01),
+)
+LLAMA = dataclasses.replace(LARGE, loss=PairSettings(loss="dpo_norm", beta=10.0))
+TINY = Settings(rules=PairRules(least_gap=0.25, most_gap=1.0), loss=PairSettings(loss="dpo_norm", beta=1.0))
 PRESETS = {
-    "tiny": on_skills(
-        Settings(rules=PairRules(least_gap=0.25, most_gap=1.0), loss=PairSettings(loss="dpo_norm", beta=1.0))
-    ),
-    "llama3.1-8b": published(5e-6, 8e-7, normalised=True),
-    "qwen2.5-7b": published(2e-6, 3e-7, normalised=False),
-    "gemma2-9b": published(2e-6, 5e-7, normalised=False),
-    "llama3.2-3b": published(5e-6, 1e-6, normalised=True),
-    "llama3.2-1b": published(5e-6, 1e-6, normalised=True),
+    "tiny": on_skills(TINY),
+    "llama3.1-8b": published(LLAMA, rates=(5e-6, 8e-7), new_tokens=2048),
+    "qwen2.5-7b": published(LARGE, rates=(2e-6, 3e-7), new_tokens=2048),
+    "gemma2-9b": published(LARGE, rates=(2e-6, 5e-7), new_tokens=2048),
+    "llama3.2-3b": published(LLAMA, rates=(5e-6, 1e-6), new_tokens=2048),
+    "llama3.2-1b": published(LLAMA, rates=(5e-6, 1e-6), new_tokens=2048),
 }
-STAGES = ("sft", "dpo")
 
 
 def main(s: Settings) -> None:
-    method = fuse_ready if s.pair_data else fuse
     unread = ("sources",) if s.responses or s.pair_data else ()
-    conduct(__file__, "FuseChat-3.0", s, PRESETS, method, parts, check=check, unread=unread)
+    conduct(__file__, "FuseChat-3.0", s, PRESETS, fuse, parts, check=check, unread=unread)
 
 
 def fuse(s: Settings, desk: Desk) -> Measures:
-    """The pipeline of the paper; the stages stand at the top of this file."""
+    """The pipeline of the paper; the stages stand at the top of this file. Ready pairs leave the last two."""
+    made = preference.ready(s, desk, s.pair_data, "pair", "pairs", s.sft_data) if s.pair_data else pairs(s, desk)
+    held, train = split_by_name(made.rows, s.held_out, s.seed)  # all pairs of a prompt are held out, or none
+    made.policy.result("FuseChat", "dpo", objectives.pair(s.loss), held, train)
+    return made.policy.reported(("sft", "dpo"), what="pairs", parts=made.told)
+
+
+def pairs(s: Settings, desk: Desk) -> Preferences:
+    """Stages 1 to 6: SFT on the best responses, and of every prompt the best and the worst response of one source."""
     begun = preference.begin(s, desk, shares=shares_of(s.sft_shares))
     scored = begun.responses()
-    annotated = desk.records("checked.jsonl", lambda: annotate(s, scored))
+    rule, limits = verifier(s.verifier) if s.check_answers else None, s.limits if s.code_tests else None
+    annotated = desk.records("checked.jsonl", lambda: checked(scored, rule, limits))
     best = best_passed(begun.to_first(annotated), desk.counter("responses for SFT"))
     taught = desk.records("sft.jsonl", lambda: map(released_sft, best.values()))
     if begun.first:
         desk.check_enough(len(taught), s.sft, "--sft")
     rules = dataclasses.replace(s.rules, seed=s.seed)
     found = pairs_within_source(begun.to_second(annotated), rules, desk.counter("preference prompts"))
-    pairs = desk.records("pairs.jsonl", lambda: [released_pair(*pair) for pair in found])
-    desk.check_enough(preference.trained_on(s, len(pairs)), s.preference, "--preference")
-    rows = desk.rows("pairs", pairs, "pair", file="pairs.jsonl", on_bad=s.on_bad)
-    start = preference.tuned(s, desk, begun.target, taught, tests=begun.tests)
-    preferred(s, desk, start, rows, begun.tests)
-    return preference.reported(s, desk, STAGES, what="pairs", parts=data_table(annotated, best, pairs))
-
-
-def fuse_ready(s: Settings, desk: Desk) -> Measures:
-    """What is left where the records are given."""
-    records = load_records(s.pair_data)
-    begun = preference.ready(s, desk, records, "pair", file=s.pair_data, stage="pairs", sft_data=s.sft_data)
-    preferred(s, desk, begun.start, begun.rows, begun.tests)
-    return preference.reported(s, desk, STAGES, what="pairs")
-
-
-def annotate(s: Settings, scored: Sequence[Record]) -> list[Record]:
-    """The responses with "passed" where a checker looks at them."""
-    rule = verifier(s.verifier) if s.check_answers else None
-    return checked(scored, rule, s.limits if s.code_tests else None)
-
-
-def preferred(s: Settings, desk: Desk, start: Model, rows: Sequence[Row], tests: EvalSet) -> None:
-    """DPO, of sums or of token means, from the SFT checkpoint; all pairs of a prompt are held out, or none."""
-    held, train = split_by_name(rows, s.held_out, s.seed)
-    stage = preference.preference_stage(s, "dpo")
-    preference.result(desk, "FuseChat", stage, start, objectives.pair(s.loss), train, held, tests=tests)
+    records = desk.records("pairs.jsonl", lambda: [released_pair(*pair) for pair in found])
+    rows = begun.rows("pairs", records, "pair")
+    return Preferences(begun.tuned(taught), records, rows, data_table(annotated, best, records))
 
 
 def parts(s: Settings) -> Sequence[Part]:
     """What the run computes."""
-    return preference.planned(s, s.loss.loss, objectives.pair(s.loss), ready=s.pair_data, sft_data=s.sft_data)
+    return preference.planned(s, objectives.pair(s.loss), ready=s.pair_data, sft_data=s.sft_data)
 
 
 def check(s: Settings) -> None:

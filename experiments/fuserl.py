@@ -33,7 +33,6 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from fusion_jax.jsonl import Record
-from fusion_jax.models.folder import Model
 from fusion_jax.options import Folder
 from fusion_jax.plan.command import run as run_experiment
 from fusion_jax.plan.parts import Part
@@ -41,16 +40,13 @@ from fusion_jax.rewards import select
 from fusion_jax.rewards.weights import WeightRules, weighted_responses, weighted_sources
 from fusion_jax.runs import preference, weighted
 from fusion_jax.runs.desk import Desk, Stage
-from fusion_jax.runs.miniatures import on_skills
 from fusion_jax.runs.page import conduct
-from fusion_jax.runs.preference import Begun, PreferenceSettings
+from fusion_jax.runs.policy import BASIC, Policy, PreferenceSettings
+from fusion_jax.runs.presets import on_skills, published
 from fusion_jax.runs.seeds import Measures
-from fusion_jax.sampling.generate import SampleSettings
 from fusion_jax.train import fused_objectives, objectives
 from fusion_jax.train.fused_objectives import FuseRLSettings
 from fusion_jax.train.objective import Objective
-from fusion_jax.train.settings import TrainSettings
-from fusion_jax.train.state import OptimizerSettings
 
 
 @dataclass(frozen=True)
@@ -58,7 +54,7 @@ class Settings(PreferenceSettings):
     """Sources whose responses all count, by their rewards."""
 
     basic: ClassVar = (
-        *preference.BASIC, "weights.select", "weights.count", "weights.temperature", "fuserl.loss", "fuserl.beta",
+        *BASIC, "weights.select", "weights.count", "weights.temperature", "fuserl.loss", "fuserl.beta",
         "baseline",
     )  # fmt: skip
 
@@ -73,15 +69,8 @@ class Settings(PreferenceSettings):
 
 PRESETS = {
     "tiny": on_skills(Settings(weights=WeightRules(temperature=0.05), fuserl=FuseRLSettings(beta=0.1))),
-    "llama3-8b": Settings(
-        sample=SampleSettings(),
-        eval_new_tokens=1024,
-        held_out=0.03,
-        sft=TrainSettings(optimizer=OptimizerSettings(learning_rate=7e-6)),
-        preference=TrainSettings(optimizer=OptimizerSettings(learning_rate=3e-7)),
-    ),
+    "llama3-8b": published(Settings(), rates=(7e-6, 3e-7)),
 }
-STAGES = ("sft", "fuse_sft", "fuse_po")
 
 
 def main(s: Settings) -> None:
@@ -99,32 +88,29 @@ def fuse(s: Settings, desk: Desk) -> Measures:
     dropped = desk.counter("preference prompts")
     found = weighted_sources(begun.to_second(scored), names, s.weights, dropped, samples=samples)
     records = desk.records("fuse_po.jsonl", lambda: found)
-    desk.check_enough(preference.trained_on(s, len(records)), s.preference, "--preference")
+    begun.policy.check_enough(len(records))
     chosen = weighted_responses(begun.to_first(scored), s.weights, desk.counter("responses for SFT"))
     taught = desk.records("fuse_sft.jsonl", lambda: chosen)
-    start = tuned(s, begun, sft, taught) if begun.first else begun.target
+    policy = tuned(s, begun.policy, sft, taught) if begun.first else begun.policy
     pairs = weighted.source_rows(records, names, len(po.slots) // len(names))
     desk.counts["fuse_po"] = Counter({"used": len(pairs)})
-    held, train = preference.held_and_trained(s, desk, pairs)
-    stage = preference.preference_stage(s, "fuse_po")
-    preference.result(desk, "FuseRL", stage, start, po, train, held, tests=begun.tests)
-    return preference.reported(s, desk, STAGES, what="prompts", parts=weighted.shares(taught, records))
+    policy.result("FuseRL", "fuse_po", po, *policy.split(pairs))
+    told = weighted.shares(taught, records)
+    return policy.reported(("sft", "fuse_sft", "fuse_po"), what="prompts", parts=told)
 
 
-def tuned(s: Settings, begun: Begun, sft: Objective, taught: Sequence[Record]) -> Model:
+def tuned(s: Settings, policy: Policy, sft: Objective, taught: Sequence[Record]) -> Policy:
     """FuseSFT and, to compare, SFT on each prompt's best response alone."""
-    desk, start = begun.desk, begun.target
-    rows = weighted.response_rows(taught, len(sft.slots))
+    desk, rows = policy.desk, weighted.response_rows(taught, len(sft.slots))
     desk.counts["fuse_sft"] = Counter({"used": len(rows)})
     desk.check_enough(len(rows), s.sft, "--sft")
     stage = Stage("fuse_sft", "--sft", s.sft, dataclasses.replace(s.text, packing="none"))
     if s.baseline:
-        alone = dataclasses.replace(stage, name="sft")
-        best = weighted.heaviest(rows)
-        preference.compared(desk, "SFT", alone, start, objectives.sft(), best, tests=begun.tests)
-    model = desk.train(stage, start, sft, rows)
-    desk.judge("FuseSFT", model, begun.tests)
-    return model
+        alone, best = dataclasses.replace(stage, name="sft"), weighted.heaviest(rows)
+        desk.compared("SFT", alone, policy.model, objectives.sft(), best, tests=policy.tests)
+    model = desk.train(stage, policy.model, sft, rows)
+    desk.judge("FuseSFT", model, policy.tests)
+    return dataclasses.replace(policy, model=model)
 
 
 def objectives_of(s: Settings, sources: int) -> tuple[Objective, Objective]:
@@ -137,7 +123,7 @@ def objectives_of(s: Settings, sources: int) -> tuple[Objective, Objective]:
 def parts(s: Settings) -> Sequence[Part]:
     """What the run computes."""
     sft, po = objectives_of(s, len(s.sources))
-    return preference.planned(s, po.name, po, sft=sft)
+    return preference.planned(s, po, sft=sft)
 
 
 def check(s: Settings) -> None:

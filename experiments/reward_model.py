@@ -29,7 +29,6 @@ from fusion_jax.data.order import split_sizes, split_together
 from fusion_jax.data.records import OnBad, Row
 from fusion_jax.data.tokenise import TokeniseSettings
 from fusion_jax.errors import InputError
-from fusion_jax.intervals import wilson
 from fusion_jax.models.folder import Model, check_folder
 from fusion_jax.options import AnyModel, File, Folder
 from fusion_jax.plan.command import run as run_experiment
@@ -39,7 +38,7 @@ from fusion_jax.rewards.reward_model import as_reward_model
 from fusion_jax.runs.checks import check_best_of
 from fusion_jax.runs.desk import Desk, Stage
 from fusion_jax.runs.page import RunSettings, conduct
-from fusion_jax.runs.provenance import loss_sentence
+from fusion_jax.runs.presets import tiny_training
 from fusion_jax.settings import bounded
 from fusion_jax.train import objectives
 from fusion_jax.train.objectives import RewardSettings
@@ -83,15 +82,9 @@ class Settings(RunSettings):
         check_best_of(self.sft, self.train, "train", self.held_out)
 
 
-def tiny(learning_rate: float, epochs: float) -> TrainSettings:
-    return TrainSettings(
-        OptimizerSettings(learning_rate=learning_rate), epochs=epochs, batch_size=64, micro_batches=1, log_every=5,
-        eval_every=100, checkpoint_every=100, remat="dots",
-    )  # fmt: skip
-
-
+TINY = Settings(max_length=128, held_out=0.02, sft_first=True)
 PRESETS = {
-    "tiny": Settings(max_length=128, held_out=0.02, sft_first=True, sft=tiny(2e-3, 1), train=tiny(1e-3, 2)),
+    "tiny": replace(TINY, sft=tiny_training(1, 2e-3, batch_size=64), train=tiny_training(2, 1e-3, batch_size=64)),
     "llama3-8b": Settings(train=TrainSettings(OptimizerSettings(learning_rate=2e-6), batch_size=128, micro_batches=8)),
 }
 
@@ -110,7 +103,8 @@ def tune(s: Settings, desk: Desk) -> None:
         model = taught(s, desk, model, train)
     judge = as_reward_model(model, s.train.seed)
     desk.tune_on(stage, judge, objectives.rewards(s.loss), data, held_data)
-    report(s, desk)
+    ranked = "{share:.1f} % [{low:.1f}, {high:.1f}] of {held} held-out pairs are ranked rightly"
+    desk.report_pairs("reward", f"{ranked}, after training on {{used}}.")
 
 
 def pairs_of(s: Settings, desk: Desk) -> tuple[list[Row], list[Row]]:
@@ -138,18 +132,6 @@ def taught(s: Settings, desk: Desk, model: Model, pairs: Sequence[Row]) -> Model
     text = TextSettings(tokens=TokeniseSettings(s.max_length, s.max_length - 1, eos="if_missing"))
     rows = [Row(pair.name, pair.messages, pair.responses[:1]) for pair in pairs]
     return desk.train(Stage("sft", "--sft", s.sft, text), model, objectives.sft(), rows)
-
-
-def report(s: Settings, desk: Desk) -> None:
-    """The curves, their ends, and how well held-out pairs are ranked."""
-    final = desk.curves("loss", "eval_loss", "eval_rewards/margins", "eval_rewards/accuracies")
-    used, held = desk.counts["pairs"]["used"], desk.counts["pairs"]["held out"]
-    result = loss_sentence(final, used)
-    if ranked := final.get("eval_rewards/accuracies"):
-        low, high = (100 * end for end in wilson(ranked[1][-1] * held, held))
-        share = f"{100 * ranked[1][-1]:.1f} % [{low:.1f}, {high:.1f}]"
-        result = f"{share} of {held} held-out pairs are ranked rightly, after training on {used}."
-    desk.report_tuning("reward", result, final)
 
 
 def parts(s: Settings) -> list[Part]:

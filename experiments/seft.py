@@ -31,7 +31,7 @@ from fusion_jax.data.tokenise import TokeniseSettings
 from fusion_jax.models.folder import Model
 from fusion_jax.options import Folder
 from fusion_jax.plan.command import run as run_experiment
-from fusion_jax.plan.parts import Part, Rewarding, Sampling, Training
+from fusion_jax.plan.parts import Part
 from fusion_jax.runs import examining, revising, revision_data
 from fusion_jax.runs.checks import model_name
 from fusion_jax.runs.desk import Desk, Stage
@@ -39,11 +39,10 @@ from fusion_jax.runs.evolving import EvolutionSettings
 from fusion_jax.runs.page import conduct
 from fusion_jax.runs.revising import Pair, Reviser, RevisingSettings
 from fusion_jax.runs.revision_data import PAIRED, RevisionSettings
-from fusion_jax.runs.rounds import PairBaseline, Rounds
+from fusion_jax.runs.rounds import Rounds
 from fusion_jax.runs.seeds import Measures
 from fusion_jax.sampling.generate import SampleSettings
 from fusion_jax.train import fused_objectives, objectives
-from fusion_jax.train.objectives import PairSettings
 from fusion_jax.train.settings import TrainSettings, compute_for
 from fusion_jax.train.state import OptimizerSettings
 
@@ -60,14 +59,6 @@ class Settings(RevisionSettings):
     )  # fmt: skip
 
     out: Folder = "runs/seft"
-    revising: RevisingSettings = RevisingSettings()
-    warm_up: TrainSettings = TrainSettings()
-    adapt: TrainSettings = TrainSettings()
-    policy: TrainSettings = TrainSettings()
-    sft: TrainSettings = TrainSettings()
-    paired: TrainSettings = TrainSettings()
-    dpo: PairSettings = PairSettings(beta=0.1)
-    orpo: PairSettings = PairSettings(loss="orpo", beta=0.1)
 
 
 def training(learning_rate: float, like: TrainSettings, epochs: float = 1.0) -> TrainSettings:
@@ -123,7 +114,7 @@ def evolve(s: Settings, desk: Desk) -> Measures:
 
     stage = Stage("SEFT", "--policy", s.policy, s.text)
     rounds = Rounds(desk, how, stage, tests, target, prompts, judge).anchored_by(reviser)
-    rounds.compared_on_pairs(of_pairs(s), train)
+    rounds.compared_on_pairs(revision_data.on_pairs(s), train)
     others = rounds.compared(s.baselines, base, plain)
     policy, ours = rounds.run("SEFT", rounds.revised_by(reviser))
     desk.export(policy)
@@ -152,33 +143,9 @@ def revisers(s: Settings, desk: Desk, base: Model, pairs: Sequence[Pair]) -> tup
     return plain, dataclasses.replace(reviser, model=model)
 
 
-def of_pairs(s: Settings) -> list[PairBaseline]:
-    """The baselines on pairs that are asked for."""
-    known = (
-        PairBaseline("SFT", "--sft", s.sft, objectives.sft()),
-        PairBaseline("DPO", "--paired", s.paired, objectives.pair(s.dpo)),
-        PairBaseline("ORPO", "--sft", s.sft, objectives.pair(s.orpo)),
-    )
-    return [one for one in known if one.name in s.baselines]
-
-
 def parts(s: Settings) -> list[Part]:
-    """What the run computes. The rows of a plan are pairs for the reviser and for baselines on pairs, and the prompts
-    of a round for the policy."""
-    length, how, adapt = s.text.tokens.max_length, s.evolution, fused_objectives.reviser(s.revising.label_weight)
-    baselines = [
-        Training(f"baseline {one.name}", s.target, one.objective, one.settings, length, one.option)
-        for one in of_pairs(s)
-    ]
-    judge = [Rewarding(s.reward_model, s.adapt, "--adapt")] if s.reward_model else []
-    return [
-        Training("reviser, warm-up", s.reviser, objectives.sft(), s.warm_up, length, "--warm-up", "--reviser"),
-        Training("reviser, labels", s.reviser, adapt, s.adapt, length, "--adapt", "--reviser", start="float32"),
-        Training("policy, a round", s.target, objectives.sft(), s.policy, length, "--policy", start="float32"),
-        Sampling("drafts", s.target, how.drafts, "--evolution.drafts.mesh-tensor", kept="float32"),
-        Sampling("revisions", s.reviser, how.revisions, "--evolution.revisions.mesh-tensor", "--reviser"),
-        *baselines, *judge,
-    ]  # fmt: skip
+    """What the run computes."""
+    return revision_data.planned(s)
 
 
 if __name__ == "__main__":

@@ -26,13 +26,13 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from experiments.align_report import groups_of, side_of
-from fusion_jax.align.coverage import Side
+from fusion_jax.align.coverage import NamedTokenizer
 from fusion_jax.align.sequences import UP_BEFORE_LEFT, Variant, align
 from fusion_jax.align.views import TokenizerView, delete_marks, replace_marks
 from fusion_jax.align.vocabulary import exact_map, mined_map
 from fusion_jax.errors import InputError
 from fusion_jax.markdown import markdown_table
+from fusion_jax.runs.tokenizer_pairs import groups_of, named_tokenizer
 from fusion_jax.settings import run as run_experiment
 
 try:
@@ -121,7 +121,7 @@ def plain_nearest(text: str, pivot: TokenizerView) -> int:
     return nearest
 
 
-def sequences(s: Settings, pivot: Side, source: Side) -> dict[str, Any]:
+def sequences(s: Settings, pivot: NamedTokenizer, source: NamedTokenizer) -> dict[str, Any]:
     """The row of the alignment of two token sequences."""
     whole = "\n".join(t for texts in groups_of(s.texts).values() for t in texts)
     spans = pivot.tokenizer(whole, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
@@ -144,7 +144,7 @@ def sequences(s: Settings, pivot: Side, source: Side) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def vocabularies(s: Settings, pivot: Side, source: Side) -> dict[str, Any]:
+def vocabularies(s: Settings, pivot: NamedTokenizer, source: NamedTokenizer) -> dict[str, Any]:
     """The row of the MinED map."""
     found, seconds = timed(lambda: mined_map(pivot.view, source.view, "raw"))
     unmatched = np.flatnonzero((exact_map(pivot.view, source.view, "raw").ids < 0) & (found.ids >= 0))
@@ -171,7 +171,7 @@ def main(s: Settings) -> None:
     for name, value in (("--length", s.length), ("--repeats", s.repeats), ("--sample", s.sample)):
         if value < 1:
             raise InputError(f"{value} is too small", field=name, cure="Give 1 or more")
-    pivot, source = side_of(s.pivot, "--pivot"), side_of(s.source, "--source")
+    pivot, source = named_tokenizer(s.pivot, "--pivot"), named_tokenizer(s.source, "--source")
     rows = [sequences(s, pivot, source), vocabularies(s, pivot, source)]
     print(markdown_table(rows))
     if s.out:

@@ -31,8 +31,9 @@ from fusion_jax.models.decoder import forward, head_kernel
 from fusion_jax.models.families import config_from_hf
 from fusion_jax.models.parameters import init_params
 from fusion_jax.settings import run as run_experiment
+from fusion_jax.teachers.rows import FusionRow, Opinion
 from fusion_jax.teachers.settings import FusionSettings
-from fusion_jax.teachers.targets import FusionRow, Opinion, fuse
+from fusion_jax.teachers.targets import fuse
 from fusion_jax.train import objectives
 from fusion_jax.train.state import OptimizerSettings, TrainState, init_state, make_optimizer
 from fusion_jax.train.step import make_train_step

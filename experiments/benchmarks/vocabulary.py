@@ -26,14 +26,15 @@ from typing import Any
 
 import numpy as np
 
-from experiments.align_report import Map, side_of
-from fusion_jax.align.coverage import Side, align_texts
+from experiments.align_report import Map
+from fusion_jax.align.coverage import NamedTokenizer, align_texts
 from fusion_jax.align.matching import altered
 from fusion_jax.align.settings import AlignSettings
 from fusion_jax.align.views import Pieces
 from fusion_jax.align.vocabulary import VocabMap, count_pairs
 from fusion_jax.errors import InputError
 from fusion_jax.markdown import markdown_table
+from fusion_jax.runs.tokenizer_pairs import named_tokenizer
 from fusion_jax.settings import run as run_experiment
 
 SCRIPTS = ("letters", "digits", "punctuation", "spaces", "newlines and tabs", "accents", "Chinese", "other")
@@ -100,7 +101,7 @@ def script_of(text: str) -> str:
     return "punctuation" if unicodedata.category(letter)[0] in "PS" and ord(letter) < 0x2100 else "other"
 
 
-def counted(side: Side, texts: Sequence[str]) -> Counts:
+def counted(side: NamedTokenizer, texts: Sequence[str]) -> Counts:
     """How often each id stands for each script: int64[size]."""
     out = {script: np.zeros(side.view.size, np.int64) for script in SCRIPTS}
     for text in texts:
@@ -110,7 +111,7 @@ def counted(side: Side, texts: Sequence[str]) -> Counts:
     return out
 
 
-def made(kind: Map, pieces: Pieces, pivot: Side, source: Side, texts: Sequence[str]) -> VocabMap:
+def made(kind: Map, pieces: Pieces, pivot: NamedTokenizer, source: NamedTokenizer, texts: Sequence[str]) -> VocabMap:
     """The map; the statistics with the published weight where strings are compared."""
     how = AlignSettings(vocabulary=kind, ms_weight="code" if pieces == "raw" else "inverse", pieces=pieces)
     aligned = align_texts(texts, pivot, source, how.rules, pieces=pieces) if kind == "statistics" else []
@@ -119,7 +120,7 @@ def made(kind: Map, pieces: Pieces, pivot: Side, source: Side, texts: Sequence[s
 
 
 def row_of(
-    kind: Map, pieces: Pieces, pivot: Side, source: Side, texts: Sequence[str], counts: Counts
+    kind: Map, pieces: Pieces, pivot: NamedTokenizer, source: NamedTokenizer, texts: Sequence[str], counts: Counts
 ) -> dict[str, Any]:
     """One map of one pair: shares of the source's pieces and, by script, of its tokens."""
     start = time.perf_counter()
@@ -136,7 +137,7 @@ def row_of(
     }  # fmt: skip
 
 
-def agreement(pieces: Pieces, pivot: Side, source: Side, texts: Sequence[str]) -> float:
+def agreement(pieces: Pieces, pivot: NamedTokenizer, source: NamedTokenizer, texts: Sequence[str]) -> float:
     """Share of the pivot's tokens, of those that have offsets in common, that are aligned as the offsets say."""
     found = align_texts(texts, pivot, source, "chat_v2", pieces=pieces)
     true = align_texts(texts, pivot, source, "chat_v2", method="byte_offsets")
@@ -155,7 +156,7 @@ def main(s: Settings) -> None:
         raise InputError("are counted on texts", field="--maps", cure="Give --texts, or leave statistics out")
     files = {file: lines_of(file, s.characters) for file in s.texts}
     texts = [text for some in files.values() for text in some]
-    sides = [side_of(name, "--tokenizers") for name in s.tokenizers]
+    sides = [named_tokenizer(name, "--tokenizers") for name in s.tokenizers]
     counts = {side.name: counted(side, texts) for side in sides}
     modes: tuple[Pieces, ...] = ("raw", "bytes")
     rows = []

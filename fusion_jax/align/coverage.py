@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
 import numpy as np
@@ -16,7 +17,9 @@ from fusion_jax.align.classes import CLASSES, token_classes
 from fusion_jax.align.distributions import planned_rules
 from fusion_jax.align.rules import RowRule, Rules
 from fusion_jax.align.sequences import Alignment, Variant, align, byte_offsets
+from fusion_jax.align.settings import AlignSettings
 from fusion_jax.align.views import Pieces, TokenizerView
+from fusion_jax.align.vocabulary import Kind, count_pairs
 from fusion_jax.data.windows import split_windows
 from fusion_jax.errors import InputError
 
@@ -27,7 +30,7 @@ Method = Literal["dp", "byte_offsets"]
 RULE_NAMES = ("exact", "suffix", "one-to-many", "fallback", "empty")  # of RowRule 0 to 4
 
 
-class Side(NamedTuple):
+class NamedTokenizer(NamedTuple):
     """One of the two tokenizers, a fast one, with its view and what it is called."""
 
     tokenizer: PreTrainedTokenizerBase
@@ -137,10 +140,23 @@ class Coverage(NamedTuple):
     classes: dict[str, ClassCoverage]
 
 
+class Direction(NamedTuple):
+    """What a source's knowledge of the texts becomes for a pivot. images: of the source's pieces under each map."""
+
+    pivot: str
+    source: str
+    found: Coverage
+    images: Mapping[str, Images]
+
+    @property
+    def title(self) -> str:
+        return f"{self.pivot} \u2190 {self.source}"
+
+
 def align_texts(
     texts: Sequence[str],
-    pivot: Side,
-    source: Side,
+    pivot: NamedTokenizer,
+    source: NamedTokenizer,
     variant: Variant,
     *,
     method: Method = "dp",
@@ -300,3 +316,40 @@ def _across(text: AlignedText, place: int, source: TokenizerView) -> tuple[str, 
     """The source's pieces that a pivot position is aligned with."""
     first, last = int(text.alignment.first[place]), int(text.alignment.last[place])
     return tuple(source.pieces[i] for i in text.source_ids[first : last + 1].tolist()) if first >= 0 else ()
+
+
+def direction_of(
+    how: AlignSettings,
+    maps: Iterable[Kind],
+    pivot: NamedTokenizer,
+    source: NamedTokenizer,
+    groups: Mapping[str, Sequence[str]],
+    *,
+    max_length: int,
+    worst: int,
+) -> Direction:
+    """The coverage of groups of texts, and what becomes of the source's pieces under each map.
+
+    Args:
+      how: the rules, with the map of the coverage. The exact mode (`hard`) is for the exact map alone.
+      maps: whose images are told besides. max_length: tokens of a window; worst: tokens shown of those that fall back.
+    """
+    method: Method = "dp" if how.tokens == "dp" else "byte_offsets"
+    aligned = {
+        name: align_texts(texts, pivot, source, how.rules, method=method, max_length=max_length, pieces=how.pieces)
+        for name, texts in groups.items()
+    }
+    every = [text for texts in aligned.values() for text in texts]
+    views = pivot.view, source.view
+    counts = count_pairs(every, *views)
+
+    def rules(kind: Kind) -> Rules:
+        own = replace(how, vocabulary=kind, hard=how.hard and kind == "exact")
+        return own.rules_of(views, own.make_map(views, counts), counts)
+
+    found, occurrences = coverage(aligned, rules(how.vocabulary), worst=worst), occurrences_of(every, source.view)
+    images: dict[str, Images] = {
+        kind: found.images if kind == how.vocabulary else images_of(rules(kind), occurrences, worst)
+        for kind in dict.fromkeys((*maps, how.vocabulary))
+    }
+    return Direction(pivot.name, source.name, found, images)

@@ -20,7 +20,7 @@ OPEN, ENDED = -2, -1
 """In the place of where the next token ends: there is none in this content; the content ends with it."""
 
 
-class Side(NamedTuple):
+class PlacedText(NamedTuple):
     """A text as one model reads it: ids int32[T], offsets int32[T,2], their characters; contents: the spans that are
     the same string for all models; end: the token that ends a content, where there is one."""
 
@@ -38,7 +38,7 @@ class _Places(NamedTuple):
     then: list[int]
 
 
-def same_prefixes(pivot: Side, source: Side, *, alike: bool = False) -> np.ndarray:
+def same_prefixes(pivot: PlacedText, source: PlacedText, *, alike: bool = False) -> np.ndarray:
     """int64[m], for each of the pivot's positions the source's position whose row it takes, -1 for none.
 
     The position before a content has read nothing of it on either side; it needs no equal next token, unless a token of
@@ -65,7 +65,7 @@ def same_prefixes(pivot: Side, source: Side, *, alike: bool = False) -> np.ndarr
     return out
 
 
-def _places(side: Side, span: Span, first: int, last: int) -> _Places:
+def _places(side: PlacedText, span: Span, first: int, last: int) -> _Places:
     """The tokens first..last-1 behind which a whole character has been read."""
     starts, ends = (side.offsets[first:last] - span[0]).T.tolist()
     # Bytes of a character share its end, or begin where it does.
@@ -81,7 +81,7 @@ def _places(side: Side, span: Span, first: int, last: int) -> _Places:
     return found
 
 
-def _ended(side: Side, last: int) -> bool:
+def _ended(side: PlacedText, last: int) -> bool:
     """Whether the token behind a content ends it."""
     return last < len(side.ids) and side.end is not None and int(side.ids[last]) == side.end
 

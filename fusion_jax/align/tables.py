@@ -3,23 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
-from fusion_jax.align.coverage import RULE_NAMES, ClassCoverage, Coverage, Images
+from fusion_jax.align.coverage import RULE_NAMES, ClassCoverage, Coverage, Direction, Images
 from fusion_jax.markdown import markdown_table
-
-
-class Direction(NamedTuple):
-    """What a source's knowledge of the texts becomes for a pivot. images: of the source's pieces under each map."""
-
-    pivot: str
-    source: str
-    found: Coverage
-    images: Mapping[str, Images]
-
-    @property
-    def title(self) -> str:
-        return f"{self.pivot} \u2190 {self.source}"
 
 
 def group_rows(found: Coverage) -> list[dict[str, Any]]:

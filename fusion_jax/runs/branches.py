@@ -24,7 +24,8 @@ from fusion_jax.store.manifest import digest
 from fusion_jax.teachers.documents import Reading, part_of
 from fusion_jax.teachers.live import live_data
 from fusion_jax.teachers.opinions import own_opinions, source_opinions
-from fusion_jax.teachers.targets import Opinion, Opinions, fused_examples, fusion_rows, identity_of
+from fusion_jax.teachers.rows import Opinion, Opinions, fusion_rows
+from fusion_jax.teachers.targets import fused_examples, identity_of
 from fusion_jax.train.objectives import INFERENCE, TRAINING
 from fusion_jax.train.settings import TrainSettings
 
@@ -142,24 +143,29 @@ def _branch(panel: Panel, mode: Mode, parts: Mapping[str, Won], ours: Mapping[in
 
 
 @dataclass(frozen=True)
-class Arm:
+class Curriculum:
     """What is learnt. only: rows of one mode, None: of both in the order of `loss`."""
 
     loss: StageSettings
     only: Mode | None = None
 
 
-def arms_of(loss: StageSettings) -> dict[str, Arm]:
+def arms_of(loss: StageSettings) -> dict[str, Curriculum]:
     """What can be trained. In an arm of one mode all steps are of the first stage, which has its mode alone."""
     forward, backward = replace(loss, order="progressive"), replace(loss, order="reverse")
     return {
-        "profuser": Arm(loss), "simul": Arm(replace(loss, order="simul")), "reverse": Arm(backward),
-        "infer": Arm(forward, "infer"), "train": Arm(backward, "train"),
-        "SFT": Arm(replace(backward, beta=0.0), "train"),
-    }  # fmt: skip
+        "profuser": Curriculum(loss),
+        "simul": Curriculum(replace(loss, order="simul")),
+        "reverse": Curriculum(backward),
+        "infer": Curriculum(forward, "infer"),
+        "train": Curriculum(backward, "train"),
+        "SFT": Curriculum(replace(backward, beta=0.0), "train"),
+    }
 
 
-def staged(branches: Mapping[Mode, Branch], arm: Arm, train: TrainSettings, names: Sequence[str]) -> tuple[Data, int]:
+def staged(
+    branches: Mapping[Mode, Branch], arm: Curriculum, train: TrainSettings, names: Sequence[str]
+) -> tuple[Data, int]:
     """The rows of an arm, their order, and the optimizer steps of its first stage.
 
     The first stage has rows of one mode; the second one, as many in a batch, pairs of rows of one instruction. All arms

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +17,8 @@ from fusion_jax.data.batches import Data, Example
 from fusion_jax.data.examples import TextSettings, make_examples
 from fusion_jax.data.records import OnBad, Row, parse_rows
 from fusion_jax.files import write_json
+from fusion_jax.hosts.agree import on_first
+from fusion_jax.intervals import wilson
 from fusion_jax.jsonl import Record
 from fusion_jax.markdown import markdown_table, save_figure
 from fusion_jax.models.compute import Compute
@@ -34,7 +36,7 @@ from fusion_jax.runs.judging import (
     reward_sentence,
 )
 from fusion_jax.runs.plots import Curves, accuracy_figure, curves, training_figure
-from fusion_jax.runs.provenance import Ran, answers_sentence, write_report
+from fusion_jax.runs.provenance import Ran, answers_sentence, loss_sentence, write_report
 from fusion_jax.runs.seeds import Measures
 from fusion_jax.runs.trained import keep_adapter, trained
 from fusion_jax.sampling.generate import SampleSettings
@@ -236,11 +238,36 @@ class Desk:
         """
         self.accuracy.extend(judged(self.run, name, model, tests, made_from=made_from))
 
+    def compared(
+        self,
+        name: str,
+        stage: Stage,
+        start: Model,
+        objective: Objective,
+        rows: Sequence[Row],
+        held: Sequence[Row] = (),
+        *,
+        tests: EvalSet,
+    ) -> None:
+        """A model trained to be compared with the run's result: judged under `name`, nothing else is made from it."""
+        model = self.train(dataclasses.replace(stage, leaf=True), start, objective, rows, held)
+        self.judge(name, model, tests, made_from=[f"{stage.name}/model"])
+
     def export(self, model: Model, name: str = "model", *, made_from: Sequence[str] | None = None) -> None:
         """A result of the run, a Hugging Face folder; an adapter that was trained, also as a PEFT folder beside it."""
         with self.run.phase("saving"):
             self.run.made_once(name, lambda folder: save(model, folder), made_from=made_from)
             keep_adapter(self.run, model)
+
+    def merged(self, method: str, recipe: Mapping[str, Any], *, made_from: Sequence[str]) -> Path:
+        """merged/METHOD: the folder of the run's models `made_from` merged by a recipe."""
+        from fusion_jax.merge import merge
+
+        with self.run.timed(f"merging by {method}"):
+            self.run.made_once(
+                f"merged/{method}", lambda folder: on_first(lambda: merge(recipe, folder)), made_from=made_from
+            )
+        return self.run.file(f"merged/{method}")
 
     def measures(self) -> Measures:
         """What was measured of every judged model."""
@@ -265,6 +292,22 @@ class Desk:
           name: of what was trained. result: one sentence. final: curves whose ends are the results.
         """
         self.run.on_first(lambda: self._write_tuning(name, result, final))
+
+    def report_pairs(self, name: str, told: str) -> None:
+        """`report_tuning` of a training on the stage "pairs".
+
+        Args:
+          told: the result where pairs are held out, in which {share}, {low} and {high} stand for how many percent of
+            the {held} ones are ranked rightly and its 95 % interval, {used} for the pairs trained on.
+        """
+        final = self.curves("loss", "eval_loss", "eval_rewards/margins", "eval_rewards/accuracies")
+        used, held = self.counts["pairs"]["used"], self.counts["pairs"]["held out"]
+        result = loss_sentence(final, used)
+        if ranked := final.get("eval_rewards/accuracies"):
+            low, high = wilson(ranked[1][-1] * held, held)
+            shares = {"share": ranked[1][-1], "low": low, "high": high}
+            result = told.format(used=used, held=held, **{what: 100 * share for what, share in shares.items()})
+        self.report_tuning(name, result, final)
 
     def _write_tuning(self, name: str, result: str, final: Curves) -> None:
         ends = {metric: values[-1] for metric, (_, values) in final.items()}

@@ -37,10 +37,11 @@ from fusion_jax.teachers.blocks import LogProbs
 from fusion_jax.teachers.documents import Reading, read_alike, read_documents, read_store
 from fusion_jax.teachers.live import live_data
 from fusion_jax.teachers.opinions import Reach, own_opinions, source_opinions
+from fusion_jax.teachers.rows import fusion_rows, packed
 from fusion_jax.teachers.settings import FusionSettings, Teachers
 from fusion_jax.teachers.shares import shares_taken
 from fusion_jax.teachers.store import identity_of as identity_of_store
-from fusion_jax.teachers.targets import Mask, fused_examples, fusion_rows, identity_of, packed
+from fusion_jax.teachers.targets import Mask, fused_examples, identity_of
 from fusion_jax.train import objectives
 from fusion_jax.train.optimise import optimise
 from fusion_jax.train.settings import TrainSettings, compute_for

@@ -23,8 +23,9 @@ from fusion_jax.store.run_folder import RunFolder
 from fusion_jax.teachers.blocks import LogProbs
 from fusion_jax.teachers.documents import read_documents
 from fusion_jax.teachers.opinions import own_opinions
+from fusion_jax.teachers.rows import fusion_rows
 from fusion_jax.teachers.settings import FusionSettings
-from fusion_jax.teachers.targets import fused_examples, fusion_rows
+from fusion_jax.teachers.targets import fused_examples
 from fusion_jax.train import objectives
 from fusion_jax.train.objective import Objective
 from fusion_jax.train.settings import TrainSettings, compute_for

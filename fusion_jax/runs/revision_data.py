@@ -17,6 +17,7 @@ from fusion_jax.jsonl import Record, numbered
 from fusion_jax.models.folder import Model, check_folder
 from fusion_jax.options import File, ModelPath, OneOf, RewardModel
 from fusion_jax.plan import fits
+from fusion_jax.plan.parts import Part, Rewarding, Sampling, Training
 from fusion_jax.rewards.revision import REFUSES, refuses
 from fusion_jax.rewards.reward_model import score_responses
 from fusion_jax.rewards.verifiers import VerifierName, verifier
@@ -27,9 +28,11 @@ from fusion_jax.runs.examining import Judge
 from fusion_jax.runs.judging import EvalSet
 from fusion_jax.runs.page import JudgedSettings
 from fusion_jax.runs.prompts import eval_set
-from fusion_jax.runs.revising import Pair
-from fusion_jax.runs.rounds import ON_PROMPTS
+from fusion_jax.runs.revising import Pair, RevisingSettings
+from fusion_jax.runs.rounds import ON_PROMPTS, PairBaseline
 from fusion_jax.settings import bounded
+from fusion_jax.train import fused_objectives, objectives
+from fusion_jax.train.objectives import PairSettings
 from fusion_jax.train.settings import TrainSettings, compute_for
 from fusion_jax.zoo import drafts, model_path, plants
 
@@ -70,6 +73,14 @@ class RevisionSettings(JudgedSettings):
     """Whether pairs are left out whose preferred answer begins as refusals do and whose other one does not."""
     text: TextSettings = TextSettings()
     evolution: EvolutionSettings = EvolutionSettings()
+    revising: RevisingSettings = RevisingSettings()
+    warm_up: TrainSettings = TrainSettings()
+    adapt: TrainSettings = TrainSettings()
+    policy: TrainSettings = TrainSettings()
+    sft: TrainSettings = TrainSettings()
+    paired: TrainSettings = TrainSettings()
+    dpo: PairSettings = PairSettings(beta=0.1)
+    orpo: PairSettings = PairSettings(loss="orpo", beta=0.1)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -249,3 +260,32 @@ def judge_of(s: RevisionSettings, desk: Desk, train: TrainSettings) -> Judge:
     return lambda records: [
         reward(r["response"], r["answer"]) if isinstance(r.get("answer"), str) else None for r in records
     ]
+
+
+def on_pairs(s: RevisionSettings) -> list[PairBaseline]:
+    """The baselines on pairs that are asked for."""
+    known = (
+        PairBaseline("SFT", "--sft", s.sft, objectives.sft()),
+        PairBaseline("DPO", "--paired", s.paired, objectives.pair(s.dpo)),
+        PairBaseline("ORPO", "--sft", s.sft, objectives.pair(s.orpo)),
+    )
+    return [one for one in known if one.name in s.baselines]
+
+
+def planned(s: RevisionSettings) -> list[Part]:
+    """What a run computes. The rows of a plan are pairs for the reviser and for baselines on pairs, and the prompts of
+    a round for the policy."""
+    length, how, adapt = s.text.tokens.max_length, s.evolution, fused_objectives.reviser(s.revising.label_weight)
+    baselines = [
+        Training(f"baseline {one.name}", s.target, one.objective, one.settings, length, one.option)
+        for one in on_pairs(s)
+    ]
+    judge = [Rewarding(s.reward_model, s.adapt, "--adapt")] if s.reward_model else []
+    return [
+        Training("reviser, warm-up", s.reviser, objectives.sft(), s.warm_up, length, "--warm-up", "--reviser"),
+        Training("reviser, labels", s.reviser, adapt, s.adapt, length, "--adapt", "--reviser", start="float32"),
+        Training("policy, a round", s.target, objectives.sft(), s.policy, length, "--policy", start="float32"),
+        Sampling("drafts", s.target, how.drafts, "--evolution.drafts.mesh-tensor", kept="float32"),
+        Sampling("revisions", s.reviser, how.revisions, "--evolution.revisions.mesh-tensor", "--reviser"),
+        *baselines, *judge,
+    ]  # fmt: skip

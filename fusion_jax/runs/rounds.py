@@ -114,9 +114,8 @@ class Rounds:
         """Baselines on the reviser's pairs."""
         for name, option, settings, objective in baselines:
             rows = [Row(p.name, p.messages, (p.chosen, p.rejected)[: len(objective.slots)]) for p in pairs]
-            stage = Stage(name, option, settings, self.stage.text, leaf=True)
-            model = self.desk.train(stage, self.target, objective, rows)
-            self.desk.judge(name, model, self.tests, made_from=[f"{name}/model"])
+            stage = Stage(name, option, settings, self.stage.text)
+            self.desk.compared(name, stage, self.target, objective, rows, tests=self.tests)
 
     def compared(self, names: Sequence[str], base: Model, plain: Reviser) -> list[Round]:
         """Baselines on the same prompts, those of `ON_PROMPTS` that are named.

@@ -16,25 +16,24 @@ from fusion_jax.data.asked import parse_responses
 from fusion_jax.data.batches import Data, Example, buckets_for
 from fusion_jax.data.examples import TextSettings, make_examples
 from fusion_jax.data.loaders import load_records
-from fusion_jax.data.records import OnBad, Row
+from fusion_jax.data.records import Row
 from fusion_jax.errors import InputError
 from fusion_jax.jsonl import Record
 from fusion_jax.models.folder import Model
 from fusion_jax.models.int8 import Weights
+from fusion_jax.plan.parts import Part, Scoring, Training
 from fusion_jax.runs.checks import model_name
 from fusion_jax.runs.desk import Desk, Stage
+from fusion_jax.runs.policy import Policy
+from fusion_jax.runs.sources import SourceSettings
 from fusion_jax.train.reference import sequence_logprobs
 from fusion_jax.train.settings import compute_for
 
 
-def check_authors(file: str, sources: Sequence[str], *, unnamed: bool, on_bad: OnBad = "error") -> None:
-    """Refuse ready responses whose authors are not the sources that score them, where nobody has named these.
-
-    Args:
-      file: of the responses, "" for none. unnamed: whether the sources are those of the defaults. on_bad: what broken
-        records do.
-    """
-    if not file or not unnamed:
+def check_authors(s: SourceSettings) -> None:
+    """Refuse ready responses whose authors are not the sources that score them, where nobody has named these."""
+    file, sources, on_bad = s.responses, s.sources, s.on_bad
+    if not file or sources != SourceSettings().sources:
         return
     skipped = Counter[str]() if on_bad == "skip" else None
     authors = {record["source_model"] for record in parse_responses(load_records(file), file=file, skipped=skipped)}
@@ -44,8 +43,21 @@ def check_authors(file: str, sources: Sequence[str], *, unnamed: bool, on_bad: O
         raise InputError(problem, field="--sources", cure="Name the models that score the texts")
 
 
+DROPPED = "preference prompts"  # where rows that are left out are counted
 UNREADABLE = "changed by the model's chat template, or nothing of it left after cutting"
 TOO_LONG = "longer than the model reads: other models would score another text"
+
+
+def read_whole(policy: Policy, rows: Sequence[Row]) -> list[Row]:
+    """The rows that the policy reads as a whole, so that every model scores the same text; see `uncut`."""
+    return uncut(rows, policy.model, policy.stage("pairs").text, policy.desk.counter(DROPPED))
+
+
+def scored_by_all(policy: Policy, rows: Sequence[Row], *, length_norm: bool) -> list[Row]:
+    """The rows with what every source makes of them, in values/SOURCE.jsonl; see `scored_by` and `with_values`."""
+    desk, stage, weights = policy.desk, policy.stage("infifpo"), policy.settings.source_weights
+    values = [scored_by(desk, model_name(s), s, rows, stage, weights) for s in policy.settings.sources]
+    return with_values(rows, values, length_norm=length_norm, dropped=desk.counter(DROPPED))
 
 
 def uncut(rows: Sequence[Row], model: Model, text: TextSettings, dropped: Counter[str]) -> list[Row]:
@@ -70,13 +82,6 @@ def _whole(rows: Sequence[Row], model: Model, text: TextSettings, most: int) -> 
     for example in whole:
         del lost[example.index]
     return whole, lost
-
-
-def scored_by_all(
-    desk: Desk, sources: Sequence[str], rows: Sequence[Row], stage: Stage, weights: Weights
-) -> list[list[Record]]:
-    """`scored_by` of every source; sources: their folders."""
-    return [scored_by(desk, model_name(source), source, rows, stage, weights) for source in sources]
 
 
 def scored_by(
@@ -151,3 +156,9 @@ def _values(record: Record, row: Row, length_norm: bool) -> list[float]:
         return [float("nan")] * len(row.responses)
     counts = [max(n, 1) if length_norm else 1 for n in record["tokens"]]
     return [logprob / count for logprob, count in zip(record["logprobs"], counts, strict=True)]
+
+
+def scoring_parts(s: SourceSettings, last: Training) -> list[Part]:
+    """What the sources' scoring takes. last: the training whose rows they score."""
+    rows = len(last.objective.slots)
+    return [Scoring(f"log-probs by {one}", one, rows, last, weights=s.source_weights) for one in s.sources]

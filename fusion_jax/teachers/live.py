@@ -16,9 +16,10 @@ from fusion_jax.data.batches import Data, Example
 from fusion_jax.data.documents import TeacherRow, TeacherText
 from fusion_jax.errors import InputError
 from fusion_jax.lazy import Indexed, Lazy
+from fusion_jax.teachers.rows import FusionRows
 from fusion_jax.teachers.settings import FusionSettings
 from fusion_jax.teachers.store import StoreIdentity
-from fusion_jax.teachers.targets import FusionRows, Mask, check_teachers, example_of, fuse
+from fusion_jax.teachers.targets import Mask, check_teachers, example_of, fuse
 
 
 class LiveTeacher(Indexed[TeacherRow]):

@@ -15,7 +15,7 @@ import numpy as np
 from fusion_jax.align.corpus import PairRecord, align_corpus, align_rows, moved, top_rows, whole_text
 from fusion_jax.align.coverage import ClassCoverage, by_class
 from fusion_jax.align.distributions import AlignedRows, planned_rules
-from fusion_jax.align.prefixes import Side, prefix_rows, same_prefixes
+from fusion_jax.align.prefixes import PlacedText, prefix_rows, same_prefixes
 from fusion_jax.align.rules import RowRule, Rules
 from fusion_jax.align.sequences import Alignment
 from fusion_jax.align.settings import AlignSettings
@@ -33,8 +33,8 @@ from fusion_jax.lazy import Lazy
 from fusion_jax.store.parts import digest
 from fusion_jax.teachers.documents import Progress, Reading
 from fusion_jax.teachers.live import unread
+from fusion_jax.teachers.rows import Opinion, Opinions, metric_of, metrics_of, own_opinion, source_opinion
 from fusion_jax.teachers.settings import FusionSettings
-from fusion_jax.teachers.targets import Opinion, Opinions, metric_of, metrics_of, own_opinion, source_opinion
 
 MOST_TEXTS = 256  # by which a source's mass is measured, spread over the corpus
 
@@ -220,11 +220,11 @@ def _by_prefixes(
     return every_opinion, _reach(pivot, source, rules, found)
 
 
-def _side(text: TeacherText, reading: Reading, number: int) -> Side:
+def _side(text: TeacherText, reading: Reading, number: int) -> PlacedText:
     """A document as a reader reads it."""
     document = reading.documents[number]
     end = reading.view.eos if document.eos else reading.turn_end
-    return Side(text.ids, text.offsets, document.contents, end)
+    return PlacedText(text.ids, text.offsets, document.contents, end)
 
 
 def _suffix(settings: AlignSettings) -> str:

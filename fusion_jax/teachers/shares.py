@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from fusion_jax.teachers.rows import FusionRows
 from fusion_jax.teachers.settings import FusionSettings
-from fusion_jax.teachers.targets import FusionRows
 
 
 def shares_taken(rows: FusionRows, settings: FusionSettings) -> np.ndarray | None:

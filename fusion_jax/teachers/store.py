@@ -37,6 +37,8 @@ from fusion_jax.teachers.parts import FORMAT, BlockCache, OtherPart, PartFile, P
 STORE, OTHER = "store.json", "is of another text or store"
 WRITE = "Write it with experiments/cache_teacher.py"
 DELETE_PART = "Delete the part and run the same command again: it goes on"
+RowsOf = Callable[[range], Sequence[TeacherRow]]
+"""The rows of a range of records."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,7 @@ def _there(folder: Path, identity: StoreIdentity) -> np.ndarray:
 def write_store(
     folder: str | os.PathLike[str],
     identity: StoreIdentity,
-    rows_of: Callable[[range], Sequence[TeacherRow]],
+    rows_of: RowsOf,
     progress: Callable[[int], None] = lambda done: None,
     *,
     host: Host = Host(),
@@ -129,7 +131,7 @@ def _is_own(name: str, host: Host, together: bool) -> bool:
 def _write_missing(
     path: Path,
     identity: StoreIdentity,
-    rows_of: Callable[[range], Sequence[TeacherRow]],
+    rows_of: RowsOf,
     progress: Callable[[int], None],
     lock: Held | None,
     *,
@@ -293,7 +295,7 @@ class TeacherStore(Indexed[TeacherRow]):
         return InputError(problem, file=_part(self._path, number), record=record + 1, cure=DELETE_PART)
 
 
-def verified(store: TeacherStore, rows: Callable[[range], Sequence[TeacherRow]], count: int) -> float:
+def verified(store: TeacherStore, rows: RowsOf, count: int) -> float:
     """Score rows spread over the store again; the largest difference of a log-prob, beyond what 8 bits explain, or of a
     normaliser.
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from fusion_jax.align.classes import CLASSES, class_of, token_classes
-from fusion_jax.align.coverage import Side, align_texts, by_class, coverage
+from fusion_jax.align.coverage import NamedTokenizer, align_texts, by_class, coverage
 from fusion_jax.align.rules import RowRule, Rules, plan_of
 from fusion_jax.align.views import TokenizerView, view_of
 from fusion_jax.align.vocabulary import exact_map
@@ -78,8 +78,8 @@ def test_real_tokenizers(file, some):
     assert counts["letters"] > 0.4 * len(found) and all(counts[name] or name == "specials" for name in CLASSES)
 
 
-def pair() -> tuple[Side, Side, Rules]:
-    sides = [Side(t, view_of(t)) for t in (byte_level(), sentencepiece())]
+def pair() -> tuple[NamedTokenizer, NamedTokenizer, Rules]:
+    sides = [NamedTokenizer(t, view_of(t)) for t in (byte_level(), sentencepiece())]
     views = sides[0].view, sides[1].view
     return *sides, Rules(*views, exact_map(*views))
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from fusion_jax.align.distributions import TopRows
-from fusion_jax.align.prefixes import Side, prefix_rows, same_prefixes
+from fusion_jax.align.prefixes import PlacedText, prefix_rows, same_prefixes
 from fusion_jax.align.rules import RowRule, Rules
 from fusion_jax.align.views import TokenizerView
 from fusion_jax.align.vocabulary import exact_map
@@ -18,9 +18,9 @@ from tests.conftest import GOLDEN
 CASES = json.loads((GOLDEN / "profuser.json").read_text())["alignment"]
 
 
-def side(spans, contents, end=None, ids=None) -> Side:
+def side(spans, contents, end=None, ids=None) -> PlacedText:
     offsets = np.asarray(spans, np.int64).reshape(-1, 2)
-    return Side(np.arange(len(offsets)) if ids is None else np.asarray(ids), offsets, contents, end)
+    return PlacedText(np.arange(len(offsets)) if ids is None else np.asarray(ids), offsets, contents, end)
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case["text"])

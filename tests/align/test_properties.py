@@ -9,7 +9,7 @@ import random
 import numpy as np
 import pytest
 
-from fusion_jax.align.coverage import Side, align_texts
+from fusion_jax.align.coverage import NamedTokenizer, align_texts
 from fusion_jax.align.sequences import Variant, align, byte_offsets
 from fusion_jax.align.views import view_of
 from fusion_jax.errors import InputError
@@ -36,10 +36,10 @@ def texts(seed: int, count: int) -> list[str]:
 
 
 @functools.cache
-def side(name: str) -> Side:
+def side(name: str) -> NamedTokenizer:
     tokenizer = load_tokenizer(model_path(f"zoo:{name}"))
     assert tokenizer is not None
-    return Side(tokenizer, view_of(tokenizer))
+    return NamedTokenizer(tokenizer, view_of(tokenizer))
 
 
 def ids_of(name: str, text: str) -> list[int]:

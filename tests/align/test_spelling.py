@@ -9,7 +9,7 @@ import pytest
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from fusion_jax.align.coverage import Side, align_texts, coverage
+from fusion_jax.align.coverage import NamedTokenizer, align_texts, coverage
 from fusion_jax.align.distributions import TopRows, align_distributions
 from fusion_jax.align.matching import altered
 from fusion_jax.align.rules import RowRule, Rules
@@ -235,7 +235,7 @@ def test_bytes_of_one_character_take_the_row_of_the_last():
 
 
 def test_images_of_another_text_are_told():
-    sides = Side(byte_level(), views()[0]), Side(sentencepiece(), views()[1])
+    sides = NamedTokenizer(byte_level(), views()[0]), NamedTokenizer(sentencepiece(), views()[1])
     texts = align_texts([TEXT], *sides, "chat_v2")
     pivot, source = views()
     raw = coverage({"a": texts}, Rules(pivot, source, mined_map(pivot, source, "raw"), "fusellm", pieces="raw"))

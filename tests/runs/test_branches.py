@@ -11,7 +11,7 @@ import pytest
 from fusion_jax.data.batches import Example
 from fusion_jax.errors import InputError
 from fusion_jax.runs.advantages import StageSettings
-from fusion_jax.runs.branches import Arm, Branch, staged
+from fusion_jax.runs.branches import Branch, Curriculum, staged
 from fusion_jax.runs.instructions import read_instructions
 from fusion_jax.train.objectives import INFERENCE, TRAINING
 from fusion_jax.train.settings import TrainSettings
@@ -32,8 +32,8 @@ def test_all_arms_have_as_many_steps(own, right, first, both):
     branches = {"infer": branch(list(own)), "train": branch(list(right))}
     loss, train = StageSettings(first_epochs=first, both_epochs=both), TrainSettings(batch_size=8)
     arms = {
-        "profuser": Arm(loss), "simul": Arm(replace(loss, order="simul")), "reverse": Arm(replace(loss, order="reverse")),
-        "infer": Arm(loss, "infer"), "train": Arm(loss, "train"),
+        "profuser": Curriculum(loss), "simul": Curriculum(replace(loss, order="simul")), "reverse": Curriculum(replace(loss, order="reverse")),
+        "infer": Curriculum(loss, "infer"), "train": Curriculum(loss, "train"),
     }  # fmt: skip
     found = {name: staged(branches, arm, train, NAMES) for name, arm in arms.items()}
     assert len({len(data.batches) for data, _ in found.values()}) == 1
@@ -54,10 +54,10 @@ def test_all_arms_have_as_many_steps(own, right, first, both):
 def test_too_few_rows_are_refused():
     few, train = {"infer": branch([0, 1]), "train": branch(list(range(64)))}, TrainSettings(batch_size=8)
     with pytest.raises(InputError, match="2 examples do not fill one batch of 8"):
-        staged(few, Arm(StageSettings()), train, NAMES)
+        staged(few, Curriculum(StageSettings()), train, NAMES)
     apart = {"infer": branch(list(range(64))), "train": branch([100, 101])}
     with pytest.raises(InputError, match="0 examples are left"):
-        staged(apart, Arm(StageSettings(order="simul")), train, NAMES)
+        staged(apart, Curriculum(StageSettings(order="simul")), train, NAMES)
 
 
 def test_instructions_have_the_answers_of_their_own_records(tmp_path):
@@ -78,8 +78,9 @@ def test_instructions_have_the_answers_of_their_own_records(tmp_path):
 def test_rows_that_fell_back_are_dropped_and_empty_ones_are_the_pivot_s():
     """Where nothing is to be compared, the target's own distribution does not stand in."""
     from fusion_jax.align.rules import RowRule
+    from fusion_jax.teachers.rows import FusionRow, Opinion
     from fusion_jax.teachers.settings import FusionSettings
-    from fusion_jax.teachers.targets import FusionRow, Opinion, fuse
+    from fusion_jax.teachers.targets import fuse
 
     ids, probs = np.asarray([[5, 6], [5, 6], [5, 6]]), np.log(np.asarray([[0.75, 0.25]] * 3, np.float32))
     own = Opinion(ids, probs, np.full(3, 2), np.zeros(3, np.uint8), 1.0)

@@ -13,8 +13,8 @@ import pytest
 from fusion_jax.losses.fusion import teacher_target
 from fusion_jax.teachers import advantage, shares
 from fusion_jax.teachers.advantage import by_reading, by_writing, min_ce, surprise_of, vote
+from fusion_jax.teachers.rows import FusionRows
 from fusion_jax.teachers.settings import FusionSettings
-from fusion_jax.teachers.targets import FusionRows
 from tests.conftest import GOLDEN
 
 CASES = json.loads((GOLDEN / "profuser.json").read_text())

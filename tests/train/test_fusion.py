@@ -16,17 +16,9 @@ from fusion_jax.models.compute import Compute
 from fusion_jax.models.families import config_from_hf
 from fusion_jax.models.folder import Model, logits
 from fusion_jax.models.parameters import init_params
+from fusion_jax.teachers.rows import FusionRow, FusionRows, Opinion, Opinions, fusion_rows, packed
 from fusion_jax.teachers.settings import FusionSettings
-from fusion_jax.teachers.targets import (
-    FusionRow,
-    FusionRows,
-    Opinion,
-    Opinions,
-    fuse,
-    fused_examples,
-    fusion_rows,
-    packed,
-)
+from fusion_jax.teachers.targets import fuse, fused_examples
 from fusion_jax.train import objectives
 from fusion_jax.train.objective import Progress
 from fusion_jax.train.scores import score

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from fusion_jax.data.batches import Buckets, collate
+from fusion_jax.teachers.rows import FusionRow, Opinion
 from fusion_jax.teachers.settings import FusionSettings
-from fusion_jax.teachers.targets import FusionRow, Opinion, fuse
+from fusion_jax.teachers.targets import fuse
 from fusion_jax.train import objectives
 from fusion_jax.train.objective import Progress
 from fusion_jax.train.scores import Scores

@@ -20,8 +20,9 @@ from fusion_jax.store.run_folder import RunFolder
 from fusion_jax.teachers.documents import Reading, read_documents
 from fusion_jax.teachers.live import live_data
 from fusion_jax.teachers.opinions import own_opinions, source_opinions
+from fusion_jax.teachers.rows import fusion_rows, packed
 from fusion_jax.teachers.settings import FusionSettings
-from fusion_jax.teachers.targets import fused_examples, fusion_rows, packed
+from fusion_jax.teachers.targets import fused_examples
 from fusion_jax.train import objectives
 from fusion_jax.train.objective import Progress
 from fusion_jax.train.optimise import optimise

@@ -1,4 +1,7 @@
-"""The two miniatures of fusions through preferences: of each, all methods have the same data and the same budget."""
+"""What the presets of fusions through preferences share: published runs, and two miniatures.
+
+All methods have the same data and the same budget in a miniature.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ from typing import Any, TypeVar
 
 from fusion_jax.data.tokenise import TokeniseSettings
 from fusion_jax.rewards.verifiers import VerifierName
-from fusion_jax.runs.preference import PreferenceSettings
+from fusion_jax.runs.policy import PreferenceSettings
 from fusion_jax.sampling.generate import SampleSettings
 from fusion_jax.train.settings import TrainSettings
 from fusion_jax.train.state import OptimizerSettings
@@ -16,11 +19,11 @@ S = TypeVar("S", bound=PreferenceSettings)
 TINY_TOKENS = TokeniseSettings(max_length=128, max_prompt_length=96, eos="if_missing")
 
 
-def tiny_training(epochs: float, learning_rate: float) -> TrainSettings:
+def tiny_training(epochs: float, learning_rate: float, batch_size: int = 16) -> TrainSettings:
     """How the zoo's models train on a CPU."""
     return TrainSettings(
-        OptimizerSettings(learning_rate=learning_rate), epochs=epochs, batch_size=16, micro_batches=1, log_every=5,
-        eval_every=100, checkpoint_every=100, remat="dots",
+        OptimizerSettings(learning_rate=learning_rate), epochs=epochs, batch_size=batch_size, micro_batches=1,
+        log_every=5, eval_every=100, checkpoint_every=100, remat="dots",
     )  # fmt: skip
 
 
@@ -49,4 +52,17 @@ def _miniature(settings: S, *, prompts: int, verifier: VerifierName, rates: tupl
         text=dataclasses.replace(settings.text, tokens=TINY_TOKENS),
         sample=SampleSettings(max_new_tokens=28, batch_size=256),
         sft=tiny_training(3, sft), preference=tiny_training(1, preference), **more,
+    )  # fmt: skip
+
+
+def published(
+    settings: S, *, rates: tuple[float, float], new_tokens: int = 1024, sample: SampleSettings = SampleSettings()
+) -> S:
+    """The settings, with what published runs share. rates: of SFT and of the training on preferences; new_tokens: of
+    the longest test answer."""
+    sft, preference = (OptimizerSettings(learning_rate=rate) for rate in rates)
+    return dataclasses.replace(
+        settings, eval_new_tokens=new_tokens, held_out=0.03, sample=sample,
+        sft=dataclasses.replace(settings.sft, optimizer=sft),
+        preference=dataclasses.replace(settings.preference, optimizer=preference),
     )  # fmt: skip
