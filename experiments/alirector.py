@@ -77,7 +77,7 @@ BAICHUAN = TrainSettings(
 LINEAR = OptimizerSettings(learning_rate=3e-5, schedule="linear", warmup_ratio=0.1)
 PRESETS = {
     "tiny": Settings(
-        validation=128, corpus=ChineseSettings(lang8=6000, hsk=400, test=600, longest=29), corrector=SMALL,
+        validation=128, corpus=ChineseSettings(lang8=6000, hsk=400, test=600, longest=14), corrector=SMALL,
         alignment=SMALL, distillation=replace(SMALL, epochs=3.0),
         writing=WritingSettings(beams=1, max_new_tokens=48, batch_size=128),
     ),

@@ -21,13 +21,13 @@ A teacher that vLLM reads on a GPU (docs/stores.md): the prompts first, then a s
     python experiments/cache_teacher.py --model TEACHER --texts texts.jsonl --prompts prompts.jsonl
     python experiments/cache_teacher.py --model TEACHER --texts texts.jsonl --answers answers.jsonl --out runs/teacher
 
-Data: texts, JSON lines with "text", or a .txt or .md file, one text a line.
+Data: texts, JSON lines with "text", or a .txt or .md file, one text a line; or chats (docs/data.md).
 
 Hardware: all devices of every host; the default takes seconds on a CPU. Result: a store (store.json and array_record
 parts) that `fusion_jax.teachers.store.TeacherStore` reads back for the same model, tokenizer and texts only. Killed,
 the same command goes on at the missing parts, also on another number of hosts. At the end the first host scores a
 sample of the rows again and compares. The experiments write stores of their own, under teachers/, and the fusions of
-texts take this one with --source-stores. To read it in Python:
+texts and chats take this one with --source-stores. To read it in Python:
 
     identity = StoreIdentity(**json.loads(Path("runs/teacher/store.json").read_text()))
     store = TeacherStore("runs/teacher", identity)
@@ -43,6 +43,7 @@ import jax
 from rich.console import Console
 from rich.progress import Progress
 
+from fusion_jax.data.records import OnBad
 from fusion_jax.errors import InputError
 from fusion_jax.hosts.join import HostSettings, join
 from fusion_jax.jsonl import write_jsonl
@@ -52,7 +53,8 @@ from fusion_jax.models.int8 import Weights, dtype_of
 from fusion_jax.options import File, Folder, ModelPath, Models
 from fusion_jax.plan.command import run as run_experiment
 from fusion_jax.plan.parts import Part, Teaching
-from fusion_jax.runs.teacher_texts import TeacherTexts, read_texts, store_table
+from fusion_jax.runs.corpora import Template
+from fusion_jax.runs.teacher_texts import Asked, TeacherTexts, read_chats, read_texts, store_table
 from fusion_jax.settings import bounded
 from fusion_jax.teachers.blocks import LogProbs
 from fusion_jax.teachers.given import Given, prompts_of
@@ -67,13 +69,18 @@ class Settings:
     """A teacher, texts, and what is kept of its distributions."""
 
     basic: ClassVar = (
-        "texts", "model", "out", "k", "log_probs", "max_length", "batch_size", "part_size", "windows_for", "verify",
-        "prompts", "answers", "mesh",
-        "hosts.coordinator", "hosts.count", "hosts.index",
+        "texts", "chats", "model", "out", "k", "log_probs", "max_length", "batch_size", "part_size", "windows_for",
+        "verify", "prompts", "answers", "mesh", "hosts.coordinator", "hosts.count", "hosts.index",
     )  # fmt: skip
 
     texts: File = ""
     """JSON lines with "text", or a .txt or .md file with one text a line."""
+    chats: File = ""
+    """Conversations in the place of texts, which the teacher and --windows-for read whole."""
+    template: Template = "own"
+    """Chats are read through each model's own template, or all through that of the first of --windows-for (pivot)."""
+    on_bad: OnBad = "error"
+    """What a broken chat does: stop the program, or be left out and counted."""
     model: ModelPath = "zoo:gemma-source"
     """The teacher: a Hugging Face folder, a GGUF file, or zoo:NAME."""
     out: Folder = "runs/teacher"
@@ -115,12 +122,14 @@ class Settings:
 
 def main(s: Settings) -> None:
     console = Console(soft_wrap=True, highlight=False, markup=False)
-    if not s.texts:
-        raise InputError("is missing", field="--texts", cure="Give a file of texts")
+    if bool(s.texts) == bool(s.chats):
+        problem = "is given beside --chats" if s.texts else "is missing"
+        raise InputError(problem, field="--texts", cure="Give a file of texts, or one of chats with --chats")
     together = s.mesh == "global"
     host = join(s.hosts, connected=together)
     compute = compute_to_read(TrainSettings(), jax.devices() if together else jax.local_devices())
-    read = read_texts(s.texts, s.model, s.windows_for, k=s.k, max_length=s.max_length, console=console)
+    asked = Asked(s.model, s.windows_for, s.k, s.max_length)
+    read = read_chats(s.chats, asked, console, s.template, s.on_bad) if s.chats else read_texts(s.texts, asked, console)
     if s.prompts:
         if host.first:
             write_jsonl(s.prompts, prompts_of(read.texts, read.bos))

@@ -31,12 +31,11 @@ from typing import ClassVar, Literal
 
 from fusion_jax.errors import InputError
 from fusion_jax.models.folder import Model
-from fusion_jax.models.int8 import Weights
 from fusion_jax.options import Folder
 from fusion_jax.plan.command import run as run_experiment
-from fusion_jax.plan.parts import Part, Rewarding, Sampling, Teaching, Training
+from fusion_jax.plan.parts import Part, Rewarding, Training
 from fusion_jax.runs.advantage_report import tables_of, warnings_of
-from fusion_jax.runs.advantages import AdvantageSettings
+from fusion_jax.runs.advantages import AdvantageSettings, reading_parts, writing_parts
 from fusion_jax.runs.branches import Branch, Mode, arms_of, own_answers, right_answers, staged
 from fusion_jax.runs.checks import check_arms, check_names, model_name
 from fusion_jax.runs.desk import Desk
@@ -151,24 +150,12 @@ def learnt(
 
 def parts(s: Settings) -> list[Part]:
     """What the run computes."""
-    models = [("--target", s.target), *(("--sources", source) for source in s.sources)]
-    found: list[Part] = [Rewarding(judge, s.train, named="--judges") for judge in s.judges]
-    reads = []
-    for number, (option, model) in enumerate(models):
-        weights: Weights = s.source_weights if number else "stored"
-        planned = not number
-        reads.append(Teaching(
-            f"reading {model}", model, s.train, s.teacher_batch, s.max_length, s.k, named=option,
-            planned=planned or s.teachers == "live", weights=weights,
-        ))  # fmt: skip
-        written = Sampling(f"sampling {model}", model, s.sample, named=option, planned=planned, weights=weights)
-        found += [reads[-1], written]
+    judged = [Rewarding(judge, s.train, named="--judges") for judge in s.judges]
     learnt = Training(
-        "ProFuser", s.target, objectives.profuser(s.loss, 1), s.train, s.max_length, k=s.k,
-        teachers=reads if s.teachers == "live" else (),
+        "ProFuser", s.target, objectives.profuser(s.loss, 1), s.train, s.max_length, length="--max-length", k=s.k,
+        records=lambda count: round(s.loss.rows * count), teachers=reading_parts(s) if s.teachers == "live" else (),
     )  # fmt: skip
-    rows = s.loss.first_epochs + 2 * s.loss.both_epochs  # of an instruction
-    return [*found, replace(learnt, length="--max-length", records=lambda count: round(rows * count))]
+    return [*judged, *reading_parts(s), *writing_parts(s), learnt]
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from fusion_jax.data.records import OnBad
 from fusion_jax.errors import InputError
 from fusion_jax.models.int8 import Weights
 from fusion_jax.options import Called, File, ModelKind, ModelPath, Models, OneOf
+from fusion_jax.plan.parts import Sampling, Teaching
 from fusion_jax.rewards.verifiers import VERIFIERS
 from fusion_jax.runs.page import JudgedSettings
 from fusion_jax.sampling.generate import SampleSettings
@@ -46,6 +47,11 @@ class StageSettings(ProfuserSettings):
         bounded(self, "first_epochs", "both_epochs", least=0)
         if not self.first_epochs + self.both_epochs:
             raise InputError("there is no step", field="both_epochs", cure="Give one of the two stages epochs")
+
+    @property
+    def rows(self) -> float:
+        """Rows of an instruction that a run learns, over both stages."""
+        return self.first_epochs + 2 * self.both_epochs
 
 
 @dataclass(frozen=True)
@@ -129,3 +135,27 @@ class AdvantageSettings(JudgedSettings):
         return FusionSettings(
             kind=loss.kind, tail=loss.tail, jsd_beta=loss.jsd_beta, temperature=self.teacher_temperature
         )
+
+
+def reading_parts(s: AdvantageSettings) -> list[Teaching]:
+    """The models that read, of which the target is planned, and live ones all."""
+    return [
+        Teaching(
+            f"reading {model}", model, s.train, s.teacher_batch, s.max_length, s.k, named=option,
+            planned=model == s.target or s.teachers == "live", weights=weights,
+        )
+        for option, model, weights in _models(s)
+    ]  # fmt: skip
+
+
+def writing_parts(s: AdvantageSettings) -> list[Sampling]:
+    """The models that write, of which the target is planned."""
+    return [
+        Sampling(f"sampling {model}", model, s.sample, named=option, planned=model == s.target, weights=weights)
+        for option, model, weights in _models(s)
+    ]
+
+
+def _models(s: AdvantageSettings) -> list[tuple[str, str, Weights]]:
+    """The option that names each model, the model, and how it is held."""
+    return [("--target", s.target, "stored"), *(("--sources", source, s.source_weights) for source in s.sources)]

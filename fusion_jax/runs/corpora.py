@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     Readers = Mapping[str, PreTrainedTokenizerBase]
 
 S = TypeVar("S", bound=FusingSettings)
+Template = Literal["own", "pivot"]
 Documents = dict[str, list[Document]]
 """{model: what it reads}."""
 
@@ -62,7 +63,7 @@ class ChatSettings(FusingSettings):
     """Chats on whose answers bits per byte are measured."""
     on_bad: OnBad = "error"
     """What a broken record does: stop the run, or be left out and counted."""
-    template: Literal["own", "pivot"] = "own"
+    template: Template = "own"
     """Each model reads chats through its own template, or all through the pivot's, as published."""
 
 
@@ -114,10 +115,11 @@ def chat_corpus(s: ChatSettings, desk: Desk, folders: Mapping[str, Path], *, per
     rows, dropped = parse_rows(learnt, "sft", file=s.chats or None, on_bad=s.on_bad)
     counts.update(dropped + Counter({"chats": len(rows)}))
     readers = {name: tokenizer_of(folder) for name, folder in folders.items()}
-    documents, held_out, dropped = _as_read(s, readers, rows, counts), Documents(), Counter[str]()
+    how = Chats(s.chats, s.template, s.max_length, s.on_bad)
+    documents, held_out, dropped = chats_as_read(how, readers, rows, counts), Documents(), Counter[str]()
     if unseen:
         rows, _ = parse_rows(unseen, "sft", file=s.held_out_chats or None)
-        held_out = _as_read(replace(s, template="own"), readers, rows, dropped)
+        held_out = chats_as_read(how._replace(template="own"), readers, rows, dropped)
         counts.update({f"held out: {what}": n for what, n in dropped.items()})
     return Corpus(folders, s.max_length, documents, held_out, eval_set(s, problems[1]))
 
@@ -144,16 +146,30 @@ def _as_long_as_read(s: S, desk: Desk, folders: Mapping[str, Path], what: str) -
     return replace(s, max_length=limit)
 
 
-def _as_read(s: ChatSettings, readers: Readers, chats: Sequence[Row], counts: Counter[str]) -> Documents:
-    """Every chat as each model reads it; what one of them cannot read, none reads."""
+class Chats(NamedTuple):
+    """Conversations that models read whole. file: where they are from; template: each model's own, or the first one's
+    for all; on_bad: what one does that a template refuses."""
+
+    file: str
+    template: Template
+    max_length: int
+    on_bad: OnBad
+
+
+def chats_as_read(how: Chats, readers: Readers, chats: Sequence[Row], counts: Counter[str]) -> Documents:
+    """Every chat as each model reads it; what one of them cannot read, none reads, which is counted.
+
+    Raises:
+      InputError: a chat that a template refuses or changes, unless such are left out; none is short enough.
+    """
     pivot = next(iter(readers.values()))
-    templates = {name: reader if s.template == "own" else pivot for name, reader in readers.items()}
+    templates = {name: reader if how.template == "own" else pivot for name, reader in readers.items()}
     documents: Documents = {name: [] for name in templates}
     for chat in chats:
         try:
             views = [chat_documents([chat], templates[name], reader) for name, reader in readers.items()]
         except InputError as error:
-            if s.on_bad == "error":
+            if how.on_bad == "error":
                 cure = f"{error.cure}, or leave such chats out with --on-bad skip"
                 problem = error.problem
                 raise InputError(problem, file=error.file, record=chat.name, field=error.field, cure=cure) from None
@@ -162,9 +178,9 @@ def _as_read(s: ChatSettings, readers: Readers, chats: Sequence[Row], counts: Co
         for some, view in zip(documents.values(), views, strict=True):
             some += view
     lengths = [token_counts(reader, documents[name]) for name, reader in readers.items()]
-    kept = np.max(lengths, axis=0) <= s.max_length
+    kept = np.max(lengths, axis=0) <= how.max_length
     counts["longer than max_length in some tokenizer"] = int((~kept).sum())
     if not kept.any():
-        problem = f"all are longer than {s.max_length} tokens"
-        raise InputError(problem, file=s.chats, field="--max-length", cure="Raise it")
+        problem = f"all are longer than {how.max_length} tokens"
+        raise InputError(problem, file=how.file, field="--max-length", cure="Raise it")
     return {name: [d for d, keep in zip(some, kept, strict=True) if keep] for name, some in documents.items()}

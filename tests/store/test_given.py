@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from experiments import cache_teacher, fusellm
+from experiments import cache_teacher, distil, fusellm
 from fusion_jax.data.documents import encode_documents, text_documents
 from fusion_jax.data.loaders import load_texts
 from fusion_jax.jsonl import read_jsonl
@@ -229,6 +229,31 @@ def test_a_fusion_learns_the_same_from_a_store_as_from_the_model_itself(tmp_path
     assert eight != whole
     longer = ["--out", str(tmp_path / "longer"), *args, "--max-length", "12", "--source-stores", str(tmp_path / "store")]
     fails(fusellm, longer, capsys, "the store was written with other documents", "--max-length")
+
+
+@pytest.mark.slow
+def test_a_fusion_of_chats_learns_the_same_from_a_store_and_from_answers(tmp_path, capsys):
+    """Each model reads chats through its own template; one is too long for the other's tokens, and one is broken."""
+    chats = [{"prompt": f"What is {n} + {n}?", "response": f"The answer is {2 * n}."} for n in range(40)]
+    chats[7]["response"] = " and ".join(map(str, range(60)))
+    file = write(tmp_path / "chats.jsonl", [*chats, {"prompt": "no answer"}])
+    given = ["--chats", str(file), "--max-length", "64", "--on-bad", "skip"]
+    teacher = [*given, "--model", "zoo:qwen-source", "--windows-for", "zoo:target", "zoo:qwen-source", "--batch-size", "16"]
+    attempt(cache_teacher, [*teacher, "--out", str(tmp_path / "store")])
+    assert "longer than max_length" in capsys.readouterr().out
+    attempt(cache_teacher, [*teacher, "--prompts", str(tmp_path / "prompts.jsonl")])
+    answers = write(tmp_path / "answers.jsonl", as_vllm(load(model_path("zoo:qwen-source")), tmp_path / "prompts.jsonl", 10))
+    attempt(cache_teacher, [*teacher, "--answers", str(answers), "--out", str(tmp_path / "given")])
+    args = [*given, "--sources", "zoo:qwen-source", "--arms", "kl", "--train.epochs", "1", "--train.batch-size", "8", "--teacher-batch", "16"]
+    weights = {}
+    for name in ("own", "store", "given"):
+        stores = [] if name == "own" else ["--source-stores", str(tmp_path / name)]
+        attempt(distil, ["--out", str(tmp_path / f"run-{name}"), *args, *stores])
+        weights[name] = load_file(tmp_path / f"run-{name}/students/kl/model.safetensors")
+    for tensor, value in weights["own"].items():
+        np.testing.assert_array_equal(weights["store"][tensor], value)
+        np.testing.assert_allclose(weights["given"][tensor], value, atol=1e-4)
+    fails(cache_teacher, [*given, "--texts", str(file), "--out", str(tmp_path / "both")], capsys, "given beside --chats")
 
 
 def test_encoded_texts_of_the_sample_are_those_of_its_answers():
