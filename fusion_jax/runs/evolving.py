@@ -53,6 +53,9 @@ class EvolutionSettings:
         bounded(self, "internal", least=0)
         bounded(self, "anchor", least=0, below=1)
         bounded(self, "anchor_keep", least=0, most=1)
+        if self.drafts.beams > 1:
+            cure = "Leave it at 1: baselines draw several"
+            raise InputError("drafts are sampled, not searched", field="drafts.beams", cure=cure)
 
     def mode(self, number: int) -> Mode:
         """What round `number`, from 1, is."""
