@@ -3,8 +3,8 @@
     python experiments/benchmarks/beams.py
     python experiments/benchmarks/beams.py --models bart --beams 10 --new-tokens 128
 
-Needs requirements-test.txt. Models of random weights, float32: a Llama (4 layers, D 256, 8 heads, 4 for keys) and a BART
-(4 and 4 layers, D 256, 8 heads), V 8,192. Prompts of 16 to 64 tokens, drawn evenly, in one batch; length penalty 1,
+Needs requirements-test.txt. Models of random weights, float32: a Llama (4 layers, D 256, 8 heads, 4 for keys), a BART
+(4 and 4 layers, D 256, 8 heads); V 8,192. Prompts of 16 to 64 tokens, drawn evenly, in one batch; length penalty 1,
 early stopping off. The stop token is the one that most of the greedy continuations hold, so that hypotheses end at
 different times. A row gives the median seconds of a search of all prompts, the ratio to ours, of how many prompts the
 best hypotheses are the same tokens, and how many tokens those have. Time: about 5 minutes on 2 cores.

@@ -12,6 +12,7 @@ from typing import Literal
 import numpy as np
 
 from fusion_jax.data.records import Row
+from fusion_jax.errors import InputError
 from fusion_jax.jsonl import Record
 from fusion_jax.models.folder import Model
 from fusion_jax.rewards.revision import p_keep
