@@ -295,7 +295,8 @@ def generation(
     group = read_together(width, size, mesh[0] * mesh[1])
     *_, capacity = capacities_of(sample.max_new_tokens)
     batches = math.ceil(ask.rows / size)
-    grown = Decode(size, kept_width(longest), capacity, sample.num_samples, sample.sampler, kept, weights)
+    many = sample.num_samples, sample.sampler, kept, weights, sample.beams
+    grown = Decode(size, kept_width(longest), capacity, *many)
     notes = (f"model: {name}{_HELD[weights]}", f"every prompt: {width} tokens (--plan-prompt N)")
     grows = f"every sample grows to {capacity} tokens, its cache as large from the start: an upper bound"
     return [

@@ -12,6 +12,7 @@ from typing import Literal
 import numpy as np
 
 from fusion_jax.data.records import Row
+from fusion_jax.errors import InputError
 from fusion_jax.jsonl import Record
 from fusion_jax.models.folder import Model
 from fusion_jax.rewards.revision import p_keep
@@ -53,6 +54,9 @@ class EvolutionSettings:
         bounded(self, "internal", least=0)
         bounded(self, "anchor", least=0, below=1)
         bounded(self, "anchor_keep", least=0, most=1)
+        if self.drafts.beams > 1:
+            cure = "Leave it at 1: baselines draw several"
+            raise InputError("drafts are sampled, not searched", field="drafts.beams", cure=cure)
 
     def mode(self, number: int) -> Mode:
         """What round `number`, from 1, is."""

@@ -37,7 +37,8 @@ BAD_VALUES: list[tuple[Any, str, str]] = [
     (sft, "--train.epochs", "0"), (sft, "--train.epochs", "nan"), (sft, "--train.optimizer.learning-rate", "-1e-4"),
     (wrpo, "--preference.optimizer.beta1", "1"), (wrpo, "--sample.num-samples", "0"), (wrpo, "--sample.top-p", "0"),
     (generate, "--num-samples", "0"), (generate, "--top-p", "0"), (generate, "--max-new-tokens", "0"),
-    (generate, "--batch-size", "0"), (cache_teacher, "--k", "0"), (cache_teacher, "--batch-size", "0"),
+    (generate, "--batch-size", "0"), (generate, "--beams", "0"), (wrpo, "--sample.no-repeat-ngram", "-1"),
+    (cache_teacher, "--k", "0"), (cache_teacher, "--batch-size", "0"),
 ]  # fmt: skip
 
 

@@ -97,6 +97,37 @@ def test_keys_shared_by_rows(window):
         assert_same(ours, theirs, inputs)
 
 
+@pytest.mark.parametrize(("tokens", "window", "soft_cap"), [(1, 0, None), (1, 4, 2.0), (3, 0, None)])
+def test_rows_that_share_keys_see_their_own_ones_of_them(tokens, window, soft_cap):
+    """Three rows each over two entries of twelve keys, of which every row sees others, at most nine."""
+    with jax.enable_x64(True):
+        rng = np.random.default_rng(4)
+        size, lengths = 12, np.asarray([9, 5])
+        inputs = arrays(
+            rng, (6, tokens, HEADS, DIM), *[(6, tokens, KV_HEADS, DIM)] * 2, *[(2, size, KV_HEADS, DIM)] * 2
+        )
+        seen = rng.random((6, size)) < 0.5
+        positions = np.repeat(lengths, 3)[:, None] + np.arange(tokens)
+        places = np.broadcast_to(np.arange(size), (2, size))
+        all_positions = np.concatenate([np.repeat(places, 3, 0), positions], 1)
+        exists = seen & (np.arange(size) < np.repeat(lengths, 3)[:, None])
+        exists = np.concatenate([exists, np.ones((6, tokens), bool)], 1)
+        near = positions[:, :, None] - all_positions[:, None, :]
+        mask = jnp.asarray((near >= 0) & ((near < window) | (window == 0)) & exists[:, None, :])
+
+        def ours(q, k, v, pk, pv):
+            kept = (jnp.swapaxes(x, 1, 2) for x in (pk, pv))
+            part = ContextPart(*kept, jnp.asarray(places), jnp.asarray(lengths), jnp.asarray(seen))
+            visible = Visible(jnp.asarray(positions), window=window)
+            return attention(q, k, v, visible, scale=0.3, soft_cap=soft_cap, context=(part,))
+
+        def theirs(q, k, v, pk, pv):
+            k, v = (jnp.concatenate([jnp.repeat(p, 3, 0), x], 1) for p, x in ((pk, k), (pv, v)))
+            return dense(q, k, v, mask, soft_cap)
+
+        assert_same(ours, theirs, inputs)
+
+
 def test_branches_see_their_prompt_and_themselves():
     """One row of a prompt of 40 tokens (33 exist) and three continuations of 35, as one dense mask."""
     with jax.enable_x64(True):

@@ -106,6 +106,7 @@ def test_the_page_says_what_fits_whose_figures_and_how_long_a_run_takes(wrpo):
 @needs_compiler
 @pytest.mark.parametrize("program, place, mesh", [
     (TeacherStep(8, TOKENS), "v5e-8", (1, -1, 1)), (Decode(8, 256, 128), "v5e-4", (1, 1, -1)),
+    (Decode(2, 256, 128, beams=4), "v5e-4", (1, 1, -1)),
     (MergeTensor("ties", 3, (131072, 1024)), "v5e-8", (1, -1, 1)),
     (SearchLayer(8, TOKENS, 4), "v5e-8", (1, -1, 1)), (SearchLoss(8, TOKENS, 4), "v5e-8", (1, 4, 2)),
     (Prefill(8, 256), "v6e-16", (-1, 1, 8)),  # 8 of a slice of 4 x 4, and more shards than key-value heads

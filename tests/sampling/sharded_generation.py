@@ -13,6 +13,7 @@ from fusion_jax.models.families import config_from_hf
 from fusion_jax.models.parameters import init_params, parameter_specs, place_params
 from fusion_jax.prune.blocks import Block, candidates
 from fusion_jax.prune.scoring import How, Text, score
+from fusion_jax.sampling.beam_search import BeamSearch, beam_search
 from fusion_jax.sampling.generate import generate_ids
 from fusion_jax.sampling.prompts import ready
 from fusion_jax.sampling.samplers import Sampler
@@ -35,6 +36,7 @@ def main() -> None:
     sizes = ((2, 2, 2),)
     same = {f"{config.model_type} {size}": same_tokens(config, size) for config in (CONFIG, T5) for size in sizes}
     same |= {f"{config.model_type} scores": same_scores(config, sizes[0]) for config in (CONFIG, T5)}
+    same |= {f"{config.model_type} beams": same_hypotheses(config, sizes[0]) for config in (CONFIG, T5)}
     json.dump(same | {"pruned": same_losses(sizes[0])}, sys.stdout)
 
 
@@ -71,6 +73,24 @@ def same_tokens(config, size) -> bool:
     alone = tokens(None)
     assert len({len(ids) for row in alone for ids in row}) > 4
     return tokens(make_mesh(*size)) == alone
+
+
+def same_hypotheses(config, size) -> bool:
+    """Beams of more prompts than a batch holds, which none of the mesh's sizes divides."""
+    params = init_params(config, jax.random.key(0))
+    rng = np.random.default_rng(3)
+    prompts = [rng.integers(3, 128, n).tolist() for n in (3, 9, 14, 5, 11, 4, 8)]
+
+    def found(mesh):
+        return beam_search(
+            params, config, prompts, BeamSearch(3, no_repeat_ngram=2), max_new_tokens=40, stop_ids=range(2, 10),
+            batch_size=4, mesh=mesh,
+        )  # fmt: skip
+
+    alone, split = found(None), found(make_mesh(*size))
+    assert len({len(h.ids) for row in alone for h in row}) > 4
+    scores = [[h.score for row in out for h in row] for out in (alone, split)]
+    return [[h[:2] for h in row] for row in alone] == [[h[:2] for h in row] for row in split] and np.allclose(*scores)
 
 
 def same_scores(config, size) -> bool:

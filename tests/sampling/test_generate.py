@@ -205,4 +205,4 @@ def test_text_in_text_out():
 def test_every_mesh_gives_what_one_device_gives():
     script = Path(__file__).with_name("sharded_generation.py")
     results = json.loads(finished([str(script)], os.environ | virtual_devices(8)))
-    assert len(results) == 5 and all(results.values()), results
+    assert len(results) == 7 and all(results.values()), results

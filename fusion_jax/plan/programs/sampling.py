@@ -20,6 +20,7 @@ from fusion_jax.ops.kernels import Kernel
 from fusion_jax.plan.flops import body_parameters, forward_flops, head_parameters, query_flops
 from fusion_jax.plan.programs.program import BYTES, Place, Program, Situation, Start
 from fusion_jax.plan.programs.shapes import spread
+from fusion_jax.sampling import beams
 from fusion_jax.sampling.drafts import Rules, Writing, empty_draft, go_on
 from fusion_jax.sampling.prompts import How, Read, prefill
 from fusion_jax.sampling.samplers import GREEDY, Sampler
@@ -74,10 +75,15 @@ def _kept(config: ModelConfig, mesh: Mesh, rows: int, tokens: int) -> tuple[Kept
     )
 
 
+def _by_rows(mesh: Mesh, tree: Any) -> Any:
+    """Arrays whose first axis is that of the batch."""
+    return jax.tree.map(lambda x: spread(mesh, ("batch", *(None,) * (x.ndim - 1)), x.shape, x.dtype), tree)
+
+
 @dataclass(frozen=True)
 class Decode(Program):
-    """`capacity` more tokens of `samples` continuations of each of `rows` prompts: the loop that grows all rows;
-    kept, weights: see `Prefill`."""
+    """`capacity` more tokens of `samples` continuations of each of `rows` prompts, or of so many `beams` of a search:
+    the loop that grows all rows; kept, weights: see `Prefill`."""
 
     rows: int
     prompt: int
@@ -86,13 +92,14 @@ class Decode(Program):
     sampler: Sampler = GREEDY
     kept: Literal["", Start] = ""
     weights: Weights = "stored"
+    beams: int = 1
     needs_model: ClassVar[bool] = True
 
     def check(self, ways: int) -> None:
         """Any number of rows: `sampling.ids` fills them up."""
 
     def trace(self, config: ModelConfig, mesh: Mesh) -> jax.stages.Traced:
-        dtype, rows = jnp.dtype(jnp.bfloat16), self.rows * self.samples
+        dtype = jnp.dtype(jnp.bfloat16)
         how = How(config, dtype, mesh)
         params = abstract_params(config, dtype, mesh, int8=self.weights == "int8")
 
@@ -112,27 +119,38 @@ class Decode(Program):
         if config.encoder:
             encoder = Encoder(texts.kept, lengths)
             texts = Read(lengths, last, _kept(config, mesh, self.rows, 1), encoder)
+        if self.beams > 1:
+            return self._traced_search(how, mesh, ready, texts)
+        rows = self.rows * self.samples
         keys, stops = spread(mesh, ("batch", None), (rows, 2), jnp.uint32), spread(mesh, (None,), (4,), jnp.int32)
         rules = Rules(keys, stops, spread(mesh, (), (), jnp.int32))
         writing = Writing(written_width(self.capacity), self.sampler, self.samples, BLOCK)
         draft = jax.eval_shape(empty_draft(how, writing, self.rows, 0))
-
-        def placed(x: Any) -> Any:
-            return spread(mesh, ("batch", *(None,) * (x.ndim - 1)), x.shape, x.dtype)
-
-        draft = jax.tree.map(placed, draft._replace(block=()))._replace(
+        draft = _by_rows(mesh, draft._replace(block=()))._replace(
             block=_kept(config, mesh, rows, BLOCK), cache=_kept(config, mesh, rows, self.capacity)
         )
         many = spread(mesh, (), (), jnp.int32)
         return go_on(how, writing).trace(ready, texts, rules, draft, many, many)
 
+    def _traced_search(self, how: How, mesh: Mesh, ready: DecodeParams, texts: Read) -> jax.stages.Traced:
+        search = beams.Searching(self.beams, written_width(self.capacity), BLOCK)
+        number, lengths = spread(mesh, (), (), jnp.int32), spread(mesh, (None,), (search.tokens + 1,), jnp.float32)
+        stops, early = spread(mesh, (None,), (1,), jnp.int32), spread(mesh, (), (), bool)
+        rules = beams.Rules(stops, number, lengths, lengths, early)
+        empty = jax.eval_shape(beams.no_beams(how, search, self.rows, 0))
+        grown = _by_rows(mesh, empty._replace(block=()))._replace(
+            block=_kept(how.config, mesh, self.rows, BLOCK * self.beams),
+            cache=_kept(how.config, mesh, self.rows, self.capacity * self.beams),
+        )
+        return beams.go_on(how, search).trace(ready, texts, rules, grown, number)
+
     def flops(self, config: ModelConfig) -> float:
         parameters = body_parameters(config) + head_parameters(config)
         a_token = 2.0 * parameters + query_flops(config, self.prompt + self.capacity // 2)
-        return self.rows * self.samples * self.capacity * a_token
+        return self.tokens_computed() * a_token
 
     def tokens_computed(self) -> int:
-        return self.rows * self.samples * self.capacity
+        return self.rows * self.samples * self.beams * self.capacity
 
     def weights_beside(self, weights: int, place: Place) -> int:
         return _held(self.kept, self.weights, weights, place)
