@@ -73,6 +73,7 @@ BART = TrainSettings(
 BAICHUAN = TrainSettings(
     OptimizerSettings(learning_rate=3e-5, schedule="cosine", warmup_ratio=0.1), epochs=3.0, batch_size=1024,
     micro_batches=64, lora_rank=8, lora_alpha=16,
+    lora_target_modules=("o_proj", "gate_proj", "up_proj", "down_proj"),  # W_pack is three parts in one tensor
 )  # fmt: skip
 LINEAR = OptimizerSettings(learning_rate=3e-5, schedule="linear", warmup_ratio=0.1)
 PRESETS = {

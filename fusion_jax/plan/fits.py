@@ -22,16 +22,16 @@ from fusion_jax.train.settings import TrainSettings, compute_for, compute_to_rea
 Folder = str | os.PathLike[str]
 
 
-def check_training(settings: TrainSettings, option: str, *folders: Folder) -> None:
+def check_training(settings: TrainSettings, option: str, *folders: Folder, encoders: bool = False) -> None:
     """A stage that trains one of these models, or reads with them on the same mesh.
 
     Args:
-      option: of the stage's settings, for instance "--preference".
+      option: of the stage's settings, for instance "--preference". encoders: whether it takes models with one.
 
     Raises:
       InputError: the mesh, the micro-batches or a model's heads do not fit the devices; names the setting.
     """
-    _check_mesh(compute_for(settings, option=option).mesh, option, folders)
+    _check_mesh(compute_for(settings, option=option).mesh, option, folders, encoders=encoders)
     if (lora := settings.lora) is not None:
         for folder in folders:
             check_lora(check_folder(folder), lora, f"{option}.lora")
@@ -60,9 +60,11 @@ def refuse_encoder(config: ModelConfig, model: Folder) -> None:
         raise InputError(problem, file=model, cure="Give a decoder, such as a Llama, Qwen or Gemma folder")
 
 
-def _check_mesh(mesh: jax.sharding.Mesh | None, option: str, folders: Sequence[Folder]) -> None:
+def _check_mesh(
+    mesh: jax.sharding.Mesh | None, option: str, folders: Sequence[Folder], *, encoders: bool = False
+) -> None:
     for folder in folders:
-        config = check_decoder(folder)
+        config = check_folder(folder) if encoders else check_decoder(folder)
         if mesh is not None:
             check_heads(config, tensor_shards(mesh), mesh.size, f"{option}.mesh-tensor", model=folder)
 

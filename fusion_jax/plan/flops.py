@@ -46,8 +46,7 @@ def _encoded_flops(config: ModelConfig, prompt: int, tokens: int, groups: int) -
     for stack in config.encoder:
         flops += stack.layers * (2.0 * _used(config, stack) * prompt + flops_of_pairs(stack.attention) * prompt**2)
     for stack in config.decoder:
-        specs, rows = layer_specs(config, stack), groups * tokens
-        once = sum(math.prod(specs["cross"][name]["kernel"].shape) for name in "kv")
+        rows, once = groups * tokens, _once(config, stack)
         pairs = flops_of_pairs(stack.attention) * (_causal(tokens, 0) * groups + rows * prompt)
         flops += stack.layers * (2.0 * (_used(config, stack) - once) * rows + 2.0 * once * prompt + pairs)
     return flops
@@ -97,6 +96,19 @@ def _causal(tokens: int, window: int) -> float:
     if not window or window >= tokens:
         return tokens * tokens / 2
     return window * tokens - window * window / 2
+
+
+def _once(config: ModelConfig, stack: Stack) -> int:
+    """Parameters of a decoder's layer that serve the encoder's tokens, once each: those of cross-attention's keys and
+    values."""
+    return sum(math.prod(layer_specs(config, stack)["cross"][name]["kernel"].shape) for name in "kv")
+
+
+def token_flops(config: ModelConfig, prompt: int, before: int) -> float:
+    """FLOPs of a token that a model writes, the head's included, behind `before` of its own and a prompt of these
+    tokens, which the encoder has read where the model has one."""
+    once = sum(stack.layers * _once(config, stack) for stack in config.decoder if stack.cross)
+    return 2.0 * (body_parameters(config) - once + head_parameters(config)) + query_flops(config, prompt + before)
 
 
 def query_flops(config: ModelConfig, keys: int) -> float:

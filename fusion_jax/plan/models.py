@@ -64,6 +64,14 @@ PUBLIC: dict[str, dict[str, Any]] = {
         "num_heads": 16,
     },
     "bart-large": {"model_type": "bart", "vocab_size": 50265},
+    "bart-large-chinese": {
+        "model_type": "bart", "vocab_size": 51271, "pad_token_id": 0, "bos_token_id": 101, "eos_token_id": 102,
+        "decoder_start_token_id": 102, "forced_eos_token_id": 102,
+    },
+    "baichuan2-7b": _LLAMA2 | {
+        "model_type": "baichuan", "vocab_size": 125696, "model_max_length": 4096, "rms_norm_eps": 1e-6,
+        "z_loss_weight": 0, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+    },
     "llama2-13b": _LLAMA2 | {
         "hidden_size": 5120, "intermediate_size": 13824, "num_hidden_layers": 40, "num_attention_heads": 40,
     },

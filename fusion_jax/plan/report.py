@@ -15,7 +15,7 @@ from fusion_jax.plan.compile import Compiled, compile_for
 from fusion_jax.plan.cost import Times, step_time
 from fusion_jax.plan.flops import parameter_count
 from fusion_jax.plan.hlo import parse
-from fusion_jax.plan.programs import Decode, Place, Situation
+from fusion_jax.plan.programs import Place, Situation
 from fusion_jax.plan.requests import Request, tokens_of, useful_flops
 from fusion_jax.plan.runs import Planned
 from fusion_jax.sharding import mesh_sizes
@@ -180,8 +180,8 @@ def _time_rows(r: Result, ours: str) -> list[tuple[str, str, str]]:
             ("TFLOP a chip: useful / of all matmuls", f"{useful / 1e12:,.1f} / {t.flops / 1e12:,.1f}", "count"),
             ("tokens a second", f"{tokens_of(request) / t.total:,.0f}", "estimate"),
         ]  # fmt: skip
-    if isinstance(request.program, Decode):
-        rows.append(("time of one token", f"{t.total * 1e3 / request.program.capacity:,.2f} ms", "estimate"))
+    if tokens := request.program.in_turn():
+        rows.append(("time of one token", f"{t.total * 1e3 / tokens:,.2f} ms", "estimate"))
     return [*rows, ("whole run", _hours(r), "estimate")]
 
 

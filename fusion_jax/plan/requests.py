@@ -12,7 +12,7 @@ from fusion_jax.models.config import ModelConfig
 from fusion_jax.models.families import config_from_hf
 from fusion_jax.models.lora import Lora
 from fusion_jax.models.parameters import check_heads
-from fusion_jax.plan.programs import KINDS, Program
+from fusion_jax.plan.programs import KINDS, Program, TrainStep
 from fusion_jax.sampling.samplers import Sampler
 from fusion_jax.sharding import data_ways, make_mesh, tensor_shards
 
@@ -63,12 +63,20 @@ def to_json(request: Request) -> dict[str, Any]:
 
 def from_json(values: dict[str, Any]) -> Request:
     """The inverse of `to_json`."""
-    program = dict(values["program"])
+    data, fsdp, tensor = values["mesh"]
+    program = KINDS[values["kind"]](**_fields(values["program"]))
+    return Request(values["slice"], values["model"], program, (data, fsdp, tensor))
+
+
+def _fields(values: dict[str, Any]) -> dict[str, Any]:
+    """A program's fields, records where they are some."""
+    program = dict(values)
     if "shape" in program:
         program["shape"] = tuple(program["shape"])
     if "sampler" in program:
         program["sampler"] = Sampler(**program["sampler"])
     if program.get("lora"):
         program["lora"] = Lora(**program["lora"] | {"modules": tuple(program["lora"]["modules"])})
-    data, fsdp, tensor = values["mesh"]
-    return Request(values["slice"], values["model"], KINDS[values["kind"]](**program), (data, fsdp, tensor))
+    if "student" in program:
+        program["student"] = TrainStep(**_fields(program["student"]))
+    return program

@@ -23,11 +23,13 @@ from fusion_jax.plan.flops import parameter_count
 from fusion_jax.plan.models import PUBLIC, config_named
 from fusion_jax.plan.programs import (
     OBJECTIVES,
+    BeamDecode,
     Decode,
     Dtype,
     MergeTensor,
     ObjectiveName,
     Prefill,
+    Program,
     ScoreStep,
     SearchLayer,
     SearchLoss,
@@ -78,11 +80,16 @@ class Planned:
     notes: tuple[str, ...] = ()
 
 
+def public_of(model: str, ask: Ask) -> str:
+    """The public model that a preset is called after, where it still has a miniature; "" where that is planned."""
+    named = [name for name in PUBLIC if ask.preset.startswith(name)]
+    return max(named, key=len, default="") if model.startswith("zoo:") else ""
+
+
 def model_values(name: str, ask: Ask, option: str) -> tuple[dict[str, Any], str]:
     """config.json of a model given for an option, and its name; where a preset still has a miniature, the public model
     that the preset is called after."""
-    public = next((p for p in PUBLIC if ask.preset.startswith(p)), "")
-    chosen = public if name.startswith("zoo:") and public else name
+    chosen = public_of(name, ask) or name
     return config_named(chosen if chosen in PUBLIC else model_path(chosen, option), option), chosen
 
 
@@ -116,7 +123,7 @@ def training(
     values, name = model_values(model, ask, option)
     if objective.head == "reward":
         values = config_to_hf(rewarding(config_from_hf(values)))
-    config, mesh = config_from_hf(values), _train_mesh(ask, train)
+    config, mesh = config_from_hf(values), train_mesh(ask, train)
     refuse_encoder(config, name)
     check_heads(config, mesh[2], math.prod(mesh), f"{settings}.mesh-tensor", model=name)
     if objective.targets:
@@ -128,21 +135,22 @@ def training(
         )  # fmt: skip
     if train.lora is not None:
         check_lora(config, train.lora, f"{settings}.lora")
-    micro, notes = _micro_batches(train, mesh, settings)
-    examples, prompt, tokens = train.batch_size // micro, *_lengths(max_length, 0 if train.pack_tokens else ask.prompt)
+    micro, notes = micro_batches(train, mesh, settings)
+    examples = train.batch_size // micro
+    prompt, tokens = row_lengths(max_length, 0 if train.pack_tokens else ask.prompt)
     notes = (f"model: {name}", _widths(prompt, tokens, len(objective.slots)), *notes, *_PACKED.get(packing, ()))
     if train.pack_tokens:
         notes += (f"planned with a row a response: rows of {train.pack_tokens} tokens hold several, fewer in all",)
     if teachers:
         notes += ("live teachers lie beside it and read each batch before the step, whose time does not count that",)
     kind: Literal["none", "stored", "in-step"] = train.reference if objective.reference else "none"
-    attention: Kernel = "splash" if train.attention == "auto" else train.attention
-    dtype: Dtype = "bfloat16" if train.compute_dtype == "auto" else train.compute_dtype
+    attention, dtype = computed_in(train)
     shared = train.shared_prompt and prompt > 0
     named = planned_as(objective)
     step = TrainStep(
         named, examples, tokens, prompt, micro, kind, train.remat, shared, k, attention, dtype, start,
-        len(objective.slots) if named == "several" else 0, train.lora, _held_by(teachers, ask),
+        len(objective.slots) if named == "several" else 0, train.lora, _held_by(teachers, ask), train.dropout,
+        train.source_dropout,
     )  # fmt: skip
     steps = num_steps(ask.rows, train.batch_size, train.epochs) if ask.rows else 0
     out = [Planned(title, Request(ask.slice, values, step, mesh), steps, notes)]
@@ -174,13 +182,12 @@ def scoring(
       InputError: as `training`.
     """
     values, name = model_values(model, ask, option)
-    config, mesh = config_from_hf(values), _train_mesh(ask, train)
+    config, mesh = config_from_hf(values), train_mesh(ask, train)
     refuse_encoder(config, name)
     check_heads(config, mesh[2], math.prod(mesh), f"{settings}.mesh-tensor", model=name)
-    micro, notes = _micro_batches(train, mesh, settings)
-    examples, prompt, tokens = train.batch_size // micro, *_lengths(max_length, ask.prompt)
-    attention: Kernel = "splash" if train.attention == "auto" else train.attention
-    dtype: Dtype = "bfloat16" if train.compute_dtype == "auto" else train.compute_dtype
+    micro, notes = micro_batches(train, mesh, settings)
+    examples, prompt, tokens = train.batch_size // micro, *row_lengths(max_length, ask.prompt)
+    attention, dtype = computed_in(train)
     shared = train.shared_prompt and prompt > 0
     step = ScoreStep(examples, tokens, rows, prompt, shared, attention, dtype, "bfloat16", weights)
     notes = (f"model: {name}{_HELD[weights]}", _widths(prompt, tokens, rows), *notes)
@@ -192,14 +199,23 @@ def _mesh(ask: Ask, sizes: Sizes) -> Sizes:
     return mesh_sizes(slice_of(ask.slice).chips, *sizes)
 
 
-def _train_mesh(ask: Ask, train: TrainSettings) -> Sizes:
+def train_mesh(ask: Ask, train: TrainSettings) -> Sizes:
+    """The mesh of a stage on the slice."""
     if train.mesh_spare:
         cure = "Leave it out: live teachers are then planned on the same chips"
         raise InputError("no plan is made of chips that are left to teachers", field="--train.mesh-spare", cure=cure)
     return _mesh(ask, (train.mesh_data, train.mesh_fsdp, train.mesh_tensor))
 
 
-def _micro_batches(train: TrainSettings, mesh: Sizes, settings: str) -> tuple[int, tuple[str, ...]]:
+def computed_in(train: TrainSettings) -> tuple[Kernel, Dtype]:
+    """The attention kernel and the dtype of a stage on TPU."""
+    return (
+        "splash" if train.attention == "auto" else train.attention,
+        "bfloat16" if train.compute_dtype == "auto" else train.compute_dtype,
+    )
+
+
+def micro_batches(train: TrainSettings, mesh: Sizes, settings: str) -> tuple[int, tuple[str, ...]]:
     """Micro-batches whose examples divide over the chips: those of the settings, or the nearest number that does."""
     ways = mesh[0] * mesh[1]
     fitting = [
@@ -219,7 +235,7 @@ def _micro_batches(train: TrainSettings, mesh: Sizes, settings: str) -> tuple[in
     )
 
 
-def _lengths(max_length: int, prompt: int) -> tuple[int, int]:
+def row_lengths(max_length: int, prompt: int) -> tuple[int, int]:
     """Padded tokens of the shared prompt and of the rest of a row, as batches of such rows would have them."""
     if not 0 <= prompt < max_length:
         raise InputError(f"{prompt} is out of range", field="--plan-prompt", cure=f"Give less than {max_length}")
@@ -262,7 +278,7 @@ def teacher(
     """A teacher that reads texts and keeps k entries a token, on a mesh of its own or on that of `train`, which the
     option `settings` has. weights: of its layers."""
     values, name = model_values(model, ask, option)
-    config, mesh = config_from_hf(values), _mesh(ask, mesh) if train is None else _train_mesh(ask, train)
+    config, mesh = config_from_hf(values), _mesh(ask, mesh) if train is None else train_mesh(ask, train)
     refuse_encoder(config, name)
     check_heads(config, mesh[2], math.prod(mesh), "--mesh" if train is None else f"{settings}.mesh-tensor", model=name)
     ways, tokens = mesh[0] * mesh[1], min(tokens, config.max_positions)
@@ -279,7 +295,7 @@ def generation(
     settings: str = "--sample.mesh-tensor", kept: Literal["", Start] = "", weights: Weights = "stored",
 ) -> list[Planned]:  # fmt: skip
     """Reading a batch of prompts, and growing all their samples to the most tokens; settings: the option that sets
-    `mesh_tensor`; kept, weights: see `programs.Prefill`."""
+    `mesh_tensor`; kept, weights: see `programs.Prefill`. A beam search grows hypotheses in the place of samples."""
     values, name = model_values(model, ask, option)
     config = config_from_hf(values)
     if not config.decoder:
@@ -295,10 +311,12 @@ def generation(
     group = read_together(width, size, mesh[0] * mesh[1])
     *_, capacity = capacities_of(sample.max_new_tokens)
     batches = math.ceil(ask.rows / size)
-    many = sample.num_samples, sample.sampler, kept, weights, sample.beams
-    grown = Decode(size, kept_width(longest), capacity, *many)
+    grown: Program = Decode(size, kept_width(longest), capacity, sample.num_samples, sample.sampler, kept, weights)
+    if sample.search is not None:
+        grown = BeamDecode(size, kept_width(longest), capacity, sample.beams, kept=kept, weights=weights)
     notes = (f"model: {name}{_HELD[weights]}", f"every prompt: {width} tokens (--plan-prompt N)")
-    grows = f"every sample grows to {capacity} tokens, its cache as large from the start: an upper bound"
+    each = "sample" if sample.search is None else "hypothesis"
+    grows = f"every {each} grows to {capacity} tokens, its cache as large from the start: an upper bound"
     return [
         Planned(
             f"{title}: {group} prompts read",
@@ -321,10 +339,10 @@ def searching(
       removals: of the search of a model. rows, states: at once. tokens: of a row. option, settings: as in `scoring`.
     """
     values, name = model_values(model, ask, option)
-    config, mesh = config_from_hf(values), _train_mesh(ask, train)
+    config, mesh = config_from_hf(values), train_mesh(ask, train)
     refuse_encoder(config, name)
     check_heads(config, mesh[2], math.prod(mesh), f"{settings}.mesh-tensor", model=name)
-    attention: Kernel = "splash" if train.attention == "auto" else train.attention
+    attention, _ = computed_in(train)
     padded, tokens = padded_rows(rows, mesh[0] * mesh[1]), min(tokens, config.max_positions)
     layers, one = config.layers, 2 * padded * tokens * config.width
     every = 1 + 2 * layers

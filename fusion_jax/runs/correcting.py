@@ -18,7 +18,7 @@ from fusion_jax.correction.operations import load_fcgec
 from fusion_jax.correction.outputs import GuardSettings, draft_triples
 from fusion_jax.correction.pairs import Pair, Sentence, Triple, load_pairs, load_para, pairs_of
 from fusion_jax.correction.prompts import framing_of
-from fusion_jax.correction.split import SplitSettings, validation_split
+from fusion_jax.correction.split import SplitSettings, stage_sizes, validation_split
 from fusion_jax.data.batches import Data
 from fusion_jax.data.records import OnBad
 from fusion_jax.errors import InputError
@@ -27,12 +27,16 @@ from fusion_jax.evals.cgec import Report, load_dictionaries, score
 from fusion_jax.models.folder import Model, check_folder, tokenizer_of
 from fusion_jax.models.parameters import init_params, place_params
 from fusion_jax.options import Called, File
+from fusion_jax.plan import correcting as plan
+from fusion_jax.plan.correcting import Texts, Writing
 from fusion_jax.plan.parts import Part
+from fusion_jax.plan.programs import Start
 from fusion_jax.runs.checks import model_name
 from fusion_jax.runs.correctors import CONTROLS, MODES, Corrector, WritingSettings
 from fusion_jax.runs.desk import Desk
 from fusion_jax.runs.page import SeededSettings
 from fusion_jax.runs.trained import trained
+from fusion_jax.sampling.generate import SampleSettings
 from fusion_jax.settings import bounded
 from fusion_jax.train.alirector import AlirectorSettings, alirector, copying, corrector
 from fusion_jax.train.objective import Objective
@@ -131,9 +135,7 @@ class Correcting:
         start = dataclasses.replace(start, config=config, params=start.params | {"copy": fresh})
         return self._learnt(name, start, items, how, copying(self.settings.loss.normalise), "correct")
 
-    def distilled(
-        self, name: str, start: Model, triples: Sequence[Triple], teachers: Mapping[str, Model]
-    ) -> Model:
+    def distilled(self, name: str, start: Model, triples: Sequence[Triple], teachers: Mapping[str, Model]) -> Model:
         """A corrector that learns the corrections and, beside them, from its alignment models."""
         s, how = self.settings, self.settings.distillation
         if not s.loss.beta:
@@ -288,5 +290,33 @@ def check_corrector(s: CorrectingSettings, *, copying: bool) -> None:
 
 
 def correcting_parts(s: CorrectingSettings) -> list[Part]:
-    """What the run computes; of a miniature, which nothing has to fit, nothing."""
-    return []
+    """What the run computes, with the stages that others stand for left out: training on all pairs or further without
+    alignment models is as a corrector's, and so is what goes on with FCGEC. Of a miniature nothing is planned, which
+    nothing has to fit."""
+    random, texts = s.model in (MINIATURE, MINIATURE_DECODER), _texts(s.lengths, s.cutoff)
+    how = SampleSettings(
+        temperature=0.0, top_p=1.0, num_samples=1, beams=s.writing.beams, max_new_tokens=s.writing.max_new_tokens,
+        batch_size=s.writing.batch_size,
+    )  # fmt: skip
+
+    def first(pairs: int) -> int:
+        return stage_sizes(max(pairs - s.validation, 0), s.split.share)[0]
+
+    def second(pairs: int) -> int:
+        return stage_sizes(max(pairs - s.validation, 0), s.split.share)[1]
+
+    pair = dataclasses.replace(texts, read=s.lengths.pair)
+    beside = dataclasses.replace(texts, beside=s.lengths.pair if s.loss.beta else 0)
+    kept: Start = "float32"  # of models that were trained
+    return [
+        plan.Corrector("corrector", s.model, s.corrector, texts, "--corrector", records=first, random=random),
+        Writing("drafts", s.model, how, texts, second, random),
+        plan.Corrector("alignment model, each of two", s.model, s.alignment, pair, "--alignment", others=(kept, kept),
+                  records=second, random=random),
+        plan.Corrector("Alirector", s.model, s.distillation, beside, "--distillation", kept, ("bfloat16", kept, kept),
+                  second, random),
+    ]  # fmt: skip
+
+
+def _texts(lengths: Lengths, cutoff: int) -> Texts:
+    return Texts(lengths.source, lengths.target, cutoff)

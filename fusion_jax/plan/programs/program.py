@@ -66,6 +66,10 @@ class Program(Protocol):
     def tokens_computed(self) -> int:
         """Tokens that it reads or, for decoding, writes."""
 
+    def in_turn(self) -> int:
+        """Tokens of a row that it writes one after the other; 0: none."""
+        return 0
+
     def kernel_share(self, config: Any) -> float:
         """What its attention kernel computes over half of the square of its tokens."""
         return 1.0

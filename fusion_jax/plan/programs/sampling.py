@@ -17,10 +17,11 @@ from fusion_jax.models.decoder import stacks_of
 from fusion_jax.models.int8 import Weights
 from fusion_jax.models.parameters import abstract_params
 from fusion_jax.ops.kernels import Kernel
-from fusion_jax.plan.flops import body_parameters, forward_flops, head_parameters, query_flops
+from fusion_jax.plan.flops import forward_flops, token_flops
 from fusion_jax.plan.programs.program import BYTES, Place, Program, Situation, Start
 from fusion_jax.plan.programs.shapes import spread
 from fusion_jax.sampling import beams
+from fusion_jax.sampling.beams import Searching
 from fusion_jax.sampling.drafts import Rules, Writing, empty_draft, go_on
 from fusion_jax.sampling.prompts import How, Read, prefill
 from fusion_jax.sampling.samplers import GREEDY, Sampler
@@ -75,15 +76,53 @@ def _kept(config: ModelConfig, mesh: Mesh, rows: int, tokens: int) -> tuple[Kept
     )
 
 
-def _by_rows(mesh: Mesh, tree: Any) -> Any:
-    """Arrays whose first axis is that of the batch."""
+def _ready(config: ModelConfig, mesh: Mesh, weights: Weights) -> DecodeParams:
+    """A model whose layers are apart, as decoding reads it."""
+    params = abstract_params(config, jnp.bfloat16, mesh, int8=weights == "int8")
+
+    def of_layer(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        sharding = NamedSharding(mesh, PartitionSpec(*x.sharding.spec[1:]))
+        return jax.ShapeDtypeStruct(x.shape[1:], x.dtype, sharding=sharding)
+
+    layers = tuple(
+        jax.tree.map(of_layer, params[name])
+        for name, stack in stacks_of(config, "decoder").items()
+        for _ in range(stack.layers)
+    )
+    return DecodeParams(layers, {name: value for name, value in params.items() if name not in config.stacks})
+
+
+def _texts(config: ModelConfig, mesh: Mesh, rows: int, prompt: int) -> Read:
+    """Texts of `prompt` tokens that were read."""
+    lengths = spread(mesh, ("batch",), (rows,), jnp.int32)
+    last = spread(mesh, ("batch", None), (rows, config.width), jnp.bfloat16)
+    kept = _kept(config, mesh, rows, prompt)
+    if not config.encoder:
+        return Read(lengths, last, kept)
+    return Read(lengths, last, _kept(config, mesh, rows, 1), Encoder(kept, lengths))
+
+
+def _placed(mesh: Mesh, tree: Any) -> Any:
+    """Shapes of rows of a batch, placed."""
     return jax.tree.map(lambda x: spread(mesh, ("batch", *(None,) * (x.ndim - 1)), x.shape, x.dtype), tree)
+
+
+def _decoding_advice(now: Situation) -> str:
+    if now.place.mesh[1] != 1:
+        heads = math.gcd(now.heads, now.place.chips)
+        split = f": split the model by heads (mesh-fsdp 1, mesh-tensor {heads})" if heads > 1 else ""
+        return f". Every token gathers the weights{split}"
+    if now.bound == "the link to the host":
+        return ""
+    if now.bound == "communication":
+        return f". {now.room / _GIB:.1f} GiB are free: try more rows at once, or a smaller slice"
+    return ". Try a larger batch: weights are read once for all rows" if now.room > _GIB else "."
 
 
 @dataclass(frozen=True)
 class Decode(Program):
-    """`capacity` more tokens of `samples` continuations of each of `rows` prompts, or of so many `beams` of a search:
-    the loop that grows all rows; kept, weights: see `Prefill`."""
+    """`capacity` more tokens of `samples` continuations of each of `rows` prompts: the loop that grows all rows;
+    kept, weights: see `Prefill`."""
 
     rows: int
     prompt: int
@@ -92,76 +131,85 @@ class Decode(Program):
     sampler: Sampler = GREEDY
     kept: Literal["", Start] = ""
     weights: Weights = "stored"
-    beams: int = 1
     needs_model: ClassVar[bool] = True
 
     def check(self, ways: int) -> None:
         """Any number of rows: `sampling.ids` fills them up."""
 
     def trace(self, config: ModelConfig, mesh: Mesh) -> jax.stages.Traced:
-        dtype = jnp.dtype(jnp.bfloat16)
-        how = How(config, dtype, mesh)
-        params = abstract_params(config, dtype, mesh, int8=self.weights == "int8")
-
-        def of_layer(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-            sharding = NamedSharding(mesh, PartitionSpec(*x.sharding.spec[1:]))
-            return jax.ShapeDtypeStruct(x.shape[1:], x.dtype, sharding=sharding)
-
-        layers = tuple(
-            jax.tree.map(of_layer, params[name])
-            for name, stack in stacks_of(config, "decoder").items()
-            for _ in range(stack.layers)
-        )
-        ready = DecodeParams(layers, {name: value for name, value in params.items() if name not in config.stacks})
-        lengths = spread(mesh, ("batch",), (self.rows,), jnp.int32)
-        last = spread(mesh, ("batch", None), (self.rows, config.width), dtype)
-        texts = Read(lengths, last, _kept(config, mesh, self.rows, self.prompt))
-        if config.encoder:
-            encoder = Encoder(texts.kept, lengths)
-            texts = Read(lengths, last, _kept(config, mesh, self.rows, 1), encoder)
-        if self.beams > 1:
-            return self._traced_search(how, mesh, ready, texts)
-        rows = self.rows * self.samples
+        how, rows = How(config, jnp.dtype(jnp.bfloat16), mesh), self.rows * self.samples
+        ready, texts = _ready(config, mesh, self.weights), _texts(config, mesh, self.rows, self.prompt)
         keys, stops = spread(mesh, ("batch", None), (rows, 2), jnp.uint32), spread(mesh, (None,), (4,), jnp.int32)
         rules = Rules(keys, stops, spread(mesh, (), (), jnp.int32))
         writing = Writing(written_width(self.capacity), self.sampler, self.samples, BLOCK)
         draft = jax.eval_shape(empty_draft(how, writing, self.rows, 0))
-        draft = _by_rows(mesh, draft._replace(block=()))._replace(
+
+        draft = _placed(mesh, draft._replace(block=()))._replace(
             block=_kept(config, mesh, rows, BLOCK), cache=_kept(config, mesh, rows, self.capacity)
         )
         many = spread(mesh, (), (), jnp.int32)
         return go_on(how, writing).trace(ready, texts, rules, draft, many, many)
 
-    def _traced_search(self, how: How, mesh: Mesh, ready: DecodeParams, texts: Read) -> jax.stages.Traced:
-        search = beams.Searching(self.beams, written_width(self.capacity), BLOCK)
-        number, lengths = spread(mesh, (), (), jnp.int32), spread(mesh, (None,), (search.tokens + 1,), jnp.float32)
-        stops, early = spread(mesh, (None,), (1,), jnp.int32), spread(mesh, (), (), bool)
-        rules = beams.Rules(stops, number, lengths, lengths, early)
-        empty = jax.eval_shape(beams.no_beams(how, search, self.rows, 0))
-        grown = _by_rows(mesh, empty._replace(block=()))._replace(
-            block=_kept(how.config, mesh, self.rows, BLOCK * self.beams),
-            cache=_kept(how.config, mesh, self.rows, self.capacity * self.beams),
-        )
-        return beams.go_on(how, search).trace(ready, texts, rules, grown, number)
-
     def flops(self, config: ModelConfig) -> float:
-        parameters = body_parameters(config) + head_parameters(config)
-        a_token = 2.0 * parameters + query_flops(config, self.prompt + self.capacity // 2)
-        return self.tokens_computed() * a_token
+        return self.tokens_computed() * token_flops(config, self.prompt, self.capacity // 2)
 
     def tokens_computed(self) -> int:
-        return self.rows * self.samples * self.beams * self.capacity
+        return self.rows * self.samples * self.capacity
 
     def weights_beside(self, weights: int, place: Place) -> int:
         return _held(self.kept, self.weights, weights, place)
 
     def advice(self, now: Situation) -> str:
-        if now.place.mesh[1] != 1:
-            heads = math.gcd(now.heads, now.place.chips)
-            split = f": split the model by heads (mesh-fsdp 1, mesh-tensor {heads})" if heads > 1 else ""
-            return f". Every token gathers the weights{split}"
-        if now.bound == "the link to the host":
-            return ""
-        if now.bound == "communication":
-            return f". {now.room / _GIB:.1f} GiB are free: try more rows at once, or a smaller slice"
-        return ". Try a larger batch: weights are read once for all rows" if now.room > _GIB else "."
+        return _decoding_advice(now)
+
+    def in_turn(self) -> int:
+        return self.capacity
+
+
+@dataclass(frozen=True)
+class BeamDecode(Program):
+    """`capacity` more tokens of `beams` hypotheses of each of `rows` prompts: the loop of a beam search; stops: tokens
+    that end a hypothesis; kept, weights: see `Prefill`."""
+
+    rows: int
+    prompt: int
+    capacity: int
+    beams: int
+    stops: int = 1
+    kept: Literal["", Start] = ""
+    weights: Weights = "stored"
+    needs_model: ClassVar[bool] = True
+
+    def check(self, ways: int) -> None:
+        """Any number of rows: `sampling.beam_search` fills them up."""
+
+    def trace(self, config: ModelConfig, mesh: Mesh) -> jax.stages.Traced:
+        how, rows = How(config, jnp.dtype(jnp.bfloat16), mesh), self.rows
+        search = Searching(self.beams, written_width(self.capacity), BLOCK)
+        ready, texts = _ready(config, mesh, self.weights), _texts(config, mesh, rows, self.prompt)
+        by_length = spread(mesh, (None,), (search.tokens + 1,), jnp.float32)
+        stops = spread(mesh, (None,), (self.stops,), jnp.int32)
+        limit, early = spread(mesh, (), (), jnp.int32), spread(mesh, (), (), jnp.bool_)
+        rules = beams.Rules(stops, limit, by_length, by_length, early)
+        grown = jax.eval_shape(beams.no_beams(how, search, rows, 0))
+        grown = _placed(mesh, grown._replace(block=()))._replace(
+            block=_kept(config, mesh, rows, BLOCK * self.beams),
+            cache=_kept(config, mesh, rows, self.capacity * self.beams),
+        )
+        return beams.go_on(how, search).trace(ready, texts, rules, grown, spread(mesh, (), (), jnp.int32))
+
+    def flops(self, config: ModelConfig) -> float:
+        """A hypothesis sees its own tokens, whatever the search compares besides."""
+        return self.tokens_computed() * token_flops(config, self.prompt, self.capacity // 2)
+
+    def tokens_computed(self) -> int:
+        return self.rows * self.beams * self.capacity
+
+    def weights_beside(self, weights: int, place: Place) -> int:
+        return _held(self.kept, self.weights, weights, place)
+
+    def advice(self, now: Situation) -> str:
+        return _decoding_advice(now)
+
+    def in_turn(self) -> int:
+        return self.capacity

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from fusion_jax.data.batches import TokenBatch
 from fusion_jax.losses import Mean, weighted
 from fusion_jax.models.config import ModelConfig
 from fusion_jax.models.int8 import Weights
@@ -18,7 +19,7 @@ from fusion_jax.ops.kernels import Kernel
 from fusion_jax.ops.remat import Remat
 from fusion_jax.plan.flops import forward_flops, kernel_computed, row_tokens
 from fusion_jax.plan.programs.program import BYTES, SMALLER, Dtype, Place, Program, Situation, Start, check_rows
-from fusion_jax.plan.programs.shapes import batch, targets, tpu_compute, traced
+from fusion_jax.plan.programs.shapes import array, batch, targets, tpu_compute, traced
 from fusion_jax.teachers.settings import FusionSettings
 from fusion_jax.train import objectives
 from fusion_jax.train.objective import Metrics, Objective, Progress
@@ -58,7 +59,8 @@ class TrainStep(Program):
     tokens: of each row behind them; k: entries of a fusion target; reference: "none" for losses that read none; dtype:
     of the computation; start: dtype of the weights that training starts from, which the run keeps; rows: of an example,
     for the objective "several"; lora: the adapters that are trained in the place of the weights; teachers: bytes of
-    live ones' weights, which lie sharded as the model's do."""
+    other models' weights that the run holds, sharded as the model's are; dropout, source_dropout: see
+    `train.settings`."""
 
     objective: ObjectiveName
     examples: int
@@ -75,6 +77,8 @@ class TrainStep(Program):
     rows: int = 0
     lora: Lora | None = None
     teachers: int = 0
+    dropout: float = 0.0
+    source_dropout: float = 0.0
     needs_model: ClassVar[bool] = True
 
     @property
@@ -86,10 +90,27 @@ class TrainStep(Program):
         check_rows(self.examples, ways)
 
     def trace(self, config: ModelConfig, mesh: Mesh) -> jax.stages.Traced:
-        objective = objective_of(self.objective, self.rows)
+        objective, rows = objective_of(self.objective, self.rows), self.batch(mesh)
+        if objective.targets:
+            rows = rows._replace(targets=targets(mesh, (self.micro_batches, self.examples), self.tokens, self.k))
+        return self.traced_with(objective, config, mesh, rows)
+
+    def batch(self, mesh: Mesh) -> TokenBatch:
+        """The rows of the step, and the numbers that dropout is drawn from where there is any."""
+        leading = (self.micro_batches,)
+        rows = batch(mesh, leading, self.examples, self.groups, self.prompt, self.tokens)
+        if not (self.dropout or self.source_dropout):
+            return rows
+        return rows._replace(noise=array(mesh, leading, (self.examples,), jnp.int32))
+
+    def traced_with(
+        self, objective: Objective, config: ModelConfig, mesh: Mesh, rows: TokenBatch, *given: Any
+    ) -> jax.stages.Traced:
+        """The step of an objective on these rows; given: what its forward pass reads besides, see `Given.arrays`."""
         compute = tpu_compute(
-            mesh, self.dtype, kernel=self.attention, remat=self.remat, shared_prompt=self.shared_prompt
-        )
+            mesh, self.dtype, kernel=self.attention, remat=self.remat, shared_prompt=self.shared_prompt,
+            dropout=self.dropout, source_dropout=self.source_dropout,
+        )  # fmt: skip
         settings = OptimizerSettings()
         optimizer = make_optimizer(settings, _STEPS)
         rate = settings.rate(_STEPS)
@@ -99,16 +120,12 @@ class TrainStep(Program):
         state = jax.eval_shape(lambda params: init_state(params, optimizer), params)
         placed = state_shardings(state, jax.tree.map(lambda p: p.sharding, params), mesh)
         state = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, placed)
-        rows = batch(mesh, (self.micro_batches,), self.examples, self.groups, self.prompt, self.tokens)
-        if objective.targets:
-            rows = rows._replace(targets=targets(mesh, (self.micro_batches, self.examples), self.tokens, self.k))
         in_step = self.reference == "in-step"
-        given = in_step or self.lora is not None
-        start = abstract_params(config, jnp.dtype(self.start), mesh) if given else None
+        start = abstract_params(config, jnp.dtype(self.start), mesh) if in_step or self.lora is not None else None
         step = make_train_step(
             config, objective, optimizer, compute, total=_STEPS, rate=rate, lora=self.lora, in_step=in_step
         )
-        return traced(step, state, rows, start)
+        return traced(step, state, rows, start, *given)
 
     def flops(self, config: ModelConfig) -> float:
         forward = forward_flops(config, self.prompt, self.tokens, self.groups, self.shared_prompt)
@@ -125,7 +142,7 @@ class TrainStep(Program):
         return kernel_computed(config, self.prompt + rows * self.tokens, branches)
 
     def weights_beside(self, weights: int, place: Place) -> int:
-        """The weights that training starts from, and live teachers; as a reference in the step, or beneath adapters,
+        """The weights that training starts from, and other models; as a reference in the step, or beneath adapters,
         the first are the program's own."""
         _, fsdp, tensor = place.mesh
         own = self.reference == "in-step" or self.lora is not None
