@@ -19,6 +19,7 @@ from fusion_jax.plan.flops import parameter_count
 from fusion_jax.plan.models import PUBLIC
 from fusion_jax.plan.parts import Training, check_all, plan_of
 from fusion_jax.plan.programs import (
+    BeamDecode,
     Decode,
     MergeTensor,
     Prefill,
@@ -300,6 +301,6 @@ def test_the_fusions_through_preferences_plan_their_stages():
 
 def test_a_plan_of_several_rows_and_of_a_repetition_penalty_travels_as_json():
     decode = Decode(2, 64, 32, 2, Sampler(0.7, 0.8, 0, 1.05))
-    for program in (TrainStep("several", 8, 128, rows=6), decode, Decode(2, 64, 32, beams=4)):
+    for program in (TrainStep("several", 8, 128, rows=6), decode, BeamDecode(2, 64, 32, 4)):
         request = Request("v5e-8", PUBLIC["llama3-8b"], program)
         assert from_json(json.loads(json.dumps(to_json(request)))) == request

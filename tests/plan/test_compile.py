@@ -12,7 +12,16 @@ from fusion_jax.plan import compile as planning
 from fusion_jax.plan.flops import body_parameters, head_parameters, parameter_count
 from fusion_jax.plan.hlo import parse
 from fusion_jax.plan.models import PUBLIC
-from fusion_jax.plan.programs import Decode, MergeTensor, Prefill, SearchLayer, SearchLoss, TeacherStep, TrainStep
+from fusion_jax.plan.programs import (
+    BeamDecode,
+    Decode,
+    MergeTensor,
+    Prefill,
+    SearchLayer,
+    SearchLoss,
+    TeacherStep,
+    TrainStep,
+)
 from fusion_jax.plan.report import line, page, plan
 from fusion_jax.plan.requests import Request, useful_flops
 from fusion_jax.plan.runs import Planned
@@ -106,7 +115,7 @@ def test_the_page_says_what_fits_whose_figures_and_how_long_a_run_takes(wrpo):
 @needs_compiler
 @pytest.mark.parametrize("program, place, mesh", [
     (TeacherStep(8, TOKENS), "v5e-8", (1, -1, 1)), (Decode(8, 256, 128), "v5e-4", (1, 1, -1)),
-    (Decode(2, 256, 128, beams=4), "v5e-4", (1, 1, -1)),
+    (BeamDecode(2, 256, 128, 4), "v5e-4", (1, 1, -1)),
     (MergeTensor("ties", 3, (131072, 1024)), "v5e-8", (1, -1, 1)),
     (SearchLayer(8, TOKENS, 4), "v5e-8", (1, -1, 1)), (SearchLoss(8, TOKENS, 4), "v5e-8", (1, 4, 2)),
     (Prefill(8, 256), "v6e-16", (-1, 1, 8)),  # 8 of a slice of 4 x 4, and more shards than key-value heads
@@ -114,7 +123,7 @@ def test_the_page_says_what_fits_whose_figures_and_how_long_a_run_takes(wrpo):
 def test_other_programs_are_planned(program, place, mesh):
     found = plan(Planned("one", Request(place, SMALL, program, mesh)))
     assert found.fits and found.times.total > 0
-    if isinstance(program, Decode):
+    if isinstance(program, Decode | BeamDecode):
         assert found.beside == 2 * parameter_count(config_from_hf(SMALL)) // 4
         useful = useful_flops(found.planned.request) / 4
         assert useful <= found.times.flops < 1.3 * useful  # every round of the loop, over the whole of the caches
