@@ -89,12 +89,13 @@ class Inputs:
         responses = self.generator([turn.response for turn in turns], add_special_tokens=False)["input_ids"]
         out = []
         for number, (turn, context, query, said) in enumerate(zip(turns, contexts, queries, responses, strict=True)):
-            left = newest(context, lengths.context)
-            row = (*left, self.start, *response_ids(said, lengths.response, end))
-            beside = {"query": np.asarray(newest(query, lengths.query, keep_first=True), np.int32)}
-            beside |= self._candidates(turn)
-            out.append(Example((row,), (len(left) + 1,), number, beside=beside))
+            row = (self.start, *response_ids(said, lengths.response, end))
+            read = {"context": _one(newest(context, lengths.context), lengths.context), "query": self._query(query)}
+            out.append(Example((row,), (1,), number, beside=read | self._candidates(turn)))
         return out
+
+    def _query(self, ids: Sequence[int]) -> np.ndarray:
+        return _one(newest(ids, self.lengths.query, keep_first=True), self.lengths.query)
 
     def _candidates(self, turn: Turn) -> dict[str, np.ndarray]:
         """The entities of a turn, and which of them its whole context names."""
@@ -114,11 +115,15 @@ class Inputs:
             best = pseudo_positive(counts[list(places)])
             if best is None:
                 continue
-            text = newest(query, self.lengths.query, keep_first=True)
-            beside = {"positive": np.asarray([places[best]], np.int32)}
-            out.append(Example(((*text, text[0]),), (len(text) + 1,), len(kept), beside=beside))
+            beside = {"query": self._query(query), "positive": np.asarray([places[best]], np.int32)}
+            out.append(Example(((0, 0),), (1,), len(kept), beside=beside))
             kept.append(number)
         return out, kept
+
+
+def _one(row: Sequence[int], width: int) -> np.ndarray:
+    """int32[width], a row padded with -1: of one width in all batches, so that distances are the same in all."""
+    return _filled([row], width)[0]
 
 
 def _filled(rows: Sequence[Sequence[int]], width: int = 1) -> np.ndarray:

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fusion_jax.dialogue.meta import OTHER, RANKS, Meta, TagSettings, Thresholds
+from fusion_jax.dialogue.meta import OTHER, RANKS, Meta, Thresholds
 from fusion_jax.dialogue.retrieval import Retrieved
 from fusion_jax.models.attention import Encoded
 from fusion_jax.models.compute import Compute
@@ -70,14 +70,14 @@ def classes(found: Retrieved, old: Array, thresholds: Thresholds = "table10") ->
     return (rank * len(CONFIDENCES) + level) * 2 + (old & ~negative).astype(jnp.int32)
 
 
-def passages(context: Array, lengths: Array, tags: Array, entities: Array, there: Array, *, bare: bool) -> Passages:
+def passages(context: Array, tags: Array, entities: Array, there: Array, *, bare: bool) -> Passages:
     """Each entity behind the context and its tag.
 
     A part keeps its width, so that tokens stand at the same places of every passage; padding is masked.
 
     Args:
-      context: int[B,C], of which lengths int[B] exist; tags: int[B,E,W]; entities: int[B,E,L], both padded with -1 and,
-        together, cut on the right to L tokens; there: bool[B,E], the entities that exist.
+      context: int[B,C]; tags: int[B,E,W]; entities: int[B,E,L]; all padded with -1, the last two, together, cut on the
+        right to L tokens. there: bool[B,E], the entities that exist.
       bare: whether a passage without entity comes behind the others.
     """
     decorated = jnp.concatenate([tags, entities[..., : max(entities.shape[-1] - tags.shape[-1], 0)]], -1)
@@ -87,8 +87,7 @@ def passages(context: Array, lengths: Array, tags: Array, entities: Array, there
         there = jnp.pad(there, ((0, 0), (0, 1)))
     count = decorated.shape[1]
     with_text = there | (jnp.arange(count) == 0) | ((jnp.arange(count) == count - 1) & bare)
-    said = jnp.where(jnp.arange(context.shape[1]) < lengths[:, None], context, -1)
-    said = jnp.where(with_text[..., None], said[:, None], -1)
+    said = jnp.where(with_text[..., None], context[:, None], -1)
     tokens = jnp.concatenate([said, decorated], -1)
     return Passages(jnp.maximum(tokens, 0), tokens >= 0, there)
 

@@ -46,9 +46,7 @@ class Retrieved(NamedTuple):
     negative: Array
 
 
-def vectors(
-    params: Params, config: ModelConfig, tokens: Array, compute: Compute, noise: Noise | None = None
-) -> Array:
+def vectors(params: Params, config: ModelConfig, tokens: Array, compute: Compute, noise: Noise | None = None) -> Array:
     """float32[B,D] of length 1, of texts int[B,L] that are padded with -1. `config.head.projected` is D."""
     exists = tokens >= 0
     hidden = encoded_states(

@@ -4,7 +4,8 @@ from what the generator makes of each of them.
 The generator is the model, the retriever its companion (`ModelConfig.companion`). Sections 3 to 7 of the specification.
 Shapes: B turns, E entities of a turn by rank with the negative last, P passages, T tokens of a response.
 
-A batch has the context as the encoder's text and the response as the decoder's row, and beside them:
+A batch has the decoder's first token and the response as its row, and beside it:
+  context int[B,C]   the context as the generator reads it, -1 behind it
   query   int[B,Q]   the context as the retriever reads it, -1 behind it
   own     int[B,N]   the dialogue's own entities, places in the knowledge base, -1 behind them; absent where all of the
                      knowledge base are looked through
@@ -26,7 +27,7 @@ from fusion_jax.dialogue import passages as texts
 from fusion_jax.dialogue import retrieval
 from fusion_jax.dialogue.meta import Thresholds
 from fusion_jax.dialogue.retrieval import Retrieved
-from fusion_jax.dialogue.sets import CONTEXT_TOKENS, Scale
+from fusion_jax.dialogue.sets import Scale
 from fusion_jax.errors import InputError
 from fusion_jax.losses import Count, Mean, combined, weighted
 from fusion_jax.losses.mktod import Level, entity_contrast, in_batch_contrastive, marginal_likelihood
@@ -59,11 +60,9 @@ class MktodSettings:
     """What is retrieved, and the loss alpha NLL + beta MML + gamma CTR."""
 
     variant: Variant = "prefix"
-    """How the generator is told of entities: added tokens (prefix), phrases (prompt), or by a contrastive loss (ctr)."""
+    """How the generator learns of entities: by added tokens (prefix), phrases (prompt), or a contrastive loss (ctr)."""
     top_k: int = 7
     """Entities that are retrieved."""
-    context_tokens: int = CONTEXT_TOKENS
-    """Tokens of a context that the generator reads: the last ones."""
     negative: bool = True
     """Whether the entity with the lowest score is added in training."""
     alpha: float = 1.0
@@ -84,6 +83,12 @@ class MktodSettings:
     """Entities of highest rank that are contrasted with none."""
     margin: float = 0.01
     """By how much each of them should help."""
+    order: bool = True
+    """Whether tags tell the rank."""
+    confidence: bool = True
+    """Whether they tell the retriever's confidence."""
+    cooccurrence: bool = True
+    """Whether they tell that the context names the entity."""
     thresholds: Thresholds = "table10"
     """Confidence is high from 0.75 and low below 0.25; or, by the footnote, high above 0.75 and low up to 0.4."""
     refresh: int = 3
@@ -93,7 +98,7 @@ class MktodSettings:
     """Whether a turn's entities are chosen from its dialogue's own few or from the whole knowledge base."""
 
     def __post_init__(self) -> None:
-        bounded(self, "top_k", "context_tokens", "contrast_size", "refresh", least=1)
+        bounded(self, "top_k", "contrast_size", "refresh", least=1)
         bounded(self, "alpha", "beta", "gamma", "margin", "mml_start", least=0)
         bounded(self, "tau", above=0)
         if not self.alpha and not self.beta:
@@ -169,9 +174,9 @@ def retrieved(
 def read_passages(
     settings: MktodSettings, batch: TokenBatch, found: Retrieved, arrays: KnowledgeArrays, *, bare: bool
 ) -> texts.Passages:
-    """The passages of retrieved entities; contexts have one width in all batches, so that distances are the same."""
+    """The passages of retrieved entities."""
     assert batch.beside is not None
-    old, own, width = batch.beside["old"], batch.beside.get("own"), settings.context_tokens
+    old, own = batch.beside["old"], batch.beside.get("own")
     places = found.entities
     if own is not None:
         here = (own[:, None] == places[..., None]) & (own >= 0)[:, None]
@@ -179,9 +184,7 @@ def read_passages(
     else:
         named = jnp.take_along_axis(old, places, 1)
     tags = arrays.tags[texts.classes(found, named, settings.thresholds)]
-    context = batch.prompts[:, :width]
-    context = jnp.pad(context, ((0, 0), (0, width - context.shape[1])))
-    return texts.passages(context, batch.prompt_lengths, tags, arrays.read[places], found.exists, bare=bare)
+    return texts.passages(batch.beside["context"], tags, arrays.read[places], found.exists, bare=bare)
 
 
 def mktod_scores(
@@ -269,16 +272,15 @@ def _retrieval_metrics(got: Retrieved, weights: Array) -> Metrics:
 def retriever_pretraining(tau: float) -> Objective:
     """In-batch contrastive training of the retriever alone on entities that are taken for right (section 3.3).
 
-    The row of an example is the query and one token more, which nothing reads; beside it stands "positive", int[1], the
-    entity's place in `Given.arrays`, int[N,R].
+    Examples have beside a row that nothing reads "query", int[Q], padded with -1, and "positive", int[1], the entity's
+    place in `Given.arrays`, int[N,R].
     """
 
     def scores(params: Params, config: ModelConfig, batch: TokenBatch, compute: Compute, given: Given) -> Scores:
         assert batch.beside is not None
-        there = jnp.arange(batch.prompts.shape[1]) < batch.prompt_lengths[:, None]
         positive = jnp.maximum(batch.beside["positive"][:, 0], 0)
         read = partial(retrieval.vectors, params, config, compute=compute, noise=noise_of(batch, compute))
-        contexts, entities = read(jnp.where(there, batch.prompts, -1)), read(given.arrays[positive])
+        contexts, entities = read(batch.beside["query"]), read(given.arrays[positive])
         own = (contexts * entities).sum(-1)[:, None]
         one = jnp.ones_like(own)
         return Scores(

@@ -73,14 +73,14 @@ def optimise(
         beside them, which are merged as it is saved.
       held: examples whose loss and metrics are logged under `eval_` every `eval_every` steps and at the end.
       arrays: what the objective's forward pass reads besides, a pytree of arrays on the mesh: `objective.Given`.
-      measured: what else is measured of the weights whenever held-out examples are evaluated, logged beside their loss.
+      measured: what else is measured of the weights every `eval_every` steps and at the end, and logged.
       best_by: what `settings.best_of` goes by: "eval_loss", the lowest, or another logged measure, the highest.
 
     Raises:
       NonFiniteLoss: a step was not finite; names the records, after saving the last good state.
       SystemExit: with `hosts.signals.PREEMPTED`, SIGTERM came to any host; the state is saved.
     """
-    if settings.best_of > 1 and held is None:
+    if settings.best_of > 1 and held is None and measured is None:
         cure = "Keep some records for evaluation, or leave it at 1"
         raise InputError("needs held-out records to choose by", field="best_of", cure=cure)
     refuse_int8(model.params, "trained")
@@ -175,7 +175,7 @@ def _evaluation(
     measured: Callable[[Params], dict[str, float]] | None,
 ) -> Callable[[TrainState], dict[str, float]]:
     if held is None:
-        return lambda state: {}
+        return lambda state: {} if measured is None else measured(weights(state.params))
     step = make_eval_step(model.config, objective, compute, total=total)
     size = settings.batch_size // settings.micro_batches
     evaluate = evaluator(
@@ -219,14 +219,14 @@ def _check_rate(run: RunFolder, rate: optax.Schedule, total: int) -> None:
 
 def _check_encoded(data: Data, config: ModelConfig, pack_tokens: int, own: bool) -> None:
     """Refuse rows that are not an encoder's tokens, the decoder's first one and what follows. own: whether the
-    objective brings a forward pass of its own, which an encoder alone needs."""
+    objective has a forward pass of its own, which an encoder alone needs and which may find its texts elsewhere."""
     if not config.decoder and not own:
         raise InputError(f"{config.model_type} is an encoder alone, which this does not train", field="model")
     if pack_tokens or any(e.segments for e in data.examples):
         raise InputError("packs rows, which an encoder reads one by one", field="pack_tokens", cure="Leave it at 0")
     for number, example in enumerate(data.examples):
         shared = example.shared
-        if not shared or (config.decoder and any(row[shared] != config.start for row in example.rows)):
+        if (not shared and not own) or (config.decoder and any(row[shared] != config.start for row in example.rows)):
             problem = f"is no text of the encoder, the decoder's first token {config.start}, and what follows"
             raise InputError(problem, record=data.name(number), field="rows", cure="Build rows in this order")
 

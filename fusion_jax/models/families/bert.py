@@ -1,8 +1,8 @@
 """BERT: an encoder with learned positions, types of tokens, norms behind each part, and a pooler. The heads of its
 training (masked tokens, next sentence) are left out, as transformers' BertModel leaves them.
 
-"projection_dim" in config.json, which is this project's, makes it a retriever: "projection.weight" and "projection.bias"
-stand in the place of the pooler (`Head.projected`)."""
+"projection_dim" in config.json, which is this project's, makes it a retriever: "projection.weight" and
+"projection.bias" stand in the place of the pooler (`Head.projected`)."""
 
 from __future__ import annotations
 
