@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from fusion_jax.data.batches import Data
+from fusion_jax.data.batches import Data, bucket_list
+from fusion_jax.data.loaders import load_records
 from fusion_jax.data.records import OnBad
 from fusion_jax.dialogue.inputs import Inputs, Lengths
 from fusion_jax.dialogue.knowledge import Knowledge, knowledge_of
@@ -26,7 +27,7 @@ from fusion_jax.models.decoder import Params
 from fusion_jax.models.folder import load, save
 from fusion_jax.models.parameters import place_params
 from fusion_jax.options import File, ModelPath
-from fusion_jax.plan.parts import Part
+from fusion_jax.plan.parts import Aligning, Part, Sampling
 from fusion_jax.runs.answering import Answered, Answering, answering, knowledge_arrays
 from fusion_jax.runs.desk import Desk
 from fusion_jax.runs.dialogue_data import (
@@ -41,6 +42,7 @@ from fusion_jax.runs.dialogue_data import (
     shown,
 )
 from fusion_jax.runs.page import SeededSettings
+from fusion_jax.sampling.generate import SampleSettings
 from fusion_jax.settings import bounded
 from fusion_jax.sharding import placed
 from fusion_jax.store.run_folder import RunFolder
@@ -56,6 +58,7 @@ ArmName = Literal[
 ]  # fmt: skip
 KINDS = ("order", "confidence", "cooccurrence")
 F1 = "eval_f1"
+LARGE, OWN = 223, 8  # entities of MultiWOZ, and at most of one dialogue: what is planned without a file
 
 
 @dataclass(frozen=True)
@@ -352,5 +355,13 @@ def exported(desk: Desk, system: System, arm: str) -> None:
 
 
 def plan_parts(s: AligningSettings, chat: str) -> list[Part]:
-    """What a run computes, as far as it is planned."""
-    return []
+    """What a run computes, as far as it is planned: the joint training, and a chat model's answers."""
+    lengths, count = s.lengths, len(load_records(s.knowledge)) if s.knowledge else LARGE
+    tokens = {
+        "context": lengths.context, "query": lengths.query, "entity": lengths.entity, "queried": lengths.query,
+        "response": bucket_list(lengths.response)[-1], "entities": max(count, 1),
+        "own": min(OWN, count) if s.loss.scale == "condensed" else 0,
+    }  # fmt: skip
+    joint = Aligning("joint training", s.generator, s.retriever, s.projection, s.loss, s.joint, tokens)
+    how = SampleSettings(0.0, 1.0, num_samples=1, max_new_tokens=lengths.response, batch_size=s.answer_batch)
+    return [joint, *([Sampling("chat", chat, how, "--answer-batch", "--chat")] if chat else [])]

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from fusion_jax.data.batches import Data, Example
@@ -113,8 +114,10 @@ def miniature_system(seed: int, width: int, layers: int, projected: int) -> Syst
     keys, t5 = jax.random.split(jax.random.key(seed)), replace(t5, initializer_range=0.15)
 
     def scaled(path: tuple[Any, ...], x: jax.Array) -> jax.Array:
-        """Scores are not scaled, so that queries begin small; and what a layer adds is little beside the words, so that
-        to copy them is soon learnt."""
+        """Scores are not scaled, so that queries begin small. What a layer adds is little beside the words, and what
+        cross-attention reads is handed on as it is, so that to copy a word is to look at it, which is soon learnt."""
+        if path[-3].key == "cross" and path[-2].key in ("v", "o"):
+            return jnp.broadcast_to(jnp.eye(width), x.shape)
         return x * {"q": HEAD**-0.5, "o": 0.15, "down": 0.15}.get(path[-2].key, 1.0)
 
     own = jax.tree.map_with_path(scaled, init_params(t5, keys[0]))

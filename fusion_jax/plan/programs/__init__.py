@@ -1,5 +1,6 @@
 """The programs of a run: each a class that can trace itself, count its FLOPs and give advice."""
 
+from fusion_jax.plan.programs.aligning import AlignStep
 from fusion_jax.plan.programs.merging import MergeTensor
 from fusion_jax.plan.programs.program import Dtype, Place, Program, Situation, Start
 from fusion_jax.plan.programs.reading import TeacherStep
@@ -9,10 +10,10 @@ from fusion_jax.plan.programs.training import OBJECTIVES, ObjectiveName, ScoreSt
 
 KINDS: dict[str, type[Program]] = {
     kind.__name__: kind
-    for kind in (TrainStep, ScoreStep, TeacherStep, Prefill, Decode, SearchLayer, SearchLoss, MergeTensor)
+    for kind in (TrainStep, ScoreStep, TeacherStep, Prefill, Decode, SearchLayer, SearchLoss, MergeTensor, AlignStep)
 }
 
 __all__ = [
-    "KINDS", "OBJECTIVES", "Decode", "Dtype", "MergeTensor", "ObjectiveName", "Place", "Prefill", "Program",
-    "ScoreStep", "SearchLayer", "SearchLoss", "Situation", "Start", "TeacherStep", "TrainStep",
+    "KINDS", "OBJECTIVES", "AlignStep", "Decode", "Dtype", "MergeTensor", "ObjectiveName", "Place", "Prefill",
+    "Program", "ScoreStep", "SearchLayer", "SearchLoss", "Situation", "Start", "TeacherStep", "TrainStep",
 ]  # fmt: skip
