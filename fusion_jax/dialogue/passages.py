@@ -92,6 +92,15 @@ def passages(context: Array, tags: Array, entities: Array, there: Array, *, bare
     return Passages(jnp.maximum(tokens, 0), tokens >= 0, there)
 
 
+def in_one(texts: Passages, context: int) -> Passages:
+    """One passage of the first one's context and all entities, in the place of several (`context` tokens wide)."""
+
+    def joined(x: Array) -> Array:
+        return jnp.concatenate([x[:, 0, :context], x[:, :, context:].reshape(len(x), -1)], 1)[:, None]
+
+    return Passages(joined(texts.tokens), joined(texts.exists), texts.entities.any(1, keepdims=True))
+
+
 def read(params: Params, config: ModelConfig, texts: Passages, compute: Compute, noise: Noise | None = None) -> Array:
     """float[B,P,S,D], the encoder's states of every passage, each read alone."""
     shape = texts.tokens.shape

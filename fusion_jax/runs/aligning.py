@@ -77,6 +77,8 @@ class MiniatureSettings:
     """Of the generator and the retriever."""
     layers: int = 2
     """Of the generator's encoder and decoder, and of the retriever."""
+    gated: bool = True
+    """Whether the generator is a T5 1.1, or a T5 1.0."""
 
     @property
     def sizes(self) -> tuple[int, int, int]:
@@ -198,7 +200,7 @@ def models_of(s: AligningSettings, desk: Desk) -> System:
 
 def raised(s: AligningSettings, desk: Desk) -> System:
     """Small random models, of which the generator has learnt in another town to answer from the right place."""
-    system = miniature_system(desk.seed, s.miniature.width, s.miniature.layers, 32)
+    system = miniature_system(desk.seed, s.miniature.width, s.miniature.layers, s.projection, gated=s.miniature.gated)
     how = dataclasses.replace(
         s.loss, variant="ctr", gamma=0.0, beta=0.0, alpha=1.0, top_k=1, negative=False, scale="condensed"
     )

@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 import jax
 
 from fusion_jax.data.batches import Data, TokenBatch, buckets_of, collate, extents
-from fusion_jax.dialogue import passages as texts
 from fusion_jax.dialogue import retrieval
 from fusion_jax.dialogue.inputs import Inputs
 from fusion_jax.dialogue.meta import TagSettings, tag_ids
@@ -27,7 +26,7 @@ from fusion_jax.sampling.encoded import written
 from fusion_jax.sampling.prompts import ready
 from fusion_jax.sampling.session import on_host
 from fusion_jax.sharding import data_ways, local_rows, padded_rows, placed
-from fusion_jax.train.mktod import KnowledgeArrays, MktodSettings, read_passages, retrieved
+from fusion_jax.train.mktod import KnowledgeArrays, MktodSettings, all_of, read_passages, retrieved
 from fusion_jax.train.objective import Given
 from fusion_jax.train.step import shard_batch
 
@@ -115,7 +114,7 @@ def answering(inputs: Inputs, settings: MktodSettings, config: ModelConfig, comp
             own = (batch.beside or {}).get("own")
             most = len(given.arrays.read) if own is None else own.shape[1]
             assert passages.tokens.shape[1] == min(settings.top_k, most)  # no negative entity
-            encoded = texts.together(texts.read(params, config, passages, compute), passages.exists)
+            encoded = all_of(settings, params, config, batch, passages, compute)
         return encoded, found.entities, found.scores, found.exists
 
     def index(params: Params, arrays: KnowledgeArrays) -> Array:

@@ -96,14 +96,18 @@ def _write(folder: Any, seed: int, sizes: tuple[int, int, int], places: int) -> 
     bookings.write_files(folder, seed, sizes, count=places)
 
 
-def miniature_system(seed: int, width: int, layers: int, projected: int) -> System:
-    """A T5 and a BERT of random weights over the words of the miniature, with the marks of its data set."""
+def miniature_system(seed: int, width: int, layers: int, projected: int, *, gated: bool = True) -> System:
+    """A T5 and a BERT of random weights over the words of the miniature, with the marks of its data set.
+
+    Args:
+      gated: whether the T5 is of version 1.1, or of version 1.0.
+    """
     marks, words = SETS[bookings.DATASET].marks, bookings.words()
     reader, asker = word_tokenizer("t5", words, (*marks, *TAGS)), word_tokenizer("bert", words, marks)
-    heads = max(width // HEAD, 1)
+    heads, forward = max(width // HEAD, 1), "gated-gelu" if gated else "relu"
     t5 = config_from_hf({
         "model_type": "t5", "vocab_size": len(reader), "d_model": width, "d_kv": HEAD, "d_ff": 2 * width,
-        "num_layers": layers, "num_decoder_layers": layers, "num_heads": heads, "feed_forward_proj": "gated-gelu",
+        "num_layers": layers, "num_decoder_layers": layers, "num_heads": heads, "feed_forward_proj": forward,
         "relative_attention_num_buckets": 32, "relative_attention_max_distance": 64, "tie_word_embeddings": True,
     })  # fmt: skip
     bert = config_from_hf({
@@ -116,7 +120,7 @@ def miniature_system(seed: int, width: int, layers: int, projected: int) -> Syst
     def scaled(path: tuple[Any, ...], x: jax.Array) -> jax.Array:
         """Scores are not scaled, so that queries begin small. What a layer adds is little beside the words, and what
         cross-attention reads is handed on as it is, so that to copy a word is to look at it, which is soon learnt."""
-        if path[-3].key == "cross" and path[-2].key in ("v", "o"):
+        if len(path) > 2 and path[-3].key == "cross" and path[-2].key in ("v", "o"):
             return jnp.broadcast_to(jnp.eye(width), x.shape)
         return x * {"q": HEAD**-0.5, "o": 0.15, "down": 0.15}.get(path[-2].key, 1.0)
 

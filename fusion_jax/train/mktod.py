@@ -63,6 +63,8 @@ class MktodSettings:
     """How the generator learns of entities: by added tokens (prefix), phrases (prompt), or a contrastive loss (ctr)."""
     top_k: int = 7
     """Entities that are retrieved."""
+    fusion: Literal["decoder", "concat"] = "decoder"
+    """Whether the encoder reads each entity behind the context by itself, or all behind one context."""
     negative: bool = True
     """Whether the entity with the lowest score is added in training."""
     alpha: float = 1.0
@@ -195,9 +197,8 @@ def mktod_scores(
         found = retrieved(settings, params, config, batch, compute, given, negative=settings.negative)
     passages = read_passages(settings, batch, found, given.arrays, bare=settings.contrasts)
     count = passages.tokens.shape[1]
-    with jax.named_scope("read"):
+    with jax.named_scope("encode"):
         hidden = texts.read(params, config, passages, compute, noise_of(batch, compute, count))
-    joint = slice(0, count - settings.contrasts)
     tokens, labels = batch.tokens[:, 0], batch.labels[:, 0]
 
     def decoded(encoded: Encoded, groups: int) -> Array:
@@ -208,7 +209,9 @@ def mktod_scores(
         )  # fmt: skip
 
     with jax.named_scope("decode"):
-        states = decoded(texts.together(hidden[:, joint], passages.exists[:, joint]), 1)[:, None]
+        own = texts.Passages(*(x[:, : count - settings.contrasts] for x in passages))
+        read = hidden[:, : count - settings.contrasts]
+        states = decoded(all_of(settings, params, config, batch, own, compute, read), 1)[:, None]
         if settings.reads_each:
             alone = decoded(texts.apart(hidden, passages.exists), count)
             states = jnp.concatenate([states, alone.reshape(states.shape[0], count, *states.shape[2:])], 1)
@@ -227,6 +230,20 @@ def mktod_scores(
         lengths=mask.sum(-1)[:, None], reference=batch.reference, weights=batch.weights,
         found=Found(each, without, found),
     )  # fmt: skip
+
+
+def all_of(
+    settings: MktodSettings, params: Params, config: ModelConfig, batch: TokenBatch, passages: texts.Passages,
+    compute: Compute, hidden: Array | None = None,
+) -> Encoded:  # fmt: skip
+    """What a decoder reads of all passages of a turn. hidden: their states, where they were read already."""
+    assert batch.beside is not None
+    if settings.fusion == "concat":
+        passages, hidden = texts.in_one(passages, batch.beside["context"].shape[1]), None
+    if hidden is None:
+        noise = noise_of(batch, compute, passages.tokens.shape[1])
+        hidden = texts.read(params, config, passages, compute, noise)
+    return texts.together(hidden, passages.exists)
 
 
 def mktod_loss(settings: MktodSettings, scores: Scores, progress: Progress) -> tuple[Mean, Metrics]:
