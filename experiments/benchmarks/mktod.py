@@ -4,10 +4,10 @@
     python experiments/benchmarks/mktod.py --width 512 --layers 6 --turns 4
 
 Each turn has `top_k` entities of its own retrieved, a negative one and, for the contrastive loss, a passage without
-entity. Ours is the step that training runs: it reads every passage once. The plain one (transformers' T5 and BERT) reads
-the passages once for all of them together, again for each alone, and the context once more, as the loss is written
-down; both then take an AdamW step of both models. Each side has a process of its own, so that its peak of memory is its
-own. A table, and whether both have the same loss. Time: two minutes on 2 CPU cores.
+entity. Ours is the step that training runs: it reads every passage once. The plain one (transformers' T5 and BERT)
+reads the passages once for all of them together, again for each alone, and the context once more, as the loss is
+written down; both then take an AdamW step of both models. Each side has a process of its own, so that its peak of
+memory is its own. A table, and whether both have the same loss. Time: two minutes on 2 CPU cores.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -32,6 +32,7 @@ from fusion_jax.settings import bounded
 from fusion_jax.settings import run as run_experiment
 
 MARGIN, RATE = 0.01, 1e-4
+Side = Literal["both", "ours", "plain"]
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class Settings:
     response: int = 64
     repeats: int = 3
     seed: int = 0
-    side: Literal["both", "ours", "plain"] = "both"
+    side: Side = "both"
     folder: str = ""
 
     def __post_init__(self) -> None:
@@ -178,7 +179,7 @@ def plain(s: Settings) -> dict[str, float]:
     return timed(s, one)
 
 
-def in_process(s: Settings, side: str) -> dict[str, float]:
+def in_process(s: Settings, side: Side) -> dict[str, float]:
     """What another process of this script measures."""
     asked = replace(s, side=side)
     words = [word for option, _ in options_given(asked, Settings()) for word in as_arguments(option)]
@@ -197,7 +198,8 @@ def main(s: Settings) -> None:
         system = miniature_system(s.seed, s.width, s.layers, 128)
         save(system.generator, Path(folder) / "generator")
         save(system.retriever, Path(folder) / "retriever")
-        found: dict[str, Any] = {side: in_process(replace(s, folder=folder), side) for side in ("ours", "plain")}
+        sides: tuple[Side, ...] = ("ours", "plain")
+        found = {side: in_process(replace(s, folder=folder), side) for side in sides}
     lines = [{"step": side} | {name: f"{value:.4f}" for name, value in one.items()} for side, one in found.items()]
     print(markdown_table(lines))
     ratio = found["plain"]["seconds"] / found["ours"]["seconds"]

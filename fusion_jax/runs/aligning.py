@@ -217,13 +217,15 @@ def raised(s: AligningSettings, desk: Desk) -> System:
         model = optimise(system.joined, data, mktod(how, s.retriever_optimizer), settings, folder, arrays=arrays)
         return system.parted(model.params)
 
-    return kept_system(desk.run.sub("raised"), train, made_from=[])
+    return kept_system(desk, "raised", train, made_from=[])
 
 
 def kept_system(
-    run: RunFolder, train: Callable[[RunFolder], System], *, made_from: Sequence[str] | None = None, leaf: bool = False
+    desk: Desk, stage: str, train: Callable[[RunFolder], System], *, made_from: Sequence[str], leaf: bool = False
 ) -> System:
     """A system that was trained: read from the folders of a stage, or trained and saved there in float32."""
+
+    run = desk.run.sub(stage)
 
     def make(folder: Path) -> None:
         system = train(run)
@@ -232,7 +234,7 @@ def kept_system(
             save(system.generator, folder / "generator", dtype="float32")
             save(system.retriever, folder / "retriever", dtype="float32")
 
-    run.made_once("model", make, made_from=made_from, leaf=leaf)
+    desk.run.made_once(f"{stage}/model", make, made_from=made_from, leaf=leaf)
     with run.phase("loading"):
         return System(load(run.file("model/generator")), load(run.file("model/retriever")))
 
@@ -258,7 +260,7 @@ def pretrained(s: AligningSettings, desk: Desk, data: Dialogues, system: System)
         on_first(run.secure)
         save(model, folder, dtype="float32")
 
-    desk.run.sub("retriever").made_once("model", train, made_from=["raised/model"] if not s.generator else [])
+    desk.run.made_once("retriever/model", train, made_from=[] if s.generator else ["data", "raised/model"])
     with desk.run.phase("loading"):
         return dataclasses.replace(system, retriever=load(desk.run.file("retriever/model"), mesh=compute.mesh))
 
@@ -327,8 +329,7 @@ def jointly(
     counts = desk.counter(f"arm {name}")
     counts["used"] = len(data.train)
     desk.check_enough(len(data.train), settings, "--joint", counts=False)
-    run = desk.run.sub("arms").sub(name)
-    return kept_system(run, train, made_from=["../../retriever/model"], leaf=True), reader
+    return kept_system(desk, f"arms/{name}", train, made_from=["retriever/model"]), reader
 
 
 def answered(desk: Desk, name: str, system: System, reader: Answering, turns: Sequence[Turn]) -> list[Answered]:

@@ -120,9 +120,11 @@ def miniature_system(seed: int, width: int, layers: int, projected: int, *, gate
     def scaled(path: tuple[Any, ...], x: jax.Array) -> jax.Array:
         """Scores are not scaled, so that queries begin small. What a layer adds is little beside the words, and what
         cross-attention reads is handed on as it is, so that to copy a word is to look at it, which is soon learnt."""
+        if path[-1].key == "table":  # the first heads look at the tokens 1, 2, ... before
+            return x.at[jnp.arange(1, heads), jnp.arange(heads - 1)].add(5.0)
         if len(path) > 2 and path[-3].key == "cross" and path[-2].key in ("v", "o"):
             return jnp.broadcast_to(jnp.eye(width), x.shape)
-        return x * {"q": HEAD**-0.5, "o": 0.15, "down": 0.15}.get(path[-2].key, 1.0)
+        return x * {"q": HEAD**-0.5, "o": 0.5, "down": 0.15}.get(path[-2].key, 1.0)
 
     own = jax.tree.map_with_path(scaled, init_params(t5, keys[0]))
     return System(Model(t5, own, reader), Model(bert, init_params(bert, keys[1]), asker))
