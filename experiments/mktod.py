@@ -24,7 +24,7 @@ Stages: data/, raised/ (the miniature's), retriever/, arms/ARM, answers/ARM.json
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from fusion_jax.dialogue.inputs import Lengths
@@ -91,10 +91,15 @@ SMALL = TrainSettings(
     OptimizerSettings(5e-3, "cosine", warmup_ratio=0.05, beta2=0.98), batch_size=32, micro_batches=1, log_every=10,
     eval_every=10**6, checkpoint_every=200, remat="none", bucket_window=1,
 )  # fmt: skip
+JOINT = replace(
+    SMALL, optimizer=OptimizerSettings(1e-3, "linear", warmup_ratio=0.0, beta2=0.98), eval_every=32,
+    checkpoint_every=32, best_of=4, epochs=2.0,
+)  # fmt: skip
 PRESETS = {
     "tiny": Settings(
-        lengths=Lengths(context=72, query=72, entity=32, response=20), projection=32, answer_batch=64,
-        loss=MktodSettings(top_k=3, tau=0.2), raising=SMALL, pretrain=SMALL, joint=SMALL,
+        lengths=Lengths(context=72, query=72, entity=32, response=16), projection=32, answer_batch=64,
+        loss=MktodSettings(top_k=3, tau=0.2), raising=replace(SMALL, epochs=5.0), joint=JOINT,
+        pretrain=replace(SMALL, optimizer=OptimizerSettings(1e-3, "cosine", warmup_ratio=0.1), epochs=3.0),
         retriever_optimizer=OptimizerSettings(1e-3, "linear", warmup_ratio=0.0, beta2=0.98),
     ),
     "t5-base": Settings(
