@@ -59,6 +59,11 @@ PUBLIC: dict[str, dict[str, Any]] = {
         "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0, "rms_norm_eps": 1e-6,
     },
     "llama2-7b": _LLAMA2,
+    "t5-base": {
+        "model_type": "t5", "vocab_size": 32128, "d_model": 768, "d_kv": 64, "d_ff": 3072, "num_layers": 12,
+        "num_heads": 12,
+    },
+    "bert-base": {"model_type": "bert", "vocab_size": 30522},
     "t5-large": {
         "model_type": "t5", "vocab_size": 32128, "d_model": 1024, "d_kv": 64, "d_ff": 4096, "num_layers": 24,
         "num_heads": 16,

@@ -6,14 +6,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
+from fusion_jax.errors import InputError
 from fusion_jax.models.config import ModelConfig
+from fusion_jax.models.folder import check_folder
 from fusion_jax.models.int8 import Weights
+from fusion_jax.models.parameters import check_heads
 from fusion_jax.plan import fits
 from fusion_jax.plan.programs import Start
-from fusion_jax.plan.runs import Ask, Planned, generation, merging, scoring, searching, teacher, training
+from fusion_jax.plan.runs import Ask, Planned, aligning, generation, merging, scoring, searching, teacher, training
 from fusion_jax.sampling.generate import SampleSettings
+from fusion_jax.sharding import tensor_shards
+from fusion_jax.train.mktod import MktodSettings
 from fusion_jax.train.objective import Objective
-from fusion_jax.train.settings import TrainSettings
+from fusion_jax.train.settings import TrainSettings, compute_for
 from fusion_jax.zoo import model_path
 
 Packing = Literal["none", "official", "reset"]
@@ -209,6 +214,38 @@ class Merging:
 
     def plan(self, ask: Ask) -> list[Planned]:
         return merging(self.method, self.models, self.model, ask)
+
+
+@dataclass(frozen=True)
+class Aligning:
+    """The joint training of a generator and its retriever (MK-TOD). generator, retriever: folders; "" where the preset
+    names a public one. lengths: fields of `AlignStep`."""
+
+    title: str
+    generator: str
+    retriever: str
+    projection: int
+    loss: MktodSettings
+    settings: TrainSettings
+    lengths: dict[str, int]
+    option: str = "--joint"
+
+    def check(self) -> None:
+        compute = compute_for(self.settings, option=self.option)
+        for folder in filter(None, (self.generator, self.retriever)):
+            config = check_folder(model_path(folder))
+            if compute.mesh is not None:
+                check_heads(config, tensor_shards(compute.mesh), compute.mesh.size, f"{self.option}.mesh-tensor")
+            longest = max(self.lengths["query"], self.lengths["queried"])
+            if folder == self.retriever and config.positions.kind == "learned" and longest > config.max_positions:
+                problem = f"{longest} tokens exceed the retriever's {config.max_positions} positions"
+                raise InputError(problem, field="--lengths.query", cure=f"Set it to {config.max_positions} or less")
+
+    def plan(self, ask: Ask) -> list[Planned]:
+        return aligning(
+            self.title, self.generator, self.retriever, self.projection, self.loss, self.settings, self.lengths, ask,
+            settings=self.option,
+        )  # fmt: skip
 
 
 def check_all(parts: Sequence[Part]) -> None:

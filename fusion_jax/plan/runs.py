@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import jax
@@ -23,6 +23,7 @@ from fusion_jax.plan.flops import parameter_count
 from fusion_jax.plan.models import PUBLIC, config_named
 from fusion_jax.plan.programs import (
     OBJECTIVES,
+    AlignStep,
     BeamDecode,
     Decode,
     Dtype,
@@ -44,6 +45,7 @@ from fusion_jax.sampling.ids import decoding_ways
 from fusion_jax.sampling.sizes import capacities_of, kept_width, read_together, read_width
 from fusion_jax.sharding import mesh_sizes, padded_rows
 from fusion_jax.slices import slice_of
+from fusion_jax.train.mktod import MktodSettings
 from fusion_jax.train.objective import Objective
 from fusion_jax.train.settings import TrainSettings
 from fusion_jax.zoo import model_path
@@ -161,6 +163,40 @@ def training(
             math.ceil(ask.rows / examples), notes,
         ))  # fmt: skip
     return out
+
+
+def aligning(
+    title: str, generator: str, retriever: str, projection: int, loss: MktodSettings, train: TrainSettings,
+    lengths: Mapping[str, int], ask: Ask, *, settings: str,
+) -> list[Planned]:  # fmt: skip
+    """The optimizer step of a generator and its retriever. Without folders they are the public models that the preset
+    is called after, and a BERT-base.
+
+    Args:
+      lengths: fields of `AlignStep`. projection: of a retriever that has none yet.
+
+    Raises:
+      InputError: the mesh does not fit the slice; the batch or the heads do not divide over the chips; no model.
+    """
+    if not generator and ask.preset not in PUBLIC:
+        cure = "Give a T5 folder, or a preset like t5-large"
+        raise InputError("is missing: the miniature is not planned", field="--generator", cure=cure)
+    values, reader = config_named(generator or ask.preset, "--generator"), config_named(retriever or "bert-base")
+    reader = {"projection_dim": projection} | reader
+    mesh = train_mesh(ask, train)
+    for config in (config_from_hf(values), config_from_hf(reader)):
+        check_heads(config, mesh[2], math.prod(mesh), f"{settings}.mesh-tensor")
+    micro, notes = micro_batches(train, mesh, settings)
+    attention, dtype = computed_in(train)
+    step = AlignStep(
+        reader, asdict(loss), train.batch_size // micro, **lengths, micro_batches=micro, dropout=train.dropout,
+        remat=train.remat, attention=attention, dtype=dtype, start="float32",
+    )  # fmt: skip
+    notes = (f"models: {generator or ask.preset} and {retriever or 'bert-base'}", *notes)
+    notes += (f"{step.passages} passages of {step.context + step.entity} tokens; {step.entities} entities",)
+    notes += ("the index is planned within the step; answering the validation turns is not planned",)
+    steps = num_steps(ask.rows, train.batch_size, train.epochs) if ask.rows else 0
+    return [Planned(title, Request(ask.slice, values, step, mesh), steps, notes)]
 
 
 def _held_by(teachers: Sequence[tuple[str, str, Weights]], ask: Ask) -> int:

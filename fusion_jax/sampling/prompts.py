@@ -13,6 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from fusion_jax.display import brief
+from fusion_jax.models.attention import Encoded
 from fusion_jax.models.config import ModelConfig
 from fusion_jax.models.decode import DecodeParams, Encoder, Kept, apart, decode_params
 from fusion_jax.models.decoder import Params, encode, forward, padded_positions
@@ -95,17 +96,23 @@ def prefill(how: How, params: Params, tokens: Array, lengths: Array) -> Read:
     """Texts int[g,P], of which lengths int[g] exist. An encoder reads them, and the decoder its first token."""
     config, compute = how.config, {"mesh": how.mesh, "dtype": how.dtype, "kernel": how.kernel}
     if config.encoder:
-        encoded = encode(params, config, tokens, lengths, **compute)
-        first = jnp.full((tokens.shape[0], 1), config.start, jnp.int32)
-        hidden, stacked = forward(params, config, first, encoded=encoded, keep=True, **compute)
-        kept = apart(stacked, config)
-        encoder = Encoder(tuple(one.cross for one in kept), lengths)
-        own = tuple(one.own for one in kept)
-        return Read(jnp.minimum(lengths, 1), hidden[:, 0], own, encoder)
+        return behind_encoder(how, params, encode(params, config, tokens, lengths, **compute))
     places = padded_positions(tokens, config, lengths)
     hidden, stacked = forward(params, config, tokens, positions=places, keep=True, **compute)
     last = jnp.take_along_axis(hidden, jnp.maximum(lengths - 1, 0)[:, None, None], axis=1)[:, 0]
     return Read(lengths, last, apart(stacked, config))
+
+
+def behind_encoder(how: How, params: Params, encoded: Encoded) -> Read:
+    """A decoder's first token, which sees what an encoder made of C texts."""
+    config, lengths = how.config, encoded.lengths
+    first = jnp.full((lengths.shape[0], 1), config.start, jnp.int32)
+    hidden, stacked = forward(
+        params, config, first, encoded=encoded, keep=True, mesh=how.mesh, dtype=how.dtype, kernel=how.kernel
+    )
+    kept = apart(stacked, config)
+    encoder = Encoder(tuple(one.cross for one in kept), lengths)
+    return Read(jnp.minimum(lengths, 1), hidden[:, 0], tuple(one.own for one in kept), encoder)
 
 
 def read(model: Ready, texts: Sequence[Sequence[int]], size: int) -> Iterator[tuple[list[int], Read]]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -60,6 +60,14 @@ class AlirectorSettings:
         bounded(self, "alpha", least=0, most=1)
 
 
+class Apart(NamedTuple):
+    """How far a corrector is from its alignment models, float[B,1,T], and where they say something, bool[B,1,T]; None:
+    everywhere."""
+
+    divergence: Array
+    taught: Array | None
+
+
 def corrector(normalise: Normalise = "micro_batch") -> Objective:
     """Cross-entropy of corrections, of correctors and of alignment models."""
 
@@ -84,9 +92,9 @@ def alirector(settings: AlirectorSettings, lora: Lora | None = None, *, judged_a
     s = settings
 
     def loss(scores: Scores, progress: Progress) -> tuple[Mean, Metrics]:
-        assert scores.divergence is not None
+        apart: Apart = scores.found
         return distilled(
-            scores.logprobs, scores.mask, scores.divergence, beta=s.beta, taught=scores.taught, normalise=s.normalise
+            scores.logprobs, scores.mask, apart.divergence, beta=s.beta, taught=apart.taught, normalise=s.normalise
         )
 
     return Objective(
@@ -113,7 +121,7 @@ def _scores(
     )  # fmt: skip
     kl = alignment_kl(found.forward, found.reverse, kind=settings.kind, alpha=settings.alpha)
     scores = scores_from(found.logprobs, batch, routing)
-    return scores._replace(divergence=jnp.where(batch.scored, kl, 0.0), taught=taught)
+    return scores._replace(found=Apart(jnp.where(batch.scored, kl, 0.0), taught))
 
 
 def _teachers(arrays: Mapping[str, Params], lora: Lora | None) -> dict[str, Params]:

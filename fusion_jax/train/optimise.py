@@ -37,12 +37,16 @@ from fusion_jax.train.checkpoints import Checkpoints, finishing, restore_state, 
 from fusion_jax.train.evaluate import evaluator
 from fusion_jax.train.objective import Objective
 from fusion_jax.train.reference import examples_fingerprint, with_reference
+from fusion_jax.train.scores import score
 from fusion_jax.train.settings import TrainSettings, compute_for, step_count
 from fusion_jax.train.state import TrainState, init_state, make_optimizer
 from fusion_jax.train.step import make_eval_step, make_train_step, shard_batch
 
 if TYPE_CHECKING:
     from rich.progress import Progress
+
+
+LOSS = "eval_loss"
 
 
 class NonFiniteLoss(InputError):
@@ -58,6 +62,8 @@ def optimise(
     *,
     held: Data | None = None,
     arrays: Any = None,
+    measured: Callable[[Params], dict[str, float]] | None = None,
+    best_by: str = LOSS,
 ) -> Model:
     """Train `model` on `data`; continues from the run folder's last checkpoint if there is one.
 
@@ -67,12 +73,14 @@ def optimise(
         beside them, which are merged as it is saved.
       held: examples whose loss and metrics are logged under `eval_` every `eval_every` steps and at the end.
       arrays: what the objective's forward pass reads besides, a pytree of arrays on the mesh: `objective.Given`.
+      measured: what else is measured of the weights every `eval_every` steps and at the end, and logged.
+      best_by: what `settings.best_of` goes by: "eval_loss", the lowest, or another logged measure, the highest.
 
     Raises:
       NonFiniteLoss: a step was not finite; names the records, after saving the last good state.
       SystemExit: with `hosts.signals.PREEMPTED`, SIGTERM came to any host; the state is saved.
     """
-    if settings.best_of > 1 and held is None:
+    if settings.best_of > 1 and held is None and measured is None:
         cure = "Keep some records for evaluation, or leave it at 1"
         raise InputError("needs held-out records to choose by", field="best_of", cure=cure)
     refuse_int8(model.params, "trained")
@@ -86,7 +94,7 @@ def optimise(
     weights = (lambda params: params) if lora is None else partial(joined, model.params, scale=lora.scale)
     held = held if held is not None and len(held) else None
     buckets = buckets_for(np.concatenate([data.extents, *([held.extents] if held else [])]))
-    _check_examples(run, data, model.config, settings.pack_tokens)
+    _check_examples(run, data, model.config, settings.pack_tokens, own=objective.scores is not score)
     if settings.router_weight and model.config.experts is None:
         raise InputError("is for routed experts, the model has none", field="router_weight", cure="Leave it at 0")
     in_step = objective.reference and settings.reference == "in-step"
@@ -112,7 +120,7 @@ def optimise(
         total,
         _feeder(data, settings, total, buckets, compute),
         step,
-        _evaluation(model, objective, held, settings, buckets, compute, total, weights, arrays),
+        _evaluation(model, objective, held, settings, buckets, compute, total, weights, arrays, measured),
         data.name,
         (model.params if in_step or lora is not None else None, arrays),
         compute.dtype,
@@ -130,7 +138,7 @@ def optimise(
         with finishing(checkpoints):
             state = _loop(state, work, settings, run, checkpoints, told_to_stop, clock)
             if settings.best_of > 1:
-                state = _best(state, settings, run, checkpoints)
+                state = _best(state, settings, run, checkpoints, best_by)
         clock.took("checkpoint")
     adapter = None if lora is None else Adapter(lora, state.params, model.folder)
     return dataclasses.replace(model, params=weights(state.params), adapter=adapter, folder="")
@@ -164,14 +172,20 @@ def _evaluation(
     total: int,
     weights: Callable[[Params], Params],
     arrays: Any,
+    measured: Callable[[Params], dict[str, float]] | None,
 ) -> Callable[[TrainState], dict[str, float]]:
     if held is None:
-        return lambda state: {}
+        return lambda state: {} if measured is None else measured(weights(state.params))
     if objective.held is not None:
         objective, arrays = objective.held, None
     step = make_eval_step(model.config, objective, compute, total=total)
     size = settings.batch_size // settings.micro_batches
-    return evaluator(lambda *one: step(*one, arrays), held, buckets, compute.mesh, batch_size=size, weights=weights)
+    evaluate = evaluator(
+        lambda *one: step(*one, arrays), held, buckets, compute.mesh, batch_size=size, weights=weights
+    )
+    if measured is None:
+        return evaluate
+    return lambda state: evaluate(state) | measured(weights(state.params))
 
 
 def _feeder(
@@ -205,27 +219,28 @@ def _check_rate(run: RunFolder, rate: optax.Schedule, total: int) -> None:
         )  # fmt: skip
 
 
-def _check_encoded(data: Data, config: ModelConfig, pack_tokens: int) -> None:
-    """Refuse rows that are not an encoder's tokens, the decoder's first one and what follows."""
-    if not config.decoder:
+def _check_encoded(data: Data, config: ModelConfig, pack_tokens: int, own: bool) -> None:
+    """Refuse rows that are not an encoder's tokens, the decoder's first one and what follows. own: whether the
+    objective has a forward pass of its own, which an encoder alone needs and which may find its texts elsewhere."""
+    if not config.decoder and not own:
         raise InputError(f"{config.model_type} is an encoder alone, which this does not train", field="model")
     if pack_tokens or any(e.segments for e in data.examples):
         raise InputError("packs rows, which an encoder reads one by one", field="pack_tokens", cure="Leave it at 0")
     for number, example in enumerate(data.examples):
         shared = example.shared
-        if not shared or any(row[shared] != config.start for row in example.rows):
+        if (not shared and not own) or (config.decoder and any(row[shared] != config.start for row in example.rows)):
             problem = f"is no text of the encoder, the decoder's first token {config.start}, and what follows"
             raise InputError(problem, record=data.name(number), field="rows", cure="Build rows in this order")
 
 
-def _check_examples(run: RunFolder, data: Data, config: ModelConfig, pack_tokens: int) -> None:
+def _check_examples(run: RunFolder, data: Data, config: ModelConfig, pack_tokens: int, own: bool) -> None:
     """Refuse rows that the model cannot read, examples that rows of `pack_tokens` do not hold and, on resume, other
     examples than the run was started with."""
     if pack_tokens:
         check_packable(data.examples, pack_tokens)
     positions = config.positions
     if config.encoder:
-        _check_encoded(data, config, pack_tokens)
+        _check_encoded(data, config, pack_tokens, own)
         read = int(data.extents[:, :2].max())
     else:
         read = max(len(row) for e in data.examples for row in e.rows) - 1  # the last token of a row only is predicted
@@ -312,17 +327,20 @@ def _loop(
     return state
 
 
-def _best(state: TrainState, settings: TrainSettings, run: RunFolder, checkpoints: Checkpoints) -> TrainState:
-    """Of the last states the one with the lowest held-out loss, the latest of equals."""
+def _best(
+    state: TrainState, settings: TrainSettings, run: RunFolder, checkpoints: Checkpoints, best_by: str
+) -> TrainState:
+    """Of the last states the one with the lowest held-out loss, or the highest other measure, the latest of equals."""
     last = int(state.step)
+    sign, what = (1, "loss") if best_by == LOSS else (-1, best_by.removeprefix("eval_"))
 
     def best_step() -> int:
         logged = read_metrics(run, last)
-        losses = {record["step"] + 1: record["eval_loss"] for record in logged if "eval_loss" in record}
+        values = {record["step"] + 1: record[best_by] for record in logged if best_by in record}
         steps = checkpoints.apart(settings.best_of)
-        told = ", ".join(f"{losses[step]:.4f} after step {step}" for step in steps)
-        best = min(reversed(steps), key=lambda step: losses[step])
-        run.log(f"{run.path.name}: held-out loss {told}; the result is the state after step {best}")
+        told = ", ".join(f"{values[step]:.4f} after step {step}" for step in steps)
+        best = min(reversed(steps), key=lambda step: sign * values[step])
+        run.log(f"{run.path.name}: held-out {what} {told}; the result is the state after step {best}")
         return best
 
     checkpoints.finish()

@@ -6,7 +6,7 @@ walks the vocabulary in chunks, for the rows behind the prompt only.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -32,9 +32,8 @@ class Scores(NamedTuple):
     sums under the reference; weights: float[B], 0 for an example that only fills the batch. groups, branch, values: the
     batch's, see `data.batches`. labels: int[B,G,T], the tokens that are predicted.
     targets: the batch's, with target_logprobs float[B,G,T,K] of their ids.
-    divergence, taught: float[B,G,T] and bool[B,G,T], how far the model is from teachers that the forward pass brings,
-      and where they say something.
     routing: of a model with experts, what its routers did with the tokens that something scored depends on.
+    found: what else a method's own forward pass gives its loss.
     """
 
     logprobs: Array
@@ -50,8 +49,7 @@ class Scores(NamedTuple):
     values: Array | None = None
     routing: Routing | None = None
     labels: Array | None = None
-    divergence: Array | None = None
-    taught: Array | None = None
+    found: Any = None
 
 
 def score(params: Params, config: ModelConfig, batch: TokenBatch, compute: Compute) -> Scores:

@@ -13,7 +13,7 @@ from types import ModuleType
 import pytest
 from safetensors.numpy import load_file
 
-from experiments import dpo, fusechat, prune, seft
+from experiments import dpo, fusechat, mktod, prune, seft
 from fusion_jax.jsonl import read_jsonl
 from tests.conftest import is_daily
 from tests.programs import Program
@@ -130,6 +130,29 @@ def test_an_evolution_killed_in_its_reviser_and_in_a_round(tmp_path):
     killed_and_resumed(seft, arguments("killed"), moments)
     expected, actual = made(tmp_path / "whole"), made(folder)
     assert len(expected) > 12 and expected == actual
+
+
+@pytest.mark.slow
+def test_a_joint_training_killed_between_its_evaluations(tmp_path):
+    """Once in the retriever's own training, once in the joint one, whose index is as old as it was; the best state by
+    entity F1 is the same one."""
+
+    def arguments(out: str) -> list[str]:
+        small = {
+            "miniature.dialogues": 16, "miniature.towns": 2, "miniature.town-dialogues": 3, "miniature.places": 12,
+            "miniature.width": 32, "miniature.layers": 1, "raising.batch-size": 8, "pretrain.batch-size": 8,
+            "joint.batch-size": 4, "joint.epochs": 2, "joint.checkpoint-every": 2, "joint.eval-every": 2,
+            "joint.best-of": 3, "joint.dropout": 0.1, "joint.log-every": 1, "pretrain.log-every": 1, "pretrain.checkpoint-every": 2, "arms": "full", "answer-batch": 4,
+        }  # fmt: skip
+        given = [word for name, value in small.items() for word in (f"--{name}", str(value))]
+        return ["--out", str(tmp_path / out), *given]
+
+    attempt(mktod, arguments("whole"))
+    folder = tmp_path / "killed"
+    moments = [lambda: lines(folder / "retriever") >= 2, lambda: lines(folder / "arms/full") >= 9]
+    killed_and_resumed(mktod, arguments("killed"), moments)
+    expected, actual = made(tmp_path / "whole"), made(folder)
+    assert len(expected) > 8 and expected == actual
 
 
 @pytest.mark.slow

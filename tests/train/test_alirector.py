@@ -148,11 +148,11 @@ def test_an_item_that_one_model_cuts_elsewhere_is_not_taught(tmp_path):
     given = Given({name: model.params for name, model in zip(TEACHERS, ours[1:], strict=True)})
     objective = alirector(AlirectorSettings())
     scores = scores_of(objective, ours[0].params, ours[0].config, batch, Compute(), given)
-    assert scores.taught[:, 0].sum(-1).tolist() == [4, 0, 0]  # of 14 tokens the second is cut by 1, the third by 1
+    assert scores.found.taught[:, 0].sum(-1).tolist() == [4, 0, 0]  # of 14 tokens the second is cut by 1, the third by 1
     assert scores.lengths[:, 0].tolist() == [4, 6, 3]
     loss, metrics = objective.loss(scores, Progress(jnp.int32(0), 1))
     assert float(divide(metrics["tokens"])) == 13 and float(metrics["loss/alignment"].weight) == 4
-    taught = scores.divergence[0, 0].sum() / 13
+    taught = scores.found.divergence[0, 0].sum() / 13
     assert float(divide(loss)) == pytest.approx(float(divide(metrics["loss/language"]) + 0.5 * taught), rel=1e-6)
 
 
@@ -167,7 +167,7 @@ def test_teachers_that_are_adapters_are_those_that_were_merged(tmp_path):
     batch = jax.tree.map(jnp.asarray, collate(data.examples, buckets_for(data.extents), shapes=data.shapes))
     whole = {name: merged(joined(base.params, one, lora.scale)) for name, one in adapters.items()}
     found = [
-        scores_of(alirector(s, how), ours[1].params, base.config, batch, Compute(), Given(arrays)).divergence
+        scores_of(alirector(s, how), ours[1].params, base.config, batch, Compute(), Given(arrays)).found.divergence
         for how, arrays in ((lora, {"base": base.params, **adapters}), (None, whole))
     ]
     np.testing.assert_allclose(found[0], found[1], rtol=2e-4, atol=1e-6)

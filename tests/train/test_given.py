@@ -230,3 +230,19 @@ def test_training_with_dropout_resumes_bit_for_bit(tmp_path, monkeypatch):
     jax.tree.map(np.testing.assert_array_equal, whole.params, resumed.params)
     plain = optimise(model, data, objectives.sft(), TRAIN, folder(tmp_path / "plain"))
     assert any(jax.tree.leaves(jax.tree.map(lambda a, b: bool((a != b).any()), whole.params, plain.params)))
+
+
+def test_the_best_state_by_what_is_measured(tmp_path):
+    """Without held-out examples; of the kept states the one with the highest measure is the result."""
+    model, data, seen = small_model(), Data(examples()), list[float]()
+
+    def measured(params) -> dict[str, float]:
+        seen.append(float(params["embed"]["embedding"].astype(jnp.float32).sum()))
+        return {"eval_f1": 1.0 if len(seen) == 1 else 0.5}
+
+    train = replace(TRAIN, eval_every=2, best_of=3)
+    run = folder(tmp_path / "run")
+    best = optimise(model, data, objectives.sft(), train, run, measured=measured, best_by="eval_f1")
+    logged = [line["eval_f1"] for line in read_jsonl(run.file("metrics.jsonl")) if "eval_f1" in line]
+    assert logged == [1.0, 0.5] and len(seen) == 2
+    assert float(best.params["embed"]["embedding"].sum()) == pytest.approx(seen[0], abs=1e-4)

@@ -1,5 +1,8 @@
 """BERT: an encoder with learned positions, types of tokens, norms behind each part, and a pooler. The heads of its
-training (masked tokens, next sentence) are left out, as transformers' BertModel leaves them."""
+training (masked tokens, next sentence) are left out, as transformers' BertModel leaves them.
+
+"projection_dim" in config.json, which is this project's, makes it a retriever: "projection.weight" and
+"projection.bias" stand in the place of the pooler (`Head.projected`)."""
 
 from __future__ import annotations
 
@@ -63,14 +66,23 @@ def from_hf(fields: Fields) -> ModelConfig:
     return ModelConfig(
         model_type="bert", vocab_size=vocabulary, width=width, positions=Positions(most, kind="learned"), decoder=(),
         encoder=(Stack(layers, attention, mlp, norm, residual="post", causal=False),), embed=Embed(1.0, norm, types),
-        final_norm=None, head=Head(labels=labels, pooled=True),
+        final_norm=None, head=_head(fields, labels),
         initializer_range=fields.number("initializer_range", 0.02, low=0, high=100),
     )  # fmt: skip
+
+
+def _head(fields: Fields, labels: int) -> Head:
+    """A pooler with or without scores, or a retriever's projection."""
+    projected = fields.integer("projection_dim", 0, low=0, high=WIDTH)
+    if projected and labels:
+        raise fields.wrong("projection_dim", "stands beside the labels of a classifier", "Leave out one of the two")
+    return Head(labels=labels, pooled=not projected, projected=projected)
 
 
 def to_hf(config: ModelConfig) -> dict[str, Any]:
     """The parts to config.json."""
     (stack,) = config.encoder
+    retriever = {"projection_dim": config.head.projected} if config.head.projected else {}
     return {
         "architectures": ["BertForSequenceClassification" if config.head.labels else "BertModel"],
         "model_type": "bert", "vocab_size": config.vocab_size, "hidden_size": config.width,
@@ -78,7 +90,7 @@ def to_hf(config: ModelConfig) -> dict[str, Any]:
         "intermediate_size": stack.mlp.width, "hidden_act": activation_to_hf(stack.mlp.activation),
         "layer_norm_eps": stack.norm.eps, "type_vocab_size": config.embed.types,
         "max_position_embeddings": config.max_positions, "initializer_range": config.initializer_range,
-        **labels_to_hf(config),
+        **retriever, **labels_to_hf(config),
     }  # fmt: skip
 
 
@@ -97,4 +109,8 @@ def tensors(config: ModelConfig) -> list[HfTensor]:
     beside = {ours: f"{body}embeddings.{theirs}" for ours, theirs in names.items()}
     out = [HfTensor(f"{body}embeddings.word_embeddings.weight", ("embed", "embedding"))]
     out += side_tensors(config, "encoder", f"{body}encoder.layer.{{}}", parts, beside)
-    return out + head_tensors(config, f"{body}pooler.dense", "classifier")
+    out += head_tensors(config, f"{body}pooler.dense", "classifier")
+    if config.head.projected:
+        out.append(HfTensor("projection.weight", ("projection", "kernel"), transpose=True))
+        out.append(HfTensor("projection.bias", ("projection", "bias")))
+    return out

@@ -1,5 +1,6 @@
 """The programs of a run: each a class that can trace itself, count its FLOPs and give advice."""
 
+from fusion_jax.plan.programs.aligning import AlignStep
 from fusion_jax.plan.programs.distilling import DistilStep
 from fusion_jax.plan.programs.merging import MergeTensor
 from fusion_jax.plan.programs.program import Dtype, Place, Program, Situation, Start
@@ -9,11 +10,13 @@ from fusion_jax.plan.programs.searching import SearchLayer, SearchLoss
 from fusion_jax.plan.programs.training import OBJECTIVES, ObjectiveName, ScoreStep, TrainStep
 
 _KINDS: tuple[type[Program], ...] = (
-    TrainStep, DistilStep, ScoreStep, TeacherStep, Prefill, Decode, BeamDecode, SearchLayer, SearchLoss, MergeTensor,
+    TrainStep, AlignStep, DistilStep, ScoreStep, TeacherStep, Prefill, Decode, BeamDecode, SearchLayer, SearchLoss,
+    MergeTensor,
 )  # fmt: skip
 KINDS = {kind.__name__: kind for kind in _KINDS}
 
 __all__ = [
-    "KINDS", "OBJECTIVES", "BeamDecode", "Decode", "DistilStep", "Dtype", "MergeTensor", "ObjectiveName", "Place",
-    "Prefill", "Program", "ScoreStep", "SearchLayer", "SearchLoss", "Situation", "Start", "TeacherStep", "TrainStep",
+    "KINDS", "OBJECTIVES", "AlignStep", "BeamDecode", "Decode", "DistilStep", "Dtype", "MergeTensor", "ObjectiveName",
+    "Place", "Prefill", "Program", "ScoreStep", "SearchLayer", "SearchLoss", "Situation", "Start", "TeacherStep",
+    "TrainStep",
 ]  # fmt: skip
