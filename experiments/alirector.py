@@ -26,6 +26,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 from fusion_jax.correction.split import stage_split
+from fusion_jax.errors import InputError
 from fusion_jax.models.folder import Model
 from fusion_jax.options import Folder
 from fusion_jax.plan.command import run as run_experiment
@@ -37,7 +38,6 @@ from fusion_jax.runs.correctors import WritingSettings
 from fusion_jax.runs.desk import Desk
 from fusion_jax.runs.page import conduct
 from fusion_jax.runs.seeds import Measures
-from fusion_jax.train.alirector import AlirectorSettings
 from fusion_jax.train.settings import TrainSettings
 from fusion_jax.train.state import OptimizerSettings
 from fusion_jax.zoo.chinese import ChineseSettings
@@ -59,7 +59,8 @@ class Settings(CorrectingSettings):
     arms: tuple[ArmName, ...] = ("plain", "corrector", "more", "alirector")
     """What is trained and scored: one corrector on all pairs (plain), the first one, on its part (corrector), the same
     trained further without alignment models (more), the first one and an alignment model behind it (two_pass), one on
-    all pairs that may copy from its source (copy), and Alirector. alirector or, without it, the last becomes model/."""
+    all pairs that may copy from its source and writes greedily (copy), and Alirector. alirector or, without it, the
+    last one becomes model/."""
 
 
 SMALL = TrainSettings(
@@ -79,15 +80,18 @@ LINEAR = OptimizerSettings(learning_rate=3e-5, schedule="linear", warmup_ratio=0
 PRESETS = {
     "tiny": Settings(
         validation=128, corpus=ChineseSettings(lang8=6000, hsk=400, test=600, longest=14), corrector=SMALL,
-        alignment=SMALL, distillation=replace(SMALL, epochs=3.0),
+        alignment=SMALL, distillation=replace(SMALL, epochs=3.0), further=SMALL,
         writing=WritingSettings(beams=1, max_new_tokens=48, batch_size=128),
     ),
     "bart-large-chinese": Settings(
-        corrector=BART, alignment=replace(BART, batch_size=512), distillation=replace(BART, optimizer=LINEAR)
+        corrector=BART, alignment=replace(BART, batch_size=512, micro_batches=32),
+        distillation=replace(BART, optimizer=LINEAR),
+        further=replace(BART, optimizer=replace(BART.optimizer, warmup_steps=100), batch_size=256, micro_batches=16),
     ),
     "baichuan2-7b": Settings(
         corrector=BAICHUAN, alignment=replace(BAICHUAN, epochs=5.0), distillation=BAICHUAN,
-        writing=WritingSettings(beams=2, max_new_tokens=512), loss=AlirectorSettings(),
+        further=replace(BAICHUAN, epochs=10.0, batch_size=256, micro_batches=16),
+        writing=WritingSettings(beams=2, max_new_tokens=512),
     ),
 }  # fmt: skip
 
@@ -100,27 +104,39 @@ def check(s: Settings) -> None:
     """Refuse before the first stage what a later one would refuse."""
     check_arms(s.arms)
     check_corrector(s, copying="copy" in s.arms)
+    if s.arms[-1] == "two_pass" and "alirector" not in s.arms:
+        raise InputError("two_pass is two models, and no model/", field="--arms", cure="Put another arm last")
+    if s.fcgec and (left := set(s.arms) - {"plain", "two_pass", "alirector"}):
+        problem = f"'{min(left)}' does not go on with FCGEC"
+        raise InputError(problem, field="--arms", cure="Give plain, two_pass or alirector, or leave --fcgec out")
 
 
 def correct(s: Settings, desk: Desk) -> Measures:
-    """Section 1 of the specification."""
-    run = correcting(s, desk)
+    """Section 1 of the specification; what no arm asks for is not trained."""
+    run, models, teachers = correcting(s, desk), dict[str, Model](), dict[str, Model]()
     first, second = stage_split(run.task.train, s.split)
-    begun = run.trained("corrector", run.start, first, s.corrector)
-    triples = run.drafted("drafts", begun, second)
-    teachers = run.aligned(triples)
-    models = {"corrector": begun, "alirector": run.distilled("alirector", begun, triples, teachers)}
+    if set(s.arms) - {"plain", "copy"}:
+        models["corrector"] = run.trained("corrector", run.start, first, s.corrector)
+    if drafted := {"more", "two_pass", "alirector"} & set(s.arms):
+        triples = run.drafted("drafts", models["corrector"], second)
+    if "two_pass" in s.arms or ("alirector" in s.arms and s.loss.beta):
+        teachers = run.aligned(triples)
     if "more" in s.arms:
-        models["more"] = run.trained("more", begun, triples, s.distillation)
-    if "plain" in s.arms or run.task.fcgec:
+        models["more"] = run.trained("more", models["corrector"], triples, s.distillation)
+    if "alirector" in s.arms:
+        models["alirector"] = run.distilled("alirector", models["corrector"], triples, teachers, s.distillation)
+    if "plain" in s.arms or (run.task.fcgec and drafted):
         models["plain"] = run.trained("plain", run.start, run.task.train, s.corrector)
     if "copy" in s.arms:
         models["copy"] = run.copying("copy", run.start, run.task.train, s.corrector)
     if run.task.fcgec:
         models, teachers = continued(s, run, models, teachers)
     for name in s.arms:
-        run.judge(name, models.get(name, begun), teachers["source_first"] if name == "two_pass" else None)
-    desk.export(models.get("alirector" if "alirector" in s.arms else s.arms[-1], begun))
+        if name == "two_pass":
+            run.judge(name, models["plain" if run.task.fcgec else "corrector"], teachers["source_first"])
+        else:
+            run.judge(name, models[name])
+    desk.export(models["alirector" if "alirector" in s.arms else s.arms[-1]])
     return report(run, s.arms)
 
 
@@ -128,11 +144,15 @@ def continued(
     s: Settings, run: Correcting, models: Mapping[str, Model], teachers: Mapping[str, Model]
 ) -> tuple[dict[str, Model], dict[str, Model]]:
     """The models, trained further on FCGEC, whose drafts are by the corrector of all pairs."""
-    triples = run.drafted("fcgec-drafts", models["plain"], run.task.fcgec)
-    teachers = run.aligned(triples, teachers, "fcgec-")
-    plain = run.trained("fcgec-plain", models["plain"], run.task.fcgec, s.corrector)
-    student = run.distilled("fcgec-alirector", models["alirector"], triples, teachers)
-    return {**models, "plain": plain, "alirector": student}, dict(teachers)
+    found, pairs = dict(models), run.task.fcgec
+    if teachers or "alirector" in models:
+        triples = run.drafted("fcgec-drafts", models["plain"], pairs)
+    if teachers:
+        teachers = run.aligned(triples, teachers)
+    if "alirector" in models:
+        found["alirector"] = run.distilled("fcgec-alirector", models["alirector"], triples, teachers, s.further)
+    found["plain"] = run.trained("fcgec-plain", models["plain"], pairs, s.further)
+    return found, dict(teachers)
 
 
 def parts(s: Settings) -> list[Part]:

@@ -114,8 +114,9 @@ def aligned_rows(
       size: N, at least the targets of any item.
       compat_reverse_mask: the second teacher's rows are taken by the first one's mask, as in the published code, which
         is wrong where their prompts differ in length; both have the same T then.
-      compat_drop_batch: where student and teachers do not have as many targets in all, nothing in the micro-batch is
-        taught, as in the published code.
+      compat_drop_batch: where the student and the first teacher do not have as many targets in all, nothing in the
+        micro-batch is taught, as in the published code; which would take rows of other targets for the same where
+        the totals are equal by chance: such items are not taught here either.
 
     >>> rows = [jnp.arange(6) >= 6 - n for n in (3, 2, 2)]  # three targets, of which the teachers lost one
     >>> print(aligned_rows(*(r[None] for r in rows), 3).taught)
@@ -127,5 +128,5 @@ def aligned_rows(
     same = (counts == counts[0]).all(0)
     if compat_drop_batch:
         totals = counts.sum(1)
-        same &= (totals == totals[0]).all()
+        same &= totals[0] == totals[1]
     return Alignment(ours, others[0][0], others[1][0], exists, exists & same[:, None])

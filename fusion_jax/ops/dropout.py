@@ -1,7 +1,8 @@
 """Dropout whose noise belongs to an example: the same in any batch, on any devices, at any padding behind it.
 
 Every example brings one integer, its noise key. The noise of x[b,t] depends on that key, a tag, the place t and the
-sizes of the axes behind it, so that neither the other examples nor the length to which a batch is padded change it.
+sizes of the axes behind it, so that neither the other examples nor padding behind an example change it. Padding before
+a token does: rows behind a prompt that is padded to its batch's longest are drawn by their place in the joined row.
 Another step of training means other keys.
 """
 

@@ -9,9 +9,11 @@ import dataclasses
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from fusion_jax.correction.inputs import Lengths, Mode, marks_of
 from fusion_jax.correction.operations import load_fcgec
@@ -22,16 +24,16 @@ from fusion_jax.correction.split import SplitSettings, stage_sizes, validation_s
 from fusion_jax.data.batches import Data
 from fusion_jax.data.records import OnBad
 from fusion_jax.errors import InputError
+from fusion_jax.evals.cgec import Dictionaries, Report, load_dictionaries, score
 from fusion_jax.evals.cgec import Mode as ScorerMode
-from fusion_jax.evals.cgec import Report, load_dictionaries, score
+from fusion_jax.jsonl import Record
 from fusion_jax.models.folder import Model, check_folder, tokenizer_of
-from fusion_jax.models.parameters import init_params, place_params
+from fusion_jax.models.parameters import init_params, parameter_specs, place_params
 from fusion_jax.options import Called, File
 from fusion_jax.plan import correcting as plan
 from fusion_jax.plan.correcting import Texts, Writing
 from fusion_jax.plan.parts import Part
 from fusion_jax.plan.programs import Start
-from fusion_jax.runs.checks import model_name
 from fusion_jax.runs.correctors import CONTROLS, MODES, Corrector, WritingSettings
 from fusion_jax.runs.desk import Desk
 from fusion_jax.runs.page import SeededSettings
@@ -87,6 +89,8 @@ class CorrectingSettings(SeededSettings):
     corrector: TrainSettings = TrainSettings()
     alignment: TrainSettings = TrainSettings()
     distillation: TrainSettings = TrainSettings()
+    further: TrainSettings = TrainSettings()
+    """How all models go on with FCGEC."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -119,8 +123,8 @@ class Correcting:
     task: Task
     like: Corrector
     start: Model
+    dictionaries: Dictionaries | None = None
     reports: dict[str, dict[str, Report]] = field(default_factory=dict)
-    written: dict[str, dict[str, list[str]]] = field(default_factory=dict)
 
     def trained(
         self, name: str, start: Model, items: Sequence[Pair | Triple], how: TrainSettings, mode: Mode = "correct"
@@ -131,13 +135,16 @@ class Correcting:
     def copying(self, name: str, start: Model, items: Sequence[Pair], how: TrainSettings) -> Model:
         """A corrector that may copy from its source, whose gate is new."""
         config = dataclasses.replace(start.config, head=dataclasses.replace(start.config.head, copying=True))
-        fresh = init_params(config, jax.random.key(self.desk.seed))["copy"]
+        specs, key = parameter_specs(config)["copy"], jax.random.key(self.desk.seed)
+        fresh = {part: spec.init(key, spec.shape, jnp.float32) for part, spec in specs.items()}
         start = dataclasses.replace(start, config=config, params=start.params | {"copy": fresh})
         return self._learnt(name, start, items, how, copying(self.settings.loss.normalise), "correct")
 
-    def distilled(self, name: str, start: Model, triples: Sequence[Triple], teachers: Mapping[str, Model]) -> Model:
+    def distilled(
+        self, name: str, start: Model, triples: Sequence[Triple], teachers: Mapping[str, Model], how: TrainSettings
+    ) -> Model:
         """A corrector that learns the corrections and, beside them, from its alignment models."""
-        s, how = self.settings, self.settings.distillation
+        s = self.settings
         if not s.loss.beta:
             return self.trained(name, start, triples, how)
         objective = alirector(s.loss, judged_alone=bool(self.like.config.encoder))
@@ -152,41 +159,47 @@ class Correcting:
         taught = arrays is not None
         examples, counts = self.like.examples(items, mode, taught=taught)
         self.desk.counter(name).update(counts + Counter({"used": len(examples)}))
-        self.desk.check_enough(len(examples), how, "--distillation" if taught else "--corrector")
+        self.desk.check_enough(len(examples), how, self._option(how))
         held: Data | None = None
         if self.task.held and mode == "correct":
             whole = taught and objective.held is None  # the alignment models' loss is held out, too: drafts are needed
             unseen = self.drafted(f"{name}-held", start, self.task.held) if whole else self.task.held
             held = Data(self.like.examples(unseen, mode, taught=whole)[0], lambda i: f"held-out pair {i + 1}")
-        data, settings = Data(examples, lambda i: f"pair {i + 1}"), dataclasses.replace(how, seed=self.desk.seed)
+        data = Data(examples, lambda i: f"the pair of '{items[examples[i].index].source}'")
+        settings = dataclasses.replace(how, seed=self.desk.seed)
         return trained(
             self.desk.run.sub(name), start, compute_for(settings).mesh,
             lambda folder: optimise(start, data, objective, settings, folder, held=held, arrays=arrays),
         )  # fmt: skip
 
-    def aligned(
-        self, triples: Sequence[Triple], before: Mapping[str, Model] | None = None, prefix: str = ""
-    ) -> dict[str, Model]:
+    def _option(self, how: TrainSettings) -> str:
+        """The option that has these settings."""
+        names = ("corrector", "alignment", "distillation", "further")
+        return next((f"--{name}" for name in names if getattr(self.settings, name) is how), "--corrector")
+
+    def aligned(self, triples: Sequence[Triple], before: Mapping[str, Model] | None = None) -> dict[str, Model]:
         """Both alignment models, which learn the corrections from sources and drafts.
 
-        before: what they begin from; by default the model that every training begins from.
+        before: of the pairs, from which FCGEC's go on; by default they begin from the model that all begin from.
         """
-        s, start = self.settings, before or {}
+        s, begun = self.settings, before or {}
+        how, prefix = (s.further, "fcgec-") if before else (s.alignment, "")
         return {
-            name: self.trained(prefix + name, start.get(name, self.start), triples, s.alignment, mode)
+            name: self.trained(prefix + name, begun.get(name, self.start), triples, how, mode)
             for name, mode in self.like.modes.items()
         }
 
     def drafted(self, name: str, model: Model, pairs: Sequence[Pair]) -> list[Triple]:
         """Pairs with what a corrector makes of their sources; drafts that do not end are left out and counted."""
 
-        def made() -> list[dict[str, object]]:
+        def made() -> list[Record]:
             with self.desk.run.phase("decoding"):
                 found = self.like.written(model, pairs)
-            self.desk.counter(name).update(found.counts)
-            return [{"pred": text, "ended": end} for text, end in zip(found.texts, found.ended, strict=True)]
+            lines = [{"pred": text, "ended": end} for text, end in zip(found.texts, found.ended, strict=True)]
+            return _with_counts(lines, found.counts)
 
         records = self.desk.records(f"{name}.jsonl", made)
+        self.desk.counter(name).update(_counts_in(records))
         triples, left = draft_triples(pairs, [r["pred"] for r in records], [bool(r["ended"]) for r in records])
         self.desk.counter(name).update(left + Counter({"drafts": len(triples)}))
         same = sum(one.pred == one.target for one in triples)
@@ -197,27 +210,28 @@ class Correcting:
         """Score what a model makes of the test sentences; second: an alignment model that reads them with that."""
         for test, sentences in self.task.tests.items():
             texts = self._answers(name, test, sentences, model, second)
-            self.written.setdefault(name, {})[test] = texts
             sources, references = [s.source for s in sentences], [s.references for s in sentences]
-            s = self.settings
-            dictionaries = load_dictionaries(s.thesaurus, s.confusions) if s.thesaurus else None
-            self.reports.setdefault(name, {})[test] = score(sources, texts, references, s.scorer, dictionaries)
+            mode = self.settings.scorer
+            self.reports.setdefault(name, {})[test] = score(sources, texts, references, mode, self.dictionaries)
 
     def _answers(
         self, name: str, test: str, sentences: Sequence[Sentence], model: Model, second: Model | None
     ) -> list[str]:
         pairs = [Pair(one.source, one.references[0]) for one in sentences]
 
-        def made() -> list[dict[str, object]]:
+        def made() -> list[Record]:
             with self.desk.run.phase("decoding"):
                 found = self.like.written(model, pairs)
                 if second is not None:
                     both = [Triple(p.source, p.target, text) for p, text in zip(pairs, found.texts, strict=True)]
-                    found = self.like.written(second, both, self.like.modes["source_first"])
-            self.desk.counter(f"{name}, {test}").update(found.counts)
-            return [{"id": one.name, "text": text} for one, text in zip(sentences, found.texts, strict=True)]
+                    again = self.like.written(second, both, self.like.modes["source_first"])
+                    found = again._replace(counts=found.counts + again.counts)
+            lines = [{"id": one.name, "text": text} for one, text in zip(sentences, found.texts, strict=True)]
+            return _with_counts(lines, found.counts)
 
-        return [str(r["text"]) for r in self.desk.records(f"answers/{name}/{test}.jsonl", made)]
+        records = self.desk.records(f"answers/{name}/{test}.jsonl", made)
+        self.desk.counter(f"{name}, {test}").update(_counts_in(records))
+        return [str(r["text"]) for r in records]
 
 
 def correcting(s: CorrectingSettings, desk: Desk) -> Correcting:
@@ -227,7 +241,17 @@ def correcting(s: CorrectingSettings, desk: Desk) -> Correcting:
     task = task_of(s, desk)
     modes = MODES if s.seen == "both" else CONTROLS
     like = Corrector(start.config, start.tokenizer, s.lengths, s.cutoff, s.output, s.writing, modes)
-    return Correcting(desk, s, task, like, start)
+    dictionaries = load_dictionaries(s.thesaurus, s.confusions) if s.thesaurus else None
+    return Correcting(desk, s, task, like, start, dictionaries)
+
+
+def _with_counts(lines: list[Record], counts: Counter[str]) -> list[Record]:
+    """Records, the first of which also tells how often which guard acted, so that a run that goes on knows it."""
+    return [{**line, **({"counts": dict(counts)} if not number else {})} for number, line in enumerate(lines)]
+
+
+def _counts_in(records: Sequence[Record]) -> Counter[str]:
+    return Counter(records[0].get("counts", {}) if records else {})
 
 
 def start_of(s: CorrectingSettings, desk: Desk) -> Model:
@@ -246,7 +270,7 @@ def task_of(s: CorrectingSettings, desk: Desk) -> Task:
     if s.pairs:
         pairs, dropped = load_pairs(s.pairs, on_bad=s.on_bad)
         desk.counter("pairs").update(dropped)
-    tests = {model_name(file).rpartition(".")[0]: _sentences(s, desk, file) for file in s.tests}
+    tests = {Path(file).stem: _sentences(s, desk, file) for file in s.tests}
     if made is not None and not s.tests and not s.pairs:
         tests = {"test": [one.sentence for one in made.test]}
     further: list[Pair] = []
@@ -274,6 +298,18 @@ def check_corrector(s: CorrectingSettings, *, copying: bool) -> None:
     if bool(s.pairs) != bool(s.tests):
         field, cure = ("tests", "pairs") if s.pairs else ("pairs", "tests")
         raise InputError("is missing", field=field, cure=f"Give it with --{cure}, or neither")
+    for name, count in Counter(Path(file).stem for file in s.tests).items():
+        if count > 1:
+            cure = "Rename one: what is written for each test file is kept under its name"
+            raise InputError(f"two files are called '{name}'", field="tests", cure=cure)
+    stages = {"corrector": s.corrector, "alignment": s.alignment, "distillation": s.distillation, "further": s.further}
+    for name, how in stages.items():
+        if how.pack_tokens:
+            problem = "packs rows, which are read one by one here"
+            raise InputError(problem, field=f"{name}.pack_tokens", cure="Leave it at 0")
+        if how.best_of > 1 and (not s.validation or name == "alignment"):
+            problem = "needs --validation" if not s.validation else "needs held-out pairs, which alignment has none of"
+            raise InputError(problem, field=f"{name}.best_of", cure="Leave it at 1")
     apart = s.model == MINIATURE
     if s.model not in (MINIATURE, MINIATURE_DECODER):
         if s.model.startswith("zoo:"):

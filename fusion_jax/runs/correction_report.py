@@ -74,7 +74,7 @@ def _write(run: Correcting, arms: Sequence[str], measures: Measures) -> None:
 
 
 def _stages(run: Correcting) -> list[str]:
-    names = ["corrector", "source_first", "draft_first", "alirector", "more", "plain"]
+    names = ["corrector", "source_first", "draft_first", "alirector", "more", "plain", "copy"]
     return [*names, *(f"fcgec-{name}" for name in names)]
 
 

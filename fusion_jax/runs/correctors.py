@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from fusion_jax.correction.inputs import Lengths, Mode, encode_items, encode_sources, framed, marks_of, parts, token_ids
-from fusion_jax.correction.outputs import Corrections, GuardSettings, chat_corrections, corrections, guarded
+from fusion_jax.correction.outputs import GuardSettings, chat_corrections, corrections
 from fusion_jax.correction.pairs import Pair, Triple
 from fusion_jax.correction.prompts import encode_prompts, encode_texts
 from fusion_jax.data.batches import Example
@@ -54,6 +54,7 @@ class WritingSettings:
     def __post_init__(self) -> None:
         bounded(self, "beams", "max_new_tokens", "batch_size", least=1)
         bounded(self, "no_repeat_ngram", least=0)
+        _ = self.search  # has the ranges of the rest
 
     @property
     def search(self) -> BeamSearch | None:
@@ -117,11 +118,8 @@ class Corrector:
             corrected = corrections(sources, ids, self.tokenizer, self.guards)
         else:
             texts = self.tokenizer.batch_decode(ids, skip_special_tokens=True)
-            corrected = self._chat(sources, texts)
+            corrected = chat_corrections(sources, texts, self.guards)
         return Written(corrected.texts, ended, corrected.counts)
-
-    def _chat(self, sources: Sequence[str], texts: Sequence[str]) -> Corrections:
-        return chat_corrections(sources, texts, self.guards) if texts else guarded([], [], self.guards)
 
     def _prompts(self, items: Sequence[Pair | Triple], mode: Mode) -> list[tuple[int, ...]]:
         if not self.config.encoder:

@@ -14,11 +14,12 @@ import numpy as np
 from jax.sharding import Mesh
 
 from fusion_jax.data.batches import bucket_list
-from fusion_jax.models.attention import Encoded
 from fusion_jax.models.config import ModelConfig
 from fusion_jax.models.decoder import Params, encode, head_kernel, looking
+from fusion_jax.models.parameters import place_params
 from fusion_jax.ops.copying import copied_logits, copy_gate
 from fusion_jax.sampling.ids import Completion
+from fusion_jax.sampling.session import on_host
 from fusion_jax.sharding import data_ways, padded_rows, placed
 
 Array = jax.Array
@@ -35,6 +36,7 @@ def write_copying(
       batch_size: texts at once, at least; more where the devices need it.
     """
     rows, out = padded_rows(batch_size, data_ways(mesh)), dict[int, Completion]()
+    params = place_params(params, config, mesh, dtype)
     order = sorted(range(len(texts)), key=lambda number: len(texts[number]))
     width = bucket_list(max_new_tokens)[-1]
     for start in range(0, len(order), rows):
@@ -44,26 +46,31 @@ def write_copying(
         for row, number in enumerate(chosen):
             read[row, : len(texts[number])], lengths[row] = texts[number], len(texts[number])
         source, counts = placed(read, mesh, ("batch", None)), placed(lengths, mesh, ("batch",))
-        found, logprobs = _written(params, source, counts, config, width, max_new_tokens, stop, dtype)
+        written = _written(params, source, counts, config, width, max_new_tokens, stop, dtype, mesh)
+        found, logprobs = (on_host(x, mesh) for x in written)
         for row, number in enumerate(chosen):
-            ids = np.asarray(found)[row, :max_new_tokens].tolist()
+            ids = found[row, :max_new_tokens].tolist()
             ended = stop in ids
-            out[number] = Completion(ids[: ids.index(stop)] if ended else ids, ended, float(np.asarray(logprobs)[row]))
+            out[number] = Completion(ids[: ids.index(stop)] if ended else ids, ended, float(logprobs[row]))
     return [out[number] for number in range(len(texts))]
 
 
-@partial(jax.jit, static_argnums=(3, 4, 5, 6, 7))
+@partial(jax.jit, static_argnums=(3, 4, 5, 6, 7, 8))
 def _written(
     params: Params, source: Array, lengths: Array, config: ModelConfig, width: int, limit: int, stop: int,
-    dtype: jnp.dtype,
+    dtype: jnp.dtype, mesh: Mesh | None,
 ) -> tuple[Array, Array]:  # fmt: skip
     """Tokens int[B,width] behind the decoder's first one, `stop` from the end on, and the sums of their log-probs."""
-    encoded = encode(params, config, source, lengths, dtype=dtype)
+    encoded = encode(params, config, source, lengths, dtype=dtype, mesh=mesh)
     exists = jnp.arange(source.shape[1]) < lengths[:, None]
 
     def go_on(carry: tuple[Array, Array, Array, Array]) -> tuple[Array, Array, Array, Array]:
         step, tokens, sums, ended = carry
-        logits = _next(params, config, tokens, encoded, source, exists, step, dtype)
+        hidden, attention = looking(params, config, tokens[:, :-1], encoded, dtype=dtype, mesh=mesh)
+        gate = copy_gate(attention, encoded.hidden, hidden, params["copy"]["kernel"], params["copy"]["bias"][0])
+        here, looks, opened = (jnp.take(x, step, 1) for x in (hidden, attention, gate))
+        logits = here.astype(jnp.float32) @ head_kernel(params, config).astype(jnp.float32).T
+        logits = copied_logits(logits, opened, looks, source, exists)
         found = jnp.where(ended, stop, logits.argmax(-1).astype(jnp.int32))
         logprobs = jnp.take_along_axis(jax.nn.log_softmax(logits, -1), found[:, None], 1)[:, 0]
         tokens = tokens.at[:, step + 1].set(found)
@@ -78,14 +85,3 @@ def _written(
     _, tokens, sums, _ = jax.lax.while_loop(unfinished, go_on, start)
     return tokens[:, 1:], sums
 
-
-def _next(
-    params: Params, config: ModelConfig, tokens: Array, encoded: Encoded, source: Array, exists: Array, step: Array,
-    dtype: jnp.dtype,
-) -> Array:  # fmt: skip
-    """float[B,V], the logits of what follows the token at place `step`."""
-    hidden, attention = looking(params, config, tokens[:, :-1], encoded, dtype=dtype)
-    gate = copy_gate(attention, encoded.hidden, hidden, params["copy"]["kernel"], params["copy"]["bias"][0])
-    here, looks, opened = (jnp.take(x, step, 1) for x in (hidden, attention, gate))
-    logits = here.astype(jnp.float32) @ head_kernel(params, config).astype(jnp.float32).T
-    return copied_logits(logits, opened, looks, source, exists)

@@ -21,7 +21,6 @@ from fusion_jax.losses.alirector import Alignment, Kind, Normalise, aligned_rows
 from fusion_jax.models.compute import Compute
 from fusion_jax.models.config import ModelConfig
 from fusion_jax.models.decoder import Params, encode, forward, head_kernel, looking, padded_positions
-from fusion_jax.models.lora import Lora, joined
 from fusion_jax.ops.copying import copied_logprobs, copy_gate
 from fusion_jax.ops.linear_kl import linear_kl
 from fusion_jax.settings import bounded
@@ -32,7 +31,6 @@ from fusion_jax.train.scores import Scores, hidden_states, noise_of, scores_from
 Array = jax.Array
 TEACHERS = ("source_first", "draft_first")
 """The alignment models, as the arrays of an example and the weights of `Given.arrays` are called."""
-BASE = "base"  # of `Given.arrays`: what teachers that are adapters are added to
 
 
 @dataclass(frozen=True)
@@ -75,17 +73,17 @@ def corrector(normalise: Normalise = "micro_batch") -> Objective:
         mean, metrics = losses.sft(scores.logprobs, scores.mask)
         return (combined((1.0, mean)) if normalise == "micro_batch" else mean), metrics
 
-    return Objective("corrector", ("correction",), loss)
+    held = None if normalise == "token" else corrector("token")
+    return Objective("corrector", ("correction",), loss, held=held)
 
 
-def alirector(settings: AlirectorSettings, lora: Lora | None = None, *, judged_alone: bool = True) -> Objective:
+def alirector(settings: AlirectorSettings, *, judged_alone: bool = True) -> Objective:
     """Cross-entropy + beta KL, the alignment models' weights in `Given.arrays` under the names of `TEACHERS`.
 
     Of an encoder-decoder an example has beside its row what each alignment model's encoder reads, int[S]; of a decoder
     the model's whole row, int[L], and under "NAME_start" where the correction begins in it, int[1].
 
     Args:
-      lora: of alignment models that are adapters of the weights in `Given.arrays["base"]`.
       judged_alone: whether held-out corrections are judged by their cross-entropy alone, as published for
         encoder-decoders; for decoders the whole loss is.
     """
@@ -98,17 +96,17 @@ def alirector(settings: AlirectorSettings, lora: Lora | None = None, *, judged_a
         )
 
     return Objective(
-        "alirector", ("correction",), loss, scores=partial(_scores, settings=s, lora=lora),
-        held=corrector(s.normalise) if judged_alone else None,
+        "alirector", ("correction",), loss, scores=partial(_scores, settings=s),
+        held=corrector("token") if judged_alone else None,
     )  # fmt: skip
 
 
 def _scores(
     params: Params, config: ModelConfig, batch: TokenBatch, compute: Compute, given: Given,
-    *, settings: AlirectorSettings, lora: Lora | None,
+    *, settings: AlirectorSettings,
 ) -> Scores:  # fmt: skip
     """The corrector's log-probs of the labels, and how far it is from the alignment models over the vocabulary."""
-    weights = _teachers(given.arrays, lora)
+    weights = {name: given.arrays[name] for name in TEACHERS if name in given.arrays}
     hidden, routing = hidden_states(params, config, batch, compute)
     seen, taught = _taught(weights, config, batch, compute, settings)
     heads = [head_kernel(one, config) for one in weights.values()]
@@ -122,12 +120,6 @@ def _scores(
     kl = alignment_kl(found.forward, found.reverse, kind=settings.kind, alpha=settings.alpha)
     scores = scores_from(found.logprobs, batch, routing)
     return scores._replace(found=Apart(jnp.where(batch.scored, kl, 0.0), taught))
-
-
-def _teachers(arrays: Mapping[str, Params], lora: Lora | None) -> dict[str, Params]:
-    """The alignment models' weights, by name; there may be one alone."""
-    found = {name: jax.lax.stop_gradient(arrays[name]) for name in TEACHERS if name in arrays}
-    return found if lora is None else {name: joined(arrays[BASE], one, lora.scale) for name, one in found.items()}
 
 
 def _taught(
@@ -183,7 +175,9 @@ def _states(params: Params, config: ModelConfig, row: Array, compute: Compute) -
 
 def copying(normalise: Normalise = "micro_batch") -> Objective:
     """`corrector` of an encoder-decoder that may copy its source's tokens (section 5.2, `Head.copying`)."""
-    return replace(corrector(normalise), name="copying", scores=_copied)
+    plain = corrector(normalise)
+    held = None if plain.held is None else replace(plain.held, scores=_copied)
+    return replace(plain, name="copying", scores=_copied, held=held)
 
 
 def _copied(params: Params, config: ModelConfig, batch: TokenBatch, compute: Compute) -> Scores:

@@ -53,7 +53,7 @@ def data(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def once(data, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("alirector") / "run"
-    attempt(alirector, words(out, data, fcgec=data / "fcgec.json"))
+    attempt(alirector, words(out, data))
     return out
 
 
@@ -83,15 +83,21 @@ def test_drafts_and_alignment_models_are_of_the_second_part(once, data):
     assert "eval_loss" in held and "eval_loss/alignment" not in held  # judged by their cross-entropy
 
 
-def test_fcgec_goes_on_from_the_models_of_the_pairs(once):
-    for name in ("corrector", "source_first", "draft_first"):
-        assert (once / f"fcgec-{name}").exists() == (name != "corrector")
-    pairs, further = (load_file(once / name / "model/model.safetensors") for name in ("alirector", "fcgec-alirector"))
-    last = load_file(once / "model/model.safetensors")
+@pytest.mark.slow
+def test_fcgec_goes_on_from_the_models_of_the_pairs(data, tmp_path):
+    out = tmp_path / "fcgec"
+    attempt(alirector, words(out, data, arms="plain two_pass alirector", fcgec=data / "fcgec.json", further__batch_size=8))
+    assert (out / "fcgec-drafts.jsonl").exists() and not (out / "more").exists()
+    pairs, further = (load_file(out / name / "model/model.safetensors") for name in ("alirector", "fcgec-alirector"))
+    last = load_file(out / "model/model.safetensors")
     assert all(np.array_equal(further[name], last[name]) for name in last)
-    moved = [float(np.abs(pairs[name] - further[name]).max()) for name in pairs]
-    assert 0 < max(moved) < 0.2
-    transformers.AutoModelForSeq2SeqLM.from_pretrained(once / "model")
+    assert 0 < max(float(np.abs(pairs[name] - further[name]).max()) for name in pairs) < 0.2
+
+
+def test_no_more_is_trained_than_arms_ask_for(data, tmp_path):
+    attempt(alirector, words(tmp_path / "plain", data, arms="plain"))
+    assert not (tmp_path / "plain/corrector").exists() and not (tmp_path / "plain/drafts.jsonl").exists()
+    transformers.AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "plain/model")
 
 
 @pytest.mark.slow
@@ -124,16 +130,19 @@ def test_eight_devices_do_what_one_does(once, data, tmp_path):
 @pytest.mark.parametrize(("more", "told"), [
     ({"tests": ""}, "field '--tests': is missing"), ({"pairs": ""}, "field '--pairs': is missing"),
     ({"model": "zoo:target"}, "'zoo:target' corrects no Chinese"), ({"model": "nowhere"}, "nowhere"),
-    ({"pairs": "EMPTY"}, "record 2, field 'target'"), ({"fcgec": "BEYOND"}, "beyond.json, record b"),
+    ({"pairs": "EMPTY"}, "record 2, field 'target'"), ({"fcgec": "BEYOND", "arms": "plain"}, "beyond.json, record b"),
     ({"arms": "plain plain"}, "'plain' stands twice"), ({"scorer": "official_all"}, "needs the dictionaries"),
     ({"validation": 9999}, "leave none to train on"), ({"corrector.batch-size": 512}, "do not fill one batch of 512"),
     ({"model": "zoo:chinese-decoder", "arms": "copy"}, "copies from an encoder"),
+    ({"arms": "plain two_pass"}, "no model/"), ({"fcgec": "BEYOND", "arms": "copy"}, "'copy' does not go on with FCGEC"),
+    ({"distillation.pack-tokens": 64}, "packs rows"), ({"writing.length-penalty": 99}, "length-penalty"),
+    ({"corrector.best-of": 2, "validation": 0}, "needs --validation"), ({"tests": "SAME"}, "two files are called 'test'"),
 ], ids=lambda value: "-".join(value) if isinstance(value, dict) else "")  # fmt: skip
 def test_what_cannot_be_done_is_refused(data, tmp_path, capsys, more, told):
     write_pairs(tmp_path / "train.json", load_pairs(data / "train.json")[0][:40])
     (tmp_path / "empty.json").write_text('[{"source": "我", "target": "你"}, {"source": "我", "target": " "}]')
     beyond = {"a": FCGEC["0"], "b": FCGEC["0"] | {"operation": '[{"Delete": [99]}]'}}
     (tmp_path / "beyond.json").write_text(json.dumps(beyond))
-    made = {"EMPTY": tmp_path / "empty.json", "BEYOND": tmp_path / "beyond.json"}
+    made = {"EMPTY": tmp_path / "empty.json", "BEYOND": tmp_path / "beyond.json", "SAME": f"{data}/test.para {tmp_path}/test.para"}
     given = {"pairs": tmp_path / "train.json"} | {name: made.get(str(value), value) for name, value in more.items()}
     fails(alirector, words(tmp_path / "run", data, **given), capsys, told)

@@ -15,7 +15,6 @@ from fusion_jax.data.batches import Data, Example, buckets_for, collate
 from fusion_jax.losses.reductions import divide
 from fusion_jax.models.compute import Compute
 from fusion_jax.models.folder import load
-from fusion_jax.models.lora import Lora, init_adapters, joined, merged
 from fusion_jax.train.alirector import TEACHERS, AlirectorSettings, alirector, corrector
 from fusion_jax.train.objective import Given, Progress
 from fusion_jax.train.step import scores_of
@@ -154,24 +153,6 @@ def test_an_item_that_one_model_cuts_elsewhere_is_not_taught(tmp_path):
     assert float(divide(metrics["tokens"])) == 13 and float(metrics["loss/alignment"].weight) == 4
     taught = scores.found.divergence[0, 0].sum() / 13
     assert float(divide(loss)) == pytest.approx(float(divide(metrics["loss/language"]) + 0.5 * taught), rel=1e-6)
-
-
-def test_teachers_that_are_adapters_are_those_that_were_merged(tmp_path):
-    _, ours = made(tmp_path, transformers.LlamaForCausalLM, transformers.LlamaConfig(**LLAMA))
-    base, lora = ours[0], Lora(2, 4.0)
-    adapters = {}
-    for number, name in enumerate(TEACHERS):
-        fresh = init_adapters(base.config, lora, number)
-        adapters[name] = jax.tree.map(lambda x: x + 0.1, fresh)
-    data, s = Data(prompted()[1]), AlirectorSettings()
-    batch = jax.tree.map(jnp.asarray, collate(data.examples, buckets_for(data.extents), shapes=data.shapes))
-    whole = {name: merged(joined(base.params, one, lora.scale)) for name, one in adapters.items()}
-    found = [
-        scores_of(alirector(s, how), ours[1].params, base.config, batch, Compute(), Given(arrays)).found.divergence
-        for how, arrays in ((lora, {"base": base.params, **adapters}), (None, whole))
-    ]
-    np.testing.assert_allclose(found[0], found[1], rtol=2e-4, atol=1e-6)
-    assert float(found[0].sum()) > 0.1
 
 
 def test_a_corrector_that_is_its_own_alignment_model_learns_nothing_from_it(tmp_path):
