@@ -64,7 +64,7 @@ class Settings(CorrectingSettings):
 
 
 SMALL = TrainSettings(
-    OptimizerSettings(learning_rate=2e-3, warmup_ratio=0.1, schedule="linear"), epochs=4.0, batch_size=64,
+    OptimizerSettings(learning_rate=2e-3, warmup_ratio=0.1, schedule="linear"), epochs=3.0, batch_size=64,
     micro_batches=1, log_every=10, checkpoint_every=500, remat="none", source_dropout=0.0,
 )  # fmt: skip
 BART = TrainSettings(
@@ -79,8 +79,8 @@ BAICHUAN = TrainSettings(
 LINEAR = OptimizerSettings(learning_rate=3e-5, schedule="linear", warmup_ratio=0.1)
 PRESETS = {
     "tiny": Settings(
-        validation=128, corpus=ChineseSettings(lang8=6000, hsk=400, test=600, longest=14), corrector=SMALL,
-        alignment=SMALL, distillation=replace(SMALL, epochs=3.0), further=SMALL,
+        raised=8000, validation=128, corpus=ChineseSettings(lang8=6000, hsk=400, test=600, longest=14),
+        raising=SMALL, corrector=SMALL, alignment=replace(SMALL, epochs=8.0), distillation=SMALL, further=SMALL,
         writing=WritingSettings(beams=1, max_new_tokens=48, batch_size=128),
     ),
     "bart-large-chinese": Settings(

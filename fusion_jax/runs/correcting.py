@@ -67,6 +67,8 @@ class CorrectingSettings(SeededSettings):
     """FCGEC's training file: the models go on with it behind the pairs."""
     on_bad: OnBad = "error"
     """What a broken record does: stop the run, or be left out and counted."""
+    raised: int = 0
+    """Right sentences that a miniature is raised on: it learns to tell them from what noise has left of them."""
     validation: int = 2000
     """Pairs that are kept from training, on which losses are measured."""
     split: SplitSettings = SplitSettings()
@@ -86,6 +88,7 @@ class CorrectingSettings(SeededSettings):
     loss: AlirectorSettings = AlirectorSettings()
     seen: Literal["both", "one"] = "both"
     """What alignment models read: source and draft, or one of them twice, as a control."""
+    raising: TrainSettings = TrainSettings()
     corrector: TrainSettings = TrainSettings()
     alignment: TrainSettings = TrainSettings()
     distillation: TrainSettings = TrainSettings()
@@ -94,7 +97,7 @@ class CorrectingSettings(SeededSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        bounded(self, "validation", least=0)
+        bounded(self, "validation", "raised", least=0)
         bounded(self, "cutoff", least=8)
         if bool(self.thesaurus) != bool(self.confusions):
             one, other = ("confusions", "thesaurus") if self.thesaurus else ("thesaurus", "confusions")
@@ -174,7 +177,7 @@ class Correcting:
 
     def _option(self, how: TrainSettings) -> str:
         """The option that has these settings."""
-        names = ("corrector", "alignment", "distillation", "further")
+        names = ("corrector", "alignment", "distillation", "further", "raising")
         return next((f"--{name}" for name in names if getattr(self.settings, name) is how), "--corrector")
 
     def aligned(self, triples: Sequence[Triple], before: Mapping[str, Model] | None = None) -> dict[str, Model]:
@@ -242,7 +245,12 @@ def correcting(s: CorrectingSettings, desk: Desk) -> Correcting:
     modes = MODES if s.seen == "both" else CONTROLS
     like = Corrector(start.config, start.tokenizer, s.lengths, s.cutoff, s.output, s.writing, modes)
     dictionaries = load_dictionaries(s.thesaurus, s.confusions) if s.thesaurus else None
-    return Correcting(desk, s, task, like, start, dictionaries)
+    run = Correcting(desk, s, task, like, start, dictionaries)
+    if s.model not in (MINIATURE, MINIATURE_DECODER) or not s.raised:
+        return run
+    pairs = chinese.noised(chinese.right_sentences(s.raised, desk.seed), desk.seed)
+    pairs = [pair for pair in pairs if len(pair.target) <= s.corpus.longest]
+    return dataclasses.replace(run, start=run.trained("raised", start, pairs, s.raising))
 
 
 def _with_counts(lines: list[Record], counts: Counter[str]) -> list[Record]:

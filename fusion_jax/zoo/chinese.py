@@ -129,6 +129,18 @@ def right_sentences(count: int, seed: int) -> list[str]:
     return _different(count, "count", lambda: spelled(_drawn("train", rng)))
 
 
+def noised(sentences: Sequence[str], seed: int, share: float = 0.15) -> list[Pair]:
+    """Sentences of which each character is left out or is another one with probability `share`, and as they were: what
+    a BART is raised on."""
+    rng, known, out = np.random.default_rng([seed, 6]), characters(), []
+    for text in sentences:
+        kinds = rng.choice(3, len(text), p=(1 - share, share / 2, share / 2))
+        others = rng.choice(known, len(text))
+        broken_text = "".join(c if k == 0 else str(o) if k == 2 else "" for c, k, o in zip(text, kinds, others))
+        out.append(Pair(broken_text or text, text))
+    return out
+
+
 def _side(words: Sequence[Word]) -> Side:
     """By a hash of the usual form, so that two wordings of one sentence are on one side."""
     number = zlib.crc32(spelled(words, usual=True).encode()) % 10
