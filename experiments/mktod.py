@@ -81,7 +81,7 @@ def training(micro: int) -> TrainSettings:
     """As published, for so many turns of a micro-batch: 64 turns a step, an evaluation every 2,000 micro-batches."""
     every = max(2000 * micro // 64, 1)
     return TrainSettings(
-        adamw(1e-4, 0.01), batch_size=64, micro_batches=64 // micro, epochs=9.66, dropout=0.1, best_of=8,
+        adamw(1e-4, 0.01), batch_size=64, micro_batches=64 // micro, epochs=9.677, dropout=0.1, best_of=8,
         eval_every=every, checkpoint_every=every, bucket_window=1,
     )  # fmt: skip
 

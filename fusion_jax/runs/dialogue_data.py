@@ -81,8 +81,9 @@ def check_files(files: DialogueFiles) -> None:
     """Refuse some files without the others."""
     missing = [name for name in DialogueFiles.__dataclass_fields__ if not getattr(files, name)]
     if missing and len(missing) < len(DialogueFiles.__dataclass_fields__):
-        cure = "Give all five files of a data set, or none for the miniature"
-        raise InputError("is missing beside the other files", field=f"--{missing[0]}", cure=cure)
+        cure, name = "Give all five files of a data set, or none for the miniature", missing[0]
+        option = f"--{name}-turns" if name in SIDES else f"--{name}"
+        raise InputError("is missing beside the other files", field=option, cure=cure)
 
 
 def miniature_files(desk: Desk, sizes: tuple[int, int, int], places: int) -> DialogueFiles:
@@ -108,7 +109,7 @@ def miniature_system(seed: int, width: int, layers: int, projected: int, *, gate
     t5 = config_from_hf({
         "model_type": "t5", "vocab_size": len(reader), "d_model": width, "d_kv": HEAD, "d_ff": 2 * width,
         "num_layers": layers, "num_decoder_layers": layers, "num_heads": heads, "feed_forward_proj": forward,
-        "relative_attention_num_buckets": 32, "relative_attention_max_distance": 64, "tie_word_embeddings": True,
+        "relative_attention_num_buckets": 32, "relative_attention_max_distance": 64, "tie_word_embeddings": not gated,
     })  # fmt: skip
     bert = config_from_hf({
         "model_type": "bert", "vocab_size": len(asker), "hidden_size": width, "intermediate_size": 2 * width,
@@ -127,6 +128,8 @@ def miniature_system(seed: int, width: int, layers: int, projected: int, *, gate
         return x * {"q": HEAD**-0.5, "o": 0.15, "down": 0.15}.get(path[-2].key, 1.0)
 
     own = jax.tree.map_with_path(scaled, init_params(t5, keys[0]))
+    if gated:  # a head of its own, which begins as what the other version has
+        own["head"] = {"kernel": own["embed"]["embedding"] * width**-0.5}
     return System(Model(t5, own, reader), Model(bert, init_params(bert, keys[1]), asker))
 
 
