@@ -88,7 +88,7 @@ def training(micro: int) -> TrainSettings:
 
 PRETRAIN = TrainSettings(adamw(5e-5, 1.0), batch_size=128, micro_batches=1, epochs=10.0, dropout=0.1, bucket_window=1)
 SMALL = TrainSettings(
-    OptimizerSettings(5e-3, "cosine", warmup_ratio=0.05, beta2=0.98), batch_size=32, micro_batches=1, log_every=10,
+    OptimizerSettings(3e-3, "cosine", warmup_ratio=0.05, beta2=0.98), batch_size=32, micro_batches=1, log_every=10,
     eval_every=10**6, checkpoint_every=200, remat="none", bucket_window=1,
 )  # fmt: skip
 JOINT = replace(
@@ -98,7 +98,7 @@ JOINT = replace(
 PRESETS = {
     "tiny": Settings(
         lengths=Lengths(context=72, query=72, entity=32, response=16), projection=32, answer_batch=64,
-        loss=MktodSettings(top_k=3, tau=0.2), raising=replace(SMALL, epochs=5.0), joint=JOINT,
+        loss=MktodSettings(top_k=3, tau=0.2), raising=replace(SMALL, epochs=2.0), joint=JOINT,
         pretrain=replace(SMALL, optimizer=OptimizerSettings(1e-3, "cosine", warmup_ratio=0.1), epochs=3.0),
         retriever_optimizer=OptimizerSettings(1e-3, "linear", warmup_ratio=0.0, beta2=0.98),
     ),

@@ -114,9 +114,9 @@ def miniature_system(seed: int, width: int, layers: int, projected: int, *, gate
     bert = config_from_hf({
         "model_type": "bert", "vocab_size": len(asker), "hidden_size": width, "intermediate_size": 2 * width,
         "num_hidden_layers": layers, "num_attention_heads": heads, "max_position_embeddings": 256,
-        "projection_dim": projected, "initializer_range": 0.05,
+        "projection_dim": projected, "initializer_range": 0.5 * width**-0.5,
     })  # fmt: skip
-    keys, t5 = jax.random.split(jax.random.key(seed)), replace(t5, initializer_range=1.0)
+    keys, t5 = jax.random.split(jax.random.key(seed)), replace(t5, initializer_range=width**-0.5)
 
     def scaled(path: tuple[Any, ...], x: jax.Array) -> jax.Array:
         """Scores are not scaled, so that queries begin small. What a layer adds is little beside the words, and what
@@ -125,7 +125,7 @@ def miniature_system(seed: int, width: int, layers: int, projected: int, *, gate
             return x.at[jnp.arange(1, heads), jnp.arange(heads - 1)].add(5.0)
         if len(path) > 2 and path[-3].key == "cross" and path[-2].key in ("v", "o"):
             return jnp.broadcast_to(jnp.eye(width), x.shape)
-        return x * {"q": HEAD**-0.5, "o": 0.15, "down": 0.15}.get(path[-2].key, 1.0)
+        return x * {"q": HEAD**-0.5, "embed": width**0.5, "o": 0.15, "down": 0.15}.get(path[-2].key, 1.0)
 
     own = jax.tree.map_with_path(scaled, init_params(t5, keys[0]))
     if gated:  # a head of its own, which begins as what the other version has
