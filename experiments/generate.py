@@ -63,6 +63,14 @@ class Settings:
     """How much less likely tokens become that the prompt or the answer has already; 1: not at all."""
     stop_strings: FreeTexts = ()
     """Texts that end an answer, which is cut before them."""
+    beams: int = 1
+    """Hypotheses that a beam search keeps of each prompt, in place of sampling; 1: no search."""
+    length_penalty: float = 1.0
+    """Power of its length that a hypothesis's log-probability is divided by; 0: none."""
+    early_stopping: bool = False
+    """Whether a search ends with as many finished hypotheses as beams; else when no better one seems possible."""
+    no_repeat_ngram: int = 0
+    """Length of the n-grams of which a search writes none twice; 0: no limit."""
     seed: int = 0
     """Decides the samples, where the temperature is not 0."""
     batch_size: int = 32
@@ -110,7 +118,9 @@ def sampling(s: Settings) -> SampleSettings:
     return SampleSettings(
         temperature=s.temperature, top_p=s.top_p, top_k=s.top_k, min_p=s.min_p,
         repetition_penalty=s.repetition_penalty, stop_strings=s.stop_strings, num_samples=s.num_samples,
-        max_new_tokens=s.max_new_tokens, batch_size=s.batch_size, mesh_tensor=s.mesh_tensor,
+        beams=s.beams, length_penalty=s.length_penalty, early_stopping=s.early_stopping,
+        no_repeat_ngram=s.no_repeat_ngram, max_new_tokens=s.max_new_tokens, batch_size=s.batch_size,
+        mesh_tensor=s.mesh_tensor,
     )  # fmt: skip
 
 

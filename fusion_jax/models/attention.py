@@ -84,12 +84,18 @@ class Context(NamedTuple):
     """Tokens that rows attend to besides their own.
 
     kept: what attention kept of them, arrays [C,...,P,last]; positions: int[C,P]; lengths: int[C], how many of the P
-    exist. B rows share C = B / repeat entries: row b reads entry b // repeat.
+    exist. B rows share C = B / repeat entries: row b reads entry b // repeat. seen: bool[B,P], which of the P a row
+    sees; None: all.
     """
 
     kept: Any
     positions: Array
     lengths: Array
+    seen: Array | None = None
+
+    def part(self, k: Array, v: Array) -> ContextPart:
+        """The same as `attend` reads it."""
+        return ContextPart(k, v, self.positions, self.lengths, self.seen)
 
 
 class Encoded(NamedTuple):
@@ -168,7 +174,7 @@ def self_attention(
         q, k = (apply_rotary(one, tables, parts.attention.rotary_pairs) for one in (q, k))
     y = attend(
         q, k, v, visible, scale=parts.scale, soft_cap=parts.attention.soft_cap, bias=bias, kernel=kernel, mesh=mesh,
-        context=tuple(ContextPart(one.kept.k, one.kept.v, one.positions, one.lengths) for one in context),
+        context=tuple(one.part(one.kept.k, one.kept.v) for one in context),
     )  # fmt: skip
     return parts.out(y), KeysValues(*(jnp.swapaxes(one, 1, 2) for one in (k, v)))
 
@@ -192,7 +198,7 @@ def _latent_attention(
     if context:
         to_keys, to_values = jnp.split(up, [latent.nope_dim], -1)
         q = jnp.concatenate([jnp.einsum("bthn,chn->bthc", q, to_keys), q_rope], -1)
-        seen = tuple(ContextPart(one.kept.both, one.kept.both, one.positions, one.lengths) for one in context)
+        seen = tuple(one.part(one.kept.both, one.kept.both) for one in context)
         y = over(q, kept, kept, context=seen)[..., : latent.kv_rank]
         y = jnp.einsum("bthc,chv->bthv", y, to_values)
     else:

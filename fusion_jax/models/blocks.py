@@ -43,14 +43,14 @@ class Rows(NamedTuple):
     """What all layers of a stack read alike.
 
     tables: cos and sin [B,T,r/2], with a leading axis where layers choose; None without rotary embedding. places:
-    positions and lengths of each context, whose kept arrays come layer by layer. buckets: float[buckets,H], the learned
+    everything of each context but the kept arrays, which come layer by layer. buckets: float[buckets,H], the learned
     bias of the scores. counted: bool[B,T], the tokens that routers count in the collection `experts.ROUTING`; None:
     nothing is counted. noise: of dropout, for layers with a tag.
     """
 
     tables: tuple[Array, Array] | None
     visible: Visible
-    places: tuple[tuple[Array, Array], ...] = ()
+    places: tuple[tuple[Array, Array, Array | None], ...] = ()
     encoded: Encoded | None = None
     buckets: Array | None = None
     counted: Array | None = None

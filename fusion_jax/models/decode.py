@@ -72,12 +72,13 @@ class Behind(NamedTuple):
     """Tokens that rows have behind them. B rows share C = B / repeat entries: row b reads entry b // repeat.
 
     kept: per layer, what attention keeps of the tokens, arrays [C,...,P,last]; positions: int[C,P]; lengths: int[C],
-    how many of the P exist.
+    how many of the P exist; seen: bool[B,P], which of the P a row sees, None: all.
     """
 
     kept: tuple[Kept, ...]
     positions: Array
     lengths: Array
+    seen: Array | None = None
 
 
 class Encoder(NamedTuple):
@@ -118,7 +119,7 @@ def read_on(
       segments: int[B,Q]; a token sees of its own row those of its segment only. Positions grow by one within each.
     """
     x = embedded(params.rest, config, "decoder", tokens, positions, None, dtype)
-    places = tuple((one.positions, one.lengths) for one in behind)
+    places = tuple(one[1:] for one in behind)
     encoded = None if encoder is None else Encoded(None, encoder.lengths)
     buckets, visible = buckets_of(params.rest, "decoder"), Visible(positions, segments)
     shared = {

@@ -58,7 +58,7 @@ class Body(nn.Module):
         with jax.named_scope("embed"):
             x = embedded(tables, config, self.side, tokens, visible.positions, types, self.dtype, noise)
             x = constrain(x, self.mesh, ("batch", "tokens", None))
-        places, buckets = tuple((one.positions, one.lengths) for one in context), buckets_of(tables, self.side)
+        places, buckets = tuple(one[1:] for one in context), buckets_of(tables, self.side)
         kept, tag = list[Any](), FIRST_TAG[self.side] + 1
         for number, (name, stack) in enumerate(stacks_of(config, self.side).items()):
             if stack.empty:

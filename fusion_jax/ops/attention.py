@@ -145,9 +145,11 @@ def _own_mask(visible: Visible, start: int, end: int, stop: int) -> Array:
 
 
 def _context_mask(part: ContextPart, positions: Array, window: Array | int | None) -> Array:
-    """bool[C,1,repeat or 1,1,T or 1,P]: which entries of a part exist and are near enough."""
+    """bool[C,1,repeat or 1,1,T or 1,P]: which entries of a part exist, are seen and are near enough."""
     entries, size = part.positions.shape
     mask = (jnp.arange(size) < part.lengths[:, None])[:, None, None, None, None]
+    if part.seen is not None:
+        mask &= part.seen.reshape(entries, 1, -1, 1, 1, size)
     if window is not None:
         distance = positions.reshape(entries, -1, positions.shape[1], 1) - part.positions[:, None, None, :]
         mask &= _near(distance, window)[:, None, :, None]

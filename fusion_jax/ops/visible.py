@@ -53,10 +53,11 @@ class ContextPart(NamedTuple):
     """Keys and values that rows attend to besides their own: a prompt's cache, or tokens generated before.
 
     k: [C,K,P,h]; v: [C,K,P,n]; positions: int[C,P]; lengths: int[C], how many of the P entries exist. B rows share
-    C = B / repeat entries: row b reads entry b // repeat.
+    C = B / repeat entries: row b reads entry b // repeat. seen: bool[B,P], which of the P a row sees; None: all.
     """
 
     k: Any
     v: Any
     positions: Array
     lengths: Array
+    seen: Array | None = None

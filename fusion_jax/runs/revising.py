@@ -389,7 +389,7 @@ def completions(model: Model, prompts: Sequence[Sequence[int]], how: SampleSetti
     found = generate_ids(
         model.params, model.config, prompts, max_new_tokens=how.max_new_tokens, sampler=how.sampler, seed=seed,
         num_samples=how.num_samples, stop_ids=stop_token_ids(tokenizer, model.generation) + stops.ids,
-        ended=stops.ended if how.stop_strings else None, batch_size=how.batch_size,
+        ended=stops.ended if how.stop_strings else None, search=how.search, batch_size=how.batch_size,
         mesh=decoding_mesh(model.config, how.mesh_tensor), dtype=sampling_dtype(model),
     )  # fmt: skip
 

@@ -17,6 +17,7 @@ from fusion_jax.errors import InputError
 from fusion_jax.models.folder import Model, check_folder, load
 from fusion_jax.models.int8 import Weights, dtype_of
 from fusion_jax.options import FreeTexts
+from fusion_jax.sampling.beam_search import BeamSearch, refuse_samples
 from fusion_jax.sampling.ids import Completion, decoding_mesh, generate_ids
 from fusion_jax.sampling.samplers import Sampler
 from fusion_jax.sampling.stops import Stops, stop_strings
@@ -26,7 +27,7 @@ from fusion_jax.slices import compute_dtype
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["Completion", "SampleSettings", "decoding_mesh", "generate", "generate_ids", "load_to_sample"]
+__all__ = ["BeamSearch", "Completion", "SampleSettings", "decoding_mesh", "generate", "generate_ids", "load_to_sample"]
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,14 @@ class SampleSettings:
     """How much less likely tokens become that the prompt or the response has already; 1: not at all."""
     stop_strings: FreeTexts = ()
     """Texts that end a response, which is cut before them."""
+    beams: int = 1
+    """Hypotheses that a beam search keeps of each prompt, in place of sampling; 1: no search."""
+    length_penalty: float = 1.0
+    """Power of its length that a hypothesis's log-probability is divided by; 0: none."""
+    early_stopping: bool = False
+    """Whether a search ends with as many finished hypotheses as beams; else when no better one seems possible."""
+    no_repeat_ngram: int = 0
+    """Length of the n-grams of which a search writes none twice; 0: no limit."""
     num_samples: int = 5
     """Responses to each prompt."""
     max_new_tokens: int = 4096
@@ -55,15 +64,23 @@ class SampleSettings:
     """Devices over which the model's heads are split; 0: as many as its key-value heads divide over."""
 
     def __post_init__(self) -> None:
-        bounded(self, "num_samples", "max_new_tokens", "batch_size", least=1)
+        bounded(self, "num_samples", "max_new_tokens", "batch_size", "beams", least=1)
         bounded(self, "mesh_tensor", least=0)
         bounded(self, "top_p", above=0)
         stop_strings(self.stop_strings, "stop_strings")
-        _ = self.sampler  # has the ranges of the rest
+        sampler, search = self.sampler, self.search  # have the ranges of the rest
+        if search is not None:
+            refuse_samples(sampler, self.num_samples, stops_by_text=bool(self.stop_strings))
 
     @property
     def sampler(self) -> Sampler:
         return Sampler(self.temperature, self.top_p, self.top_k, self.repetition_penalty, self.min_p)
+
+    @property
+    def search(self) -> BeamSearch | None:
+        """The beam search that is asked for, if there is one."""
+        search = BeamSearch(self.beams, self.length_penalty, self.early_stopping, self.no_repeat_ngram)
+        return search if self.beams > 1 else None
 
 
 def load_to_sample(
@@ -84,6 +101,7 @@ def generate(
     min_p: float = 0.0,
     repetition_penalty: float = 1.0,
     stop: Sequence[str] = (),
+    beams: int | BeamSearch = 1,
     seed: int | Sequence[int] = 0,
     num_samples: int = 1,
     chat: bool = True,
@@ -98,6 +116,8 @@ def generate(
     Args:
       temperature, top_p, top_k, min_p, repetition_penalty: see `Sampler`.
       stop: texts that end an answer, besides the model's stop tokens; it is cut before the first of them.
+      beams: hypotheses of a beam search, or all that it goes by; 1: none. It gives the best answer to every prompt, and
+        makes no sense with a temperature, a repetition penalty, several samples or texts that stop.
       seed: of all prompts, or one for each.
       chat: each prompt is one user message in the model's chat template; else it is continued as it stands. An encoder
         reads it as it stands, with the tokenizer's special tokens.
@@ -113,12 +133,14 @@ def generate(
             "the model has no tokenizer", field="tokenizer", cure="Add the tokenizer's files to its folder"
         )
     config, stops = model.config, Stops(tokenizer, stop_strings(stop))
+    search = BeamSearch(beams) if isinstance(beams, int) else beams
     encoded = encoded_prompts(tokenizer, prompts, chat=chat and not config.encoder, most=config.max_positions)
     completions = generate_ids(
         model.params, config, encoded, max_new_tokens=max_new_tokens,
         sampler=Sampler(temperature, top_p, top_k, repetition_penalty, min_p), seed=seed, num_samples=num_samples,
         stop_ids=stop_token_ids(tokenizer, model.generation) + stops.ids, ended=stops.ended if stop else None,
-        row_ids=row_ids, batch_size=batch_size, mesh=mesh, dtype=dtype or sampling_dtype(model), progress=progress,
+        row_ids=row_ids, search=search if search.beams > 1 else None, batch_size=batch_size, mesh=mesh,
+        dtype=dtype or sampling_dtype(model), progress=progress,
     )  # fmt: skip
     return [[stops.said(c.ids)[0] for c in row] for row in completions]
 

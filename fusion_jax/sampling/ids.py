@@ -8,7 +8,6 @@ same arithmetic is done for it whatever it is batched with.
 
 from __future__ import annotations
 
-import itertools
 import math
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -24,16 +23,17 @@ from fusion_jax.errors import InputError
 from fusion_jax.models.config import ModelConfig
 from fusion_jax.models.decoder import Params
 from fusion_jax.models.parameters import check_heads, key_heads
+from fusion_jax.sampling.beam_search import BeamSearch, beam_search, refuse_samples
 from fusion_jax.sampling.drafts import Draft, Rules, Writing, begin, empty_draft, go_on, with_room
-from fusion_jax.sampling.prompts import How, Read, Ready, read, ready
+from fusion_jax.sampling.prompts import How, Ready, ready
 from fusion_jax.sampling.samplers import GREEDY, Sampler
-from fusion_jax.sampling.session import admit, empty_read, on_host, tokens_kept
-from fusion_jax.sampling.sizes import BLOCK, capacities_of, kept_width, written_width
+from fusion_jax.sampling.session import admit, on_host, tokens_kept
+from fusion_jax.sampling.sizes import BLOCK, written_width
+from fusion_jax.sampling.slots import by_width, check_prompts, empty_slots, filled, other_room, rooms_of, waiting
 from fusion_jax.sharding import data_ways, make_mesh, padded_rows, placed
 
 Array = jax.Array
 
-_PROMPTS = "Give a list of lists of token ids: tokenizer(texts)['input_ids']"
 _NO_LIMIT = 2**30
 Ended = Callable[[Sequence[int]], bool]
 
@@ -92,32 +92,6 @@ def _names(prompts: Sequence[Sequence[int]], row_ids: Sequence[int | str] | None
     return [zlib.crc32(repr(name).encode()) for name in row_ids]
 
 
-def _check(prompts: Sequence[Sequence[int]], config: ModelConfig, max_new_tokens: int) -> None:
-    for number, prompt in enumerate(listed(prompts, "prompts", "prompts", _PROMPTS), 1):
-        if not len(listed(prompt, f"prompts[{number - 1}]", "token ids", _PROMPTS)):
-            raise InputError("has no token", record=number, field="prompt", cure="Give a text or a BOS token")
-        if min(prompt) < 0 or max(prompt) >= config.vocab_size:
-            raise InputError(
-                f"holds a token id outside 0..{config.vocab_size - 1}", record=number, field="prompt",
-                cure="Use the model's own tokenizer",
-            )  # fmt: skip
-        both = max(len(prompt), max_new_tokens) if config.encoder else len(prompt) + max_new_tokens
-        if both > config.max_positions:
-            raise InputError(
-                f"{len(prompt)} tokens and {max_new_tokens} new ones exceed "
-                f"the model's {config.max_positions} positions",
-                record=number, field="prompt", cure="Shorten the prompt or lower max_new_tokens",
-            )  # fmt: skip
-        for switch in config.positions.switches:
-            if len(prompt) <= switch < len(prompt) + max_new_tokens:
-                raise InputError(
-                    f"{len(prompt)} tokens and {max_new_tokens} new ones cross {switch}, from where on the model turns "
-                    "all tokens otherwise: what it keeps of the prompt would not fit",
-                    record=number, field="prompt",
-                    cure=f"Lower max_new_tokens to {switch - len(prompt)}, or give a longer prompt",
-                )  # fmt: skip
-
-
 def decoding_ways(config: ModelConfig, devices: int, tensor: int = 0, option: str = "mesh_tensor") -> int:
     """Devices that a model is split over to decode: `tensor`, or as many as its key-value heads divide over.
 
@@ -156,6 +130,7 @@ def generate_ids(
     ended: Ended | None = None,
     allowed: np.ndarray | None = None,
     row_ids: Sequence[int | str] | None = None,
+    search: BeamSearch | None = None,
     batch_size: int = 32,
     mesh: Mesh | None = None,
     dtype: Any = jnp.float32,
@@ -172,6 +147,8 @@ def generate_ids(
       allowed: bool[V], tokens that may be chosen; None: all.
       row_ids: what the randomness of each prompt is drawn from instead of its content: equal prompts with different
         ids get different samples.
+      search: beam search in place of the sampler, which must be greedy; the best continuation of every prompt. See
+        `beam_search`, which gives the others and the scores too.
       batch_size: prompts at once, at least, so that the devices divide them; each holds `num_samples` rows. Results
         may differ in rounding between batch sizes, and beyond 128 tokens between batches, whose caches grow with their
         longest member.
@@ -181,13 +158,16 @@ def generate_ids(
 
     Raises:
       InputError: an empty prompt; a prompt that with the new tokens exceeds the model's positions; an id that the
-        model does not have; weights that give logits which are not finite.
+        model does not have; weights that give logits which are not finite; a search together with samples.
     """
-    if not config.decoder:
-        raise InputError(f"{config.model_type} is an encoder, which writes nothing", cure="Give a model with a decoder")
-    if config.head.labels:
-        raise InputError("the model is a classifier, which writes nothing", cure="Give a language model")
-    _check(prompts, config, max_new_tokens)
+    if search is not None:
+        refuse_samples(sampler, num_samples, stops_by_text=ended is not None)
+        found = beam_search(
+            params, config, prompts, search, max_new_tokens=max_new_tokens, stop_ids=stop_ids, allowed=allowed,
+            batch_size=batch_size, mesh=mesh, dtype=dtype, progress=progress,
+        )  # fmt: skip
+        return [[Completion(best.ids, best.finished, best.logprob)] for best, *_ in found]
+    check_prompts(prompts, config, max_new_tokens)
     seeds = _seeds(seed, len(prompts))
     if max_new_tokens <= 0 or num_samples <= 0 or not prompts:
         return [[Completion([], False)] * num_samples for _ in prompts]
@@ -198,10 +178,9 @@ def generate_ids(
         padded_rows(batch_size, data_ways(mesh)), ended, allowed,
     )  # fmt: skip
     out: list[list[Completion]] = [[] for _ in prompts]
-    order = sorted(range(len(prompts)), key=lambda number: len(prompts[number]))
     done = 0
-    for width, alike in itertools.groupby(order, lambda number: kept_width(len(prompts[number]))):
-        for number, completions in _written(model, writing, asked, list(alike), width):
+    for width, alike in by_width(prompts):
+        for number, completions in _written(model, writing, asked, alike, width):
             if not all(math.isfinite(c.logprob) for c in completions):
                 cure = "Check the weights and the dtype"
                 raise InputError("the model's logits are not finite", record=number + 1, cure=cure)
@@ -216,14 +195,13 @@ def _written(
 ) -> Iterator[tuple[int, list[Completion]]]:
     """The continuations of prompts that are kept at one width, as they are finished."""
     how, mesh, count = model.how, model.how.mesh, asked.rows
-    texts = empty_read(how, count, 1, width) if how.config.encoder else empty_read(how, count, width)
-    rooms = list(capacities_of(asked.limit)) if asked.limit > writing.block else [0]
+    texts, rooms = empty_slots(model, count, width), rooms_of(asked.limit, writing.block)
     draft = empty_draft(how, writing, count, rooms[0])()
     keys = np.zeros((count, writing.samples, 2), np.uint32)
-    waiting, slots, left = _waiting(model, asked, numbers), [-1] * count, len(numbers)
+    coming, slots, left = waiting(model, asked.prompts, numbers, count), [-1] * count, len(numbers)
     while left or any(number >= 0 for number in slots):
         came = np.zeros(count, bool)
-        for group, taken in _placed(waiting, slots):
+        for group, taken in filled(coming, slots):
             texts = admit(how)(texts, group, placed(taken, mesh, ("batch",)))
             came |= taken >= 0
         left -= int(came.sum())
@@ -249,29 +227,9 @@ def _written(
             if slots[slot] >= 0:
                 yield slots[slot], _completions(rows, range(slot * writing.samples, (slot + 1) * writing.samples))
                 slots[slot] = -1
-        needed = int((np.maximum(rows.counts - 1, 0) // writing.block + 1)[rows.open].max(initial=0)) * writing.block
         if draft.cache is not None:
-            room = next(room for room in rooms if room >= needed)
-            if not needed <= tokens_kept(draft.cache) < 4 * room:
-                draft = with_room(how, room)(draft)
-
-
-def _waiting(model: Ready, asked: Asked, numbers: Sequence[int]) -> Iterator[tuple[int, Read, int]]:
-    """Prompts in turn: their numbers, and the group that each was read in, with its place there."""
-    for places, group in read(model, [asked.prompts[number] for number in numbers], asked.rows):
-        for row, place in enumerate(places):
-            yield numbers[place], group, row
-
-
-def _placed(waiting: Iterator[tuple[int, Read, int]], slots: list[int]) -> Iterator[tuple[Read, np.ndarray]]:
-    """Prompts into the slots that hold none (-1), which are written: groups, and what `admit` takes of each."""
-    vacant = [slot for slot, number in enumerate(slots) if number < 0]
-    coming = zip(vacant, waiting)
-    for _, alike in itertools.groupby(coming, lambda one: id(one[1][1])):
-        some, taken = list(alike), np.full(len(slots), -1, np.int32)
-        for slot, (number, _, row) in some:
-            slots[slot], taken[slot] = number, row
-        yield some[0][1][1], taken
+            room = other_room(rooms, tokens_kept(draft.cache), rows.counts[rows.open], writing.block)
+            draft = draft if room is None else with_room(how, room)(draft)
 
 
 class _Rows(NamedTuple):

@@ -25,7 +25,7 @@ def sample_responses(
     texts = generate(
         model, [p["prompt"] for p in records(prompts, "prompts")], max_new_tokens=settings.max_new_tokens, seed=seed,
         temperature=settings.temperature, top_p=settings.top_p, top_k=settings.top_k, min_p=settings.min_p,
-        repetition_penalty=settings.repetition_penalty, stop=settings.stop_strings,
+        repetition_penalty=settings.repetition_penalty, stop=settings.stop_strings, beams=settings.search or 1,
         num_samples=settings.num_samples, chat=chat, batch_size=settings.batch_size,
         mesh=decoding_mesh(model.config, settings.mesh_tensor), progress=progress,
     )  # fmt: skip

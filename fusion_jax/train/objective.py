@@ -69,6 +69,7 @@ class Objective:
       their sums over the optimizer step in `Progress.tokens`.
     scores: the forward pass; a method with another one (an encoder, a retriever, frozen teachers) brings its own,
       (params, config, batch, compute, given) -> Scores, where `given` is left out unless there is something.
+    held: what held-out examples are judged by in its place, which is given nothing; None: by the objective itself.
     memory: what it keeps between steps, `Given.memory`.
     companion: how the weights of `ModelConfig.companion` are trained, which have an optimizer of their own.
     """
@@ -81,5 +82,6 @@ class Objective:
     head: Literal["language", "reward"] = "language"
     counts: Callable[[TokenBatch], Array] | None = None
     scores: Callable[..., Scores] = score
+    held: Objective | None = None
     memory: Memory | None = None
     companion: OptimizerSettings | None = None

@@ -176,6 +176,8 @@ def _evaluation(
 ) -> Callable[[TrainState], dict[str, float]]:
     if held is None:
         return lambda state: {} if measured is None else measured(weights(state.params))
+    if objective.held is not None:
+        objective, arrays = objective.held, None
     step = make_eval_step(model.config, objective, compute, total=total)
     size = settings.batch_size // settings.micro_batches
     evaluate = evaluator(

@@ -32,6 +32,8 @@ class Scores(NamedTuple):
     sums under the reference; weights: float[B], 0 for an example that only fills the batch. groups, branch, values: the
     batch's, see `data.batches`. labels: int[B,G,T], the tokens that are predicted.
     targets: the batch's, with target_logprobs float[B,G,T,K] of their ids.
+    divergence, taught: float[B,G,T] and bool[B,G,T], how far the model is from teachers that the forward pass brings,
+      and where they say something.
     routing: of a model with experts, what its routers did with the tokens that something scored depends on.
     found: what else a method's own forward pass gives its loss.
     """
@@ -49,12 +51,14 @@ class Scores(NamedTuple):
     values: Array | None = None
     routing: Routing | None = None
     labels: Array | None = None
+    divergence: Array | None = None
+    taught: Array | None = None
     found: Any = None
 
 
 def score(params: Params, config: ModelConfig, batch: TokenBatch, compute: Compute) -> Scores:
     """Log-probabilities of the scored tokens of every row of a micro-batch."""
-    (hidden, routing), targets = _hidden(params, config, batch, compute), batch.targets
+    (hidden, routing), targets = hidden_states(params, config, batch, compute), batch.targets
     labels = batch.labels
     if targets is not None:
         labels = jnp.concatenate([labels[..., None], targets.ids], -1)
@@ -64,16 +68,19 @@ def score(params: Params, config: ModelConfig, batch: TokenBatch, compute: Compu
         elements=compute.logits,
     )  # fmt: skip
     of_targets = logprobs[..., 1:] if targets is not None else None
-    return _scores(logprobs[..., 0] if targets is not None else logprobs, batch, routing, of_targets)
+    return scores_from(logprobs[..., 0] if targets is not None else logprobs, batch, routing, of_targets)
 
 
 def reward(params: Params, config: ModelConfig, batch: TokenBatch, compute: Compute) -> Scores:
     """Scores of a head with one label where a row is scored, which is its last token (`rewards.reward_data`)."""
-    (hidden, routing), kernel = _hidden(params, config, batch, compute), params["score"]["kernel"][0]
-    return _scores(jnp.einsum("rgtd,d->rgt", hidden.astype(kernel.dtype), kernel, precision="highest"), batch, routing)
+    (hidden, routing), kernel = hidden_states(params, config, batch, compute), params["score"]["kernel"][0]
+    values = jnp.einsum("rgtd,d->rgt", hidden.astype(kernel.dtype), kernel, precision="highest")
+    return scores_from(values, batch, routing)
 
 
-def _scores(values: Array, batch: TokenBatch, routing: Routing | None, of_targets: Array | None = None) -> Scores:
+def scores_from(
+    values: Array, batch: TokenBatch, routing: Routing | None, of_targets: Array | None = None
+) -> Scores:
     """What an objective sees of values [R,G,T], one for each token."""
     values = jnp.where(batch.scored, values, 0.0)
     mask = batch.scored.astype(values.dtype)
@@ -138,7 +145,9 @@ def noise_of(batch: TokenBatch, compute: Compute, groups: int = 1) -> Noise | No
     return Noise(keys.reshape(-1), compute.dropout, compute.source_dropout, compute.normal_noise)
 
 
-def _hidden(params: Params, config: ModelConfig, batch: TokenBatch, compute: Compute) -> tuple[Array, Routing | None]:
+def hidden_states(
+    params: Params, config: ModelConfig, batch: TokenBatch, compute: Compute
+) -> tuple[Array, Routing | None]:
     """Hidden states [B,G,T,D] of the rows behind their prompts, [R,G,T,D] of packed rows, and `Scores.routing`."""
     if config.encoder:
         return _decoded(params, config, batch, compute), None

@@ -1,0 +1,196 @@
+"""Alirector's step against the same in PyTorch: a corrector, two frozen alignment models, loss and gradients."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+import transformers
+
+from fusion_jax.data.batches import Data, Example, buckets_for, collate
+from fusion_jax.losses.reductions import divide
+from fusion_jax.models.compute import Compute
+from fusion_jax.models.folder import load
+from fusion_jax.models.lora import Lora, init_adapters, joined, merged
+from fusion_jax.train.alirector import TEACHERS, AlirectorSettings, alirector, corrector
+from fusion_jax.train.objective import Given, Progress
+from fusion_jax.train.step import scores_of
+
+BART = {
+    "vocab_size": 30, "d_model": 16, "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 2,
+    "decoder_attention_heads": 2, "encoder_ffn_dim": 24, "decoder_ffn_dim": 24, "max_position_embeddings": 32,
+    "decoder_start_token_id": 3, "dropout": 0.0, "pad_token_id": 0, "eos_token_id": 3, "bos_token_id": 2,
+    "forced_eos_token_id": None,
+}  # fmt: skip
+LLAMA = {
+    "vocab_size": 30, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2,
+    "num_key_value_heads": 1, "max_position_embeddings": 48,
+}  # fmt: skip
+SETTINGS = [
+    AlirectorSettings(), AlirectorSettings(beta=1.0, alpha=0.3, kind="reverse"),
+    AlirectorSettings(kind="both", alpha=0.8), AlirectorSettings(average="logits", alpha=0.3),
+    AlirectorSettings(average="logits", kind="reverse"),
+]  # fmt: skip
+
+
+def made(tmp_path, kind: Any, config: Any) -> tuple[list[Any], list[Any]]:
+    """Corrector and alignment models, in PyTorch and here, from the same folders."""
+    theirs, ours = [], []
+    for number in range(3):
+        torch.manual_seed(number)
+        model = kind(config).eval()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.normal_(0, 0.3)
+        model.save_pretrained(tmp_path / str(number))
+        theirs.append(model)
+        ours.append(load(tmp_path / str(number)))
+    return theirs, ours
+
+
+def by_hand(logits: list[torch.Tensor], labels: torch.Tensor, s: AlirectorSettings) -> torch.Tensor:
+    """Section 4 of the specification on the rows that predict a label, [N,V] of each model."""
+    student, first, second = logits
+
+    def apart(teacher: torch.Tensor) -> torch.Tensor:
+        t, own = torch.log_softmax(teacher, -1), torch.log_softmax(student, -1)
+        forward, reverse = (t.exp() * (t - own)).sum(-1).mean(), (own.exp() * (own - t)).sum(-1).mean()
+        return {"forward": forward, "reverse": reverse, "both": (forward + reverse) / 2}[s.kind]
+
+    if s.average == "logits":
+        kl = apart(s.alpha * first + (1 - s.alpha) * second)
+    else:
+        kl = s.alpha * apart(first) + (1 - s.alpha) * apart(second)
+    return torch.nn.functional.cross_entropy(student, labels) + s.beta * kl
+
+
+def compare(models: list[Any], theirs: Any, data: Data, s: AlirectorSettings, loss: torch.Tensor, tmp_path) -> None:
+    """Loss and gradients here beside those in PyTorch."""
+    objective, compute = alirector(s), Compute()
+    batch = jax.tree.map(jnp.asarray, collate(data.examples, buckets_for(data.extents), shapes=data.shapes))
+    given = Given({name: model.params for name, model in zip(TEACHERS, models[1:], strict=True)})
+
+    def ours(params: Any) -> jax.Array:
+        scores = scores_of(objective, params, models[0].config, batch, compute, given)
+        return divide(objective.loss(scores, Progress(jnp.int32(0), 1))[0])
+
+    value, gradient = jax.value_and_grad(ours)(models[0].params)
+    assert float(value) == pytest.approx(float(loss.detach()), rel=2e-5)
+    loss.backward()
+    with torch.no_grad():
+        for parameter in theirs.parameters():
+            parameter.copy_(torch.zeros_like(parameter) if parameter.grad is None else parameter.grad)
+    theirs.save_pretrained(tmp_path / "gradient")
+    wanted = load(tmp_path / "gradient").params
+    largest = max(float(jnp.abs(x).max()) for x in jax.tree.leaves(wanted))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5 * largest), gradient, wanted)
+
+
+@pytest.mark.parametrize("s", SETTINGS)
+def test_an_encoder_decoder_learns_as_in_pytorch(s, tmp_path):
+    theirs, ours = made(tmp_path, transformers.BartForConditionalGeneration, transformers.BartConfig(**BART))
+    rng = np.random.default_rng(0)
+    sizes = [(5, 8, 8, 4), (3, 9, 10, 6), (7, 12, 11, 3)]
+    texts = [[rng.integers(4, 30, n).tolist() for n in one] for one in sizes]
+    examples = [
+        Example(((*source, 3, *labels),), (len(source) + 1,), i,
+                beside={name: np.asarray(t) for name, t in zip(TEACHERS, both, strict=True)})
+        for i, (source, *both, labels) in enumerate(texts)
+    ]  # fmt: skip
+    rows: list[list[torch.Tensor]] = [[], [], []]
+    for one in texts:
+        labels = torch.tensor([one[3]])
+        for number, model in enumerate(theirs):
+            with torch.set_grad_enabled(number == 0):
+                rows[number].append(model(input_ids=torch.tensor([one[number]]), labels=labels).logits[0])
+    labels = torch.tensor([i for one in texts for i in one[3]])
+    loss = by_hand([torch.cat(one) for one in rows], labels, s)
+    compare(ours, theirs[0], Data(examples), s, loss, tmp_path)
+
+
+def prompted(cuts: bool = False) -> tuple[list[list[list[int]]], list[Example]]:
+    """Prompts of the three models with their corrections, cut to 14 tokens where asked for."""
+    rng = np.random.default_rng(1)
+    sizes = [(5, 8, 9, 4), (3, 9, 7, 6), (6, 12 if cuts else 8, 8, 3)]
+    texts = [[rng.integers(4, 30, n).tolist() for n in one] for one in sizes]
+    most = 14 if cuts else 99
+    examples = []
+    for i, (source, *both, labels) in enumerate(texts):
+        beside = {name: np.asarray((prompt + labels)[:most]) for name, prompt in zip(TEACHERS, both, strict=True)}
+        beside |= {f"{name}_start": np.asarray([len(prompt)]) for name, prompt in zip(TEACHERS, both, strict=True)}
+        examples.append(Example((tuple((source + labels)[:most]),), (len(source),), i, beside=beside))
+    return texts, examples
+
+
+@pytest.mark.parametrize("s", SETTINGS[:4])
+def test_a_decoder_learns_as_in_pytorch_though_prompts_differ(s, tmp_path):
+    theirs, ours = made(tmp_path, transformers.LlamaForCausalLM, transformers.LlamaConfig(**LLAMA))
+    texts, examples = prompted()
+    rows: list[list[torch.Tensor]] = [[], [], []]
+    for one in texts:
+        for number, model in enumerate(theirs):
+            with torch.set_grad_enabled(number == 0):
+                whole = torch.tensor([one[number] + one[3]])
+                rows[number].append(model(whole).logits[0, len(one[number]) - 1 : -1])
+    labels = torch.tensor([i for one in texts for i in one[3]])
+    loss = by_hand([torch.cat(one) for one in rows], labels, s)
+    compare(ours, theirs[0], Data(examples), s, loss, tmp_path)
+
+
+def test_an_item_that_one_model_cuts_elsewhere_is_not_taught(tmp_path):
+    _, ours = made(tmp_path, transformers.LlamaForCausalLM, transformers.LlamaConfig(**LLAMA))
+    data = Data(prompted(cuts=True)[1])
+    batch = jax.tree.map(jnp.asarray, collate(data.examples, buckets_for(data.extents), shapes=data.shapes))
+    given = Given({name: model.params for name, model in zip(TEACHERS, ours[1:], strict=True)})
+    objective = alirector(AlirectorSettings())
+    scores = scores_of(objective, ours[0].params, ours[0].config, batch, Compute(), given)
+    assert scores.taught[:, 0].sum(-1).tolist() == [4, 0, 0]  # of 14 tokens the second is cut by 1, the third by 1
+    assert scores.lengths[:, 0].tolist() == [4, 6, 3]
+    loss, metrics = objective.loss(scores, Progress(jnp.int32(0), 1))
+    assert float(divide(metrics["tokens"])) == 13 and float(metrics["loss/alignment"].weight) == 4
+    taught = scores.divergence[0, 0].sum() / 13
+    assert float(divide(loss)) == pytest.approx(float(divide(metrics["loss/language"]) + 0.5 * taught), rel=1e-6)
+
+
+def test_teachers_that_are_adapters_are_those_that_were_merged(tmp_path):
+    _, ours = made(tmp_path, transformers.LlamaForCausalLM, transformers.LlamaConfig(**LLAMA))
+    base, lora = ours[0], Lora(2, 4.0)
+    adapters = {}
+    for number, name in enumerate(TEACHERS):
+        fresh = init_adapters(base.config, lora, number)
+        adapters[name] = jax.tree.map(lambda x: x + 0.1, fresh)
+    data, s = Data(prompted()[1]), AlirectorSettings()
+    batch = jax.tree.map(jnp.asarray, collate(data.examples, buckets_for(data.extents), shapes=data.shapes))
+    whole = {name: merged(joined(base.params, one, lora.scale)) for name, one in adapters.items()}
+    found = [
+        scores_of(alirector(s, how), ours[1].params, base.config, batch, Compute(), Given(arrays)).divergence
+        for how, arrays in ((lora, {"base": base.params, **adapters}), (None, whole))
+    ]
+    np.testing.assert_allclose(found[0], found[1], rtol=2e-4, atol=1e-6)
+    assert float(found[0].sum()) > 0.1
+
+
+def test_a_corrector_that_is_its_own_alignment_model_learns_nothing_from_it(tmp_path):
+    _, ours = made(tmp_path, transformers.BartForConditionalGeneration, transformers.BartConfig(**BART))
+    rng = np.random.default_rng(2)
+    source, labels = rng.integers(4, 30, 5), rng.integers(4, 30, 4)
+    example = Example(((*source.tolist(), 3, *labels.tolist()),), (6,), 0, beside=dict.fromkeys(TEACHERS, source))
+    data = Data([example])
+    batch = jax.tree.map(jnp.asarray, collate(data.examples, buckets_for(data.extents), shapes=data.shapes))
+    one, given = ours[0], Given(dict.fromkeys(TEACHERS, ours[0].params))
+    objective, plain = alirector(AlirectorSettings(beta=3.0)), corrector()
+
+    def gradients(which: Any, beside: Given) -> Any:
+        def loss(params: Any) -> jax.Array:
+            scores = scores_of(which, params, one.config, batch, Compute(), beside)
+            return divide(which.loss(scores, Progress(jnp.int32(0), 1))[0])
+
+        return jax.value_and_grad(loss)(one.params)
+
+    (value, gradient), (alone, wanted) = gradients(objective, given), gradients(plain, Given())
+    assert float(value) == pytest.approx(float(alone), rel=1e-6)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), gradient, wanted)
