@@ -81,14 +81,14 @@ def training(micro: int) -> TrainSettings:
     """As published, for so many turns of a micro-batch: 64 turns a step, an evaluation every 2,000 micro-batches."""
     every = max(2000 * micro // 64, 1)
     return TrainSettings(
-        adamw(1e-4, 0.01), batch_size=64, micro_batches=64 // micro, epochs=9.66, dropout=0.1, best_of=8,
+        adamw(1e-4, 0.01), batch_size=64, micro_batches=64 // micro, epochs=9.677, dropout=0.1, best_of=8,
         eval_every=every, checkpoint_every=every, bucket_window=1,
     )  # fmt: skip
 
 
 PRETRAIN = TrainSettings(adamw(5e-5, 1.0), batch_size=128, micro_batches=1, epochs=10.0, dropout=0.1, bucket_window=1)
 SMALL = TrainSettings(
-    OptimizerSettings(5e-3, "cosine", warmup_ratio=0.05, beta2=0.98), batch_size=32, micro_batches=1, log_every=10,
+    OptimizerSettings(3e-3, "cosine", warmup_ratio=0.05, beta2=0.98), batch_size=32, micro_batches=1, log_every=10,
     eval_every=10**6, checkpoint_every=200, remat="none", bucket_window=1,
 )  # fmt: skip
 JOINT = replace(
@@ -98,7 +98,7 @@ JOINT = replace(
 PRESETS = {
     "tiny": Settings(
         lengths=Lengths(context=72, query=72, entity=32, response=16), projection=32, answer_batch=64,
-        loss=MktodSettings(top_k=3, tau=0.2), raising=replace(SMALL, epochs=5.0), joint=JOINT,
+        loss=MktodSettings(top_k=3, tau=0.2), raising=replace(SMALL, epochs=2.0), joint=JOINT,
         pretrain=replace(SMALL, optimizer=OptimizerSettings(1e-3, "cosine", warmup_ratio=0.1), epochs=3.0),
         retriever_optimizer=OptimizerSettings(1e-3, "linear", warmup_ratio=0.0, beta2=0.98),
     ),

@@ -27,10 +27,10 @@ def fingerprint(params: Params) -> str:
 
 
 LATER = {
-    "ModelConfig": ("start",),
+    "ModelConfig": ("start", "companion"),
     "Positions": ("kind", "offset", "buckets", "distance"),
     "Embed": ("norm", "types"),
-    "Head": ("scale", "pooled", "normalised"),
+    "Head": ("scale", "pooled", "normalised", "projected"),
     "Stack": ("lacks",),
     "Attention": ("norms_all", "rotary_pairs", "latent", "clip"),
     "Mlp": ("experts",),

@@ -81,8 +81,9 @@ def check_files(files: DialogueFiles) -> None:
     """Refuse some files without the others."""
     missing = [name for name in DialogueFiles.__dataclass_fields__ if not getattr(files, name)]
     if missing and len(missing) < len(DialogueFiles.__dataclass_fields__):
-        cure = "Give all five files of a data set, or none for the miniature"
-        raise InputError("is missing beside the other files", field=f"--{missing[0]}", cure=cure)
+        cure, name = "Give all five files of a data set, or none for the miniature", missing[0]
+        option = f"--{name}-turns" if name in SIDES else f"--{name}"
+        raise InputError("is missing beside the other files", field=option, cure=cure)
 
 
 def miniature_files(desk: Desk, sizes: tuple[int, int, int], places: int) -> DialogueFiles:
@@ -108,14 +109,14 @@ def miniature_system(seed: int, width: int, layers: int, projected: int, *, gate
     t5 = config_from_hf({
         "model_type": "t5", "vocab_size": len(reader), "d_model": width, "d_kv": HEAD, "d_ff": 2 * width,
         "num_layers": layers, "num_decoder_layers": layers, "num_heads": heads, "feed_forward_proj": forward,
-        "relative_attention_num_buckets": 32, "relative_attention_max_distance": 64, "tie_word_embeddings": True,
+        "relative_attention_num_buckets": 32, "relative_attention_max_distance": 64, "tie_word_embeddings": not gated,
     })  # fmt: skip
     bert = config_from_hf({
         "model_type": "bert", "vocab_size": len(asker), "hidden_size": width, "intermediate_size": 2 * width,
         "num_hidden_layers": layers, "num_attention_heads": heads, "max_position_embeddings": 256,
-        "projection_dim": projected, "initializer_range": 0.05,
+        "projection_dim": projected, "initializer_range": 0.5 * width**-0.5,
     })  # fmt: skip
-    keys, t5 = jax.random.split(jax.random.key(seed)), replace(t5, initializer_range=1.0)
+    keys, t5 = jax.random.split(jax.random.key(seed)), replace(t5, initializer_range=width**-0.5)
 
     def scaled(path: tuple[Any, ...], x: jax.Array) -> jax.Array:
         """Scores are not scaled, so that queries begin small. What a layer adds is little beside the words, and what
@@ -124,9 +125,11 @@ def miniature_system(seed: int, width: int, layers: int, projected: int, *, gate
             return x.at[jnp.arange(1, heads), jnp.arange(heads - 1)].add(5.0)
         if len(path) > 2 and path[-3].key == "cross" and path[-2].key in ("v", "o"):
             return jnp.broadcast_to(jnp.eye(width), x.shape)
-        return x * {"q": HEAD**-0.5, "o": 0.15, "down": 0.15}.get(path[-2].key, 1.0)
+        return x * {"q": HEAD**-0.5, "embed": width**0.5, "o": 0.15, "down": 0.15}.get(path[-2].key, 1.0)
 
     own = jax.tree.map_with_path(scaled, init_params(t5, keys[0]))
+    if gated:  # a head of its own, which begins as what the other version has
+        own["head"] = {"kernel": own["embed"]["embedding"] * width**-0.5}
     return System(Model(t5, own, reader), Model(bert, init_params(bert, keys[1]), asker))
 
 

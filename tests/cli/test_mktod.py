@@ -70,7 +70,7 @@ def test_bad_input_is_refused(tmp_path, capsys):
     refused({"--retriever": str(tmp_path / "t5")}, "t5 is no encoder alone")
     refused({"--arms": "everything"}, "'everything' is not one of its choices")
     refused({"--lengths.query": "400"}, "400 tokens exceed the retriever's 256 positions")
-    refused({"--joint.batch-size": "4096", "--joint.micro-batches": "1"}, "do not fill one batch of 4096")
+    refused({"--pretrain.batch-size": "4096"}, "'--pretrain.batch-size'", "do not fill one batch of 4096")
     entities = json.loads(files.knowledge.read_text())
     nameless = tmp_path / "nameless.json"
     nameless.write_text(json.dumps([{k: v for k, v in one.items() if k != "name"} for one in entities]))
