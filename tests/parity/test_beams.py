@@ -58,7 +58,8 @@ def same(found: list[list[Hypothesis]], expected: list[list[Hypothesis]], penalt
 
 
 @pytest.mark.parametrize("name", [
-    "llama-gqa-tied", "mistral-window", "gemma2", "deepseek-v2-lite", "bart", "t5-1.1",
+    "llama-gqa-tied", "bart", "t5-1.1",
+    *(pytest.param(name, marks=pytest.mark.slow) for name in ("mistral-window", "gemma2", "deepseek-v2-lite")),
 ])  # fmt: skip
 def test_all_hypotheses_equal_those_of_transformers(name, tmp_path):
     """Prompts of uneven length, more than a batch holds, so that they begin at different times; hypotheses of many
@@ -79,7 +80,7 @@ def test_all_hypotheses_equal_those_of_transformers(name, tmp_path):
     assert len(lengths) > 2 and NEW in lengths, lengths
 
 
-@pytest.mark.parametrize("name", ["llama-gqa-tied", "bart"])
+@pytest.mark.parametrize("name", ["llama-gqa-tied", pytest.param("bart", marks=pytest.mark.slow)])
 def test_no_ngram_occurs_twice(name, tmp_path):
     """Tokens of a prompt count where the decoder reads them; each prompt alone, since padding would count as well."""
     theirs = (write_model if name == "bart" else write_checkpoint)(name, tmp_path, **(

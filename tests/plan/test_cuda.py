@@ -59,9 +59,9 @@ TRAINED = [
 READ = [
     ("gemma2", ScoreStep(2, 16, 3, prompt=16, attention="xla")), ("gemma3", TeacherStep(2, 32, attention="xla")),
     ("gemma3", Prefill(2, 32, attention="xla")), ("qwen3", Prefill(2, 32, attention="xla")),
-    ("gemma2", Decode(2, 32, 16)), ("gemma2", BeamDecode(2, 32, 16, 3)), ("gemma3", Decode(2, 32, 16, weights="int8")),
+    ("gemma2", Decode(2, 32, 16)), ("qwen3", BeamDecode(2, 32, 16, 3)), ("gemma3", Decode(2, 32, 16, weights="int8")),
     ("gemma2", SearchLayer(2, 32, 3, attention="xla")), ("llama", SearchLoss(2, 32, 3)),
-    ("llama", DistilStep(TrainStep("sft", 2, 32, attention="xla"), 32)), ("gemma3", BeamDecode(2, 32, 16, 3)),
+    ("llama", DistilStep(TrainStep("sft", 2, 32, attention="xla"), 32)),
     ("llama", TeacherStep(2, 32, attention="xla", weights="int8")), ("llama", Decode(2, 32, 16, 2, Sampler(0.8, 0.95, 5, 1.05))),
 ]  # fmt: skip
 MERGED = [
