@@ -34,7 +34,7 @@ FCGEC = {
 def words(out: Path, data: Path, **more: object) -> list[str]:
     """The command on the files of `data`."""
     given: dict[str, object] = {
-        "out": out, "pairs": data / "train.json", "tests": data / "test.para", "arms": ARMS, "validation": 8,
+        "out": out, "pairs": data / "train.json", "tests": data / "test.para", "arms": ARMS, "validation": 8, "raised": 0,
         "writing.max-new-tokens": 24, "corrector.epochs": 8, "corrector.optimizer.learning-rate": 5e-3,
     }  # fmt: skip
     given = {f"{stage}.{name}": value for stage in ("corrector", "alignment", "distillation") for name, value in SMALL.items()} | given
