@@ -27,9 +27,9 @@ class Work:
         if not self.rows:
             return []
         lines = [
-            {"model": model, "work": what, "tokens": f"{tokens:,}", "GFLOPs": f"{flops / 1e9:,.1f}"}
+            {"teacher": model, "work": what, "tokens": f"{tokens:,}", "GFLOPs": f"{flops / 1e9:,.1f}"}
             for (model, what), (tokens, flops) in self.rows.items()
         ]
         tokens, flops = (sum(one) for one in zip(*self.rows.values(), strict=True))
-        total = {"model": "all", "work": "", "tokens": f"{tokens:,}", "GFLOPs": f"{flops / 1e9:,.1f}"}
+        total = {"teacher": "all", "work": "", "tokens": f"{tokens:,}", "GFLOPs": f"{flops / 1e9:,.1f}"}
         return ["## Compute of teachers", markdown_table([*lines, total])]
