@@ -135,7 +135,7 @@ def test_eight_devices_do_what_one_does(once, data, tmp_path):
     ({"validation": 9999}, "leave none to train on"), ({"corrector.batch-size": 512}, "do not fill one batch of 512"),
     ({"model": "zoo:chinese-decoder", "arms": "copy"}, "copies from an encoder"),
     ({"arms": "plain two_pass"}, "no model/"), ({"fcgec": "BEYOND", "arms": "copy"}, "'copy' does not go on with FCGEC"),
-    ({"distillation.pack-tokens": 64}, "packs rows"), ({"writing.length-penalty": 99}, "length-penalty"),
+    ({"distillation.pack-tokens": 64}, "rows of one example each"), ({"writing.beams": 2, "writing.length-penalty": 99}, "length-penalty"),
     ({"corrector.best-of": 2, "validation": 0}, "needs --validation"), ({"tests": "SAME"}, "two files are called 'test'"),
 ], ids=lambda value: "-".join(value) if isinstance(value, dict) else "")  # fmt: skip
 def test_what_cannot_be_done_is_refused(data, tmp_path, capsys, more, told):
