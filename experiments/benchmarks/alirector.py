@@ -348,8 +348,8 @@ def main(s: Settings) -> None:
     peaks = [us.median(what) / other.median(what) for what in PEAKS.values()]
     print(
         f"\nours is {times[0]:.2f} times as fast by the clock, {times[1]:.2f} times by processors' seconds; of the "
-        f"memory it takes {peaks[0]:.2f} in all, {peaks[1]:.2f} less the libraries, {peaks[2]:.2f} of what is the step's "
-        f"own. A step needs {flops / 1e9:,.0f} GFLOPs."
+        f"memory it takes {peaks[0]:.2f} in all, {peaks[1]:.2f} less the libraries, {peaks[2]:.2f} of what is its own. "
+        f"A step needs {flops / 1e9:,.0f} GFLOPs."
     )
 
 
