@@ -158,7 +158,7 @@ def plain(s: Settings) -> dict[str, float]:
 
     def one() -> float:
         scores = vector(made["query"]) @ vector(made["queried"]).T
-        order = scores.detach().sort(-1, descending=True, stable=True).indices
+        order = torch.argsort(scores.detach(), dim=-1, descending=True, stable=True)
         chosen = torch.cat([order[:, : s.top_k], order[:, -1:]], 1)
         context = made["context"][:, None].expand(-1, chosen.shape[1], -1)
         passages = torch.cat([context, made["read"][chosen]], -1)
