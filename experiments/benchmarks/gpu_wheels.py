@@ -24,7 +24,7 @@ BROUGHT = frozenset((
 UNUSED = frozenset((
     "chex", "datasets", "tensorflow-datasets", "hf-xet", "uvloop", "treescope", "psutil",
     "typer", "shellingham", "click", "annotated-doc", "annotated-types", "pydantic", "pydantic-core",
-    "typing-inspection",
+    "typing-inspection", "opencc", "sacrebleu", "portalocker", "lxml", "tabulate", "colorama",
 ))  # fmt: skip
 """What no part of the benchmark imports, or only where it is installed."""
 PLOTS = frozenset((

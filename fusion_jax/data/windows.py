@@ -72,9 +72,9 @@ def split_windows(
 def window_documents(
     texts: Sequence[str], tokenizers: Sequence[PreTrainedTokenizerBase], limit: int
 ) -> tuple[list[Document], Counter[str]]:
-    """The windows of `split_windows` as documents, and how many texts, blank texts and windows there are."""
+    """The windows of `split_windows` as documents, and how many texts, windows and blank texts there are."""
     windows, blank = split_windows(texts, tokenizers, limit)
-    counts = Counter({"texts": len(texts), "blank texts": blank, "windows": len(windows)})
+    counts = Counter({"texts": len(texts), "windows": len(windows), "blank texts": blank})
     return text_documents([window.text for window in windows]), counts
 
 

@@ -30,7 +30,7 @@ LATER = {
     "ModelConfig": ("start", "companion"),
     "Positions": ("kind", "offset", "buckets", "distance"),
     "Embed": ("norm", "types"),
-    "Head": ("scale", "pooled", "normalised", "projected"),
+    "Head": ("scale", "pooled", "normalised", "projected", "copying"),
     "Stack": ("lacks",),
     "Attention": ("norms_all", "rotary_pairs", "latent", "clip"),
     "Mlp": ("experts",),
