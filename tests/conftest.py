@@ -41,13 +41,16 @@ MOST_PROGRAMS = 2**30  # bytes that daily work keeps
 # The files that take most CPU seconds, the longest first; one that is not here comes after them. The notebooks find what
 # the benchmark has compiled.
 LONGEST = (
-    "multihost/test_training.py", "parity/test_logits.py", "benchmarks/test_gpu.py", "parity/test_generation.py",
-    "cli/test_preference_pages.py", "merge/test_task_vectors.py", "merge/test_mergekit.py", "notebooks/test_notebooks.py",
-    "store/test_bucket.py", "sampling/test_generate.py", "zoo/test_models.py", "resume/test_sigkill.py",
-    "ops/test_kernels.py", "losses/test_preference_golden.py", "merge/test_averaging.py", "plan/test_llama.py",
-    "losses/test_fusion_golden.py", "merge/test_estimate.py", "cli/test_fusion_experiments.py", "fuzz/test_fuzz.py",
-    "losses/test_fused_preference_golden.py", "ops/test_splash.py", "train/test_fused_objectives.py",
-    "train/test_alike.py", "plan/test_cuda.py", "merge/test_executor.py",
+    "cli/test_alirector.py", "resume/test_sigkill.py", "train/test_lora.py", "train/test_mktod.py",
+    "train/test_sharding.py", "cli/test_preference_pages.py", "train/test_alirector.py", "store/test_given.py",
+    "fuzz/test_fuzz.py", "train/test_given.py", "sampling/test_session.py", "multihost/test_training.py",
+    "train/test_live_teachers.py", "cli/test_distil.py", "cli/test_profuser.py", "benchmarks/test_gpu.py",
+    "cool/test_golden.py", "notebooks/test_notebooks.py", "plan/test_correcting.py", "train/test_shared_prompt.py",
+    "merge/test_task_vectors.py", "parity/test_generation.py", "cli/test_seft.py", "cli/test_sweeps.py",
+    "train/test_packing.py", "models/test_int8.py", "train/test_metrics.py", "cool/test_together.py",
+    "parity/test_beams.py", "plan/test_llama.py", "sampling/test_generate.py", "store/test_lease.py",
+    "cli/test_prune.py", "cli/test_mktod.py", "train/test_copying.py", "merge/test_mergekit.py", "store/test_bucket.py",
+    "train/test_alike.py", "train/test_optimise.py", "prune/test_native.py",
 )  # fmt: skip
 
 
