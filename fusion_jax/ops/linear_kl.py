@@ -1,9 +1,10 @@
 """Kullback-Leibler divergences between linear heads over a whole vocabulary, without ever holding all logits.
 
 The student's and the teachers' vocabulary is cut into chunks, as in `linear_logprobs`. The forward pass keeps running
-maxima, totals, and sums of p (z_teacher - z_student); the backward pass computes each chunk's logits once more. With N
-rows, V entries, a student of width D and teachers of widths that sum to E, the forward pass takes 2 N V (D + E) FLOPs
-and the backward pass 2 N V (3 D + E): no gradient of a teacher is computed.
+maxima, totals, and sums of p (z_teacher - z_student); the backward pass computes each chunk's logits once more, unless
+all of them are few enough to be kept. With N rows, V entries, a student of width D and teachers of widths that sum to
+E, the forward pass takes 2 N V (D + E) FLOPs, the backward pass 2 N V (3 D + E), or 4 N V D: no gradient of a teacher
+is computed.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from fusion_jax.ops.linear_logprobs import (
 )
 
 Array = jax.Array
+KEPT = 1 << 25  # logits of student and teachers on a device that are kept for the backward pass (128 MiB in float32)
 Heads = tuple[tuple[Array, Array], ...]
 
 
@@ -43,7 +45,8 @@ class Divergences(NamedTuple):
 
 
 class _Plan(NamedTuple):
-    """How the vocabulary is walked. caps: the teachers' soft caps. mix: see `linear_kl`."""
+    """How the vocabulary is walked. caps: the teachers' soft caps. mix: see `linear_kl`. kept: whether the backward
+    pass finds the logits of the forward pass."""
 
     vocab: int
     cap: float | None
@@ -51,6 +54,7 @@ class _Plan(NamedTuple):
     mix: tuple[float, ...] | None
     shards: int
     chunks: int
+    kept: bool
 
 
 class _Against(NamedTuple):
@@ -78,6 +82,7 @@ def linear_kl(
     row_shards: int = 1,
     elements: int = CHUNK_ELEMENTS,
     chunk: int | None = None,
+    kept: int = KEPT,
 ) -> Divergences:
     """The student's log softmax(cap(hidden @ kernel.T)) at the labels, and how far teachers are from it in either
     direction.
@@ -95,6 +100,7 @@ def linear_kl(
       soft_cap: the student's c * tanh(logits / c); teacher_caps: the teachers'. A mix is of capped logits.
       vocab_shards, row_shards, elements, chunk: as in `linear_logprobs`; `elements` counts the logits of student and
         teachers together.
+      kept: as many logits on a device, of student and teachers together, are kept for the backward pass.
 
     Returns:
       `Divergences`, float32 (float64 for float64 states).
@@ -108,9 +114,10 @@ def linear_kl(
     rows = hidden.reshape(-1, hidden.shape[-1])
     others = tuple((states.reshape(-1, states.shape[-1]), head) for states, head in lax.stop_gradient(tuple(teachers)))
     count = max(math.prod(shape), 1)
-    held = max(elements // (1 + len(teachers)), 1)
-    chunks = chunk_plan(vocab, -(-count // row_shards), vocab_shards, chunk, held)
-    plan = _Plan(vocab, soft_cap, caps, None if mix is None else tuple(mix), vocab_shards, chunks)
+    here, together = -(-count // row_shards), 1 + len(teachers)
+    chunks = chunk_plan(vocab, here, vocab_shards, chunk, max(elements // together, 1))
+    keeps = together * here * -(-vocab // vocab_shards) <= kept
+    plan = _Plan(vocab, soft_cap, caps, None if mix is None else tuple(mix), vocab_shards, chunks, keeps)
     found = _divergences(rows, kernel, labels.reshape(-1, 1), others, plan)
     return Divergences(*(value.reshape(*shape, *value.shape[1:]) for value in found))
 
@@ -158,7 +165,7 @@ def _forward(
 ) -> tuple[tuple[Array, Array, Array], tuple]:
     dtype = accumulator(hidden.dtype)
 
-    def body(carry: tuple, chunk: tuple[Array, tuple[Array, ...], Array]) -> tuple[tuple, None]:
+    def body(carry: tuple, chunk: tuple[Array, tuple[Array, ...], Array]) -> tuple[tuple, list[Array] | None]:
         peak, total, label_logit, against = carry
         part, parts, ids = chunk
         logits = chunk_logits(hidden, part, ids, plan.vocab, plan.cap)
@@ -169,19 +176,20 @@ def _forward(
             _counted(sums, teacher, logits - _rows(new_peak), masses, (total, decay, peak - new_peak), ids < plan.vocab)
             for sums, teacher in zip(against, teachers, strict=True)
         ]
-        return (new_peak, total * decay + masses.sum((1, 2)), label_logit, against), None
+        sums = (new_peak, total * decay + masses.sum((1, 2)), label_logit, against)
+        return sums, [logits, *teachers] if plan.kept else None
 
     zero = jnp.zeros(hidden.shape[0], dtype)
     lowest = jnp.full_like(zero, jnp.finfo(dtype).min)
     number = len(others) if plan.mix is None else 1
     start = (lowest, zero, zero, [_Against(lowest, zero, zero, zero)] * number)
-    (peak, total, label_logit, against), _ = lax.scan(body, start, _chunks(kernel, others, plan))
+    (peak, total, label_logit, against), logits = lax.scan(body, start, _chunks(kernel, others, plan))
     logsumexp = peak + jnp.log(total)
     forward = [a.forward / a.total - jnp.log(a.total) + jnp.log(total) for a in against]
     reverse = [a.reverse / total - jnp.log(total) + jnp.log(a.total) for a in against]
     found = label_logit - logsumexp, jnp.stack(forward, -1), jnp.stack(reverse, -1)
     normalisers = [a.peak + jnp.log(a.total) for a in against]
-    return found, (hidden, kernel, labels, others, logsumexp, normalisers, found[2])
+    return found, (hidden, kernel, labels, others, logsumexp, normalisers, found[2], logits)
 
 
 def _counted(
@@ -204,17 +212,20 @@ def _counted(
 
 def _backward(plan: _Plan, saved: tuple, cotangents: tuple[Array, Array, Array]) -> tuple[Array, Array, None, None]:
     """With p of the student and q of a teacher: d forward = p - q and d reverse = p (log p - log q - reverse)."""
-    hidden, kernel, labels, others, logsumexp, normalisers, reverse = saved
+    hidden, kernel, labels, others, logsumexp, normalisers, reverse, kept = saved
     g_logprob, g_forward, g_reverse = cotangents
     dtype = logsumexp.dtype
     g_probs = g_forward.sum(1) - g_logprob
 
-    def body(d_hidden: Array, chunk: tuple[Array, tuple[Array, ...], Array]) -> tuple[Array, Array]:
-        part, parts, ids = chunk
-        logits = chunk_logits(hidden, part, ids, plan.vocab, plan.cap)
+    def body(d_hidden: Array, chunk: tuple) -> tuple[Array, Array]:
+        (part, parts, ids), known = chunk
+        logits, *teachers = known or (
+            chunk_logits(hidden, part, ids, plan.vocab, plan.cap),
+            *_teacher_logits(others, parts, ids, plan, dtype),
+        )
         logprobs = logits - _rows(logsumexp)
         weights, drawn = _rows(g_probs), jnp.zeros((), dtype)
-        for n, teacher in enumerate(_teacher_logits(others, parts, ids, plan, dtype)):
+        for n, teacher in enumerate(teachers):
             taught = teacher - _rows(normalisers[n])
             apart = jnp.where(ids < plan.vocab, logprobs - taught, 0.0)
             weights = weights + _rows(g_reverse[:, n]) * (apart - _rows(reverse[:, n]))
@@ -223,7 +234,7 @@ def _backward(plan: _Plan, saved: tuple, cotangents: tuple[Array, Array, Array])
         added, d_part = through_head(d_logits, logits, hidden, part, ids, plan.vocab, plan.cap)
         return d_hidden + added, d_part
 
-    d_hidden, d_chunks = lax.scan(body, jnp.zeros(hidden.shape, dtype), _chunks(kernel, others, plan))
+    d_hidden, d_chunks = lax.scan(body, jnp.zeros(hidden.shape, dtype), (_chunks(kernel, others, plan), kept))
     return d_hidden.astype(hidden.dtype), join_head(d_chunks, plan.vocab), None, None
 
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fusion_jax.ops.dropout import dropout, source_dropout
-from fusion_jax.ops.linear_kl import linear_kl
+from fusion_jax.ops.linear_kl import KEPT, linear_kl
 from fusion_jax.sharding import data_ways, make_mesh, named, tensor_shards
 
 ROWS, V = (8, 16), 1024
@@ -24,7 +24,7 @@ def largest(program: str) -> int:
     return max(int(np.prod([int(n) for n in found.split(",")])) for found in re.findall(r"\w\[(\d[\d,]*)\]", program))
 
 
-def run(mesh: Any) -> tuple[list[np.ndarray], int]:
+def run(mesh: Any, kept: int = 0) -> tuple[list[np.ndarray], int]:
     """The values and gradients, and the largest array of the compiled program on a device."""
     rng = np.random.default_rng(0)
     heads = [(rng.normal(size=(*ROWS, d)), rng.normal(size=(V, d))) for d in (8, 16, 8)]
@@ -40,7 +40,7 @@ def run(mesh: Any) -> tuple[list[np.ndarray], int]:
     def total(hidden: jax.Array, kernel: jax.Array, teachers: Any) -> tuple[jax.Array, Any]:
         found = linear_kl(
             hidden, kernel, labels, teachers,
-            vocab_shards=tensor_shards(mesh), row_shards=data_ways(mesh), chunk=128,
+            vocab_shards=tensor_shards(mesh), row_shards=data_ways(mesh), chunk=128, kept=kept,
         )  # fmt: skip
         values = jnp.stack([found.logprobs, found.forward.sum(-1), found.reverse.sum(-1)])
         return (values * weights).sum(), found
@@ -65,10 +65,13 @@ def main() -> None:
         same = [np.array_equal(a, b) for a, b in zip(dropped(mesh), dropped(None), strict=True)]
         json.dump(same, sys.stdout)
         return
-    (found, size), (expected, _) = run(mesh), run(None)
-    apart = [float(np.abs(a - b).max() / np.abs(b).max()) for a, b in zip(found, expected, strict=True)]
-    logits = np.prod(ROWS) * V // mesh.size
-    json.dump({"apart": max(apart), "largest": size, "logits": int(logits)}, sys.stdout)
+    expected, _ = run(None)
+    out = {"logits": int(np.prod(ROWS) * V // mesh.size)}
+    for name, kept in (("", 0), (" kept", KEPT)):
+        found, size = run(mesh, kept)
+        apart = [float(np.abs(a - b).max() / np.abs(b).max()) for a, b in zip(found, expected, strict=True)]
+        out |= {f"apart{name}": max(apart), f"largest{name}": size}
+    json.dump(out, sys.stdout)
 
 
 if __name__ == "__main__":

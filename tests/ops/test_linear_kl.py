@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from fusion_jax.ops.linear_kl import Divergences, linear_kl
+from fusion_jax.ops.linear_kl import KEPT, Divergences, linear_kl
 from fusion_jax.ops.linear_logprobs import linear_logprobs
 from tests.ops.sharded_ops import largest
 from tests.programs import finished
@@ -114,15 +114,18 @@ def test_a_distribution_that_is_certain(dtype, sure):
 
 
 @pytest.mark.usefixtures("quick_compiler")  # from here on
-@pytest.mark.parametrize("vocab, chunk, shards", [(1, 1, 1), (11, 16, 2), (64, 16, 1), (97, 10, 1), (97, 16, 2)])
+@pytest.mark.parametrize(
+    "vocab, chunk, shards, kept", [(1, 1, 1, KEPT), (11, 16, 2, 0), (64, 16, 1, 0), (97, 10, 1, KEPT), (97, 16, 2, 0)]
+)
 @pytest.mark.parametrize("mix", [None, MIX], ids=["each", "mixed"])
 @pytest.mark.parametrize("cap", [None, 4.0])
-def test_values_and_gradients_equal_dense_softmaxes(x64, vocab, chunk, shards, mix, cap):
+def test_values_and_gradients_equal_dense_softmaxes(x64, vocab, chunk, shards, kept, mix, cap):
     hidden, kernel, labels, teachers, weights = inputs(vocab)
     expected = slopes(lambda h, k: dense(h, k, labels, teachers, cap, CAPS, mix), hidden, kernel, weights)
     found = slopes(
         lambda h, k: linear_kl(
-            h, k, labels, teachers, mix=mix, soft_cap=cap, teacher_caps=CAPS, vocab_shards=shards, chunk=chunk
+            h, k, labels, teachers, mix=mix, soft_cap=cap, teacher_caps=CAPS, vocab_shards=shards, chunk=chunk,
+            kept=kept,
         ),
         hidden, kernel, weights,
     )  # fmt: skip
@@ -209,7 +212,7 @@ def test_the_program_holds_no_array_of_all_logits():
     hidden, kernel, labels, teachers, weights = inputs(vocab, jnp.float32, rows)
 
     def total(hidden: Any, kernel: Any) -> Any:
-        return weighed(linear_kl(hidden, kernel, labels, teachers, chunk=128), weights)
+        return weighed(linear_kl(hidden, kernel, labels, teachers, chunk=128, kept=0), weights)
 
     program = jax.jit(jax.grad(total, (0, 1))).lower(hidden, kernel).compile()
     assert largest(program.as_text()) < np.prod(rows) * vocab
@@ -218,10 +221,11 @@ def test_the_program_holds_no_array_of_all_logits():
 
 @pytest.mark.slow
 def test_eight_devices_give_the_numbers_of_one():
-    """Each holds rows / 4 and vocabulary / 2, and never the logits of both."""
+    """Each holds rows / 4 and vocabulary / 2, and never the logits of both, or those that are its own."""
     script = str(Path(__file__).with_name("sharded_ops.py"))
     out = json.loads(finished([script, "linear_kl"], os.environ | virtual_devices(8)))
     assert out["apart"] < 2e-5 and out["largest"] < out["logits"], out
+    assert out["apart kept"] < 2e-5 and out["largest kept"] == out["logits"], out
 
 
 def test_heads_that_do_not_match_are_refused():
