@@ -78,9 +78,9 @@ def test_questions_that_do_not_fit_or_are_changed_fail_alone(model):
     assert [first.text, last.text] == [one.text for one in asked(answerer, ["a", "b"], max_tokens=4)]
     assert asked(Local(model, "m", window=8), ["a"], max_tokens=4)[0].reason == LONG
     trimming = dataclasses.replace(model)
-    trimming.tokenizer.chat_template, kept = "{% for m in messages %}{{ m.content | replace('x', 'y') }}{% endfor %}", model.tokenizer.chat_template
+    trimming.tokenizer.chat_template, kept = "{% for m in messages %}{{ m.content | replace('axe', 'saw') }}{% endfor %}", model.tokenizer.chat_template
     try:
-        changed, whole = asked(Local(trimming, "m"), ["an ax falls", "no letter"], max_tokens=4)
+        changed, whole = asked(Local(trimming, "m"), ["an axe falls", "no letter"], max_tokens=4)
     finally:
         model.tokenizer.chat_template = kept
     assert isinstance(changed, Failure) and changed.reason == "chat template changes the question" and whole.finish
