@@ -19,7 +19,7 @@ from fusion_jax.evals.socialbench.prompts import Prompt, Templates, fitted, prom
 from fusion_jax.evals.socialbench.records import MEMORY, SAMPLE, BenchFile, Item, load
 from fusion_jax.evals.socialbench.rows import Asked, Row, row_from, row_of
 from fusion_jax.fields import Fields
-from fusion_jax.jsonl import Record, numbered, read_jsonl
+from fusion_jax.jsonl import Record, content_hash, numbered, read_jsonl
 from fusion_jax.options import File, Files, Folder
 from fusion_jax.runs.asking import REPLIES, AskingSettings, answerer_of, replies
 from fusion_jax.runs.desk import Desk
@@ -159,8 +159,9 @@ def answered(s: RoleSettings, desk: Desk, asked: Sequence[Asked], answerer: Answ
     failed = Counter(one.reason for one in outcomes if isinstance(one, Failure))
     desk.counter("replies").update({"answered": len(outcomes) - sum(failed.values()), **failed})
     rows = [_row(s, one, outcome) for one, outcome in zip(asked, outcomes, strict=True)]
-    kept = desk.records(ROWS, lambda: [row.as_json() for row in rows], made_from=[PROMPTS])
-    return Answered(identity, [row_from(record) for record in kept])
+    records = [row.as_json() for row in rows]
+    made_from = [PROMPTS, f"replies={content_hash(records)}"]
+    return Answered(identity, [row_from(one) for one in desk.records(ROWS, lambda: records, made_from=made_from)])
 
 
 def speaker_of(s: RoleSettings, desk: Desk) -> Answerer | None:

@@ -12,7 +12,7 @@ import time
 import pytest
 
 from fusion_jax.asking.ask import ask, failures
-from fusion_jax.asking.contract import Candidate, Decoding, Failure, Question, Reply
+from fusion_jax.asking.contract import Candidate, Decoding, Failure, Message, Question, Reply
 from fusion_jax.asking.given import Given
 from fusion_jax.asking.log import Entry, ReplyLog, identity_in, key_of
 from fusion_jax.errors import InputError
@@ -221,3 +221,12 @@ def test_an_entry_is_what_it_was(tmp_path):
         log.add(Question.of("a"), Decoding(), 0, entry)
     (read,) = ReplyLog.of(tmp_path, None).entries().values()
     assert read.outcome.text == "half \ud83d" and read.outcome.logprobs == (Candidate("x", -1e9),)
+
+
+@pytest.mark.parametrize("messages, told", [
+    ((), "does not end with the user"), ((Message("user", "a"), Message("assistant", "b")), "does not end with the user"),
+    ((Message("human", "a"),), "has the role 'human'"), ((Message("system", "s"), Message("user", "\ud83d")), r"field 'messages\[1\]': holds half of a surrogate"),
+])  # fmt: skip
+def test_questions_that_are_none(messages, told):
+    with pytest.raises(InputError, match=told):
+        Question(messages)
