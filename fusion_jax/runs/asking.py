@@ -119,7 +119,7 @@ def replies(
     with (
         ReplyLog.of(folder, share.index) as log,
         desk.run.console.status(f"  {what}") as status,
-        desk.run.phase("asking"),
+        desk.run.timed(f"{REPLIES}, {what}"),
     ):
 
         def told(done: int, of: int) -> None:

@@ -104,11 +104,13 @@ def warnings(facts: Mapping[str, Any], headline: Mapping[str, Cell]) -> list[str
 
 def result_sentence(s: RoleSettings, facts: Mapping[str, Any], headline: Mapping[str, Cell]) -> str:
     """The mean, beside what chance gives."""
-    mean = facts["avg"][s.unparsed]
+    mean, counted = facts["avg"][s.unparsed], facts["avg"]["zero"]
+    chance = sum(facts["chance"].values()) / len(DIMENSIONS)
     if mean is None:
         scored = sum(one.score is not None for one in headline.values())
-        return f"{s.speaker} has scores in {scored} of nine dimensions on {facts['items']} records."
-    chance = sum(facts["chance"].values()) / len(DIMENSIONS)
+        told = f"{s.speaker} has scores in {scored} of nine dimensions on {facts['items']} records"
+        beside = f"; with unread replies as 0 its average is {counted:.2f}, where random answers have {chance:.2f}"
+        return f"{told}{'' if counted is None else beside}."
     told = (
         f"{s.speaker} has an average of {mean:.2f} on {facts['items']} records, where random answers have {chance:.2f}"
     )
