@@ -12,10 +12,11 @@ Letters are read out of the reply, or keywords looked for in it; items give nine
 
 Data: the benchmark's files, which have no licence and are not shipped; without --files, records made for this project.
 Prompts are in this project's words, so that scores are not comparable digit for digit with published ones;
---templates FILE takes the benchmark's own words, verified by their hashes. Hardware and time: `tiny` a CPU, 27 s of
-one core; real models a TPU or GPU (not timed). Result: report.md and report.json with the nine scores, their mean,
+--templates FILE takes the benchmark's own words, verified by their hashes. Hardware and time: `tiny` a CPU, 27 s of one
+core; real models a TPU or GPU (not timed). Result: report.md and report.json with the nine scores, their mean,
 intervals, and what chance gives; rows.jsonl. Expected: nothing of the miniature, which was raised on sums and sorting
-and names no option (0 where chance has 18.3); `--baseline oracle` has 100 everywhere. Published: LLaMA-2-7B-Chat 33.80 to Xingchen-Plus 79.39 on average.
+and names no option (0 where chance has 18.3); `--baseline oracle` has 100 everywhere. Published, on average:
+LLaMA-2-7B-Chat 33.80 to Xingchen-Plus 79.39.
 
 Stages: prompts.jsonl, replies/ (kept as they come: a run that is killed asks nothing twice), rows.jsonl, report.json
 """
