@@ -40,8 +40,8 @@ def ask(
     Args:
       log: what was answered before, and where replies are kept as they come. Failures are kept when all is asked, so
         that a run that was stopped asks those again.
-      sample: another number is another reply to the same question, where the temperature is not 0.
-      share: this process among those that share the log and are not connected; each has a file of its own.
+      sample: another number is another reply to the same question.
+      share: this process among those that share the log and are not connected.
       patience: seconds without a new line after which the others count as lost.
       failed_again: whether questions that the log holds as failed are asked again.
       progress: told how many different questions have an outcome, of how many.
@@ -58,13 +58,12 @@ def ask(
     mine = [key for key in keys if key not in known and int(key[:12], 16) % share.count == share.index]
     progress(len(known), len(keys))
 
-    def told(done: int) -> None:
-        progress(len(known) + done, len(keys))
+    found: dict[str, Outcome] = dict(known)
 
     def asked() -> None:
-        found.update(_asked(answerer, {key: first[key] for key in mine}, decoding, log, sample, told))
+        left = {key: first[key] for key in mine}
+        found.update(_asked(answerer, left, decoding, log, sample, lambda done: progress(len(known) + done, len(keys))))
 
-    found: dict[str, Outcome] = dict(known)
     if answerer.together:
         asked()
     else:
