@@ -18,7 +18,7 @@ import time
 import traceback
 import urllib.parse
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -148,7 +148,9 @@ class Server:
             while (one := told.get()) is not None:
                 if isinstance(one, BaseException):
                     raise one from None
-                yield one
+                number, outcome, taken = one
+                yield number, outcome
+                task.soon(taken.set)  # what is told is in the log by now
         finally:
             task.stop()
             thread.join()
@@ -172,7 +174,8 @@ class _Task:
     """The questions of one call, asked by an event loop in a thread of its own, so that every time limit holds whatever
     the server does, and a notebook's own loop is not in the way.
 
-    tell: takes (number, outcome) pairs, an error, then None.
+    tell: takes (number, outcome, event) triples, an error, then None. No worker asks on before its event is set, so that
+      a kill loses no more replies than there are workers.
     """
 
     def __init__(
@@ -209,10 +212,12 @@ class _Task:
     def stop(self) -> None:
         """End what is under way; called by another thread."""
         self.stopped.set()
-        try:
-            self.loop.call_soon_threadsafe(lambda: self.work.cancel() if self.work is not None else None)
-        except RuntimeError:  # it has ended
-            return
+        self.soon(lambda: self.work.cancel() if self.work is not None else None)
+
+    def soon(self, what: Callable[[], object]) -> None:
+        """Do something in the loop, if it has not ended; called by another thread."""
+        with suppress(RuntimeError):
+            self.loop.call_soon_threadsafe(what)
 
     async def _all(self) -> None:
         how = self.server.transport
@@ -238,7 +243,9 @@ class _Task:
                     f"{outcome.reason} ({outcome.detail})", file=self.server.url, field="server",
                     cure="Look at the server; the same command with --resume goes on",
                 )  # fmt: skip
-            self.tell((number, outcome))
+            taken = asyncio.Event()
+            self.tell((number, outcome, taken))
+            await taken.wait()
 
     async def _question(self, client: Any, question: Question) -> tuple[Outcome, bool]:
         """The outcome, and whether the server answered at all."""

@@ -137,6 +137,7 @@ def prompts_of(s: RoleSettings, desk: Desk, bench: Bench, answerer: Answerer | N
     turned = [(item.rotated(by), by) for by in range(s.rotations) for item in bench.items if not by or item.choices]
     if s.rescore:
         asked = _as_before(s, bench, turned)
+        _replies_before(s, asked)  # refused before anything is made
     else:
         fits = [_fits(s, answerer, item) for item, _ in turned]
         prompts = [
