@@ -174,8 +174,8 @@ class _Task:
     """The questions of one call, asked by an event loop in a thread of its own, so that every time limit holds whatever
     the server does, and a notebook's own loop is not in the way.
 
-    tell: takes (number, outcome, event) triples, an error, then None. No worker asks on before its event is set, so that
-      a kill loses no more replies than there are workers.
+    tell: takes (number, outcome, event) triples, an error, then None. No worker asks on before its event is set, so
+      that a kill loses no more replies than there are workers.
     """
 
     def __init__(
