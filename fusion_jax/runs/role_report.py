@@ -109,8 +109,9 @@ def result_sentence(s: RoleSettings, facts: Mapping[str, Any], headline: Mapping
     if mean is None:
         scored = sum(one.score is not None for one in headline.values())
         told = f"{s.speaker} has scores in {scored} of nine dimensions on {facts['items']} records"
-        beside = f"; with unread replies as 0 its average is {counted:.2f}, where random answers have {chance:.2f}"
-        return f"{told}{'' if counted is None else beside}."
+        if counted is not None:
+            told += f"; with unread replies as 0 its average is {counted:.2f}, where random answers have {chance:.2f}"
+        return f"{told}."
     told = (
         f"{s.speaker} has an average of {mean:.2f} on {facts['items']} records, where random answers have {chance:.2f}"
     )
