@@ -97,7 +97,7 @@ def warnings(facts: Mapping[str, Any], headline: Mapping[str, Cell]) -> list[str
     if facts["incomplete"]:
         told = ", ".join(f"{reason} {count}" for reason, count in facts["errors"].items())
         found.append(f"INCOMPLETE: {sum(facts['errors'].values())} prompts have no reply ({told})")
-    if facts["avg"]["drop"] is None:
+    if facts["avg"][facts["unparsed"]] is None:
         found.append("Avg is undefined: not all nine dimensions have a score")
     return found
 
