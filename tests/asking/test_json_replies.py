@@ -78,7 +78,7 @@ def test_commas_behind_last_entries():
 
 def test_the_time_is_bounded():
     """Texts that are made to be scanned again and again."""
-    begun = time.monotonic()
+    begun = time.process_time()
     for text in (
         "{" * LONGEST,
         '{"' * (LONGEST // 2),
@@ -87,4 +87,4 @@ def test_the_time_is_bounded():
         '"{' * (LONGEST // 2),
     ):
         read_json_object(text)
-    assert time.monotonic() - begun < 5.0
+    assert time.process_time() - begun < 5.0

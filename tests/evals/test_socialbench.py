@@ -111,7 +111,7 @@ def test_a_stricter_parser():
 
 
 def test_parsers_take_linear_time():
-    begun = time.monotonic()
+    begun = time.process_time()
     for text in (
         "A" + " " * 10**4,
         "answer " * 2 * 10**3,
@@ -121,7 +121,7 @@ def test_parsers_take_linear_time():
         "A中" * 10**4,
     ):
         official(text), strict(text), without_thinking(text)
-    assert time.monotonic() - begun < 5.0
+    assert time.process_time() - begun < 5.0
 
 
 def test_templates_are_known_by_their_hashes(tmp_path, monkeypatch):
