@@ -1,22 +1,18 @@
 """SocialBench (RoleInteract, arXiv 2403.13679): how well a model plays a role, alone and among others.
 
-    python experiments/role_interact.py                                    # a miniature on 20 invented records, a CPU
-    python experiments/role_interact.py --baseline oracle --out runs/oracle                  # what knows all answers
-    python experiments/role_interact.py --preset published --model FOLDER --out runs/a --files self_awareness.json \\
-        emotional_perception.json social_preference.json conversation_memory.json
+    python experiments/role_interact.py                                   # a miniature on 20 invented records, a CPU
+    python experiments/role_interact.py --preset published --model FOLDER --files self_awareness.json ... --out runs/a
     python experiments/role_interact.py --preset published --server http://127.0.0.1:8000/v1 --served NAME ...
-    python experiments/role_interact.py --rescore runs/a --parser strict --out runs/b ...       # asks nobody
+    python experiments/role_interact.py --rescore runs/a --parser strict ...                             # asks nobody
 
-A record becomes one prompt: profiles, a dialogue, and options, or a turn that asks for something said long before.
-Letters are read out of the reply, or keywords looked for in it; items give nine scores, and these their mean.
+A record becomes one prompt; letters are read out of the reply, or keywords looked for in it; items give nine scores.
 
 Data: the benchmark's files, which have no licence and are not shipped; without --files, records made for this project.
-Prompts are in this project's words, so that scores are not comparable digit for digit with published ones;
---templates FILE takes the benchmark's own words, verified by their hashes. Hardware and time: `tiny` a CPU, 27 s of one
-core; real models a TPU or GPU (not timed). Result: report.md and report.json with the nine scores, their mean,
-intervals, and what chance gives; rows.jsonl. Expected: nothing of the miniature, which was raised on sums and sorting
-and names no option (0 where chance has 18.3); `--baseline oracle` has 100 everywhere. Published, on average:
-LLaMA-2-7B-Chat 33.80 to Xingchen-Plus 79.39.
+Prompts are in this project's words, so that scores are not comparable digit for digit with published ones; --templates
+takes the benchmark's own, verified by hashes. Hardware and time: `tiny` a CPU, 27 s of one core; real models a TPU or
+GPU (not timed). Result: report.md and report.json with scores, intervals, and what chance gives; rows.jsonl. Expected:
+nothing of the miniature, which was raised on sums and sorting and names no option (0 where chance has 18.3);
+`--baseline oracle` has 100. Published, on average: LLaMA-2-7B-Chat 33.80 to Xingchen-Plus 79.39.
 
 Stages: prompts.jsonl, replies/ (kept as they come: a run that is killed asks nothing twice), rows.jsonl, report.json
 """
@@ -42,9 +38,8 @@ class Settings(RoleSettings):
     """Who plays the roles, the benchmark's files, and how replies are read."""
 
     basic: ClassVar = (
-        "model", "server", "served", "baseline", "files", "templates", "parser", "unparsed", "rescore", "limit",
-        "language", "out", "resume", "seed", "seeds", "temperature", "choice_tokens", "memory_tokens", "batch_size",
-        "transport.key_variable", "transport.concurrency",
+        "model", "server", "served", "transport.key_variable", "baseline", "files", "limit", "templates", "parser",
+        "rescore", "out", "resume", "seed",
     )  # fmt: skip
 
     out: Folder = "runs/role_interact"
