@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 
@@ -153,6 +153,7 @@ def test_two_processes_do_not_write_one_file(tmp_path):
         ask(Counting(), questions("b"), Decoding(), share=Host(0, 2))
 
 
+LONG = 300.0  # seconds that a process may take on a busy machine
 CHILD = """
 import sys
 from fusion_jax.asking.ask import ask
@@ -162,22 +163,24 @@ from fusion_jax.asking.server import Server, Transport
 from fusion_jax.hosts.join import Host
 url, folder, index, count = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
 with ReplyLog.of(folder, index) as log:
-    found = ask(Server(url, "small", Transport(concurrency=2)), [Question.of(f"q{n % 15}") for n in range(20)], Decoding(), log, share=Host(index, count), patience=60.0)
+    found = ask(Server(url, "small", Transport(concurrency=2)), [Question.of(f"q{n % 15}") for n in range(20)], Decoding(), log, share=Host(index, count), patience=300.0)
 print(" ".join(one.text for one in found))
 """
 
 
-def child(url: str, folder, index: int = 0, count: int = 1) -> subprocess.Popen:
-    return subprocess.Popen(
-        [sys.executable, "-c", CHILD, url, str(folder), str(index), str(count)],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
+@contextmanager
+def child(url: str, folder, index: int = 0, count: int = 1) -> Iterator[subprocess.Popen]:
+    """A process that asks 15 questions; it does not outlive the block."""
+    words = [sys.executable, "-c", CHILD, url, str(folder), str(index), str(count)]
+    with subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 def test_a_run_that_is_killed_asks_nothing_twice(tmp_path):
-    """But what was under way: its replies had not come."""
+    """But what was under way, here two questions: its replies had not come, or were not kept."""
 
     def answer(text: str, _: int):
         time.sleep(0.1)
@@ -185,16 +188,14 @@ def test_a_run_that_is_killed_asks_nothing_twice(tmp_path):
 
     file = tmp_path / "0.jsonl"
     with serving(answer) as log:
-        killed = child(log.url, tmp_path)
-        end = time.monotonic() + 60
-        while (not file.exists() or file.read_bytes().count(b"\n") < 5) and time.monotonic() < end:
-            time.sleep(0.01)
-        os.kill(killed.pid, signal.SIGKILL)
-        killed.communicate()
+        with child(log.url, tmp_path):
+            end = time.monotonic() + LONG
+            while (not file.exists() or file.read_bytes().count(b"\n") < 5) and time.monotonic() < end:
+                time.sleep(0.01)
         kept = file.read_bytes().count(b"\n")
         assert 5 <= kept < 15
-        done = child(log.url, tmp_path)
-        assert done.communicate(timeout=60)[0].split() == [f"Q{n % 15}" for n in range(20)]
+        with child(log.url, tmp_path) as done:
+            assert done.communicate(timeout=LONG)[0].split() == [f"Q{n % 15}" for n in range(20)]
     twice = [text for text, count in log.asked().items() if count > 1]
     assert len(log.asked()) == 15 and len(twice) <= 2 and max(log.asked().values()) <= 2
 
@@ -202,8 +203,8 @@ def test_a_run_that_is_killed_asks_nothing_twice(tmp_path):
 def test_processes_that_share_a_log_share_the_questions(tmp_path):
     """Neither asks what the other one asks, and both have all replies."""
     with serving(lambda text, _: chat(text.upper())) as log:
-        two = [child(log.url, tmp_path, index, 2) for index in range(2)]
-        told = [one.communicate(timeout=60)[0] for one in two]
+        with child(log.url, tmp_path, 0, 2) as one, child(log.url, tmp_path, 1, 2) as other:
+            told = [process.communicate(timeout=LONG)[0] for process in (one, other)]
     assert told[0] == told[1] and told[0].split() == [f"Q{n % 15}" for n in range(20)]
     assert set(log.asked().values()) == {1} and len(log.asked()) == 15
     lines = [len((tmp_path / f"{index}.jsonl").read_text().splitlines()) for index in range(2)]

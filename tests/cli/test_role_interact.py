@@ -168,7 +168,7 @@ def test_a_run_that_is_killed_goes_on_and_gives_the_same_report(tmp_path):
     with serving(slowly) as log:
         args = ["--out", str(tmp_path / "run"), *server(log.url), "--transport.concurrency", "1"]
         killed = Program(script("role_interact", *args), os.environ)
-        file, end = tmp_path / "run/replies/0.jsonl", time.monotonic() + 120
+        file, end = tmp_path / "run/replies/0.jsonl", time.monotonic() + 300
         while (not file.exists() or file.read_bytes().count(b"\n") < 4) and time.monotonic() < end:
             time.sleep(0.01)
         killed.send_signal(9)
@@ -230,7 +230,7 @@ def test_processes_that_share_a_log_give_the_same_report(tmp_path):
             Program(script("role_interact", "--out", str(tmp_path / str(n)), *server(log.url, "--log", str(tmp_path / "log")), "--share.count", "2", "--share.index", str(n)), os.environ)
             for n in range(2)
         ]  # fmt: skip
-        outputs = [one.communicate(timeout=240) for one in two]
+        outputs = [one.communicate(timeout=400) for one in two]
     assert [one.returncode for one in two] == [0, 0], outputs
     assert (tmp_path / "0/report.json").read_bytes() == (tmp_path / "1/report.json").read_bytes()
     assert set(log.asked().values()) == {1} and len(log.asked()) == 20
