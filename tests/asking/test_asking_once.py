@@ -202,9 +202,12 @@ def test_a_run_that_is_killed_asks_nothing_twice(tmp_path):
 
 def test_processes_that_share_a_log_share_the_questions(tmp_path):
     """Neither asks what the other one asks, and both have all replies."""
-    with serving(lambda text, _: chat(text.upper())) as log:
-        with child(log.url, tmp_path, 0, 2) as one, child(log.url, tmp_path, 1, 2) as other:
-            told = [process.communicate(timeout=LONG)[0] for process in (one, other)]
+    with (
+        serving(lambda text, _: chat(text.upper())) as log,
+        child(log.url, tmp_path, 0, 2) as one,
+        child(log.url, tmp_path, 1, 2) as other,
+    ):
+        told = [process.communicate(timeout=LONG)[0] for process in (one, other)]
     assert told[0] == told[1] and told[0].split() == [f"Q{n % 15}" for n in range(20)]
     assert set(log.asked().values()) == {1} and len(log.asked()) == 15
     lines = [len((tmp_path / f"{index}.jsonl").read_text().splitlines()) for index in range(2)]
