@@ -29,8 +29,8 @@ try:
 except ModuleNotFoundError as error:
     if (error.name or "").split(".")[0] != "lm_eval":
         raise
-    cure = "pip install -e '.[lm-eval]', or pip install lm-eval"
-    raise InputError("the package lm-eval is not installed", field="lm_eval", cure=cure) from None
+    cure = "Install it: pip install -e '.[lm-eval]', or pip install lm-eval"
+    raise InputError("the package lm-eval is not installed", cure=cure) from None
 
 BATCH_SIZE = 32
 
