@@ -13,7 +13,7 @@ ROOT = Path(fusion_jax.__file__).parent
 FLOORS = (
     "runs",
     "plan evals",
-    "train merge prune cool",
+    "train merge prune cool asking",
     "teachers sampling rewards zoo",
     "dialogue",
     "align correction models",
