@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 
 import jax
 import numpy as np
@@ -104,8 +105,13 @@ def _asked(
     keys, found = list(questions), dict[str, Outcome]()
 
     def keep(key: str, outcome: Outcome) -> None:
-        if log is not None and first_host():
-            log.add(questions[key], decoding, sample, Entry(key, answerer.identity, outcome))
+        if log is None:
+            return
+        write = partial(log.add, questions[key], decoding, sample, Entry(key, answerer.identity, outcome))
+        if answerer.together:  # the others fail as the first host fails
+            on_first(write)
+        else:
+            write()
 
     if not keys:
         return found

@@ -7,6 +7,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
+from fusion_jax.data.messages import ROLES
+from fusion_jax.errors import InputError, quoted
+from fusion_jax.json_files import lone_surrogate
 from fusion_jax.options import FreeTexts
 from fusion_jax.sampling.stops import stop_strings
 from fusion_jax.settings import bounded, seeded
@@ -23,9 +26,23 @@ class Message(NamedTuple):
 
 @dataclass(frozen=True)
 class Question:
-    """A conversation that ends with the turn which is to be answered."""
+    """A conversation that ends with the turn which is to be answered.
+
+    Raises:
+      InputError: no message, an unknown role, a last turn that is not the user's, half of a surrogate pair.
+    """
 
     messages: tuple[Message, ...]
+
+    def __post_init__(self) -> None:
+        roles = [message.role for message in self.messages]
+        unknown = [role for role in roles if role not in ROLES]
+        if unknown:
+            raise InputError(f"has the role {quoted(unknown[0])}", field="messages", cure=f"Use {', '.join(ROLES)}")
+        if roles[-1:] != ["user"]:
+            raise InputError("does not end with the user", field="messages", cure="End with what is to be answered")
+        if (place := lone_surrogate([message.content for message in self.messages])) is not None:
+            raise InputError("holds half of a surrogate pair", field=f"messages{place}", cure="Write the whole pair")
 
     @classmethod
     def of(cls, text: str, system: str = "") -> Question:
@@ -36,7 +53,7 @@ class Question:
     @property
     def digest(self) -> str:
         """sha256 of the messages."""
-        parts = (part.encode("utf-8", "surrogatepass") for message in self.messages for part in message)
+        parts = [part.encode() for message in self.messages for part in message]
         return hashlib.sha256(b"".join(b"%d:%b" % (len(part), part) for part in parts)).hexdigest()
 
 

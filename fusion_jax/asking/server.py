@@ -15,6 +15,7 @@ import queue
 import random
 import threading
 import time
+import traceback
 import urllib.parse
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
@@ -185,20 +186,25 @@ class _Task:
 
     def run(self) -> None:
         try:
-            self.work = self.loop.create_task(self._all())
             if not self.stopped.is_set():
+                self.work = self.loop.create_task(self._all())
                 self.loop.run_until_complete(self.work)
         except asyncio.CancelledError:
             pass
         except InputError as error:
             self.tell(_plain(error))
         except BaseException as error:
-            hidden = self.server.key.hidden
-            self.tell(RuntimeError(f"asking the server failed: {type(error).__name__} {hidden(one_line(str(error)))}"))
+            self.tell(self._unexpected(error))
         finally:
             self.loop.run_until_complete(self.loop.shutdown_asyncgens())
             self.loop.close()
             self.tell(None)
+
+    def _unexpected(self, error: BaseException) -> RuntimeError:
+        """A bug's kind and place, without the traceback, whose frames hold requests."""
+        place, said = traceback.extract_tb(error.__traceback__)[-1], self.server.key.hidden(one_line(str(error)))
+        where = f"{place.filename}, line {place.lineno}"
+        return RuntimeError(f"asking the server failed: {type(error).__name__} {said} ({where})")
 
     def stop(self) -> None:
         """End what is under way; called by another thread."""

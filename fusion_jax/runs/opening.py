@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 ELSEWHERE = ("out", "resume", "hosts", "track")  # where a run lies, is computed and is shown is no setting of it
+TRIED = ("transport", "failed_again")  # nor is how hard a server is tried, which decides no reply
 STOPPING = ("least_coverage",)  # what can only stop a run may be another when it goes on
 
 
@@ -41,8 +42,8 @@ def open_run(out: str | os.PathLike[str], settings: Any, *, resume: bool) -> Run
 
     Args:
       settings: a dataclass, or plain JSON values by name; compared with the folder's own on resume, but for what says
-        where it runs and is shown (`out`, `resume`, hosts, mesh, `track`). A field of the dataclass that the folder's
-        settings lack, since it is newer than they are, counts there as its default.
+        where it runs, is shown (`out`, `resume`, hosts, mesh, `track`) and is tried (`TRIED`). A field of the dataclass
+        that the folder's settings lack, since it is newer than they are, counts there as its default.
       resume: go on with a run that is there; where there is none, start it.
 
     Raises:
@@ -204,7 +205,7 @@ def _made_nothing(path: Path, settings: Any) -> bool:
 def _kept(settings: Any) -> dict[str, Any]:
     """What the folder keeps of the settings."""
     config = to_json(settings) if is_dataclass(settings) else settings
-    return {k: v for k, v in config.items() if k not in ELSEWHERE + STOPPING}
+    return {k: v for k, v in config.items() if k not in ELSEWHERE + TRIED + STOPPING}
 
 
 def _stored(path: Path, settings: Any) -> Any:

@@ -32,7 +32,11 @@ def chat(text: str, **more: Any) -> Response:
 
 
 def refusal(code: int, message: str = "no", **headers: str) -> Response:
-    return Response([json.dumps({"error": {"message": message}}).encode()], code, {k.replace("_", "-"): v for k, v in headers.items()})
+    return Response(
+        [json.dumps({"error": {"message": message}}).encode()],
+        code,
+        {k.replace("_", "-"): v for k, v in headers.items()},
+    )
 
 
 @dataclass

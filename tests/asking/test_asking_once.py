@@ -12,7 +12,7 @@ import time
 import pytest
 
 from fusion_jax.asking.ask import ask, failures
-from fusion_jax.asking.contract import Candidate, Decoding, Failure, Question, Reply
+from fusion_jax.asking.contract import Candidate, Decoding, Failure, Message, Question, Reply
 from fusion_jax.asking.given import Given
 from fusion_jax.asking.log import Entry, ReplyLog, identity_in, key_of
 from fusion_jax.errors import InputError
@@ -58,7 +58,13 @@ def test_alike_is_asked_once_and_what_is_known_never(tmp_path):
 def test_another_decoding_sample_model_or_role_is_another_question(tmp_path):
     one, other, question = Counting(), Counting("other"), Question.of("a")
     with ReplyLog.of(tmp_path) as log:
-        for decoding, sample in [(Decoding(), 0), (Decoding(max_tokens=5), 0), (Decoding(), 1), (Decoding(), 2), (Decoding(), 1)]:
+        for decoding, sample in [
+            (Decoding(), 0),
+            (Decoding(max_tokens=5), 0),
+            (Decoding(), 1),
+            (Decoding(), 2),
+            (Decoding(), 1),
+        ]:
             ask(one, [question], decoding, log, sample=sample)
         ask(other, [question], Decoding(), log)
         assert len(one.asked) == 4 and len(other.asked) == 1
@@ -76,14 +82,16 @@ def test_a_line_has_what_a_reader_needs(tmp_path):
     told = json.loads(line)
     assert told["reply"] == {"text": 'said "ü"\n', "finish": "length", "logprobs": [["m", -0.5], ["M", -1.25]]}
     assert (told["model"], told["sample"], told["decoding"]["top_logprobs"]) == ("one", 3, 2)
-    assert told["prompt_sha256"] == Question.of("a").digest and told["key"] == key_of("one", Question.of("a"), Decoding(top_logprobs=2), 3)
+    assert told["prompt_sha256"] == Question.of("a").digest and told["key"] == key_of(
+        "one", Question.of("a"), Decoding(top_logprobs=2), 3
+    )
     (entry,) = ReplyLog.of(tmp_path, None).entries().values()
     assert entry.outcome == reply
     with pytest.raises(InputError, match="only read"):
         ReplyLog.of(tmp_path, None).add(Question.of("a"), Decoding(), 0, entry)
 
 
-@pytest.mark.parametrize("rest", [b'{"key": "x", "mod', b"\x00\x00", "{\"key\": \"ü".encode()[:-1]])
+@pytest.mark.parametrize("rest", [b'{"key": "x", "mod', b"\x00\x00", '{"key": "ü'.encode()[:-1]])
 def test_a_torn_last_line_is_dropped(tmp_path, rest):
     one = Counting()
     with ReplyLog.of(tmp_path) as log:
@@ -91,7 +99,9 @@ def test_a_torn_last_line_is_dropped(tmp_path, rest):
     file = tmp_path / "0.jsonl"
     whole = file.read_bytes()
     file.write_bytes(whole + rest)
-    assert len(ReplyLog.of(tmp_path, None).entries()) == 2 and file.read_bytes() == whole + rest  # reading writes nothing
+    assert (
+        len(ReplyLog.of(tmp_path, None).entries()) == 2 and file.read_bytes() == whole + rest
+    )  # reading writes nothing
     with ReplyLog.of(tmp_path) as log:
         ask(one, questions("a", "c"), Decoding(), log)
     assert one.asked == ["a", "b", "c"] and file.read_bytes().startswith(whole) and rest not in file.read_bytes()
@@ -119,7 +129,9 @@ def test_failures_are_kept_at_the_end_and_asked_again_if_wished(tmp_path):
         assert failures(found) == {"timeout": 1} and found[1] == Failure("timeout", "5 s")
         assert ask(one, questions("b"), Decoding(), log) == [Failure("timeout", "5 s")] and one.asked == ["a", "b"]
         del state["b"]
-        assert ask(one, questions("a", "b"), Decoding(), log, failed_again=True)[1].text == "well" and one.asked[2:] == ["b"]
+        assert ask(one, questions("a", "b"), Decoding(), log, failed_again=True)[1].text == "well" and one.asked[
+            2:
+        ] == ["b"]
     assert ask(one, questions("b"), Decoding(), ReplyLog.of(tmp_path))[0].text == "well" and len(one.asked) == 3
 
 
@@ -156,7 +168,12 @@ print(" ".join(one.text for one in found))
 
 
 def child(url: str, folder, index: int = 0, count: int = 1) -> subprocess.Popen:
-    return subprocess.Popen([sys.executable, "-c", CHILD, url, str(folder), str(index), str(count)], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        [sys.executable, "-c", CHILD, url, str(folder), str(index), str(count)],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
 
 
 def test_a_run_that_is_killed_asks_nothing_twice(tmp_path):
@@ -204,3 +221,12 @@ def test_an_entry_is_what_it_was(tmp_path):
         log.add(Question.of("a"), Decoding(), 0, entry)
     (read,) = ReplyLog.of(tmp_path, None).entries().values()
     assert read.outcome.text == "half \ud83d" and read.outcome.logprobs == (Candidate("x", -1e9),)
+
+
+@pytest.mark.parametrize("messages, told", [
+    ((), "does not end with the user"), ((Message("user", "a"), Message("assistant", "b")), "does not end with the user"),
+    ((Message("human", "a"),), "has the role 'human'"), ((Message("system", "s"), Message("user", "\ud83d")), r"field 'messages\[1\]': holds half of a surrogate"),
+])  # fmt: skip
+def test_questions_that_are_none(messages, told):
+    with pytest.raises(InputError, match=told):
+        Question(messages)

@@ -65,7 +65,10 @@ def test_other_fields_may_be_passed_over():
 def test_reasons_are_counted():
     texts = ['{"better": "M", "score": 1}', "no", "none", '{"score": 1}']
     found = [read_object(text, Verdict) for text in texts]
-    assert Counter(one.reason for one in found if isinstance(one, Unread)) == {"no JSON object": 2, "field 'better' is missing": 1}
+    assert Counter(one.reason for one in found if isinstance(one, Unread)) == {
+        "no JSON object": 2,
+        "field 'better' is missing": 1,
+    }
 
 
 def test_commas_behind_last_entries():
@@ -76,6 +79,12 @@ def test_commas_behind_last_entries():
 def test_the_time_is_bounded():
     """Texts that are made to be scanned again and again."""
     begun = time.monotonic()
-    for text in ("{" * LONGEST, '{"' * (LONGEST // 2), "{}" * (LONGEST // 2), "{,}" * (LONGEST // 3), '"{' * (LONGEST // 2)):
+    for text in (
+        "{" * LONGEST,
+        '{"' * (LONGEST // 2),
+        "{}" * (LONGEST // 2),
+        "{,}" * (LONGEST // 3),
+        '"{' * (LONGEST // 2),
+    ):
         read_json_object(text)
     assert time.monotonic() - begun < 5.0

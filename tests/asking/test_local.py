@@ -33,18 +33,29 @@ def asked(answerer: Local, texts, **how):
 def test_replies_are_those_of_generate(model):
     found = asked(Local(model, "m", batch_size=2), TEXTS, max_tokens=6)
     wanted = fj.generate(model, TEXTS, max_new_tokens=6, batch_size=2)
-    assert [one.text for one in found] == [text for (text,) in wanted] and {one.finish for one in found} <= {"stop", "length"}
+    assert [one.text for one in found] == [text for (text,) in wanted] and {one.finish for one in found} <= {
+        "stop",
+        "length",
+    }
     plain = asked(Local(model, "m", chat=False, batch_size=2), TEXTS, max_tokens=6)
-    assert [one.text for one in plain] == [text for (text,) in fj.generate(model, TEXTS, max_new_tokens=6, chat=False, batch_size=2)]
+    assert [one.text for one in plain] == [
+        text for (text,) in fj.generate(model, TEXTS, max_new_tokens=6, chat=False, batch_size=2)
+    ]
     assert [one.text for one in plain] != [one.text for one in found]
 
 
 def test_samples_follow_from_the_seed_and_their_number(model, tmp_path):
-    answerer, questions, how = Local(model, "m"), [Question.of(text) for text in TEXTS], Decoding(6, temperature=1.5, seed=3)
+    answerer, questions, how = (
+        Local(model, "m"),
+        [Question.of(text) for text in TEXTS],
+        Decoding(6, temperature=1.5, seed=3),
+    )
     with ReplyLog.of(tmp_path) as log:
         first, again, second = (ask(answerer, questions, how, log, sample=sample) for sample in (0, 0, 1))
     assert first == again != second
-    assert [one.text for one in first] == [text for (text,) in fj.generate(model, TEXTS, max_new_tokens=6, temperature=1.5, seed=3)]
+    assert [one.text for one in first] == [
+        text for (text,) in fj.generate(model, TEXTS, max_new_tokens=6, temperature=1.5, seed=3)
+    ]
 
 
 def test_a_reply_ends_before_a_stop(model):
@@ -58,7 +69,9 @@ def test_a_reply_ends_before_a_stop(model):
 def test_first_tokens_are_the_logits(model):
     """Softmax of the model's own logits behind the rendered question, to 1e-4; also where one token is all that is asked."""
     answerer, question = Local(model, "m"), Question((Message("system", "be short"), Message("user", "m or M?")))
-    ids = model.tokenizer(generation_prompt(model.tokenizer, [m._asdict() for m in question.messages]), add_special_tokens=False)["input_ids"]
+    ids = model.tokenizer(
+        generation_prompt(model.tokenizer, [m._asdict() for m in question.messages]), add_special_tokens=False
+    )["input_ids"]
     wanted = np.asarray(jax.nn.log_softmax(compiled(fj.logits, model, np.asarray([ids]))[0, -1]))
     for tokens in (4, 1):
         (reply,) = ask(answerer, [question], Decoding(tokens, top_logprobs=5))
@@ -78,7 +91,10 @@ def test_questions_that_do_not_fit_or_are_changed_fail_alone(model):
     assert [first.text, last.text] == [one.text for one in asked(answerer, ["a", "b"], max_tokens=4)]
     assert asked(Local(model, "m", window=8), ["a"], max_tokens=4)[0].reason == LONG
     trimming = dataclasses.replace(model)
-    trimming.tokenizer.chat_template, kept = "{% for m in messages %}{{ m.content | replace('axe', 'saw') }}{% endfor %}", model.tokenizer.chat_template
+    trimming.tokenizer.chat_template, kept = (
+        "{% for m in messages %}{{ m.content | replace('axe', 'saw') }}{% endfor %}",
+        model.tokenizer.chat_template,
+    )
     try:
         changed, whole = asked(Local(trimming, "m"), ["an axe falls", "no letter"], max_tokens=4)
     finally:
@@ -102,7 +118,16 @@ def test_a_folder_is_known_by_its_content(tmp_path):
     one, other = small_folder(tmp_path / "one"), small_folder(tmp_path / "other", initializer_range=0.5, hidden_size=16)
     found = from_folder(one)
     assert found.identity == from_folder(one).identity and found.identity.startswith("one@")
-    ids = {from_folder(folder, name="n", **more).identity for folder, more in [(one, {}), (other, {}), (one, {"chat": False}), (one, {"window": 64}), (one, {"weights": "int8"})]}
+    ids = {
+        from_folder(folder, name="n", **more).identity
+        for folder, more in [
+            (one, {}),
+            (other, {}),
+            (one, {"chat": False}),
+            (one, {"window": 64}),
+            (one, {"weights": "int8"}),
+        ]
+    }
     assert len(ids) == 5
     wide = from_folder(one, window=400)
     assert wide.model.config.max_positions == 400 and wide.fits(Question.of("word " * 50), Decoding(4))

@@ -29,7 +29,12 @@ def outcomes(url: str, *texts: str, decoding: Decoding = Decoding(), **changes) 
 
 def test_what_is_asked_and_what_is_read():
     tops = [{"token": "M", "logprob": -1.5}, {"token": "m", "logprob": -0.25}]
-    logprobs = {"content": [{"token": "m", "logprob": -0.25, "top_logprobs": tops}, {"token": "!", "logprob": 0, "top_logprobs": []}]}
+    logprobs = {
+        "content": [
+            {"token": "m", "logprob": -0.25, "top_logprobs": tops},
+            {"token": "!", "logprob": 0, "top_logprobs": []},
+        ]
+    }
     with serving(lambda text, _: chat(f"said {text}", logprobs=logprobs, finish_reason="length")) as log:
         how = Decoding(max_tokens=3, temperature=0.5, top_p=0.9, stop=("\n",), seed=7, top_logprobs=2)
         answerer = Server(log.url + "/", "small", QUICK)
@@ -49,7 +54,10 @@ def test_what_is_asked_and_what_is_read():
 def test_the_newer_field_and_replies_without_extras():
     with serving(lambda *_: Response([b'{"choices": [{"message": {"content": null}}]}'])) as log:
         assert outcomes(log.url, "a", tokens_field="max_completion_tokens") == [Reply("", "")]
-        assert log.bodies[0]["max_completion_tokens"] == 256 and not {"max_tokens", "stop", "logprobs"} & log.bodies[0].keys()
+        assert (
+            log.bodies[0]["max_completion_tokens"] == 256
+            and not {"max_tokens", "stop", "logprobs"} & log.bodies[0].keys()
+        )
 
 
 def test_requests_stand_side_by_side_up_to_a_bound():
@@ -90,7 +98,11 @@ def test_what_does_not_pass_is_counted_by_reason():
         "HTTP 500", "timeout", "connection", "reply that is no JSON", "reply of another shape", "reply that is too large",
         "a stream, not a reply", "HTTP 400",
     ]  # fmt: skip
-    assert found[0].detail == "out of memory" and "choices[0].message" in found[4].detail and found[7].detail == "too many tokens"
+    assert (
+        found[0].detail == "out of memory"
+        and "choices[0].message" in found[4].detail
+        and found[7].detail == "too many tokens"
+    )
     assert failures(found)["timeout"] == 1 and sum(failures(found).values()) == 8
 
 
@@ -111,26 +123,30 @@ def test_a_server_asks_to_wait():
     with serving(lambda text, before: answers[before]) as log:
         assert outcomes(log.url, "a", longest_wait=0.4) == [Reply("now", "stop")]
     first, second = (after - before for before, after in zip(log.times, log.times[1:]))
-    assert 0.29 < first and 0.39 < second < 5.0
+    assert first > 0.29 and 0.39 < second < 5.0
     assert retry_after("Wed, 21 Oct 2015 07:28:00 GMT") == 0.0 and retry_after("") == 0.0 and retry_after("nan") == 0.0
-    assert 3e9 < retry_after("Fri, 31 Dec 2199 23:59:59 GMT")
+    assert retry_after("Fri, 31 Dec 2199 23:59:59 GMT") > 3e9
 
 
 def test_redirects_are_not_followed():
     with serving(lambda *_: chat("elsewhere")) as other:
         away = Response([b""], 307, {"Location": f"{other.url}/chat/completions"})
-        with serving(lambda *_: away) as log, pytest.raises(InputError, match=r"sends on to http.*no redirect is followed"):
+        with (
+            serving(lambda *_: away) as log,
+            pytest.raises(InputError, match=r"sends on to http.*no redirect is followed"),
+        ):
             outcomes(log.url, "a")
         assert len(log.bodies) == 1 and not other.bodies
 
 
-def test_what_concerns_all_questions_stops_them():
-    for answer, told in [
-        (refusal(401, "bad key"), r"refuses the key \(HTTP 401: bad key\).*--transport.key-variable"), (refusal(404, "no model"), "no such address or model"),
-    ]:  # fmt: skip
-        with serving(lambda text, _: answer) as log, pytest.raises(InputError, match=told):
-            outcomes(log.url, *"abcdefghijkl", concurrency=2)
-        assert len(log.bodies) <= 2
+@pytest.mark.parametrize("answer, told", [
+    (refusal(401, "bad key"), r"refuses the key \(HTTP 401: bad key\).*--transport.key-variable"),
+    (refusal(404, "no model"), "no such address or model"),
+])  # fmt: skip
+def test_what_concerns_all_questions_stops_them(answer, told):
+    with serving(lambda *_: answer) as log, pytest.raises(InputError, match=told):
+        outcomes(log.url, *"abcdefghijkl", concurrency=2)
+    assert len(log.bodies) <= 2
 
 
 def test_a_server_that_goes_away_stops_the_run_and_keeps_what_was_answered(tmp_path):
@@ -144,7 +160,10 @@ def test_a_server_that_goes_away_stops_the_run_and_keeps_what_was_answered(tmp_p
     with serving(answer) as log:
         answerer = Server(log.url, "small", dataclasses.replace(QUICK, retries=0, concurrency=1, give_up=3))
         questions = [Question.of(text) for text in texts]
-        with ReplyLog.of(tmp_path / "replies") as replies, pytest.raises(InputError, match=r"3 questions in a row failed.*HTTP 502"):
+        with (
+            ReplyLog.of(tmp_path / "replies") as replies,
+            pytest.raises(InputError, match=r"3 questions in a row failed.*HTTP 502"),
+        ):
             ask(answerer, questions, Decoding(), replies)
         gone = False
         with ReplyLog.of(tmp_path / "replies") as replies:
@@ -181,8 +200,18 @@ def test_the_key_is_sent_and_shown_nowhere(tmp_path, monkeypatch, caplog):
         shown += ["".join(traceback.format_exception(refused.value)), str(found)]
         assert {headers["Authorization"] for headers in log.headers} == {f"Bearer {KEY}"}
     assert found == [Reply("your key is ***", "***"), Failure("HTTP 400", "bad ***")]
-    shown += [repr(answerer), str(answerer), repr(answerer.transport), repr(answerer.key), answerer.identity, caplog.text]
-    shown += [str(dataclasses.asdict(answerer.transport)), *(file.read_text() for file in tmp_path.rglob("*") if file.is_file())]
+    shown += [
+        repr(answerer),
+        str(answerer),
+        repr(answerer.transport),
+        repr(answerer.key),
+        answerer.identity,
+        caplog.text,
+    ]
+    shown += [
+        str(dataclasses.asdict(answerer.transport)),
+        *(file.read_text() for file in tmp_path.rglob("*") if file.is_file()),
+    ]
     assert "Incorrect key ***" in shown[0] and not any(KEY in text or "Secret" in text for text in shown)
 
 

@@ -169,7 +169,7 @@ def test_every_requirement_is_known_to_the_packing():
     needed = gpu_wheels.names_in(ROOT / "requirements.txt") - gpu_wheels.BROUGHT - gpu_wheels.UNUSED
     assert needed == {
         "flax", "optax", "orbax-checkpoint", "grain", "transformers", "tokenizers", "array-record", "pyyaml", "safetensors",
-        "rapidfuzz", "rich", "matplotlib", "etils", "xxhash",
+        "rapidfuzz", "rich", "matplotlib", "etils", "xxhash", "httpx2",
     }  # fmt: skip
 
 

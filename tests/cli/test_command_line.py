@@ -27,6 +27,7 @@ from experiments import (
     profuser,
     prune,
     reward_model,
+    role_interact,
     seft,
     sft,
     wrpo,
@@ -45,7 +46,8 @@ from tests.small import fails
 
 EXPERIMENTS = [
     align_report, cache_teacher, cool_fusion, distil, dpo, fusechat, fusechat3, fusellm, fuserl, generate,
-    gsm8k_responses, infifpo, inspect_data, merge, merge_sweep, profuser, prune, reward_model, seft, sft, sweeps, wrpo, zoo,
+    gsm8k_responses, infifpo, inspect_data, merge, merge_sweep, profuser, prune, reward_model, role_interact,
+    seft, sft, sweeps, wrpo, zoo,
 ]  # fmt: skip
 ONES = {"tiny": gsm8k_responses.Settings("", "")}
 

@@ -63,7 +63,12 @@ def test_the_sample_has_the_golden_prompts():
     assert SAMPLE.read_bytes() == (Path(__file__).parents[1] / "golden/roleinteract_sample.json").read_bytes()
     (bench,) = load([SAMPLE])
     known = [(case["record"], case["prompt"]) for case in GOLDEN["prompt"]]
-    found = [(prompt_of(item, rewritten()), wanted) for item, record in zip(bench.items, SAMPLES, strict=True) for other, wanted in known if other == record]
+    found = [
+        (prompt_of(item, rewritten()), wanted)
+        for item, record in zip(bench.items, SAMPLES, strict=True)
+        for other, wanted in known
+        if other == record
+    ]
     assert len(bench.items) == 20 and len(found) == 18 and all(ours == wanted for ours, wanted in found)
     assert rewritten().texts == GOLDEN["templates_rewritten_v1"] and rewritten().wording == "rewritten-v1"
 
@@ -71,7 +76,10 @@ def test_the_sample_has_the_golden_prompts():
 @pytest.mark.parametrize("case", GOLDEN["aggregate"], ids=range(len(GOLDEN["aggregate"])))
 @pytest.mark.parametrize("unparsed", ["drop", "zero"])
 def test_aggregates(case, unparsed):
-    items = [Scored(one["category"], one["n_utterances"], score(one["category"], one["predict"], one["label"], official)) for one in case["items"]]
+    items = [
+        Scored(one["category"], one["n_utterances"], score(one["category"], one["predict"], one["label"], official))
+        for one in case["items"]
+    ]
     wanted, found = case[f"expected_{unparsed}_unparsed"], aggregate(items, unparsed)
     assert found.keys() == wanted["dimensions"].keys()
     for name, one in wanted["dimensions"].items():
@@ -104,7 +112,14 @@ def test_a_stricter_parser():
 
 def test_parsers_take_linear_time():
     begun = time.monotonic()
-    for text in ("A" + " " * 10**4, "answer " * 2 * 10**3, "A or " * 2 * 10**3, "中" * 10**4 + "A", "<think>" * 10**4, "A中" * 10**4):
+    for text in (
+        "A" + " " * 10**4,
+        "answer " * 2 * 10**3,
+        "A or " * 2 * 10**3,
+        "中" * 10**4 + "A",
+        "<think>" * 10**4,
+        "A中" * 10**4,
+    ):
         official(text), strict(text), without_thinking(text)
     assert time.monotonic() - begun < 5.0
 
@@ -117,7 +132,9 @@ def test_templates_are_known_by_their_hashes(tmp_path, monkeypatch):
     with pytest.raises(InputError, match=r"field 'choice_en': is not the benchmark's own wording.*--own-wording"):
         templates_of(file)
     assert templates_of(file, own=True).wording.startswith("own-") and templates_of(file, own=True).texts == texts
-    monkeypatch.setattr(prompts, "OFFICIAL", {key: hashlib.sha256(text.encode()).hexdigest() for key, text in texts.items()})
+    monkeypatch.setattr(
+        prompts, "OFFICIAL", {key: hashlib.sha256(text.encode()).hexdigest() for key, text in texts.items()}
+    )
     assert templates_of(file).wording == "official"
     for changed, told in [
         ({"open_en": None}, "field 'open_en': is missing"), ({"group_zh": texts["group_zh"] + "{more}"}, "has the slot {more}, which is unknown"),
@@ -132,12 +149,18 @@ def test_braces_in_a_record_are_text(tmp_path):
     meta = {**CHOICE["meta"], "name": "{options}", "profile": {"{options}": "{role_name} {0} {{x}}"}}
     record = {**CHOICE, "dialogue": [{"from": "{conversations}", "value": "{role_profile}"}], "meta": meta}
     found = prompt_of(item_of(tmp_path, record), rewritten())
-    assert "{role_name} {0} {{x}}\n" in found and "{conversations}: {role_profile}\n" in found and "as {options}:" in found
+    assert (
+        "{role_name} {0} {{x}}\n" in found and "{conversations}: {role_profile}\n" in found and "as {options}:" in found
+    )
 
 
 def test_profiles_of_groups_and_of_roles(tmp_path):
     """A group's are cut to ten lines without blank ones; a role's stands as it is; carriage returns stay."""
-    meta = {**CHOICE["meta"], "category": "Group-SAP-Neutral", "profile": {"Mira": "1\r\n\n\n2\n" + "\n".join("abcdefghijk"), "Bo": "x\n\ny"}}
+    meta = {
+        **CHOICE["meta"],
+        "category": "Group-SAP-Neutral",
+        "profile": {"Mira": "1\r\n\n\n2\n" + "\n".join("abcdefghijk"), "Bo": "x\n\ny"},
+    }
     group = prompt_of(item_of(tmp_path, {**CHOICE, "meta": meta}), rewritten())
     assert "==Profiles==\n1\r\n2\na\nb\nc\nd\ne\nf\ng\nh\n\n\nx\ny\n\n==Conv" in group
     bare = prompt_of(item_of(tmp_path, {**CHOICE, "meta": meta}), rewritten(), profile=False)
@@ -152,9 +175,11 @@ def test_the_oldest_turns_are_left_out_first(tmp_path):
     whole = prompt_of(item, rewritten())
     assert fitted(item, rewritten(), lambda text: True) == (whole, 0)
     for most in (len(whole) - 1, 1500, 700):
-        found = fitted(item, rewritten(), lambda text: len(text) <= most)
+        found = fitted(item, rewritten(), lambda text, most=most: len(text) <= most)
         longer = prompt_of(item, rewritten(), dropped=found.dropped - 1)
-        assert len(found.text) <= most < len(longer) and found.text == prompt_of(item, rewritten(), dropped=found.dropped)
+        assert len(found.text) <= most < len(longer) and found.text == prompt_of(
+            item, rewritten(), dropped=found.dropped
+        )
         assert "turn 29" in found.text and "turn 0 " not in found.text and "Harbour pilot." in found.text
     least = fitted(item, rewritten(), lambda text: False)
     assert least.dropped == 29 and "turn 29" in least.text and "turn 28" not in least.text
@@ -165,15 +190,29 @@ def test_the_oldest_turns_are_left_out_first(tmp_path):
 
 def test_categories_and_files(tmp_path):
     """Older and newer names of memory, JSON lines, the first records, another language."""
-    records = [{**MEMORY, "meta": {**MEMORY["meta"], "category": f"Individual-MEM{suffix}"}} for suffix in ("", "-Short", "-Long")]
+    records = [
+        {**MEMORY, "meta": {**MEMORY["meta"], "category": f"Individual-MEM{suffix}"}}
+        for suffix in ("", "-Short", "-Long")
+    ]
     bench = load_file(file_of(tmp_path, *records, name="some.jsonl"))
-    assert {item.kind for item in bench.items} == {"Individual-MEM"} and [item.category[14:] for item in bench.items] == ["", "-Short", "-Long"]
-    assert [dimension(item.category, 55) for item in bench.items] == ["CM Long", "CM Short", "CM Long"] and dimension("Individual-MEM", 39) == "CM Short"
-    assert bench.sha256 == hashlib.sha256((tmp_path / "some.jsonl").read_bytes()).hexdigest() and bench.items[0].lang == "en"
+    assert {item.kind for item in bench.items} == {"Individual-MEM"} and [
+        item.category[14:] for item in bench.items
+    ] == ["", "-Short", "-Long"]
+    assert [dimension(item.category, 55) for item in bench.items] == ["CM Long", "CM Short", "CM Long"] and dimension(
+        "Individual-MEM", 39
+    ) == "CM Short"
+    assert (
+        bench.sha256 == hashlib.sha256((tmp_path / "some.jsonl").read_bytes()).hexdigest()
+        and bench.items[0].lang == "en"
+    )
     assert len(load([tmp_path / "some.jsonl"], limit=2)[0].items) == 2
     assert item_of(tmp_path, {**CHOICE, "meta": {**CHOICE["meta"], "lang": "Fr"}}).lang == "zh"
     assert {dimension(category, 1) for category in CATEGORIES} == set(DIMENSIONS)
-    assert dimension("Individual-EP-HumorSarcasmDetect", 1) == dimension("Individual-EP-DialogueEmotionDetect", 1) == "EP Emo."
+    assert (
+        dimension("Individual-EP-HumorSarcasmDetect", 1)
+        == dimension("Individual-EP-DialogueEmotionDetect", 1)
+        == "EP Emo."
+    )
 
 
 def meta(**changes: object) -> dict[str, object]:
@@ -196,7 +235,13 @@ def test_records_that_cannot_be_asked_or_scored(record, told, tmp_path):
 
 
 def test_files_that_are_none(tmp_path):
-    for name, text, told in [("a.txt", "[]", "ends in '.txt'"), ("a.json", "{}", "is not a JSON list"), ("a.json", "[]", "holds no record"), ("a.jsonl", "", "holds no record"), ("a.json", "[", "is not JSON")]:
+    for name, text, told in [
+        ("a.txt", "[]", "ends in '.txt'"),
+        ("a.json", "{}", "is not a JSON list"),
+        ("a.json", "[]", "holds no record"),
+        ("a.jsonl", "", "holds no record"),
+        ("a.json", "[", "is not JSON"),
+    ]:
         (tmp_path / name).write_text(text)
         with pytest.raises(InputError, match=told):
             load([tmp_path / name])
@@ -215,7 +260,12 @@ def test_a_label_that_is_no_option_is_kept(tmp_path):
 
 def test_chance(tmp_path):
     """Also by counting all sets of letters."""
-    for label, count, wanted in [(["A"], 4, 0.25), (["H"], 8, 0.125), (["A", "B"], 4, 2 / 15), (["A", "B", "C"], 5, 4 / 31)]:
+    for label, count, wanted in [
+        (["A"], 4, 0.25),
+        (["H"], 8, 0.125),
+        (["A", "B"], 4, 2 / 15),
+        (["A", "B", "C"], 5, 4 / 31),
+    ]:
         record = {**CHOICE, "choices": {letter: "x" for letter in "ABCDEFGH"[:count]}, "label": label}
         assert chance(item_of(tmp_path, record)) == pytest.approx(wanted)
         if len(label) > 1:
@@ -227,7 +277,10 @@ def test_chance(tmp_path):
 def test_options_rotate_with_their_labels(tmp_path):
     item = item_of(tmp_path, {**CHOICE, "label": ["A", "C"]})
     once = item.rotated(1)
-    assert once.choices == (("A", "Boats."), ("B", "Aye."), ("C", "As an AI no."), ("D", "dunno")) and once.label == ("B", "D")
+    assert once.choices == (("A", "Boats."), ("B", "Aye."), ("C", "As an AI no."), ("D", "dunno")) and once.label == (
+        "B",
+        "D",
+    )
     assert item.rotated(4) == item == item.rotated(0) and once.rotated(3) == item
     for by in range(4):
         texts, moved = dict(item.rotated(by).choices), item.rotated(by).label
@@ -245,16 +298,28 @@ def rows_of(folder: Path, *replies: tuple[dict, str | None], **how) -> list:
 
 def test_a_row_is_what_it_was_written_as(tmp_path):
     rows = rows_of(tmp_path, (CHOICE, "A."), (MEMORY, "tomas"), (CHOICE, None), (CHOICE, "no"))
-    assert [row.score for row in rows] == [1.0, 1.0, None, None] and [row.error for row in rows] == ["", "", "timeout", ""]
+    assert [row.score for row in rows] == [1.0, 1.0, None, None] and [row.error for row in rows] == [
+        "",
+        "",
+        "timeout",
+        "",
+    ]
     assert [row_from(json.loads(json.dumps(row.as_json()))) for row in rows] == rows
-    assert rows[0].prompt_sha256 == hashlib.sha256(prompt_of(item_of(tmp_path, CHOICE), rewritten()).encode()).hexdigest()
+    assert (
+        rows[0].prompt_sha256 == hashlib.sha256(prompt_of(item_of(tmp_path, CHOICE), rewritten()).encode()).hexdigest()
+    )
     cells = aggregate([row.scored for row in rows])
-    assert cells["SA Style"] == Cell(100.0, 1, 1, 1) and aggregate([row.scored for row in rows], "zero")["SA Style"] == Cell(50.0, 2, 1, 1)
+    assert cells["SA Style"] == Cell(100.0, 1, 1, 1) and aggregate([row.scored for row in rows], "zero")[
+        "SA Style"
+    ] == Cell(50.0, 2, 1, 1)
 
 
 def test_declared_thoughts_are_left_out_where_it_is_said(tmp_path):
     said = "<think>B or C?</think>\nA"
-    assert rows_of(tmp_path, (CHOICE, said))[0].score == 0.0 and rows_of(tmp_path, (CHOICE, said), thinking=True)[0].score == 1.0
+    assert (
+        rows_of(tmp_path, (CHOICE, said))[0].score == 0.0
+        and rows_of(tmp_path, (CHOICE, said), thinking=True)[0].score == 1.0
+    )
     assert rows_of(tmp_path, (CHOICE, "<think>B"), thinking=True)[0].letters == ("B",)  # it is not closed
     assert rows_of(tmp_path, (MEMORY, "<think>Tomas</think>"), thinking=True)[0].score is None
 
@@ -270,22 +335,50 @@ def test_what_else_the_rows_show(tmp_path):
     def memory(turns: int) -> dict:
         return {**MEMORY, "dialogue": [{"from": "User", "value": "x"}] * turns}
 
-    two = {**CHOICE, "label": ["A", "B"], "meta": {**CHOICE["meta"], "category": "Individual-EP-SituationUnderstanding"}}
+    two = {
+        **CHOICE,
+        "label": ["A", "B"],
+        "meta": {**CHOICE["meta"], "category": "Individual-EP-SituationUnderstanding"},
+    }
     rows = rows_of(
         tmp_path, (group("Negative", 2), "A"), (group("Negative", 2), "A"), (group("Negative", 5), "B"), (group("Negative", 7), "none"), (group("Positive", 3), "A"), (memory(19), "Tomas"),
         (memory(20), "no"), (memory(79), "Tomas"), (memory(80), ""), (two, "A"), (two, "AB"), (meta(lang="zh"), "C"), (CHOICE, "A"), (CHOICE, None),
     )  # fmt: skip
-    shown = {name: {group: cell.score for group, cell in own.items()} for name, own in analysis.by_profiles(rows, "drop").items()}
-    assert shown == {"SP Neg.": {"2 profiles": 100.0, "4 to 5 profiles": 0.0, "6 or more profiles": None}, "SP Pos.": {"3 profiles": 100.0}}
+    shown = {
+        name: {group: cell.score for group, cell in own.items()}
+        for name, own in analysis.by_profiles(rows, "drop").items()
+    }
+    assert shown == {
+        "SP Neg.": {"2 profiles": 100.0, "4 to 5 profiles": 0.0, "6 or more profiles": None},
+        "SP Pos.": {"3 profiles": 100.0},
+    }
     (found,) = analysis.drift(rows, "drop")
-    assert (found["preference"], found["size"], found["less"], found["difference"]) == ("SP Neg.", "4 to 5 profiles", "2 profiles", -100.0)
+    assert (found["preference"], found["size"], found["less"], found["difference"]) == (
+        "SP Neg.",
+        "4 to 5 profiles",
+        "2 profiles",
+        -100.0,
+    )
     assert [one["difference"] for one in analysis.drift(rows, "zero")] == [-100.0, -100.0]
     lengths = analysis.by_length(rows, "zero")["CM"]
-    assert {name: cell.score for name, cell in lengths.items()} == {"0 to 19 utterances": 100.0, "20 to 39 utterances": 0.0, "40 to 79 utterances": 100.0, "80 or more utterances": 0.0}
-    assert {name: cell.score for name, cell in analysis.situations(rows, "drop").items()} == {"partial": 75.0, "strict": 50.0}
+    assert {name: cell.score for name, cell in lengths.items()} == {
+        "0 to 19 utterances": 100.0,
+        "20 to 39 utterances": 0.0,
+        "40 to 79 utterances": 100.0,
+        "80 or more utterances": 0.0,
+    }
+    assert {name: cell.score for name, cell in analysis.situations(rows, "drop").items()} == {
+        "partial": 75.0,
+        "strict": 50.0,
+    }
     assert analysis.by_language(rows, "drop")["SA Style"] == {"en": Cell(100.0, 1, 0, 1), "zh": Cell(0.0, 1, 0, 0)}
-    assert analysis.letters_read(rows)["A"] == {"read first": 6, "right": 9} and analysis.letters_read(rows)["C"]["read first"] == 1
-    assert list(analysis.by_options(rows, "drop")["options"]) == ["4"] and analysis.by_chance(rows)["EP Situ."] == pytest.approx(200 / 15)
+    assert (
+        analysis.letters_read(rows)["A"] == {"read first": 6, "right": 9}
+        and analysis.letters_read(rows)["C"]["read first"] == 1
+    )
+    assert list(analysis.by_options(rows, "drop")["options"]) == ["4"] and analysis.by_chance(rows)[
+        "EP Situ."
+    ] == pytest.approx(200 / 15)
     assert analysis.intervals(rows, "drop")["EP Situ."] == (50.0, 100.0) == analysis.intervals(rows, "drop")["EP Situ."]
     assert analysis.trimmed(rows) == {}
 

@@ -88,7 +88,11 @@ def letters_read(rows: Sequence[Row]) -> dict[str, dict[str, int]]:
     """How often each letter was read first, beside how often it is right; of choices with a reply."""
     choices = [row for row in rows if row.options and not row.error]
     first, right = Counter(row.letters[0] for row in choices if row.letters), Counter(row.label[0] for row in choices)
-    return {letter: {"read first": first[letter], "right": right[letter]} for letter in LETTERS if first[letter] or right[letter]}
+    return {
+        letter: {"read first": first[letter], "right": right[letter]}
+        for letter in LETTERS
+        if first[letter] or right[letter]
+    }
 
 
 def situations(rows: Sequence[Row], unparsed: Unparsed) -> dict[str, Cell]:
@@ -102,7 +106,9 @@ def rotations(rows: Sequence[Row], unparsed: Unparsed) -> dict[str, dict[str, fl
     """Each dimension of choices over the rotations of options that were asked: mean and worst."""
     found: dict[str, dict[str, float]] = {}
     for name, some in grouped([row for row in rows if row.options], lambda row: row.dimension).items():
-        cells = [cell((row.scored for row in own), unparsed) for own in grouped(some, lambda row: str(row.rotation)).values()]
+        cells = [
+            cell((row.scored for row in own), unparsed) for own in grouped(some, lambda row: str(row.rotation)).values()
+        ]
         scores = [one.score for one in cells if one.score is not None]
         if scores:
             found[name] = {"mean": sum(scores) / len(scores), "worst": min(scores), "rotations": float(len(scores))}
@@ -111,7 +117,10 @@ def rotations(rows: Sequence[Row], unparsed: Unparsed) -> dict[str, dict[str, fl
 
 def by_chance(rows: Sequence[Row]) -> dict[str, float]:
     """What random answers are expected to score, by dimension; see `scores.chance`."""
-    return {name: 100 * sum(r.chance for r in some) / len(some) for name, some in grouped(rows, lambda r: r.dimension).items()}
+    return {
+        name: 100 * sum(r.chance for r in some) / len(some)
+        for name, some in grouped(rows, lambda r: r.dimension).items()
+    }
 
 
 def trimmed(rows: Sequence[Row]) -> dict[str, dict[str, int]]:

@@ -47,13 +47,13 @@ def recomputed() -> list[dict[str, str]]:
     for one in PUBLISHED:
         mean = average({name: Cell(score, 1, 0, 0) for name, score in zip(DIMENSIONS, one.scores, strict=True)})
         assert mean is not None
-        agrees = "yes" if abs(mean - one.mean) <= 0.01 else "no"
-        rows.append({"model": one.model, "Avg printed": f"{one.mean:.2f}", "re-computed": f"{mean:.4f}", "agrees to 0.01": agrees})
+        told = {"model": one.model, "Avg printed": f"{one.mean:.2f}", "re-computed": f"{mean:.4f}"}
+        rows.append(told | {"agrees to 0.01": "yes" if abs(mean - one.mean) <= 0.01 else "no"})
     return rows
 
 
 def individual_against_group() -> float:
-    """Spearman's rank correlation, over the published models, of the mean individual score with the mean group score."""
+    """Spearman's rank correlation of the mean individual with the mean group score, over the published models."""
     alone = [sum(one.scores[:INDIVIDUAL]) / INDIVIDUAL for one in PUBLISHED]
     together = [sum(one.scores[INDIVIDUAL:]) / (len(DIMENSIONS) - INDIVIDUAL) for one in PUBLISHED]
     return float(stats.spearmanr(alone, together).statistic)

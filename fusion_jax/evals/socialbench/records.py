@@ -22,7 +22,15 @@ STYLE, KNOWLEDGE = "Individual-SA-RoleStyle", "Individual-SA-RoleKnowledge"
 SITUATION, EMOTION, HUMOR = (
     f"Individual-EP-{name}" for name in ("SituationUnderstanding", "DialogueEmotionDetect", "HumorSarcasmDetect")
 )
-KINDS = (STYLE, KNOWLEDGE, SITUATION, EMOTION, HUMOR, MEMORY, *(GROUP + one for one in ("Positive", "Neutral", "Negative")))
+KINDS = (
+    STYLE,
+    KNOWLEDGE,
+    SITUATION,
+    EMOTION,
+    HUMOR,
+    MEMORY,
+    *(GROUP + one for one in ("Positive", "Neutral", "Negative")),
+)
 CATEGORIES = (*KINDS, f"{MEMORY}-Short", f"{MEMORY}-Long")
 LETTERS = "ABCDEFGH"
 CURE = "Correct the record or remove it"
