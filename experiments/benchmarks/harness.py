@@ -4,8 +4,8 @@
     python experiments/benchmarks/harness.py --model FOLDER --per-skill 8 --num-fewshot 4
 
 Needs lm-eval, torch and accelerate. Tasks: the zoo's, of which each skill has `per-skill` questions; the requests of a
-task are answered by one backend, then by the other, in turn, in float32. A row gives the CPU seconds, of all threads, of
-the first time (for ours with compilation), the median of `repeats` other times, and the largest difference of a
+task are answered by one backend, then by the other, in turn, in float32. A row gives the CPU seconds of all threads for
+the first time (ours with compilation), the median of `repeats` other times, and the largest difference of a
 log-probability; of answers, how many are the same text. Without --model, a Llama of random weights: 4 layers, D 256.
 """
 

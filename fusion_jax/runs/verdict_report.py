@@ -107,7 +107,8 @@ def _difficulty(
         return None, "Difficulty is left out of the regression: one model does not tell it."
     base = lengths[compared.baseline]
     deltas = np.stack([base - lengths[name] for name in preferences])
-    return difficulties(np.stack(list(preferences.values())), deltas), "Difficulties were fitted to these models together."
+    found = difficulties(np.stack(list(preferences.values())), deltas)
+    return found, "Difficulties were fitted to these models together."
 
 
 def grades_told(s: JudgeSettings, compared: Compared, records: Sequence[Record]) -> Told:
@@ -199,7 +200,8 @@ def report(s: JudgeSettings, desk: Desk, compared: Compared, records: Sequence[R
     of_judge = judge_told(s, compared, records)
     best = max(told.measures, key=lambda name: next(iter(told.measures[name].values())), default="")
     headline = ", ".join(f"{what} {value:.3f}" for what, value in told.measures.get(best, {}).items())
-    result = f"Judged by {s.called} on {len(compared.keys)} questions: {best} is ahead ({headline})." if best else "No verdict."
+    result = f"Judged by {s.called} on {len(compared.keys)} questions: "
+    result += f"{best} is ahead ({headline})." if best else "no verdict could be read."
 
     def write() -> None:
         table, trust = markdown_table(told.rows), markdown_table(of_judge)

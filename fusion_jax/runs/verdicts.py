@@ -80,9 +80,11 @@ class JudgeSettings(AskingSettings):
         called = [Path(file).stem for file in self.answers] or [model_name(one) for one in self.miniatures]
         check_names(called, field="answers" if self.answers else "miniatures")
         if self.baseline and self.baseline not in called:
-            raise InputError(f"nobody is called '{self.baseline}'", field="baseline", cure=suggestion(self.baseline, called))
+            problem = f"nobody is called '{self.baseline}'"
+            raise InputError(problem, field="baseline", cure=suggestion(self.baseline, called))
         if len(called) < 2 and self.style != "mtbench":
-            raise InputError("a single model cannot be compared", field="answers", cure="Give the answers of two or more")
+            cure = "Give the answers of two or more"
+            raise InputError("a single model cannot be compared", field="answers", cure=cure)
         wording_of(self.style, self.wording)
 
     @property
@@ -170,7 +172,8 @@ def asked_of(s: JudgeSettings, compared: Compared, wording: Wording) -> list[Ask
             else:
                 places = [0, 1] if s.both_orders or s.style == "arena" else [int(drawn[number])]
             out += [Asked(name, key, at, False, _question(s.style, wording, compared, name, key, at)) for at in places]
-    return out + [one._replace(again=True) for one in out if compared.keys.index(one.key) in repeated and not _second(s, one)]
+    chosen = {compared.keys[number] for number in repeated}
+    return out + [one._replace(again=True) for one in out if one.key in chosen and not _second(s, one)]
 
 
 def _second(s: JudgeSettings, one: Asked) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 
 from fusion_jax.errors import InputError
@@ -9,7 +10,7 @@ from fusion_jax.errors import InputError
 
 def main() -> None:
     try:
-        import fusion_jax.evals.harness.backend  # noqa: F401
+        importlib.import_module("fusion_jax.evals.harness.backend")  # registers it
         from lm_eval.__main__ import cli_evaluate
 
         cli_evaluate()

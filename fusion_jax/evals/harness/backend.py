@@ -9,11 +9,11 @@ arc_easy`, which takes what `lm_eval` takes. The package finds no backends of ot
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from fusion_jax.errors import InputError, quoted
-from fusion_jax.evals.harness.reading import Ids, Pair, Reader, chat_text, with_template
+from fusion_jax.evals.harness.reading import Pair, Reader, chat_text, with_template
 from fusion_jax.evals.harness.scoring import Computing, loglikelihoods, rolling
 from fusion_jax.evals.harness.writing import NEW_TOKENS, answers
 from fusion_jax.hosts.agree import first_host
@@ -122,8 +122,9 @@ class FusionLM(TemplateLM):
     def loglikelihood(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         asked = [request.args for request in requests]
         pairs = self.reader.pairs(asked)
+        count = len(set(pairs))
         found = self._with_bar(
-            "loglikelihood", len(set(pairs)), disable_tqdm, lambda told: loglikelihoods(self.model, pairs, self.how, told)
+            "loglikelihood", count, disable_tqdm, lambda told: loglikelihoods(self.model, pairs, self.how, told)
         )
         return self._kept("loglikelihood", asked, found)
 

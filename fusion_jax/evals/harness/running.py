@@ -76,8 +76,7 @@ def evaluated(model: str | Model, s: TaskSettings) -> dict[str, Any]:
     Raises:
       InputError: lm-eval is not installed; an unknown task; data that cannot be fetched; what the backend refuses.
     """
-    from fusion_jax.evals.harness.backend import FusionLM
-
+    from fusion_jax.evals.harness.backend import FusionLM  # isort: skip  # says what to install
     from lm_eval import simple_evaluate
     from lm_eval.tasks import TaskManager
     from lm_eval.utils import handle_non_serializable
@@ -136,7 +135,7 @@ def rows_of(results: Mapping[str, Any]) -> list[dict[str, str]]:
 
 def sample_records(results: Mapping[str, Any]) -> Iterator[Record]:
     """A record of every question: task, number, what was asked and answered, and its metrics."""
+    names = ("doc_id", "filter", "arguments", "resps", "filtered_resps", "target")
     for task, samples in results.get("samples", {}).items():
         for one in samples:
-            asked = {name: one.get(name) for name in ("doc_id", "filter", "arguments", "resps", "filtered_resps", "target")}
-            yield {"task": task, **asked, **{name: one.get(name) for name in one.get("metrics", ())}}
+            yield {"task": task, **{name: one.get(name) for name in (*names, *one.get("metrics", ()))}}

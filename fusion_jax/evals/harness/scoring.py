@@ -111,9 +111,7 @@ def _fits(model: Model, context: Ids, continuation: Ids, most: int) -> bool:
     return both <= most and not any(len(context) <= place < both for place in model.config.positions.switches)
 
 
-def _of_shared(
-    model: Ready, shared: dict[Ids, list[Ids]], batch_size: int
-) -> Iterator[tuple[Pair, float, bool]]:
+def _of_shared(model: Ready, shared: dict[Ids, list[Ids]], batch_size: int) -> Iterator[tuple[Pair, float, bool]]:
     """In batches of contexts that are kept at one width."""
     order = sorted(shared, key=len)
     for width, alike in itertools.groupby(order, lambda context: kept_width(len(context))):

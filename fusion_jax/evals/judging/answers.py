@@ -8,7 +8,7 @@ from typing import NamedTuple
 from fusion_jax.errors import InputError, quoted
 from fusion_jax.jsonl import Record, numbered
 
-CURE = 'Write {"prompt", "response"}, {"turns", "responses"}, or {"question_id", "choices": [{"turns"}]} beside --questions'
+CURE = 'Write {"prompt", "response"}, {"turns", "responses"}, or {"question_id", "choices"} beside --questions'
 
 
 class Answered(NamedTuple):
@@ -49,7 +49,7 @@ def answers_of(
       questions: of `questions_of`, for answers that name their question by its id only, and for references.
 
     Raises:
-      InputError: an answer of no known form, without its question, to another number of turns, or given twice; no answer.
+      InputError: an answer of no known form, without its question, to another number of turns, or given twice; none.
     """
     out: dict[str, Answered] = {}
     for number, record in numbered(records):
@@ -74,8 +74,8 @@ def _answered(record: Record, questions: Mapping[str, Record], file: str | None,
         turns, said = _texts(record, "turns", file, number), _texts(record, "responses", file, number)
     elif isinstance(record.get("choices"), list) and record["choices"] and isinstance(record["choices"][0], dict):
         if not question:
-            problem = f"question {quoted(key)} is not among the questions"
-            raise InputError(problem, file=file, record=number, field="question_id", cure="Give its file by --questions")
+            problem, cure = f"question {quoted(key)} is not among the questions", "Give its file by --questions"
+            raise InputError(problem, file=file, record=number, field="question_id", cure=cure)
         turns, said = _texts(question, "turns", file, number), _texts(record["choices"][0], "turns", file, number)
     else:
         raise InputError("is no answer", file=file, record=number, cure=CURE)
@@ -103,7 +103,8 @@ def shared_questions(models: Mapping[str, Mapping[str, Answered]]) -> list[str]:
     first, *others = models.values()
     keys = [key for key in first if all(key in other for other in others)]
     if not keys:
-        raise InputError("the files answer no question in common", field="answers", cure="Give answers to the same ones")
+        cure = "Give answers to the same questions"
+        raise InputError("the files answer no question in common", field="answers", cure=cure)
     for key in keys:
         for name, other in models.items():
             if other[key].turns != first[key].turns:

@@ -1,5 +1,5 @@
-"""The length-controlled win rate of AlpacaEval 2 (arXiv 2404.04475): a regression says how much of the preference is due
-to the answers' lengths, and what it would be if they were equal.
+"""The length-controlled win rate of AlpacaEval 2 (arXiv 2404.04475): a regression says how much of the preference comes
+from the lengths of the answers, and what it would be if they were equal.
 
 For question x, of a model against a baseline:
 
@@ -8,9 +8,9 @@ For question x, of a model against a baseline:
 theta is the model's own part, l are lengths in characters, std is the standard deviation of their difference (ddof 1),
 gamma_x the difficulty of the instruction. The rate is the mean over the questions of p with the second term at 0. The
 three coefficients minimise C sum_x w_x H(preference_x, p(x)) + |theta| + |phi| + |psi|, H being the cross-entropy, with
-the C of ten from 1e-4 to 1e4 whose cross-entropy of held-out questions is least in five folds. The published leaderboard
-adds two answer sets of the baseline that were made long and short on purpose, weighted by 0.2 / 2 each, and difficulties
-that were fitted to all its models: both can be given.
+the C of ten from 1e-4 to 1e4 whose cross-entropy of held-out questions is least in five folds. The published numbers
+also use two answer sets of the baseline that were made long and short on purpose, weighted by 0.2 / 2 each, and
+difficulties that were fitted to all models of the leaderboard: both can be given.
 """
 
 from __future__ import annotations
@@ -80,20 +80,22 @@ def length_controlled(
         raise InputError(problem, field="preferences", cure=f"Give {2 * FOLDS} or more")
     delta = np.asarray(baseline_lengths, float) - lengths
     spread = delta.std(ddof=1) or 1.0
-    rows = np.stack([np.ones(len(delta)), np.tanh(delta / spread), gamma], 1)
-    rows, wanted = rows[known], np.asarray(preferences, float)[known]
+    rows = np.stack([np.ones(len(delta)), np.tanh(delta / spread), gamma], 1)[known]
+    wanted = np.asarray(preferences, float)[known]
     more, their, weights = _anchor_rows(anchors)
-    strength = _strength(np.concatenate([rows, more]), np.concatenate([wanted, their]), weights)
-    whole = (rows, wanted)
+
+    def with_anchors(drawn: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        each = np.concatenate([weights, np.ones(len(drawn))])
+        return np.concatenate([more, rows[drawn]]), np.concatenate([their, wanted[drawn]]), each
+
+    every = with_anchors(np.arange(len(rows)))
+    strength = _strength(*every)
+    coefficients = fitted(*every, strength)
 
     def rate(drawn: np.ndarray) -> np.ndarray:
-        own, chosen = whole[0][drawn], whole[1][drawn]
-        both = np.concatenate([own, more]), np.concatenate([chosen, their])
-        found = fitted(*both, strength, np.concatenate([np.ones(len(own)), weights]), start=coefficients)
-        return np.asarray([special.expit(own[:, 0] * found[0] + own[:, 2] * found[2]).mean()])
+        theta, _, psi = fitted(*with_anchors(drawn), strength, start=coefficients)
+        return special.expit(theta + psi * rows[drawn, 2]).mean(keepdims=True)
 
-    both = np.concatenate([rows, more]), np.concatenate([wanted, their])
-    coefficients = fitted(*both, strength, np.concatenate([np.ones(len(rows)), weights]))
     (found,) = estimates(rate, len(rows), seed=seed, resamples=resamples)
     return Controlled(found, coefficients, strength)
 
@@ -107,7 +109,7 @@ def _anchor_rows(anchors: Anchors | None) -> tuple[np.ndarray, np.ndarray, np.nd
 
 
 def fitted(
-    rows: np.ndarray, wanted: np.ndarray, strength: float, weights: np.ndarray, start: np.ndarray | None = None
+    rows: np.ndarray, wanted: np.ndarray, weights: np.ndarray, strength: float, *, start: np.ndarray | None = None
 ) -> np.ndarray:
     """The coefficients b of logit p = rows b that minimise strength * sum(weights * H(wanted, p)) + sum |b|.
 
@@ -132,16 +134,14 @@ def fitted(
     return found.x[:size] - found.x[size:]
 
 
-def _strength(rows: np.ndarray, wanted: np.ndarray, anchor_weights: np.ndarray) -> float:
-    """The C with the least cross-entropy of held-out rows."""
-    count = len(rows)
-    weights = np.concatenate([np.ones(count - len(anchor_weights)), anchor_weights])
-    folds = np.arange(count)[::-1] % FOLDS
+def _strength(rows: np.ndarray, wanted: np.ndarray, weights: np.ndarray) -> float:
+    """The C with the least cross-entropy of held-out rows; folds are dealt out from the last row on."""
+    folds = np.arange(len(rows))[::-1] % FOLDS
     losses = np.zeros(len(STRENGTHS))
     for fold in range(FOLDS):
         kept, out = folds != fold, folds == fold
         for number, strength in enumerate(STRENGTHS):
-            logits = rows[out] @ fitted(rows[kept], wanted[kept], strength, weights[kept])
+            logits = rows[out] @ fitted(rows[kept], wanted[kept], weights[kept], strength)
             losses[number] += (weights[out] * (np.logaddexp(0, logits) - wanted[out] * logits)).mean()
     return float(STRENGTHS[int(losses.argmin())])
 
@@ -161,7 +161,8 @@ def difficulties(preferences: np.ndarray, deltas: np.ndarray, *, ridge: float = 
     """
     models, count = preferences.shape
     if models < 2:
-        raise InputError("one model does not tell difficulty", field="difficulty", cure="Judge several, or leave it out")
+        cure = "Judge several, or leave it out"
+        raise InputError("one model does not tell difficulty", field="difficulty", cure=cure)
     known = ~np.isnan(preferences)
     spreads = np.asarray([row.std(ddof=1) or 1.0 for row in deltas])
     slopes, wanted = np.tanh(deltas / spreads[:, None]), np.where(known, preferences, 0.0)

@@ -39,16 +39,16 @@ WORDINGS: dict[Style, Wording] = {
     ),
     "arena": Wording(
         "You are a strict and fair judge of two assistants, A and B. Work out an answer to the request yourself before "
-        "you judge. Then look for mistakes in both answers, and weigh whether each does what was asked, is to the point, "
-        "and leaves out nothing that matters. The order of the answers and their lengths must not sway you.\n"
+        "you judge. Then look for mistakes in both answers, and weigh whether each does what was asked, is to the "
+        "point, and leaves out nothing that matters. The order of the answers and their lengths must not sway you.\n"
         "End with exactly one verdict: [[A>>B]] if A is much better, [[A>B]] if A is better, [[A=B]] if they are about "
         "equal, [[B>A]] if B is better, [[B>>A]] if B is much better.",
         "Request:\n{question}\n\nAnswer of assistant A:\n{first}\n\nAnswer of assistant B:\n{second}\n\nYour verdict:",
     ),
     "mtbench": Wording(
-        "You grade the answers of an assistant from 1 (useless) to 10 (could not be better): is the answer right, helpful, "
-        "relevant, deep enough, and as detailed as was asked? Say briefly what speaks for and against it, then end with "
-        "the grade in double brackets, for instance [[5]].",
+        "You grade the answers of an assistant from 1 (useless) to 10 (could not be better): is the answer right, "
+        "helpful, relevant, deep enough, and as detailed as was asked? Say briefly what speaks for and against it, "
+        "then end with the grade in double brackets, for instance [[5]].",
         "{turns}{reference}The answer to grade is the last one:\n{answer}\n\nYour grade:",
     ),
 }
@@ -81,7 +81,7 @@ def filled(wording: Wording, values: Mapping[str, str]) -> Question:
 
 
 def pair_question(wording: Wording, asked: Answered, first: Answered, second: Answered) -> Question:
-    """Which of two answers to a request is better, the one in front or the one behind; of several turns all are shown."""
+    """Which of two answers to a request is better, the first or the second; of several turns all are shown."""
     of = {"first": _said(first), "second": _said(second), "reference": "\n\n".join(asked.references)}
     return filled(wording, {"question": _said(asked._replace(said=())), **of})
 
