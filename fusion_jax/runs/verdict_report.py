@@ -200,8 +200,9 @@ def report(s: JudgeSettings, desk: Desk, compared: Compared, records: Sequence[R
     of_judge = judge_told(s, compared, records)
     best = max(told.measures, key=lambda name: next(iter(told.measures[name].values())), default="")
     headline = ", ".join(f"{what} {value:.3f}" for what, value in told.measures.get(best, {}).items())
+    ahead = "of all models" if s.style == "mtbench" else f"against {compared.baseline}"
     result = f"Judged by {s.called} on {len(compared.keys)} questions: "
-    result += f"{best} is ahead ({headline})." if best else "no verdict could be read."
+    result += f"{best} does best {ahead} ({headline})." if best else "no verdict could be read."
 
     def write() -> None:
         table, trust = markdown_table(told.rows), markdown_table(of_judge)

@@ -25,8 +25,8 @@ from fusion_jax.evals.judging.verdicts import UNREAD, grade_of, preference_of, r
 from fusion_jax.evals.judging.wording import WORDINGS, grade_question, pair_question, wording_of
 from fusion_jax.jsonl import read_jsonl
 from fusion_jax.rewards.verifiers import exact
-from tests.conftest import golden_cases
-from tests.small import attempt, fails, write
+from tests.conftest import GOLDEN, golden_cases
+from tests.small import attempt, fails, small_folder, write
 
 
 class TestPublishedNumbers:
@@ -288,12 +288,41 @@ class TestThePage:
         fails(judge, ["--out", str(tmp_path / "run"), "--answers", *bare], capsys, "the rule needs right answers")
         assert not (tmp_path / "run").exists()
 
+    def test_the_published_questions(self, tmp_path):
+        """The 80 of MT-Bench: one model has the reference answers where there are any, the other has none of them."""
+        questions = read_jsonl(GOLDEN / "mt_bench_questions.jsonl")
+        for name, right in (("right", True), ("wrong", False)):
+            said = [(one.get("reference") if right else None) or ["nothing"] * len(one["turns"]) for one in questions]
+            write(tmp_path / f"{name}.jsonl", [
+                {"question_id": one["question_id"], "choices": [{"turns": turns[:2]}]}
+                for one, turns in zip(questions, said, strict=True)
+            ])  # fmt: skip
+        args = ["--preset", "mtbench", "--questions", str(GOLDEN / "mt_bench_questions.jsonl"), "--rule", "exact"]
+        args += ["--answers", str(tmp_path / "right.jsonl"), str(tmp_path / "wrong.jsonl"), "--resamples", "50"]
+        attempt(judge, [*args, "--out", str(tmp_path / "run")])
+        told = (tmp_path / "run" / "report.md").read_text()
+        assert "| right | math | 10.00 (10.00 to 10.00) | 10.00 (10.00 to 10.00) | 10.00" in told
+        assert "| right | writing | 1.00 (1.00 to 1.00) |" in told and "| wrong | math | 1.00 (" in told
+        assert len(read_jsonl(tmp_path / "run" / "verdicts.jsonl")) == 2 * 2 * (80 + 20)
+
+    @pytest.mark.usefixtures("quick_compiler")
+    def test_a_model_judges(self, files, tmp_path):
+        """A model of random weights names neither answer among its 20 most probable tokens, which is told."""
+        small_folder(tmp_path / "judge", max_position_embeddings=1024)
+        args = ["--model", str(tmp_path / "judge"), "--answers", *files[:2], "--out", str(tmp_path / "run")]
+        attempt(judge, [*args, "--batch-size", "4", "--repeat", "0"])
+        kept = read_jsonl(tmp_path / "run" / "verdicts.jsonl")
+        assert len(kept) == 40 and {one["reason"] for one in kept} <= {"", "no verdict in the reply"}
+        assert f"| verdicts | no verdict in the reply | {sum(one['verdict'] is None for one in kept)} |" in (
+            tmp_path / "run" / "report.md"
+        ).read_text()
+
     def test_verdicts_that_cannot_be_read_are_counted(self, files, tmp_path, monkeypatch):
         from fusion_jax.asking.given import Given
         from fusion_jax.runs import verdicts
 
         def said(question):
-            return "m" if len(question.messages[-1].content) % 3 else "I cannot say"
+            return "m" if int(question.digest, 16) % 3 else "I cannot say"
 
         monkeypatch.setattr(verdicts, "rule_pair", lambda *_: Reply("", "stop"))
         monkeypatch.setattr(verdicts, "Given", lambda name, say: Given(name, said))

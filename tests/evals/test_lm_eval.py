@@ -320,6 +320,8 @@ class TestWithThePackage:
         assert ours.chat_template(True) == theirs.chat_template(True)
         assert ours.tok_encode("a b") == theirs.tok_encode("a b")
 
+    @pytest.mark.slow
+    @pytest.mark.usefixtures("quick_compiler")
     def test_the_page(self, folder, tmp_path, capsys):
         names = {name: str(tmp_path / name) for name in ("all.json", "each.jsonl")}
         args = [

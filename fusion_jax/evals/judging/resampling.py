@@ -25,7 +25,7 @@ class Estimate(NamedTuple):
         >>> Estimate(0.5, 0.25, 0.75).told(100, 1)
         '50.0 (25.0 to 75.0)'
         """
-        value, low, high = (f"{scale * one:.{digits}f}" for one in self)
+        value, low, high = (f"{round(scale * one, digits) + 0.0:.{digits}f}" for one in self)
         return value if np.isnan(self.low) else f"{value} ({low} to {high})"
 
 
