@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import os
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,7 +26,8 @@ from fusion_jax.jsonl import read_jsonl
 from fusion_jax.models.folder import Model, save
 from fusion_jax.sampling.beam_search import BeamSearch
 from fusion_jax.sampling.samplers import Sampler
-from tests.small import attempt, fails, small_model
+from tests.programs import finished
+from tests.small import attempt, fails, small_model, virtual_devices
 
 POSITIONS = 64
 ASKED = [
@@ -249,6 +251,12 @@ class TestArgumentsOfAnswers:
         )
         assert found[0] == found[2] and len({found[1], found[3], found[4]}) == 3 and seen[-1] == 5
         assert found[1] == answers(model, reader, [sampled], HOW)[0]
+
+
+@pytest.mark.slow
+def test_a_mesh_gives_what_one_device_gives():
+    script = Path(__file__).with_name("harness_on_devices.py")
+    assert json.loads(finished([str(script)], os.environ | virtual_devices(4))) == {"scores": True, "answers": True}
 
 
 def test_zoo_tasks():
