@@ -13,6 +13,9 @@ each turn (arXiv 2306.05685). The judge is a model of ours, a server, or without
 Data: a file of answers a model, {"prompt", "response"}, {"turns", "responses"}, or MT-Bench's own form beside
 --questions. docs/judge.md has the forms, the wording of the questions and how to give other words.
 
+Hardware and time: `tiny` 2 CPU cores, 22 s of CPU time, most of it for the miniatures' answers; a judge of billions of
+parameters a TPU or GPU (not timed).
+
 Result: report.md with the models' table, and how far the judge can be trusted: whether it agrees with itself
 (repeatability, Cohen's kappa) and whether it prefers a place; verdicts.jsonl. Prompts are in this project's words, so
 that numbers are not comparable digit for digit with published ones.

@@ -74,8 +74,9 @@ def pairs_told(s: JudgeSettings, compared: Compared, records: Sequence[Record]) 
         measures[name] = {"win rate": rate.value, "discrete win rate": discrete.value}
         if len(known) >= 2 * FOLDS:
             found = length_controlled(
-                preferences[name], lengths[name], lengths[compared.baseline], difficulty=gamma, **how
-            )
+                preferences[name], lengths[name], lengths[compared.baseline], difficulty=gamma, seed=s.seed,
+                resamples=s.resamples,
+            )  # fmt: skip
             measures[name]["length-controlled win rate"] = found.rate.value
             row |= {"length-controlled %": found.rate.told(100, 1), "of length": f"{found.coefficients[1]:+.2f}"}
         else:
@@ -179,7 +180,7 @@ def judge_told(s: JudgeSettings, compared: Compared, records: Sequence[Record]) 
         kinds = np.sign(values - 0.5) if s.style == "alpaca" else values
         found = agreement(kinds[:, 0], kinds[:, 1], **how)
         for what, one in (("agrees with itself", found.share), ("Cohen's kappa of that", found.kappa)):
-            rows.append({"of the judge": what, "value": one.told(), "pairs": str(found.count)})
+            rows.append({"of the judge": what, "value": one.told(), "pairs": str(found.pairs)})
     if s.style != "mtbench":
         places = [by_place(s, compared, records, name) for name in compared.models if name != compared.baseline]
         whole = np.concatenate(places)
@@ -189,7 +190,7 @@ def judge_told(s: JudgeSettings, compared: Compared, records: Sequence[Record]) 
                 ("same winner in both orders", bias.consistent), ("first place wins both times", bias.first),
                 ("second place wins both times", bias.second), ("preference for the first place, less 0.5", bias.lead),
             ):  # fmt: skip
-                rows.append({"of the judge": what, "value": one.told(), "pairs": str(bias.count)})
+                rows.append({"of the judge": what, "value": one.told(), "pairs": str(bias.pairs)})
     return rows
 
 

@@ -218,11 +218,11 @@ def judged(s: JudgeSettings, desk: Desk, asked: Sequence[Asked], judge: Answerer
     for number, one in enumerate(asked):
         outcome = outcomes[number]
         verdict = verdict_of(s.style, outcome)
-        failed = isinstance(verdict, Failure)
-        counts["used" if not failed else verdict.reason] += 1
+        reason = verdict.reason if isinstance(verdict, Failure) else ""
+        counts[reason or "used"] += 1
         records.append({
             "model": one.model, "question_id": one.key, "place": one.place, "again": one.again,
-            "verdict": None if failed else verdict, "reason": verdict.reason if failed else "",
+            "verdict": None if isinstance(verdict, Failure) else verdict, "reason": reason,
             "reply": "" if isinstance(outcome, Failure) else outcome.text,
         })  # fmt: skip
     desk.counter("verdicts").update(counts)

@@ -142,11 +142,11 @@ class TestArithmetic:
     def test_agreement_and_places(self):
         first, second = np.asarray([1, 1, 0, np.nan, 0.0]), np.asarray([1, 0, 0, 1, 0.0])
         found = agreement(first, second, seed=0, resamples=50)
-        assert (found.share.value, found.count) == (0.75, 4) and found.kappa.value == pytest.approx(0.5)
+        assert (found.share.value, found.pairs) == (0.75, 4) and found.kappa.value == pytest.approx(0.5)
         assert kappa(np.ones(4), np.ones(4)) == 1.0
         forth, back = np.asarray([0.9, 0.9, 0.2, 0.5, 0.8]), np.asarray([0.8, 0.1, 0.9, 0.5, np.nan])
         bias = place_bias(forth, back, seed=0, resamples=50)
-        assert (bias.consistent.value, bias.first.value, bias.second.value, bias.count) == (0.5, 0.25, 0.25, 4)
+        assert (bias.consistent.value, bias.first.value, bias.second.value, bias.pairs) == (0.5, 0.25, 0.25, 4)
         assert bias.lead.value == pytest.approx(((0.1 + 0.8 - 0.7 + 0.0) / 4) / 2)
         with pytest.raises(InputError, match="field 'repeat'"):
             agreement(first[3:4], second[3:4], seed=0)
@@ -313,9 +313,10 @@ class TestThePage:
         attempt(judge, [*args, "--batch-size", "4", "--repeat", "0"])
         kept = read_jsonl(tmp_path / "run" / "verdicts.jsonl")
         assert len(kept) == 40 and {one["reason"] for one in kept} <= {"", "no verdict in the reply"}
-        assert f"| verdicts | no verdict in the reply | {sum(one['verdict'] is None for one in kept)} |" in (
-            tmp_path / "run" / "report.md"
-        ).read_text()
+        assert (
+            f"| verdicts | no verdict in the reply | {sum(one['verdict'] is None for one in kept)} |"
+            in (tmp_path / "run" / "report.md").read_text()
+        )
 
     def test_verdicts_that_cannot_be_read_are_counted(self, files, tmp_path, monkeypatch):
         from fusion_jax.asking.given import Given

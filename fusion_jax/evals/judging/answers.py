@@ -68,6 +68,8 @@ def answers_of(
 def _answered(record: Record, questions: Mapping[str, Record], file: str | None, number: int) -> Answered:
     key = record.get("question_id", record.get("prompt_id"))
     question = questions.get(str(key), {})
+    turns: tuple[str, ...]
+    said: tuple[str, ...]
     if isinstance(record.get("prompt"), str) and isinstance(record.get("response"), str):
         turns, said = (record["prompt"],), (record["response"],)
     elif "responses" in record:

@@ -11,23 +11,24 @@ from fusion_jax.evals.judging.resampling import RESAMPLES, Estimate, estimates
 
 
 class Agreement(NamedTuple):
-    """share: of equal verdicts; kappa: Cohen's, the share above what chance gives, 1 where all are equal."""
+    """share: of equal verdicts; kappa: Cohen's, the share above what chance gives, 1 where all are equal; pairs: how many
+    were judged twice."""
 
     share: Estimate
     kappa: Estimate
-    count: int
+    pairs: int
 
 
 class PlaceBias(NamedTuple):
     """Of pairs that were judged in both orders. consistent: share of pairs with the same winner, or a tie both times;
     first, second: shares of pairs where the answer in that place won both times; lead: mean preference for the first
-    place, above 0.5."""
+    place, above 0.5; pairs: how many."""
 
     consistent: Estimate
     first: Estimate
     second: Estimate
     lead: Estimate
-    count: int
+    pairs: int
 
 
 def kappa(first: np.ndarray, second: np.ndarray, weights: np.ndarray | None = None) -> float:
@@ -80,5 +81,5 @@ def place_bias(forth: np.ndarray, back: np.ndarray, *, seed: int, resamples: int
         raise InputError("no pair was judged in both orders", field="orders", cure="Judge both orders")
     winner, other = np.sign(a - 0.5), np.sign(b - 0.5)
     kinds = np.stack([winner == other, (winner > 0) & (other < 0), (winner < 0) & (other > 0), (a + 1 - b) / 2 - 0.5])
-    found = estimates(lambda drawn: kinds[:, drawn].mean(1), len(a), seed=seed, resamples=resamples)
-    return PlaceBias(*found, len(a))
+    same, first, second, lead = estimates(lambda drawn: kinds[:, drawn].mean(1), len(a), seed=seed, resamples=resamples)
+    return PlaceBias(same, first, second, lead, len(a))
