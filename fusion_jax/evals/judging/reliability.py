@@ -11,8 +11,8 @@ from fusion_jax.evals.judging.resampling import RESAMPLES, Estimate, estimates
 
 
 class Agreement(NamedTuple):
-    """share: of equal verdicts; kappa: Cohen's, the share above what chance gives, 1 where all are equal; pairs: how many
-    were judged twice."""
+    """share: of equal verdicts; kappa: Cohen's, the share above what chance gives, 1 where all are equal; pairs: how
+    many were judged twice."""
 
     share: Estimate
     kappa: Estimate
