@@ -33,7 +33,8 @@ from fusion_jax.options import Folder
 from fusion_jax.plan.command import run as run_experiment
 from fusion_jax.plan.parts import Part
 from fusion_jax.runs.checks import check_arms
-from fusion_jax.runs.correcting import Correcting, CorrectingSettings, check_corrector, correcting, correcting_parts
+from fusion_jax.runs.correcting import Correcting, CorrectingSettings, correcting, correcting_parts
+from fusion_jax.runs.correction_checks import check_corrector
 from fusion_jax.runs.correction_report import report
 from fusion_jax.runs.correctors import WritingSettings
 from fusion_jax.runs.desk import Desk
@@ -145,7 +146,7 @@ def continued(
     s: Settings, run: Correcting, models: Mapping[str, Model], teachers: Mapping[str, Model]
 ) -> tuple[dict[str, Model], dict[str, Model]]:
     """The models, trained further on FCGEC, whose drafts are by the corrector of all pairs."""
-    found, pairs = dict(models), run.task.fcgec
+    found, pairs, run = dict(models), run.task.fcgec, run.further
     if teachers or "alirector" in models:
         triples = run.drafted("fcgec-drafts", models["plain"], pairs)
     if teachers:

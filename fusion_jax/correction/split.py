@@ -67,12 +67,12 @@ def stage_split(pairs: Sequence[Item], settings: SplitSettings | None = None) ->
 
 
 def validation_split(
-    pairs: Sequence[Item], count: int, seed: int, *, order: Order = "grouped"
+    pairs: Sequence[Item], count: int, seed: int, *, order: Order = "grouped", field: str = "validation"
 ) -> tuple[list[Item], list[Item]]:
     """The pairs that stay for training, and `count` that were drawn by the seed; both in the order of the list.
 
     Grouped, the pairs drawn are different and none of their copies stays; in "file_order" copies are drawn and stay as
-    it happens, as in the published code.
+    it happens, as in the published code. field: the setting that `count` is.
 
     Raises:
       InputError: nothing would stay, a negative seed.
@@ -81,7 +81,7 @@ def validation_split(
     _, firsts = np.unique(groups, return_index=True)
     if not 0 <= count < len(firsts):
         problem = f"{count} of {len(firsts)} different pairs leave none to train on"
-        raise InputError(problem, field="validation", cure="Give more pairs, or validate on fewer")
+        raise InputError(problem, field=field, cure="Give more pairs, or validate on fewer")
     if seed < 0:
         raise InputError(f"{seed} is out of range", field="seed", cure="Give 0 or more")
     drawn = np.random.default_rng(seed).permutation(len(firsts))[:count]

@@ -12,8 +12,10 @@ from fusion_jax.models.folder import check_folder
 from fusion_jax.models.int8 import Weights
 from fusion_jax.models.parameters import check_heads
 from fusion_jax.plan import fits
+from fusion_jax.plan.aligning import aligning
 from fusion_jax.plan.programs import Start
-from fusion_jax.plan.runs import Ask, Planned, aligning, generation, merging, scoring, searching, teacher, training
+from fusion_jax.plan.runs import Ask, Planned, generation, merging, scoring, teacher, training
+from fusion_jax.plan.searching import searching
 from fusion_jax.sampling.generate import SampleSettings
 from fusion_jax.sharding import tensor_shards
 from fusion_jax.train.mktod import MktodSettings

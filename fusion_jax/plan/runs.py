@@ -3,27 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
-
-import jax
 
 from fusion_jax.data.batches import bucket_list
 from fusion_jax.data.order import num_steps
 from fusion_jax.errors import InputError
-from fusion_jax.models.config import ModelConfig, rewarding
+from fusion_jax.models.config import rewarding
 from fusion_jax.models.families import config_from_hf, config_to_hf
 from fusion_jax.models.int8 import Weights
 from fusion_jax.models.lora import check_lora
-from fusion_jax.models.parameters import ParamSpec, check_heads, parameter_specs
+from fusion_jax.models.parameters import check_heads
 from fusion_jax.ops.kernels import Kernel
 from fusion_jax.plan.fits import refuse_encoder
 from fusion_jax.plan.flops import parameter_count
 from fusion_jax.plan.models import PUBLIC, config_named
 from fusion_jax.plan.programs import (
     OBJECTIVES,
-    AlignStep,
     BeamDecode,
     Decode,
     Dtype,
@@ -32,8 +29,6 @@ from fusion_jax.plan.programs import (
     Prefill,
     Program,
     ScoreStep,
-    SearchLayer,
-    SearchLoss,
     Start,
     TeacherStep,
     TrainStep,
@@ -45,7 +40,6 @@ from fusion_jax.sampling.ids import decoding_ways
 from fusion_jax.sampling.sizes import capacities_of, kept_width, read_together, read_width
 from fusion_jax.sharding import mesh_sizes, padded_rows
 from fusion_jax.slices import slice_of
-from fusion_jax.train.mktod import MktodSettings
 from fusion_jax.train.objective import Objective
 from fusion_jax.train.settings import TrainSettings
 from fusion_jax.zoo import model_path
@@ -163,40 +157,6 @@ def training(
             math.ceil(ask.rows / examples), notes,
         ))  # fmt: skip
     return out
-
-
-def aligning(
-    title: str, generator: str, retriever: str, projection: int, loss: MktodSettings, train: TrainSettings,
-    lengths: Mapping[str, int], ask: Ask, *, settings: str,
-) -> list[Planned]:  # fmt: skip
-    """The optimizer step of a generator and its retriever. Without folders they are the public models that the preset
-    is called after, and a BERT-base.
-
-    Args:
-      lengths: fields of `AlignStep`. projection: of a retriever that has none yet.
-
-    Raises:
-      InputError: the mesh does not fit the slice; the batch or the heads do not divide over the chips; no model.
-    """
-    if not generator and ask.preset not in PUBLIC:
-        cure = "Give a T5 folder, or a preset like t5-large"
-        raise InputError("is missing: the miniature is not planned", field="--generator", cure=cure)
-    values, reader = config_named(generator or ask.preset, "--generator"), config_named(retriever or "bert-base")
-    reader = {"projection_dim": projection} | reader
-    mesh = train_mesh(ask, train)
-    for config in (config_from_hf(values), config_from_hf(reader)):
-        check_heads(config, mesh[2], math.prod(mesh), f"{settings}.mesh-tensor")
-    micro, notes = micro_batches(train, mesh, settings)
-    attention, dtype = computed_in(train)
-    step = AlignStep(
-        reader, asdict(loss), train.batch_size // micro, **lengths, micro_batches=micro, dropout=train.dropout,
-        remat=train.remat, attention=attention, dtype=dtype, start="float32",
-    )  # fmt: skip
-    notes = (f"models: {generator or ask.preset} and {retriever or 'bert-base'}", *notes)
-    notes += (f"{step.passages} passages of {step.context + step.entity} tokens; {step.entities} entities",)
-    notes += ("the index is planned within the step; answering the validation turns is not planned",)
-    steps = num_steps(ask.rows, train.batch_size, train.epochs) if ask.rows else 0
-    return [Planned(title, Request(ask.slice, values, step, mesh), steps, notes)]
 
 
 def _held_by(teachers: Sequence[tuple[str, str, Weights]], ask: Ask) -> int:
@@ -361,54 +321,6 @@ def generation(
         ),
         Planned(f"{title}: a batch grown", Request(ask.slice, values, grown, mesh), batches, (*notes, grows)),
     ]  # fmt: skip
-
-
-def searching(
-    model: str, removals: Callable[[ModelConfig], int], rows: int, states: int, tokens: int, ask: Ask, *,
-    train: TrainSettings, option: str = "--model", settings: str = "--train",
-) -> list[Planned]:  # fmt: skip
-    """A greedy search for blocks, on the mesh of `train`: a layer of several candidates and of one, and their losses.
-
-    How often each is called is counted as if no block were gone yet, which is an upper bound.
-
-    Args:
-      removals: of the search of a model. rows, states: at once. tokens: of a row. option, settings: as in `scoring`.
-    """
-    values, name = model_values(model, ask, option)
-    config, mesh = config_from_hf(values), train_mesh(ask, train)
-    refuse_encoder(config, name)
-    check_heads(config, mesh[2], math.prod(mesh), f"{settings}.mesh-tensor", model=name)
-    attention, _ = computed_in(train)
-    padded, tokens = padded_rows(rows, mesh[0] * mesh[1]), min(tokens, config.max_positions)
-    layers, one = config.layers, 2 * padded * tokens * config.width
-    every = 1 + 2 * layers
-    chunks, batches = math.ceil(every / states), math.ceil(ask.rows / padded)
-    body = 2 * sum(math.prod(spec.shape) for stack in config.stacks for spec in _leaves(config, stack))
-    waiting, other = (chunks - 1) * states * one, 2 * parameter_count(config) - body
-    count = removals(config)
-    calls = count * batches
-    notes = (
-        f"model: {name}",
-        f"{count} removals, {padded} rows of {tokens} tokens at once (--plan-rows N of them in all)",
-        "counted as if no block were gone yet: an upper bound",
-    )  # fmt: skip
-    whole = SearchLayer(padded, tokens, states, waiting, other, attention)
-    branch = SearchLayer(padded, tokens, 1, chunks * states * one, other, attention)
-    walked = sum(math.ceil((1 + 2 * layer) / states) for layer in range(layers))
-    loss = SearchLoss(padded, tokens, states, waiting, body)
-    programs = {
-        f"search: {states} candidates through a layer": (whole, walked),
-        "search: two candidates branch off": (branch, layers),
-        f"search: what {states} candidates lose": (loss, chunks),
-    }
-    return [
-        Planned(title, Request(ask.slice, values, program, mesh), calls * times, notes)
-        for title, (program, times) in programs.items()
-    ]
-
-
-def _leaves(config: ModelConfig, stack: str) -> list[ParamSpec]:
-    return jax.tree.leaves(parameter_specs(config)[stack], is_leaf=lambda spec: isinstance(spec, ParamSpec))
 
 
 def merging(method: str, models: int, model: str, ask: Ask) -> list[Planned]:

@@ -15,11 +15,10 @@ from typing import Annotated, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fusion_jax.correction.inputs import Lengths, Mode, marks_of
+from fusion_jax.correction.inputs import Lengths, Mode
 from fusion_jax.correction.operations import load_fcgec
 from fusion_jax.correction.outputs import GuardSettings, draft_triples
 from fusion_jax.correction.pairs import Pair, Sentence, Triple, load_pairs, load_para, pairs_of
-from fusion_jax.correction.prompts import framing_of
 from fusion_jax.correction.split import SplitSettings, stage_sizes, validation_split
 from fusion_jax.data.batches import Data
 from fusion_jax.data.records import OnBad
@@ -27,7 +26,7 @@ from fusion_jax.errors import InputError
 from fusion_jax.evals.cgec import Dictionaries, Report, load_dictionaries, score
 from fusion_jax.evals.cgec import Mode as ScorerMode
 from fusion_jax.jsonl import Record
-from fusion_jax.models.folder import Model, check_folder, tokenizer_of
+from fusion_jax.models.folder import Model
 from fusion_jax.models.parameters import init_params, parameter_specs, place_params
 from fusion_jax.options import Called, File
 from fusion_jax.plan import correcting as plan
@@ -44,7 +43,7 @@ from fusion_jax.train.alirector import AlirectorSettings, alirector, copying, co
 from fusion_jax.train.objective import Objective
 from fusion_jax.train.optimise import optimise
 from fusion_jax.train.settings import TrainSettings, compute_for
-from fusion_jax.zoo import chinese, model_path
+from fusion_jax.zoo import chinese
 from fusion_jax.zoo.chinese import ChineseSettings
 
 Files = Annotated[tuple[str, ...], Called("FILE")]
@@ -71,6 +70,8 @@ class CorrectingSettings(SeededSettings):
     """Right sentences that a miniature is raised on: it learns to tell them from what noise has left of them."""
     validation: int = 2000
     """Pairs that are kept from training, on which losses are measured."""
+    fcgec_validation: int = 1000
+    """The same of FCGEC's."""
     split: SplitSettings = SplitSettings()
     corpus: ChineseSettings = ChineseSettings()
     lengths: Lengths = Lengths()
@@ -97,7 +98,7 @@ class CorrectingSettings(SeededSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        bounded(self, "validation", "raised", least=0)
+        bounded(self, "validation", "fcgec_validation", "raised", least=0)
         bounded(self, "cutoff", least=8)
         if bool(self.thesaurus) != bool(self.confusions):
             one, other = ("confusions", "thesaurus") if self.thesaurus else ("thesaurus", "confusions")
@@ -108,26 +109,33 @@ class CorrectingSettings(SeededSettings):
 
 class Task(NamedTuple):
     """What a run learns from and is measured on. train: pairs; held: for held-out losses; tests: sentences, by name of
-    their file; fcgec: further training pairs."""
+    their file; fcgec, fcgec_held: further training pairs, and for held-out losses."""
 
     train: list[Pair]
     held: list[Pair]
     tests: dict[str, list[Sentence]]
     fcgec: list[Pair]
+    fcgec_held: list[Pair]
 
 
 @dataclass(frozen=True)
 class Correcting:
-    """Correctors at a desk. like: how all of them read and write; start: what trainings begin from; reports: of each
-    model and test file."""
+    """Correctors at a desk. like: how all of them read and write; start: what trainings begin from; held: on which
+    losses are measured; reports: of each model and test file."""
 
     desk: Desk
     settings: CorrectingSettings
     task: Task
     like: Corrector
     start: Model
+    held: list[Pair]
     dictionaries: Dictionaries | None = None
     reports: dict[str, dict[str, Report]] = field(default_factory=dict)
+
+    @property
+    def further(self) -> Correcting:
+        """The same run on FCGEC."""
+        return dataclasses.replace(self, held=self.task.fcgec_held)
 
     def trained(
         self, name: str, start: Model, items: Sequence[Pair | Triple], how: TrainSettings, mode: Mode = "correct"
@@ -164,9 +172,9 @@ class Correcting:
         self.desk.counter(name).update(counts + Counter({"used": len(examples)}))
         self.desk.check_enough(len(examples), how, self._option(how))
         held: Data | None = None
-        if self.task.held and mode == "correct":
+        if self.held and mode == "correct":
             whole = taught and objective.held is None  # the alignment models' loss is held out, too: drafts are needed
-            unseen = self.drafted(f"{name}-held", start, self.task.held) if whole else self.task.held
+            unseen = self.drafted(f"{name}-held", start, self.held) if whole else self.held
             held = Data(self.like.examples(unseen, mode, taught=whole)[0], lambda i: f"held-out pair {i + 1}")
         data = Data(examples, lambda i: f"the pair of '{items[examples[i].index].source}'")
         settings = dataclasses.replace(how, seed=self.desk.seed)
@@ -245,7 +253,11 @@ def correcting(s: CorrectingSettings, desk: Desk) -> Correcting:
     modes = MODES if s.seen == "both" else CONTROLS
     like = Corrector(start.config, start.tokenizer, s.lengths, s.cutoff, s.output, s.writing, modes)
     dictionaries = load_dictionaries(s.thesaurus, s.confusions) if s.thesaurus else None
-    run = Correcting(desk, s, task, like, start, dictionaries)
+    for name, pairs in (("pairs", task.train + task.held), ("fcgec", task.fcgec + task.fcgec_held)):
+        like.check_readable([pair.source for pair in pairs], f"--{name}")
+    for name, sentences in task.tests.items():
+        like.check_readable([one.source for one in sentences], name)
+    run = Correcting(desk, s, task, like, start, task.held, dictionaries)
     if s.model not in (MINIATURE, MINIATURE_DECODER) or not s.raised:
         return run
     pairs = chinese.noised(chinese.right_sentences(s.raised, desk.seed), desk.seed)
@@ -281,14 +293,15 @@ def task_of(s: CorrectingSettings, desk: Desk) -> Task:
     tests = {Path(file).stem: _sentences(s, desk, file) for file in s.tests}
     if made is not None and not s.tests and not s.pairs:
         tests = {"test": [one.sentence for one in made.test]}
-    further: list[Pair] = []
+    further, unseen = list[Pair](), list[Pair]()
     if s.fcgec:
         sentences, dropped = load_fcgec(s.fcgec, on_bad=s.on_bad)
         further, left = pairs_of(sentences)
-        desk.counter("FCGEC").update(dropped + left + Counter({"used": len(further)}))
+        further, unseen = validation_split(further, s.fcgec_validation, desk.seed, field="fcgec_validation")
+        desk.counter("FCGEC").update(dropped + left + Counter({"used": len(further), "held out": len(unseen)}))
     pairs, held = validation_split(pairs, s.validation, desk.seed, order=s.split.order)
     desk.counter("pairs").update({"used": len(pairs), "held out": len(held)})
-    return Task(pairs, held, tests, further)
+    return Task(pairs, held, tests, further, unseen)
 
 
 def _sentences(s: CorrectingSettings, desk: Desk, file: str) -> list[Sentence]:
@@ -296,41 +309,6 @@ def _sentences(s: CorrectingSettings, desk: Desk, file: str) -> list[Sentence]:
     sentences, dropped = read(file, on_bad=s.on_bad)
     desk.counter(f"test sentences of {file}").update(dropped + Counter({"used": len(sentences)}))
     return sentences
-
-
-def check_corrector(s: CorrectingSettings, *, copying: bool) -> None:
-    """Refuse, before the first stage, files without their counterpart, and a model that the run cannot train.
-
-    copying: whether one of its correctors copies from its source.
-    """
-    if bool(s.pairs) != bool(s.tests):
-        field, cure = ("tests", "pairs") if s.pairs else ("pairs", "tests")
-        raise InputError("is missing", field=field, cure=f"Give it with --{cure}, or neither")
-    for name, count in Counter(Path(file).stem for file in s.tests).items():
-        if count > 1:
-            cure = "Rename one: what is written for each test file is kept under its name"
-            raise InputError(f"two files are called '{name}'", field="tests", cure=cure)
-    stages = {"corrector": s.corrector, "alignment": s.alignment, "distillation": s.distillation, "further": s.further}
-    for name, how in stages.items():
-        if how.pack_tokens:
-            problem = "packs rows, which are read one by one here"
-            raise InputError(problem, field=f"{name}.pack_tokens", cure="Leave it at 0")
-        if how.best_of > 1 and (not s.validation or name == "alignment"):
-            problem = "needs --validation" if not s.validation else "needs held-out pairs, which alignment has none of"
-            raise InputError(problem, field=f"{name}.best_of", cure="Leave it at 1")
-    apart = s.model == MINIATURE
-    if s.model not in (MINIATURE, MINIATURE_DECODER):
-        if s.model.startswith("zoo:"):
-            cure = f"Give {MINIATURE}, {MINIATURE_DECODER} or a folder"
-            raise InputError(f"'{s.model}' corrects no Chinese", field="model", cure=cure)
-        config = check_folder(model_path(s.model, "--model"))
-        if not config.decoder:
-            raise InputError("is an encoder, which writes nothing", file=s.model, field="--model", cure="Give a BART")
-        apart = bool(config.encoder)
-        (marks_of if apart else framing_of)(tokenizer_of(model_path(s.model), "--model"))
-    if copying and not apart:
-        problem = "copies from an encoder's text, and the model is a decoder alone"
-        raise InputError(problem, field="--arms", cure="Leave copy out")
 
 
 def correcting_parts(s: CorrectingSettings) -> list[Part]:

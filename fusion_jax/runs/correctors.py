@@ -16,7 +16,7 @@ from fusion_jax.correction.pairs import Pair, Triple
 from fusion_jax.correction.prompts import encode_prompts, encode_texts
 from fusion_jax.data.batches import Example
 from fusion_jax.data.chat import stop_token_ids
-from fusion_jax.errors import InputError
+from fusion_jax.errors import InputError, quoted
 from fusion_jax.models.config import ModelConfig
 from fusion_jax.models.folder import Model
 from fusion_jax.sampling.beam_search import BeamSearch
@@ -131,9 +131,25 @@ class Corrector:
         ids = dict(zip(known, token_ids(self.tokenizer, list(known)), strict=True))
         return [framed([ids[text] for text in texts], marks, self.lengths.pair)[0] for texts in shown]
 
+    def check_readable(self, sources: Sequence[str], file: str) -> None:
+        """Refuse, before the first stage, a sentence that the model cannot read whole."""
+        if not sources:
+            return
+        prompts = self._prompts([Pair(source, source) for source in sources], "correct")
+        at = max(range(len(prompts)), key=lambda i: len(prompts[i]))
+        if len(prompts[at]) > self._room:
+            problem = f"has {len(prompts[at])} tokens, the model reads {self._room} besides what it writes"
+            cure = "Shorten the sentence, or lower --writing.max-new-tokens"
+            raise InputError(problem, file=file, record=quoted(sources[at]), field="source", cure=cure)
+
+    @property
+    def _room(self) -> int:
+        """Tokens of the longest text that can be answered."""
+        longest = self.config.max_positions
+        return longest if self.config.encoder else longest - self.writing.max_new_tokens
+
     def _completions(self, model: Model, prompts: Sequence[tuple[int, ...]]) -> list[Completion]:
-        how, config = self.writing, model.config
-        room = config.max_positions if config.encoder else config.max_positions - how.max_new_tokens
+        how, config, room = self.writing, model.config, self._room
         for number, prompt in enumerate(prompts, 1):
             if len(prompt) > room:
                 problem = f"has {len(prompt)} tokens, the model reads {room} besides what it writes"

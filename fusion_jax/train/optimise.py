@@ -6,37 +6,31 @@ import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from fusion_jax.data.batches import Buckets, Data, TokenBatch, buckets_for
 from fusion_jax.data.order import batch_order
-from fusion_jax.data.packing import check_packable
 from fusion_jax.errors import InputError
 from fusion_jax.failures import doing
-from fusion_jax.files import write_json
 from fusion_jax.hosts.agree import agreed, first_host
 from fusion_jax.hosts.signals import PREEMPTED, preemption
-from fusion_jax.json_files import RESTORE, read_json
 from fusion_jax.models.compute import Compute
-from fusion_jax.models.config import ModelConfig
 from fusion_jax.models.decoder import Params
 from fusion_jax.models.folder import Model
-from fusion_jax.models.int8 import refuse_int8
-from fusion_jax.models.lora import Adapter, check_lora, has_adapters, init_adapters, joined, merged
+from fusion_jax.models.lora import Adapter, has_adapters, init_adapters, joined, merged
 from fusion_jax.models.parameters import place_params
 from fusion_jax.store.run_folder import RunFolder, append_metrics, evaluated, read_metrics, truncate_metrics
 from fusion_jax.store.times import Clock
 from fusion_jax.train.batching import step_batch
 from fusion_jax.train.checkpoints import Checkpoints, finishing, restore_state, save_state
+from fusion_jax.train.checks import check_examples, check_rate, check_settings
 from fusion_jax.train.evaluate import evaluator
 from fusion_jax.train.objective import Objective
-from fusion_jax.train.reference import examples_fingerprint, with_reference
+from fusion_jax.train.reference import with_reference
 from fusion_jax.train.scores import score
 from fusion_jax.train.settings import TrainSettings, compute_for, step_count
 from fusion_jax.train.state import TrainState, init_state, make_optimizer
@@ -80,38 +74,24 @@ def optimise(
       NonFiniteLoss: a step was not finite; names the records, after saving the last good state.
       SystemExit: with `hosts.signals.PREEMPTED`, SIGTERM came to any host; the state is saved.
     """
-    if settings.best_of > 1 and held is None and measured is None:
-        cure = "Keep some records for evaluation, or leave it at 1"
-        raise InputError("needs held-out records to choose by", field="best_of", cure=cure)
-    refuse_int8(model.params, "trained")
+    check_settings(settings, model, chosen=held is not None or measured is not None)
     compute, lora = compute_for(settings), settings.lora
     total = step_count(len(data), settings) if data.batches is None else len(data.batches)
-    if lora is not None:
-        check_lora(model.config, lora)
     adapted = has_adapters(model.params)
     params = place_params(merged(model.params) if adapted else model.params, model.config, compute.mesh)
     model = dataclasses.replace(model, params=params, adapter=None, folder="" if adapted else model.folder)
     weights = (lambda params: params) if lora is None else partial(joined, model.params, scale=lora.scale)
     held = held if held is not None and len(held) else None
     buckets = buckets_for(np.concatenate([data.extents, *([held.extents] if held else [])]))
-    _check_examples(run, data, model.config, settings.pack_tokens, own=objective.scores is not score)
-    if settings.router_weight and model.config.experts is None:
-        raise InputError("is for routed experts, the model has none", field="router_weight", cure="Leave it at 0")
+    check_examples(run, data, model.config, settings.pack_tokens, own=objective.scores is not score)
     in_step = objective.reference and settings.reference == "in-step"
     if objective.reference:
-        size = settings.batch_size // settings.micro_batches
-
-        def referenced(name: str, some: Data) -> Data:
-            with run.timed(name.replace("_", ", ")), run.phase("reference"):
-                return with_reference(
-                    run.sub(name), model, some, compute, batch_size=size, buckets=buckets, scores=objective.scores
-                )
-
-        data = data if in_step else referenced("reference", data)
-        held = referenced("reference_validation", held) if held else None
+        refer = partial(_referenced, run, model, objective, settings, compute, buckets)
+        data = data if in_step else refer("reference", data)
+        held = refer("reference_validation", held) if held else None
     optimizer = make_optimizer(settings.optimizer, total, objective.companion)
     rate = settings.optimizer.rate(total)
-    _check_rate(run, rate, total)
+    check_rate(run, rate, total)
     step = make_train_step(
         model.config, objective, optimizer, compute, total=total, rate=rate, router_weight=settings.router_weight,
         lora=lora, in_step=in_step,
@@ -142,6 +122,18 @@ def optimise(
         clock.took("checkpoint")
     adapter = None if lora is None else Adapter(lora, state.params, model.folder)
     return dataclasses.replace(model, params=weights(state.params), adapter=adapter, folder="")
+
+
+def _referenced(
+    run: RunFolder, model: Model, objective: Objective, settings: TrainSettings, compute: Compute, buckets: Buckets,
+    name: str, data: Data,
+) -> Data:  # fmt: skip
+    """The examples with the starting weights' log-probs, which are made once."""
+    size = settings.batch_size // settings.micro_batches
+    with run.timed(name.replace("_", ", ")), run.phase("reference"):
+        return with_reference(
+            run.sub(name), model, data, compute, batch_size=size, buckets=buckets, scores=objective.scores
+        )
 
 
 @dataclass(frozen=True)
@@ -207,68 +199,6 @@ def _feeder(
         return indices, shard_batch(batch, compute.mesh)
 
     return feed
-
-
-def _check_rate(run: RunFolder, rate: optax.Schedule, total: int) -> None:
-    """Refuse a training whose only step has the learning rate 0 that warm-up begins with."""
-    if total == 1 and not float(rate(0)):
-        raise InputError(
-            f"{run.path.name} has one step, which warm-up gives the learning rate 0: nothing would be learnt",
-            field="warmup_ratio",
-            cure="Give more records or epochs, lower the batch size, or set warmup_ratio and warmup_steps to 0",
-        )  # fmt: skip
-
-
-def _check_encoded(data: Data, config: ModelConfig, pack_tokens: int, own: bool) -> None:
-    """Refuse rows that are not an encoder's tokens, the decoder's first one and what follows. own: whether the
-    objective has a forward pass of its own, which an encoder alone needs and which may find its texts elsewhere."""
-    if not config.decoder and not own:
-        raise InputError(f"{config.model_type} is an encoder alone, which this does not train", field="model")
-    if pack_tokens or any(e.segments for e in data.examples):
-        raise InputError("packs rows, which an encoder reads one by one", field="pack_tokens", cure="Leave it at 0")
-    for number, example in enumerate(data.examples):
-        shared = example.shared
-        if (not shared and not own) or (config.decoder and any(row[shared] != config.start for row in example.rows)):
-            problem = f"is no text of the encoder, the decoder's first token {config.start}, and what follows"
-            raise InputError(problem, record=data.name(number), field="rows", cure="Build rows in this order")
-
-
-def _check_examples(run: RunFolder, data: Data, config: ModelConfig, pack_tokens: int, own: bool) -> None:
-    """Refuse rows that the model cannot read, examples that rows of `pack_tokens` do not hold and, on resume, other
-    examples than the run was started with."""
-    if pack_tokens:
-        check_packable(data.examples, pack_tokens)
-    positions = config.positions
-    if config.encoder:
-        _check_encoded(data, config, pack_tokens, own)
-        read = int(data.extents[:, :2].max())
-    else:
-        read = max(len(row) for e in data.examples for row in e.rows) - 1  # the last token of a row only is predicted
-    if read > positions.max_positions:
-        raise InputError(
-            f"the longest example has {read + 1} tokens, the model has {positions.max_positions} positions",
-            field="max_length", cure=f"Cut examples to {positions.max_positions} tokens",
-        )  # fmt: skip
-    packed = pack_tokens or any(e.segments for e in data.examples)
-    if packed and any(read > switch for switch in positions.switches):
-        least = min(positions.switches)
-        raise InputError(
-            f"the longest example has {read + 1} tokens; from {least} on the model turns all tokens of a text "
-            "otherwise, and texts in one row cannot differ in that", field="pack_tokens",
-            cure=f"Do not pack, or cut examples to {least} tokens",
-        )  # fmt: skip
-    run.on_first(lambda: _check_same_examples(run.file("examples.json"), data))
-
-
-def _check_same_examples(file: Path, data: Data) -> None:
-    now = {"sha256": examples_fingerprint(data.examples)}
-    if not file.exists():
-        write_json(file, now)
-    elif read_json(file, cure=RESTORE) != now:
-        raise InputError(
-            "the run was started with other examples", file=file, field="sha256",
-            cure="Resume with the data and tokenizer as they were, or start a new run",
-        )  # fmt: skip
 
 
 def _loop(

@@ -34,7 +34,7 @@ FCGEC = {
 def words(out: Path, data: Path, **more: object) -> list[str]:
     """The command on the files of `data`."""
     given: dict[str, object] = {
-        "out": out, "pairs": data / "train.json", "tests": data / "test.para", "arms": ARMS, "validation": 8, "raised": 0,
+        "out": out, "pairs": data / "train.json", "tests": data / "test.para", "arms": ARMS, "validation": 8, "raised": 0, "fcgec-validation": 1,
         "writing.max-new-tokens": 24, "corrector.epochs": 8, "corrector.optimizer.learning-rate": 5e-3,
     }  # fmt: skip
     given = {f"{stage}.{name}": value for stage in ("corrector", "alignment", "distillation") for name, value in SMALL.items()} | given
@@ -136,6 +136,9 @@ def test_eight_devices_do_what_one_does(once, data, tmp_path):
     ({"model": "zoo:chinese-decoder", "arms": "copy"}, "copies from an encoder"),
     ({"arms": "plain two_pass"}, "no model/"), ({"fcgec": "BEYOND", "arms": "copy"}, "'copy' does not go on with FCGEC"),
     ({"distillation.pack-tokens": 64}, "rows of one example each"), ({"writing.beams": 2, "writing.length-penalty": 99}, "length-penalty"),
+    ({"cutoff": 100}, "'--cutoff': is not read by an encoder-decoder"), ({"tests": "LONG"}, "has 602 tokens"),
+    ({"model": "zoo:chinese-decoder", "arms": "corrector", "lengths.pair": 99}, "lengths': is not read by a decoder alone"),
+    ({"fcgec": "GOOD", "arms": "plain", "fcgec-validation": 30}, "'--fcgec-validation': 30 of 4"),
     ({"corrector.best-of": 2, "validation": 0}, "needs --validation"), ({"tests": "SAME"}, "two files are called 'test'"),
 ], ids=lambda value: "-".join(value) if isinstance(value, dict) else "")  # fmt: skip
 def test_what_cannot_be_done_is_refused(data, tmp_path, capsys, more, told):
@@ -143,6 +146,8 @@ def test_what_cannot_be_done_is_refused(data, tmp_path, capsys, more, told):
     (tmp_path / "empty.json").write_text('[{"source": "我", "target": "你"}, {"source": "我", "target": " "}]')
     beyond = {"a": FCGEC["0"], "b": FCGEC["0"] | {"operation": '[{"Delete": [99]}]'}}
     (tmp_path / "beyond.json").write_text(json.dumps(beyond))
-    made = {"EMPTY": tmp_path / "empty.json", "BEYOND": tmp_path / "beyond.json", "SAME": f"{data}/test.para {tmp_path}/test.para"}
+    (tmp_path / "good.json").write_text(json.dumps(FCGEC))
+    (tmp_path / "long.para").write_text(f"1\t{'我' * 600}\t你\n")
+    made = {"LONG": tmp_path / "long.para", "GOOD": tmp_path / "good.json", "EMPTY": tmp_path / "empty.json", "BEYOND": tmp_path / "beyond.json", "SAME": f"{data}/test.para {tmp_path}/test.para"}
     given = {"pairs": tmp_path / "train.json"} | {name: made.get(str(value), value) for name, value in more.items()}
     fails(alirector, words(tmp_path / "run", data, **given), capsys, told)

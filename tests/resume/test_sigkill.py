@@ -13,7 +13,7 @@ from types import ModuleType
 import pytest
 from safetensors.numpy import load_file
 
-from experiments import dpo, fusechat, mktod, prune, seft
+from experiments import alirector, dpo, fusechat, mktod, prune, seft
 from fusion_jax.jsonl import read_jsonl
 from tests.conftest import is_daily
 from tests.programs import Program
@@ -153,6 +153,29 @@ def test_a_joint_training_killed_between_its_evaluations(tmp_path):
     killed_and_resumed(mktod, arguments("killed"), moments)
     expected, actual = made(tmp_path / "whole"), made(folder)
     assert len(expected) > 8 and expected == actual
+
+
+@pytest.mark.slow
+def test_a_corrector_killed_in_its_first_stage_and_in_its_distillation(tmp_path):
+    """Once in the first corrector, once when both alignment models have taught the second one a step."""
+
+    def arguments(out: str) -> list[str]:
+        how = {"epochs": 2, "batch-size": 8, "log-every": 1, "checkpoint-every": 2, "dropout": 0.1, "source-dropout": 0.1}
+        given = {f"{stage}.{name}": x for stage in ("corrector", "alignment", "distillation") for name, x in how.items()}
+        given |= {
+            "out": tmp_path / out, "arms": "alirector", "raised": 0, "validation": 4, "corrector.epochs": 6,
+            "corrector.optimizer.learning-rate": 5e-3, "corpus.lang8": 100, "corpus.hsk": 8,
+            "corpus.copies": 2, "corpus.test": 8, "writing.max-new-tokens": 24,
+        }  # fmt: skip
+        return [word for name, x in given.items() for word in (f"--{name}", str(x))]
+
+    attempt(alirector, arguments("whole"))
+    folder = tmp_path / "killed"
+    moments = [lambda: lines(folder / "corrector") >= 30, lambda: lines(folder / "alirector") >= 1]
+    killed_and_resumed(alirector, arguments("killed"), moments)
+    expected, actual = made(tmp_path / "whole"), made(folder)
+    assert {"drafts.jsonl", "answers/alirector/test.jsonl", "model/model.safetensors"} <= expected.keys()
+    assert expected == actual
 
 
 @pytest.mark.slow
