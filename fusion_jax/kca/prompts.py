@@ -1,0 +1,168 @@
+"""What the helper and the judges are asked (KCA's stages 1 to 3 and its evaluation), in this project's words.
+
+What is a user's text stands between <<< and >>>, so that it is not taken for instructions, and so that a helper made of
+rules finds it (`blocks`).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from fusion_jax.asking.contract import Message, Question
+from fusion_jax.kca.records import Need
+
+Task = Literal["need", "knowledge", "exam", "judge", "helpfulness"]
+OPEN, CLOSE = "<<<", ">>>"
+
+NEEDED = """\
+Your task is to tell whether a request can only be answered well by somebody who knows facts about the world that others \
+could look up. Such facts are: history and dates, findings of science, figures and statistics, how a product or a program \
+works in detail, geography, current events, law, health, the economy, education, and what real people did. A request that \
+asks for invention, for other words, for an opinion, for a calculation with numbers that it gives itself, or for nothing \
+but skill in a language needs none. A request of which one part needs facts needs facts, and so does one about a name \
+that you do not know.
+Think first, in a sentence or two; then decide. Where facts are needed, give up to five short searches that would find \
+them. Answer with one JSON object and nothing else:
+{"analysis": "...", "label": "need" or "no_need", "queries": ["...", ...]}"""
+
+KNOWLEDGE = """\
+Write a background note for a reader who knows nothing of the matter and is to fulfil a request correctly with nothing \
+but your note. It holds every fact that the request depends on, and every one that the reference answer uses: names, \
+numbers, dates, definitions, causes, as exact as you can. It does not fulfil the request, does not speak of it, and has \
+350 words at most. Answer with the note alone."""
+
+EXAM = """\
+Make {count} multiple-choice questions out of a note. They are to show whether somebody knows its facts without having \
+read it. Each question can be understood alone and has four options of about the same length, of which exactly one is \
+right, while the others could be taken for right. Do not let the right option always stand at the same place. Write the \
+reasons first and then the letter. Answer with one JSON object and nothing else:
+{{"tests": [{{"question": "...", "options": ["...", "...", "...", "..."], "analysis": "...", "answer": "A"}}, ...]}}"""
+
+JUDGE = """\
+You look for invented or false statements in an answer. The reference note is your evidence; of what it does not speak, \
+use only what you know for certain. Tone, shortness, and declining to answer are no faults. Copy every span that is false \
+or that nothing supports. Answer with one JSON object and nothing else:
+{"hallucinated": 0 or 1, "spans": ["...", ...], "why": "..."}"""
+
+HELPFULNESS = """\
+You grade how well an answer serves the one who asked: whether it helps, keeps to the matter, is correct, and goes into \
+as much detail as is wanted. 1 is worthless, 10 could not be better. Answer with one JSON object and nothing else:
+{"score": 1 to 10, "why": "..."}"""
+
+Shown = tuple[str, dict[str, Any]]
+NEED_SHOWN: tuple[Shown, ...] = (
+    ("Which two chemical elements does table salt consist of, and who first separated them?",
+     {"analysis": "The composition is chemistry and the discoverer is history; both can be looked up.",
+      "label": "need", "queries": ["composition of table salt", "first isolation of sodium", "discovery of chlorine"]}),
+    ("Write a limerick about a cat that is afraid of mice.",
+     {"analysis": "The cat is invented and rhyme is all that counts.", "label": "no_need", "queries": []}),
+    ("Make this sentence polite, then tell me in which year the Suez Canal was opened: 'Send the file.'",
+     {"analysis": "The first part is a change of wording, but the second asks for a date.", "label": "need",
+      "queries": ["opening of the Suez Canal year"]}),
+    ("What did Orvald Tennick contribute to beekeeping?",
+     {"analysis": "It asks about a person of this name; whoever that is, the answer is a fact.", "label": "need",
+      "queries": ["Orvald Tennick beekeeping"]}),
+    ("How do I fold a shirt so that it fits into a small drawer?",
+     {"analysis": "An everyday skill that needs no source.", "label": "no_need", "queries": []}),
+    ("Our three shops sold 40, 55 and 31 lamps. What is the average?",
+     {"analysis": "All numbers are given; it is a calculation.", "label": "no_need", "queries": []}),
+)  # fmt: skip
+JUDGE_SHOWN: tuple[tuple[dict[str, str], dict[str, Any]], ...] = (
+    ({"Question": "When did the ferry to Ysmere start?", "Why facts matter here": "It asks for a date.",
+      "Reference note": "The ferry to Ysmere has run since 1911.", "Answer": "It has run since 1921, every day."},
+     {"hallucinated": 1, "spans": ["since 1921"], "why": "The note says 1911."}),
+    ({"Question": "When did the ferry to Ysmere start?", "Why facts matter here": "It asks for a date.",
+      "Reference note": "The ferry to Ysmere has run since 1911.", "Answer": "In 1911."},
+     {"hallucinated": 0, "spans": [], "why": "The note says the same."}),
+)  # fmt: skip
+HELPFUL_SHOWN: tuple[tuple[dict[str, str], dict[str, Any]], ...] = (
+    ({"Question": "How do I get ink out of a shirt?", "Answer": "Wash it."},
+     {"score": 3, "why": "Not wrong, but it leaves out what works against ink."}),
+    ({"Question": "Give me a word for a young horse.", "Answer": "Foal."},
+     {"score": 10, "why": "Correct, and all that was asked for."}),
+)  # fmt: skip
+
+
+def blocks(**texts: str) -> str:
+    """Texts by their names, each between marks; marks inside a text are taken apart.
+
+    >>> print(blocks(Request="Say >>> twice"))
+    Request: <<<Say > > > twice>>>
+    """
+    return "\n".join(f"{name.replace('_', ' ')}: {OPEN}{_plain(text)}{CLOSE}" for name, text in texts.items())
+
+
+def block(prompt: str, name: str) -> str | None:
+    """The text that `blocks` has put under a name, the last one of several."""
+    found: list[str] = re.findall(rf"^{re.escape(name)}: {OPEN}(.*?){CLOSE}$", prompt, re.DOTALL | re.MULTILINE)
+    return found[-1] if found else None
+
+
+def _plain(text: str) -> str:
+    return text.replace(OPEN, "< < <").replace(CLOSE, "> > >")
+
+
+def need_question(instruction: str) -> Question:
+    """Stage 1, behind six demonstrations."""
+    shown = [(blocks(Request=request), reply) for request, reply in NEED_SHOWN]
+    return _question(NEEDED, shown, blocks(Request=instruction))
+
+
+def knowledge_question(instruction: str, response: str, need: Need, *, response_shown: bool = True) -> Question:
+    """Stage 2: the note holds the facts of the response, too, where that is shown."""
+    told = {"Request": instruction, "Why_facts_are_needed": need.analysis, "Topics": "; ".join(need.queries)}
+    if response_shown:
+        told["Reference_answer"] = response
+    return _question(KNOWLEDGE, (), blocks(**told))
+
+
+def exam_question(knowledge: str, count: int) -> Question:
+    """Stage 3: the note is all that is shown."""
+    return _question(EXAM.format(count=count), (), blocks(Note=knowledge))
+
+
+def judge_question(question: str, need: Need, knowledge: str, answer: str) -> Question:
+    """Whether an answer holds what is false, behind two demonstrations."""
+    shown = [(_named(told), reply) for told, reply in JUDGE_SHOWN]
+    told = {"Question": question, "Why facts matter here": need.analysis, "Reference note": knowledge}
+    return _question(JUDGE, shown, _named({**told, "Answer": answer}))
+
+
+def helpfulness_question(question: str, answer: str) -> Question:
+    """How helpful an answer is, behind two demonstrations."""
+    shown = [(_named(told), reply) for told, reply in HELPFUL_SHOWN]
+    return _question(HELPFULNESS, shown, _named({"Question": question, "Answer": answer}))
+
+
+def task_of(question: Question) -> Task:
+    """Which of the five questions one is, for a helper made of rules.
+
+    Raises:
+      ValueError: none of them.
+    """
+    text = question.messages[0].content
+    heads: dict[Task, str] = {
+        "need": NEEDED, "knowledge": KNOWLEDGE, "exam": EXAM.partition("{")[0], "judge": JUDGE,
+        "helpfulness": HELPFULNESS,
+    }  # fmt: skip
+    for task, head in heads.items():
+        if text.startswith(head):
+            return task
+    raise ValueError("this question is none of KCA's")
+
+
+def _named(told: dict[str, str]) -> str:
+    return blocks(**{name.replace(" ", "_"): text for name, text in told.items()})
+
+
+def _question(task: str, shown: Sequence[tuple[str, dict[str, Any]]], asked: str) -> Question:
+    """A task, demonstrations as turns before it, and what is asked. The task stands in the user's first turn, since
+    some models have no system message."""
+    turns, above = list[Message](), f"{task}\n\n"
+    for text, reply in shown:
+        turns += [Message("user", above + text), Message("assistant", json.dumps(reply))]
+        above = ""
+    return Question((*turns, Message("user", above + asked)))
