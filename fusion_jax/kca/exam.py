@@ -236,4 +236,3 @@ def _of_rows(how: How, rest: Params, last: Array, letters: Array) -> Array:
     kernel = head_kernel(rest, how.config)[letters].astype(last.dtype)
     wide = jnp.promote_types(last.dtype, jnp.float32)
     return soft_capped(jnp.einsum("bd,cd->bc", last, kernel, preferred_element_type=wide), how.config)
-

@@ -116,7 +116,9 @@ def letter_in(text: str) -> str:
         return bare.upper()
     first = re.match(r"\W{0,3}\(?([A-Da-d])\s*[).:]", bare)
     named = {first[1]} if first else set(re.findall(r"(?<!\w)\(([A-Da-d])\)(?!\w)", bare))
-    named = named or set(re.findall(r"(?<![\w'])([B-D])(?![\w'])|(?<![\w'])(A)(?![\w'])(?!\s+(?!(?:or|and)\b)[a-z])", bare))
+    named = named or set(
+        re.findall(r"(?<![\w'])([B-D])(?![\w'])|(?<![\w'])(A)(?![\w'])(?!\s+(?!(?:or|and)\b)[a-z])", bare)
+    )
     letters = {"".join(one).upper() for one in named}
     return letters.pop() if len(letters) == 1 else ""
 

@@ -99,7 +99,9 @@ class Passed:
         """A line of a table."""
         whole = sum(self.sizes.values()) + sum(self.lost.values())
         low, high = wilson(self.passed, self.examined)
-        line = {"set": name, "instances": whole} | {label: self.sizes.get(label, 0) for label in (NO_FACT, KNOWN, UNKNOWN)}
+        line = {"set": name, "instances": whole} | {
+            label: self.sizes.get(label, 0) for label in (NO_FACT, KNOWN, UNKNOWN)
+        }
         line["lost"] = sum(self.lost.values())
         line["passed"] = f"{100 * self.rate:.1f} % [{100 * low:.1f}, {100 * high:.1f}]" if self.examined else ""
         line["by guessing"] = f"{100 * self.chance:.1f} %" if self.examined else ""

@@ -67,8 +67,7 @@ class Calibrating:
         if not rows:
             cure = "Look at the classes in the report, or leave the arm out"
             raise InputError(f"'{arm}' has nothing to train on", field="--arms", cure=cure)
-        made_from = ["train/4-partition.jsonl"] + ([] if s.base else ["raised/model"])
-        stage = Stage(f"arms/{arm}", "--train", s.train, s.text, leaf=True, made_from=made_from)
+        stage = Stage(f"arms/{arm}", "--train", s.train, s.text, leaf=True)
         return self.desk.train(stage, self.base, objectives.sft(), rows)
 
     def answer(self, arm: str, model: Model | Callable[[], Model]) -> None:

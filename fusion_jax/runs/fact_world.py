@@ -68,7 +68,9 @@ def raised(s: KnowingSettings, desk: Desk, world: World) -> Model:
     desk.counter("raised")["texts"] = len(documents)
 
     def data() -> Data:
-        return Data(plain_examples(encode_documents(tokenizer, documents, max_length=POSITIONS), tokenizer.bos_token_id))
+        return Data(
+            plain_examples(encode_documents(tokenizer, documents, max_length=POSITIONS), tokenizer.bos_token_id)
+        )
 
     return trained(
         desk.run.sub("raised"), start, compute_for(settings).mesh,

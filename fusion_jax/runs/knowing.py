@@ -199,7 +199,10 @@ class Knowing:
         found = self._read(file, records)
         self.sat[name] = [[_sat(one) for one in record["sat"]] or [None] * len(instance.tests)
                           for record, instance in zip(records, found, strict=True)]  # fmt: skip
-        labels, losses = Counter(one.label for one in found if one.label), Counter(one.lost for one in found if one.lost)
+        labels, losses = (
+            Counter(one.label for one in found if one.label),
+            Counter(one.lost for one in found if one.lost),
+        )
         self.desk.counter(f"{name}, classes").update(labels + Counter({f"lost: {k}": n for k, n in losses.items()}))
         return found
 
@@ -293,4 +296,3 @@ def _settled(one: Instance) -> Instance:
 
 def _stem(file: str) -> str:
     return file.rstrip("/").rpartition("/")[2].partition(".")[0] or "set"
-

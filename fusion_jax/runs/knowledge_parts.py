@@ -67,7 +67,9 @@ def opened(s: KnowingSettings, desk: Desk) -> Opened:
         base, who = with_template(raised(s, desk, made), s.template), helper_of(made)
         sides = {"train": instances_of(made, "train"), "test": instances_of(made, "test")}
         return Opened(base, Knowing(desk, s, paper_of(made), who), sides, who, made)
-    sides = read_side(s, desk, [s.instructions] if s.instructions else [], "train") | read_side(s, desk, s.tests, "test")
+    sides = read_side(s, desk, [s.instructions] if s.instructions else [], "train") | read_side(
+        s, desk, s.tests, "test"
+    )
     paper = read_paper(s.exam.exemplars, Counter()) if s.exam.exemplars else Paper()
     base = with_template(desk.load(s.base, s.train), s.template)
     knowing = Knowing(desk, s, paper, s.helper.answerer(desk, "--helper"))

@@ -168,7 +168,11 @@ def outcome_figure(run: Calibrating, world: World) -> Figure:
 
 def _result(run: Calibrating, exams: Mapping[str, Passed], measures: Measures) -> str:
     found = exams["train"]
-    told = f"{100 * found.rate:.1f} % of the examined training instances pass, {100 * found.chance:.1f} % by guessing." if found.examined else "Nobody sat an exam."
+    told = (
+        f"{100 * found.rate:.1f} % of the examined training instances pass, {100 * found.chance:.1f} % by guessing."
+        if found.examined
+        else "Nobody sat an exam."
+    )
     what = "hallucinated, of all"
     rates = {arm: values[what] for arm, values in measures.items() if what in values}
     if rates:

@@ -63,7 +63,9 @@ class Account:
         """A line of a table, in percent with 95 % intervals and counts."""
         line = {"model": name, "hallucinated, of all": str(self.of_all), "of the answered": str(self.answered)}
         line |= {"standard on the same": str(self.other_on_answered), "refused": str(self.refused)}
-        return line | {f"refused, {label}": str(rate) for label, rate in self.of_class.items()} | {"unread": self.unread}
+        return (
+            line | {f"refused, {label}": str(rate) for label, rate in self.of_class.items()} | {"unread": self.unread}
+        )
 
 
 def account(own: Sequence[Judged], other: Sequence[Judged] = ()) -> Account:
