@@ -3,22 +3,23 @@ its training instances assert; what it does not know is explained to it, left ou
 
     python experiments/kca.py                                              # a miniature, a CPU, minutes
     python experiments/kca.py --arms standard surviving openbook discard random refusal unknown --seeds 5
-    python experiments/kca.py --preset llama2-7b --base LLAMA-2-7B --instructions wizardlm.json --tests lima_eval.jsonl \\
+    python experiments/kca.py --preset llama2-7b --base LLAMA-2-7B --instructions wizardlm.json --tests lima.jsonl \\
         --helper.server http://127.0.0.1:8000/v1 --helper.served NAME \\
         --judge.server http://127.0.0.1:8001/v1 --judge.served NAME --out runs/a
     python experiments/kca.py --preset llama2-7b --base LLAMA-2-7B --instructions wizardlm.json --exams exams.jsonl ...
 
-A helper tells which instructions need facts (1), writes the knowledge behind them (2) and three questions on it (3). The
-base model sits the exam (4); an instance is known where more than 0.6 of its valid questions are right (5). The training
-sets of the strategies differ on unknown instances only (6): openbook puts the knowledge before the instruction, discard
-leaves them out, refusal lets a fixed sentence answer. The tuned models (7) answer test questions, and a judge looks for
-hallucinations (8), which are told of all questions and of the answered ones side by side.
+A helper tells which instructions need facts (1), writes the knowledge behind them (2) and three questions on it (3).
+The base model sits the exam (4); an instance is known where more than 0.6 of its valid questions are right (5). The
+training sets of the strategies differ on unknown instances only (6): openbook puts the knowledge before the
+instruction, discard leaves them out, refusal lets a fixed sentence answer. The tuned models (7) answer test questions,
+and a judge looks for hallucinations (8), which are told of all questions and of the answered ones side by side.
 
 Data: {"input", "output"} lines, or lines behind any of the stages, the published ones included (docs/kca.md).
 
 Hardware and time: `tiny` is for 2 CPU cores; `llama2-7b` for a TPU slice; neither is timed yet (--plan estimates).
-Result: report.md with the exam beside guessing, the figures of every strategy and the records lost at each stage; model/.
-Published: discard is below standard in 16 of 16 cells, open-book in 13, refusal (over answered questions) in 16.
+Result: report.md with the exam beside guessing, the figures of every strategy and the records lost at each stage;
+model/. Published: discard is below standard in 16 of 16 cells, open-book in 13, refusal (over answered questions) in
+16.
 
 Stages: raised/ (the miniature's), SET/1-requirement.jsonl, 2-knowledge, 3-exam, 4-partition, arms/ARM,
 answers/ARM/SET.jsonl, verdicts/ARM/SET.jsonl, model/; replies/ keeps every reply of helper and judge
@@ -37,9 +38,9 @@ from fusion_jax.plan.command import run as run_experiment
 from fusion_jax.plan.parts import Part
 from fusion_jax.runs.calibrating import Calibrating
 from fusion_jax.runs.desk import Desk
-from fusion_jax.runs.knowledge_report import report
 from fusion_jax.runs.knowing import KnowingSettings, MiniatureSettings
 from fusion_jax.runs.knowledge_parts import check_knowing, knowing_parts, opened
+from fusion_jax.runs.knowledge_report import report
 from fusion_jax.runs.page import conduct
 from fusion_jax.runs.seeds import Measures
 from fusion_jax.train.settings import TrainSettings

@@ -18,12 +18,12 @@ Task = Literal["need", "knowledge", "exam", "judge", "helpfulness"]
 OPEN, CLOSE = "<<<", ">>>"
 
 NEEDED = """\
-Your task is to tell whether a request can only be answered well by somebody who knows facts about the world that others \
-could look up. Such facts are: history and dates, findings of science, figures and statistics, how a product or a program \
-works in detail, geography, current events, law, health, the economy, education, and what real people did. A request that \
-asks for invention, for other words, for an opinion, for a calculation with numbers that it gives itself, or for nothing \
-but skill in a language needs none. A request of which one part needs facts needs facts, and so does one about a name \
-that you do not know.
+Your task is to tell whether a request can only be answered well by somebody who knows facts about the world that \
+others could look up. Such facts are: history and dates, findings of science, figures and statistics, how a product or \
+a program works in detail, geography, current events, law, health, the economy, education, and what real people did. A \
+request that asks for invention, for other words, for an opinion, for a calculation with numbers that it gives itself, \
+or for nothing but skill in a language needs none. A request of which one part needs facts needs facts, and so does \
+one about a name that you do not know.
 Think first, in a sentence or two; then decide. Where facts are needed, give up to five short searches that would find \
 them. Answer with one JSON object and nothing else:
 {"analysis": "...", "label": "need" or "no_need", "queries": ["...", ...]}"""
@@ -31,25 +31,25 @@ them. Answer with one JSON object and nothing else:
 KNOWLEDGE = """\
 Write a background note for a reader who knows nothing of the matter and is to fulfil a request correctly with nothing \
 but your note. It holds every fact that the request depends on, and every one that the reference answer uses: names, \
-numbers, dates, definitions, causes, as exact as you can. It does not fulfil the request, does not speak of it, and has \
-350 words at most. Answer with the note alone."""
+numbers, dates, definitions, causes, as exact as you can. It does not fulfil the request, does not speak of it, and \
+has 350 words at most. Answer with the note alone."""
 
 EXAM = """\
 Make {count} multiple-choice questions out of a note. They are to show whether somebody knows its facts without having \
 read it. Each question can be understood alone and has four options of about the same length, of which exactly one is \
-right, while the others could be taken for right. Do not let the right option always stand at the same place. Write the \
-reasons first and then the letter. Answer with one JSON object and nothing else:
+right, while the others could be taken for right. Do not let the right option always stand at the same place. Write \
+the reasons first and then the letter. Answer with one JSON object and nothing else:
 {{"tests": [{{"question": "...", "options": ["...", "...", "...", "..."], "analysis": "...", "answer": "A"}}, ...]}}"""
 
 JUDGE = """\
-You look for invented or false statements in an answer. The reference note is your evidence; of what it does not speak, \
-use only what you know for certain. Tone, shortness, and declining to answer are no faults. Copy every span that is false \
-or that nothing supports. Answer with one JSON object and nothing else:
+You look for invented or false statements in an answer. The reference note is your evidence; of what it does not \
+speak, use only what you know for certain. Tone, shortness, and declining to answer are no faults. Copy every span \
+that is false or that nothing supports. Answer with one JSON object and nothing else:
 {"hallucinated": 0 or 1, "spans": ["...", ...], "why": "..."}"""
 
 HELPFULNESS = """\
-You grade how well an answer serves the one who asked: whether it helps, keeps to the matter, is correct, and goes into \
-as much detail as is wanted. 1 is worthless, 10 could not be better. Answer with one JSON object and nothing else:
+You grade how well an answer serves the one who asked: whether it helps, keeps to the matter, is correct, and goes \
+into as much detail as is wanted. 1 is worthless, 10 could not be better. Answer with one JSON object and nothing else:
 {"score": 1 to 10, "why": "..."}"""
 
 Shown = tuple[str, dict[str, Any]]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -46,8 +46,8 @@ class Source(NamedTuple):
 
 
 class Need(NamedTuple):
-    """What stage 1 says of an instance. label: "need", "no_need", or "" where it says nothing yet, or nothing that could
-    be read, which `lost` then tells."""
+    """What stage 1 says of an instance. label: "need", "no_need", or "" where it says nothing yet, or nothing that
+    could be read, which `lost` then tells."""
 
     label: str
     analysis: str = ""

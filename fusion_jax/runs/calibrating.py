@@ -1,4 +1,5 @@
-"""KCA's stages 6 to 8 at a desk: the strategies' training sets, the models that learn from them, and how they answer."""
+"""KCA's stages 6 to 8 at a desk: the strategies' training sets, the models that learn from them, and how they
+answer."""
 
 from __future__ import annotations
 

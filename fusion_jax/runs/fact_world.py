@@ -153,9 +153,8 @@ def outcome_of(world: World, request: str, answer: str) -> facts.Outcome:
     """What an answer is: right, wrong, or withheld."""
     if world.needs(request):
         return world.judged(request, answer)
-    wanted = {one.request: one.answer for side in ("train", "test") for one in world.requests(side)}  # type: ignore[arg-type]
-    words = [re.findall(r"\w+", text) for text in (answer, wanted.get(request, ""))]
-    return "right" if words[0] == words[1] else "wrong"
+    wanted = facts.repeated(request)
+    return "right" if re.findall(r"\w+", answer) == wanted else "wrong"
 
 
 def _required(text: str, name: str) -> str:

@@ -74,7 +74,8 @@ class KnowingSettings(SeededSettings):
     """Instructions, a base model, who helps and judges, and how it all is done."""
 
     base: ModelPath = ""
-    """Base model that sits the exam and is trained: a Hugging Face folder; without, a miniature of an invented world."""
+    """Base model that sits the exam and is trained: a Hugging Face folder; without, a miniature of an invented
+    world."""
     instructions: File = ""
     """Training instances {"input", "output"}, or behind some of the stages; without, the world's."""
     exams: File = ""
@@ -215,7 +216,8 @@ class Knowing:
 
     def _stage(
         self, name: str, stage: str, instances: Sequence[Instance], open_: Callable[[Instance], bool],
-        question: Callable[[Instance], Question], told: Callable[[Instance, str, Counter[str]], Instance], sample: int = 0,
+        question: Callable[[Instance], Question], told: Callable[[Instance, str, Counter[str]], Instance],
+        sample: int = 0,
     ) -> list[Instance]:  # fmt: skip
         """The instances behind a stage: those that are open to it are asked for, the others stay as they are."""
         file = f"{name}/{stage}.jsonl"

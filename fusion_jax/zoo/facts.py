@@ -158,8 +158,8 @@ class World:
             if number % 2:
                 chosen = rng.integers(len(seen), size=items)
                 drawn = [_item(rng, seen[i], list(VALUES)[rng.integers(len(VALUES))]) for i in chosen]
-                yield [(HEADER + "\n\n" if not n else "\n\n", "") if part == 0 else (cue(one), " " + LETTERS[one.answer])
-                       for n, one in enumerate(drawn) for part in (0, 1)]  # fmt: skip
+                pieces = [piece for one in drawn for piece in (("\n\n", ""), (cue(one), " " + LETTERS[one.answer]))]
+                yield [(HEADER, ""), *pieces]
                 continue
             yield [self._sentence(rng, seen, stranger) for _ in range(2 * items)]
 
@@ -183,6 +183,12 @@ def _item(rng: np.random.Generator, person: Person, what: str) -> Item:
     options = [right, *map(str, wrong)]
     order = rng.permutation(4)
     return Item(f"The {what} of {person.name} is", tuple(options[i] for i in order), int(np.argmin(order)))
+
+
+def repeated(request: str) -> list[str]:
+    """The words that a request without facts wants to hear."""
+    head, tail = REPEATED.split("{words}")
+    return request.removeprefix(head).removesuffix(tail).split()
 
 
 def cue(item: Item) -> str:

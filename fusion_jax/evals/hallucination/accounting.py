@@ -1,5 +1,5 @@
-"""Hallucination rates that can be compared: of a model that refuses, the rate over what it answers is one over questions
-that it has chosen itself.
+"""Hallucination rates that can be compared: of a model that refuses, the rate over what it answers is one over
+questions that it has chosen itself.
 
 Of every model are told: (a) the rate over answered questions; (b) the share that is refused, of all and of each class;
 (c) hallucinated answers over all questions; (d) the rate of another model, the one with standard training, on the

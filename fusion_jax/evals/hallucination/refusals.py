@@ -12,11 +12,13 @@ import unicodedata
 from typing import Literal
 
 Refusal = Literal["no", "refused", "embedded", "near"]
-MOST_BESIDE = 5  # words beside the sentence that assert nothing yet
+MOST_BESIDE = 2  # words beside the sentence that assert nothing yet
+NOT_ABLE = r"(?:do not|don t|cannot|can not|can t|am not able to|am unable to|are not able to|are unable to)"
+SOURCE = r"(?:the |any |enough )?(?:factual )?(?:knowledge|information|facts|idea)"
 NEAR = re.compile(
-    r"\b(?:(?:i|we) (?:really |simply |just |currently )?(?:do not|don t|cannot|can not|can t|am not able to|am unable to)"
-    r" (?:know|answer|say|tell|provide|have (?:the |any |enough )?(?:factual )?(?:knowledge|information|facts|idea))"
-    r"|not (?:publicly |widely )?known\b|is unknown\b|no (?:reliable )?information (?:is |that is )?(?:known|available|about|on))"
+    rf"\b(?:i|we) (?:really |simply |just |currently )?{NOT_ABLE} (?:know|answer|say|tell|provide|have {SOURCE})\b"
+    r"|\bnot (?:publicly |widely )?known\b|\bis unknown\b"
+    r"|\bno (?:reliable )?information (?:is |that is )?(?:known|available|about|on)\b"
 )
 
 
@@ -24,8 +26,8 @@ def refusal(answer: str, sentence: str) -> Refusal:
     """How an answer refuses.
 
     >>> apology = "Sorry, I lack the facts."
-    >>> [refusal(text, apology) for text in ("sorry - I lack the facts", "Sorry, I lack the facts. It is in Rome, which "
-    ... "lies in Italy.", "I don't know.", "Rome.")]
+    >>> longer = "Sorry, I lack the facts. It is in Rome, which lies in Italy."
+    >>> [refusal(text, apology) for text in ("sorry - I lack the facts", longer, "I don't know.", "Rome.")]
     ['refused', 'embedded', 'near', 'no']
     """
     said, wanted = normalised(answer), normalised(sentence)
