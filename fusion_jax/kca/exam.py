@@ -21,7 +21,7 @@ from jax.sharding import Mesh
 from fusion_jax.data.batches import bucket_list
 from fusion_jax.errors import InputError
 from fusion_jax.kca.papers import Paper, Suffixes, asked, common_lead, letter_ids, suffixes, turned
-from fusion_jax.kca.records import LETTERS, Test
+from fusion_jax.kca.records import LETTERS, ExamItem
 from fusion_jax.models.decode import Behind, DecodeParams, read_on
 from fusion_jax.models.decoder import Params, head_kernel, soft_capped
 from fusion_jax.models.folder import Model
@@ -83,7 +83,7 @@ class Sat(NamedTuple):
 
 def sit(
     model: Model,
-    tests: Sequence[Test],
+    tests: Sequence[ExamItem],
     paper: Paper,
     s: ExamSettings,
     *,
@@ -111,7 +111,7 @@ def sit(
     return out, +counts
 
 
-def _sat(test: Test, logits: np.ndarray, margin: float) -> Sat | None:
+def _sat(test: ExamItem, logits: np.ndarray, margin: float) -> Sat | None:
     """One question's answer from its logits [turns,4], each turn's options moved on by one place more."""
     if np.isnan(logits).any():
         return None
@@ -125,7 +125,7 @@ def _sat(test: Test, logits: np.ndarray, margin: float) -> Sat | None:
 
 
 def _answers(
-    model: Model, made: Ready, tests: Sequence[Test], paper: Paper, s: ExamSettings, counts: Counter[str]
+    model: Model, made: Ready, tests: Sequence[ExamItem], paper: Paper, s: ExamSettings, counts: Counter[str]
 ) -> Iterator[tuple[list[int], np.ndarray]]:  # fmt: skip
     """Numbers of questions and their letters' logits [n,4], with as many exemplars as the window holds."""
     room = min(s.window, model.config.max_positions)

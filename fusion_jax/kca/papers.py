@@ -28,7 +28,7 @@ from fusion_jax.display import brief
 from fusion_jax.errors import InputError
 from fusion_jax.fields import Fields
 from fusion_jax.jsonl import numbered
-from fusion_jax.kca.records import CURE, LETTERS, Test, check_test, test_of
+from fusion_jax.kca.records import CURE, LETTERS, ExamItem, check_item, item_of
 from fusion_jax.sampling.continuations import before_texts
 
 if TYPE_CHECKING:
@@ -36,11 +36,11 @@ if TYPE_CHECKING:
 
 HEADER = "Here are multiple-choice questions on general knowledge. The letter of the right answer follows each of them."
 EXEMPLARS = (
-    Test("Through which city does the Danube flow?", ("Madrid", "Oslo", "Dublin", "Vienna"), "D"),
-    Test("How many sides does a hexagon have?", ("Six", "Five", "Eight", "Seven"), "A"),
-    Test("Which gas do green plants take in to make sugar?", ("Helium", "Neon", "Carbon dioxide", "Argon"), "C"),
-    Test("Which instrument has black and white keys?", ("The flute", "The piano", "The drum", "The violin"), "B"),
-    Test("Which of these animals is a bird?", ("The penguin", "The bat", "The dolphin", "The otter"), "A"),
+    ExamItem("Through which city does the Danube flow?", ("Madrid", "Oslo", "Dublin", "Vienna"), "D"),
+    ExamItem("How many sides does a hexagon have?", ("Six", "Five", "Eight", "Seven"), "A"),
+    ExamItem("Which gas do green plants take in to make sugar?", ("Helium", "Neon", "Carbon dioxide", "Argon"), "C"),
+    ExamItem("Which instrument has black and white keys?", ("The flute", "The piano", "The drum", "The violin"), "B"),
+    ExamItem("Which of these animals is a bird?", ("The penguin", "The bat", "The dolphin", "The otter"), "A"),
 )
 CUE = "Answer:"
 AT_ONCE = 1024  # prompts that are encoded in one call
@@ -51,7 +51,7 @@ class Paper:
     """What stands before every question."""
 
     header: str = HEADER
-    exemplars: tuple[Test, ...] = EXEMPLARS
+    exemplars: tuple[ExamItem, ...] = EXEMPLARS
 
     def before(self, shots: int) -> str:
         """What a prompt with so many exemplars begins with, up to the blank line before its question."""
@@ -69,10 +69,10 @@ class Suffixes(NamedTuple):
         return brief(self)
 
 
-def asked(test: Test) -> str:
+def asked(test: ExamItem) -> str:
     """A question with its options, up to the words that ask for the letter.
 
-    >>> print(asked(Test("1 + 1?", ("1", "2", "3", "4"), "B")))
+    >>> print(asked(ExamItem("1 + 1?", ("1", "2", "3", "4"), "B")))
     1 + 1?
     A. 1
     B. 2
@@ -84,11 +84,11 @@ def asked(test: Test) -> str:
     return "\n".join([test.question, *lines, CUE])
 
 
-def turned(test: Test, by: int) -> Test:
+def turned(test: ExamItem, by: int) -> ExamItem:
     """The same question with its options moved on by so many places; the right letter moves with them.
 
-    >>> turned(Test("?", ("a", "b", "c", "d"), "A"), 1)
-    Test(question='?', options=('d', 'a', 'b', 'c'), answer='B', analysis='')
+    >>> turned(ExamItem("?", ("a", "b", "c", "d"), "A"), 1)
+    ExamItem(question='?', options=('d', 'a', 'b', 'c'), answer='B', analysis='')
     """
     options = tuple(test.options[(place - by) % 4] for place in range(4))
     return test._replace(options=options, answer=LETTERS[(LETTERS.index(test.answer) + by) % 4])
@@ -151,10 +151,10 @@ def read_paper(file: str, counts: Counter[str]) -> Paper:
     return Paper(exemplars=tuple(found))
 
 
-def _exemplars(file: str) -> Iterator[Test]:
+def _exemplars(file: str) -> Iterator[ExamItem]:
     for number, record in numbered(load_records(file)):
         fields = Fields(record, file, number, cure=CURE)
-        test = test_of(record, fields, 0)
-        if reason := check_test(test):
+        test = item_of(record, fields, 0)
+        if reason := check_item(test):
             raise fields.wrong("options" if "option" in reason else "answer", reason)
         yield test

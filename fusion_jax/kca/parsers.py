@@ -15,7 +15,7 @@ from typing import Literal, NamedTuple
 
 from fusion_jax.asking.json_replies import Unread, read_object
 from fusion_jax.errors import InputError
-from fusion_jax.kca.records import LETTERS, NEED, NO_NEED, Need, Test, check_test
+from fusion_jax.kca.records import LETTERS, NEED, NO_NEED, Need, ExamItem, check_item
 
 MOST_QUERIES = 5
 UNPARSABLE = -100.0  # the published program's score of a reply that it could not read
@@ -76,8 +76,9 @@ def read_need(text: str) -> Need:
     if said is None:
         return Need("", lost=f"stage 1: {found.reason}")
     analysis, _, behind = text.partition(said[0])
-    _, _, queries = re.split(r"(Search\s+Quer\w*\W{0,3})", behind, maxsplit=1)[:3] if "earch" in behind else ("",) * 3
-    listed = tuple(line.strip(" -*\t") for line in queries.splitlines() if line.strip(" -*\t"))
+    queries = re.split(r"Search\s+Q\w*\W{0,3}", behind.partition("Command:")[0], maxsplit=1)[1:]
+    lines = (line.strip(" -*\t") for text in queries for line in text.splitlines())
+    listed = tuple(line for line in lines if line)
     return Need(
         NO_NEED if said[1].lower().startswith("no") else NEED, _without_name(analysis, "Analysis"),
         listed[:MOST_QUERIES],
@@ -88,17 +89,17 @@ def _without_name(text: str, name: str) -> str:
     return re.sub(rf"^\W*{name}\W{{0,3}}", "", text.strip(), flags=re.IGNORECASE).strip(" #*\n\t")
 
 
-def read_exam(text: str, counts: Counter[str], most: int = 3) -> list[Test]:
+def read_exam(text: str, counts: Counter[str], most: int = 3) -> list[ExamItem]:
     """Stage 3: the first `most` valid questions; what is none is counted under its reason."""
     found = read_object(text, _ExamReply, others=True)
     if isinstance(found, Unread):
         tests = _lettered(text)
         counts[f"stage 3: {found.reason}"] += not tests
     else:
-        tests = [Test(one.question, one.options, letter_in(one.answer), one.analysis) for one in found.tests]
+        tests = [ExamItem(one.question, one.options, letter_in(one.answer), one.analysis) for one in found.tests]
     out = []
     for test in tests:
-        reason = check_test(test)
+        reason = check_item(test)
         counts[f"question: {reason}"] += bool(reason)
         out += [] if reason else [test]
     counts["question: more than asked for"] += max(len(out) - most, 0)
@@ -123,7 +124,7 @@ def letter_in(text: str) -> str:
     return letters.pop() if len(letters) == 1 else ""
 
 
-def _lettered(text: str) -> list[Test]:
+def _lettered(text: str) -> list[ExamItem]:
     """Questions in the published form, read loosely: options (A) or A., with or without an analysis."""
     out = []
     for piece in re.split(r"Question\s*\d*\s*:", text)[1:]:
@@ -134,7 +135,7 @@ def _lettered(text: str) -> list[Test]:
         given = re.split(r"(?:^|(?<=\s))\(?[A-D][).]\s", options[1])[1:]
         analysis = re.search(r"Analysis\s*:(.*?)(?=^\W*Answer\s*:)", piece, re.DOTALL | re.MULTILINE)
         question = piece[: piece.index("Option")]
-        out.append(Test(
+        out.append(ExamItem(
             question.strip(" #*\n\t"), tuple(one.strip(" -*;\n\t") for one in given), letter_in(answer[1]),
             analysis[1].strip(" #*\n\t") if analysis else "",
         ))  # fmt: skip
@@ -174,7 +175,7 @@ def compat_need(text: str) -> Need:
     return Need(label, parts[0].strip(), tuple(queries))
 
 
-def compat_exam(text: str) -> list[Test]:
+def compat_exam(text: str) -> list[ExamItem]:
     """Stage 3 as published: every question that it keeps, also behind the third."""
     out = []
     for piece in text.split("Question:"):
@@ -185,7 +186,7 @@ def compat_exam(text: str) -> list[Test]:
         given = [one.strip() for one in re.split(r"\([ABCD]\)", options)[1:]]
         letters = "".join(c for c in answer.upper() if c in LETTERS)
         if len(given) == len(LETTERS) and len(letters) == 1:
-            out.append(Test(question, tuple(given), letters, analysis))
+            out.append(ExamItem(question, tuple(given), letters, analysis))
     return out
 
 

@@ -28,7 +28,7 @@ NO_QUESTION, NO_LABEL, NOT_READY = "no valid question", "no label", "not among t
 CURE = "Correct or remove the record"
 
 
-class Test(NamedTuple):
+class ExamItem(NamedTuple):
     """A question with four options. answer: the letter of the right one."""
 
     question: str
@@ -63,7 +63,7 @@ class Instance:
     source: Source
     need: Need = Need("")
     knowledge: str = ""
-    tests: tuple[Test, ...] = ()
+    tests: tuple[ExamItem, ...] = ()
     lost: str = ""
     label: str = ""
 
@@ -75,10 +75,10 @@ class Instance:
         return self.source.id
 
 
-def check_test(test: Test) -> str:
+def check_item(test: ExamItem) -> str:
     """Why a question is no exam question, "" for one that is.
 
-    >>> check_test(Test("Which is a colour?", ("red", "two", "red", "ten"), "A"))
+    >>> check_item(ExamItem("Which is a colour?", ("red", "two", "red", "ten"), "A"))
     'options alike'
     """
     if not test.question.strip():
@@ -157,10 +157,10 @@ def instance_of(fields: Fields, counts: Counter[str], answered: bool = True) -> 
     if "conversations" in flat.values:
         flat = Fields({**flat.values, **_turns(flat)}, fields.file, fields.record, cure=fields.cure)
     source, need = source_of(flat, answered), need_of(flat)
-    tests = [test_of(one, flat, number) for number, one in enumerate(flat.items("tests", []))]
+    tests = [item_of(one, flat, number) for number, one in enumerate(flat.items("tests", []))]
     valid = []
     for test in tests:
-        reason = check_test(test)
+        reason = check_item(test)
         counts[f"question: {reason}"] += bool(reason)
         valid += [] if reason else [test]
     knowledge = flat.text("knowledge", "")
@@ -201,7 +201,7 @@ def need_of(fields: Fields) -> Need:
     return Need(label, fields.text("analysis", ""), tuple(queries), lost)
 
 
-def test_of(value: Any, fields: Fields, number: int) -> Test:
+def item_of(value: Any, fields: Fields, number: int) -> ExamItem:
     """A question of a line's list "tests"."""
     place = f"tests[{number}]"
     if not isinstance(value, Mapping):
@@ -211,7 +211,7 @@ def test_of(value: Any, fields: Fields, number: int) -> Test:
     if not all(isinstance(one, str) for one in options):
         raise own.wrong("options", "holds what is no text")
     answer = own.text("answer").strip().strip("()").upper()
-    return Test(own.text("question"), tuple(options), answer, own.text("analysis", ""))
+    return ExamItem(own.text("question"), tuple(options), answer, own.text("analysis", ""))
 
 
 def as_record(instance: Instance) -> Record:

@@ -21,9 +21,9 @@ SYSTEM = (
 )  # as Vicuna's models were trained with
 VICUNA = (
     "{{ bos_token if bos_token else '' }}"
-    "{% if messages[0]['role'] == 'system' %}{{ messages[0]['content'] }}{% else %}"
-    + SYSTEM.replace("'", "\\'")
-    + "{% endif %}{% for m in messages %}{% if m['role'] == 'user' %} USER: {{ m['content'] }}"
+    "{% if messages[0]['role'] == 'system' %}{{ messages[0]['content'] }}{% else %}" + SYSTEM + "{% endif %}"
+    "{% for m in messages %}{% if m['role'] == 'user' %}"
+    "{{ '' if loop.index0 and messages[loop.index0 - 1]['role'] == 'assistant' else ' ' }}USER: {{ m['content'] }}"
     "{% elif m['role'] == 'assistant' %} ASSISTANT: {{ m['content'] }}{{ eos_token }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %} ASSISTANT:{% endif %}"
 )

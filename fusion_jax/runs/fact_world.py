@@ -19,7 +19,7 @@ from fusion_jax.data.documents import Document, encode_documents, plain_examples
 from fusion_jax.errors import InputError
 from fusion_jax.kca.papers import Paper
 from fusion_jax.kca.prompts import block, task_of
-from fusion_jax.kca.records import LETTERS, Instance, Source, Test
+from fusion_jax.kca.records import LETTERS, Instance, Source, ExamItem
 from fusion_jax.kca.template import SYSTEM, VICUNA
 from fusion_jax.models.config import ModelConfig
 from fusion_jax.models.families import config_from_hf
@@ -118,8 +118,8 @@ def _group(one: Asked, seen: dict[str, bool]) -> str:
     return "no facts" if not one.person else "seen" if seen[one.person] else "unseen"
 
 
-def _test(item: facts.Item) -> Test:
-    return Test(item.question, item.options, LETTERS[item.answer], "It stands in the note.")
+def _test(item: facts.Item) -> ExamItem:
+    return ExamItem(item.question, item.options, LETTERS[item.answer], "It stands in the note.")
 
 
 def helper_of(world: World) -> Given:
