@@ -90,20 +90,22 @@ def main(s: Settings) -> None:
 def align(s: Settings, desk: Desk) -> Measures:
     """The pipeline; the stages stand at the top of this file."""
     base, knowing, sides, judge, world = opened(s, desk)
-    exams = {}
+    exams, agreed = {}, dict[str, float]()
     for name, instances in sides.items():
         needing = knowing.required(name, instances)
         informed = knowing.informed(name, needing)
         questioned = knowing.questioned(name, informed)
         sides[name] = knowing.examined(name, base, questioned)
         exams[name] = knowing.passed(name, sides[name])
+        if s.again:
+            agreed[name] = knowing.agreement(name, base, informed, sides[name])
     train = sides.pop("train")
     run = Calibrating(desk, s, base, judge, sides)
     for arm in (*(arm for arm in s.arms if arm != s.result), s.result):
         model = run.trained(arm, train)
         run.answer(arm, model)
     desk.export(model, made_from=[f"arms/{s.result}/model"])
-    return report(run, exams, train, world)
+    return report(run, exams, train, world, agreed)
 
 
 def parts(s: Settings) -> list[Part]:

@@ -15,7 +15,7 @@ from typing import Literal, NamedTuple
 
 from fusion_jax.asking.json_replies import Unread, read_object
 from fusion_jax.errors import InputError
-from fusion_jax.kca.records import LETTERS, NEED, NO_NEED, Need, ExamItem, check_item
+from fusion_jax.kca.records import LETTERS, NEED, NO_NEED, ExamItem, Need, check_item
 
 MOST_QUERIES = 5
 UNPARSABLE = -100.0  # the published program's score of a reply that it could not read

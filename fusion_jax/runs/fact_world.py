@@ -19,7 +19,7 @@ from fusion_jax.data.documents import Document, encode_documents, plain_examples
 from fusion_jax.errors import InputError
 from fusion_jax.kca.papers import Paper
 from fusion_jax.kca.prompts import block, task_of
-from fusion_jax.kca.records import LETTERS, Instance, Source, ExamItem
+from fusion_jax.kca.records import LETTERS, ExamItem, Instance, Source
 from fusion_jax.kca.template import SYSTEM, VICUNA
 from fusion_jax.models.config import ModelConfig
 from fusion_jax.models.families import config_from_hf

@@ -24,7 +24,7 @@ from fusion_jax.kca import parsers, prompts
 from fusion_jax.kca.calibrate import REFUSAL, Strategy, Where
 from fusion_jax.kca.exam import ExamSettings, Sat, sit
 from fusion_jax.kca.papers import Paper
-from fusion_jax.kca.partition import Passed, classified, passed
+from fusion_jax.kca.partition import Passed, agreement, classified, passed
 from fusion_jax.kca.records import (
     NEED,
     NO_LABEL,
@@ -86,6 +86,8 @@ class KnowingSettings(SeededSettings):
     """What a broken record does: stop the run, or be left out and counted."""
     helper: HelperSettings = HelperSettings()
     judge: HelperSettings = HelperSettings()
+    again: bool = False
+    """Whether the helper makes a second exam of every note, to tell how many instances keep their class."""
     compat: bool = False
     """Whether replies are read as the published program reads them, with what it rejects."""
     response_shown: bool = True
@@ -174,9 +176,15 @@ class Knowing:
         def question(one: Instance) -> Question:
             return prompts.exam_question(one.knowledge, most)
 
-        stage = "3-exam" if not sample else f"3-exam-{sample}"
-        found = self._stage(name, stage, instances, lambda one: _needs(one) and not one.tests, question, told, sample)
+        found = self._stage(
+            name, "3-exam", instances, lambda one: _needs(one) and not one.tests, question, told, sample
+        )
         return [dataclasses.replace(one, tests=one.tests[:most]) for one in found]
+
+    def agreement(self, name: str, model: Model, informed: Sequence[Instance], first: Sequence[Instance]) -> float:
+        """Share of the instances that get the same class with a second exam. informed: those behind stage 2."""
+        fresh = [dataclasses.replace(one, tests=()) if _needs(one) and one.knowledge else one for one in informed]
+        return agreement(first, self.examined(f"{name}-again", model, self.questioned(f"{name}-again", fresh, 1)))
 
     def examined(self, name: str, model: Model, instances: Sequence[Instance]) -> list[Instance]:
         """Stages 4 and 5: the base model sits the exam, and every instance gets its class."""

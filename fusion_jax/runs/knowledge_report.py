@@ -31,19 +31,19 @@ PUBLISHED = (
 
 
 def report(
-    run: Calibrating, exams: Mapping[str, Passed], train: Sequence[Instance], world: World | None
+    run: Calibrating, exams: Mapping[str, Passed], train: Sequence[Instance], world: World | None,
+    agreed: Mapping[str, float] = {},
 ) -> Measures:  # fmt: skip
-    """Write report.md; what was measured of every arm and of the exam."""
-    measures: Measures = {"exam": exam_measures(exams, run, train, world)}
+    """Write report.md; what was measured of every arm and of the exam. agreed: of second exams, by set."""
+    measures: Measures = {"exam": exam_measures(exams, train, world)}
+    measures["exam"] |= {f"same class again, {name}": share for name, share in agreed.items() if not math.isnan(share)}
     for arm in run.answers:
         measures[arm] = arm_measures(run, arm) | (world_measures(run, arm, world) if world else {})
     run.desk.run.on_first(lambda: _write(run, exams, measures, world))
     return measures
 
 
-def exam_measures(
-    exams: Mapping[str, Passed], run: Calibrating, train: Sequence[Instance], world: World | None
-) -> dict[str, float]:
+def exam_measures(exams: Mapping[str, Passed], train: Sequence[Instance], world: World | None) -> dict[str, float]:
     """Shares that pass, and the chance of passing by guessing; of the world by whether the model has read of them."""
     found = exams["train"]
     out = {"passed": found.rate, "by guessing": found.chance}
@@ -94,6 +94,8 @@ def _write(run: Calibrating, exams: Mapping[str, Passed], measures: Measures, wo
     desk, shown = run.desk, list[str]()
     shown += ["## The base model's exam", markdown_table([found.row(name) for name, found in exams.items()])]
     shown.append(_exam_sentence(exams))
+    again = {name: share for name, share in measures["exam"].items() if name.startswith("same class again")}
+    shown += [f"{name}: {100 * share:.1f} %." for name, share in again.items()]
     shown += ["Answers by letter (how often it was right, and how often it was chosen):"]
     shown.append(markdown_table([_letters(name, found) for name, found in exams.items() if found.questions]))
     for name in run.sets if run.answers else ():

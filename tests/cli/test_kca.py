@@ -30,9 +30,15 @@ SMALL = [
 def test_a_run_from_the_world_to_a_report(tmp_path):
     """Stages keep the ids of their sources, classes and losses add up, and every arm has its figures."""
     out = tmp_path / "run"
-    attempt(kca, ["--out", str(out), "--arms", "standard", "refusal", "--result", "refusal", "--helpfulness", "True", *SMALL])
+    attempt(
+        kca,
+        ["--out", str(out), "--arms", "standard", "refusal", "--result", "refusal", "--helpfulness", "True", *SMALL],
+    )
     for name, count in (("train", 8 * 3 + 6), ("test", 8 * 3 + 2)):
-        stages = [read_jsonl(out / name / f"{stage}.jsonl") for stage in ("1-requirement", "2-knowledge", "3-exam", "4-partition")]
+        stages = [
+            read_jsonl(out / name / f"{stage}.jsonl")
+            for stage in ("1-requirement", "2-knowledge", "3-exam", "4-partition")
+        ]
         assert len({tuple(line["id"] for line in lines) for lines in stages}) == 1 and len(stages[0]) == count
         last = stages[-1]
         labels = Counter(line.get("class", "lost") for line in last)
@@ -62,7 +68,9 @@ def test_ready_partitions_need_no_helper(tmp_path, monkeypatch):
         for i in range(12)
     ]  # fmt: skip
     tests = [{"input": f"What is {i} + 2?", "class": CLASSES[i % 3]} for i in range(4)]
-    monkeypatch.setattr(calibrating, "generate", lambda model, asked, **how: [[REFUSAL if "1" in text else "3"] for text in asked])
+    monkeypatch.setattr(
+        calibrating, "generate", lambda model, asked, **how: [[REFUSAL if "1" in text else "3"] for text in asked]
+    )
     out = tmp_path / "run"
     attempt(kca, [
         "--out", str(out), "--base", str(base), "--exams", str(write(tmp_path / "p.jsonl", items)), "--arms", "openbook",
@@ -86,15 +94,23 @@ def test_bad_input_is_refused(tmp_path, capsys):
     refused(["--result", "unknown"], "'--result'", "'unknown' is none of --arms")
     refused(["--base", base], "'--instructions'", "is missing beside --base")
     refused(["--instructions", good], "'--instructions'", "is given without --base")
-    refused(["--helper.server", "http://127.0.0.1:1/v1", "--base", base, "--instructions", good], "'--helper.served'", "is missing")
-    refused(["--helper.server", "ftp://x", "--helper.served", "m", "--base", base, "--instructions", good], "is no address")
+    refused(
+        ["--helper.server", "http://127.0.0.1:1/v1", "--base", base, "--instructions", good],
+        "'--helper.served'",
+        "is missing",
+    )
+    refused(
+        ["--helper.server", "ftp://x", "--helper.served", "m", "--base", base, "--instructions", good], "is no address"
+    )
     refused(["--judge.model", base, "--judge.server", "http://127.0.0.1:1/v1", "--judge.served", "m", "--base", base,
              "--instructions", good], "'--judge.model'", "stands beside a server")  # fmt: skip
     refused(["--helpfulness", "True", "--base", base, "--instructions", good], "'--helpfulness'", "needs a judge")
     refused(["--refusal", " "], "refusal", "is blank")
     refused(["--exam.threshold", "1"], "--exam.threshold", "out of range")
     refused(["--exam.turns", "5"], "--exam.turns", "out of range")
-    refused(["--base", base, "--instructions", good], "'--helper'", "there is none, and 4 instances are to be asked about")
+    refused(
+        ["--base", base, "--instructions", good], "'--helper'", "there is none, and 4 instances are to be asked about"
+    )
     broken = str(write(tmp_path / "broken.jsonl", [source, {"input": "ask", "output": 3}]))
     refused(["--base", base, "--instructions", broken], "broken.jsonl", "record 2", "field 'output'")
     refused(["--base", base, "--exams", good, "--arms", "discard"], "'--arms'", "'discard' has nothing to train on")
@@ -107,7 +123,9 @@ def test_verdicts_as_published_and_by_default():
     prose = Reply("I see nothing wrong.\n\nAll of it is in the note.", "stop")
     assert verdict_of(prose, compat=True) == {"hallucinated": True, "unread": ""}
     assert verdict_of(prose, compat=False)["hallucinated"] is None
-    assert verdict_of(Reply("Score: 0\nx\ny", "stop"), compat=True)["unread"] == "judge: the published parser stops here"
+    assert (
+        verdict_of(Reply("Score: 0\nx\ny", "stop"), compat=True)["unread"] == "judge: the published parser stops here"
+    )
     assert verdict_of(Reply("0\nnone\nfine", "stop"), compat=False) == {"hallucinated": False, "unread": ""}
     assert verdict_of(Failure("timeout"), compat=False) == {"hallucinated": None, "unread": "no reply: timeout"}
 

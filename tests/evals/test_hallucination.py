@@ -26,16 +26,22 @@ def test_the_four_figures():
     found = account(own, standard)
     assert (found.answered.count, found.answered.of) == (2, 5) and (found.of_all.count, found.of_all.of) == (2, 9)
     assert (found.refused.count, found.refused.of, found.unread) == (4, 10, 1)
-    assert {label: (rate.count, rate.of) for label, rate in found.of_class.items()} == {FREE: (0, 2), KNOWN: (1, 3), UNKNOWN: (3, 4)}
+    assert {label: (rate.count, rate.of) for label, rate in found.of_class.items()} == {
+        FREE: (0, 2),
+        KNOWN: (1, 3),
+        UNKNOWN: (3, 4),
+    }
     assert (found.other_on_answered.count, found.other_on_answered.of) == (2, 4)  # of the five it has a verdict on four
     assert found.row("x")["refused"] == "40.0 [16.8, 68.7] (10)"
 
 
 def test_a_model_that_refuses_everything_and_one_that_is_not_judged():
     nothing = account([Judged("a", "", True, None)])
-    assert math.isnan(nothing.answered.share) and nothing.of_all.share == 0 and nothing.row("x")["of the answered"] == ""
-    unjudged = account([Judged("a", "", False, None)])
-    assert unjudged.unread == 1 and math.isnan(unjudged.of_all.share)
+    assert (
+        math.isnan(nothing.answered.share) and nothing.of_all.share == 0 and nothing.row("x")["of the answered"] == ""
+    )
+    unjudged = account([Judged("a", "", False, None), Judged("b", "", True, None)])
+    assert unjudged.unread == 1 and math.isnan(unjudged.of_all.share) and unjudged.refused.share == 0.5
 
 
 def test_questions_have_to_be_the_same():

@@ -21,7 +21,9 @@ from tests.small import small_model
 
 pytestmark = pytest.mark.usefixtures("quick_compiler")
 ROOM = 384
-PAPER = Paper("Say which.", (ExamItem("1 + 1?", ("1", "2", "3", "4"), "B"), ExamItem("a b c?", ("c", "b", "a", "d"), "A")))
+PAPER = Paper(
+    "Say which.", (ExamItem("1 + 1?", ("1", "2", "3", "4"), "B"), ExamItem("a b c?", ("c", "b", "a", "d"), "A"))
+)
 ITEMS = [
     ExamItem("What is 2 + 3?", ("4", "5", "6", "7"), "B"),
     ExamItem("Which is the largest: 3, 9, 4?", ("3", "9", "4", "none of them"), "B"),
@@ -50,7 +52,7 @@ def one_by_one(model, item: ExamItem, shots: int) -> np.ndarray:
     """Log-probs of the letters by the whole model on the whole prompt, without anything of the exam's code but its text."""
     text = PAPER.before(shots) + asked(item)
     ids = model.tokenizer(text)["input_ids"]
-    letters = [model.tokenizer(f"{text} {letter}")["input_ids"][len(ids):] for letter in LETTERS]
+    letters = [model.tokenizer(f"{text} {letter}")["input_ids"][len(ids) :] for letter in LETTERS]
     rows = np.zeros((4, ROOM), np.int32)  # what stands behind a text changes nothing of it
     for row, own in zip(rows, letters):
         row[: len(ids) + len(own)] = [*ids, *own]
@@ -68,7 +70,9 @@ def test_any_batch_is_one_by_one(model):
         logprobs = np.asarray([one.logprobs for one in found])
         np.testing.assert_allclose(logprobs, wanted, atol=1e-4)
         assert [one.choice for one in found] == [LETTERS[i] for i in wanted.argmax(-1)]
-        assert [one.correct for one in found] == [one.choice == item.answer for one, item in zip(found, ITEMS)] and not counts
+        assert [one.correct for one in found] == [
+            one.choice == item.answer for one, item in zip(found, ITEMS)
+        ] and not counts
     np.testing.assert_allclose(np.exp(wanted).sum(-1), 1, rtol=1e-6)
 
 

@@ -8,8 +8,16 @@ from collections import Counter
 import pytest
 
 from fusion_jax.kca import parsers, prompts
-from fusion_jax.kca.parsers import compat_exam, compat_need, compat_verdict, letter_in, read_exam, read_need, read_verdict
-from fusion_jax.kca.records import NEED, NO_NEED, Need, ExamItem
+from fusion_jax.kca.parsers import (
+    compat_exam,
+    compat_need,
+    compat_verdict,
+    letter_in,
+    read_exam,
+    read_need,
+    read_verdict,
+)
+from fusion_jax.kca.records import NEED, NO_NEED, ExamItem, Need
 
 NEED_REPLIES = {
     "exact": "##Analysis: It asks for a date.\n##Prediction: <need>\n##Search Query: when\nwhere",
@@ -83,7 +91,11 @@ def test_broken_questions_are_counted():
     counts = Counter[str]()
     found = read_exam(json.dumps({"tests": [*bad, good]}), counts)
     assert [one.answer for one in found] == ["C"]
-    assert +counts == {"question: answer is none of A to D": 1, "question: options alike": 1, "question: blank question": 1}
+    assert +counts == {
+        "question: answer is none of A to D": 1,
+        "question: options alike": 1,
+        "question: blank question": 1,
+    }
     counts.clear()
     assert read_exam("No.", counts) == [] and +counts == {"stage 3: no JSON object": 1}
     assert read_exam('{"tests": 3}', counts) == [] and counts["stage 3: field 'tests' is no list"] == 1

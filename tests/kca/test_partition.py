@@ -8,7 +8,19 @@ import pytest
 from fusion_jax.kca.calibrate import CUT, NO_KNOWLEDGE, REFUSAL, Treatment, training_rows
 from fusion_jax.kca.exam import Sat
 from fusion_jax.kca.partition import agreement, classified, needed, passed, passing_chance
-from fusion_jax.kca.records import KNOWN, NEED, NO_FACT, NO_LABEL, NO_NEED, NO_QUESTION, UNKNOWN, ExamItem, Instance, Need, Source
+from fusion_jax.kca.records import (
+    KNOWN,
+    NEED,
+    NO_FACT,
+    NO_LABEL,
+    NO_NEED,
+    NO_QUESTION,
+    UNKNOWN,
+    ExamItem,
+    Instance,
+    Need,
+    Source,
+)
 
 ITEM = ExamItem("Which?", ("a", "b", "c", "d"), "A")
 
@@ -18,7 +30,9 @@ def sat(*right: bool) -> list[Sat | None]:
 
 
 def needing(name: str, count: int = 3, **more) -> Instance:
-    return Instance(Source(name, f"ask {name}", f"said {name}"), Need(NEED), f"facts of {name}", (ITEM,) * count, **more)
+    return Instance(
+        Source(name, f"ask {name}", f"said {name}"), Need(NEED), f"facts of {name}", (ITEM,) * count, **more
+    )
 
 
 @pytest.mark.parametrize("valid, least, chance", [(3, 2, 0.156), (2, 2, 0.063), (1, 1, 0.25)])
@@ -70,24 +84,32 @@ def test_strategies_differ_on_unknown_instances_only():
     rows = {name: {row.name: row for row in training_rows(instances, name, Treatment())[0]}
             for name in ("standard", "surviving", "openbook", "discard", "refusal", "random", "unknown")}  # fmt: skip
     unknown = {one.id for one in instances if one.label == UNKNOWN}
-    assert unknown == {"b", "c"} and list(rows["standard"]) == list("abcdefg") and list(rows["surviving"]) == list("abcde")
+    assert (
+        unknown == {"b", "c"} and list(rows["standard"]) == list("abcdefg") and list(rows["surviving"]) == list("abcde")
+    )
     for name in ("openbook", "discard", "refusal"):
         assert {i: rows[name][i] for i in "ade"} == {i: rows["surviving"][i] for i in "ade"}
     assert not unknown & rows["discard"].keys() and rows["unknown"].keys() == unknown
     assert {rows["refusal"][i].responses for i in unknown} == {(REFUSAL,)}
     assert [rows["refusal"][i].messages for i in "bc"] == [rows["surviving"][i].messages for i in "bc"]
-    assert rows["openbook"]["b"].messages[0]["content"] == "facts of b\nask b" and rows["openbook"]["b"].responses == ("said b",)
+    assert rows["openbook"]["b"].messages[0]["content"] == "facts of b\nask b" and rows["openbook"]["b"].responses == (
+        "said b",
+    )
     behind, _ = training_rows(instances, "openbook", Treatment(where="after"))
     assert behind[1].messages[0]["content"] == "ask b\nfacts of b"
     assert len(rows["random"]) == len(rows["discard"]) and "e" in rows["random"]
     assert rows["random"] == {row.name: row for row in training_rows(instances, "random", Treatment())[0]}
-    drawn = {tuple(row.name for row in training_rows(instances, "random", Treatment(seed=seed))[0]) for seed in range(9)}
+    drawn = {
+        tuple(row.name for row in training_rows(instances, "random", Treatment(seed=seed))[0]) for seed in range(9)
+    }
     assert len(drawn) > 1
 
 
 def test_knowledge_that_does_not_fit_is_cut_and_counted():
     instances, _ = everyone()
-    rows, counts = training_rows(instances, "openbook", Treatment(room=lambda knowledge, *_: knowledge[:5] if "b" in knowledge else ""))
+    rows, counts = training_rows(
+        instances, "openbook", Treatment(room=lambda knowledge, *_: knowledge[:5] if "b" in knowledge else "")
+    )
     assert rows[1].messages[0]["content"] == "facts\nask b" and rows[2].messages[0]["content"] == "ask c"
     assert counts[CUT] == 2 and counts[NO_KNOWLEDGE] == 1
     assert training_rows(instances, "refusal", Treatment("No."))[1]["answered by the apology"] == 2

@@ -43,7 +43,9 @@ def written(path, *lines):
 def test_published_forms_and_ours_read_alike(tmp_path):
     """A line of stage 3, with all stages nested, is the instance that this project writes and reads."""
     counts = Counter[str]()
-    (found,) = read_instances(written(tmp_path / "exam.jsonl", {**STAGE_2, "tests": [ITEM], "original_input": STAGE_2}), "error", counts)
+    (found,) = read_instances(
+        written(tmp_path / "exam.jsonl", {**STAGE_2, "tests": [ITEM], "original_input": STAGE_2}), "error", counts
+    )
     assert found == Instance(Source("1", "ask", "said"), Need(NEED, "a date", ("when", "where")), "It was 1911.",
                              (ExamItem("Which?", ("a", "b", "c", "d"), "B", "so"),))  # fmt: skip
     assert instance_of(Fields(as_record(found)), counts) == found and not +counts
@@ -66,14 +68,19 @@ def test_published_training_items(tmp_path):
 
 def test_ready_records_find_their_sources():
     """By id, else by instruction and in order; sources of which nothing is said are lost, and what is too much is counted."""
+
     def ready(identity, text, label=KNOWN):
         return Instance(Source(identity, text, "r"), label=label)
 
     sources = [Instance(Source(str(i), text, f"said {i}")) for i, text in enumerate(["x", "x", "y", "z"], 1)]
     counts = Counter[str]()
-    found = with_sources([ready("a", "x", UNKNOWN), ready("b", "x"), ready("3", "y"), ready("4", "another")], sources, counts)
+    found = with_sources(
+        [ready("a", "x", UNKNOWN), ready("b", "x"), ready("3", "y"), ready("4", "another")], sources, counts
+    )
     assert [one.label for one in found] == [UNKNOWN, KNOWN, KNOWN, ""] and found[3].lost == NOT_READY
-    assert [one.source for one in found] == [one.source for one in sources] and counts["ready records of no source"] == 1
+    assert [one.source for one in found] == [one.source for one in sources] and counts[
+        "ready records of no source"
+    ] == 1
 
 
 BAD = [
@@ -99,24 +106,37 @@ def test_a_broken_record_is_refused_or_counted(record, field, problem, tmp_path)
     file = written(tmp_path / "in.jsonl", SOURCE, record)
     with pytest.raises(InputError) as error:
         read_instances(file, "error", Counter())
-    assert error.value.record == 2 and error.value.field == field and problem in error.value.problem and error.value.cure
+    assert (
+        error.value.record == 2 and error.value.field == field and problem in error.value.problem and error.value.cure
+    )
     counts = Counter[str]()
     assert len(read_instances(file, "skip", counts)) == 1 and sum(counts.values()) == 1
 
 
 def test_questions_that_are_none_are_left_out(tmp_path):
     """Of an instance that is left without one, the loss is told; ids twice and empty files are refused."""
-    bad = [{**ITEM, "options": ["a"] * 4}, {**ITEM, "options": ["a", "b", "c"]}, {**ITEM, "answer": "E"}, {**ITEM, "question": ""}]
+    bad = [
+        {**ITEM, "options": ["a"] * 4},
+        {**ITEM, "options": ["a", "b", "c"]},
+        {**ITEM, "answer": "E"},
+        {**ITEM, "question": ""},
+    ]
     counts = Counter[str]()
-    first, second = read_instances(written(tmp_path / "t.jsonl", {**STAGE_2, "tests": bad}, {**STAGE_2, "tests": [*bad, ITEM]}), "error", counts)
+    first, second = read_instances(
+        written(tmp_path / "t.jsonl", {**STAGE_2, "tests": bad}, {**STAGE_2, "tests": [*bad, ITEM]}), "error", counts
+    )
     assert (first.lost, first.tests) == (NO_QUESTION, ()) and (second.lost, len(second.tests)) == ("", 1)
     assert set(+counts) == {"question: options alike", "question: not four options", "question: answer is none of A to D",
                             "question: blank question"} and sum(counts.values()) == 8  # fmt: skip
     with pytest.raises(InputError, match="'a' stands twice"):
-        read_instances(written(tmp_path / "twice.jsonl", {**SOURCE, "id": "a"}, {**SOURCE, "id": "a"}), "error", Counter())
+        read_instances(
+            written(tmp_path / "twice.jsonl", {**SOURCE, "id": "a"}, {**SOURCE, "id": "a"}), "error", Counter()
+        )
     with pytest.raises(InputError, match="holds no usable record"):
         read_instances(written(tmp_path / "none.jsonl", {"x": 1}), "skip", Counter())
-    assert not read_instances(written(tmp_path / "q.jsonl", {"input": "ask"}), "error", Counter(), answered=False)[0].source.response
+    assert not read_instances(written(tmp_path / "q.jsonl", {"input": "ask"}), "error", Counter(), answered=False)[
+        0
+    ].source.response
 
 
 def test_exemplars_of_a_file(tmp_path):

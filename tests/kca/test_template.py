@@ -47,14 +47,17 @@ def test_the_mask_is_the_answer_and_its_end(model):
         said = tokenizer.decode(ids[start:-1])
         assert said.replace(" ", "") == row.responses[0].replace(" ", "")
         prompt = tokenizer.decode(ids[:start])
-        assert prompt.rstrip().endswith("ASSISTANT:") and row.messages[0]["content"].split()[0] in prompt
+        assert prompt.replace(" ", "").endswith("ASSISTANT:") and row.messages[0]["content"].split()[0] in prompt
         assert ids[0] == tokenizer.bos_token_id and list(ids).count(tokenizer.bos_token_id) == 1
     assert set(stop_token_ids(tokenizer, {})) == {tokenizer.eos_token_id}
 
 
 def test_a_row_without_a_trainable_token_is_dropped_and_counted(model):
     long = "Sort these letters: " + "c b a " * 60
-    rows = [Row("a", ({"role": "user", "content": long},), ("a b c",)), Row("b", ({"role": "user", "content": "Sort b a"},), ("a b",))]
+    rows = [
+        Row("a", ({"role": "user", "content": long},), ("a b c",)),
+        Row("b", ({"role": "user", "content": "Sort b a"},), ("a b",)),
+    ]
     tight = TextSettings(CHAT, dataclasses.replace(text(256).tokens, max_length=12, max_prompt_length=11))
     examples, counts = make_examples(rows, model.tokenizer, tight)
     assert all(n > 0 for one in examples for n in one.scored)
@@ -64,10 +67,19 @@ def test_a_row_without_a_trainable_token_is_dropped_and_counted(model):
 def test_knowledge_is_cut_and_the_answer_stays_whole(model):
     tokenizer, knowledge = model.tokenizer, "It was built twice; the bridge is the 3rd in Ferrer. " * 40
     instruction, response = "Where is the 3rd bridge?", "In Ferrer; it was built twice."
-    longest = len(tokenizer("".join(render(tokenizer, [{"role": "user", "content": instruction}], response, CHAT)))["input_ids"]) + 40
+    longest = (
+        len(
+            tokenizer("".join(render(tokenizer, [{"role": "user", "content": instruction}], response, CHAT)))[
+                "input_ids"
+            ]
+        )
+        + 40
+    )
     fit = fitting(tokenizer, CHAT, longest)
     kept = fit(knowledge, instruction, response)
-    assert kept and knowledge.startswith(kept) and kept != knowledge and fit("It was.", instruction, response) == "It was."
+    assert (
+        kept and knowledge.startswith(kept) and kept != knowledge and fit("It was.", instruction, response) == "It was."
+    )
     row = Row("a", ({"role": "user", "content": f"{kept}\n{instruction}"},), (response,))
     (example,), counts = make_examples([row], tokenizer, text(longest))
     assert not counts and len(example.rows[0]) <= longest and example.rows[0][-1] == tokenizer.eos_token_id
@@ -88,7 +100,7 @@ def test_models_that_cannot_be_asked():
     bare.chat_template = None
     model = Model(None, {}, bare)
     assert with_template(model, "vicuna").tokenizer is not bare and bare.chat_template is None
-    with pytest.raises(InputError, match="the tokenizer has no chat template. Set --template to vicuna"):
+    with pytest.raises(InputError, match=r"the tokenizer has no chat template\. Set --template to vicuna"):
         with_template(model, "own")
     with pytest.raises(InputError, match="no tokenizer"):
         with_template(Model(None, {}), "vicuna")

@@ -54,7 +54,10 @@ def test_the_helper_writes_what_the_stages_read(world):
     person = world.train[1]
     request = facts.ASKED.format(what="craft", who=person.name)
     need = parsers.read_need(said(world, prompts.need_question(request)))
-    assert need.label == NEED and parsers.read_need(said(world, prompts.need_question("Repeat these words: red."))).label == NO_NEED
+    assert (
+        need.label == NEED
+        and parsers.read_need(said(world, prompts.need_question("Repeat these words: red."))).label == NO_NEED
+    )
     note = said(world, prompts.knowledge_question(request, "", need))
     assert all(value in note for value in person.facts.values())
     counts = Counter[str]()

@@ -73,7 +73,7 @@ def account(own: Sequence[Judged], other: Sequence[Judged] = ()) -> Account:
 
     (a) sum h / |A|, (b) |R| / |Q|, (c) sum h / |Q|, (d) sum h' / |A|, with Q all questions whose answer is refused or
     has a verdict, R those that are refused, A the others, h the verdicts, h' those of `other`. A refusal hallucinates
-    nothing.
+    nothing. Where no answer has a verdict, as without a judge, there is no rate but (b).
 
     Raises:
       InputError: an id twice, or `other` is about other questions.
@@ -84,14 +84,16 @@ def account(own: Sequence[Judged], other: Sequence[Judged] = ()) -> Account:
     verdicts = {one.id: one.hallucinated for one in other if not one.refused}
     if other and {one.id for one in other} != set(ids):
         raise InputError("the two models were asked different questions", field="id", cure="Ask both the same")
-    known = [one for one in own if one.refused or one.hallucinated is not None]
+    judged = any(one.hallucinated is not None for one in own) or all(one.refused for one in own)
+    known = [one for one in own if one.refused or one.hallucinated is not None] if judged else []
     answered = [one for one in known if not one.refused]
     same = [verdicts[one.id] for one in answered if verdicts.get(one.id) is not None]
     wrong = sum(bool(one.hallucinated) for one in answered)
     classes = {label: _refused(one for one in own if one.label == label) for label in CLASSES}
     return Account(
         Rate(wrong, len(answered)), _refused(own), {label: rate for label, rate in classes.items() if rate.of},
-        Rate(wrong, len(known)), Rate(sum(map(bool, same)), len(same)), len(own) - len(known),
+        Rate(wrong, len(known)), Rate(sum(map(bool, same)), len(same)),
+        sum(not one.refused and one.hallucinated is None for one in own),
     )  # fmt: skip
 
 
