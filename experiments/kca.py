@@ -101,9 +101,10 @@ def align(s: Settings, desk: Desk) -> Measures:
             agreed[name] = knowing.agreement(name, base, informed, sides[name])
     train = sides.pop("train")
     run = Calibrating(desk, s, base, judge, sides)
-    for arm in (*(arm for arm in s.arms if arm != s.result), s.result):
-        model = run.trained(arm, train)
-        run.answer(arm, model)
+    for arm in (arm for arm in s.arms if arm != s.result):
+        run.answer(arm, run.trained(arm, train))
+    model = run.trained(s.result, train)
+    run.answer(s.result, model)
     desk.export(model, made_from=[f"arms/{s.result}/model"])
     return report(run, exams, train, world, agreed)
 

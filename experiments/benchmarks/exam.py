@@ -96,10 +96,11 @@ def questions(count: int) -> list[ExamItem]:
 def random_model(s: Settings, folder: Path, texts: Sequence[str]) -> Path:
     """A Llama of random weights with a tokenizer of these texts."""
     tokenizer = train_tokenizer("byte_bpe", "inst", 1000, texts)
+    heads = max(s.width // 64, 1)
     config = config_from_hf({
-        "model_type": "llama", "vocab_size": s.vocabulary, "hidden_size": s.width,
-        "intermediate_size": 8 * s.width // 3, "num_hidden_layers": s.layers, "head_dim": 64,
-        "num_attention_heads": max(s.width // 64, 1), "num_key_value_heads": max(s.width // 64, 1), "max_position_embeddings": 2048, "initializer_range": 0.1,
+        "model_type": "llama", "vocab_size": s.vocabulary, "hidden_size": s.width, "num_hidden_layers": s.layers,
+        "intermediate_size": 8 * s.width // 3, "num_attention_heads": heads, "num_key_value_heads": heads,
+        "head_dim": 64, "max_position_embeddings": 2048, "initializer_range": 0.1,
     })  # fmt: skip
     save(Model(config, init_params(config, jax.random.key(0)), tokenizer), folder)
     return folder

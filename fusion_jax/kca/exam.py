@@ -19,6 +19,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from fusion_jax.data.batches import bucket_list
+from fusion_jax.data.clip import Clip
 from fusion_jax.errors import InputError
 from fusion_jax.kca.papers import Paper, Suffixes, asked, common_lead, letter_ids, suffixes, turned
 from fusion_jax.kca.records import LETTERS, ExamItem
@@ -128,8 +129,10 @@ def _answers(
     model: Model, made: Ready, tests: Sequence[ExamItem], paper: Paper, s: ExamSettings, counts: Counter[str]
 ) -> Iterator[tuple[list[int], np.ndarray]]:  # fmt: skip
     """Numbers of questions and their letters' logits [n,4], with as many exemplars as the window holds."""
+    assert model.tokenizer is not None  # `sit` has looked
     room = min(s.window, model.config.max_positions)
-    left, shots = list(range(len(tests))), min(s.shots, len(paper.exemplars))
+    clip, shots = Clip(model.tokenizer, room), min(s.shots, len(paper.exemplars))
+    left = [number for number, test in enumerate(tests) if not clip.too_long(asked(test))]
     while left and shots >= 0:
         before = paper.before(shots)
         letters = letter_ids(model.tokenizer, before + asked(tests[left[0]]))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from fusion_jax.asking.contract import Message, Question
@@ -25,8 +25,7 @@ request that asks for invention, for other words, for an opinion, for a calculat
 or for nothing but skill in a language needs none. A request of which one part needs facts needs facts, and so does \
 one about a name that you do not know.
 Think first, in a sentence or two; then decide. Where facts are needed, give up to five short searches that would find \
-them. Answer with one JSON object and nothing else:
-{"analysis": "...", "label": "need" or "no_need", "queries": ["...", ...]}"""
+them."""
 
 KNOWLEDGE = """\
 Write a background note for a reader who knows nothing of the matter and is to fulfil a request correctly with nothing \
@@ -38,19 +37,31 @@ EXAM = """\
 Make {count} multiple-choice questions out of a note. They are to show whether somebody knows its facts without having \
 read it. Each question can be understood alone and has four options of about the same length, of which exactly one is \
 right, while the others could be taken for right. Do not let the right option always stand at the same place. Write \
-the reasons first and then the letter. Answer with one JSON object and nothing else:
-{{"tests": [{{"question": "...", "options": ["...", "...", "...", "..."], "analysis": "...", "answer": "A"}}, ...]}}"""
+the reasons first and then the letter."""
 
 JUDGE = """\
 You look for invented or false statements in an answer. The reference note is your evidence; of what it does not \
 speak, use only what you know for certain. Tone, shortness, and declining to answer are no faults. Copy every span \
-that is false or that nothing supports. Answer with one JSON object and nothing else:
-{"hallucinated": 0 or 1, "spans": ["...", ...], "why": "..."}"""
+that is false or that nothing supports."""
 
 HELPFULNESS = """\
 You grade how well an answer serves the one who asked: whether it helps, keeps to the matter, is correct, and goes \
-into as much detail as is wanted. 1 is worthless, 10 could not be better. Answer with one JSON object and nothing else:
-{"score": 1 to 10, "why": "..."}"""
+into as much detail as is wanted. 1 is worthless, 10 could not be better."""
+
+FORMS: dict[Task, str] = {
+    "need": '{"analysis": "...", "label": "need" or "no_need", "queries": ["...", ...]}',
+    "exam": '{"tests": [{"question": "...", "options": ["...", "...", "...", "..."], "analysis": "...", "answer": "A"}, '
+    "...]}",
+    "judge": '{"hallucinated": 0 or 1, "spans": ["...", ...], "why": "..."}',
+    "helpfulness": '{"score": 1 to 10, "why": "..."}',
+}
+PUBLISHED_FORMS: dict[Task, str] = {
+    "need": "Analysis: ...\nPrediction: <need> or <no need>\nSearch Query: one a line, nothing where there is no need",
+    "exam": "Question: ...\nOptions:\n(A) ...\n(B) ...\n(C) ...\n(D) ...\nAnalysis: ...\nAnswer: (A)",
+    "judge": "three lines: 0 or 1, where 1 is for an answer with such spans; the spans; why",
+    "helpfulness": "two lines: the number; why",
+}
+"""How a reply is to look, by default and for the published parsers."""
 
 Shown = tuple[str, dict[str, Any]]
 NEED_SHOWN: tuple[Shown, ...] = (
@@ -105,10 +116,10 @@ def _plain(text: str) -> str:
     return text.replace(OPEN, "< < <").replace(CLOSE, "> > >")
 
 
-def need_question(instruction: str) -> Question:
-    """Stage 1, behind six demonstrations."""
+def need_question(instruction: str, compat: bool = False) -> Question:
+    """Stage 1, behind six demonstrations. compat, here and below: replies in the published form are asked for."""
     shown = [(blocks(Request=request), reply) for request, reply in NEED_SHOWN]
-    return _question(NEEDED, shown, blocks(Request=instruction))
+    return _question("need", NEEDED, shown, blocks(Request=instruction), compat)
 
 
 def knowledge_question(instruction: str, response: str, need: Need, *, response_shown: bool = True) -> Question:
@@ -116,25 +127,51 @@ def knowledge_question(instruction: str, response: str, need: Need, *, response_
     told = {"Request": instruction, "Why_facts_are_needed": need.analysis, "Topics": "; ".join(need.queries)}
     if response_shown:
         told["Reference_answer"] = response
-    return _question(KNOWLEDGE, (), blocks(**told))
+    return _question("knowledge", KNOWLEDGE, (), blocks(**told), False)
 
 
-def exam_question(knowledge: str, count: int) -> Question:
+def exam_question(knowledge: str, count: int, compat: bool = False) -> Question:
     """Stage 3: the note is all that is shown."""
-    return _question(EXAM.format(count=count), (), blocks(Note=knowledge))
+    return _question("exam", EXAM.format(count=count), (), blocks(Note=knowledge), compat)
 
 
-def judge_question(question: str, need: Need, knowledge: str, answer: str) -> Question:
+def judge_question(question: str, need: Need, knowledge: str, answer: str, compat: bool = False) -> Question:
     """Whether an answer holds what is false, behind two demonstrations."""
     shown = [(_named(told), reply) for told, reply in JUDGE_SHOWN]
     told = {"Question": question, "Why facts matter here": need.analysis, "Reference note": knowledge}
-    return _question(JUDGE, shown, _named({**told, "Answer": answer}))
+    return _question("judge", JUDGE, shown, _named({**told, "Answer": answer}), compat)
 
 
-def helpfulness_question(question: str, answer: str) -> Question:
+def helpfulness_question(question: str, answer: str, compat: bool = False) -> Question:
     """How helpful an answer is, behind two demonstrations."""
     shown = [(_named(told), reply) for told, reply in HELPFUL_SHOWN]
-    return _question(HELPFULNESS, shown, _named({"Question": question, "Answer": answer}))
+    return _question("helpfulness", HELPFULNESS, shown, _named({"Question": question, "Answer": answer}), compat)
+
+
+def written(task: Task, reply: Mapping[str, Any], compat: bool = False) -> str:
+    """A reply as it is asked for: JSON, or the published form.
+
+    >>> print(written("need", {"analysis": "A date.", "label": "no_need", "queries": []}, compat=True))
+    Analysis: A date.
+    Prediction: <no need>
+    """
+    if not compat:
+        return json.dumps(reply)
+    if task == "need":
+        label = {"need": "<need>", "no_need": "<no need>"}[reply["label"]]
+        queries = ["Search Query: " + "\n".join(reply["queries"])] if reply["queries"] else []
+        return "\n".join([f"Analysis: {reply['analysis']}", f"Prediction: {label}", *queries])
+    if task == "exam":
+        return "\n".join(_published_test(test) for test in reply["tests"])
+    if task == "judge":
+        return "\n".join([str(reply["hallucinated"]), "; ".join(reply["spans"]) or "none", reply["why"]])
+    return f"{reply['score']}\n{reply['why']}"
+
+
+def _published_test(test: Mapping[str, Any]) -> str:
+    options = [f"({letter}) {option}" for letter, option in zip("ABCD", test["options"], strict=True)]
+    lines = [f"Question: {test['question']}", "Options:", *options, f"Analysis: {test['analysis']}"]
+    return "\n".join([*lines, f"Answer: ({test['answer']})"])
 
 
 def task_of(question: Question) -> Task:
@@ -158,11 +195,16 @@ def _named(told: dict[str, str]) -> str:
     return blocks(**{name.replace(" ", "_"): text for name, text in told.items()})
 
 
-def _question(task: str, shown: Sequence[tuple[str, dict[str, Any]]], asked: str) -> Question:
+def _question(
+    task: Task, told: str, shown: Sequence[tuple[str, Mapping[str, Any]]], asked: str, compat: bool
+) -> Question:
     """A task, demonstrations as turns before it, and what is asked. The task stands in the user's first turn, since
     some models have no system message."""
-    turns, above = list[Message](), f"{task}\n\n"
+    if task != "knowledge":
+        form = f"in this form, and write nothing else:\n{PUBLISHED_FORMS[task]}"
+        told += f"\nAnswer {form}" if compat else f"\nAnswer with one JSON object and nothing else:\n{FORMS[task]}"
+    turns, above = list[Message](), f"{told}\n\n"
     for text, reply in shown:
-        turns += [Message("user", above + text), Message("assistant", json.dumps(reply))]
+        turns += [Message("user", above + text), Message("assistant", written(task, reply, compat))]
         above = ""
     return Question((*turns, Message("user", above + asked)))

@@ -4,7 +4,7 @@ answer."""
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from fusion_jax.asking.contract import Answerer, Failure, Outcome, Question
@@ -71,7 +71,7 @@ class Calibrating:
         stage = Stage(f"arms/{arm}", "--train", s.train, s.text, leaf=True)
         return self.desk.train(stage, self.base, objectives.sft(), rows)
 
-    def answer(self, arm: str, model: Model | Callable[[], Model]) -> None:
+    def answer(self, arm: str, model: Model) -> None:
         """A model's greedy answers to the bare instructions of every test set, judged."""
         self.answers[arm] = {
             name: self._judged(f"answers/{arm}/{name}.jsonl", arm, model, instances)
@@ -92,17 +92,14 @@ class Calibrating:
             out[arm] = rouge([one.text for one in some], [one.instance.source.response for one in some])
         return out
 
-    def _judged(
-        self, file: str, arm: str, model: Model | Callable[[], Model], instances: Sequence[Instance]
-    ) -> list[Answer]:  # fmt: skip
-        made_from = [f"arms/{arm}/model"] if arm in self.settings.arms else None
+    def _judged(self, file: str, arm: str, model: Model, instances: Sequence[Instance]) -> list[Answer]:
 
         def written() -> list[Record]:
             with self.desk.run.phase("answering"):
-                texts = self._texts(model() if callable(model) else model, instances)
+                texts = self._texts(model, instances)
             return [{"id": one.id, "answer": text} for one, text in zip(instances, texts, strict=True)]
 
-        records = self.desk.run.stage(file, written, made_from=made_from, leaf=True)
+        records = self.desk.run.stage(file, written, made_from=[f"arms/{arm}/model"], leaf=True)
         found = [self._read(one, record["answer"]) for one, record in zip(instances, records, strict=True)]
         verdicts = file.replace("answers/", "verdicts/")
         graded = self.desk.run.stage(verdicts, lambda: self._verdicts(found, verdicts), made_from=[file], leaf=True)
@@ -135,17 +132,18 @@ class Calibrating:
         out: list[Record] = [{"hallucinated": None, "helpfulness": None, "unread": ""} for _ in answers]
         if self.judge is None:
             return out
+        compat = self.settings.compat
         mine = [number for number, one in enumerate(answers) if not one.refused]
         asked = [answers[number] for number in mine]
         questions = [
-            prompts.judge_question(a.instance.source.instruction, a.instance.need, a.instance.knowledge, a.text)
+            prompts.judge_question(a.instance.source.instruction, a.instance.need, a.instance.knowledge, a.text, compat)
             for a in asked
         ]
         for number, outcome in zip(mine, self._asked(questions, file), strict=True):
-            out[number].update(verdict_of(outcome, self.settings.compat))
+            out[number].update(verdict_of(outcome, compat))
         if self.settings.helpfulness:
-            questions = [prompts.helpfulness_question(a.instance.source.instruction, a.text) for a in answers]
-            read = parsers.compat_helpfulness if self.settings.compat else parsers.read_helpfulness
+            questions = [prompts.helpfulness_question(a.instance.source.instruction, a.text, compat) for a in answers]
+            read = parsers.compat_helpfulness if compat else parsers.read_helpfulness
             for record, outcome in zip(out, self._asked(questions, f"{file}, helpfulness"), strict=True):
                 record["helpfulness"] = None if isinstance(outcome, Failure) else read(outcome.text)
         return out

@@ -4,7 +4,6 @@ and a judge that know the world exactly, behind the same contract as a model tha
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -17,8 +16,9 @@ from fusion_jax.asking.given import Given
 from fusion_jax.data.batches import Data
 from fusion_jax.data.documents import Document, encode_documents, plain_examples
 from fusion_jax.errors import InputError
+from fusion_jax.jsonl import Record
 from fusion_jax.kca.papers import Paper
-from fusion_jax.kca.prompts import block, task_of
+from fusion_jax.kca.prompts import block, task_of, written
 from fusion_jax.kca.records import LETTERS, ExamItem, Instance, Source
 from fusion_jax.kca.template import SYSTEM, VICUNA
 from fusion_jax.models.config import ModelConfig
@@ -122,31 +122,31 @@ def _test(item: facts.Item) -> ExamItem:
     return ExamItem(item.question, item.options, LETTERS[item.answer], "It stands in the note.")
 
 
-def helper_of(world: World) -> Given:
-    """Who writes and judges without a model."""
+def helper_of(world: World, compat: bool = False) -> Given:
+    """Who writes and judges without a model. compat: in the published form."""
 
     def say(question: Question) -> str:
         text, task = question.messages[-1].content, task_of(question)
         if task == "need":
-            return _need(world, _required(text, "Request"))
+            return written(task, _need(world, _required(text, "Request")), compat)
         if task == "knowledge":
             return world.note(_required(text, "Request"))
         if task == "exam":
             count = int(re.findall(r"Make (\d+)", text)[0])
             tests = [_test(item)._asdict() for item in world.tests(_required(text, "Note"), count)]
-            return json.dumps({"tests": tests})
+            return written(task, {"tests": tests}, compat)
         outcome = outcome_of(world, _required(text, "Question"), _required(text, "Answer"))
         if task == "judge":
-            return json.dumps({"hallucinated": int(outcome == "wrong"), "spans": [], "why": outcome})
-        return json.dumps({"score": {"right": 10, "withheld": 2, "wrong": 1}[outcome], "why": outcome})
+            return written(task, {"hallucinated": int(outcome == "wrong"), "spans": [], "why": outcome}, compat)
+        return written(task, {"score": {"right": 10, "withheld": 2, "wrong": 1}[outcome], "why": outcome}, compat)
 
     return Given(f"the world of seed {world.seed}, {world.sizes}", say)
 
 
-def _need(world: World, request: str) -> str:
+def _need(world: World, request: str) -> Record:
     if not world.needs(request):
-        return json.dumps({"analysis": "It only repeats words.", "label": "no_need", "queries": []})
-    return json.dumps({"analysis": "It asks about somebody.", "label": "need", "queries": [request]})
+        return {"analysis": "It only repeats words.", "label": "no_need", "queries": []}
+    return {"analysis": "It asks about somebody.", "label": "need", "queries": [request]}
 
 
 def outcome_of(world: World, request: str, answer: str) -> facts.Outcome:

@@ -89,7 +89,7 @@ class KnowingSettings(SeededSettings):
     again: bool = False
     """Whether the helper makes a second exam of every note, to tell how many instances keep their class."""
     compat: bool = False
-    """Whether replies are read as the published program reads them, with what it rejects."""
+    """Whether replies are asked for and read as by the published program, with what it rejects."""
     response_shown: bool = True
     """Whether the helper sees the response when it writes the knowledge, as published."""
     exam: ExamSettings = ExamSettings()
@@ -147,7 +147,7 @@ class Knowing:
 
         return self._stage(
             name, "1-requirement", instances, lambda one: not one.need.label,
-            lambda one: prompts.need_question(one.source.instruction), told,
+            lambda one: prompts.need_question(one.source.instruction, self.settings.compat), told,
         )  # fmt: skip
 
     def informed(self, name: str, instances: Sequence[Instance]) -> list[Instance]:
@@ -174,7 +174,7 @@ class Knowing:
             return dataclasses.replace(one, tests=tuple(tests), lost="" if tests else NO_QUESTION)
 
         def question(one: Instance) -> Question:
-            return prompts.exam_question(one.knowledge, most)
+            return prompts.exam_question(one.knowledge, most, compat)
 
         found = self._stage(
             name, "3-exam", instances, lambda one: _needs(one) and not one.tests, question, told, sample

@@ -6,6 +6,7 @@ from collections import Counter
 from typing import NamedTuple
 
 from fusion_jax.asking.contract import Answerer
+from fusion_jax.data.clip import Clip
 from fusion_jax.errors import InputError
 from fusion_jax.evals.hallucination.overlap import check_rouge
 from fusion_jax.kca.papers import Paper, read_paper
@@ -17,7 +18,7 @@ from fusion_jax.runs.checks import check_arms
 from fusion_jax.runs.desk import Desk
 from fusion_jax.runs.fact_world import helper_of, instances_of, paper_of, raised
 from fusion_jax.runs.knowing import Knowing, KnowingSettings, read_side
-from fusion_jax.sampling.generate import SampleSettings
+from fusion_jax.sampling.generate import SampleSettings, encoded_prompts
 from fusion_jax.train import objectives
 from fusion_jax.zoo.facts import World, world
 
@@ -64,7 +65,7 @@ def opened(s: KnowingSettings, desk: Desk) -> Opened:
     """The user's models and files, or the miniature's, made in the run."""
     if not s.base:
         made = world(desk.seed, s.world)
-        base, who = with_template(raised(s, desk, made), s.template), helper_of(made)
+        base, who = with_template(raised(s, desk, made), s.template), helper_of(made, s.compat)
         sides = {"train": instances_of(made, "train"), "test": instances_of(made, "test")}
         return Opened(base, Knowing(desk, s, paper_of(made), who), sides, who, made)
     sides = read_side(s, desk, [s.instructions] if s.instructions else [], "train") | read_side(
@@ -72,8 +73,23 @@ def opened(s: KnowingSettings, desk: Desk) -> Opened:
     )
     paper = read_paper(s.exam.exemplars, Counter()) if s.exam.exemplars else Paper()
     base = with_template(desk.load(s.base, s.train), s.template)
+    sides = {name: some if name == "train" else answerable(s, desk, base, name, some) for name, some in sides.items()}
     knowing = Knowing(desk, s, paper, s.helper.answerer(desk, "--helper"))
     return Opened(base, knowing, sides, s.judge.answerer(desk, "--judge"), None)
+
+
+def answerable(s: KnowingSettings, desk: Desk, base: Model, name: str, some: list[Instance]) -> list[Instance]:
+    """Test instances that leave the model room for an answer; the others are counted."""
+    assert base.tokenizer is not None  # `with_template` has looked
+    room, clip = base.config.max_positions - s.max_new_tokens, Clip(base.tokenizer, base.config.max_positions)
+    short = [one for one in some if not clip.too_long(one.source.instruction)]
+    lengths = [len(ids) for ids in encoded_prompts(base.tokenizer, [one.source.instruction for one in short])]
+    out = [one for one, length in zip(short, lengths, strict=True) if length <= room]
+    desk.counter(f"{name}, file")["left out: no room for an answer"] += len(some) - len(out)
+    if not out:
+        problem = f"no instance of {name} leaves room for {s.max_new_tokens} new tokens"
+        raise InputError(problem, field="--max-new-tokens", cure="Lower it, or give shorter instructions")
+    return out
 
 
 def knowing_parts(s: KnowingSettings) -> list[Part]:

@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerFast
 
 import fusion_jax as fj
 from fusion_jax.errors import InputError
+from fusion_jax.kca import exam
 from fusion_jax.kca.exam import LONG, ExamSettings, sit
 from fusion_jax.kca.papers import EXEMPLARS, Paper, asked, common_lead, letter_ids, suffixes, turned
 from fusion_jax.kca.records import LETTERS, ExamItem, check_item
@@ -74,6 +75,14 @@ def test_any_batch_is_one_by_one(model):
             one.choice == item.answer for one, item in zip(found, ITEMS)
         ] and not counts
     np.testing.assert_allclose(np.exp(wanted).sum(-1), 1, rtol=1e-6)
+
+
+def test_models_that_turn_tokens_otherwise_read_whole_prompts(model, monkeypatch):
+    """As those whose rotary embedding changes at a length between the prefix and the end of a question."""
+    behind, _ = sit(model, ITEMS, PAPER, ExamSettings(batch_size=8))
+    monkeypatch.setattr(exam, "_cacheable", lambda *_: False)
+    whole, _ = sit(model, ITEMS, PAPER, ExamSettings(batch_size=8))
+    np.testing.assert_allclose([one.logprobs for one in whole], [one.logprobs for one in behind], atol=1e-4)
 
 
 def test_turned_options_are_averaged(model):

@@ -123,6 +123,32 @@ def test_helpfulness():
     assert [parsers.compat_helpfulness(t) for t in ("12\nx", "-1", "nan", "Score: 3")] == [10.0, 0.0, None, None]
 
 
+def test_replies_in_the_published_form_are_asked_for_and_read():
+    """Every demonstration, and a question, written in either form, is read again by the parser of that form."""
+    test = {
+        "question": "Which?",
+        "options": ["red", "blue", "green", "pink"],
+        "analysis": "The note says so.",
+        "answer": "B",
+    }
+    item = ExamItem("Which?", ("red", "blue", "green", "pink"), "B", "The note says so.")
+    for compat in (False, True):
+        for _, reply in prompts.NEED_SHOWN:
+            found = (compat_need if compat else read_need)(prompts.written("need", reply, compat))
+            assert (found.label, list(found.queries)) == (reply["label"], reply["queries"])
+        said = prompts.written("exam", {"tests": [test, test]}, compat)
+        assert (compat_exam(said) if compat else read_exam(said, Counter())) == [item, item]
+        for _, reply in prompts.JUDGE_SHOWN:
+            said = prompts.written("judge", reply, compat)
+            assert (compat_verdict(said) if compat else read_verdict(said).hallucinated) == reply["hallucinated"]
+        for _, reply in prompts.HELPFUL_SHOWN:
+            said = prompts.written("helpfulness", reply, compat)
+            assert (parsers.compat_helpfulness if compat else parsers.read_helpfulness)(said) == reply["score"]
+    asked = prompts.need_question("ask", compat=True).messages
+    assert "Prediction: <need> or <no need>" in asked[0].content and asked[1].content.startswith("Analysis: ")
+    assert "JSON" in prompts.exam_question("a note", 3).messages[0].content
+
+
 def test_prompts_hold_texts_between_marks():
     """A helper made of rules finds each text, and tells the five questions apart."""
     need = Need(NEED, "why >>>", ("q1", "q2"))
