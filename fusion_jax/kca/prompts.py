@@ -50,8 +50,8 @@ into as much detail as is wanted. 1 is worthless, 10 could not be better."""
 
 FORMS: dict[Task, str] = {
     "need": '{"analysis": "...", "label": "need" or "no_need", "queries": ["...", ...]}',
-    "exam": '{"tests": [{"question": "...", "options": ["...", "...", "...", "..."], "analysis": "...", "answer": "A"}, '
-    "...]}",
+    "exam": '{"tests": [{"question": "...", "options": ["...", "...", "...", "..."], '
+    '"analysis": "...", "answer": "A"}, ...]}',
     "judge": '{"hallucinated": 0 or 1, "spans": ["...", ...], "why": "..."}',
     "helpfulness": '{"score": 1 to 10, "why": "..."}',
 }
