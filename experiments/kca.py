@@ -62,8 +62,8 @@ class Settings(KnowingSettings):
 
 
 def text(longest: int) -> TextSettings:
-    """Loss on the answer and its EOS alone; of a row that is too long the beginning of the prompt is kept."""
-    tokens = TokeniseSettings(longest, longest - longest // 8, truncation_mode="keep_start", eos="if_missing")
+    """Loss on the answer and its EOS alone; of a prompt that is too long the end is kept."""
+    tokens = TokeniseSettings(longest, longest - longest // 8, eos="if_missing")
     return TextSettings(ChatSettings(header="prompt"), tokens)
 
 

@@ -105,9 +105,7 @@ class KnowingSettings(SeededSettings):
     """Whether the open-book strategy puts the knowledge before the instruction, as published, or behind it."""
     template: TemplateName = "vicuna"
     """Chat template of training and answers: Vicuna's, as published, or the model's own."""
-    text: TextSettings = TextSettings(
-        ChatSettings(header="prompt"), TokeniseSettings(truncation_mode="keep_start", eos="if_missing")
-    )
+    text: TextSettings = TextSettings(ChatSettings(header="prompt"), TokeniseSettings(eos="if_missing"))
     train: TrainSettings = TrainSettings()
     max_new_tokens: int = 1024
     """Longest answer to a test question, in tokens."""
