@@ -206,11 +206,7 @@ class Knowing:
         found = self._read(file, records)
         self.sat[name] = [[_sat(one) for one in record["sat"]] or [None] * len(instance.tests)
                           for record, instance in zip(records, found, strict=True)]  # fmt: skip
-        labels, losses = (
-            Counter(one.label for one in found if one.label),
-            Counter(one.lost for one in found if one.lost),
-        )
-        self.desk.counter(f"{name}, classes").update(labels + Counter({f"lost: {k}": n for k, n in losses.items()}))
+        self.desk.counter(f"{name}, classes").update(one.label or f"lost: {one.lost}" for one in found)
         return found
 
     def passed(self, name: str, instances: Sequence[Instance]) -> Passed:

@@ -56,9 +56,8 @@ def exam_measures(exams: Mapping[str, Passed], train: Sequence[Instance], world:
 
 
 def arm_measures(run: Calibrating, arm: str) -> dict[str, float]:
-    """(a) to (d) over all test sets together, each instance once."""
-    names = list(run.sets)
-    out: dict[str, float] = {}
+    """(a) to (d) on each test set, and the mean helpfulness."""
+    names, out = list(run.sets), dict[str, float]()
     for name in names:
         own, before = run.accounts(name)[arm], "" if len(names) == 1 else f"{name}: "
         shares = {
