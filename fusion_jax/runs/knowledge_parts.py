@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from fusion_jax.asking.contract import Answerer
@@ -13,10 +14,12 @@ from fusion_jax.kca.papers import Paper, read_paper
 from fusion_jax.kca.records import Instance
 from fusion_jax.kca.template import with_template
 from fusion_jax.models.folder import Model
+from fusion_jax.plan.models import PUBLIC
 from fusion_jax.plan.parts import Part, Sampling, Training
+from fusion_jax.plan.runs import Ask, Planned
 from fusion_jax.runs.checks import check_arms
 from fusion_jax.runs.desk import Desk
-from fusion_jax.runs.fact_world import helper_of, instances_of, paper_of, raised
+from fusion_jax.runs.fact_world import POSITIONS, helper_of, instances_of, paper_of, raised
 from fusion_jax.runs.knowing import Knowing, KnowingSettings, read_side
 from fusion_jax.sampling.generate import SampleSettings, encoded_prompts
 from fusion_jax.train import objectives
@@ -51,6 +54,10 @@ def check_knowing(s: KnowingSettings) -> None:
         cure = "Give --instructions FILE, --exams FILE, or both"
         raise InputError("is missing beside --base", field="--instructions", cure=cure)
     if not s.base:
+        if s.text.tokens.max_length > POSITIONS:
+            raise InputError(
+                f"is missing: the miniature has {POSITIONS} positions", field="--base", cure="Give a folder"
+            )
         given = {"instructions": s.instructions, "exams": s.exams, "tests": s.tests, "exam.exemplars": s.exam.exemplars,
                  "helper.model": s.helper.given, "judge.model": s.judge.given}  # fmt: skip
         for option, value in given.items():
@@ -93,13 +100,25 @@ def answerable(s: KnowingSettings, desk: Desk, base: Model, name: str, some: lis
 
 
 def knowing_parts(s: KnowingSettings) -> list[Part]:
-    """What the run computes, as far as it is planned: the tuning and the answers; nothing of the miniature, which
-    nothing has to fit."""
-    if not s.base:
-        return []
+    """What the run computes, as far as it is planned: the tuning and the answers. Without a folder they are those of the
+    public model that the preset is called after; the miniature is not planned."""
     tokens = s.text.tokens.max_length
     how = SampleSettings(0.0, 1.0, num_samples=1, max_new_tokens=s.max_new_tokens, batch_size=s.answer_batch)
-    return [
+    parts = (
         Training("tuning, each arm", s.base, objectives.sft(), s.train, tokens, named="--base"),
         Sampling("answers", s.base, how, "--answer-batch", "--base", kept="float32"),
-    ]  # fmt: skip
+    )
+    return [part if s.base else OfPreset(part) for part in parts]
+
+
+@dataclass(frozen=True)
+class OfPreset:
+    """A part without a folder."""
+
+    part: Training | Sampling
+
+    def check(self) -> None:
+        """Nothing has to fit: the run is the miniature."""
+
+    def plan(self, ask: Ask) -> list[Planned]:
+        return replace(self.part, model=ask.preset).plan(ask) if ask.preset in PUBLIC else []

@@ -92,6 +92,7 @@ def test_bad_input_is_refused(tmp_path, capsys):
         assert not (out / "arms").exists()
 
     refused(["--result", "unknown"], "'--result'", "'unknown' is none of --arms")
+    refused(["--preset", "llama2-7b"], "'--base'", "is missing: the miniature has 512 positions")
     refused(["--base", base], "'--instructions'", "is missing beside --base")
     refused(["--instructions", good], "'--instructions'", "is given without --base")
     refused(
@@ -120,7 +121,7 @@ def test_verdicts_as_published_and_by_default():
     """What the published program counts as a hallucination although it could not be read, is no verdict by default."""
     from fusion_jax.asking.contract import Failure, Reply
 
-    prose = Reply("I see nothing wrong.\n\nAll of it is in the note.", "stop")
+    prose = Reply("I see nothing wrong.\n\nAll of it\n\nis in the note.", "stop")
     assert verdict_of(prose, compat=True) == {"hallucinated": True, "unread": ""}
     assert verdict_of(prose, compat=False)["hallucinated"] is None
     assert (
@@ -140,6 +141,6 @@ def test_the_shipped_sweeps(tmp_path):
 
 
 def test_a_plan_has_the_tuning_and_the_answers(tmp_path):
-    assert kca.parts(kca.PRESETS["tiny"]) == []
+    assert plan_of(kca.parts(kca.PRESETS["tiny"]), Ask("v5p-8", preset="tiny")) == []
     planned = plan_of(kca.parts(kca.PRESETS["llama2-7b"]), Ask("v5p-8", rows=70_000, preset="llama2-7b"))
     assert planned[0].times == 1641 and len(planned) > 1
