@@ -150,7 +150,7 @@ def encoded_choices(
         rendered = render_each(tokenizer, [[{"role": "user", "content": p}] for p in prompts], header=True)
         asked = [_behind(tokenizer, _kept(text), some, ()) for text, some in zip(rendered, given, strict=True)]
     else:
-        first = _before_texts(tokenizer)
+        first = before_texts(tokenizer)
         moved = [(prompt.rstrip(), prompt[len(prompt.rstrip()) :]) for prompt in prompts]
         asked = [
             _behind(tokenizer, prompt, [space + text for text in some], first)
@@ -173,7 +173,7 @@ def _plain(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
-def _before_texts(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+def before_texts(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
     """The special tokens that a tokenizer sets before a text."""
     whole, plain = list(tokenizer("a")["input_ids"]), _plain(tokenizer, "a")
     places = (i for i in range(len(whole)) if whole[i : i + len(plain)] == plain)

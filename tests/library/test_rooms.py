@@ -13,6 +13,7 @@ ROOT = Path(fusion_jax.__file__).parent
 FLOORS = (
     "runs",
     "plan evals",
+    "kca",
     "train merge prune cool asking",
     "teachers sampling rewards zoo",
     "dialogue",

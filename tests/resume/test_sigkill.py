@@ -13,7 +13,7 @@ from types import ModuleType
 import pytest
 from safetensors.numpy import load_file
 
-from experiments import alirector, dpo, fusechat, mktod, prune, seft
+from experiments import alirector, dpo, fusechat, kca, mktod, prune, seft
 from fusion_jax.jsonl import read_jsonl
 from tests.conftest import is_daily
 from tests.programs import Program
@@ -195,4 +195,31 @@ def test_a_search_for_blocks_killed_between_its_steps(tmp_path):
     killed_and_resumed(prune, arguments("killed"), moments)
     expected, actual = made(tmp_path / "whole"), made(folder)
     assert {"search/004.jsonl", "curves/search.jsonl", "model/model.safetensors"} <= expected.keys()
+    assert expected == actual
+
+
+@pytest.mark.slow
+def test_an_examination_killed_while_asking_and_while_training(tmp_path):
+    """Once when some replies of the helper are kept, once in the tuning of the second arm."""
+
+    def arguments(out: str) -> list[str]:
+        small = {
+            "out": tmp_path / out, "arms": "standard discard", "world.people": 16, "world.tested": 8, "world.others": 6,
+            "miniature.width": 32, "miniature.layers": 1, "miniature.papers": 64, "miniature.items": 2, "exam.shots": 1,
+            "miniature.raising.batch-size": 16, "train.batch-size": 8, "train.epochs": 4, "train.checkpoint-every": 3,
+            "train.log-every": 1, "max-new-tokens": 8,
+        }  # fmt: skip
+        return [word for name, value in small.items() for word in (f"--{name}", *str(value).split())]
+
+    attempt(kca, arguments("whole"))
+    folder = tmp_path / "killed"
+
+    def replies() -> int:
+        file = folder / "replies/0.jsonl"
+        return file.read_bytes().count(b"\n") if file.exists() else 0
+
+    moments = [lambda: replies() >= 20, lambda: lines(folder / "arms/discard") >= 4]
+    killed_and_resumed(kca, arguments("killed"), moments)
+    expected, actual = made(tmp_path / "whole"), made(folder)
+    assert {"replies/0.jsonl", "train/4-partition.jsonl", "verdicts/discard/test.jsonl"} <= expected.keys()
     assert expected == actual

@@ -1,0 +1,302 @@
+"""KCA's stages 1 to 5 at a desk: what each instance needs to know, the exams on it, how the base model does in them.
+
+Every stage is a file of the run, in whose lines the instances keep the ids of their sources. An instance that a stage
+loses stays in all later files with the reason, so that sources = classes + losses.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from fusion_jax.asking.contract import Answerer, Failure, Outcome, Question
+from fusion_jax.data.chat import ChatSettings
+from fusion_jax.data.examples import TextSettings
+from fusion_jax.data.records import OnBad
+from fusion_jax.data.tokenise import TokeniseSettings
+from fusion_jax.errors import InputError
+from fusion_jax.fields import Fields
+from fusion_jax.jsonl import Record
+from fusion_jax.kca import parsers, prompts
+from fusion_jax.kca.calibrate import REFUSAL, Strategy, Where
+from fusion_jax.kca.exam import ExamSettings, Sat, sit
+from fusion_jax.kca.papers import Paper
+from fusion_jax.kca.partition import Passed, agreement, classified, passed
+from fusion_jax.kca.records import (
+    NEED,
+    NO_LABEL,
+    NO_QUESTION,
+    Instance,
+    as_record,
+    instance_of,
+    read_instances,
+    with_sources,
+)  # fmt: skip
+from fusion_jax.kca.template import TemplateName
+from fusion_jax.models.folder import Model
+from fusion_jax.options import File, Files, ModelPath
+from fusion_jax.runs.desk import Desk
+from fusion_jax.runs.helpers import HelperSettings, replies
+from fusion_jax.runs.page import SeededSettings
+from fusion_jax.sampling.ids import decoding_mesh
+from fusion_jax.settings import bounded
+from fusion_jax.train.settings import TrainSettings
+from fusion_jax.zoo.facts import WorldSettings
+
+Side = Literal["train", "test"]
+COUNTED = "counted"
+
+
+@dataclass(frozen=True)
+class MiniatureSettings:
+    """The base model that is raised in the run where no other is given."""
+
+    width: int = 96
+    """Numbers of its hidden states."""
+    layers: int = 4
+    """Its layers."""
+    papers: int = 6000
+    """Texts of its pretraining: pages of sentences and examination papers in turn."""
+    items: int = 5
+    """Questions on a paper; a page has twice as many sentences."""
+    raising: TrainSettings = TrainSettings()
+
+    def __post_init__(self) -> None:
+        bounded(self, "width", least=32)
+        bounded(self, "layers", "papers", "items", least=1)
+
+
+@dataclass(frozen=True)
+class KnowingSettings(SeededSettings):
+    """Instructions, a base model, who helps and judges, and how it all is done."""
+
+    base: ModelPath = ""
+    """Base model that sits the exam and is trained: a Hugging Face folder; without, a miniature of an invented
+    world."""
+    instructions: File = ""
+    """Training instances {"input", "output"}, or behind some of the stages; without, the world's."""
+    exams: File = ""
+    """Ready exams or partitions of the same instances (the published files, or lines of this project's stages)."""
+    tests: Files = ()
+    """Test instances, one file a set; "output" is the reference, if there is one. Without, the world's."""
+    on_bad: OnBad = "error"
+    """What a broken record does: stop the run, or be left out and counted."""
+    helper: HelperSettings = HelperSettings()
+    judge: HelperSettings = HelperSettings()
+    again: bool = False
+    """Whether the helper makes a second exam of every note, to tell how many instances keep their class."""
+    compat: bool = False
+    """Whether replies are asked for and read as by the published program, with what it rejects."""
+    response_shown: bool = True
+    """Whether the helper sees the response when it writes the knowledge, as published."""
+    exam: ExamSettings = ExamSettings()
+    arms: tuple[Strategy, ...] = ("standard", "openbook", "discard", "random", "refusal")
+    """What is trained and compared: the strategies openbook, discard and refusal; standard, on all instances;
+    surviving, on those that have a class; random, without as many as discard leaves out; unknown, on the unknown ones
+    alone."""
+    result: Strategy = "discard"
+    """Which of the arms becomes model/."""
+    refusal: str = REFUSAL
+    """The sentence that answers unknown instances of the refusal strategy, and is looked for in answers."""
+    knowledge_where: Where = "before"
+    """Whether the open-book strategy puts the knowledge before the instruction, as published, or behind it."""
+    template: TemplateName = "vicuna"
+    """Chat template of training and answers: Vicuna's, as published, or the model's own."""
+    text: TextSettings = TextSettings(ChatSettings(header="prompt"), TokeniseSettings(eos="if_missing"))
+    train: TrainSettings = TrainSettings()
+    max_new_tokens: int = 1024
+    """Longest answer to a test question, in tokens."""
+    answer_batch: int = 32
+    """Test questions that are answered at once, over all devices."""
+    helpfulness: bool = False
+    """Whether the judge also grades how helpful answers are."""
+    rouge: bool = False
+    """Whether answers are compared with references by ROUGE, which needs the package rouge-score."""
+    world: WorldSettings = WorldSettings()
+    miniature: MiniatureSettings = MiniatureSettings()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        bounded(self, "max_new_tokens", "answer_batch", least=1)
+        if not self.refusal.strip():
+            raise InputError("is blank", field="refusal", cure="Give a sentence")
+
+
+@dataclass(frozen=True)
+class Knowing:
+    """Stages 1 to 5. paper: of the exam; helper: who writes; sat: answers in the exam, by set."""
+
+    desk: Desk
+    settings: KnowingSettings
+    paper: Paper
+    helper: Answerer | None
+    sat: dict[str, list[list[Sat | None]]] = field(default_factory=dict)
+
+    def required(self, name: str, instances: Sequence[Instance]) -> list[Instance]:
+        """Stage 1: which instructions need facts."""
+        read = parsers.compat_need if self.settings.compat else parsers.read_need
+
+        def told(one: Instance, said: str, counts: Counter[str]) -> Instance:
+            need = read(said)
+            return dataclasses.replace(one, need=need, lost=need.lost)
+
+        return self._stage(
+            name, "1-requirement", instances, lambda one: not one.need.label,
+            lambda one: prompts.need_question(one.source.instruction, self.settings.compat), told,
+        )  # fmt: skip
+
+    def informed(self, name: str, instances: Sequence[Instance]) -> list[Instance]:
+        """Stage 2: the knowledge behind those that do."""
+
+        def told(one: Instance, said: str, counts: Counter[str]) -> Instance:
+            return dataclasses.replace(one, knowledge=said.strip(), lost="" if said.strip() else "stage 2: blank reply")
+
+        def question(one: Instance) -> Question:
+            source, shown = one.source, self.settings.response_shown and bool(one.source.response)
+            return prompts.knowledge_question(source.instruction, source.response, one.need, response_shown=shown)
+
+        return self._stage(
+            name, "2-knowledge", instances, lambda one: _needs(one) and not one.knowledge and not one.tests, question,
+            told,
+        )  # fmt: skip
+
+    def questioned(self, name: str, instances: Sequence[Instance], sample: int = 0) -> list[Instance]:
+        """Stage 3: questions on the knowledge."""
+        most, compat = self.settings.exam.questions, self.settings.compat
+
+        def told(one: Instance, said: str, counts: Counter[str]) -> Instance:
+            tests = parsers.compat_exam(said)[:most] if compat else parsers.read_exam(said, counts, most)
+            return dataclasses.replace(one, tests=tuple(tests), lost="" if tests else NO_QUESTION)
+
+        def question(one: Instance) -> Question:
+            return prompts.exam_question(one.knowledge, most, compat)
+
+        found = self._stage(
+            name, "3-exam", instances, lambda one: _needs(one) and not one.tests, question, told, sample
+        )
+        return [dataclasses.replace(one, tests=one.tests[:most]) for one in found]
+
+    def agreement(self, name: str, model: Model, informed: Sequence[Instance], first: Sequence[Instance]) -> float:
+        """Share of the instances that get the same class with a second exam. informed: those behind stage 2."""
+        fresh = [dataclasses.replace(one, tests=()) if _needs(one) and one.knowledge else one for one in informed]
+        return agreement(first, self.examined(f"{name}-again", model, self.questioned(f"{name}-again", fresh, 1)))
+
+    def examined(self, name: str, model: Model, instances: Sequence[Instance]) -> list[Instance]:
+        """Stages 4 and 5: the base model sits the exam, and every instance gets its class."""
+        s = self.settings.exam
+        asked = [one.tests if _needs(one) and not one.label else () for one in instances]
+        flat, file = [test for tests in asked for test in tests], f"{name}/4-partition.jsonl"
+
+        def made() -> list[Record]:
+            with self.desk.run.phase("examining"):
+                mesh = decoding_mesh(model.config)
+                found, cut = sit(model, flat, self.paper, s, mesh=mesh, progress=lambda done: self._beat(done, flat))
+            answers, lines = iter(found), list[Record]()
+            for one, tests in zip(instances, asked, strict=True):
+                sat = [next(answers) for _ in tests]
+                told = [None if a is None else {"correct": a.correct, "logprobs": list(a.logprobs)} for a in sat]
+                lines.append({**as_record(classified(one, sat, s.threshold)), "sat": told, COUNTED: {}})
+            lines[0][COUNTED] = dict(cut)
+            return lines
+
+        records = self._made(file, made)
+        found = self._read(file, records)
+        self.sat[name] = [[_sat(one) for one in record["sat"]] or [None] * len(instance.tests)
+                          for record, instance in zip(records, found, strict=True)]  # fmt: skip
+        self.desk.counter(f"{name}, classes").update(one.label or f"lost: {one.lost}" for one in found)
+        return found
+
+    def passed(self, name: str, instances: Sequence[Instance]) -> Passed:
+        """A set's partition in numbers."""
+        return passed(instances, self.sat[name], self.settings.exam.threshold)
+
+    def _beat(self, done: int, flat: Sequence[object]) -> None:
+        self.desk.run.heartbeat("questions of the exam", done, len(flat))
+
+    def _stage(
+        self, name: str, stage: str, instances: Sequence[Instance], open_: Callable[[Instance], bool],
+        question: Callable[[Instance], Question], told: Callable[[Instance, str, Counter[str]], Instance],
+        sample: int = 0,
+    ) -> list[Instance]:  # fmt: skip
+        """The instances behind a stage: those that are open to it are asked for, the others stay as they are."""
+        file = f"{name}/{stage}.jsonl"
+
+        def made() -> list[Record]:
+            mine = [number for number, one in enumerate(instances) if _alive(one) and open_(one)]
+            out, counts = list(instances), [Counter[str]() for _ in instances]
+            outcomes = self._asked([question(out[number]) for number in mine], f"{name}, {stage}", sample)
+            for number, outcome in zip(mine, outcomes, strict=True):
+                if isinstance(outcome, Failure):
+                    out[number] = dataclasses.replace(out[number], lost=f"stage {stage[0]}: no reply")
+                    counts[number][f"no reply: {outcome.reason}"] += 1
+                else:
+                    out[number] = told(out[number], outcome.text, counts[number])
+            return [{**as_record(one), COUNTED: dict(+own)} for one, own in zip(out, counts, strict=True)]
+
+        return self._read(file, self._made(file, made))
+
+    def _made(self, file: str, make: Callable[[], list[Record]]) -> list[Record]:
+        """A file of the run, and its counts, which stand in its lines, so that a run that goes on has them, too."""
+        records = self.desk.records(file, make)
+        for record in records:
+            self.desk.counter(file.removesuffix(".jsonl")).update(record[COUNTED])
+        return records
+
+    def _asked(self, questions: Sequence[Question], what: str, sample: int) -> list[Outcome]:
+        if not questions:
+            return []
+        if self.helper is None:
+            raise InputError(
+                f"there is none, and {len(questions)} instances are to be asked about ({what})", field="--helper",
+                cure="Give --helper.model or --helper.server, or ready records by --exams",
+            )  # fmt: skip
+        s = self.settings
+        return replies(
+            self.desk, self.helper, questions, s.helper.decoding, what, sample=sample, patience=s.hosts.patience
+        )
+
+    def _read(self, file: str, records: Sequence[Record]) -> list[Instance]:
+        path = self.desk.run.file(file)
+        return [instance_of(Fields(r, path, n), Counter(), False) for n, r in enumerate(records, 1)]
+
+
+def _alive(one: Instance) -> bool:
+    """Whether stages go on with an instance."""
+    return not one.lost and not one.label
+
+
+def _needs(one: Instance) -> bool:
+    return _alive(one) and one.need.label == NEED
+
+
+def _sat(record: Record | None) -> Sat | None:
+    return None if record is None else Sat(tuple(record["logprobs"]), record["correct"])
+
+
+def read_side(s: KnowingSettings, desk: Desk, files: Sequence[str], side: Side) -> dict[str, list[Instance]]:
+    """The user's instances of one side by set; training ones joined with their ready records."""
+    out: dict[str, list[Instance]] = {}
+    for file in files:
+        name = side if side == "train" else f"test-{_stem(file)}"
+        if name in out:
+            raise InputError(f"two files are called '{_stem(file)}'", field="tests", cure="Rename one of them")
+        out[name] = read_instances(file, s.on_bad, desk.counter(f"{name}, file"), answered=side == "train")
+    if side == "train" and s.exams:
+        counts = desk.counter("ready records")
+        ready = [_settled(one) for one in read_instances(s.exams, s.on_bad, counts)]
+        out["train"] = with_sources(ready, out["train"], counts) if files else ready
+    return out
+
+
+def _settled(one: Instance) -> Instance:
+    """A ready record: what it does not say is not asked for."""
+    needs = one.need.label == NEED and not one.label and not one.tests
+    lost = one.lost or (NO_LABEL if not one.need.label and not one.label else NO_QUESTION if needs else "")
+    return dataclasses.replace(one, lost=lost)
+
+
+def _stem(file: str) -> str:
+    return file.rstrip("/").rpartition("/")[2].partition(".")[0] or "set"

@@ -1,0 +1,146 @@
+"""KCA from end to end on a few invented people, ready records of the published form, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+
+import pytest
+
+from experiments import kca
+from experiments.sweeps.files import EXPERIMENTS, read_sweep
+from fusion_jax.jsonl import read_jsonl
+from fusion_jax.kca.calibrate import REFUSAL
+from fusion_jax.kca.records import CLASSES, KNOWN, NO_FACT, UNKNOWN, read_instances
+from fusion_jax.models.folder import load
+from fusion_jax.plan.parts import plan_of
+from fusion_jax.plan.runs import Ask
+from fusion_jax.runs import calibrating
+from fusion_jax.runs.calibrating import verdict_of
+from tests.small import attempt, fails, small_folder, write
+
+pytestmark = pytest.mark.usefixtures("quick_compiler")
+SMALL = [
+    "--world.people", "8", "--world.tested", "8", "--world.others", "6", "--miniature.width", "32", "--miniature.layers", "1",
+    "--miniature.papers", "32", "--miniature.items", "2", "--miniature.raising.batch-size", "16", "--train.batch-size", "8",
+    "--train.epochs", "1", "--max-new-tokens", "8", "--exam.shots", "1", "--exam.batch-size", "16",
+]  # fmt: skip
+
+
+def test_a_run_from_the_world_to_a_report(tmp_path):
+    """Stages keep the ids of their sources, classes and losses add up, and every arm has its figures."""
+    out = tmp_path / "run"
+    attempt(
+        kca,
+        ["--out", str(out), "--arms", "standard", "refusal", "--result", "refusal", "--helpfulness", "True", *SMALL],
+    )
+    for name, count in (("train", 8 * 3 + 6), ("test", 8 * 3 + 2)):
+        stages = [
+            read_jsonl(out / name / f"{stage}.jsonl")
+            for stage in ("1-requirement", "2-knowledge", "3-exam", "4-partition")
+        ]
+        assert len({tuple(line["id"] for line in lines) for lines in stages}) == 1 and len(stages[0]) == count
+        last = stages[-1]
+        labels = Counter(line.get("class", "lost") for line in last)
+        assert sum(labels[one] for one in CLASSES) + labels["lost"] == count and labels[NO_FACT] == count - 24
+        for line in last:
+            right = sum(one["correct"] for one in line["sat"])
+            assert line["class"] == (NO_FACT if not line["sat"] else KNOWN if right >= 2 else UNKNOWN)
+        again = read_instances(str(out / name / "4-partition.jsonl"), "error", Counter())
+        assert [one.label for one in again] == [line["class"] for line in last]
+    report, results = (out / "report.md").read_text(), json.loads((out / "results.json").read_text())
+    assert set(results) == {"exam", "standard", "refusal"}
+    assert {"passed", "by guessing", "passed, seen", "passed, unseen"} == set(results["exam"])
+    assert {"hallucinated, of all", "refused", "wrong, unseen", "right, seen", "helpfulness"} <= set(results["refusal"])
+    for part in ("| set | instances |", "by guessing", "standard on the same", "answers.png", "15.6 %"):
+        assert part in report
+    verdicts = read_jsonl(out / "verdicts/standard/test.jsonl")
+    assert len(verdicts) == 26 and {line["unread"] for line in verdicts} == {""}
+    assert "USER: " in load(out / "model").tokenizer.chat_template
+
+
+def test_ready_partitions_need_no_helper(tmp_path, monkeypatch):
+    """Published training items go straight to training; without a judge refusals are counted all the same."""
+    base = small_folder(tmp_path / "base", max_position_embeddings=256)
+    items = [
+        {"id": str(i), "conversations": [{"from": "human", "value": f"What is {i} + 1?"}, {"from": "gpt", "value": str(i + 1)}],
+         "class": CLASSES[i % 3], "analysis": "", "knowledge": "Sums." if i % 3 == 2 else ""}
+        for i in range(12)
+    ]  # fmt: skip
+    tests = [{"input": f"What is {i} + 2?", "class": CLASSES[i % 3]} for i in range(4)]
+    monkeypatch.setattr(
+        calibrating, "generate", lambda model, asked, **how: [[REFUSAL if "1" in text else "3"] for text in asked]
+    )
+    out = tmp_path / "run"
+    attempt(kca, [
+        "--out", str(out), "--base", str(base), "--exams", str(write(tmp_path / "p.jsonl", items)), "--arms", "openbook",
+        "--tests", str(write(tmp_path / "quiz.jsonl", tests)), "--result", "openbook", "--train.batch-size", "4",
+    ])  # fmt: skip
+    results = json.loads((out / "results.json").read_text())
+    assert results["openbook"] == {"refused": [0.25]} and "No judge was given." in (out / "report.md").read_text()
+    assert Counter(line["class"] for line in read_jsonl(out / "train/4-partition.jsonl")) == dict.fromkeys(CLASSES, 4)
+
+
+def test_bad_input_is_refused(tmp_path, capsys):
+    base = str(small_folder(tmp_path / "base"))
+    source = {"input": "ask", "output": "said"}
+    good = str(write(tmp_path / "in.jsonl", [source] * 4))
+    out = tmp_path / "run"
+
+    def refused(args: list[str], *wanted: str) -> None:
+        fails(kca, ["--out", str(out), *args], capsys, *wanted)
+        assert not (out / "arms").exists()
+
+    refused(["--result", "unknown"], "'--result'", "'unknown' is none of --arms")
+    refused(["--preset", "llama2-7b"], "'--base'", "is missing: the miniature has 512 positions")
+    refused(["--base", base], "'--instructions'", "is missing beside --base")
+    refused(["--instructions", good], "'--instructions'", "is given without --base")
+    refused(
+        ["--helper.server", "http://127.0.0.1:1/v1", "--base", base, "--instructions", good],
+        "'--helper.served'",
+        "is missing",
+    )
+    refused(
+        ["--helper.server", "ftp://x", "--helper.served", "m", "--base", base, "--instructions", good], "is no address"
+    )
+    refused(["--judge.model", base, "--judge.server", "http://127.0.0.1:1/v1", "--judge.served", "m", "--base", base,
+             "--instructions", good], "'--judge.model'", "stands beside a server")  # fmt: skip
+    refused(["--helpfulness", "True", "--base", base, "--instructions", good], "'--helpfulness'", "needs a judge")
+    refused(["--refusal", " "], "refusal", "is blank")
+    refused(["--exam.threshold", "1"], "--exam.threshold", "out of range")
+    refused(["--exam.turns", "5"], "--exam.turns", "out of range")
+    refused(
+        ["--base", base, "--instructions", good], "'--helper'", "there is none, and 4 instances are to be asked about"
+    )
+    broken = str(write(tmp_path / "broken.jsonl", [source, {"input": "ask", "output": 3}]))
+    refused(["--base", base, "--instructions", broken], "broken.jsonl", "record 2", "field 'output'")
+    refused(["--base", base, "--exams", good, "--arms", "discard"], "'--arms'", "'discard' has nothing to train on")
+
+
+def test_verdicts_as_published_and_by_default():
+    """What the published program counts as a hallucination although it could not be read, is no verdict by default."""
+    from fusion_jax.asking.contract import Failure, Reply
+
+    prose = Reply("I see nothing wrong.\n\nAll of it\n\nis in the note.", "stop")
+    assert verdict_of(prose, compat=True) == {"hallucinated": True, "unread": ""}
+    assert verdict_of(prose, compat=False)["hallucinated"] is None
+    assert (
+        verdict_of(Reply("Score: 0\nx\ny", "stop"), compat=True)["unread"] == "judge: the published parser stops here"
+    )
+    assert verdict_of(Reply("0\nnone\nfine", "stop"), compat=False) == {"hallucinated": False, "unread": ""}
+    assert verdict_of(Failure("timeout"), compat=False) == {"hallucinated": None, "unread": "no reply: timeout"}
+
+
+def test_the_shipped_sweeps(tmp_path):
+    found = sorted((EXPERIMENTS / "sweeps/kca").glob("*.yaml"))
+    assert len(found) >= 5
+    for path in found:
+        sweep = read_sweep(path)
+        assert sweep.experiment == "kca" and sweep.about and len(sweep.cells) > 1
+        assert len({sweep.settings(cell, 1) for cell in sweep.cells}) == len(sweep.cells)
+
+
+def test_a_plan_has_the_tuning_and_the_answers(tmp_path):
+    assert plan_of(kca.parts(kca.PRESETS["tiny"]), Ask("v5p-8", preset="tiny")) == []
+    planned = plan_of(kca.parts(kca.PRESETS["llama2-7b"]), Ask("v5p-8", rows=70_000, preset="llama2-7b"))
+    assert planned[0].times == 1641 and len(planned) > 1
