@@ -156,7 +156,7 @@ class World:
         stranger = iter(self.strangers * (1 + count * items // max(len(self.strangers), 1)))
         for number in range(count):
             if number % 2:
-                chosen = rng.integers(len(seen), size=items)
+                chosen = rng.integers(len(seen), size=items).tolist()
                 drawn = [_item(rng, seen[i], list(VALUES)[rng.integers(len(VALUES))]) for i in chosen]
                 pieces = [piece for one in drawn for piece in (("\n\n", ""), (cue(one), " " + LETTERS[one.answer]))]
                 yield [(HEADER, ""), *pieces]
