@@ -47,7 +47,8 @@ def test_the_mask_is_the_answer_and_its_end(model):
         said = tokenizer.decode(ids[start:-1])
         assert said.replace(" ", "") == row.responses[0].replace(" ", "")
         prompt = tokenizer.decode(ids[:start])
-        assert prompt.replace(" ", "").endswith("ASSISTANT:") and row.messages[0]["content"].split()[0] in prompt
+        asked = row.messages[0]["content"].replace(" ", "")
+        assert prompt.replace(" ", "").endswith(f"USER:{asked}ASSISTANT:")
         assert ids[0] == tokenizer.bos_token_id and list(ids).count(tokenizer.bos_token_id) == 1
     assert set(stop_token_ids(tokenizer, {})) == {tokenizer.eos_token_id}
 
