@@ -100,8 +100,8 @@ def answerable(s: KnowingSettings, desk: Desk, base: Model, name: str, some: lis
 
 
 def knowing_parts(s: KnowingSettings) -> list[Part]:
-    """What the run computes, as far as it is planned: the tuning and the answers. Without a folder they are those of the
-    public model that the preset is called after; the miniature is not planned."""
+    """What the run computes, as far as it is planned: the tuning and the answers. Without a folder they are those of
+    the public model that the preset is called after; the miniature is not planned."""
     tokens = s.text.tokens.max_length
     how = SampleSettings(0.0, 1.0, num_samples=1, max_new_tokens=s.max_new_tokens, batch_size=s.answer_batch)
     parts = (
