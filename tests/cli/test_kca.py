@@ -27,6 +27,7 @@ SMALL = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_run_from_the_world_to_a_report(tmp_path):
     """Stages keep the ids of their sources, classes and losses add up, and every arm has its figures."""
     out = tmp_path / "run"
