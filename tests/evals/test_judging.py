@@ -1,6 +1,7 @@
 """The arithmetic of judging beside the packages that publish it, verdicts read out of replies, and the page.
 
 golden/judging.json holds numbers of alpaca-eval, scikit-learn and statsmodels; its "note" says how they were made.
+golden/mt_bench_questions.jsonl are the questions of lm-sys/FastChat (Apache-2.0).
 """
 
 from __future__ import annotations
