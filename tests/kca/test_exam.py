@@ -6,18 +6,19 @@ import dataclasses
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-import fusion_jax as fj
 from fusion_jax.errors import InputError
 from fusion_jax.kca import exam
 from fusion_jax.kca.exam import LONG, ExamSettings, sit
 from fusion_jax.kca.papers import EXEMPLARS, Paper, asked, common_lead, letter_ids, suffixes, turned
 from fusion_jax.kca.records import LETTERS, ExamItem, check_item
-from fusion_jax.models.folder import Model
+from fusion_jax.models.decode import next_logits
+from fusion_jax.models.decoder import forward
 from tests.small import small_model
 
 pytestmark = pytest.mark.usefixtures("quick_compiler")
@@ -41,7 +42,11 @@ def model():
 
 @functools.cache
 def programs(config):
-    return jax.jit(lambda params, rows: fj.logits(Model(config, params), rows))
+    def logits(params, rows):
+        hidden = forward(params, config, rows, dtype=jnp.float32)
+        return next_logits(hidden.reshape(-1, hidden.shape[-1]), params, config).reshape(*rows.shape, -1)
+
+    return jax.jit(logits)
 
 
 def read(model):
