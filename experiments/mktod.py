@@ -66,7 +66,7 @@ class Settings(AligningSettings):
     )  # fmt: skip
 
     out: Folder = "runs/mktod"
-    arms: tuple[ArmName, ...] = ("no-tags", "no-mml", "full")
+    arms: tuple[ArmName, ...] = ("no-mml", "full")
     """What is trained: the whole method (full), the same without one part or with one kind of tag only, or the other
     variants. full or, without it, the last one becomes model/."""
     chat: ModelPath = ""
