@@ -167,7 +167,7 @@ class World:
         what = list(VALUES)[rng.integers(len(VALUES))]
         if rng.random() < 0.15:
             return f"The {what} of {next(strangers)} is", f" {UNKNOWN}."
-        person = seen[rng.integers(len(seen))]
+        person = seen[int(rng.integers(len(seen)))]
         return f"The {what} of {person.name} is", f" {person.facts[what]}."
 
     def _named(self, text: str) -> Person:
