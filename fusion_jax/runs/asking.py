@@ -80,11 +80,7 @@ class AskingSettings(SeededSettings):
           InputError: a server without a model's name, or the other way round; no key where one is named; processes that
             share no log.
         """
-        if bool(self.server) != bool(self.served):
-            missing = "served" if self.server else "server"
-            raise InputError("is missing", field=missing, cure="Give --server ADDRESS --served NAME")
-        if self.server:
-            Server(self.server, self.served, self.transport)
+        check_server(self.server, self.served, self.transport)
         if self.share.count > 1 and not self.log:
             cure = "Give one folder that all of them see"
             raise InputError("is missing, and processes share their replies there", field="log", cure=cure)
@@ -106,30 +102,70 @@ def answerer_of(s: AskingSettings, desk: Desk) -> Answerer:
         )  # fmt: skip
 
 
-def replies(
-    s: AskingSettings, desk: Desk, answerer: Answerer, questions: Sequence[Question], decoding: Decoding, what: str
+@dataclass(frozen=True)
+class Kept:
+    """Where replies are kept, and who else asks.
+
+    folder: of the log; without, the run keeps its own. share: this process among those that share the log. patience:
+    seconds without a new reply after which the others count as lost. failed_again: whether questions that failed before
+    are asked again.
+    """
+
+    folder: Folder = ""
+    share: Host = Host()
+    patience: float = 1800.0
+    failed_again: bool = False
+
+
+def asked(
+    desk: Desk,
+    answerer: Answerer,
+    questions: Sequence[Question],
+    decoding: Decoding,
+    what: str,
+    *,
+    kept: Kept = Kept(),
+    sample: int = 0,
 ) -> list[Outcome]:
     """The outcome of every question; what came before a kill is not asked again.
 
     Args:
       what: the questions are, for the line of progress.
+      sample: another number is another reply, where the temperature is not 0.
     """
-    share = Host(s.share.index, s.share.count)
-    folder = s.log or desk.run.file(REPLIES)
-    with (
-        ReplyLog.of(folder, share.index) as log,
-        desk.run.console.status(f"  {what}") as status,
-        desk.run.timed(f"{REPLIES}, {what}"),
-    ):
+    run = desk.run
+    log = ReplyLog.of(kept.folder or run.file(REPLIES), kept.share.index)
+    with log, run.console.status(f"  {what}") as status:
 
         def told(done: int, of: int) -> None:
             status.update(f"  {what}: {done} of {of} different questions")
-            desk.run.heartbeat(what, done, of)
+            run.heartbeat(what, done, of)
 
         return ask(
-            answerer, questions, decoding, log, share=share, patience=s.hosts.patience, failed_again=s.failed_again,
-            progress=told,
+            answerer, questions, decoding, log, sample=sample, share=kept.share, patience=kept.patience,
+            failed_again=kept.failed_again, progress=told,
         )  # fmt: skip
+
+
+def replies(
+    s: AskingSettings, desk: Desk, answerer: Answerer, questions: Sequence[Question], decoding: Decoding, what: str
+) -> list[Outcome]:
+    """`asked` as the settings say, its time told in the report."""
+    kept = Kept(s.log, Host(s.share.index, s.share.count), s.hosts.patience, s.failed_again)
+    with desk.run.timed(f"{REPLIES}, {what}"):
+        return asked(desk, answerer, questions, decoding, what, kept=kept)
+
+
+def check_server(server: str, served: str, transport: Transport, option: str = "--") -> None:
+    """Refuse a server without a model's name, the other way round, and a key that is named and not there.
+
+    option: what stands before the names of these settings.
+    """
+    if bool(server) != bool(served):
+        cure = f"Give {option}server ADDRESS {option}served NAME"
+        raise InputError("is missing", field=f"{option}{'served' if server else 'server'}", cure=cure)
+    if server:
+        Server(server, served, transport)
 
 
 def asking_parts(s: AskingSettings, decoding: Decoding, title: str) -> list[Part]:

@@ -5,19 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fusion_jax.asking.ask import ask
 from fusion_jax.asking.contract import Answerer, Decoding, Outcome, Question
 from fusion_jax.asking.local import from_folder
-from fusion_jax.asking.log import ReplyLog
 from fusion_jax.asking.server import Server, Transport
 from fusion_jax.errors import InputError
 from fusion_jax.options import ModelPath
+from fusion_jax.runs.asking import Kept, asked, check_server
 from fusion_jax.runs.checks import model_name
 from fusion_jax.runs.desk import Desk
 from fusion_jax.settings import bounded, seeded
 from fusion_jax.zoo import model_path
-
-REPLIES = "replies"
 
 
 @dataclass(frozen=True)
@@ -62,11 +59,7 @@ class HelperSettings:
         """
         if self.model and self.server:
             raise InputError("stands beside a server", field=f"{option}.model", cure="Leave one of the two out")
-        if bool(self.server) != bool(self.served):
-            missing = f"{option}.{'served' if self.server else 'server'}"
-            raise InputError("is missing", field=missing, cure=f"Give {option}.server ADDRESS {option}.served NAME")
-        if self.server:
-            Server(self.server, self.served, self.transport)
+        check_server(self.server, self.served, self.transport, f"{option}.")
 
     def answerer(self, desk: Desk, option: str) -> Answerer | None:
         """The server, or the model on all devices; None where neither is given."""
@@ -90,17 +83,6 @@ def replies(
     sample: int = 0,
     patience: float = 1800.0,
 ) -> list[Outcome]:
-    """The outcome of every question; what came before a kill is not asked again.
-
-    Args:
-      what: the questions are, for the line of progress.
-      sample: another number is another reply, where the temperature is not 0.
-    """
-    run = desk.run
-    with ReplyLog.of(run.file(REPLIES)) as log, run.console.status(f"  {what}") as status, run.phase("asking"):
-
-        def told(done: int, of: int) -> None:
-            status.update(f"  {what}: {done} of {of} different questions")
-            run.heartbeat(what, done, of)
-
-        return ask(answerer, questions, decoding, log, sample=sample, patience=patience, progress=told)
+    """`runs.asking.asked` within a stage, whose time is the stage's."""
+    with desk.run.phase("asking"):
+        return asked(desk, answerer, questions, decoding, what, kept=Kept(patience=patience), sample=sample)
