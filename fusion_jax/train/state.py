@@ -100,15 +100,12 @@ def _side_by_side(
 ) -> optax.GradientTransformation:
     """One optimizer for a model's own parameters, another one for its companion's."""
 
-    def parted(params: Params) -> tuple[Params, Params]:
-        return {name: part for name, part in params.items() if name != COMPANION}, params[COMPANION]
-
     def init(params: Params) -> tuple[Any, Any]:
-        first, second = parted(params)
+        first, second = _parted(params)
         return own.init(first), beside.init(second)
 
     def update(grads: Params, state: tuple[Any, Any], params: Params) -> tuple[Params, tuple[Any, Any]]:
-        (first, second), (weights, others) = parted(grads), parted(params)
+        (first, second), (weights, others) = _parted(grads), _parted(params)
         new, own_state = own.update(first, state[0], weights)
         new_beside, other_state = beside.update(second, state[1], others)
         return {**new, COMPANION: new_beside}, (own_state, other_state)
@@ -132,17 +129,27 @@ def init_state(params: Params, optimizer: optax.GradientTransformation, mesh: Me
 def state_shardings(abstract: TrainState, param_shardings: Params, mesh: Mesh) -> TrainState:
     """Shardings of a whole state: moments lie where their parameters lie, scalars on every device."""
     everywhere = NamedSharding(mesh, PartitionSpec())
-    wholes = [param_shardings]
+    whole = [(abstract.params, param_shardings)]
     if COMPANION in param_shardings:
-        own = {name: part for name, part in param_shardings.items() if name != COMPANION}
-        wholes += [own, param_shardings[COMPANION]]
-    structures: list[Any] = list(map(jax.tree.structure, wholes))
+        whole += zip(_parted(abstract.params), _parted(param_shardings), strict=True)
 
-    def is_moments(node: Any) -> bool:
-        return jax.tree.structure(node) in structures
+    def of(node: Any) -> Params | None:
+        """Where the parameters lie that a part of the state is as large as, leaf by leaf."""
+        return next((placed for params, placed in whole if _shapes(params) == _shapes(node)), None)
 
-    def lying(node: Any) -> Any:
-        return wholes[structures.index(jax.tree.structure(node))] if is_moments(node) else everywhere
-
-    placed = jax.tree.map(lying, abstract.opt_state, is_leaf=is_moments)
+    placed = jax.tree.map(
+        lambda node: everywhere if (found := of(node)) is None else found, abstract.opt_state,
+        is_leaf=lambda node: of(node) is not None,
+    )  # fmt: skip
     return TrainState(everywhere, everywhere, param_shardings, placed)
+
+
+def _parted(params: Params) -> tuple[Params, Params]:
+    """A model's own parameters, and its companion's."""
+    return {name: part for name, part in params.items() if name != COMPANION}, params[COMPANION]
+
+
+def _shapes(tree: Any) -> Any:
+    """The tree's structure with the shapes of its leaves, to be compared."""
+    leaves, structure = jax.tree.flatten(tree)
+    return structure, [leaf.shape for leaf in leaves]

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 from rich.console import Console
 
 from fusion_jax.data.batches import Data, Example, buckets_for, collate
@@ -21,6 +22,7 @@ from fusion_jax.models.decoder import encode, encoded_states, forward, gathered,
 from fusion_jax.models.families import config_from_hf
 from fusion_jax.models.layers import Noise
 from fusion_jax.models.parameters import init_params, parameter_specs
+from fusion_jax.sharding import make_mesh
 from fusion_jax.store.run_folder import RunFolder
 from fusion_jax.train import objectives
 from fusion_jax.train import optimise as optimise_module
@@ -30,7 +32,7 @@ from fusion_jax.train.optimise import optimise
 from fusion_jax.train.reference import examples_fingerprint
 from fusion_jax.train.scores import score
 from fusion_jax.train.settings import TrainSettings
-from fusion_jax.train.state import OptimizerSettings, make_optimizer
+from fusion_jax.train.state import COMPANION, OptimizerSettings, TrainState, make_optimizer, state_shardings
 from tests.small import small_model
 
 pytestmark = pytest.mark.usefixtures("quick_compiler")
@@ -246,3 +248,16 @@ def test_the_best_state_by_what_is_measured(tmp_path):
     logged = [line["eval_f1"] for line in read_jsonl(run.file("metrics.jsonl")) if "eval_f1" in line]
     assert logged == [1.0, 0.5] and len(seen) == 2
     assert float(best.params["embed"]["embedding"].sum()) == pytest.approx(seen[0], abs=1e-4)
+
+
+def test_moments_lie_where_the_parameters_of_their_own_model_lie():
+    """Also where a companion's tree is like the model's, and only its arrays have other shapes."""
+    mesh = make_mesh(1, 1, 1)
+    own, beside = NamedSharding(mesh, PartitionSpec("tensor")), NamedSharding(mesh, PartitionSpec(None, "tensor"))
+    params = {"kernel": jnp.ones((4, 2)), COMPANION: {"kernel": jnp.ones((2, 4))}}
+    settings = OptimizerSettings(1e-3)
+    optimizer = make_optimizer(settings, 10, settings)
+    state = TrainState(0, False, params, optimizer.init(params))
+    placed = state_shardings(state, {"kernel": own, COMPANION: {"kernel": beside}}, mesh)
+    moments = [m for m in jax.tree.leaves(placed.opt_state, is_leaf=lambda x: hasattr(x, "mu")) if hasattr(m, "mu")]
+    assert [m.mu for m in moments] == [{"kernel": own}, {"kernel": beside}]
