@@ -11,10 +11,11 @@ learns the corrections and the distributions of both, frozen: cross-entropy + be
 
 Data: pairs {"source", "target"}; test sentences as para files or FCGEC's JSON (docs/alirector.md).
 
-Hardware and time: `tiny` 2 CPU cores, 8 minutes beside other work; `bart-large-chinese` and `baichuan2-7b` are for a
-TPU slice (not timed; --plan estimates). Result: precision, recall, F0.5 and the share of right sentences that are
-changed of every arm, examples.html with edits in colour, model/. In the miniature Alirector is not above the plain
-corrector (docs/alirector.md). Published F0.5 of BART-large: NLPCC18 46.67, FCGEC 53.42, NaCGEC 61.33.
+Hardware and time: `tiny` one CPU core, 6.5 minutes; `bart-large-chinese` and `baichuan2-7b` are for a TPU slice (not
+timed; --plan estimates). Result: precision, recall, F0.5 and the share of right sentences that are changed by each arm,
+examples.html with edits in colour, model/. In the miniature Alirector is not above the plain corrector; with the
+published --split.order file_order it changes fewer right sentences (docs/alirector.md). Published F0.5 of BART-large:
+NLPCC18 46.67, FCGEC 53.42, NaCGEC 61.33.
 
 Stages: corrector/, drafts.jsonl, source_first/, draft_first/, alirector/, baselines; for FCGEC the same behind
 "fcgec-"; answers/ARM/TEST.jsonl, report.md, model/
