@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+from pathlib import Path
 
 import pytest
 
@@ -18,7 +20,8 @@ from fusion_jax.runs.aligning import arm_of
 from fusion_jax.runs.dialogue_data import miniature_system
 from fusion_jax.train.mktod import MktodSettings
 from fusion_jax.zoo import bookings
-from tests.small import attempt, fails
+from tests.programs import Program
+from tests.small import attempt, fails, script, virtual_devices
 
 pytestmark = pytest.mark.usefixtures("quick_compiler")
 SMALL = [
@@ -29,9 +32,15 @@ SMALL = [
 ]  # fmt: skip
 
 
-def test_a_run_from_files_to_a_report(tmp_path):
-    out = tmp_path / "run"
+@pytest.fixture(scope="module")
+def once(tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("mktod") / "run"
     attempt(mktod, ["--out", str(out), "--arms", "full", *SMALL])
+    return out
+
+
+def test_a_run_from_files_to_a_report(once):
+    out = once
     report, results = (out / "report.md").read_text(), json.loads((out / "results.json").read_text())
     assert list(results)[-1] == "full" and {"BM25", "frequency", "oracle", "pre-trained"} <= set(results)
     assert results["oracle"]["R@3"] == [100.0]
@@ -46,6 +55,20 @@ def test_a_run_from_files_to_a_report(tmp_path):
     assert len(values) > 1
     generator, retriever = load(out / "model/generator"), load(out / "model/retriever")
     assert generator.config.decoder and retriever.config.head.projected == 32
+
+
+@pytest.mark.slow
+def test_eight_devices_do_what_one_does(once, tmp_path):
+    """A turn on each, the index of all entities among them."""
+    out = tmp_path / "eight"
+    arguments = ["--out", str(out), "--arms", "full", *SMALL, "--answer-batch", "8"]
+    program = Program(script("mktod", *arguments), os.environ | virtual_devices(8) | {"JAX_PLATFORMS": "cpu"})
+    _, errors = program.communicate()
+    assert program.returncode == 0, errors
+    for stage in ("raised", "retriever", "arms/full"):
+        ours, one = ([line for line in read_jsonl(folder / stage / "metrics.jsonl") if "loss" in line] for folder in (out, once))
+        assert len(ours) == len(one)
+        assert ours[0]["loss"] == pytest.approx(one[0]["loss"], rel=2e-4), stage
 
 
 def test_bad_input_is_refused(tmp_path, capsys):
