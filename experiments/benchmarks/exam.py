@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from experiments.benchmarks.together import fastest
 from fusion_jax.kca.exam import ExamSettings, sit
 from fusion_jax.kca.papers import Paper, asked
 from fusion_jax.kca.records import LETTERS, ExamItem
@@ -104,17 +105,6 @@ def random_model(s: Settings, folder: Path, texts: Sequence[str]) -> Path:
     })  # fmt: skip
     save(Model(config, init_params(config, jax.random.key(0)), tokenizer), folder)
     return folder
-
-
-def fastest(call: Callable[[], Any], repeats: int) -> tuple[float, Any]:
-    """Seconds of the fastest of several calls behind one that compiles, and what the last gave."""
-    call()
-    found = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        result = call()
-        found.append(time.perf_counter() - start)
-    return min(found), result
 
 
 def one_by_one(folder: Path, tokenizer: Any, prompts: Sequence[str]) -> tuple[float, np.ndarray, list[int]]:

@@ -133,14 +133,19 @@ class Corrector:
 
     def check_readable(self, sources: Sequence[str], file: str) -> None:
         """Refuse, before the first stage, a sentence that the model cannot read whole."""
-        if not sources:
-            return
-        prompts = self._prompts([Pair(source, source) for source in sources], "correct")
-        at = max(range(len(prompts)), key=lambda i: len(prompts[i]))
-        if len(prompts[at]) > self._room:
-            problem = f"has {len(prompts[at])} tokens, the model reads {self._room} besides what it writes"
+        (around,) = self._prompts([Pair("", "")], "correct")
+        # Few are so long that they have to be tokenised: a token is a byte of the sentence at least.
+        some = [one for one in sources if len(around) + len(one.encode("utf-8", "surrogatepass")) > self._room]
+        prompts = self._prompts([Pair(source, source) for source in some], "correct")
+        if some:
+            source, prompt = max(zip(some, prompts, strict=True), key=lambda both: len(both[1]))
+            self._check_room(prompt, file=file, record=quoted(source))
+
+    def _check_room(self, prompt: Sequence[int], *, record: str | int, file: str | None = None) -> None:
+        if len(prompt) > self._room:
+            problem = f"has {len(prompt)} tokens, the model reads {self._room} besides what it writes"
             cure = "Shorten the sentence, or lower --writing.max-new-tokens"
-            raise InputError(problem, file=file, record=quoted(sources[at]), field="source", cure=cure)
+            raise InputError(problem, file=file, record=record, field="source", cure=cure)
 
     @property
     def _room(self) -> int:
@@ -149,12 +154,9 @@ class Corrector:
         return longest if self.config.encoder else longest - self.writing.max_new_tokens
 
     def _completions(self, model: Model, prompts: Sequence[tuple[int, ...]]) -> list[Completion]:
-        how, config, room = self.writing, model.config, self._room
+        how, config = self.writing, model.config
         for number, prompt in enumerate(prompts, 1):
-            if len(prompt) > room:
-                problem = f"has {len(prompt)} tokens, the model reads {room} besides what it writes"
-                cure = "Shorten the sentence, or lower --writing.max-new-tokens"
-                raise InputError(problem, record=number, field="source", cure=cure)
+            self._check_room(prompt, record=number)
         if config.head.copying:
             return write_copying(
                 model.params, config, prompts, max_new_tokens=min(how.max_new_tokens, config.max_positions - 1),

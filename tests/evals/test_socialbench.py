@@ -23,7 +23,8 @@ from fusion_jax.evals.socialbench.rows import Asked, row_from, row_of
 from fusion_jax.evals.socialbench.scores import chance, score
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden/roleinteract.json").read_text(encoding="utf-8"))
-SAMPLES = json.loads((Path(__file__).parents[1] / "golden/roleinteract_sample.json").read_text(encoding="utf-8"))
+SAMPLES = json.loads(SAMPLE.read_text(encoding="utf-8"))
+SAMPLES_SHA256 = "32aa54cdbf9fef9740b9dcdcfad88d48d148e58ee79163586cc32803084f5424"
 CHOICE = {
     "dialogue": [{"from": "User", "value": "Did the ferry leave?"}], "instruction": "", "choices": {"A": "Aye.", "B": "As an AI no.", "C": "dunno", "D": "Boats."},
     "label": ["A"], "meta": {"lang": "EN", "name": "Mira", "profile": {"Mira": "Harbour pilot."}, "category": "Individual-SA-RoleStyle"},
@@ -60,7 +61,7 @@ def test_prompts(case, tmp_path):
 
 def test_the_sample_has_the_golden_prompts():
     """As far as the golden file has them: the two long dialogues are not in it."""
-    assert SAMPLE.read_bytes() == (Path(__file__).parents[1] / "golden/roleinteract_sample.json").read_bytes()
+    assert hashlib.sha256(SAMPLE.read_bytes()).hexdigest() == SAMPLES_SHA256
     (bench,) = load([SAMPLE])
     known = [(case["record"], case["prompt"]) for case in GOLDEN["prompt"]]
     found = [
