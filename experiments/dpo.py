@@ -28,6 +28,7 @@ from fusion_jax.plan.parts import Part, Sampling, Training
 from fusion_jax.rewards import select
 from fusion_jax.rewards.verifiers import verifier
 from fusion_jax.runs.desk import Desk, Stage
+from fusion_jax.runs.evaluating import EvaluatedSettings
 from fusion_jax.runs.page import RunSettings, conduct
 from fusion_jax.sampling.generate import SampleSettings
 from fusion_jax.settings import bounded
@@ -39,7 +40,7 @@ from fusion_jax.zoo.tasks import SKILLS, mixture
 
 
 @dataclass(frozen=True)
-class Settings(RunSettings):
+class Settings(EvaluatedSettings, RunSettings):
     """A model and pairs to train it on."""
 
     basic: ClassVar = (

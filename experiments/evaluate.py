@@ -18,20 +18,20 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from fusion_jax.errors import InputError
-from fusion_jax.evals.harness.running import TaskSettings, evaluated, rows_of, sample_records
+from fusion_jax.evals.harness.running import HarnessSettings, evaluated, results_of, rows_of, sample_records
 from fusion_jax.files import write_json
 from fusion_jax.hosts.agree import on_first
 from fusion_jax.hosts.join import HostSettings, connect
 from fusion_jax.jsonl import write_jsonl
 from fusion_jax.markdown import markdown_table
-from fusion_jax.options import File, ModelPath
+from fusion_jax.options import File, ModelPath, Names
 from fusion_jax.paths import as_path, check_bucket, is_remote
 from fusion_jax.runs.checks import check_options, model_name
 from fusion_jax.settings import run as run_experiment
 
 
 @dataclass(frozen=True)
-class Settings(TaskSettings):
+class Settings(HarnessSettings):
     """A model, tasks, and how they are asked."""
 
     basic: ClassVar = (
@@ -40,11 +40,18 @@ class Settings(TaskSettings):
 
     model: ModelPath = "zoo:target"
     """Model to evaluate: a Hugging Face folder, a GGUF file, or zoo:NAME."""
+    tasks: Names = ("zoo_choices", "zoo_answers", "zoo_texts")
+    """Tasks, groups or tags of lm-eval, by name or pattern (mmlu_*)."""
     out: File = ""
     """JSON file for all that lm-eval tells of the results."""
     samples: File = ""
     """JSON lines for every question and its answer."""
     hosts: HostSettings = HostSettings()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.tasks:
+            raise InputError("there is none", field="tasks", cure="Name at least one task")
 
 
 PRESETS = {"tiny": Settings(), "chat": Settings(tasks=("zoo_answers",), chat=True)}
@@ -55,10 +62,10 @@ def main(s: Settings) -> None:
     check_options(s)
     for option, file in (("--out", s.out), ("--samples", s.samples)):
         check_free(option, file)
-    found = evaluated(s.model, s)
+    found = evaluated(s.model, s.tasks, s)
 
     def tell() -> None:
-        print(f"{model_name(s.model)}\n\n{markdown_table(rows_of(found))}")
+        print(f"{model_name(s.model)}\n\n{markdown_table(rows_of(results_of(found)))}")
         if s.samples:
             write_jsonl(s.samples, list(sample_records(found)))
         if s.out:

@@ -24,6 +24,7 @@ from fusion_jax.options import File, Folder, ModelPath
 from fusion_jax.plan.command import run as run_experiment
 from fusion_jax.plan.parts import Part, Training
 from fusion_jax.runs.desk import Desk, Stage
+from fusion_jax.runs.evaluating import EvaluatedSettings
 from fusion_jax.runs.page import RunSettings, conduct
 from fusion_jax.runs.provenance import loss_sentence
 from fusion_jax.settings import bounded
@@ -34,7 +35,7 @@ from fusion_jax.zoo.tasks import SKILLS, mixture
 
 
 @dataclass(frozen=True)
-class Settings(RunSettings):
+class Settings(EvaluatedSettings, RunSettings):
     """A model and records to fine-tune it on."""
 
     basic: ClassVar = (

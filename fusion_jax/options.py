@@ -194,10 +194,11 @@ def options_of(settings: Any, path: tuple[str, ...] = ()) -> Iterator[Option]:
 
 
 def basic_options(settings: Any) -> list[Option]:
-    """The options that a short help shows: those that `basic` names, in its order; without it, the ungrouped ones."""
+    """The options that a short help shows: those that `basic` names, in its order; without it, the ungrouped ones;
+    then those that `always_basic` names."""
     every = {".".join(option.path): option for option in options_of(settings)}
     named = getattr(type(settings), "basic", [name for name in every if "." not in name])
-    return [every[name] for name in named]
+    return [every[name] for name in dict.fromkeys([*named, *getattr(type(settings), "always_basic", ())])]
 
 
 @functools.cache

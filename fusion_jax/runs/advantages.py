@@ -15,6 +15,7 @@ from fusion_jax.models.int8 import Weights
 from fusion_jax.options import Called, File, ModelKind, ModelPath, Models, OneOf
 from fusion_jax.plan.parts import Sampling, Teaching
 from fusion_jax.rewards.verifiers import VERIFIERS
+from fusion_jax.runs.evaluating import EvaluatedSettings
 from fusion_jax.runs.page import JudgedSettings
 from fusion_jax.sampling.generate import SampleSettings
 from fusion_jax.settings import bounded
@@ -55,7 +56,7 @@ class StageSettings(ProfuserSettings):
 
 
 @dataclass(frozen=True)
-class AdvantageSettings(JudgedSettings):
+class AdvantageSettings(EvaluatedSettings, JudgedSettings):
     """A target, sources, instructions with right answers, and who judges."""
 
     target: ModelPath = "zoo:plants-target"

@@ -35,6 +35,7 @@ from fusion_jax.plan.parts import Part
 from fusion_jax.plan.programs import Start
 from fusion_jax.runs.correctors import CONTROLS, MODES, Corrector, WritingSettings
 from fusion_jax.runs.desk import Desk
+from fusion_jax.runs.evaluating import EvaluatedSettings
 from fusion_jax.runs.page import SeededSettings
 from fusion_jax.runs.trained import trained
 from fusion_jax.sampling.generate import SampleSettings
@@ -51,7 +52,7 @@ MINIATURE, MINIATURE_DECODER = "zoo:chinese", "zoo:chinese-decoder"  # random we
 
 
 @dataclass(frozen=True)
-class CorrectingSettings(SeededSettings):
+class CorrectingSettings(EvaluatedSettings, SeededSettings):
     """A model, pairs of sentences with their corrections, and test sentences."""
 
     model: Annotated[str, Called("MODEL")] = MINIATURE

@@ -81,7 +81,8 @@ class Stage:
 
 @dataclass(frozen=True)
 class Desk:
-    """A run of one seed. counts: stage -> what it used and dropped; accuracy: rows of `evals.accuracy.by_skill`.
+    """A run of one seed. counts: stage -> what it used and dropped; accuracy: rows of `evals.accuracy.by_skill`;
+    results: names of the models that were exported or merged.
 
     whole: the desk of all seeds, where this is one of several.
     """
@@ -92,6 +93,7 @@ class Desk:
     whole: Desk | None = None
     counts: dict[str, Counter[str]] = field(default_factory=dict)
     accuracy: list[dict[str, Any]] = field(default_factory=list)
+    results: list[str] = field(default_factory=list)
 
     @property
     def seed(self) -> int:
@@ -258,6 +260,7 @@ class Desk:
         with self.run.phase("saving"):
             self.run.made_once(name, lambda folder: save(model, folder), made_from=made_from)
             keep_adapter(self.run, model)
+        self.results.append(name)
 
     def merged(self, method: str, recipe: Mapping[str, Any], *, made_from: Sequence[str]) -> Path:
         """merged/METHOD: the folder of the run's models `made_from` merged by a recipe."""
@@ -267,6 +270,7 @@ class Desk:
             self.run.made_once(
                 f"merged/{method}", lambda folder: on_first(lambda: merge(recipe, folder)), made_from=made_from
             )
+        self.results.append(f"merged/{method}")
         return self.run.file(f"merged/{method}")
 
     def measures(self) -> Measures:

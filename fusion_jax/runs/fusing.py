@@ -24,6 +24,7 @@ from fusion_jax.paths import as_path
 from fusion_jax.plan.parts import Packing, Part, Teaching, Training
 from fusion_jax.runs.checks import model_name
 from fusion_jax.runs.desk import Desk
+from fusion_jax.runs.evaluating import EvaluatedSettings
 from fusion_jax.runs.judging import EvalSet, judged
 from fusion_jax.runs.page import JudgedSettings
 from fusion_jax.runs.plots import training_figure
@@ -61,7 +62,7 @@ ALONE = {"fusion.pivot": False}
 
 
 @dataclass(frozen=True)
-class FusingSettings(JudgedSettings):
+class FusingSettings(EvaluatedSettings, JudgedSettings):
     """Teachers, what is kept of their distributions, how these are aligned and fused, and how the target trains."""
 
     sources: Models = ("zoo:llama-source", "zoo:qwen-source", "zoo:gemma-source")

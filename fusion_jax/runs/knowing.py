@@ -39,6 +39,7 @@ from fusion_jax.kca.template import TemplateName
 from fusion_jax.models.folder import Model
 from fusion_jax.options import File, Files, ModelPath
 from fusion_jax.runs.desk import Desk
+from fusion_jax.runs.evaluating import EvaluatedSettings
 from fusion_jax.runs.helpers import HelperSettings, replies
 from fusion_jax.runs.page import SeededSettings
 from fusion_jax.sampling.ids import decoding_mesh
@@ -70,7 +71,7 @@ class MiniatureSettings:
 
 
 @dataclass(frozen=True)
-class KnowingSettings(SeededSettings):
+class KnowingSettings(EvaluatedSettings, SeededSettings):
     """Instructions, a base model, who helps and judges, and how it all is done."""
 
     base: ModelPath = ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -13,9 +14,10 @@ from fusion_jax.plan.parts import Part, check_all
 from fusion_jax.rewards.verifiers import VerifierName
 from fusion_jax.runs.checks import check_options
 from fusion_jax.runs.desk import Desk
+from fusion_jax.runs.evaluating import EvaluatedSettings, check_evaluation, evaluate_results
 from fusion_jax.runs.opening import open_run
 from fusion_jax.runs.provenance import Ran
-from fusion_jax.runs.seeds import Measures, over_seeds
+from fusion_jax.runs.seeds import Measures, add_results, over_seeds
 from fusion_jax.settings import bounded, seeded, to_json
 from fusion_jax.store.run_folder import RunFolder
 from fusion_jax.store.trackers import TrackerName, check_installed, tracking
@@ -95,20 +97,29 @@ def conduct(
     check(settings)
     check_all(parts(settings))
     check_installed(settings.track)
+    if isinstance(settings, EvaluatedSettings):
+        check_evaluation(settings)
     ran = Ran(script, settings, presets)
     with (
         open_run(settings.out, settings, resume=settings.resume) as opened,
         tracking(settings.track, opened.path, to_json(settings), opened.log) as tracker,
     ):
         run = dataclasses.replace(opened, tracker=tracker)
+        whole = Desk(run, title, ran)
+
+        def carried_out(own: S, desk: Desk) -> Measures:
+            found = method(own, desk) or {}
+            return found | (evaluate_results(desk, own) if isinstance(own, EvaluatedSettings) else {})
+
         if isinstance(settings, SeededSettings):
-            whole = Desk(run, title, ran)
+            first, count = settings.seed, settings.seeds
+            of_seed = functools.partial(dataclasses.replace, settings, seeds=1)
 
             def one(seed: int, folder: RunFolder) -> Measures:
-                own = dataclasses.replace(settings, seed=seed, seeds=1)
-                return method(own, Desk(folder, title, Ran(script, own, presets), whole)) or {}
+                own = of_seed(seed=seed)
+                return carried_out(own, Desk(folder, title, Ran(script, own, presets), whole))
 
-            over_seeds(run, title, ran, settings.seed, settings.seeds, one)
+            over_seeds(run, title, ran, first, count, one)
         else:
-            method(settings, Desk(run, title, ran))
+            add_results(run, carried_out(settings, whole))
         run.finish()

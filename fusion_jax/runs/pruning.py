@@ -28,6 +28,7 @@ from fusion_jax.prune.orders import ORDERS, SLACK, Point, baseline, curve
 from fusion_jax.prune.scoring import How, Text, score
 from fusion_jax.prune.search import Scorer, Step, finite, from_official, from_record, removed_by, search, to_record
 from fusion_jax.runs.desk import Desk
+from fusion_jax.runs.evaluating import EvaluatedSettings
 from fusion_jax.runs.judging import EvalSet, judged
 from fusion_jax.runs.page import JudgedSettings
 from fusion_jax.runs.prompts import eval_set, held_out_skills
@@ -46,7 +47,7 @@ READ = ("mesh_data", "mesh_fsdp", "mesh_tensor", "compute_dtype", "attention")
 
 
 @dataclass(frozen=True)
-class PruningSettings(JudgedSettings):
+class PruningSettings(EvaluatedSettings, JudgedSettings):
     """A model, the text that judges its blocks, how many go, and what that is compared with."""
 
     model: ModelPath = "zoo:deep"

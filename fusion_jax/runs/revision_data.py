@@ -23,6 +23,7 @@ from fusion_jax.rewards.reward_model import score_responses
 from fusion_jax.rewards.verifiers import VerifierName, verifier
 from fusion_jax.runs.checks import check_names
 from fusion_jax.runs.desk import Desk
+from fusion_jax.runs.evaluating import EvaluatedSettings
 from fusion_jax.runs.evolving import EvolutionSettings
 from fusion_jax.runs.examining import Judge
 from fusion_jax.runs.judging import EvalSet
@@ -41,7 +42,7 @@ BASELINES = (*PAIRED, *ON_PROMPTS)
 
 
 @dataclass(frozen=True)
-class RevisionSettings(JudgedSettings):
+class RevisionSettings(EvaluatedSettings, JudgedSettings):
     """A policy, a reviser, and what both learn from."""
 
     target: ModelPath = "zoo:plants-target"

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from fusion_jax.errors import InputError
 from fusion_jax.files import write_json
 from fusion_jax.intervals import mean_interval
+from fusion_jax.json_files import read_json
 from fusion_jax.markdown import markdown_table
 from fusion_jax.runs.checks import model_name
 from fusion_jax.runs.provenance import Ran, write_report
@@ -17,6 +18,7 @@ Measures = dict[str, dict[str, float]]
 Values = Mapping[str, Mapping[str, Sequence[float]]]
 """{model: {measure: one value a seed}}."""
 MOST_TELLING = "mean reward"
+ON_TASKS = ", on tasks"  # behind the name of a model that was evaluated on other tasks than the page's own
 
 
 def over_seeds(
@@ -49,6 +51,18 @@ def over_seeds(
         _report_seeds(run, title, ran, count, seen)
 
 
+def add_results(run: RunFolder, measured: Measures) -> None:
+    """Measures of a single run beside those that its results.json has already."""
+
+    def add() -> None:
+        file = run.file(RESULTS)
+        values = {name: {measure: [value] for measure, value in one.items()} for name, one in measured.items()}
+        write_json(file, (read_json(file) if file.exists() else {}) | values, sort=False)
+
+    if measured:
+        run.on_first(add)
+
+
 def _report_seeds(run: RunFolder, title: str, ran: Ran | None, count: int, seen: Values) -> None:
     table = []
     for name, measures in seen.items():
@@ -58,9 +72,10 @@ def _report_seeds(run: RunFolder, title: str, ran: Ran | None, count: int, seen:
             line |= {measure: f"{mean:.4f} ± {half:.4f}", f"{measure}, each": " ".join(f"{v:.3f}" for v in values)}
         table.append(line)
     learnt_from = {model_name(source) for source in getattr(ran.settings if ran else None, "sources", ())}
-    own = [name for name in seen if name not in learnt_from]
+    tasks = [name for name in seen if name.endswith(ON_TASKS)]
+    own = [name for name in seen if name not in (*learnt_from, *tasks)]
     parts = ["Mean and 95 % Student interval.", markdown_table(table)]
-    gains = [gain for gain in seed_differences(seen, own) if len(gain) > 1]
+    gains = [gain for some in (own, tasks) for gain in seed_differences(seen, some) if len(gain) > 1]
     if gains:
         parts += ["Differences on the same seeds, mean and 95 % Student interval.", markdown_table(gains)]
     result = _sentence(seen, own, count)

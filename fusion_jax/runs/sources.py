@@ -24,6 +24,7 @@ from fusion_jax.rewards.reward_model import score_responses
 from fusion_jax.rewards.verifiers import VerifierName, verifier
 from fusion_jax.runs.checks import model_name
 from fusion_jax.runs.desk import Desk
+from fusion_jax.runs.evaluating import EvaluatedSettings
 from fusion_jax.runs.judging import EvalSet
 from fusion_jax.runs.page import JudgedSettings
 from fusion_jax.runs.prompts import eval_set
@@ -38,7 +39,7 @@ KNOWN = ("prompt_id", "prompt", "answer", "skill", "domain", "dataset", "tests")
 
 
 @dataclass(frozen=True)
-class SourceSettings(JudgedSettings):
+class SourceSettings(EvaluatedSettings, JudgedSettings):
     """A target, sources that it learns from, prompts, and how responses to them are sampled and rewarded."""
 
     target: ModelPath = "zoo:target"

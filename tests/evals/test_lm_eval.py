@@ -18,7 +18,7 @@ import transformers
 from experiments import evaluate
 from fusion_jax.errors import InputError
 from fusion_jax.evals.harness.reading import Pair, Reader, chat_text, fitted, windows, with_template
-from fusion_jax.evals.harness.running import TaskSettings, rows_of, sample_records
+from fusion_jax.evals.harness.running import HarnessSettings, results_of, rows_of, sample_records
 from fusion_jax.evals.harness.scoring import Computing, loglikelihoods, rolling
 from fusion_jax.evals.harness.writing import answers, wanted
 from fusion_jax.evals.harness.zoo_tasks import known_tasks, with_choices, zoo_tasks
@@ -274,7 +274,7 @@ def test_zoo_tasks():
 def test_rows_have_intervals():
     values = {"alias": "t", "acc,none": 0.5, "acc_stderr,none": 0.1, "bpb,none": 2.0, "bpb_stderr,none": "N/A"}
     told = {"results": {"t": values}, "n-shot": {"t": 3}, "n-samples": {"t": {"effective": 25}}}
-    first, second = rows_of(told)
+    first, second = rows_of(results_of(told))
     assert first == {
         "task": "t", "metric": "acc", "value": "0.5000", "95 %": "± 0.1960", "filter": "none", "shots": "3", "questions": "25",
     }  # fmt: skip
@@ -366,7 +366,7 @@ class TestWithThePackage:
 
 def test_settings():
     with pytest.raises(InputError, match="field 'num_fewshot'"):
-        TaskSettings(num_fewshot=-2)
+        HarnessSettings(num_fewshot=-2)
     told = {"samples": {"t": [{"doc_id": 0, "metrics": ["acc"], "acc": 1.0, "target": "x", "resps": [["y"]]}]}}
     (record,) = sample_records(told)
     assert (record["task"], record["acc"], record["target"]) == ("t", 1.0, "x")

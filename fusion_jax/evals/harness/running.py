@@ -14,7 +14,7 @@ from fusion_jax.evals.harness.zoo_tasks import known_tasks, zoo_tasks
 from fusion_jax.intervals import Z95
 from fusion_jax.jsonl import Record
 from fusion_jax.models.int8 import Weights
-from fusion_jax.options import Folders, Names
+from fusion_jax.options import Folders
 from fusion_jax.settings import bounded, seeded
 
 if TYPE_CHECKING:
@@ -27,11 +27,9 @@ UNREACHED = (  # errors of data sets that could not be fetched, by name, since t
 
 
 @dataclass(frozen=True)
-class TaskSettings:
-    """Tasks, and how they are asked."""
+class HarnessSettings:
+    """How tasks are asked."""
 
-    tasks: Names = ("zoo_choices", "zoo_answers", "zoo_texts")
-    """Tasks, groups or tags of lm-eval, by name or pattern (mmlu_*)."""
     include: Folders = ()
     """Folders with tasks of your own, as YAML files of lm-eval."""
     num_fewshot: int = -1
@@ -66,29 +64,45 @@ class TaskSettings:
         bounded(self, "num_fewshot", least=-1)
         bounded(self, "limit", "max_length", "mesh_tensor", "bootstrap", least=0)
         bounded(self, "batch_size", "max_gen_toks", "per_skill", least=1)
-        if not self.tasks:
-            raise InputError("there is none", field="tasks", cure="Name at least one task")
 
 
-def evaluated(model: str | Model, s: TaskSettings) -> dict[str, Any]:
+def found_tasks(names: Sequence[str], s: HarnessSettings, option: str = "tasks") -> tuple[Any, list[Any]]:
+    """lm-eval's `TaskManager`, and the named tasks as `simple_evaluate` takes them; their data are not fetched.
+
+    Args:
+      option: that names them, for messages.
+
+    Raises:
+      InputError: lm-eval is not installed; an unknown task.
+    """
+    from fusion_jax.evals.harness import backend  # noqa: F401, I001  # says what to install
+    from lm_eval.tasks import TaskManager
+
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it tells of every default that it takes
+    manager = TaskManager(include_path=list(s.include) or None)
+    return manager, known_tasks(names, zoo_tasks(s.per_skill, seed=s.seed), manager.all_tasks, option)
+
+
+def evaluated(model: str | Model, names: Sequence[str], s: HarnessSettings) -> dict[str, Any]:
     """What `lm_eval.simple_evaluate` tells of a model on the tasks, as plain JSON values; all hosts call it.
+
+    Args:
+      names: tasks, groups or tags of lm-eval, by name or pattern (mmlu_*).
 
     Raises:
       InputError: lm-eval is not installed; an unknown task; data that cannot be fetched; what the backend refuses.
     """
-    from fusion_jax.evals.harness.backend import FusionLM  # isort: skip  # says what to install
+    manager, tasks = found_tasks(names, s)
     from lm_eval import simple_evaluate
-    from lm_eval.tasks import TaskManager
     from lm_eval.utils import handle_non_serializable
 
-    logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it tells of every default that it takes
-    manager = TaskManager(include_path=list(s.include) or None)
-    tasks = known_tasks(s.tasks, zoo_tasks(s.per_skill, seed=s.seed), manager.all_tasks)
+    from fusion_jax.evals.harness.backend import FusionLM
+
     own = FusionLM(
         model, batch_size=s.batch_size, max_length=s.max_length, max_gen_toks=s.max_gen_toks,
         mesh_tensor=s.mesh_tensor, weights=s.weights, seed=s.seed,
     )  # fmt: skip
-    with _fetching(s.tasks):
+    with _fetching(names):
         found = simple_evaluate(
             own, tasks=tasks, task_manager=manager, num_fewshot=None if s.num_fewshot < 0 else s.num_fewshot,
             limit=s.limit or None, batch_size=s.batch_size, apply_chat_template=s.chat,
@@ -115,22 +129,34 @@ def _fetching(tasks: Sequence[str]) -> Iterator[None]:
         raise InputError(problem, field="tasks", cure=cure) from None
 
 
-def rows_of(results: Mapping[str, Any]) -> list[dict[str, str]]:
-    """A row for every metric of every task, group and filter: the value with its 95 % interval, 1.96 standard errors
-    as lm-eval estimates them to each side, and the number of questions."""
-    rows, shots, counts = [], results.get("n-shot", {}), results.get("n-samples", {})
-    for task, values in {**results["results"], **results.get("groups", {})}.items():
+def results_of(found: Mapping[str, Any]) -> list[Record]:
+    """A record for every metric of every task, group and filter: {"task", "metric", "value", "stderr" (None where
+    lm-eval gives none), "filter", "shots", "questions", "version"}."""
+    out = []
+    for task, values in {**found["results"], **found.get("groups", {})}.items():
+        told = {what: found.get(kept, {}).get(task) for what, kept in (("shots", "n-shot"), ("version", "versions"))}
+        told["questions"] = found.get("n-samples", {}).get(task, {}).get("effective")
         for key, value in values.items():
             metric, _, kept = key.partition(",")
             if not kept or metric.endswith("_stderr") or not isinstance(value, int | float):
                 continue
             error = values.get(f"{metric}_stderr,{kept}")
-            half = f"± {Z95 * error:.4f}" if isinstance(error, int | float) else ""
-            rows.append({
-                "task": task, "metric": metric, "value": f"{value:.4f}", "95 %": half, "filter": kept,
-                "shots": str(shots.get(task, "")), "questions": str(counts.get(task, {}).get("effective", "")),
-            })  # fmt: skip
-    return rows
+            error = error if isinstance(error, int | float) else None
+            out.append({"task": task, "metric": metric, "value": value, "stderr": error, "filter": kept, **told})
+    return out
+
+
+def rows_of(results: Sequence[Record]) -> list[dict[str, str]]:
+    """Rows of a table of `results_of`: the value with its 95 % interval, 1.96 standard errors as lm-eval estimates
+    them to each side, and the number of questions."""
+    return [
+        {
+            "task": one["task"], "metric": one["metric"], "value": f"{one['value']:.4f}",
+            "95 %": "" if one["stderr"] is None else f"± {Z95 * one['stderr']:.4f}", "filter": one["filter"],
+            **{name: "" if one[name] is None else str(one[name]) for name in ("shots", "questions")},
+        }
+        for one in results
+    ]  # fmt: skip
 
 
 def sample_records(results: Mapping[str, Any]) -> Iterator[Record]:

@@ -52,7 +52,9 @@ def zoo_tasks(per_skill: int, *, seed: int) -> dict[str, dict[str, Any]]:
     }  # fmt: skip
 
 
-def known_tasks(names: Sequence[str], tasks: dict[str, dict[str, Any]], others: Sequence[str]) -> list[Any]:
+def known_tasks(
+    names: Sequence[str], tasks: dict[str, dict[str, Any]], others: Sequence[str], option: str = "tasks"
+) -> list[Any]:  # fmt: skip
     """What is asked for, in the form that `simple_evaluate` takes: configurations of the zoo's, names of others; a
     pattern such as `mmlu_*` stands for several of those.
 
@@ -66,7 +68,7 @@ def known_tasks(names: Sequence[str], tasks: dict[str, dict[str, Any]], others: 
             near = difflib.get_close_matches(name, [*tasks, *others], 1, cutoff=0.5)
             meant = f"Did you mean '{near[0]}'? " if near else ""
             cure = f"{meant}`lm_eval ls tasks` lists the names, --include FOLDER adds tasks of your own"
-            raise InputError(f"there is no task '{name}'", field="tasks", cure=cure)
+            raise InputError(f"there is no task '{name}'", field=option, cure=cure)
         out += [tasks[name]] if name in tasks else found
     return out
 
