@@ -37,12 +37,15 @@ from fusion_jax.zoo.facts import Asked, World
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-PIECES, HEAD = r"\n|\w+|[^\w\s]", 32
+PIECES, HEAD = r"\n|[A-D]\. \w+|\w+|[^\w\s]", 24
 POSITIONS = 512
 
 
 def tokenizer_of(texts: Sequence[str]) -> PreTrainedTokenizerFast:
-    """Whole words, single marks and line breaks of the world and of some texts."""
+    """Whole words, options behind their letters, single marks and line breaks of the world and of some texts.
+
+    An option is one piece, so that a model of three layers can learn to find the letter of what it remembers.
+    """
     from transformers import PreTrainedTokenizerFast
 
     found = [piece for text in texts for piece in re.findall(PIECES, text)]
@@ -83,7 +86,7 @@ def _config(words: int, m: MiniatureSettings) -> ModelConfig:
         "model_type": "llama", "vocab_size": words, "hidden_size": m.width, "intermediate_size": 2 * m.width,
         "num_hidden_layers": m.layers, "num_attention_heads": max(m.width // HEAD, 1),
         "num_key_value_heads": max(m.width // HEAD, 1), "head_dim": HEAD, "max_position_embeddings": POSITIONS,
-        "tie_word_embeddings": True, "rms_norm_eps": 1e-5, "initializer_range": 0.5 * m.width**-0.5,
+        "tie_word_embeddings": True, "rms_norm_eps": 1e-5, "initializer_range": m.width**-0.5,
     })  # fmt: skip
 
 
@@ -153,8 +156,8 @@ def outcome_of(world: World, request: str, answer: str) -> facts.Outcome:
     """What an answer is: right, wrong, or withheld."""
     if world.needs(request):
         return world.judged(request, answer)
-    wanted = facts.repeated(request)
-    return "right" if re.findall(r"\w+", answer) == wanted else "wrong"
+    values = [value for kind in facts.VALUES.values() for value in kind if re.search(rf"\b{value}\b", answer)]
+    return "right" if values == [facts.repeated(request)] else "wrong"
 
 
 def _required(text: str, name: str) -> str:

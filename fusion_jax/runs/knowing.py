@@ -57,12 +57,12 @@ class MiniatureSettings:
 
     width: int = 96
     """Numbers of its hidden states."""
-    layers: int = 4
+    layers: int = 3
     """Its layers."""
-    papers: int = 6000
-    """Texts of its pretraining: pages of sentences and examination papers in turn."""
-    items: int = 5
-    """Questions on a paper; a page has twice as many sentences."""
+    papers: int = 24000
+    """Texts of its pretraining: pages of sentences, examination papers and exercises."""
+    items: int = 6
+    """Questions on a paper; a page has three times as many sentences."""
     raising: TrainSettings = TrainSettings()
 
     def __post_init__(self) -> None:

@@ -1,8 +1,8 @@
 """A small world of invented people: who has which craft, home and favourite colour, and what is written about them.
 
 Of half of the people a base model reads in its pretraining; the others it never meets. Pretraining also holds sentences
-about many people of whom nothing is known, so that a base model doubts unfamiliar names, and examination papers about
-the people whom it knows. Instructions ask about everybody. What knowledge the world has is exact: it can
+about many people of whom nothing is known, so that a base model doubts unfamiliar names, examination papers about the
+people whom it knows, and exercises in answering papers. Instructions ask about everybody. What knowledge the world has is exact: it can
 answer as a helper and judge answers without a model (`World.note`, `World.tests`, `World.judged`).
 """
 
@@ -26,6 +26,7 @@ LAST = (
     "Abend", "Brisk", "Crane", "Dorn", "Elster", "Frost", "Glade", "Holm", "Ingot", "Jarl", "Knoll", "Larch", "Marsh",
     "Nettle", "Orchard", "Pike", "Quarry", "Reed", "Stark", "Thorn", "Umber", "Vale", "Wold", "Yarrow",
 )  # fmt: skip
+NAMES = tuple(first + last.lower() for first in FIRST for last in LAST)  # a word each
 VALUES: dict[str, tuple[str, ...]] = {
     "craft": ("potter", "weaver", "smith", "baker", "tailor", "mason", "miller", "cooper"),
     "home": ("Avon", "Brill", "Corin", "Delph", "Eskel", "Farn", "Gorse", "Hythe"),
@@ -35,8 +36,12 @@ UNKNOWN = "not known"
 LETTERS = "ABCD"
 HEADER = "Questions, each with its answer."
 ASKED = "Tell me the {what} of {who}."
-SAID = "The {what} of {who} is {value}."
-REPEATED = "Repeat these words: {words}."
+STATED = "The {what} of {who} is"
+SAID = STATED + " {value}."
+ANSWERED = "It is {value}."
+REPEATED = "Repeat the first of these words: {words}."
+KINDS = {"page": 0.2, "paper": 0.55, "exercise": 0.25}  # shares of the pretraining texts
+DOUBTED = 0.2  # share of the sentences that are about strangers
 Outcome = Literal["right", "wrong", "withheld"]
 
 
@@ -79,8 +84,8 @@ class WorldSettings:
     def __post_init__(self) -> None:
         bounded(self, "people", "tested", least=8)
         bounded(self, "others", least=3)
-        if self.people + self.tested > len(FIRST) * len(LAST) // 2:
-            most = len(FIRST) * len(LAST) // 2
+        if self.people + self.tested > len(NAMES) // 2:
+            most = len(NAMES) // 2
             raise InputError(f"more than {most} people", field="people", cure="Give fewer")
 
 
@@ -110,14 +115,15 @@ class World:
         people = self.train if side == "train" else self.tested
         out = [
             Asked(f"{side}-{person.name}-{what}", ASKED.format(what=what, who=person.name),
-                  SAID.format(what=what, who=person.name, value=person.facts[what]), person.name)
+                  ANSWERED.format(value=person.facts[what]), person.name)
             for person in people for what in VALUES
         ]  # fmt: skip
         words = [value for values in VALUES.values() for value in values]
         count = self.sizes.others if side == "train" else max(self.sizes.others // 3, 1)
         for number in range(count):
-            drawn = " ".join(str(word) for word in rng.choice(words, 3, replace=False))
-            out.append(Asked(f"{side}-words-{number}", REPEATED.format(words=drawn), f"{drawn}.", ""))
+            drawn = [str(word) for word in rng.choice(words, 3, replace=False)]
+            request, answer = REPEATED.format(words=" ".join(drawn)), ANSWERED.format(value=drawn[0])
+            out.append(Asked(f"{side}-words-{number}", request, answer, ""))
         return [out[i] for i in rng.permutation(len(out))]
 
     def needs(self, request: str) -> bool:
@@ -151,24 +157,29 @@ class World:
         return [_item(rng, person, kinds[i % len(kinds)]) for i, person in enumerate(self.seen[:count])]
 
     def papers(self, count: int, items: int) -> Iterator[list[tuple[str, str]]]:
-        """Pretraining texts as (text, what completes it) pieces: pages of sentences, and examination papers."""
-        rng, seen = np.random.default_rng([self.seed, 11]), self.seen
-        stranger = iter(self.strangers * (1 + count * items // max(len(self.strangers), 1)))
-        for number in range(count):
-            if number % 2:
-                chosen = rng.integers(len(seen), size=items).tolist()
-                drawn = [_item(rng, seen[i], list(VALUES)[rng.integers(len(VALUES))]) for i in chosen]
-                pieces = [piece for one in drawn for piece in (("\n\n", ""), (cue(one), " " + LETTERS[one.answer]))]
-                yield [(HEADER, ""), *pieces]
+        """Pretraining texts as (text, what completes it) pieces, of kinds drawn by `KINDS`: pages of sentences;
+        examination papers of so many items about people whom a base model knows; and exercises, papers whose questions
+        are the right options, from which it learns how a paper is answered."""
+        rng = np.random.default_rng([self.seed, 11])
+        for kind in rng.choice(list(KINDS), count, p=list(KINDS.values())):
+            if kind == "page":
+                yield [self._sentence(rng) for _ in range(3 * items)]
                 continue
-            yield [self._sentence(rng, seen, stranger) for _ in range(2 * items)]
+            made = self._paper_item if kind == "paper" else _exercise
+            drawn = [made(rng) for _ in range(items)]
+            pieces = [piece for one in drawn for piece in (("\n\n", ""), (cue(one), " " + LETTERS[one.answer]))]
+            yield [(HEADER, ""), *pieces]
 
-    def _sentence(self, rng: np.random.Generator, seen: Sequence[Person], strangers: Iterator[str]) -> tuple[str, str]:
-        what = list(VALUES)[rng.integers(len(VALUES))]
-        if rng.random() < 0.15:
-            return f"The {what} of {next(strangers)} is", f" {UNKNOWN}."
-        person = seen[int(rng.integers(len(seen)))]
-        return f"The {what} of {person.name} is", f" {person.facts[what]}."
+    def _paper_item(self, rng: np.random.Generator) -> Item:
+        return _item(rng, self.seen[int(rng.integers(len(self.seen)))], _kind(rng))
+
+    def _sentence(self, rng: np.random.Generator) -> tuple[str, str]:
+        what = _kind(rng)
+        if rng.random() < DOUBTED:
+            name = self.strangers[int(rng.integers(len(self.strangers)))]
+            return STATED.format(what=what, who=name), f" {UNKNOWN}."
+        person = self.seen[int(rng.integers(len(self.seen)))]
+        return STATED.format(what=what, who=person.name), f" {person.facts[what]}."
 
     def _named(self, text: str) -> Person:
         found = [person for name, person in self.people.items() if name in text]
@@ -177,18 +188,31 @@ class World:
         return found[0]
 
 
+def _kind(rng: np.random.Generator) -> str:
+    return list(VALUES)[int(rng.integers(len(VALUES)))]
+
+
+def _exercise(rng: np.random.Generator) -> Item:
+    what = _kind(rng)
+    return _options(rng, str(rng.choice(VALUES[what])), what)
+
+
 def _item(rng: np.random.Generator, person: Person, what: str) -> Item:
-    right = person.facts[what]
+    one = _options(rng, person.facts[what], what)
+    return one._replace(question=STATED.format(what=what, who=person.name))
+
+
+def _options(rng: np.random.Generator, right: str, what: str) -> Item:
+    """The right option among wrong ones of its kind; it is also the question."""
     wrong = rng.choice([value for value in VALUES[what] if value != right], 3, replace=False)
     options = [right, *map(str, wrong)]
     order = rng.permutation(4)
-    return Item(f"The {what} of {person.name} is", tuple(options[i] for i in order), int(np.argmin(order)))
+    return Item(right, tuple(options[i] for i in order), int(np.argmin(order)))
 
 
-def repeated(request: str) -> list[str]:
-    """The words that a request without facts wants to hear."""
-    head, tail = REPEATED.split("{words}")
-    return request.removeprefix(head).removesuffix(tail).split()
+def repeated(request: str) -> str:
+    """The word that a request without facts wants to hear."""
+    return request.removeprefix(REPEATED.partition("{")[0]).partition(" ")[0].rstrip(".")
 
 
 def cue(item: Item) -> str:
@@ -200,8 +224,7 @@ def cue(item: Item) -> str:
 def world(seed: int, sizes: WorldSettings = WorldSettings()) -> World:
     """A world whose people, facts and sides are decided by a seed."""
     rng = np.random.default_rng([seed, 3])
-    names = [f"{first} {last}" for first in FIRST for last in LAST]
-    names = [names[i] for i in rng.permutation(len(names))]
+    names = [NAMES[i] for i in rng.permutation(len(NAMES))]
     people = [
         Person(name, {what: str(rng.choice(values)) for what, values in VALUES.items()}, seen=number % 2 == 0)
         for number, name in enumerate(names[: sizes.people + sizes.tested])
@@ -212,6 +235,12 @@ def world(seed: int, sizes: WorldSettings = WorldSettings()) -> World:
 
 def words() -> list[str]:
     """All words that the world's texts are made of, in a fixed order."""
-    texts = [ASKED, SAID, REPEATED, HEADER, UNKNOWN, "Answer", *FIRST, *LAST, *LETTERS]
+    texts = [ASKED, SAID, ANSWERED, REPEATED, HEADER, UNKNOWN, "Answer", *NAMES, *LETTERS]
     texts += [word for what, values in VALUES.items() for word in (what, *values)]
-    return list(dict.fromkeys(re.findall(r"\w+|[^\w\s]", " ".join(texts).replace("{", " ").replace("}", " "))))
+    pieces = re.findall(r"\w+|[^\w\s]", " ".join(texts).replace("{", " ").replace("}", " "))
+    return list(dict.fromkeys([*pieces, *option_lines()]))
+
+
+def option_lines() -> list[str]:
+    """All options of papers behind their letters: "A. potter"."""
+    return [f"{letter}. {value}" for values in VALUES.values() for value in values for letter in LETTERS]

@@ -41,7 +41,7 @@ def test_pretraining_reads_of_seen_people_and_strangers_only(world):
     unseen = [p.name for p in (*world.train, *world.tested) if not p.seen]
     assert not any(name in text for name in unseen for text in texts)
     assert any(name in text and facts.UNKNOWN in text for name in world.strangers for text in texts)
-    assert sum(text.startswith(facts.HEADER) for text in texts) == 30
+    assert 38 <= sum(text.startswith(facts.HEADER) for text in texts) <= 56
     assert texts == ["".join(a + b for a, b in pieces) for pieces in world.papers(60, 4)]
     tokenizer = tokenizer_of([])
     assert not any(tokenizer.unk_token_id in tokenizer(text)["input_ids"] for text in texts)
@@ -56,7 +56,7 @@ def test_the_helper_writes_what_the_stages_read(world):
     need = parsers.read_need(said(world, prompts.need_question(request)))
     assert (
         need.label == NEED
-        and parsers.read_need(said(world, prompts.need_question("Repeat these words: red."))).label == NO_NEED
+        and parsers.read_need(said(world, prompts.need_question("Repeat the first of these words: red."))).label == NO_NEED
     )
     note = said(world, prompts.knowledge_question(request, "", need))
     assert all(value in note for value in person.facts.values())
@@ -82,7 +82,7 @@ def test_answers_are_judged_exactly(world):
         verdict = parsers.read_verdict(said(world, prompts.judge_question(request, parsers.Need(NEED), "", text)))
         assert verdict.hallucinated == (outcome == "wrong")
         assert parsers.read_helpfulness(said(world, prompts.helpfulness_question(request, text))) is not None
-    assert outcome_of(world, "Repeat these words: red potter.", "red potter.") == "right"
-    assert outcome_of(world, "Repeat these words: red potter.", "potter red.") == "wrong"
+    assert outcome_of(world, "Repeat the first of these words: red potter.", "It is red.") == "right"
+    assert outcome_of(world, "Repeat the first of these words: red potter.", "It is potter.") == "wrong"
     with pytest.raises(InputError, match="names nobody of this world"):
         world.note("Tell me the home of Nobody.")
