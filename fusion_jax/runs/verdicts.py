@@ -14,8 +14,8 @@ import numpy as np
 from fusion_jax.asking.contract import MOST_LOGPROBS, Answerer, Decoding, Failure, Outcome, Question
 from fusion_jax.asking.given import Given
 from fusion_jax.data.loaders import load_records
-from fusion_jax.errors import InputError
-from fusion_jax.evals.judging.answers import Answered, answers_of, questions_of, shared_questions
+from fusion_jax.errors import InputError, quoted
+from fusion_jax.evals.judging.answers import Answered, answers_of, questions_of, shared_questions, with_shared_references
 from fusion_jax.evals.judging.resampling import RESAMPLES
 from fusion_jax.evals.judging.verdicts import rule_pair, rule_score, verdict_of
 from fusion_jax.evals.judging.wording import Style, Wording, grade_question, pair_question, wording_of
@@ -133,6 +133,7 @@ def compared_of(s: JudgeSettings, desk: Desk) -> Compared:
         models = {Path(file).stem: answers_of(load_records(file), known, file=file) for file in s.answers}
     else:
         models = {model_name(one): answers_of(_of_miniature(s, desk, one)) for one in s.miniatures}
+    models = with_shared_references(models)
     keys = shared_questions(models)
     for name, own in models.items():
         if left := len(own) - len(keys):
@@ -197,10 +198,12 @@ def judge_of(s: JudgeSettings, desk: Desk, compared: Compared, asked: Sequence[A
     for one in asked:
         own, other = (compared.models[name][one.key] for name in (one.model, compared.baseline))
         if s.style == "mtbench":
-            known[one.question.digest] = rule_score(verify, own, one.place)
+            verdict = rule_score(verify, own, one.place)
         else:
-            pair = (own, other) if one.place == 0 else (other, own)
-            known[one.question.digest] = rule_pair(s.style, verify, *pair)
+            verdict = rule_pair(s.style, verify, *((own, other) if one.place == 0 else (other, own)))
+        if known.setdefault(one.question.digest, verdict) != verdict:
+            problem = f"question {quoted(one.key)} stands twice, with other right answers"
+            raise InputError(problem, field="answers", cure="Remove one of the two")
     return Given(f"rule {s.rule}", lambda question: known[question.digest])
 
 

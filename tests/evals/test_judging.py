@@ -279,6 +279,17 @@ class TestThePage:
         results = json.loads((out / "results.json").read_text())
         assert set(results) == ({"base", "good", "long"} if style == "mtbench" else {"good", "long"})
 
+    def test_right_answers_of_one_file_hold_for_all(self, tmp_path):
+        """Equal answers are equal, in both orders, whichever file has "answer"."""
+        for name, known in (("base", True), ("bare", False)):
+            own = [one if known else {key: one[key] for key in ("prompt", "response")} for one in records(10)]
+            write(tmp_path / f"{name}.jsonl", own)
+        files = [str(tmp_path / f"{name}.jsonl") for name in ("base", "bare")]
+        args = ["--preset", "arena", "--answers", *files, "--rule", "contains", "--resamples", "20"]
+        attempt(judge, [*args, "--out", str(tmp_path / "run")])
+        assert {one["verdict"] for one in read_jsonl(tmp_path / "run/verdicts.jsonl")} == {0}
+        assert "| same winner in both orders | 1.000" in (tmp_path / "run/report.md").read_text()
+
     def test_what_is_refused(self, files, tmp_path, capsys):
         args = ["--out", str(tmp_path / "run"), "--answers", *files]
         fails(judge, [*args, "--baseline", "god"], capsys, "field '--baseline'", "Did you mean 'good'")

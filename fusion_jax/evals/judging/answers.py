@@ -113,3 +113,16 @@ def shared_questions(models: Mapping[str, Mapping[str, Answered]]) -> list[str]:
                 problem = f"question {quoted(key)} is another one in the answers of {name}"
                 raise InputError(problem, field="answers", cure="Give each question an id of its own")
     return keys
+
+
+def with_shared_references(models: Mapping[str, Mapping[str, Answered]]) -> dict[str, dict[str, Answered]]:
+    """The same answers, each with its question's references and category: the first ones that a model's file gives."""
+    references, categories = dict[str, tuple[str, ...]](), dict[str, str]()
+    for own in models.values():
+        for key, one in own.items():
+            references[key] = references.get(key) or one.references
+            categories[key] = categories.get(key) or one.category
+    return {
+        name: {key: one._replace(references=references[key], category=categories[key]) for key, one in own.items()}
+        for name, own in models.items()
+    }
