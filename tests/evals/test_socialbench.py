@@ -12,10 +12,11 @@ from pathlib import Path
 
 import pytest
 
+from fusion_jax.asking.thoughts import without_thinking
 from fusion_jax.errors import InputError
 from fusion_jax.evals.socialbench import analysis, prompts
 from fusion_jax.evals.socialbench.aggregate import DIMENSIONS, Cell, Scored, aggregate, average, dimension
-from fusion_jax.evals.socialbench.parsers import official, strict, without_thinking
+from fusion_jax.evals.socialbench.parsers import official, strict
 from fusion_jax.evals.socialbench.prompts import fitted, prompt_of, rewritten, templates_of
 from fusion_jax.evals.socialbench.published import PUBLISHED, individual_against_group, recomputed
 from fusion_jax.evals.socialbench.records import CATEGORIES, SAMPLE, load, load_file

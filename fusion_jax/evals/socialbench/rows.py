@@ -8,8 +8,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from fusion_jax.asking.thoughts import without_thinking
 from fusion_jax.evals.socialbench.aggregate import Scored, dimension
-from fusion_jax.evals.socialbench.parsers import Parser, without_thinking
+from fusion_jax.evals.socialbench.parsers import Parser
 from fusion_jax.evals.socialbench.prompts import Prompt
 from fusion_jax.evals.socialbench.records import MEMORY, Item
 from fusion_jax.evals.socialbench.scores import chance, letters_score, memory_score
