@@ -75,8 +75,8 @@ class ReplyLog:
         return self.folder / f"{self.number}{SUFFIX}"
 
     def entries(self) -> dict[str, Entry]:
-        """Everything that is known so far, by its key: of several lines of a key the first reply, else the first
-        failure.
+        """Everything that is known so far, by its key: of several lines of a key the first reply, else the failure that
+        was found last.
 
         Raises:
           InputError: a line that is whole and no entry; names file and line.
@@ -118,7 +118,7 @@ class ReplyLog:
 
     def _keep(self, entry: Entry) -> None:
         before = self._found.get(entry.key)
-        if before is None or (isinstance(before.outcome, Failure) and isinstance(entry.outcome, Reply)):
+        if before is None or isinstance(before.outcome, Failure):
             self._found[entry.key] = entry
 
     def _open(self) -> None:

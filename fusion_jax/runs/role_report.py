@@ -48,7 +48,9 @@ def report(s: RoleSettings, desk: Desk, bench: Bench, found: Answered) -> Measur
 
 def facts_of(s: RoleSettings, bench: Bench, found: Answered) -> dict[str, Any]:
     """Everything that is reported, as plain values: the same replies give the same ones."""
-    rows = [row for row in found.rows if not row.rotation]
+    every = found.rows if s.partial else [row.strict for row in found.rows]
+    rows = [row for row in every if not row.rotation]
+    as_read = [row for row in found.rows if not row.rotation]
     cells = {policy: aggregate((row.scored for row in rows), policy) for policy in POLICIES}
     policy = s.unparsed
     strata = {
@@ -68,9 +70,10 @@ def facts_of(s: RoleSettings, bench: Bench, found: Answered) -> dict[str, Any]:
         "dimensions": {policy: {name: one._asdict() for name, one in own.items()} for policy, own in cells.items()},
         "intervals": analysis.intervals(rows, policy), "chance": analysis.by_chance(rows),
         "letters": analysis.letters_read(rows), "strata": {name: _plain(one) for name, one in strata.items()},
-        "drift": analysis.drift(rows, policy), "situations": _plain({"EP Situ.": analysis.situations(rows, policy)}),
-        "rotations": analysis.rotations(found.rows, policy) if s.rotations > 1 else {},
+        "drift": analysis.drift(rows, policy), "situations": _plain({"EP Situ.": analysis.situations(as_read, policy)}),
+        "rotations": analysis.rotations(every, policy) if s.rotations > 1 else {},
         "trimmed": analysis.trimmed(rows), "errors": dict(sorted(failed.items())),
+        "error details": dict(sorted(found.details.items())),
         "not answerable": [f"{row.file} {row.index}" for row in rows if not row.answerable],
         "cut replies": sum(row.finish == "length" for row in rows),
     }  # fmt: skip
@@ -89,14 +92,16 @@ def warnings(facts: Mapping[str, Any], headline: Mapping[str, Cell]) -> list[str
     found = []
     unparsed = sum(one.unparsed for one in headline.values())
     answered = facts["items"] - sum(one.errors for one in headline.values())
-    if answered and unparsed / answered > MANY_UNPARSED:
+    if answered and unparsed / answered >= MANY_UNPARSED:
         share = 100 * unparsed / answered
         found.append(
             f"WARNING: nothing could be read of {share:.1f} % of the replies; scores that drop them reward refusals"
         )
     if facts["incomplete"]:
         told = ", ".join(f"{reason} {count}" for reason, count in facts["errors"].items())
-        found.append(f"INCOMPLETE: {sum(facts['errors'].values())} prompts have no reply ({told})")
+        said = "; ".join(f"{reason}: {detail}" for reason, detail in facts["error details"].items())
+        shown = f"; for instance {said}" if said else ""
+        found.append(f"INCOMPLETE: {sum(facts['errors'].values())} prompts have no reply ({told}){shown}")
     if facts["avg"][facts["unparsed"]] is None:
         found.append("Avg is undefined: not all nine dimensions have a score")
     return found

@@ -214,6 +214,7 @@ def test_prompts_without_a_reply_make_the_row_incomplete(tmp_path, capsys):
         assert (
             "WARNING: nothing could be read of 5.3 % of the replies" in report
             and "small (incomplete)" in report
+            and "(HTTP 500 1); for instance HTTP 500: no" in report
             and "| HTTP 500 | 1 |" in report
         )
         state["down"] = False

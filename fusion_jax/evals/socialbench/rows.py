@@ -27,8 +27,9 @@ class Asked:
 
 @dataclass(frozen=True)
 class Row:
-    """A scored reply. options: how many; profiles: roles that the prompt tells of; whole: the score where several right
-    letters count only together; error: why there is no reply. letters: that were read, in order."""
+    """A scored reply. options: how many; profiles: roles that the prompt tells of; score: where a part of several right
+    letters counts; whole: where they count only together; error: why there is no reply. letters: that were read, in
+    order."""
 
     file: str
     index: int
@@ -57,6 +58,11 @@ class Row:
     @property
     def scored(self) -> Scored:
         return Scored(self.category, self.utterances, self.score, self.error)
+
+    @property
+    def strict(self) -> Row:
+        """The row to be aggregated where several right letters count only together."""
+        return dataclasses.replace(self, score=self.whole)
 
     def as_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self) | {"letters": list(self.letters), "label": list(self.label)}
