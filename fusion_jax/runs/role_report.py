@@ -163,7 +163,7 @@ def dimension_rows(facts: Mapping[str, Any]) -> list[dict[str, Any]]:
         cut = facts["trimmed"].get(name, {"items": 0})["items"]
         total = facts["dimensions"]["zero"][name]["counted"] + one["errors"]
         found.append({
-            "dimension": name, "score": _number(one["score"]), "95 % interval": f"{_number(low)} to {_number(high)}",
+            "dimension": name, "score": _number(one["score"]), "95 % interval": _interval(low, high),
             "chance": _number(facts["chance"][name]), "counted": one["counted"], "unparsed": one["unparsed"],
             "errors": one["errors"], "trimmed": f"{cut} of {total}",
         })  # fmt: skip
@@ -173,7 +173,8 @@ def dimension_rows(facts: Mapping[str, Any]) -> list[dict[str, Any]]:
 def analyses(facts: Mapping[str, Any]) -> list[str]:
     """Tables of what else the rows show; those without rows are left out."""
     parts = [
-        "Intervals: 1,000 resamples of the items. Where memory is trimmed, what is to be remembered may be gone.",
+        "Intervals: 1,000 resamples of the items, of which a single one leaves none. Where memory is trimmed, what is "
+        "to be remembered may be gone.",
         "## Letters", "Of choices, the letter that was read first beside the right one.",
         markdown_table([{"letter": letter, **counts} for letter, counts in facts["letters"].items()]),
     ]  # fmt: skip
@@ -210,7 +211,7 @@ def _drift(found: Sequence[Mapping[str, Any]]) -> list[str]:
     return [told, markdown_table([
         {
             "preference": one["preference"], "groups": f"{one['size']} - {one['less']}",
-            "difference": f"{one['difference']:+.2f} [{one['low']:+.2f}, {one['high']:+.2f}]",
+            "difference": f"{one['difference']:+.2f}, {_interval(one['low'], one['high'], '+.2f')}",
         } for one in found
     ])]  # fmt: skip
 
@@ -243,14 +244,18 @@ def figure(facts: Mapping[str, Any], headline: Mapping[str, Cell]) -> Any:
     for place, (name, one) in enumerate(headline.items()):
         if one.score is None:
             continue
-        low, high = facts["intervals"][name]
         axes.bar(place, one.score, color=hue(1)[0], width=0.6)
-        axes.plot([place, place], [low, high], color=INK, linewidth=1.2)
+        if name in facts["intervals"]:
+            axes.plot([place, place], facts["intervals"][name], color=INK, linewidth=1.2)
         axes.plot([place - 0.4, place + 0.4], [facts["chance"][name]] * 2, color=PALE, linewidth=3)
     axes.set_xticks(range(len(headline)), list(headline))
     axes.set_ylim(0, 105)
     tidy(axes, "Score with 95 % interval; grey: random answers", y="percent")
     return drawn
+
+
+def _interval(low: float | None, high: float | None, form: str = ".2f") -> str:
+    return "of one item" if low is None or high is None else f"{low:{form}} to {high:{form}}"
 
 
 def _number(value: float | None) -> str:

@@ -22,9 +22,9 @@ from fusion_jax.evals.judging.answers import (
     shared_questions,
     with_shared_references,
 )
-from fusion_jax.evals.judging.resampling import RESAMPLES
 from fusion_jax.evals.judging.verdicts import rule_pair, rule_score, verdict_of
 from fusion_jax.evals.judging.wording import Style, Wording, grade_question, pair_question, wording_of
+from fusion_jax.intervals import RESAMPLES
 from fusion_jax.jsonl import Record
 from fusion_jax.options import File, Files, ModelPath, Models, suggestion
 from fusion_jax.rewards.verifiers import VerifierName, verifier

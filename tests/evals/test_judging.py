@@ -22,10 +22,10 @@ from fusion_jax.evals.judging.bradley_terry import Battle, ranked, strengths, wi
 from fusion_jax.evals.judging.length_control import Anchors, difficulties, fitted, length_controlled
 from fusion_jax.evals.judging.preferences import discrete_win_rate, weighted_preference, win_rate
 from fusion_jax.evals.judging.reliability import agreement, kappa, place_bias
-from fusion_jax.evals.judging.resampling import Estimate, estimates, mean_estimate
 from fusion_jax.evals.judging.turns import by_category
 from fusion_jax.evals.judging.verdicts import UNREAD, grade_of, preference_of, rule_pair, rule_score, score_of
 from fusion_jax.evals.judging.wording import WORDINGS, grade_question, pair_question, wording_of
+from fusion_jax.intervals import Estimate, estimates, mean_estimate
 from fusion_jax.jsonl import read_jsonl
 from fusion_jax.rewards.verifiers import exact
 from fusion_jax.runs.verdict_report import Told, result_sentence

@@ -362,6 +362,8 @@ def test_what_else_the_rows_show(tmp_path):
         "2 profiles",
         -100.0,
     )
+    assert (found["low"], found["high"]) == (None, None)  # of a single item
+    assert "SA Know." not in analysis.intervals(rows[:1], "drop") and len(analysis.intervals(rows, "drop")) == 4
     assert [one["difference"] for one in analysis.drift(rows, "zero")] == [-100.0, -100.0]
     lengths = analysis.by_length(rows, "zero")["CM"]
     assert {name: cell.score for name, cell in lengths.items()} == {

@@ -99,6 +99,8 @@ def _answered(record: Record, questions: Mapping[str, Record], file: str | None,
     fields = Fields(record, file, number, cure=CURE)
     key = key_of(fields)
     question = Fields(questions.get(key or "", {}), file, number, cure="Repair the file of --questions")
+    turns: tuple[str, ...]
+    said: tuple[str, ...]
     if "prompt" in record and "response" in record:
         turns, said = _turns(fields, "prompt"), (fields.text("response"),)
     elif "responses" in record:
@@ -123,7 +125,7 @@ def _answered(record: Record, questions: Mapping[str, Record], file: str | None,
 
 def _turns(fields: Fields, name: str = "turns") -> tuple[str, ...]:
     """What was asked, none of it blank."""
-    turns = (fields.text(name),) if name == "prompt" else _texts(fields, name)
+    turns: tuple[str, ...] = (fields.text(name),) if name == "prompt" else _texts(fields, name)
     if not all(text.strip() for text in turns):
         raise fields.wrong(name, "is blank")
     return turns
