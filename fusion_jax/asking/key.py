@@ -28,17 +28,14 @@ class Key(NamedTuple):
           field: what a message calls the option that names the variable.
 
         Raises:
-          InputError: no name of a variable, which may be the key itself and is not quoted; the variable is not set, or
-            holds what no header can.
+          InputError: the variable is not set, or holds what no header can.
         """
         if not variable:
             return cls()
-        if not re.fullmatch(r"[A-Za-z_]\w*", variable, re.ASCII):
-            problem, cure = "is no name of an environment variable", "export NAME=KEY, and give NAME, not the key"
-            raise InputError(problem, field=field, cure=cure)
-        found, named = os.environ.get(variable, "").strip(), variable if variable.isupper() else "the variable"
+        usual = re.fullmatch("[A-Z_][A-Z0-9_]*", variable)  # anything else may be the key itself, and is not quoted
+        found, named = os.environ.get(variable, "").strip(), variable if usual else "the variable"
         if not found:
-            cure = f"export {variable if variable.isupper() else 'NAME'}=KEY"
+            cure = f"export {variable if usual else 'NAME'}=KEY, and give the name, not the key"
             raise InputError(f"{named} is not set or empty", field=field, cure=cure)
         if len(found) < 4 or not found.isascii() or not found.isprintable() or " " in found:
             cure = "Set it to the key alone: 4 characters at least, ASCII, without spaces"

@@ -12,6 +12,7 @@ import asyncio
 import email.utils
 import queue
 import random
+import re
 import threading
 import time
 import traceback
@@ -64,6 +65,9 @@ class Transport:
         bounded(self, "first_wait", "longest_wait", least=0)
         bounded(self, "request_seconds", "question_seconds", above=0)
         bounded(self, "largest_reply", least=1024)
+        if not re.fullmatch(r"([A-Za-z_]\w*)?", self.key_variable, re.ASCII):  # it may be the key: it is not quoted
+            problem, cure = "is no name of an environment variable", "export NAME=KEY, and give NAME, not the key"
+            raise InputError(problem, field="key_variable", cure=cure)
 
 
 class _Passing(Exception):

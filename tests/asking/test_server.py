@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import time
 import traceback
 
@@ -16,6 +17,8 @@ from fusion_jax.asking.key import Key
 from fusion_jax.asking.log import ReplyLog
 from fusion_jax.asking.server import Server, Transport, retry_after
 from fusion_jax.errors import InputError
+from fusion_jax.runs.helpers import HelperSettings
+from fusion_jax.runs.opening import _kept
 from tests.asking.chat_server import Response, chat, refusal, serving
 
 QUICK = Transport(retries=2, first_wait=0.01, longest_wait=0.05, request_seconds=30.0)
@@ -260,7 +263,7 @@ def test_a_key_that_is_none_is_refused_unseen(value, monkeypatch):
 
 @pytest.mark.parametrize("name", ["sk-abc-REAL", "sk_live_REAL", "two words", "1x"])
 def test_a_key_in_place_of_its_variables_name_is_not_shown(name):
-    with pytest.raises(InputError, match=r"field '--judge\.transport\.key-variable'") as error:
+    with pytest.raises(InputError, match=r"field '(--judge\.transport\.key-variable|key_variable)'") as error:
         Server("http://127.0.0.1:1/v1", "small", Transport(key_variable=name), options="--judge.")
     assert name not in str(error.value)
 
@@ -272,6 +275,27 @@ def test_addresses_that_are_none(url):
     with pytest.raises(InputError, match="field '--server'") as error:
         Server(url, "small")
     assert "secret" not in str(error.value)
+
+
+@pytest.mark.parametrize("changes, told", [
+    ({"server": "ftp://x", "served": "m"}, "field '--judge.server'"), ({"server": "http://a/?k=1", "served": "m"}, "--judge.transport.key-variable"),
+    ({"served": "m"}, "--judge.server ADDRESS --judge.served NAME"), ({"model": "zoo:target", "server": "http://a/v1"}, "field '--judge.model'"),
+    ({"server": "http://a/v1", "served": "m", "transport": Transport("NO_SUCH_KEY")}, "field '--judge.transport.key-variable'"),
+])  # fmt: skip
+def test_messages_name_the_option_of_the_helper_that_is_meant(changes, told):
+    with pytest.raises(InputError, match=re.escape(told)):
+        HelperSettings(**changes).check("--judge")
+
+
+def test_how_hard_a_server_is_tried_may_change_when_a_run_goes_on():
+    """Also one of a helper."""
+
+    @dataclasses.dataclass
+    class Settings:
+        helper: HelperSettings
+
+    kept = [_kept(Settings(HelperSettings(**how))) for how in ({}, {"transport": Transport(retries=9)}, {"seed": 1})]
+    assert kept[0] == kept[1] != kept[2]
 
 
 def test_leaving_early_ends_the_requests():

@@ -324,6 +324,8 @@ class TestThePage:
         fails(judge, [*args, "--server", "http://127.0.0.1:9/v1"], capsys, "field '--served'")
         bare = [str(write(tmp_path / f"{name}.jsonl", [{"prompt": "a", "response": name}])) for name in "xy"]
         fails(judge, ["--out", str(tmp_path / "run"), "--answers", *bare], capsys, "the rule needs right answers")
+        line = fails(judge, [*args, "--transport.key-variable", "sk-REAL"], capsys, "field '--transport.key-variable'")
+        assert "REAL" not in line
         hard = str(write(tmp_path / "hard.jsonl", [{"question_id": "a", "difficulty": "very"}]))
         fails(judge, [*args, "--difficulty", hard], capsys, "hard.jsonl, record 1, field 'difficulty': is 'very'")
         assert not (tmp_path / "run").exists()
