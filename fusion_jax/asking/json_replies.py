@@ -28,7 +28,7 @@ from fusion_jax.json_files import parse_json
 
 T = TypeVar("T")
 LONGEST = 1 << 18  # characters of a reply that are looked through
-MOST_TRIED = 32  # objects of a reply that are tried, and that may be left open
+MOST_TRIED, MOST_OPEN = 32, 8  # last objects of a reply that are tried; beginnings that may be left open before one
 BROKEN = "broken JSON"
 _BEGIN = re.compile(r'\{\s*["}]')  # of what may be an object
 _BRACE = re.compile(r'[{}]|"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\\?\Z)', re.DOTALL)  # or a string, closed or not
@@ -109,7 +109,7 @@ def _candidates(text: str) -> tuple[list[str], bool]:
         if closed is not None:
             found.append(text[start:closed])
             end = closed
-        elif (cut := cut + 1) == MOST_TRIED:
+        elif (cut := cut + 1) == MOST_OPEN:
             break
     return found, cut > 0
 

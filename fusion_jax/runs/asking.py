@@ -181,7 +181,7 @@ def asked(
         return ask(answerer, questions, decoding, own, sample=sample, progress=told)
 
 
-def replies(
+def outcomes_of(
     s: AskingSettings, desk: Desk, answerer: Answerer, questions: Sequence[Question], decoding: Decoding, what: str
 ) -> list[Outcome]:
     """`asked` as the settings say, its time told in the report."""

@@ -21,7 +21,7 @@ from fusion_jax.evals.socialbench.rows import Asked, Row, row_of
 from fusion_jax.fields import Fields
 from fusion_jax.jsonl import Record, numbered, read_jsonl
 from fusion_jax.options import File, Files, Folder
-from fusion_jax.runs.asking import REPLIES, AskingSettings, made_again, replies
+from fusion_jax.runs.asking import REPLIES, AskingSettings, made_again, outcomes_of
 from fusion_jax.runs.desk import Desk
 from fusion_jax.settings import bounded
 
@@ -182,7 +182,7 @@ def _outcomes(s: RoleSettings, desk: Desk, asked: Sequence[Asked], answerer: Ans
     for memory, what in ((False, "choices"), (True, "memory")):
         numbers = [number for number, one in enumerate(asked) if (one.item.kind == MEMORY) == memory]
         questions = [Question.of(asked[number].prompt.text) for number in numbers]
-        found.update(zip(numbers, replies(s, desk, answerer, questions, s.decoding(memory), what), strict=True))
+        found.update(zip(numbers, outcomes_of(s, desk, answerer, questions, s.decoding(memory), what), strict=True))
     return [found[number] for number in range(len(asked))]
 
 

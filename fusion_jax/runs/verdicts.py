@@ -28,7 +28,7 @@ from fusion_jax.intervals import RESAMPLES
 from fusion_jax.jsonl import Record
 from fusion_jax.options import File, Files, ModelPath, Models, suggestion
 from fusion_jax.rewards.verifiers import VerifierName, verifier
-from fusion_jax.runs.asking import AskingSettings, made_again, replies
+from fusion_jax.runs.asking import AskingSettings, made_again, outcomes_of
 from fusion_jax.runs.checks import check_names, model_name
 from fusion_jax.runs.desk import Desk
 from fusion_jax.sampling.generate import SampleSettings, load_to_sample
@@ -247,7 +247,7 @@ def judged(s: JudgeSettings, desk: Desk, asked: Sequence[Asked], judge: Answerer
     outcomes = dict[int, Outcome]()
     for again, decoding in ((False, how), (True, other)):
         numbers = [number for number, one in enumerate(asked) if one.again == again]
-        found = replies(s, desk, judge, [asked[n].question for n in numbers], decoding, "verdicts")
+        found = outcomes_of(s, desk, judge, [asked[n].question for n in numbers], decoding, "verdicts")
         outcomes |= dict(zip(numbers, found, strict=True))
     records = list[Record]()
     for number, one in enumerate(asked):

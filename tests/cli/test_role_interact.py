@@ -101,6 +101,14 @@ def test_echo_and_guesses_are_the_same_every_time(tmp_path, oracle):
     )
 
 
+def test_seeds_share_their_replies_and_each_is_read_again(tmp_path):
+    files = ["--files", bench(tmp_path, RECORDS[0])]
+    attempt(role_interact, ["--out", str(tmp_path / "run"), "--baseline", "oracle", "--seeds", "2", *files])
+    assert len((tmp_path / "run/replies/0.jsonl").read_text().splitlines()) == 1
+    again = run(tmp_path / "again", "--rescore", str(tmp_path / "run/seed-43"), *files)
+    assert again["dimensions"]["drop"]["SA Style"]["score"] == 100.0
+
+
 def test_several_right_letters_have_both_scores_whichever_counts(tmp_path):
     found = run(tmp_path / "run", "--baseline", "echo", "--partial", "False", "--files", bench(tmp_path, RECORDS[4]))
     scores = {name: one["score"] for name, one in found["situations"]["EP Situ."].items()}
