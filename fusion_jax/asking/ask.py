@@ -43,6 +43,12 @@ class Kept:
         """Which of the processes that share the log asks for a reply."""
         return int(key[:12], 16) % self.share.count
 
+    def again(self, entries: Mapping[str, Entry]) -> int:
+        """How often what failed is asked again by now, by the failures of this process or, if it has none, of all."""
+        failed = {key: one.again for key, one in entries.items() if isinstance(one.outcome, Failure)}
+        own = [again for key, again in failed.items() if self.owner(key) == self.share.index]
+        return 1 + max(own or failed.values(), default=0) if self.failed_again else 0
+
     def entries(self) -> dict[str, Entry]:
         """What the log holds now."""
         return {} if self.log is None else dict(self.log.entries())
@@ -81,7 +87,8 @@ def ask(
     progress(known, len(first))
 
     def asked() -> None:
-        asking = _Asking(answerer, {key: first[key] for key in mine}, decoding, kept.log, sample)
+        left = {key: first[key] for key in mine}
+        asking = _Asking(answerer, left, decoding, kept.log, sample, kept.again(before))
         own.update(asking.outcomes(lambda done: progress(known + done, len(first))))
 
     if answerer.together:
@@ -145,13 +152,14 @@ def _mark(outcome: Outcome | None) -> np.ndarray:
 
 @dataclass(frozen=True)
 class _Asking:
-    """Different questions by their keys, which are asked now."""
+    """Different questions by their keys, which are asked now. again: see `Entry`."""
 
     answerer: Answerer
     questions: Mapping[str, Question]
     decoding: Decoding
     log: ReplyLog | None
     sample: int
+    again: int = 0
 
     def outcomes(self, progress: Callable[[int], None]) -> dict[str, Outcome]:
         """Replies are in the log before the next one is asked for, failures at the end."""
@@ -176,7 +184,7 @@ class _Asking:
     def _keep(self, key: str, outcome: Outcome) -> None:
         if self.log is None:
             return
-        entry = Entry(key, self.answerer.identity, outcome)
+        entry = Entry(key, self.answerer.identity, outcome, self.again)
         write = partial(self.log.add, self.questions[key], self.decoding, self.sample, entry)
         if self.answerer.together:  # the others fail as the first host fails
             on_first(write)
@@ -187,19 +195,19 @@ class _Asking:
 def _of_others(kept: Kept, before: Mapping[str, Entry], left: Sequence[str]) -> dict[str, Outcome]:
     """What other processes ask, as soon as the log holds it.
 
-    A failure that was there before is owed again. Where nobody asks it again it stands: that process may have done so
-    before this one began.
+    A failure that was there before is owed again, unless that process has asked it again as often as this one asks.
+    Where nobody asks it again it stands.
     """
     if not left or kept.log is None:
         return {}
-    folder = os.fspath(kept.log.folder)
+    folder, again = os.fspath(kept.log.folder), kept.again(before)
 
     def owed() -> dict[str, int]:
         now = kept.entries()
         return {
             f"{folder}, reply {key[:12]}": kept.owner(key)
             for key in left
-            if key not in now or now[key] is before.get(key)
+            if key not in now or (now[key] is before.get(key) and now[key].again < again)
         }
 
     try:
