@@ -3,7 +3,7 @@
     python experiments/judge.py                                       # three miniatures, judged by a rule, a CPU
     python experiments/judge.py --preset alpaca --answers base.jsonl mine.jsonl --model JUDGE --out runs/a
     python experiments/judge.py --preset arena --answers base.jsonl a.jsonl b.jsonl --server http://127.0.0.1:8000/v1 \\
-        --served NAME --transport.key-variable KEY
+        --served NAME --transport.key-variable NAME_OF_A_VARIABLE
     python experiments/judge.py --preset mtbench --questions mt_bench_questions.jsonl --answers mine.jsonl --model JUDGE
 
 alpaca: the judge's probabilities of naming one answer or the other; the win rate, and what it would be at equal lengths
@@ -37,9 +37,7 @@ from fusion_jax.runs.desk import Desk
 from fusion_jax.runs.page import conduct
 from fusion_jax.runs.seeds import Measures
 from fusion_jax.runs.verdict_report import report
-from fusion_jax.runs.verdicts import JudgeSettings, asked_of, compared_of, judge_of, judged
-
-VERDICTS = "verdicts.jsonl"
+from fusion_jax.runs.verdicts import JudgeSettings, asked_of, compared_of, verdicts_of
 
 
 @dataclass(frozen=True)
@@ -69,8 +67,7 @@ def judge(s: Settings, desk: Desk) -> Measures:
     """Answers, what the judge is asked of them, its verdicts, and what they amount to."""
     compared = compared_of(s, desk)
     asked = asked_of(s, compared, wording_of(s.style, s.wording))
-    records = desk.records(VERDICTS, lambda: judged(s, desk, asked, judge_of(s, desk, compared, asked)), made_from=[])
-    return report(s, desk, compared, records)
+    return report(s, desk, compared, verdicts_of(s, desk, compared, asked))
 
 
 def parts(s: Settings) -> list[Part]:

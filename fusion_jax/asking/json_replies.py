@@ -8,25 +8,30 @@
     read_object('Sure! ```json\\n{"better": "M",}\\n```', Verdict)       # Verdict(better="M", reason="")
     read_object("M is better.", Verdict)                              # Unread("no JSON object")
 
-Tolerated are prose around the object, fences, and commas behind a last entry. What could not be read is told by a
-reason of a few words, to be counted.
+Tolerated are prose around the object, also with braces, fences, and commas behind a last entry. Declared thoughts
+(<think>...</think>) are left out first, and of several objects the last one that passes the check counts. What could
+not be read is told by a reason of a few words, to be counted.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import types
-from collections.abc import Iterator
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
 
+from fusion_jax.asking.thoughts import OPENED, without_thinking
 from fusion_jax.errors import InputError, quoted
 from fusion_jax.json_files import parse_json
 
 T = TypeVar("T")
 LONGEST = 1 << 18  # characters of a reply that are looked through
-MOST_TRIED = 8  # objects of a reply that are tried
-FENCE = "```"
+MOST_TRIED, MOST_OPEN = 32, 8  # last objects of a reply that are tried; beginnings that may be left open before one
+BROKEN = "broken JSON"
+_BEGIN = re.compile(r'\{\s*["}]')  # of what may be an object
+_BRACE = re.compile(r'[{}]|"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\\?\Z)', re.DOTALL)  # or a string, closed or not
 
 
 class Unread(NamedTuple):
@@ -37,7 +42,7 @@ class Unread(NamedTuple):
 
 
 def read_object(text: str, kind: type[T], *, others: bool = False) -> T | Unread:
-    """The first object of a reply that is JSON, as a dataclass.
+    """The last JSON object of a reply that is such a dataclass.
 
     Args:
       kind: a dataclass whose fields are str, int, float, bool, Literals, lists (`tuple[X, ...]`), dataclasses, or one
@@ -45,62 +50,78 @@ def read_object(text: str, kind: type[T], *, others: bool = False) -> T | Unread
         be missing.
       others: whether fields that the dataclass lacks are passed over, else they are an error.
     """
-    found = read_json_object(text)
-    if isinstance(found, Unread):
-        return found
-    try:
-        checked: T = _record(found, kind, "", others)
-    except _Wrong as error:
-        return Unread(error.reason, error.detail)
-    return checked
+
+    def checked(found: dict[str, Any]) -> T | Unread:
+        try:
+            record: T = _record(found, kind, "", others)
+        except _Wrong as error:
+            return Unread(error.reason, error.detail)
+        return record
+
+    return _last(text, checked)
 
 
 def read_json_object(text: str) -> dict[str, Any] | Unread:
-    """The first JSON object of a reply; see the module's text for what is tolerated."""
+    """The last JSON object of a reply; see the module's text for what is tolerated."""
+    return _last(text, lambda found: found)
+
+
+def _last(text: str, check: Callable[[dict[str, Any]], T | Unread]) -> T | Unread:
+    """The last object of a reply that passes a check, else why there is none."""
+    text = without_thinking(text)
     if len(text) > LONGEST:
         return Unread("reply too long to read", f"{len(text)} characters, {LONGEST} at most")
-    problem = ""
-    for number, candidate in enumerate(_candidates(text)):
-        if number == MOST_TRIED:
-            break
-        for form in dict.fromkeys((candidate, without_last_commas(candidate))):
-            try:
-                found: dict[str, Any] = parse_json(form)
-                return found
-            except InputError as error:
-                problem = problem or error.problem
-    return Unread("broken JSON", problem) if problem else Unread("no JSON object")
+    if text.lstrip().startswith(OPENED):
+        return Unread("thoughts that do not end")
+    candidates, cut = _candidates(text)
+    problems = list[Unread]()
+    for candidate in reversed(candidates[-MOST_TRIED:]):
+        found = _parsed(candidate)
+        checked = found if isinstance(found, Unread) else check(found)
+        if not isinstance(checked, Unread):
+            return checked
+        problems.append(checked)
+    if cut:
+        return Unread(BROKEN, "an object is not closed")
+    if problems:
+        return problems[0]
+    return Unread(BROKEN, "no name in quotes behind a brace") if "{" in text else Unread("no JSON object")
 
 
-def _candidates(text: str) -> Iterator[str]:
-    """Pieces of a text that may be an object: what stands between balanced braces, then from the first brace on."""
-    start = text.find("{")
-    first = start
-    while start >= 0:
-        end = _closed(text, start)
-        if end is None:
+def _parsed(text: str) -> dict[str, Any] | Unread:
+    """A text as a JSON object, if need be without commas behind last entries."""
+    try:
+        found: dict[str, Any] = parse_json(text)
+    except InputError as error:
+        bare = without_last_commas(text)
+        return Unread(BROKEN, error.problem) if bare == text else _parsed(bare)
+    return found
+
+
+def _candidates(text: str) -> tuple[list[str], bool]:
+    """What stands between balanced braces, outermost pairs only, and whether something that begins as an object is not
+    closed. Braces that begin none, as in {x | x > 0}, are passed over."""
+    found, cut, end = list[str](), 0, 0
+    for start in (one.start() for one in _BEGIN.finditer(text)):
+        if start < end:
+            continue
+        closed = _closed(text, start)
+        if closed is not None:
+            found.append(text[start:closed])
+            end = closed
+        elif (cut := cut + 1) == MOST_OPEN:
             break
-        yield text[start:end]
-        start = text.find("{", end)
-    if first >= 0 and start >= 0:
-        yield text[start:].partition(FENCE)[0]
+    return found, cut > 0
 
 
 def _closed(text: str, start: int) -> int | None:
     """Behind the brace that closes the one at `start`; braces in strings do not count."""
-    depth, inside, at = 0, False, start
-    while at < len(text):
-        c = text[at]
-        if inside:
-            at += c == "\\"
-            inside = c != '"'
-        elif c == '"':
-            inside = True
-        elif c in "{}":
-            depth += 1 if c == "{" else -1
+    depth = 0
+    for one in _BRACE.finditer(text, start):
+        if one[0] in "{}":
+            depth += 1 if one[0] == "{" else -1
             if not depth:
-                return at + 1
-        at += 1
+                return one.end()
     return None
 
 

@@ -57,12 +57,9 @@ class Local:
     window: int = 0
     together: bool = True
 
-    @cached_property
+    @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        if self.model.tokenizer is None:
-            cure = "Add the tokenizer's files to its folder"
-            raise InputError("the model has no tokenizer", file=self.model.folder or None, cure=cure)
-        return self.model.tokenizer
+        return self.model.reader
 
     @cached_property
     def ready(self) -> Ready:

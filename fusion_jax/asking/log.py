@@ -34,11 +34,12 @@ CURE = "Remove the line, and the question is asked again"
 
 @dataclass(frozen=True)
 class Entry:
-    """A line of the log."""
+    """A line of the log. again: of a failure, how often what failed was asked again before."""
 
     key: str
     identity: str
     outcome: Outcome
+    again: int = 0
 
 
 @dataclass
@@ -75,8 +76,8 @@ class ReplyLog:
         return self.folder / f"{self.number}{SUFFIX}"
 
     def entries(self) -> dict[str, Entry]:
-        """Everything that is known so far, by its key: of several lines of a key the first reply, else the first
-        failure.
+        """Everything that is known so far, by its key: of several lines of a key the first reply, else the failure that
+        was found last.
 
         Raises:
           InputError: a line that is whole and no entry; names file and line.
@@ -118,7 +119,7 @@ class ReplyLog:
 
     def _keep(self, entry: Entry) -> None:
         before = self._found.get(entry.key)
-        if before is None or (isinstance(before.outcome, Failure) and isinstance(entry.outcome, Reply)):
+        if before is None or isinstance(before.outcome, Failure):
             self._found[entry.key] = entry
 
     def _open(self) -> None:
@@ -176,7 +177,7 @@ def _record(question: Question, decoding: Decoding, sample: int, entry: Entry) -
     told |= {"decoding": dataclasses.asdict(decoding), "sample": sample}
     outcome = entry.outcome
     if isinstance(outcome, Failure):
-        return told | {"failure": outcome._asdict()}
+        return told | {"failure": outcome._asdict()} | ({"again": entry.again} if entry.again else {})
     firsts = outcome.logprobs
     own = {"text": outcome.text, "finish": outcome.finish}
     kept = None if firsts is None else [[one.token, _finite(one.logprob)] for one in firsts]
@@ -195,7 +196,8 @@ def _entry(line: bytes, file: Path, number: int) -> Entry:
     )
     key, identity = fields.text("key"), fields.text("model")
     if (failed := fields.object("failure", None)) is not None:
-        return Entry(key, identity, Failure(failed.text("reason"), failed.text("detail", "")))
+        failure = Failure(failed.text("reason"), failed.text("detail", ""))
+        return Entry(key, identity, failure, fields.integer("again", 0))
     reply = fields.object("reply")
     firsts = reply.items("logprobs", None)
     told = None if firsts is None else tuple(_candidate(one, reply) for one in firsts)

@@ -3,16 +3,16 @@
 Requests are posted side by side. What passes (429, 5xx, a lost connection, a time limit, a body that is cut short or no
 JSON) is tried again after waits that grow; what remains is a `Failure`, counted by its reason. What concerns every
 question stops everything with one error: a key that is refused, an address that is not there, a redirect, a server that
-does not answer any more.
+does not answer any more, or that has never given a reply.
 """
 
 from __future__ import annotations
 
 import asyncio
 import email.utils
-import os
 import queue
 import random
+import re
 import threading
 import time
 import traceback
@@ -20,16 +20,17 @@ import urllib.parse
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 from fusion_jax.asking import wire
-from fusion_jax.asking.contract import Decoding, Failure, Outcome, Question
+from fusion_jax.asking.contract import Decoding, Failure, Outcome, Question, Reply
+from fusion_jax.asking.key import Key
 from fusion_jax.errors import InputError, one_line, quoted
 from fusion_jax.settings import bounded
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
+LONGEST = 300  # characters of what a server says of a failure
 AGAIN = (408, 409, 425, 429, *range(500, 600))  # codes that may pass
-HIDDEN = "***"
 
 
 @dataclass(frozen=True)
@@ -64,46 +65,17 @@ class Transport:
         bounded(self, "first_wait", "longest_wait", least=0)
         bounded(self, "request_seconds", "question_seconds", above=0)
         bounded(self, "largest_reply", least=1024)
-
-
-class Key(NamedTuple):
-    """A secret: no text that is made of it shows it."""
-
-    secret: Callable[[], str] = lambda: ""
-
-    def __repr__(self) -> str:
-        return f"Key({HIDDEN})"
-
-    @classmethod
-    def of(cls, variable: str) -> Key:
-        """The key in an environment variable; none where no variable is named.
-
-        Raises:
-          InputError: the variable is not set, or holds what no header can.
-        """
-        if not variable:
-            return cls()
-        found = os.environ.get(variable, "").strip()
-        if not found:
-            raise InputError(f"{variable} is not set or empty", field="key_variable", cure=f"export {variable}=KEY")
-        if len(found) < 4 or not found.isascii() or not found.isprintable() or " " in found:
-            raise InputError(
-                f"what {variable} holds is no key", field="key_variable",
-                cure="Set it to the key alone: 4 characters at least, ASCII, without spaces",
-            )  # fmt: skip
-        return cls(lambda: found)
-
-    def hidden(self, text: str) -> str:
-        """A text without the key."""
-        return text.replace(secret, HIDDEN) if (secret := self.secret()) else text
+        if not re.fullmatch(r"([A-Za-z_]\w*)?", self.key_variable, re.ASCII):  # it may be the key: it is not quoted
+            problem, cure = "is no name of an environment variable", "export NAME=KEY, and give NAME, not the key"
+            raise InputError(problem, field="key_variable", cure=cure)
 
 
 class _Passing(Exception):
     """What went wrong with a request and may pass. wait: seconds that the server asks for."""
 
-    def __init__(self, reason: str, detail: str = "", wait: float = 0.0) -> None:
-        super().__init__(reason)
-        self.failure, self.wait = Failure(reason, detail), wait
+    def __init__(self, failure: Failure, wait: float = 0.0) -> None:
+        super().__init__(failure.reason)
+        self.failure, self.wait = failure, wait
 
 
 @dataclass(frozen=True)
@@ -111,7 +83,8 @@ class Server:
     """A model behind the OpenAI chat API.
 
     url: what stands before `/chat/completions`, for instance http://127.0.0.1:8000/v1. name: the model's, as the server
-    calls it. most_characters: of a question that fits; 0: all.
+    calls it. most_characters: of a question that fits; 0: all. options: what stands before the names of these settings
+    on a command line, for messages.
 
     Raises:
       InputError: an address that is none, or that holds a password; a key that is not there.
@@ -121,15 +94,18 @@ class Server:
     name: str
     transport: Transport = Transport()
     most_characters: int = 0
+    options: str = field(default="--", repr=False, compare=False)
     key: Key = field(init=False, repr=False, compare=False)
     together: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
-        check_url(self.url)
+        check_url(self.url, self.options)
         if not self.name:
-            raise InputError("is missing", field="served", cure="Name the model as the server calls it")
+            cure = "Name the model as the server calls it"
+            raise InputError("is missing", field=f"{self.options}served", cure=cure)
         object.__setattr__(self, "url", self.url.rstrip("/"))
-        object.__setattr__(self, "key", Key.of(self.transport.key_variable))
+        key = Key.of(self.transport.key_variable, f"{self.options}transport.key-variable")
+        object.__setattr__(self, "key", key)
 
     @property
     def identity(self) -> str:
@@ -155,19 +131,28 @@ class Server:
             task.stop()
             thread.join()
 
+    def failure(self, reason: str, said: str = "") -> Failure:
+        """A failure without the key, which is hidden before what the server said is cut."""
+        return Failure(reason, one_line(self.key.hidden(said), LONGEST))
 
-def check_url(url: str) -> None:
-    """Refuse an address that is none, and one that holds a password or a query."""
+    def error(self, problem: str, cure: str, option: str | None = "server") -> InputError:
+        """An error without the key. option: the one that it is about."""
+        named = None if option is None else f"{self.options}{option}"
+        return InputError(self.key.hidden(problem), file=self.url, field=named, cure=cure)
+
+
+def check_url(url: str, options: str = "--") -> None:
+    """Refuse an address that is none, and one that holds a password or a query. options: as of `Server`."""
     try:
         parts = urllib.parse.urlsplit(url)
         there = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port is None or parts.port > 0)
     except ValueError:
         there = False
     if "@" in url or "?" in url or "#" in url:
-        cure = "Give http://HOST:PORT/v1, and a key by --transport.key-variable"
-        raise InputError("the address holds a name, a password or a query", field="server", cure=cure)
+        cure = f"Give http://HOST:PORT/v1, and a key by {options}transport.key-variable"
+        raise InputError("the address holds a name, a password or a query", field=f"{options}server", cure=cure)
     if not there or not url.isprintable() or " " in url:
-        raise InputError(f"{quoted(url)} is no address", field="server", cure="Give http://HOST:PORT/v1")
+        raise InputError(f"{quoted(url)} is no address", field=f"{options}server", cure="Give http://HOST:PORT/v1")
 
 
 class _Task:
@@ -182,7 +167,7 @@ class _Task:
         self, server: Server, questions: Sequence[Question], decoding: Decoding, tell: Callable[[Any], None]
     ) -> None:
         self.server, self.questions, self.decoding, self.tell = server, questions, decoding, tell
-        self.numbers, self.silent = iter(range(len(questions))), 0
+        self.numbers, self.lost, self.replied = iter(range(len(questions))), 0, False
         self.loop = asyncio.new_event_loop()
         self.work: asyncio.Task[None] | None = None
         self.stopped = threading.Event()
@@ -205,7 +190,7 @@ class _Task:
 
     def _unexpected(self, error: BaseException) -> RuntimeError:
         """A bug's kind and place, without the traceback, whose frames hold requests."""
-        place, said = traceback.extract_tb(error.__traceback__)[-1], self.server.key.hidden(one_line(str(error)))
+        place, said = traceback.extract_tb(error.__traceback__)[-1], one_line(self.server.key.hidden(str(error)))
         where = f"{place.filename}, line {place.lineno}"
         return RuntimeError(f"asking the server failed: {type(error).__name__} {said} ({where})")
 
@@ -235,17 +220,22 @@ class _Task:
     async def _worker(self, client: Any) -> None:
         for number in self.numbers:
             outcome, answered = await self._question(client, self.questions[number])
-            self.silent = 0 if answered else self.silent + 1
-            if self.silent >= self.server.transport.give_up:
-                assert isinstance(outcome, Failure)
-                raise InputError(
-                    f"the server does not answer: {self.silent} questions in a row failed, the last one with "
-                    f"{outcome.reason} ({outcome.detail})", file=self.server.url, field="server",
-                    cure="Look at the server; the same command with --resume goes on",
-                )  # fmt: skip
+            self._count(outcome, answered)
             taken = asyncio.Event()
             self.tell((number, outcome, taken))
             await taken.wait()
+
+    def _count(self, outcome: Outcome, answered: bool) -> None:
+        """Give a server up that does not answer any more, or that has never given a reply, whatever else it says."""
+        self.replied = self.replied or isinstance(outcome, Reply)
+        self.lost = 0 if isinstance(outcome, Reply) or (answered and self.replied) else self.lost + 1
+        if isinstance(outcome, Failure) and self.lost >= self.server.transport.give_up:
+            raise self.server.error(
+                f"the server gives no reply: {self.lost} questions in a row failed, the last one with "
+                f"{outcome.reason} ({outcome.detail})",
+                "Look at the server; the same command with --resume goes on. If these questions alone fail, raise "
+                f"{self.server.options}transport.give-up",
+            )
 
     async def _question(self, client: Any, question: Question) -> tuple[Outcome, bool]:
         """The outcome, and whether the server answered at all."""
@@ -273,40 +263,41 @@ class _Task:
         import httpx2
 
         server, how = self.server, self.server.transport
+        most = min(how.request_seconds, seconds)
         sent = wire.body(server.name, question, self.decoding, how.tokens_field)
         try:
             async with (
-                asyncio.timeout(max(min(how.request_seconds, seconds), 0.0)),
+                asyncio.timeout(max(most, 0.0)),
                 client.stream("POST", f"{server.url}/chat/completions", json=sent) as response,
             ):
                 kind, code = response.headers.get("content-type", ""), response.status_code
                 self._check_headers(response)
                 raw = await self._body(response)
         except TimeoutError:
-            raise _Passing("timeout", f"no whole reply in {min(how.request_seconds, seconds):g} s") from None
+            raise _Passing(server.failure("timeout", f"no whole reply in {most:g} s")) from None
         except httpx2.TransportError as error:
-            detail = server.key.hidden(one_line(str(error) or type(error).__name__, 200))
-            raise _Passing("connection", detail) from None
+            raise _Passing(server.failure("connection", str(error) or type(error).__name__)) from None
         if code != 200:
             return self._refused(code, response.headers, raw)
         if "text/event-stream" in kind:
-            raise _Passing("a stream, not a reply", kind)
+            raise _Passing(server.failure("a stream, not a reply", kind))
         try:
-            return wire.reply(raw, server.key.hidden)
+            return wire.reply(raw, server.key)
         except InputError as error:
-            shape = error.field is not None
-            raise _Passing("reply of another shape" if shape else "reply that is no JSON", self._told(error)) from None
+            reason = "reply that is no JSON" if error.field is None else "reply of another shape"
+            said = f"{error.field}: {error.problem}" if error.field else f"{error.problem}, {kind or 'of no type'}"
+            raise _Passing(server.failure(reason, said)) from None
 
     def _check_headers(self, response: Any) -> None:
         """Refuse redirects, and bodies that would have to be unpacked."""
         if 300 <= response.status_code < 400:
-            where = one_line(self.server.key.hidden(response.headers.get("location", "nowhere")), 200)
-            raise InputError(
-                f"the server sends on to {where}, and no redirect is followed", file=self.server.url, field="server",
-                cure="Give the address that answers, if it can be trusted",
-            )  # fmt: skip
+            where = response.headers.get("location", "nowhere")
+            raise self.server.error(
+                f"the server sends on to {where}, and no redirect is followed",
+                "Give the address that answers, if it can be trusted",
+            )
         if response.headers.get("content-encoding", "identity") != "identity":
-            raise _Passing("reply that is packed", response.headers["content-encoding"][:80])
+            raise _Passing(self.server.failure("reply that is packed", response.headers["content-encoding"]))
 
     async def _body(self, response: Any) -> bytes:
         """The body, up to the largest size."""
@@ -314,7 +305,7 @@ class _Task:
         async for chunk in response.aiter_raw():
             raw += chunk
             if len(raw) > most:
-                raise _Passing("reply that is too large", f"more than {most} bytes")
+                raise _Passing(self.server.failure("reply that is too large", f"more than {most} bytes"))
         return bytes(raw)
 
     def _refused(self, code: int, headers: Any, raw: bytes) -> Failure:
@@ -323,23 +314,19 @@ class _Task:
         Raises:
           _Passing, InputError: as `_request`.
         """
-        said = one_line(self.server.key.hidden(wire.complaint(raw)), 300)
+        server, said = self.server, self.server.failure(f"HTTP {code}", wire.complaint(raw, self.server.key))
         if code in AGAIN:
-            raise _Passing(f"HTTP {code}", said, retry_after(headers.get("retry-after", "")))
+            raise _Passing(said, retry_after(headers.get("retry-after", "")))
         if code in (401, 403):
-            named = self.server.transport.key_variable
-            cure = f"Check the key in {named}" if named else "Give --transport.key-variable NAME"
-            raise InputError(f"the server refuses the key (HTTP {code}: {said})", file=self.server.url, cure=cure)
+            named = server.transport.key_variable
+            cure = f"Check the key in {named}" if named else f"Give {server.options}transport.key-variable NAME"
+            raise server.error(f"the server refuses the key ({said.reason}: {said.detail})", cure, None)
         if code in (404, 405):
-            raise InputError(
-                f"there is no such address or model (HTTP {code}: {said})", file=self.server.url, field="server",
-                cure="Check the address, which is what stands before /chat/completions, and the model's name",
-            )  # fmt: skip
-        return Failure(f"HTTP {code}", said)
-
-    def _told(self, error: InputError) -> str:
-        place = f"{error.field}: " if error.field else ""
-        return self.server.key.hidden(f"{place}{error.problem}")
+            raise server.error(
+                f"there is no such address or model ({said.reason}: {said.detail})",
+                "Check the address, which is what stands before /chat/completions, and the model's name",
+            )
+        return said
 
 
 @asynccontextmanager

@@ -96,9 +96,9 @@ def sit(
     Raises:
       InputError: no tokenizer, an encoder, letters that the tokenizer does not tell apart, logits that are not finite.
     """
-    if model.tokenizer is None or not model.config.decoder or model.config.encoder:
-        raise InputError("is no decoder with a tokenizer", file=model.folder or None, field="base",
-                         cure="Give a language model's folder")  # fmt: skip
+    if not model.config.decoder or model.config.encoder:
+        cure = "Give a language model's folder"
+        raise InputError("is no decoder", file=model.folder or None, field="base", cure=cure)
     made = ready(model.params, model.config, sampling_dtype(model), mesh)
     every = [turned(test, by) for test in tests for by in range(s.turns)]
     found = np.full((len(every), 4), np.nan)
@@ -129,14 +129,14 @@ def _answers(
     model: Model, made: Ready, tests: Sequence[ExamItem], paper: Paper, s: ExamSettings, counts: Counter[str]
 ) -> Iterator[tuple[list[int], np.ndarray]]:  # fmt: skip
     """Numbers of questions and their letters' logits [n,4], with as many exemplars as the window holds."""
-    assert model.tokenizer is not None  # `sit` has looked
+    tokenizer = model.reader
     room = min(s.window, model.config.max_positions)
-    clip, shots = Clip(model.tokenizer, room), min(s.shots, len(paper.exemplars))
+    clip, shots = Clip(tokenizer, room), min(s.shots, len(paper.exemplars))
     left = [number for number, test in enumerate(tests) if not clip.too_long(asked(test))]
     while left and shots >= 0:
         before = paper.before(shots)
-        letters = letter_ids(model.tokenizer, before + asked(tests[left[0]]))
-        cut = suffixes(model.tokenizer, before, [asked(tests[number]) for number in left])
+        letters = letter_ids(tokenizer, before + asked(tests[left[0]]))
+        cut = suffixes(tokenizer, before, [asked(tests[number]) for number in left])
         spare = max(map(len, letters)) - 1
         fits = [len(cut.shared) + len(own) + spare <= room for own in cut.own]
         held = [number for number, fit in zip(left, fits, strict=True) if fit]

@@ -36,16 +36,15 @@ def with_template(model: Model, name: TemplateName) -> Model:
     Raises:
       InputError: no tokenizer, no EOS token, or no template where it is the model's own that is asked for.
     """
-    if model.tokenizer is None:
-        raise InputError("the model has no tokenizer", file=model.folder or None, field="base", cure="Add its files")
-    if name == "own" and not model.tokenizer.chat_template:
+    tokenizer = model.reader
+    if name == "own" and not tokenizer.chat_template:
         problem, cure = "the tokenizer has no chat template", "Set --template to vicuna"
         raise InputError(problem, file=model.folder or None, field="--template", cure=cure)
-    if model.tokenizer.eos_token_id is None:
+    if tokenizer.eos_token_id is None:
         raise InputError("has no EOS token", file=model.folder or None, field="eos_token", cure="Set one")
     if name == "own":
         return model
-    tokenizer = copy.deepcopy(model.tokenizer)
+    tokenizer = copy.deepcopy(tokenizer)
     tokenizer.chat_template = VICUNA
     return dataclasses.replace(model, tokenizer=tokenizer)
 

@@ -74,6 +74,18 @@ class Model:
     folder: str = ""
     adapter: Adapter | None = None
 
+    @property
+    def reader(self) -> PreTrainedTokenizerBase:
+        """The tokenizer, of a model that has to have one.
+
+        Raises:
+          InputError: it has none.
+        """
+        if self.tokenizer is None:
+            cure = "Add the tokenizer's files to its folder"
+            raise InputError("the model has no tokenizer", file=self.folder or None, field="tokenizer", cure=cure)
+        return self.tokenizer
+
     def __repr__(self) -> str:
         """One line: family, sizes, dtypes, tokenizer and folder, and no weights."""
         leaves, config = jax.tree.leaves(self.params, is_leaf=is_int8), self.config

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from fusion_jax.asking.ask import ask
+from fusion_jax.asking.ask import Kept, ask
 from fusion_jax.asking.contract import Answerer, Decoding, Outcome, Question
 from fusion_jax.asking.local import from_folder
 from fusion_jax.asking.log import ReplyLog
@@ -14,9 +17,11 @@ from fusion_jax.errors import InputError
 from fusion_jax.hosts.join import Host
 from fusion_jax.models.int8 import Weights
 from fusion_jax.options import Folder, ModelPath
+from fusion_jax.paths import as_path
 from fusion_jax.plan.parts import Part, Sampling
 from fusion_jax.runs.checks import model_name
 from fusion_jax.runs.desk import Desk
+from fusion_jax.runs.opening import finished
 from fusion_jax.runs.page import SeededSettings
 from fusion_jax.sampling.generate import SampleSettings
 from fusion_jax.settings import bounded
@@ -40,23 +45,70 @@ class ShareSettings:
 
 
 @dataclass(frozen=True)
-class AskingSettings(SeededSettings):
-    """Who is asked: a model of ours, or a server."""
+class AnswererSettings:
+    """Who answers: a model of ours, or a server."""
+
+    model: ModelPath = ""
+    """A model of ours to be asked, through its chat template: a Hugging Face folder, a GGUF file, or zoo:NAME."""
+    server: str = ""
+    """Address of a server that speaks the OpenAI chat API, to be asked instead of a model: http://HOST:PORT/v1."""
+    served: str = ""
+    """Name of the model on the server."""
+    batch_size: int = 32
+    """Questions at once, of a model of ours, over all devices."""
+    transport: Transport = Transport()
+
+    def __post_init__(self) -> None:
+        bounded(self, "batch_size", least=1)
+
+    def check_answerer(self, options: str = "--", *, one: bool = False) -> None:
+        """Refuse what does not go together.
+
+        Args:
+          options: what stands before the names of these settings, for instance "--helper.".
+          one: whether a model is refused beside a server, else it is passed over.
+
+        Raises:
+          InputError: a server without its model's name, or the other way round; no key where one is named.
+        """
+        if one and self.model and self.server:
+            raise InputError("stands beside a server", field=f"{options}model", cure="Leave one of the two out")
+        if bool(self.server) != bool(self.served):
+            missing = "served" if self.server else "server"
+            cure = f"Give {options}server ADDRESS {options}served NAME"
+            raise InputError("is missing", field=f"{options}{missing}", cure=cure)
+        if self.server:
+            self._server(options)
+
+    def answerer_of(self, desk: Desk, options: str = "--", *, characters: int = 0, **how: Any) -> Answerer:
+        """The server, or the model on all devices.
+
+        Args:
+          options: as of `check_answerer`. characters: of a question that fits on the server. how: see
+            `asking.local.from_folder`.
+        """
+        if self.server:
+            return self._server(options, characters)
+        with desk.run.phase("loading"):
+            place, name = model_path(self.model, f"{options}model"), model_name(self.model)
+            return from_folder(place, name=name, batch_size=self.batch_size, **how)
+
+    def _server(self, options: str, characters: int = 0) -> Server:
+        return Server(self.server, self.served, self.transport, characters, options)
+
+
+@dataclass(frozen=True)
+class AskingSettings(SeededSettings, AnswererSettings):
+    """Who is asked, and with whom the replies are shared."""
 
     model: ModelPath = "zoo:qwen-source"
     """Model to ask: a Hugging Face folder, a GGUF file, or zoo:NAME."""
-    server: str = ""
-    """Address of a server that speaks the OpenAI chat API, to be asked instead of --model: http://HOST:PORT/v1."""
-    served: str = ""
-    """Name of the model on the server."""
     chat: bool = True
     """Whether --model is asked through its chat template, if it has one; else it continues the texts as they stand."""
     window: int = 0
     """Tokens of a question and its reply together; 0: the model's positions."""
     characters: int = 0
     """Characters of a question that fits on the server, whose tokens are not known; 0: all fit."""
-    batch_size: int = 32
-    """Questions at once, over all devices."""
     mesh_tensor: int = 0
     """Devices over which the model's heads are split; 0: as many as its key-value heads divide over."""
     weights: Weights = "stored"
@@ -66,55 +118,39 @@ class AskingSettings(SeededSettings):
     share: ShareSettings = ShareSettings()
     failed_again: bool = False
     """Whether questions that failed before are asked again."""
-    transport: Transport = Transport()
 
     def __post_init__(self) -> None:
-        super().__post_init__()
+        SeededSettings.__post_init__(self)
+        AnswererSettings.__post_init__(self)
         bounded(self, "window", "characters", "mesh_tensor", least=0)
-        bounded(self, "batch_size", least=1)
 
     def check(self) -> None:
         """Refuse what does not go together.
 
         Raises:
-          InputError: a server without a model's name, or the other way round; no key where one is named; processes that
-            share no log.
+          InputError: as `check_answerer`; processes that share no log; a finished run whose failures are to be asked
+            again.
         """
-        check_server(self.server, self.served, self.transport)
+        self.check_answerer()
         if self.share.count > 1 and not self.log:
             cure = "Give one folder that all of them see"
             raise InputError("is missing, and processes share their replies there", field="log", cure=cure)
+        if self.failed_again and self.resume and finished(as_path(self.out)):
+            log = self.log or os.fspath(as_path(self.out) / REPLIES)
+            cure = f"Start a new run with --log {log} --failed-again True and another --out"
+            raise InputError("is finished, and stays as it is", file=self.out, field="--failed-again", cure=cure)
 
     @property
     def called(self) -> str:
         """What the answerer is called in tables."""
         return self.served or model_name(self.model)
 
-
-def answerer_of(s: AskingSettings, desk: Desk) -> Answerer:
-    """The server, or the model on all devices."""
-    if s.server:
-        return Server(s.server, s.served, s.transport, s.characters)
-    with desk.run.phase("loading"):
-        return from_folder(
-            model_path(s.model, "--model"), name=model_name(s.model), chat=s.chat, window=s.window,
-            batch_size=s.batch_size, mesh_tensor=s.mesh_tensor, weights=s.weights,
+    def answerer(self, desk: Desk) -> Answerer:
+        """The server, or the model on all devices."""
+        return self.answerer_of(
+            desk, characters=self.characters, chat=self.chat, window=self.window, mesh_tensor=self.mesh_tensor,
+            weights=self.weights,
         )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Kept:
-    """Where replies are kept, and who else asks.
-
-    folder: of the log; without, the run keeps its own. share: this process among those that share the log. patience:
-    seconds without a new reply after which the others count as lost. failed_again: whether questions that failed before
-    are asked again.
-    """
-
-    folder: Folder = ""
-    share: Host = Host()
-    patience: float = 1800.0
-    failed_again: bool = False
 
 
 def asked(
@@ -127,45 +163,37 @@ def asked(
     kept: Kept = Kept(),
     sample: int = 0,
 ) -> list[Outcome]:
-    """The outcome of every question; what came before a kill is not asked again.
+    """The outcome of every question; what came before a kill, or to another seed, is not asked again.
 
     Args:
       what: the questions are, for the line of progress.
+      kept: without a log, the run keeps its own, for all seeds.
       sample: another number is another reply, where the temperature is not 0.
     """
     run = desk.run
-    log = ReplyLog.of(kept.folder or run.file(REPLIES), kept.share.index)
-    with log, run.console.status(f"  {what}") as status:
+    with kept.log or ReplyLog.of(desk.base.run.file(REPLIES)) as log, run.console.status(f"  {what}") as status:
 
         def told(done: int, of: int) -> None:
             status.update(f"  {what}: {done} of {of} different questions")
             run.heartbeat(what, done, of)
 
-        return ask(
-            answerer, questions, decoding, log, sample=sample, share=kept.share, patience=kept.patience,
-            failed_again=kept.failed_again, progress=told,
-        )  # fmt: skip
+        own = dataclasses.replace(kept, log=log)
+        return ask(answerer, questions, decoding, own, sample=sample, progress=told)
 
 
-def replies(
+def outcomes_of(
     s: AskingSettings, desk: Desk, answerer: Answerer, questions: Sequence[Question], decoding: Decoding, what: str
 ) -> list[Outcome]:
     """`asked` as the settings say, its time told in the report."""
-    kept = Kept(s.log, Host(s.share.index, s.share.count), s.hosts.patience, s.failed_again)
+    log = ReplyLog.of(s.log, s.share.index) if s.log else None
+    kept = Kept(log, Host(s.share.index, s.share.count), s.hosts.patience, s.failed_again)
     with desk.run.timed(f"{REPLIES}, {what}"):
         return asked(desk, answerer, questions, decoding, what, kept=kept)
 
 
-def check_server(server: str, served: str, transport: Transport, option: str = "--") -> None:
-    """Refuse a server without a model's name, the other way round, and a key that is named and not there.
-
-    option: what stands before the names of these settings.
-    """
-    if bool(server) != bool(served):
-        cure = f"Give {option}server ADDRESS {option}served NAME"
-        raise InputError("is missing", field=f"{option}{'served' if server else 'server'}", cure=cure)
-    if server:
-        Server(server, served, transport)
+def made_again(desk: Desk, name: str) -> None:
+    """Have a file that is made of replies made again, since they may be others by now."""
+    desk.run.on_first(lambda: desk.run.manifests.begin(desk.run.name(name)))
 
 
 def asking_parts(s: AskingSettings, decoding: Decoding, title: str) -> list[Part]:

@@ -205,7 +205,12 @@ def _made_nothing(path: Path, settings: Any) -> bool:
 def _kept(settings: Any) -> dict[str, Any]:
     """What the folder keeps of the settings."""
     config = to_json(settings) if is_dataclass(settings) else settings
-    return {k: v for k, v in config.items() if k not in ELSEWHERE + TRIED + STOPPING}
+    return {k: _untried(v) for k, v in config.items() if k not in ELSEWHERE + TRIED + STOPPING}
+
+
+def _untried(value: Any) -> Any:
+    """A setting without how hard a server is tried, such as that of --helper."""
+    return {k: _untried(v) for k, v in value.items() if k not in TRIED} if isinstance(value, dict) else value
 
 
 def _stored(path: Path, settings: Any) -> Any:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from fusion_jax.asking.ask import details
 from fusion_jax.asking.contract import Answerer, Decoding, Failure, Outcome, Question
 from fusion_jax.asking.log import ReplyLog, identity_in, key_of
 from fusion_jax.errors import InputError
@@ -17,11 +17,11 @@ from fusion_jax.evals.socialbench.baselines import BaselineName, baseline
 from fusion_jax.evals.socialbench.parsers import PARSERS, ParserName
 from fusion_jax.evals.socialbench.prompts import Prompt, Templates, fitted, prompt_of, rewritten, templates_of
 from fusion_jax.evals.socialbench.records import MEMORY, SAMPLE, BenchFile, Item, load
-from fusion_jax.evals.socialbench.rows import Asked, Row, row_from, row_of
+from fusion_jax.evals.socialbench.rows import Asked, Row, row_of
 from fusion_jax.fields import Fields
-from fusion_jax.jsonl import Record, content_hash, numbered, read_jsonl
+from fusion_jax.jsonl import Record, numbered, read_jsonl
 from fusion_jax.options import File, Files, Folder
-from fusion_jax.runs.asking import REPLIES, AskingSettings, answerer_of, replies
+from fusion_jax.runs.asking import REPLIES, AskingSettings, made_again, outcomes_of
 from fusion_jax.runs.desk import Desk
 from fusion_jax.settings import bounded
 
@@ -113,10 +113,11 @@ class Bench(NamedTuple):
 
 
 class Answered(NamedTuple):
-    """identity: of who answered. rows: a scored reply to each prompt."""
+    """identity: of who answered. rows: a scored reply to each prompt. details: what a failure of each reason says."""
 
     identity: str
     rows: Sequence[Row]
+    details: Mapping[str, str]
 
 
 def bench_of(s: RoleSettings, desk: Desk) -> Bench:
@@ -160,14 +161,14 @@ def answered(s: RoleSettings, desk: Desk, asked: Sequence[Asked], answerer: Answ
     failed = Counter(one.reason for one in outcomes if isinstance(one, Failure))
     desk.counter("replies").update({"answered": len(outcomes) - sum(failed.values()), **failed})
     rows = [_row(s, one, outcome) for one, outcome in zip(asked, outcomes, strict=True)]
-    records = [row.as_json() for row in rows]
-    made_from = [PROMPTS, f"replies={content_hash(records)}"]
-    return Answered(identity, [row_from(one) for one in desk.records(ROWS, lambda: records, made_from=made_from)])
+    made_again(desk, ROWS)
+    desk.records(ROWS, lambda: [row.as_json() for row in rows], made_from=[PROMPTS])
+    return Answered(identity, rows, details(outcomes))
 
 
 def speaker_of(s: RoleSettings, desk: Desk) -> Answerer | None:
     """The model or the server; None for a baseline, and where nobody is asked."""
-    return None if s.rescore or s.baseline != "none" else answerer_of(s, desk)
+    return None if s.rescore or s.baseline != "none" else s.answerer(desk)
 
 
 def _fits(s: RoleSettings, answerer: Answerer | None, item: Item) -> Callable[[str], bool]:
@@ -181,16 +182,14 @@ def _outcomes(s: RoleSettings, desk: Desk, asked: Sequence[Asked], answerer: Ans
     for memory, what in ((False, "choices"), (True, "memory")):
         numbers = [number for number, one in enumerate(asked) if (one.item.kind == MEMORY) == memory]
         questions = [Question.of(asked[number].prompt.text) for number in numbers]
-        found.update(zip(numbers, replies(s, desk, answerer, questions, s.decoding(memory), what), strict=True))
+        found.update(zip(numbers, outcomes_of(s, desk, answerer, questions, s.decoding(memory), what), strict=True))
     return [found[number] for number in range(len(asked))]
 
 
 def _row(s: RoleSettings, asked: Asked, outcome: Outcome) -> Row:
     if isinstance(outcome, Failure):
-        row = row_of(asked, None, "", outcome.reason, PARSERS[s.parser])
-    else:
-        row = row_of(asked, outcome.text, outcome.finish, "", PARSERS[s.parser], thinking=s.thinking)
-    return row if s.partial else dataclasses.replace(row, score=row.whole)
+        return row_of(asked, None, "", outcome.reason, PARSERS[s.parser])
+    return row_of(asked, outcome.text, outcome.finish, "", PARSERS[s.parser], thinking=s.thinking)
 
 
 def _as_record(one: Asked) -> Record:
@@ -222,7 +221,8 @@ def _as_before(s: RoleSettings, bench: Bench, turned: Sequence[tuple[Item, int]]
 
 def _replies_before(s: RoleSettings, asked: Sequence[Asked]) -> tuple[str, list[Outcome]]:
     """Who answered in an earlier run, and what."""
-    folder = s.log or str(Path(s.rescore) / REPLIES)
+    own = Path(s.rescore) / REPLIES
+    folder = s.log or str(own if own.exists() else Path(s.rescore).parent / REPLIES)  # which the seeds of a run share
     entries = ReplyLog.of(folder, None).entries()
     identity, found = identity_in(entries.values(), folder), list[Outcome]()
     for one in asked:

@@ -48,7 +48,9 @@ def report(s: RoleSettings, desk: Desk, bench: Bench, found: Answered) -> Measur
 
 def facts_of(s: RoleSettings, bench: Bench, found: Answered) -> dict[str, Any]:
     """Everything that is reported, as plain values: the same replies give the same ones."""
-    rows = [row for row in found.rows if not row.rotation]
+    every = found.rows if s.partial else [row.strict for row in found.rows]
+    rows = [row for row in every if not row.rotation]
+    as_read = [row for row in found.rows if not row.rotation]
     cells = {policy: aggregate((row.scored for row in rows), policy) for policy in POLICIES}
     policy = s.unparsed
     strata = {
@@ -68,9 +70,10 @@ def facts_of(s: RoleSettings, bench: Bench, found: Answered) -> dict[str, Any]:
         "dimensions": {policy: {name: one._asdict() for name, one in own.items()} for policy, own in cells.items()},
         "intervals": analysis.intervals(rows, policy), "chance": analysis.by_chance(rows),
         "letters": analysis.letters_read(rows), "strata": {name: _plain(one) for name, one in strata.items()},
-        "drift": analysis.drift(rows, policy), "situations": _plain({"EP Situ.": analysis.situations(rows, policy)}),
-        "rotations": analysis.rotations(found.rows, policy) if s.rotations > 1 else {},
+        "drift": analysis.drift(rows, policy), "situations": _plain({"EP Situ.": analysis.situations(as_read, policy)}),
+        "rotations": analysis.rotations(every, policy) if s.rotations > 1 else {},
         "trimmed": analysis.trimmed(rows), "errors": dict(sorted(failed.items())),
+        "error details": dict(sorted(found.details.items())),
         "not answerable": [f"{row.file} {row.index}" for row in rows if not row.answerable],
         "cut replies": sum(row.finish == "length" for row in rows),
     }  # fmt: skip
@@ -89,14 +92,16 @@ def warnings(facts: Mapping[str, Any], headline: Mapping[str, Cell]) -> list[str
     found = []
     unparsed = sum(one.unparsed for one in headline.values())
     answered = facts["items"] - sum(one.errors for one in headline.values())
-    if answered and unparsed / answered > MANY_UNPARSED:
+    if answered and unparsed / answered >= MANY_UNPARSED:
         share = 100 * unparsed / answered
         found.append(
             f"WARNING: nothing could be read of {share:.1f} % of the replies; scores that drop them reward refusals"
         )
     if facts["incomplete"]:
         told = ", ".join(f"{reason} {count}" for reason, count in facts["errors"].items())
-        found.append(f"INCOMPLETE: {sum(facts['errors'].values())} prompts have no reply ({told})")
+        said = "; ".join(f"{reason}: {detail}" for reason, detail in facts["error details"].items())
+        shown = f"; for instance {said}" if said else ""
+        found.append(f"INCOMPLETE: {sum(facts['errors'].values())} prompts have no reply ({told}){shown}")
     if facts["avg"][facts["unparsed"]] is None:
         found.append("Avg is undefined: not all nine dimensions have a score")
     return found
@@ -158,7 +163,7 @@ def dimension_rows(facts: Mapping[str, Any]) -> list[dict[str, Any]]:
         cut = facts["trimmed"].get(name, {"items": 0})["items"]
         total = facts["dimensions"]["zero"][name]["counted"] + one["errors"]
         found.append({
-            "dimension": name, "score": _number(one["score"]), "95 % interval": f"{_number(low)} to {_number(high)}",
+            "dimension": name, "score": _number(one["score"]), "95 % interval": _interval(low, high),
             "chance": _number(facts["chance"][name]), "counted": one["counted"], "unparsed": one["unparsed"],
             "errors": one["errors"], "trimmed": f"{cut} of {total}",
         })  # fmt: skip
@@ -168,7 +173,8 @@ def dimension_rows(facts: Mapping[str, Any]) -> list[dict[str, Any]]:
 def analyses(facts: Mapping[str, Any]) -> list[str]:
     """Tables of what else the rows show; those without rows are left out."""
     parts = [
-        "Intervals: 1,000 resamples of the items. Where memory is trimmed, what is to be remembered may be gone.",
+        "Intervals: 1,000 resamples of the items, of which a single one leaves none. Where memory is trimmed, what is "
+        "to be remembered may be gone.",
         "## Letters", "Of choices, the letter that was read first beside the right one.",
         markdown_table([{"letter": letter, **counts} for letter, counts in facts["letters"].items()]),
     ]  # fmt: skip
@@ -205,7 +211,7 @@ def _drift(found: Sequence[Mapping[str, Any]]) -> list[str]:
     return [told, markdown_table([
         {
             "preference": one["preference"], "groups": f"{one['size']} - {one['less']}",
-            "difference": f"{one['difference']:+.2f} [{one['low']:+.2f}, {one['high']:+.2f}]",
+            "difference": f"{one['difference']:+.2f}, {_interval(one['low'], one['high'], '+.2f')}",
         } for one in found
     ])]  # fmt: skip
 
@@ -238,14 +244,18 @@ def figure(facts: Mapping[str, Any], headline: Mapping[str, Cell]) -> Any:
     for place, (name, one) in enumerate(headline.items()):
         if one.score is None:
             continue
-        low, high = facts["intervals"][name]
         axes.bar(place, one.score, color=hue(1)[0], width=0.6)
-        axes.plot([place, place], [low, high], color=INK, linewidth=1.2)
+        if name in facts["intervals"]:
+            axes.plot([place, place], facts["intervals"][name], color=INK, linewidth=1.2)
         axes.plot([place - 0.4, place + 0.4], [facts["chance"][name]] * 2, color=PALE, linewidth=3)
     axes.set_xticks(range(len(headline)), list(headline))
     axes.set_ylim(0, 105)
     tidy(axes, "Score with 95 % interval; grey: random answers", y="percent")
     return drawn
+
+
+def _interval(low: float | None, high: float | None, form: str = ".2f") -> str:
+    return "of one item" if low is None or high is None else f"{low:{form}} to {high:{form}}"
 
 
 def _number(value: float | None) -> str:

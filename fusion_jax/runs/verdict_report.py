@@ -7,15 +7,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fusion_jax.data.loaders import load_records
-from fusion_jax.errors import InputError
 from fusion_jax.evals.judging.bradley_terry import Battle, ranked
 from fusion_jax.evals.judging.length_control import FOLDS, difficulties, length_controlled
 from fusion_jax.evals.judging.preferences import discrete_win_rate, win_rate
 from fusion_jax.evals.judging.reliability import agreement, place_bias
 from fusion_jax.evals.judging.turns import by_category
 from fusion_jax.evals.judging.verdicts import as_preference
-from fusion_jax.jsonl import Record, numbered
+from fusion_jax.jsonl import Record
 from fusion_jax.markdown import markdown_table
 from fusion_jax.runs.counts import counts_table
 from fusion_jax.runs.desk import Desk
@@ -62,7 +60,7 @@ def pairs_told(s: JudgeSettings, compared: Compared, records: Sequence[Record]) 
         name: np.asarray([sum(map(len, own[key].said)) for key in compared.keys], float)
         for name, own in compared.models.items()
     }
-    gamma, told = _difficulty(s, compared, preferences, lengths)
+    gamma, told = _difficulty(compared, preferences, lengths)
     rows, measures, notes = list[Row](), Measures(), [told]
     for name in names:
         known = preferences[name][~np.isnan(preferences[name])]
@@ -88,22 +86,11 @@ def pairs_told(s: JudgeSettings, compared: Compared, records: Sequence[Record]) 
 
 
 def _difficulty(
-    s: JudgeSettings, compared: Compared, preferences: dict[str, np.ndarray], lengths: dict[str, np.ndarray]
+    compared: Compared, preferences: dict[str, np.ndarray], lengths: dict[str, np.ndarray]
 ) -> tuple[np.ndarray | None, str]:
     """Each question's difficulty, and where it is from."""
-    if s.difficulty:
-        given = dict[str, float]()
-        for number, record in numbered(load_records(s.difficulty)):
-            value = record.get("difficulty")
-            if not isinstance(value, int | float) or isinstance(value, bool):
-                problem = "is missing or no number"
-                raise InputError(problem, file=s.difficulty, record=number, field="difficulty", cure="Give a number")
-            given[str(record.get("question_id", record.get("prompt_id")))] = float(value)
-        missing = next((key for key in compared.keys if key not in given), None)
-        if missing is not None:
-            problem = f"question {missing} has no difficulty"
-            raise InputError(problem, file=s.difficulty, field="question_id", cure="Give one for each question")
-        return np.asarray([given[key] for key in compared.keys]), "Difficulties are those of --difficulty."
+    if compared.difficulty is not None:
+        return compared.difficulty, "Difficulties are those of --difficulty."
     if len(preferences) < 2:
         return None, "Difficulty is left out of the regression: one model does not tell it."
     base = lengths[compared.baseline]
@@ -194,20 +181,32 @@ def judge_told(s: JudgeSettings, compared: Compared, records: Sequence[Record]) 
     return rows
 
 
+def result_sentence(s: JudgeSettings, compared: Compared, told: Told) -> str:
+    """Who does best, or that nobody beats the baseline."""
+    judged = f"Judged by {s.called} on {len(compared.keys)} questions: "
+    best = max(told.measures, key=lambda name: next(iter(told.measures[name].values())), default="")
+    if not best:
+        return f"{judged}no verdict could be read."
+    values = ", ".join(f"{what} {value:.3f}" for what, value in told.measures[best].items())
+    if s.style == "mtbench":
+        return f"{judged}{best} does best of all models ({values})."
+    if next(iter(told.measures[best].values())) <= 0.5:
+        return f"{judged}no model beats {compared.baseline}; {best} comes nearest ({values})."
+    return f"{judged}{best} does best against {compared.baseline} ({values})."
+
+
 def report(s: JudgeSettings, desk: Desk, compared: Compared, records: Sequence[Record]) -> Measures:
     """report.md and the tables on the screen; what was measured of each model."""
     of_style = {"alpaca": pairs_told, "arena": grades_told, "mtbench": scores_told}
     told = of_style[s.style](s, compared, records)
     of_judge = judge_told(s, compared, records)
-    best = max(told.measures, key=lambda name: next(iter(told.measures[name].values())), default="")
-    headline = ", ".join(f"{what} {value:.3f}" for what, value in told.measures.get(best, {}).items())
-    ahead = "of all models" if s.style == "mtbench" else f"against {compared.baseline}"
-    result = f"Judged by {s.called} on {len(compared.keys)} questions: "
-    result += f"{best} does best {ahead} ({headline})." if best else "no verdict could be read."
+    result = result_sentence(s, compared, told)
 
     def write() -> None:
         table, trust = markdown_table(told.rows), markdown_table(of_judge)
         parts = ["## Verdicts, with 95 % intervals of questions drawn anew", table, " ".join(told.notes)]
+        if said := {one["reason"]: one["detail"] for one in records if one.get("detail")}:
+            parts += ["Of failures, for instance: " + "; ".join(f"{what}: {detail}" for what, detail in said.items())]
         parts += ["## The judge", trust, "## Records used, and dropped by reason", counts_table(desk.counts)]
         write_report(desk.run, desk.title, result, desk.ran, parts)
         for text in (table, *told.notes, trust, result, f"report: {desk.run.file('report.md')}"):

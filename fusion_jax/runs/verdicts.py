@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,21 +13,30 @@ import numpy as np
 from fusion_jax.asking.contract import MOST_LOGPROBS, Answerer, Decoding, Failure, Outcome, Question
 from fusion_jax.asking.given import Given
 from fusion_jax.data.loaders import load_records
-from fusion_jax.errors import InputError
-from fusion_jax.evals.judging.answers import Answered, answers_of, questions_of, shared_questions
-from fusion_jax.evals.judging.resampling import RESAMPLES
+from fusion_jax.errors import InputError, quoted
+from fusion_jax.evals.judging.answers import (
+    Answered,
+    answers_of,
+    difficulties_of,
+    questions_of,
+    shared_questions,
+    with_shared_references,
+)
 from fusion_jax.evals.judging.verdicts import rule_pair, rule_score, verdict_of
 from fusion_jax.evals.judging.wording import Style, Wording, grade_question, pair_question, wording_of
+from fusion_jax.intervals import RESAMPLES
 from fusion_jax.jsonl import Record
 from fusion_jax.options import File, Files, ModelPath, Models, suggestion
 from fusion_jax.rewards.verifiers import VerifierName, verifier
-from fusion_jax.runs.asking import AskingSettings, answerer_of, replies
+from fusion_jax.runs.asking import AskingSettings, made_again, outcomes_of
 from fusion_jax.runs.checks import check_names, model_name
 from fusion_jax.runs.desk import Desk
 from fusion_jax.sampling.generate import SampleSettings, load_to_sample
 from fusion_jax.settings import bounded
 from fusion_jax.zoo import model_path
 from fusion_jax.zoo.problems import problems
+
+VERDICTS = "verdicts.jsonl"
 
 
 @dataclass(frozen=True)
@@ -75,8 +83,7 @@ class JudgeSettings(AskingSettings):
     def check(self) -> None:
         """Refuse what does not go together, and wordings that cannot be used."""
         super().check()
-        if self.model and self.server:
-            raise InputError("stands beside --server", field="model", cure="Give one judge")
+        self.check_answerer(one=True)
         called = [Path(file).stem for file in self.answers] or [model_name(one) for one in self.miniatures]
         check_names(called, field="answers" if self.answers else "miniatures")
         if self.baseline and self.baseline not in called:
@@ -86,6 +93,8 @@ class JudgeSettings(AskingSettings):
             cure = "Give the answers of two or more"
             raise InputError("a single model cannot be compared", field="answers", cure=cure)
         wording_of(self.style, self.wording)
+        if self.difficulty:
+            difficulties_of(load_records(self.difficulty), file=self.difficulty)
 
     @property
     def by_rule(self) -> bool:
@@ -105,10 +114,12 @@ class JudgeSettings(AskingSettings):
 
 
 class Compared(NamedTuple):
-    """Models' answers to the same questions; the baseline stands first. keys: of the questions."""
+    """Models' answers to the same questions; the baseline stands first. keys: of the questions; difficulty: of each
+    question, where it is given."""
 
     keys: list[str]
     models: dict[str, dict[str, Answered]]
+    difficulty: np.ndarray | None = None
 
     @property
     def baseline(self) -> str:
@@ -133,6 +144,7 @@ def compared_of(s: JudgeSettings, desk: Desk) -> Compared:
         models = {Path(file).stem: answers_of(load_records(file), known, file=file) for file in s.answers}
     else:
         models = {model_name(one): answers_of(_of_miniature(s, desk, one)) for one in s.miniatures}
+    models = with_shared_references(models)
     keys = shared_questions(models)
     for name, own in models.items():
         if left := len(own) - len(keys):
@@ -142,7 +154,19 @@ def compared_of(s: JudgeSettings, desk: Desk) -> Compared:
     if s.by_rule and not any(models[first][key].references for key in keys):
         cure = 'Give "answer" with each, or a judge by --model or --server'
         raise InputError("the rule needs right answers", field="rule", cure=cure)
-    return Compared(keys, {first: models[first], **models})
+    return Compared(keys, {first: models[first], **models}, _difficulty(s, keys))
+
+
+def _difficulty(s: JudgeSettings, keys: Sequence[str]) -> np.ndarray | None:
+    """Each question's difficulty, where they are given."""
+    if not s.difficulty:
+        return None
+    given = difficulties_of(load_records(s.difficulty), file=s.difficulty)
+    missing = next((key for key in keys if key not in given), None)
+    if missing is not None:
+        problem = f"question {quoted(missing)} has no difficulty"
+        raise InputError(problem, file=s.difficulty, field="question_id", cure="Give one for each question")
+    return np.asarray([given[key] for key in keys])
 
 
 def _of_miniature(s: JudgeSettings, desk: Desk, model: str) -> list[Record]:
@@ -192,38 +216,47 @@ def _question(style: Style, wording: Wording, compared: Compared, name: str, key
 def judge_of(s: JudgeSettings, desk: Desk, compared: Compared, asked: Sequence[Asked]) -> Answerer:
     """Who judges: a server, a model of ours, or the rule, which knows the right answers."""
     if not s.by_rule:
-        return answerer_of(s, desk)
+        return s.answerer(desk)
     verify, known = verifier(s.rule, "rule"), dict[str, Outcome]()
     for one in asked:
         own, other = (compared.models[name][one.key] for name in (one.model, compared.baseline))
         if s.style == "mtbench":
-            known[one.question.digest] = rule_score(verify, own, one.place)
+            verdict = rule_score(verify, own, one.place)
         else:
-            pair = (own, other) if one.place == 0 else (other, own)
-            known[one.question.digest] = rule_pair(s.style, verify, *pair)
+            verdict = rule_pair(s.style, verify, *((own, other) if one.place == 0 else (other, own)))
+        if known.setdefault(one.question.digest, verdict) != verdict:
+            problem = f"question {quoted(one.key)} stands twice, with other right answers"
+            raise InputError(problem, field="answers", cure="Remove one of the two")
     return Given(f"rule {s.rule}", lambda question: known[question.digest])
+
+
+def verdicts_of(s: JudgeSettings, desk: Desk, compared: Compared, asked: Sequence[Asked]) -> list[Record]:
+    """The judge's verdicts, made once unless what failed is to be asked again; counted by what came of them."""
+    if s.failed_again:
+        made_again(desk, VERDICTS)
+    records = desk.records(VERDICTS, lambda: judged(s, desk, asked, judge_of(s, desk, compared, asked)), made_from=[])
+    desk.counter("verdicts").update(one["reason"] or "used" for one in records)
+    return records
 
 
 def judged(s: JudgeSettings, desk: Desk, asked: Sequence[Asked], judge: Answerer) -> list[Record]:
     """The judge's verdict on everything, a record each: {"model", "question_id", "place", "again", "verdict", "reason",
-    "reply"}; a question asked again is another sample, with another seed."""
+    "detail", "reply"}; a question asked again is another sample, with another seed."""
     how = s.decoding()
     other = dataclasses.replace(how, seed=how.seed + 1)
     outcomes = dict[int, Outcome]()
     for again, decoding in ((False, how), (True, other)):
         numbers = [number for number, one in enumerate(asked) if one.again == again]
-        found = replies(s, desk, judge, [asked[n].question for n in numbers], decoding, "verdicts")
+        found = outcomes_of(s, desk, judge, [asked[n].question for n in numbers], decoding, "verdicts")
         outcomes |= dict(zip(numbers, found, strict=True))
-    records, counts = list[Record](), Counter[str]()
+    records = list[Record]()
     for number, one in enumerate(asked):
         outcome = outcomes[number]
         verdict = verdict_of(s.style, outcome)
-        reason = verdict.reason if isinstance(verdict, Failure) else ""
-        counts[reason or "used"] += 1
+        failed = verdict if isinstance(verdict, Failure) else Failure("")
         records.append({
             "model": one.model, "question_id": one.key, "place": one.place, "again": one.again,
-            "verdict": None if isinstance(verdict, Failure) else verdict, "reason": reason,
-            "reply": "" if isinstance(outcome, Failure) else outcome.text,
+            "verdict": None if isinstance(verdict, Failure) else verdict, "reason": failed.reason,
+            "detail": failed.detail, "reply": "" if isinstance(outcome, Failure) else outcome.text,
         })  # fmt: skip
-    desk.counter("verdicts").update(counts)
     return records

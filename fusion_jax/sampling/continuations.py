@@ -86,11 +86,7 @@ def continuation_scores(
       InputError: a single text in place of a list; another number of lists than of prompts; a continuation without a
         token; a model without a tokenizer, a decoder or, for chat, a template; texts that its positions do not hold.
     """
-    tokenizer, config = model.tokenizer, model.config
-    if tokenizer is None:
-        raise InputError(
-            "the model has no tokenizer", field="tokenizer", cure="Add the tokenizer's files to its folder"
-        )
+    tokenizer, config = model.reader, model.config
     if not config.decoder or config.head.labels:
         raise InputError(f"{config.model_type} is no language model", cure="Give a model that writes text")
     asked = encoded_choices(tokenizer, config, prompts, continuations, chat=chat)

@@ -127,12 +127,8 @@ def generate(
       InputError: a single text in place of the list of prompts or of stops; an empty stop; the model has no tokenizer
         or, for chat, no template; see `generate_ids`.
     """
-    tokenizer = model.tokenizer
-    if tokenizer is None:
-        raise InputError(
-            "the model has no tokenizer", field="tokenizer", cure="Add the tokenizer's files to its folder"
-        )
-    config, stops = model.config, Stops(tokenizer, stop_strings(stop))
+    tokenizer, config = model.reader, model.config
+    stops = Stops(tokenizer, stop_strings(stop))
     search = BeamSearch(beams) if isinstance(beams, int) else beams
     encoded = encoded_prompts(tokenizer, prompts, chat=chat and not config.encoder, most=config.max_positions)
     completions = generate_ids(

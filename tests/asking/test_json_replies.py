@@ -34,6 +34,9 @@ class Verdict:
 @pytest.mark.parametrize("text", [
     '{"better": "M", "score": 3}', 'Sure!\n```json\n{"better": "M", "score": 3}\n```\nDone.', '```\n{"better": "M", "score": 3,}\n```',
     'My answer is {"better": "M", "score": 3.0} as {said}.', 'Of {x: 1} and {y} I choose {"better": "M", "score": 3}', '{"better":"M","score":3,"parts":[],"why":null , }',
+    '<think>It could be {"better": "m", "score": 0}</think>\n{"better": "M", "score": 3, "why": null}', 'Take {x | x > 0, then {"better": "M", "score": 3}',
+    '{"better": "m", "score": 0} was my first thought, {"better": "M", "score": 3} is the last', '{"better": "M", "score": 3} {"note": 1}', '{"better": "M", {"better": "M", "score": 3}',
+    "\\frac{a}{b}" * 40 + ' {"better": "M", "score": 3}',
 ])  # fmt: skip
 def test_what_is_tolerated(text):
     assert read_object(text, Verdict) == Verdict("M", 3.0)
@@ -51,6 +54,7 @@ def test_nested_values_and_braces_in_texts():
     ('{"better": "M", "score": true}', "field 'score' is no float"), ('{"better": "M", "score": 1, "count": 1.0}', "field 'count' is no int"), ('{"better": "M", "score": 1, "count": true}', "field 'count' is no int"),
     ('{"better": "M", "score": 1, "sure": 1}', "field 'sure' is no bool"), ('{"better": "M", "score": 1, "parts": {"text": "a"}}', "field 'parts' is no list"), ('{"better": "M", "score": 1, "parts": ["a"]}', "field 'parts[]' is no object"),
     ('{"better": "M", "score": 1, "parts": [{"text": null}]}', "field 'parts[].text' is no str"), ('{"better": "M", "score": 1, "other": 2}', "unknown field"), ('{"better": "M", "score": 11}', "field 'score' out of range"),
+    ('<think>I might say {"better": "M", "score": 3}', "thoughts that do not end"), ('{"better": "M", "parts": [{"better": "M", "score": 3', "broken JSON"),
     ("x" * (LONGEST + 1), "reply too long to read"),
 ])  # fmt: skip
 def test_what_is_not(text, reason):
@@ -85,6 +89,10 @@ def test_the_time_is_bounded():
         "{}" * (LONGEST // 2),
         "{,}" * (LONGEST // 3),
         '"{' * (LONGEST // 2),
+        '{"a":' * (LONGEST // 5),
+        '{"\\"' * (LONGEST // 4),
+        '{"a":1,}' * (LONGEST // 8),
+        "{ " * (LONGEST // 2),
     ):
         read_json_object(text)
     assert time.process_time() - begun < 5.0

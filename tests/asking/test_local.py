@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import fusion_jax as fj
-from fusion_jax.asking.ask import ask
+from fusion_jax.asking.ask import Kept, ask
 from fusion_jax.asking.contract import Decoding, Failure, Message, Question
 from fusion_jax.asking.local import LONG, Local, from_folder
 from fusion_jax.asking.log import ReplyLog
@@ -51,7 +51,7 @@ def test_samples_follow_from_the_seed_and_their_number(model, tmp_path):
         Decoding(6, temperature=1.5, seed=3),
     )
     with ReplyLog.of(tmp_path) as log:
-        first, again, second = (ask(answerer, questions, how, log, sample=sample) for sample in (0, 0, 1))
+        first, again, second = (ask(answerer, questions, how, Kept(log), sample=sample) for sample in (0, 0, 1))
     assert first == again != second
     assert [one.text for one in first] == [
         text for (text,) in fj.generate(model, TEXTS, max_new_tokens=6, temperature=1.5, seed=3)

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import time
 import traceback
 
 import pytest
 
 from fusion_jax.asking import server as servers
-from fusion_jax.asking.ask import ask, failures
+from fusion_jax.asking.ask import Kept, ask, failures
 from fusion_jax.asking.contract import Candidate, Decoding, Failure, Message, Question, Reply
+from fusion_jax.asking.key import Key
 from fusion_jax.asking.log import ReplyLog
-from fusion_jax.asking.server import Key, Server, Transport, retry_after
+from fusion_jax.asking.server import Server, Transport, retry_after
 from fusion_jax.errors import InputError
+from fusion_jax.runs.helpers import HelperSettings
+from fusion_jax.runs.opening import _kept
 from tests.asking.chat_server import Response, chat, refusal, serving
 
 QUICK = Transport(retries=2, first_wait=0.01, longest_wait=0.05, request_seconds=30.0)
@@ -136,6 +140,22 @@ def test_redirects_are_not_followed():
         assert len(log.bodies) == 1 and not other.bodies
 
 
+@pytest.mark.parametrize("wrong, told", [
+    (refusal(400, "no such field: seed"), r"HTTP 400 \(no such field: seed\)"),
+    (Response([b"<html>log in</html>"], headers={"Content-Type": "text/html"}), r"reply that is no JSON \(.*text/html\)"),
+])  # fmt: skip
+def test_a_server_that_never_gives_a_reply_is_given_up(wrong, told):
+    """But not one that has given a reply, which may refuse any number of questions."""
+    with serving(lambda text, _: chat("well") if text == "first" else wrong) as log:
+        with pytest.raises(
+            InputError, match=f"3 questions in a row failed, the last one with {told}.*transport.give-up"
+        ):
+            outcomes(log.url, *"abcdefgh", retries=0, give_up=3, concurrency=1)
+        assert len(log.bodies) == 3
+        found = outcomes(log.url, "first", *"abcdefgh", retries=0, give_up=3, concurrency=1)
+    assert found[0] == Reply("well", "stop") and len(found) == 9
+
+
 @pytest.mark.parametrize("answer, told", [
     (refusal(401, "bad key"), r"refuses the key \(HTTP 401: bad key\).*--transport.key-variable"),
     (refusal(404, "no model"), "no such address or model"),
@@ -161,10 +181,10 @@ def test_a_server_that_goes_away_stops_the_run_and_keeps_what_was_answered(tmp_p
             ReplyLog.of(tmp_path / "replies") as replies,
             pytest.raises(InputError, match=r"3 questions in a row failed.*HTTP 502"),
         ):
-            ask(answerer, questions, Decoding(), replies)
+            ask(answerer, questions, Decoding(), Kept(replies))
         gone = False
         with ReplyLog.of(tmp_path / "replies") as replies:
-            found = ask(answerer, questions, Decoding(), replies)
+            found = ask(answerer, questions, Decoding(), Kept(replies))
     assert [one.text for one in found] == [f"answer {text}" for text in texts]
     assert all(log.asked()[text] == 1 for text in texts[:8])
 
@@ -191,9 +211,9 @@ def test_the_key_is_sent_and_shown_nowhere(tmp_path, monkeypatch, caplog):
     with serving(answer) as log:
         answerer = Server(log.url, "small", dataclasses.replace(QUICK, key_variable="SOME_KEY"))
         with ReplyLog.of(tmp_path / "replies") as replies:
-            found = ask(answerer, [Question.of("a"), Question.of("bad")], Decoding(), replies)
+            found = ask(answerer, [Question.of("a"), Question.of("bad")], Decoding(), Kept(replies))
             with pytest.raises(InputError) as refused:
-                ask(answerer, [Question.of("refused")], Decoding(), replies)
+                ask(answerer, [Question.of("refused")], Decoding(), Kept(replies))
         shown += ["".join(traceback.format_exception(refused.value)), str(found)]
         assert {headers["Authorization"] for headers in log.headers} == {f"Bearer {KEY}"}
     assert found == [Reply("your key is ***", "***"), Failure("HTTP 400", "bad ***")]
@@ -212,6 +232,24 @@ def test_the_key_is_sent_and_shown_nowhere(tmp_path, monkeypatch, caplog):
     assert "Incorrect key ***" in shown[0] and not any(KEY in text or "Secret" in text for text in shown)
 
 
+def test_no_part_of_an_echoed_key_is_kept(tmp_path, monkeypatch):
+    """In headers, escaped, or where what the server says is cut."""
+    monkeypatch.setenv("SOME_KEY", KEY)
+    escaped = "".join(f"\\u{ord(c):04x}" for c in KEY).encode()
+    typed = {"Content-Type": f"text/event-stream; {KEY}"}
+    echoes = {
+        "stream": Response([b"data: {}"], headers=typed), "packed": Response([b"x"], headers={"Content-Encoding": KEY}),
+        "cut": Response([b"x" * 390 + KEY.encode()], 400), "page": Response([b"<html>"], headers={"Content-Type": KEY}),
+        "shape": Response([b'{"choices": "' + b"x" * 75 + escaped + b'"}']), "twice": Response([b'{"error": "' + escaped * 30 + b'"}'], 400),
+    }  # fmt: skip
+    with serving(lambda text, _: echoes[text]) as log, ReplyLog.of(tmp_path) as replies:
+        answerer = Server(log.url, "small", dataclasses.replace(QUICK, key_variable="SOME_KEY", retries=0))
+        found = ask(answerer, [Question.of(text) for text in echoes], Decoding(), Kept(replies))
+    kept = (tmp_path / "0.jsonl").read_text()
+    assert all(isinstance(one, Failure) and one.detail for one in found)
+    assert kept.count("***") >= 3 and not any(part in kept for part in ("sk-", "Very", "Secret", "\\u0073"))
+
+
 @pytest.mark.parametrize("value", ["", "  ", "sk\nInjected: x", "abc", "schlüssel", "two words"])
 def test_a_key_that_is_none_is_refused_unseen(value, monkeypatch):
     monkeypatch.setenv("SOME_KEY", value)
@@ -223,13 +261,41 @@ def test_a_key_that_is_none_is_refused_unseen(value, monkeypatch):
         Key.of("SOME_KEY")
 
 
+@pytest.mark.parametrize("name", ["sk-abc-REAL", "sk_live_REAL", "two words", "1x"])
+def test_a_key_in_place_of_its_variables_name_is_not_shown(name):
+    with pytest.raises(InputError, match=r"field '(--judge\.transport\.key-variable|key_variable)'") as error:
+        Server("http://127.0.0.1:1/v1", "small", Transport(key_variable=name), options="--judge.")
+    assert name not in str(error.value)
+
+
 @pytest.mark.parametrize("url", [
     "", "localhost:8000", "ftp://host/v1", "http://", "http://host:99999/v1", "http://me:secret@host/v1", "http://host/v1?key=secret", "http://a b/v1",
 ])  # fmt: skip
 def test_addresses_that_are_none(url):
-    with pytest.raises(InputError, match="field 'server'") as error:
+    with pytest.raises(InputError, match="field '--server'") as error:
         Server(url, "small")
     assert "secret" not in str(error.value)
+
+
+@pytest.mark.parametrize("changes, told", [
+    ({"server": "ftp://x", "served": "m"}, "field '--judge.server'"), ({"server": "http://a/?k=1", "served": "m"}, "--judge.transport.key-variable"),
+    ({"served": "m"}, "--judge.server ADDRESS --judge.served NAME"), ({"model": "zoo:target", "server": "http://a/v1"}, "field '--judge.model'"),
+    ({"server": "http://a/v1", "served": "m", "transport": Transport("NO_SUCH_KEY")}, "field '--judge.transport.key-variable'"),
+])  # fmt: skip
+def test_messages_name_the_option_of_the_helper_that_is_meant(changes, told):
+    with pytest.raises(InputError, match=re.escape(told)):
+        HelperSettings(**changes).check("--judge")
+
+
+def test_how_hard_a_server_is_tried_may_change_when_a_run_goes_on():
+    """Also one of a helper."""
+
+    @dataclasses.dataclass
+    class Settings:
+        helper: HelperSettings
+
+    kept = [_kept(Settings(HelperSettings(**how))) for how in ({}, {"transport": Transport(retries=9)}, {"seed": 1})]
+    assert kept[0] == kept[1] != kept[2]
 
 
 def test_leaving_early_ends_the_requests():

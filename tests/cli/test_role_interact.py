@@ -101,6 +101,20 @@ def test_echo_and_guesses_are_the_same_every_time(tmp_path, oracle):
     )
 
 
+def test_seeds_share_their_replies_and_each_is_read_again(tmp_path):
+    files = ["--files", bench(tmp_path, RECORDS[0])]
+    attempt(role_interact, ["--out", str(tmp_path / "run"), "--baseline", "oracle", "--seeds", "2", *files])
+    assert len((tmp_path / "run/replies/0.jsonl").read_text().splitlines()) == 1
+    again = run(tmp_path / "again", "--rescore", str(tmp_path / "run/seed-43"), *files)
+    assert again["dimensions"]["drop"]["SA Style"]["score"] == 100.0
+
+
+def test_several_right_letters_have_both_scores_whichever_counts(tmp_path):
+    found = run(tmp_path / "run", "--baseline", "echo", "--partial", "False", "--files", bench(tmp_path, RECORDS[4]))
+    scores = {name: one["score"] for name, one in found["situations"]["EP Situ."].items()}
+    assert scores == {"partial": 50.0, "strict": 0.0} and found["dimensions"]["drop"]["EP Situ."]["score"] == 0.0
+
+
 def test_options_in_other_places(tmp_path):
     """Always A is right once in four rotations of four options."""
     found = run(
@@ -214,13 +228,21 @@ def test_prompts_without_a_reply_make_the_row_incomplete(tmp_path, capsys):
         assert (
             "WARNING: nothing could be read of 5.3 % of the replies" in report
             and "small (incomplete)" in report
+            and "(HTTP 500 1); for instance HTTP 500: no" in report
             and "| HTTP 500 | 1 |" in report
         )
         state["down"] = False
         shared = ["--log", str(tmp_path / "shared")]
         same = run(tmp_path / "same", *server(log.url, *shared))
         whole = run(tmp_path / "again", *server(log.url, *shared, "--failed-again", "True"))
-    assert same == found and not whole["incomplete"] and sum(log.asked().values()) == 22
+        shutil.copytree(tmp_path / "run", tmp_path / "stopped")  # behind rows.jsonl, whose replies are others by now
+        for name in ("report.md", "report.json", "results.json", "finished.json", "manifests/results.json.json"):
+            (tmp_path / "stopped" / name).unlink()
+        resumed = run(tmp_path / "stopped", *server(log.url, *shared), "--resume", "True", "--failed-again", "True")
+        wanted = ("field '--failed-again': is finished", f"--log {tmp_path / 'shared'} --failed-again True")
+        again = ["--out", str(tmp_path / "run"), *server(log.url, *shared), "--resume", "True", "--failed-again", "True"]
+        fails(role_interact, again, capsys, *wanted)
+    assert same == found and not whole["incomplete"] and sum(log.asked().values()) == 22 and resumed == whole
 
 
 def test_processes_that_share_a_log_give_the_same_report(tmp_path):

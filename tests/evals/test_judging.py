@@ -11,7 +11,9 @@ import math
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
+import fusion_jax as fj
 from experiments import judge
 from fusion_jax.asking.contract import Candidate, Failure, Reply
 from fusion_jax.errors import InputError
@@ -20,12 +22,15 @@ from fusion_jax.evals.judging.bradley_terry import Battle, ranked, strengths, wi
 from fusion_jax.evals.judging.length_control import Anchors, difficulties, fitted, length_controlled
 from fusion_jax.evals.judging.preferences import discrete_win_rate, weighted_preference, win_rate
 from fusion_jax.evals.judging.reliability import agreement, kappa, place_bias
-from fusion_jax.evals.judging.resampling import Estimate, estimates, mean_estimate
 from fusion_jax.evals.judging.turns import by_category
 from fusion_jax.evals.judging.verdicts import UNREAD, grade_of, preference_of, rule_pair, rule_score, score_of
 from fusion_jax.evals.judging.wording import WORDINGS, grade_question, pair_question, wording_of
+from fusion_jax.intervals import Estimate, estimates, mean_estimate
 from fusion_jax.jsonl import read_jsonl
 from fusion_jax.rewards.verifiers import exact
+from fusion_jax.runs.verdict_report import Told, result_sentence
+from fusion_jax.runs.verdicts import Compared
+from tests.asking.chat_server import Response, chat, refusal, serving
 from tests.conftest import GOLDEN, golden_cases
 from tests.small import attempt, fails, small_folder, write
 
@@ -236,6 +241,15 @@ class TestWhatIsAsked:
         ]:  # fmt: skip
             with pytest.raises(InputError, match=told):
                 answers_of(records)
+        plain = {"prompt": "a", "response": "b"}
+        for more, told in [
+            ({"reference": {"x": 1}}, "'reference': is dict of 1"), ({"reference": 5}, "'reference': is 5, not a text"), ({"answer": 4}, "'answer': is 4"),
+            ({"reference": ["a", 1]}, "'reference': is list of 2"), ({"question_id": {"a": 1}}, "'question_id': is dict of 1"), ({"question_id": 1.5}, "'question_id': is 1.5"),
+            ({"question_id": True}, "'question_id': is True"), ({"prompt_id": " "}, "'prompt_id': is ' '"), ({"prompt": " \n"}, "'prompt': is blank"), ({"response": 3}, "'response': is 3"),
+        ]:  # fmt: skip
+            with pytest.raises(InputError, match=f"record 1, field {told}"):
+                answers_of([plain | more])
+        assert answers_of([plain | {"response": "", "reference": None}])["a"].said == ("",)  # a model may say nothing
         one = answers_of([{"prompt": "a", "response": "b", "prompt_id": "p"}])
         with pytest.raises(InputError, match="answer no question in common"):
             shared_questions({"x": one, "y": answers_of(given, questions)})
@@ -279,6 +293,29 @@ class TestThePage:
         results = json.loads((out / "results.json").read_text())
         assert set(results) == ({"base", "good", "long"} if style == "mtbench" else {"good", "long"})
 
+    def test_right_answers_of_one_file_hold_for_all(self, tmp_path):
+        """Equal answers are equal, in both orders, whichever file has "answer"."""
+        for name, known in (("base", True), ("bare", False)):
+            own = [one if known else {key: one[key] for key in ("prompt", "response")} for one in records(10)]
+            write(tmp_path / f"{name}.jsonl", own)
+        files = [str(tmp_path / f"{name}.jsonl") for name in ("base", "bare")]
+        args = ["--preset", "arena", "--answers", *files, "--rule", "contains", "--resamples", "20"]
+        attempt(judge, [*args, "--out", str(tmp_path / "run")])
+        assert {one["verdict"] for one in read_jsonl(tmp_path / "run/verdicts.jsonl")} == {0}
+        assert "| same winner in both orders | 1.000" in (tmp_path / "run/report.md").read_text()
+
+    @pytest.mark.parametrize(
+        "rate, told",
+        [
+            (0.9, "y does best against x (win rate 0.900)."),
+            (0.167, "no model beats x; y comes nearest (win rate 0.167)."),
+        ],
+    )
+    def test_the_result_is_told_as_it_is(self, rate, told):
+        compared = Compared(["q"], {"x": {}, "y": {}})
+        found = result_sentence(judge.Settings(), compared, Told([], {"y": {"win rate": rate}}, []))
+        assert found.endswith(f"on 1 questions: {told}")
+
     def test_what_is_refused(self, files, tmp_path, capsys):
         args = ["--out", str(tmp_path / "run"), "--answers", *files]
         fails(judge, [*args, "--baseline", "god"], capsys, "field '--baseline'", "Did you mean 'good'")
@@ -287,6 +324,10 @@ class TestThePage:
         fails(judge, [*args, "--server", "http://127.0.0.1:9/v1"], capsys, "field '--served'")
         bare = [str(write(tmp_path / f"{name}.jsonl", [{"prompt": "a", "response": name}])) for name in "xy"]
         fails(judge, ["--out", str(tmp_path / "run"), "--answers", *bare], capsys, "the rule needs right answers")
+        line = fails(judge, [*args, "--transport.key-variable", "sk-REAL"], capsys, "field '--transport.key-variable'")
+        assert "REAL" not in line
+        hard = str(write(tmp_path / "hard.jsonl", [{"question_id": "a", "difficulty": "very"}]))
+        fails(judge, [*args, "--difficulty", hard], capsys, "hard.jsonl, record 1, field 'difficulty': is 'very'")
         assert not (tmp_path / "run").exists()
 
     def test_the_published_questions(self, tmp_path):
@@ -308,16 +349,83 @@ class TestThePage:
 
     @pytest.mark.usefixtures("quick_compiler")
     def test_a_model_judges(self, files, tmp_path):
-        """A model of random weights names neither answer among its 20 most probable tokens, which is told."""
-        small_folder(tmp_path / "judge", max_position_embeddings=1024)
-        args = ["--model", str(tmp_path / "judge"), "--answers", *files[:2], "--out", str(tmp_path / "run")]
-        attempt(judge, [*args, "--batch-size", "4", "--repeat", "0"])
+        """Weights by which every reply begins with "m" at the odds exp(2) to "M": the first place always wins."""
+        folder = small_folder(tmp_path / "judge", max_position_embeddings=1024, tie_word_embeddings=False)
+        named = {label: fj.load(folder).tokenizer(label, add_special_tokens=False)["input_ids"] for label in "mM"}
+        tensors = load_file(folder / "model.safetensors")
+        for name, tensor in tensors.items():
+            tensor[:] = 1.0 if "norm" in name or "embed" in name else -1.0 if name == "lm_head.weight" else 0.0
+        for (place,), logit in ((named["m"], 2.0), (named["M"], 0.0)):
+            tensors["lm_head.weight"][place] = logit / tensors["lm_head.weight"].shape[1]
+        save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+        args = ["--model", str(folder), "--answers", *files[:2], "--out", str(tmp_path / "run")]
+        attempt(judge, [*args, "--batch-size", "4", "--repeat", "0", "--resamples", "20"])
         kept = read_jsonl(tmp_path / "run" / "verdicts.jsonl")
-        assert len(kept) == 40 and {one["reason"] for one in kept} <= {"", "no verdict in the reply"}
-        assert (
-            f"| verdicts | no verdict in the reply | {sum(one['verdict'] is None for one in kept)} |"
-            in (tmp_path / "run" / "report.md").read_text()
-        )
+        assert len(kept) == 40 and {one["reply"] for one in kept} == {"m"}
+        assert [one["verdict"] for one in kept] == pytest.approx([1 / (1 + math.exp(2))] * 40, abs=1e-4)
+        told = (tmp_path / "run" / "report.md").read_text()
+        assert "| first place wins both times | 1.000 (1.000 to 1.000) | 20 |" in told and "| good | 50.0 (" in told
+
+    def test_a_server_judges(self, tmp_path, monkeypatch, capsys):
+        """What fails is counted and told, and no key is written; what was judged before a kill is counted again, and
+        what failed is asked again where that is wished."""
+        monkeypatch.setenv("JUDGE_KEY", "sk-Judge-Key")
+        down, out = True, tmp_path / "run"
+
+        def answer(text: str, _: int) -> Response:
+            if down and text.startswith("Request:\n0 +"):
+                return refusal(500, "no memory for sk-Judge-Key")
+            return Response([b" "], pause=30.0, length=9) if down and text.startswith("Request:\n1 +") else chat("m")
+
+        def stopped() -> str:
+            """As a kill behind verdicts.jsonl leaves it."""
+            told = (out / "report.md").read_text()
+            for name in ("report.md", "results.json", "finished.json", "manifests/results.json.json"):
+                (out / name).unlink()
+            return told[told.index("## Verdicts") :]
+
+        files = [
+            str(write(tmp_path / f"{name}.jsonl", records(right)[:4])) for name, right in (("base", 1), ("good", 3))
+        ]
+        with serving(answer) as log:
+            args = [
+                "--answers",
+                *files,
+                "--server",
+                log.url,
+                "--served",
+                "small",
+                "--out",
+                str(out),
+                "--resamples",
+                "20",
+            ]
+            args += ["--repeat", "0", "--transport.retries", "0", "--transport.key-variable", "JUDGE_KEY"]
+            attempt(judge, [*args, "--transport.request-seconds", "4"])
+            told, asked = stopped(), sum(log.asked().values())
+            assert asked == 6 and "| verdicts | HTTP 500 | 2 |" in told and "| verdicts | timeout | 2 |" in told
+            assert "| verdicts | used | 4 |" in told and "HTTP 500: no memory for ***; timeout: no whole reply" in told
+            attempt(judge, [*args, "--resume", "True"])
+            assert stopped() == told and sum(log.asked().values()) == asked
+            down = False
+            attempt(judge, [*args, "--resume", "True", "--failed-again", "True"])
+            assert (
+                "| verdicts | used | 8 |" in (out / "report.md").read_text() and sum(log.asked().values()) == asked + 3
+            )
+            told = ("field '--failed-again': is finished", f"--log {out / 'replies'} --failed-again True")
+            fails(judge, [*args, "--resume", "True", "--failed-again", "True"], capsys, *told)
+        assert {headers["Authorization"] for headers in log.headers} == {"Bearer sk-Judge-Key"}
+        assert not any(b"sk-Judge" in path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
+
+    def test_seeds_ask_alike_questions_once(self, tmp_path):
+        files = [
+            str(write(tmp_path / f"{name}.jsonl", records(right)[:4])) for name, right in (("base", 1), ("good", 3))
+        ]
+        with serving(lambda *_: chat("m")) as log:
+            args = ["--answers", *files, "--server", log.url, "--served", "small", "--out", str(tmp_path / "run")]
+            attempt(judge, [*args, "--repeat", "0", "--resamples", "20", "--seeds", "2"])
+        assert set(log.asked().values()) == {1} and len(log.asked()) == 6  # equal answers are one question
+        assert (tmp_path / "run/replies/0.jsonl").exists() and (tmp_path / "run/seed-43/verdicts.jsonl").exists()
 
     def test_verdicts_that_cannot_be_read_are_counted(self, files, tmp_path, monkeypatch):
         from fusion_jax.asking.given import Given

@@ -12,15 +12,17 @@ from pathlib import Path
 
 import pytest
 
+from fusion_jax.asking.thoughts import without_thinking
 from fusion_jax.errors import InputError
 from fusion_jax.evals.socialbench import analysis, prompts
 from fusion_jax.evals.socialbench.aggregate import DIMENSIONS, Cell, Scored, aggregate, average, dimension
-from fusion_jax.evals.socialbench.parsers import official, strict, without_thinking
+from fusion_jax.evals.socialbench.parsers import official, strict
 from fusion_jax.evals.socialbench.prompts import fitted, prompt_of, rewritten, templates_of
 from fusion_jax.evals.socialbench.published import PUBLISHED, individual_against_group, recomputed
 from fusion_jax.evals.socialbench.records import CATEGORIES, SAMPLE, load, load_file
 from fusion_jax.evals.socialbench.rows import Asked, row_from, row_of
 from fusion_jax.evals.socialbench.scores import chance, score
+from fusion_jax.runs import role_report
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden/roleinteract.json").read_text(encoding="utf-8"))
 SAMPLES = json.loads(SAMPLE.read_text(encoding="utf-8"))
@@ -360,6 +362,8 @@ def test_what_else_the_rows_show(tmp_path):
         "2 profiles",
         -100.0,
     )
+    assert (found["low"], found["high"]) == (None, None)  # of a single item
+    assert "SA Know." not in analysis.intervals(rows[:1], "drop") and len(analysis.intervals(rows, "drop")) == 4
     assert [one["difference"] for one in analysis.drift(rows, "zero")] == [-100.0, -100.0]
     lengths = analysis.by_length(rows, "zero")["CM"]
     assert {name: cell.score for name, cell in lengths.items()} == {
@@ -372,6 +376,7 @@ def test_what_else_the_rows_show(tmp_path):
         "partial": 75.0,
         "strict": 50.0,
     }
+    assert aggregate([row.strict.scored for row in rows])["EP Situ."].score == 50.0
     assert analysis.by_language(rows, "drop")["SA Style"] == {"en": Cell(100.0, 1, 0, 1), "zh": Cell(0.0, 1, 0, 0)}
     assert (
         analysis.letters_read(rows)["A"] == {"read first": 6, "right": 9}
@@ -382,6 +387,13 @@ def test_what_else_the_rows_show(tmp_path):
     ] == pytest.approx(200 / 15)
     assert analysis.intervals(rows, "drop")["EP Situ."] == (50.0, 100.0) == analysis.intervals(rows, "drop")["EP Situ."]
     assert analysis.trimmed(rows) == {}
+
+
+@pytest.mark.parametrize("unparsed, warned", [(1, True), (0.99, False)])
+def test_the_warning_begins_at_5_percent(unparsed, warned):
+    told = {"items": 21, "incomplete": False, "unparsed": "drop", "avg": {"drop": 1.0}}
+    found = role_report.warnings(told, {"SA Style": Cell(50.0, 20, unparsed, 1)})
+    assert bool(found) == warned and (not warned or "of 5.0 % of the replies" in found[0])
 
 
 def test_the_published_means_are_those_of_their_rows():

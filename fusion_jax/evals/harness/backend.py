@@ -72,15 +72,13 @@ class FusionLM(TemplateLM):
         model = pretrained
         if not isinstance(model, Model):
             model = load_to_sample(model_path(model, "pretrained"), mesh_tensor, weights=weights)
-        if model.tokenizer is None:
-            cure = "Add the tokenizer's files to its folder"
-            raise InputError("the model has no tokenizer", file=model.folder or None, field="tokenizer", cure=cure)
+        tokenizer = model.reader
         if not model.config.decoder or model.config.head.labels:
             problem = f"{model.config.model_type} is no language model"
             raise InputError(problem, file=model.folder or None, cure="Give a model that writes text")
-        self.model, self.tokenizer = model, model.tokenizer
+        self.model, self.tokenizer = model, tokenizer
         self.backend = "seq2seq" if model.config.encoder else "causal"
-        self.reader = Reader(model.tokenizer, bool(model.config.encoder), add_bos_token, prefix_token_id)
+        self.reader = Reader(tokenizer, bool(model.config.encoder), add_bos_token, prefix_token_id)
         self.how = Computing(decoding_mesh(model.config, mesh_tensor), dtype, texts_at_once(batch_size), max_length)
         self.max_gen_toks, self.seed = max_gen_toks, seed
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from fusion_jax.errors import InputError, quoted
+from fusion_jax.fields import Fields
 from fusion_jax.jsonl import Record, numbered
 
 CURE = 'Write {"prompt", "response"}, {"turns", "responses"}, or {"question_id", "choices"} beside --questions'
@@ -30,13 +31,14 @@ def questions_of(records: Sequence[Record], *, file: str | None = None) -> dict[
     """
     out: dict[str, Record] = {}
     for number, record in numbered(records):
-        key = record.get("question_id")
-        if not isinstance(key, str | int):
-            raise InputError("is missing", file=file, record=number, field="question_id", cure="Give each question one")
-        if str(key) in out:
-            raise InputError(f"{key} stands twice", file=file, record=number, field="question_id", cure="Remove one")
-        _texts(record, "turns", file, number)
-        out[str(key)] = record
+        fields = Fields(record, file, number, cure=CURE)
+        key = key_of(fields)
+        if key is None:
+            raise fields.wrong("question_id", "is missing", "Give each question one")
+        if key in out:
+            raise fields.wrong("question_id", f"{key} stands twice", "Remove one")
+        _turns(fields)
+        out[key] = record
     return out
 
 
@@ -65,35 +67,85 @@ def answers_of(
     return out
 
 
+def difficulties_of(records: Sequence[Record], *, file: str | None = None) -> dict[str, float]:
+    """Difficulties of questions by their keys.
+
+    Raises:
+      InputError: a record without the id of a question, or whose difficulty is no number.
+    """
+    out: dict[str, float] = {}
+    for number, record in numbered(records):
+        fields = Fields(record, file, number, cure='Write {"question_id", "difficulty"}')
+        key = key_of(fields)
+        if key is None:
+            raise fields.wrong("question_id", "is missing")
+        out[key] = fields.number("difficulty")
+    return out
+
+
+def key_of(fields: Fields) -> str | None:
+    """The id that a record gives its question, a text or a whole number; None where it gives none."""
+    for name in ("question_id", "prompt_id"):
+        value = fields.values.get(name)
+        if value is None:
+            continue
+        if isinstance(value, bool) or not isinstance(value, str | int) or not str(value).strip():
+            raise fields.wrong(name, f"is {quoted(value)}, not a text or a whole number")
+        return str(value)
+    return None
+
+
 def _answered(record: Record, questions: Mapping[str, Record], file: str | None, number: int) -> Answered:
-    key = record.get("question_id", record.get("prompt_id"))
-    question = questions.get(str(key), {})
+    fields = Fields(record, file, number, cure=CURE)
+    key = key_of(fields)
+    question = Fields(questions.get(key or "", {}), file, number, cure="Repair the file of --questions")
     turns: tuple[str, ...]
     said: tuple[str, ...]
-    if isinstance(record.get("prompt"), str) and isinstance(record.get("response"), str):
-        turns, said = (record["prompt"],), (record["response"],)
+    if "prompt" in record and "response" in record:
+        turns, said = _turns(fields, "prompt"), (fields.text("response"),)
     elif "responses" in record:
-        turns, said = _texts(record, "turns", file, number), _texts(record, "responses", file, number)
-    elif isinstance(record.get("choices"), list) and record["choices"] and isinstance(record["choices"][0], dict):
-        if not question:
-            problem, cure = f"question {quoted(key)} is not among the questions", "Give its file by --questions"
-            raise InputError(problem, file=file, record=number, field="question_id", cure=cure)
-        turns, said = _texts(question, "turns", file, number), _texts(record["choices"][0], "turns", file, number)
+        turns, said = _turns(fields), _texts(fields, "responses")
+    elif "choices" in record:
+        if not question.values:
+            problem = f"question {key} is not among the questions"
+            raise fields.wrong("question_id", problem, "Give its file by --questions")
+        choices = fields.items("choices")
+        if not choices or not isinstance(choices[0], dict):
+            raise fields.wrong("choices", "holds no answer")
+        own = Fields(choices[0], file, number, "choices[0]", CURE)
+        turns, said = _turns(question), _texts(own, "turns")
     else:
         raise InputError("is no answer", file=file, record=number, cure=CURE)
-    given = record.get("reference", record.get("answer", question.get("reference")))
-    references = (given,) if isinstance(given, str) else tuple(given) if isinstance(given, list) else ()
-    if not all(isinstance(one, str) for one in references):
-        raise InputError("is not a list of texts", file=file, record=number, field="reference", cure="Give one a turn")
-    category = record.get("category", question.get("category", record.get("skill", "")))
-    return Answered(str(key) if key is not None else "\n".join(turns), turns, said, references, str(category or ""))
+    sources = ((fields, "reference"), (fields, "answer"), (question, "reference"))
+    given = next(((of, name) for of, name in sources if of.values.get(name) is not None), None)
+    references = () if given is None else _references(*given)
+    category = fields.text("category", "") or question.text("category", "") or fields.text("skill", "")
+    return Answered(key if key is not None else "\n".join(turns), turns, said, references, category)
 
 
-def _texts(record: Record, field: str, file: str | None, number: int) -> tuple[str, ...]:
-    value = record.get(field)
-    if not isinstance(value, list) or not value or not all(isinstance(text, str) for text in value):
-        raise InputError("is not a list of texts", file=file, record=number, field=field, cure=CURE)
-    return tuple(value)
+def _turns(fields: Fields, name: str = "turns") -> tuple[str, ...]:
+    """What was asked, none of it blank."""
+    turns: tuple[str, ...] = (fields.text(name),) if name == "prompt" else _texts(fields, name)
+    if not all(text.strip() for text in turns):
+        raise fields.wrong(name, "is blank")
+    return turns
+
+
+def _texts(fields: Fields, name: str) -> tuple[str, ...]:
+    """A list of texts."""
+    texts = fields.items(name)
+    if not texts or not all(isinstance(text, str) for text in texts):
+        raise fields.wrong(name, "is not a list of texts")
+    return tuple(texts)
+
+
+def _references(fields: Fields, name: str) -> tuple[str, ...]:
+    """Right answers: one as a text, or a list with one for each turn."""
+    value = fields.values[name]
+    texts = [value] if isinstance(value, str) else value
+    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+        raise fields.wrong(name, f"is {quoted(value)}, not a text or a list of texts")
+    return tuple(texts)
 
 
 def shared_questions(models: Mapping[str, Mapping[str, Answered]]) -> list[str]:
@@ -113,3 +165,16 @@ def shared_questions(models: Mapping[str, Mapping[str, Answered]]) -> list[str]:
                 problem = f"question {quoted(key)} is another one in the answers of {name}"
                 raise InputError(problem, field="answers", cure="Give each question an id of its own")
     return keys
+
+
+def with_shared_references(models: Mapping[str, Mapping[str, Answered]]) -> dict[str, dict[str, Answered]]:
+    """The same answers, each with its question's references and category: the first ones that a model's file gives."""
+    references, categories = dict[str, tuple[str, ...]](), dict[str, str]()
+    for own in models.values():
+        for key, one in own.items():
+            references[key] = references.get(key) or one.references
+            categories[key] = categories.get(key) or one.category
+    return {
+        name: {key: one._replace(references=references[key], category=categories[key]) for key, one in own.items()}
+        for name, own in models.items()
+    }

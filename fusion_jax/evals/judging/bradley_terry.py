@@ -12,7 +12,7 @@ import numpy as np
 from scipy import special
 
 from fusion_jax.errors import InputError
-from fusion_jax.evals.judging.resampling import RESAMPLES, Estimate, estimates
+from fusion_jax.intervals import RESAMPLES, Estimate, estimates
 
 MUCH = 3.0  # wins that "much better" counts as
 SCALE, BASE, ANCHOR = 400.0, 10.0, 1000.0  # of ratings as they are published

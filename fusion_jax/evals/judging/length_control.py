@@ -21,7 +21,7 @@ import numpy as np
 from scipy import optimize, special
 
 from fusion_jax.errors import InputError
-from fusion_jax.evals.judging.resampling import RESAMPLES, Estimate, estimates
+from fusion_jax.intervals import RESAMPLES, Estimate, estimates
 
 STRENGTHS = np.logspace(-4, 4, 10)
 FOLDS = 5

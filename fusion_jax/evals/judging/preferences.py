@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from fusion_jax.asking.contract import Candidate
-from fusion_jax.evals.judging.resampling import RESAMPLES, Estimate, mean_estimate
+from fusion_jax.intervals import RESAMPLES, Estimate, mean_estimate
 
 
 def weighted_preference(candidates: Iterable[Candidate], first: str, second: str) -> float | None:

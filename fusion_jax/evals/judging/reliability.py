@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from fusion_jax.errors import InputError
-from fusion_jax.evals.judging.resampling import RESAMPLES, Estimate, estimates
+from fusion_jax.intervals import RESAMPLES, Estimate, estimates
 
 
 class Agreement(NamedTuple):

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from fusion_jax.evals.judging.resampling import RESAMPLES, Estimate, estimates
+from fusion_jax.intervals import RESAMPLES, Estimate, estimates
 
 LEAST, MOST = 1.0, 10.0
 

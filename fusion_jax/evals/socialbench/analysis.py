@@ -11,8 +11,8 @@ import numpy as np
 from fusion_jax.evals.socialbench.aggregate import DIMENSIONS, Cell, Unparsed, average, cell
 from fusion_jax.evals.socialbench.records import EMOTION, GROUP, HUMOR, LETTERS, MEMORY, SITUATION
 from fusion_jax.evals.socialbench.rows import Row, grouped
+from fusion_jax.intervals import percentiles, resampled
 
-RESAMPLES = 1000
 LENGTHS = (0, 20, 40, 80)  # where the buckets of utterances begin
 PROFILES = (2, 3, 4, 6)
 
@@ -54,7 +54,7 @@ def drift(rows: Sequence[Row], unparsed: Unparsed) -> list[dict[str, Any]]:
     """How a preference changes as groups grow: each size less the smallest one that there is.
 
     Each row has the preference, the two sizes, the difference in percent points and its 95 % interval, for which the
-    items of both sizes are drawn anew on their own.
+    items of both sizes are drawn anew on their own; None where there is a single item of a size.
     """
     found: list[dict[str, Any]] = []
     for preference, some in grouped(rows, _in_group).items():
@@ -62,26 +62,23 @@ def drift(rows: Sequence[Row], unparsed: Unparsed) -> list[dict[str, Any]]:
         names = [_named(PROFILES, place, "profiles") for place in range(len(PROFILES))]
         named = [name for name in names if name in sizes]
         for name in named[1:]:
-            one, other = (_means(sizes[size], unparsed, _seed(preference, size)) for size in (name, named[0]))
-            if one is None or other is None:
+            one, other = (_values(sizes[size], unparsed) for size in (name, named[0]))
+            if not len(one) or not len(other):
                 continue
-            apart = one[1] - other[1]
-            low, high = np.percentile(apart, (2.5, 97.5))
+            apart = _drawn(one, _seed(preference, name)) - _drawn(other, _seed(preference, named[0]))
+            low, high = (None if np.isnan(bound) else bound for bound in percentiles(apart))
             found.append({
-                "preference": preference, "size": name, "less": named[0], "difference": one[0] - other[0],
-                "low": float(low), "high": float(high),
+                "preference": preference, "size": name, "less": named[0],
+                "difference": float(one.mean() - other.mean()), "low": low, "high": high,
             })  # fmt: skip
     return found
 
 
 def intervals(rows: Sequence[Row], unparsed: Unparsed) -> dict[str, tuple[float, float]]:
-    """The 95 % interval of each dimension over its items, of 1,000 resamples with fixed seeds."""
-    found = {}
-    for name, some in grouped(rows, lambda row: row.dimension).items():
-        if (means := _means(some, unparsed, _seed(name))) is not None:
-            low, high = np.percentile(means[1], (2.5, 97.5))
-            found[name] = (float(low), float(high))
-    return found
+    """The 95 % interval of each dimension over its items, with fixed seeds; a dimension of one item has none."""
+    groups = grouped(rows, lambda row: row.dimension)
+    values = {name: _values(some, unparsed) for name, some in groups.items()}
+    return {name: percentiles(_drawn(own, _seed(name))) for name, own in values.items() if len(own) > 1}
 
 
 def letters_read(rows: Sequence[Row]) -> dict[str, dict[str, int]]:
@@ -183,12 +180,12 @@ def _seed(*names: str) -> int:
     return sum(ord(c) * (place + 1) for place, c in enumerate("/".join(names)))
 
 
-def _means(rows: Sequence[Row], unparsed: Unparsed, seed: int) -> tuple[float, np.ndarray] | None:
-    """The mean score in percent, and that of each resample of the items; None where nothing counts."""
-    answered = [row for row in rows if not row.error]
-    values = np.asarray([np.nan if row.score is None else row.score for row in answered], float)
-    values = np.nan_to_num(values) if unparsed == "zero" else values[~np.isnan(values)]
-    if not len(values):
-        return None
-    drawn = np.random.default_rng(seed).integers(0, len(values), (RESAMPLES, len(values)))
-    return 100 * float(values.mean()), 100 * values[drawn].mean(1)
+def _values(rows: Sequence[Row], unparsed: Unparsed) -> np.ndarray:
+    """The scores that count, in percent."""
+    values = np.asarray([np.nan if row.score is None else 100 * row.score for row in rows if not row.error], float)
+    return np.nan_to_num(values) if unparsed == "zero" else values[~np.isnan(values)]
+
+
+def _drawn(values: np.ndarray, seed: int) -> np.ndarray:
+    """float[R]: the mean of each resample."""
+    return resampled(lambda drawn: values[drawn].mean(keepdims=True), len(values), seed=seed)[:, 0]

@@ -12,7 +12,6 @@ Parser = Callable[[str], tuple[str, ...]]
 ParserName = Literal["official", "strict"]
 
 NEAR = "ABCD"  # capitals beside which a letter is read all the same
-OPENED, CLOSED = "<think>", "</think>"
 
 _JOINED = r"(?:[ \t]{0,2}(?:[,，、;；/&+]|\band\b|\bor\b|[和与及或])[ \t]{0,2}|[ \t]{1,2})"
 _CUE = re.compile(
@@ -75,16 +74,3 @@ def strict(text: str) -> tuple[str, ...]:
 
 
 PARSERS: dict[ParserName, Parser] = {"official": official, "strict": strict}
-
-
-def without_thinking(text: str) -> str:
-    """A reply without the spans that it declares to be thoughts; one that is not closed stays.
-
-    >>> without_thinking("<think>A or B?</think>C"), without_thinking("<think>A")
-    ('C', '<think>A')
-    """
-    kept, at = list[str](), 0
-    while (start := text.find(OPENED, at)) >= 0 and (end := text.find(CLOSED, start)) >= 0:
-        kept.append(text[at:start])
-        at = end + len(CLOSED)
-    return "".join(kept) + text[at:]

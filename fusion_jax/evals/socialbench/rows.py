@@ -8,8 +8,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from fusion_jax.asking.thoughts import without_thinking
 from fusion_jax.evals.socialbench.aggregate import Scored, dimension
-from fusion_jax.evals.socialbench.parsers import Parser, without_thinking
+from fusion_jax.evals.socialbench.parsers import Parser
 from fusion_jax.evals.socialbench.prompts import Prompt
 from fusion_jax.evals.socialbench.records import MEMORY, Item
 from fusion_jax.evals.socialbench.scores import chance, letters_score, memory_score
@@ -26,8 +27,9 @@ class Asked:
 
 @dataclass(frozen=True)
 class Row:
-    """A scored reply. options: how many; profiles: roles that the prompt tells of; whole: the score where several right
-    letters count only together; error: why there is no reply. letters: that were read, in order."""
+    """A scored reply. options: how many; profiles: roles that the prompt tells of; score: where a part of several right
+    letters counts; whole: where they count only together; error: why there is no reply. letters: that were read, in
+    order."""
 
     file: str
     index: int
@@ -56,6 +58,11 @@ class Row:
     @property
     def scored(self) -> Scored:
         return Scored(self.category, self.utterances, self.score, self.error)
+
+    @property
+    def strict(self) -> Row:
+        """The row to be aggregated where several right letters count only together."""
+        return dataclasses.replace(self, score=self.whole)
 
     def as_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self) | {"letters": list(self.letters), "label": list(self.label)}
