@@ -34,6 +34,7 @@ from typing import ClassVar
 from fusion_jax.data.chat import ChatSettings
 from fusion_jax.data.examples import TextSettings
 from fusion_jax.data.tokenise import TokeniseSettings
+from fusion_jax.kca.exam import ExamSettings
 from fusion_jax.options import Folder
 from fusion_jax.plan.command import run as run_experiment
 from fusion_jax.plan.parts import Part
@@ -72,13 +73,14 @@ SMALL = TrainSettings(
     OptimizerSettings(3e-3, "cosine", warmup_ratio=0.05, beta2=0.98), batch_size=32, micro_batches=1, log_every=10,
     eval_every=10**6, checkpoint_every=200, remat="none",
 )  # fmt: skip
-RAISING = replace(SMALL, batch_size=16, bucket_window=1, log_every=50)  # texts of all kinds in each batch
+RAISING = replace(SMALL, bucket_window=1, log_every=50)  # texts of all kinds in each batch
 FULL = TrainSettings(
     OptimizerSettings(2e-5, "cosine", warmup_ratio=0.03), epochs=3.0, batch_size=128, micro_batches=16, seed=42,
 )  # fmt: skip
 PRESETS = {
     "tiny": Settings(
-        text=text(128), max_new_tokens=16, answer_batch=64, miniature=MiniatureSettings(raising=RAISING),
+        text=text(128), max_new_tokens=16, answer_batch=64, exam=ExamSettings(shots=2),
+        miniature=MiniatureSettings(raising=RAISING),
         train=replace(SMALL, optimizer=OptimizerSettings(1e-3, "cosine", warmup_ratio=0.1), epochs=10.0),
     ),
     "llama2-7b": Settings(text=text(2048), train=FULL),

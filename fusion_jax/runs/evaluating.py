@@ -26,8 +26,7 @@ class EvaluatedSettings:
     always_basic: ClassVar = ("evaluate",)
 
     evaluate: Names = ()
-    """Tasks of lm-eval on which the run's results are evaluated at the end, by name or pattern; the zoo's are
-    zoo_choices, zoo_answers and zoo_texts."""
+    """Tasks of lm-eval for the run's results at the end (docs/evaluate.md)."""
     evaluate_beside: Models = ()
     """Models that are evaluated beside them, for instance the one that the training began with."""
     harness: HarnessSettings = HarnessSettings()

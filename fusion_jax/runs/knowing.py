@@ -59,9 +59,9 @@ class MiniatureSettings:
     """Numbers of its hidden states."""
     layers: int = 3
     """Its layers."""
-    papers: int = 24000
+    papers: int = 38400
     """Texts of its pretraining: pages of sentences, examination papers and exercises."""
-    items: int = 6
+    items: int = 3
     """Questions on a paper; a page has three times as many sentences."""
     raising: TrainSettings = TrainSettings()
 

@@ -2,14 +2,14 @@
 
 Of half of the people a base model reads in its pretraining; the others it never meets. Pretraining also holds sentences
 about many people of whom nothing is known, so that a base model doubts unfamiliar names, examination papers about the
-people whom it knows, and exercises in answering papers. Instructions ask about everybody. What knowledge the world has is exact: it can
-answer as a helper and judge answers without a model (`World.note`, `World.tests`, `World.judged`).
+people whom it knows, and exercises in answering papers. Instructions ask about everybody. What knowledge the world has
+is exact: it can answer as a helper and judge answers without a model (`World.note`, `World.tests`, `World.judged`).
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
