@@ -7,7 +7,6 @@ record. Files may be this project's own or the published program's, whose stages
 
 from __future__ import annotations
 
-import dataclasses
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ LETTERS = "ABCD"
 NEED, NO_NEED = "need", "no_need"
 NO_FACT, KNOWN, UNKNOWN = "no_need_fact", "need_and_have_fact", "need_and_have_no_fact"
 CLASSES = (NO_FACT, KNOWN, UNKNOWN)
-NO_QUESTION, NO_LABEL, NOT_READY = "no valid question", "no label", "not among the ready records"
+NO_QUESTION, NO_LABEL = "no valid question", "no label"
 CURE = "Correct or remove the record"
 
 
@@ -236,28 +235,3 @@ def _turns(fields: Fields) -> dict[str, str]:
         raise fields.wrong("conversations", "is no single turn of human and gpt", "Split it, or keep its last turn")
     human, knowledge = str(said[0][1]), fields.text("knowledge", "")
     return {"input": human.removeprefix(f"{knowledge}\n") if knowledge else human, "output": str(said[1][1])}
-
-
-def with_sources(ready: Sequence[Instance], sources: Sequence[Instance], counts: Counter[str]) -> list[Instance]:
-    """Every source with what ready records say of it: by id and instruction, else by instruction and, of several that
-    are alike, in their order. A source of which nothing is said is lost; what is said of no source is counted."""
-    by_id, by_text, used = {one.id: one for one in ready}, dict[str, list[Instance]](), set[str]()
-    for one in ready:
-        by_text.setdefault(one.source.instruction, []).append(one)
-
-    def said_of(source: Source) -> Instance | None:
-        same = by_id.get(source.id)
-        if same is not None and same.source.instruction == source.instruction and same.id not in used:
-            return same
-        return next((one for one in by_text.get(source.instruction, []) if one.id not in used), None)
-
-    out = []
-    for source in (one.source for one in sources):
-        same = said_of(source)
-        if same is None:
-            out.append(Instance(source, lost=NOT_READY))
-            continue
-        used.add(same.id)
-        out.append(dataclasses.replace(same, source=source))
-    counts["ready records of no source"] += len(by_id.keys() - used)
-    return out

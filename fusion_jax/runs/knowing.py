@@ -25,15 +25,14 @@ from fusion_jax.kca.calibrate import REFUSAL, Strategy, Where
 from fusion_jax.kca.exam import ExamSettings, Sat, sit
 from fusion_jax.kca.papers import Paper
 from fusion_jax.kca.partition import Passed, agreement, classified, passed
+from fusion_jax.kca.ready import settled, with_sources
 from fusion_jax.kca.records import (
     NEED,
-    NO_LABEL,
     NO_QUESTION,
     Instance,
     as_record,
     instance_of,
     read_instances,
-    with_sources,
 )  # fmt: skip
 from fusion_jax.kca.template import TemplateName
 from fusion_jax.models.folder import Model
@@ -287,16 +286,9 @@ def read_side(s: KnowingSettings, desk: Desk, files: Sequence[str], side: Side) 
         out[name] = read_instances(file, s.on_bad, desk.counter(f"{name}, file"), answered=side == "train")
     if side == "train" and s.exams:
         counts = desk.counter("ready records")
-        ready = [_settled(one) for one in read_instances(s.exams, s.on_bad, counts)]
+        ready = [settled(one) for one in read_instances(s.exams, s.on_bad, counts)]
         out["train"] = with_sources(ready, out["train"], counts) if files else ready
     return out
-
-
-def _settled(one: Instance) -> Instance:
-    """A ready record: what it does not say is not asked for."""
-    needs = one.need.label == NEED and not one.label and not one.tests
-    lost = one.lost or (NO_LABEL if not one.need.label and not one.label else NO_QUESTION if needs else "")
-    return dataclasses.replace(one, lost=lost)
 
 
 def _stem(file: str) -> str:

@@ -16,7 +16,6 @@ from fusion_jax.kca.records import (
     NO_LABEL,
     NO_NEED,
     NO_QUESTION,
-    NOT_READY,
     UNKNOWN,
     ExamItem,
     Instance,
@@ -25,7 +24,6 @@ from fusion_jax.kca.records import (
     as_record,
     instance_of,
     read_instances,
-    with_sources,
 )
 
 ITEM = {"question": "Which?", "options": ["a", "b", "c", "d"], "analysis": "so", "answer": "(B)"}
@@ -64,23 +62,6 @@ def test_published_training_items(tmp_path):
     found, plain = read_instances(written(tmp_path / "p.jsonl", item, other), "error", Counter())
     assert (found.source.instruction, found.source.response, found.label) == ("ask", "said", UNKNOWN)
     assert plain.source.instruction == "It was 1911.\nask" and plain.label == KNOWN and not plain.lost
-
-
-def test_ready_records_find_their_sources():
-    """By id, else by instruction and in order; sources of which nothing is said are lost, and what is too much is counted."""
-
-    def ready(identity, text, label=KNOWN):
-        return Instance(Source(identity, text, "r"), label=label)
-
-    sources = [Instance(Source(str(i), text, f"said {i}")) for i, text in enumerate(["x", "x", "y", "z"], 1)]
-    counts = Counter[str]()
-    found = with_sources(
-        [ready("a", "x", UNKNOWN), ready("b", "x"), ready("3", "y"), ready("4", "another")], sources, counts
-    )
-    assert [one.label for one in found] == [UNKNOWN, KNOWN, KNOWN, ""] and found[3].lost == NOT_READY
-    assert [one.source for one in found] == [one.source for one in sources] and counts[
-        "ready records of no source"
-    ] == 1
 
 
 BAD = [
