@@ -18,6 +18,7 @@ from fusion_jax.errors import InputError
 from fusion_jax.kca.records import LETTERS, NEED, NO_NEED, ExamItem, Need, check_item
 
 MOST_QUERIES = 5
+_JOINED = re.compile(r"\W*\b[A-D]\W*?(?:[,;/&+]|\b(?:and|or)\b)\W*(?:\b(?:and|or)\b)?\W*[A-D]\b(?!')")  # "(A), or B"
 UNPARSABLE = -100.0  # the published program's score of a reply that it could not read
 
 
@@ -109,18 +110,22 @@ def read_exam(text: str, counts: Counter[str], most: int = 3) -> list[ExamItem]:
 def letter_in(text: str) -> str:
     """The letter that an answer names; "" where it names none, or several.
 
-    >>> letter_in("(b)"), letter_in("The correct option is (B)"), letter_in("(B) a cab"), letter_in("A or B")
-    ('B', 'B', 'B', '')
+    >>> letter_in("(b)"), letter_in("The correct option is (B)"), letter_in("(B) a cab")
+    ('B', 'B', 'B')
+    >>> letter_in("A or B"), letter_in("(A) or (B)"), letter_in("A) and C)")
+    ('', '', '')
     """
     bare = text.strip(" \n\t.*")
     if len(bare) == 1 and bare.upper() in LETTERS:
         return bare.upper()
-    first = re.match(r"\W{0,3}\(?([A-Da-d])\s*[).:]", bare)
-    named = {first[1]} if first else set(re.findall(r"(?<!\w)\(([A-Da-d])\)(?!\w)", bare))
-    named = named or set(
-        re.findall(r"(?<![\w'])([B-D])(?![\w'])|(?<![\w'])(A)(?![\w'])(?!\s+(?!(?:or|and)\b)[a-z])", bare)
-    )
-    letters = {"".join(one).upper() for one in named}
+    plain = re.sub(r"\([^()]{2,}\)", "", bare)  # a remark in brackets marks no letter
+    first = re.match(r"\W{0,3}\(?([A-Da-d])\s*[).:]", plain)
+    if _JOINED.match(plain) if first else _JOINED.search(plain):
+        return ""
+    named = [first[1]] if first else []
+    named += re.findall(r"(?<!\w)\(?([A-Da-d])\)(?!\w)", plain)
+    named = named or re.findall(r"(?<![\w'])([BCD]|A(?!\s+[a-z]))(?![\w'])", plain)
+    letters = {one.upper() for one in named}
     return letters.pop() if len(letters) == 1 else ""
 
 

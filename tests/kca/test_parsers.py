@@ -69,6 +69,19 @@ def test_answers_of_questions(answer, published):
     assert [one.answer for one in read_exam(question(OPTIONS, answer), Counter())] == ["B"]
 
 
+@pytest.mark.parametrize(
+    "answer", ["(A) or (B)", "A) and C)", "(C) and (D) are both right", "A or (B)", "(B) or C", "A), and B", "A, B",
+               "A|B|C|D", "(A)(B)", "A) red and C) green", "a) or b)", "None of them"],
+)  # fmt: skip
+def test_answers_that_name_several_letters_name_none(answer):
+    assert letter_in(answer) == ""
+
+
+@pytest.mark.parametrize("answer", ["(B) vitamins A and C", "B. A/B tests", "**B**", "(B) what has (vitamin C)"])
+def test_letters_in_the_option_behind_the_letter_do_not_count(answer):
+    assert letter_in(answer) == "B"
+
+
 def test_questions_as_published_and_by_default():
     fine = ExamItem("Which?", ("red", "blue", "green", "pink"), "B", "The note says so.")
     dotted, counts = question(OPTIONS.replace("(", "").replace(")", "."), "(B)"), Counter[str]()
