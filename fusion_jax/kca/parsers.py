@@ -7,13 +7,14 @@ rejects; the specification's tables hold them.
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections import Counter
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
-from fusion_jax.asking.json_replies import Unread, read_object
+from fusion_jax.asking.json_replies import Unread, read_json_object, read_object
 from fusion_jax.errors import InputError
 from fusion_jax.kca.records import LETTERS, NEED, NO_NEED, ExamItem, Need, check_item
 
@@ -35,11 +36,6 @@ class _TestReply:
     options: tuple[str, ...]
     answer: str
     analysis: str = ""
-
-
-@dataclass(frozen=True)
-class _ExamReply:
-    tests: tuple[_TestReply, ...]
 
 
 @dataclass(frozen=True)
@@ -91,20 +87,40 @@ def _without_name(text: str, name: str) -> str:
 
 
 def read_exam(text: str, counts: Counter[str], most: int = 3) -> list[ExamItem]:
-    """Stage 3: the first `most` valid questions; what is none is counted under its reason."""
-    found = read_object(text, _ExamReply, others=True)
-    if isinstance(found, Unread):
-        tests = _lettered(text)
-        counts[f"stage 3: {found.reason}"] += not tests
+    """Stage 3: the first `most` valid questions; each that is none is counted under its reason."""
+    listed = _listed(text)
+    if isinstance(listed, Unread):
+        tests: list[ExamItem | Unread] = [*_lettered(text)]
+        counts[f"stage 3: {listed.reason}"] += not tests
     else:
-        tests = [ExamItem(one.question, one.options, letter_in(one.answer), one.analysis) for one in found.tests]
+        tests = [_test(value) for value in listed]
     out = []
     for test in tests:
-        reason = check_item(test)
+        reason = test.reason if isinstance(test, Unread) else check_item(test)
         counts[f"question: {reason}"] += bool(reason)
-        out += [] if reason else [test]
+        if isinstance(test, ExamItem) and not reason:
+            out.append(test)
     counts["question: more than asked for"] += max(len(out) - most, 0)
     return out[:most]
+
+
+def _listed(text: str) -> list[Any] | Unread:
+    """What stands under "tests" in a reply's object."""
+    found = read_json_object(text)
+    if isinstance(found, Unread):
+        return found
+    tests = found.get("tests")
+    if isinstance(tests, list):
+        return tests
+    return Unread("field 'tests' is no list" if "tests" in found else "field 'tests' is missing")
+
+
+def _test(value: Any) -> ExamItem | Unread:
+    """One question of the list, read by itself, so that a malformed one takes none of the others with it."""
+    found = read_object(json.dumps(value), _TestReply, others=True)
+    if isinstance(found, Unread):
+        return found
+    return ExamItem(found.question, found.options, letter_in(found.answer), found.analysis)
 
 
 def letter_in(text: str) -> str:

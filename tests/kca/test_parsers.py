@@ -100,7 +100,8 @@ def test_questions_as_published_and_by_default():
 
 def test_broken_questions_are_counted():
     good = {"question": "Which?", "options": ["a", "b", "c", "d"], "analysis": "", "answer": "(c)"}
-    bad = [{**good, "answer": "E"}, {**good, "options": ["a", "b", "A ", "d"]}, {**good, "question": " "}]
+    bad = [{**good, "answer": "E"}, {**good, "options": ["a", "b", "A ", "d"]}, {**good, "question": " "},
+           {"question": "x"}, {**good, "answer": 1}, "x"]  # fmt: skip
     counts = Counter[str]()
     found = read_exam(json.dumps({"tests": [*bad, good]}), counts)
     assert [one.answer for one in found] == ["C"]
@@ -108,10 +109,14 @@ def test_broken_questions_are_counted():
         "question: answer is none of A to D": 1,
         "question: options alike": 1,
         "question: blank question": 1,
+        "question: field 'options' is missing": 1,
+        "question: field 'answer' is no str": 1,
+        "question: no JSON object": 1,
     }
     counts.clear()
     assert read_exam("No.", counts) == [] and +counts == {"stage 3: no JSON object": 1}
     assert read_exam('{"tests": 3}', counts) == [] and counts["stage 3: field 'tests' is no list"] == 1
+    assert read_exam('{"test": []}', counts) == [] and counts["stage 3: field 'tests' is missing"] == 1
 
 
 def test_verdicts():
