@@ -55,6 +55,13 @@ class _HelpReply:
             raise InputError("is not from 1 to 10", field="score")
 
 
+class Grade(NamedTuple):
+    """A judge's grade of helpfulness. score: None where the reply could not be read, for the reason `unread`."""
+
+    score: float | None
+    unread: str = ""
+
+
 class Verdict(NamedTuple):
     """A judge's. hallucinated: None where the reply could not be read, for the reason `unread`."""
 
@@ -169,18 +176,25 @@ def read_verdict(text: str) -> Verdict:
     if not isinstance(found, Unread):
         return Verdict(bool(int(found.hallucinated)), found.spans, found.why)
     head, _, rest = text.strip().partition("\n")
-    said = re.fullmatch(r"\W*(?:score\W{1,3})?([01])(?:\.0)?\W*", head, re.IGNORECASE)
+    said = re.fullmatch(r"\W*(?:score\W{1,3})?(?<!-)([01])(?:\.0)?\W*", head, re.IGNORECASE)
     return Verdict(said[1] == "1", (), rest.strip()) if said else Verdict(None, unread=f"judge: {found.reason}")
 
 
-def read_helpfulness(text: str) -> float | None:
-    """A score from 1 to 10, None where there is none."""
+def read_helpfulness(text: str) -> Grade:
+    """A score from 1 to 10: JSON, or a first line that holds nothing else, whatever stands behind it.
+
+    >>> read_helpfulness("Score: 8/10\\nIt helps.").score, read_helpfulness("3 reasons make this a 9.").score
+    (8.0, None)
+    """
     found = read_object(text, _HelpReply, others=True)
     if not isinstance(found, Unread):
-        return found.score
-    said = re.match(r"\W*(?:score\W{1,5})?(10|[1-9])(\.\d+)?(?![\d.])", text.strip(), re.IGNORECASE)
-    value = float(said[1] + (said[2] or "")) if said else math.nan
-    return value if 1 <= value <= 10 else None
+        return Grade(found.score)
+    head = text.strip().partition("\n")[0]
+    said = re.fullmatch(r"\W*(?:score\W{1,5})?(?<!-)(\d+(?:\.\d+)?)(?:\s*/\s*10)?\W*", head, re.IGNORECASE)
+    if said is None:
+        return Grade(None, f"helpfulness: {found.reason}")
+    value = float(said[1])
+    return Grade(value) if 1 <= value <= 10 else Grade(None, "helpfulness: field 'score' out of range")
 
 
 def compat_need(text: str) -> Need:
@@ -228,10 +242,10 @@ def compat_verdict(text: str) -> float | None:
     return 1.0 if text.strip() else None
 
 
-def compat_helpfulness(text: str) -> float | None:
-    """The number of the first line, clipped to 0 ... 10; None where it is none."""
+def compat_helpfulness(text: str) -> Grade:
+    """As published: the number of the first line, clipped to 0 ... 10; a first line that is none is no grade."""
     try:
         value = float(text.strip().partition("\n")[0])
     except ValueError:
-        return None
-    return None if math.isnan(value) else min(max(value, 0.0), 10.0)
+        value = math.nan
+    return Grade(None, "helpfulness: no number") if math.isnan(value) else Grade(min(max(value, 0.0), 10.0))

@@ -31,7 +31,7 @@ STANDARD = "standard"
 @dataclass(frozen=True)
 class Answer:
     """What a model says to one test instance. refusal: how it refuses, if it does; hallucinated, helpfulness: the
-    judge's, None where there is none; unread: why a verdict could not be read."""
+    judge's, None where there is none; unread, ungraded: why a verdict or a grade could not be read."""
 
     instance: Instance
     text: str
@@ -39,6 +39,7 @@ class Answer:
     hallucinated: bool | None = None
     helpfulness: float | None = None
     unread: str = ""
+    ungraded: str = ""
 
     @property
     def refused(self) -> bool:
@@ -106,10 +107,11 @@ class Calibrating:
         own = self.desk.counter(verdicts.removesuffix(".jsonl"))
         out = []
         for one, record in zip(found, graded, strict=True):
-            values = {name: record[name] for name in ("hallucinated", "helpfulness", "unread")}
-            out.append(dataclasses.replace(one, **values))
-            own[f"unread: {record['unread']}"] += bool(record["unread"])
-            own[f"refusal: {one.refusal}"] += one.refusal != "no"
+            judged = dataclasses.replace(one, **record)
+            own[f"unread: {judged.unread}"] += bool(judged.unread)
+            own[f"ungraded: {judged.ungraded}"] += bool(judged.ungraded)
+            own[f"refusal: {judged.refusal}"] += judged.refusal != "no"
+            out.append(judged)
         return out
 
     def _texts(self, model: Model, instances: Sequence[Instance]) -> list[str]:
@@ -129,7 +131,8 @@ class Calibrating:
 
     def _verdicts(self, answers: Sequence[Answer], file: str) -> list[Record]:
         """What the judge says of answers; refusals are judged for helpfulness alone."""
-        out: list[Record] = [{"hallucinated": None, "helpfulness": None, "unread": ""} for _ in answers]
+        nothing = {"hallucinated": None, "helpfulness": None, "unread": "", "ungraded": ""}
+        out: list[Record] = [dict(nothing) for _ in answers]
         if self.judge is None:
             return out
         compat = self.settings.compat
@@ -143,9 +146,8 @@ class Calibrating:
             out[number].update(verdict_of(outcome, compat))
         if self.settings.helpfulness:
             questions = [prompts.helpfulness_question(a.instance.source.instruction, a.text, compat) for a in answers]
-            read = parsers.compat_helpfulness if compat else parsers.read_helpfulness
             for record, outcome in zip(out, self._asked(questions, f"{file}, helpfulness"), strict=True):
-                record["helpfulness"] = None if isinstance(outcome, Failure) else read(outcome.text)
+                record.update(grade_of(outcome, compat))
         return out
 
     def _asked(self, questions: Sequence[Question], what: str) -> list[Outcome]:
@@ -166,6 +168,14 @@ def verdict_of(outcome: Outcome, compat: bool) -> Record:
     except ValueError:
         return {"hallucinated": None, "unread": "judge: the published parser stops here"}
     return {"hallucinated": None if score is None else score > 0, "unread": "judge: empty" if score is None else ""}
+
+
+def grade_of(outcome: Outcome, compat: bool) -> Record:
+    """The fields of a grade of helpfulness."""
+    if isinstance(outcome, Failure):
+        return {"helpfulness": None, "ungraded": f"no reply: {outcome.reason}"}
+    found = parsers.compat_helpfulness(outcome.text) if compat else parsers.read_helpfulness(outcome.text)
+    return {"helpfulness": found.score, "ungraded": found.unread}
 
 
 def judged_of(one: Answer) -> Judged:

@@ -16,7 +16,7 @@ from fusion_jax.models.folder import load
 from fusion_jax.plan.parts import plan_of
 from fusion_jax.plan.runs import Ask
 from fusion_jax.runs import calibrating
-from fusion_jax.runs.calibrating import verdict_of
+from fusion_jax.runs.calibrating import grade_of, verdict_of
 from tests.small import attempt, fails, small_folder, write
 
 pytestmark = pytest.mark.usefixtures("quick_compiler")
@@ -130,6 +130,9 @@ def test_verdicts_as_published_and_by_default():
     )
     assert verdict_of(Reply("0\nnone\nfine", "stop"), compat=False) == {"hallucinated": False, "unread": ""}
     assert verdict_of(Failure("timeout"), compat=False) == {"hallucinated": None, "unread": "no reply: timeout"}
+    assert grade_of(Failure("timeout"), compat=False) == {"helpfulness": None, "ungraded": "no reply: timeout"}
+    assert grade_of(Reply("3 reasons.", "stop"), compat=False)["ungraded"] == "helpfulness: no JSON object"
+    assert grade_of(Reply("9\nfine", "stop"), compat=True) == {"helpfulness": 9.0, "ungraded": ""}
 
 
 def test_the_shipped_sweeps(tmp_path):
