@@ -7,6 +7,7 @@ record. Files may be this project's own or the published program's, whose stages
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -151,21 +152,26 @@ def check_ids(ids: Sequence[str], file: str | None) -> None:
 
 
 def instance_of(fields: Fields, counts: Counter[str], answered: bool = True) -> Instance:
-    """The instance in a line of any stage. answered: as in `read_instances`."""
+    """The instance in a user's line of any stage, with its valid questions; the others are counted. answered: as in
+    `read_instances`."""
+    found = instance_in(fields, answered)
+    reasons = [check_item(test) for test in found.tests]
+    counts.update(f"question: {reason}" for reason in reasons if reason)
+    valid = tuple(test for test, reason in zip(found.tests, reasons, strict=True) if not reason)
+    none_left = bool(found.tests) and not valid and not found.label
+    return dataclasses.replace(found, tests=valid, lost=found.lost or (NO_QUESTION if none_left else ""))
+
+
+def instance_in(fields: Fields, answered: bool = True) -> Instance:
+    """The instance in a line of any stage, with all its questions, as a stage has kept them."""
     flat = Fields(flattened(fields), fields.file, fields.record, cure=fields.cure)
     if "conversations" in flat.values:
         flat = Fields({**flat.values, **_turns(flat)}, fields.file, fields.record, cure=fields.cure)
     source, need = source_of(flat, answered), need_of(flat)
-    tests = [item_of(one, flat, number) for number, one in enumerate(flat.items("tests", []))]
-    valid = []
-    for test in tests:
-        reason = check_item(test)
-        counts[f"question: {reason}"] += bool(reason)
-        valid += [] if reason else [test]
-    knowledge = flat.text("knowledge", "")
+    tests = tuple(item_of(one, flat, number) for number, one in enumerate(flat.items("tests", [])))
     label = flat.choice("class", CLASSES, "")
-    lost = flat.text("lost", "") or need.lost or (NO_QUESTION if tests and not valid else "")
-    return Instance(source, need, knowledge, tuple(valid), lost if not label else "", label)
+    lost = "" if label else flat.text("lost", "") or need.lost
+    return Instance(source, need, flat.text("knowledge", ""), tests, lost, label)
 
 
 def flattened(fields: Fields) -> dict[str, Any]:
@@ -214,7 +220,7 @@ def item_of(value: Any, fields: Fields, number: int) -> ExamItem:
 
 
 def as_record(instance: Instance) -> Record:
-    """An instance as a line of this project, which `instance_of` reads."""
+    """An instance as a line of this project, which `instance_in` reads."""
     source, need = instance.source, instance.need
     line: Record = {"id": source.id, "input": source.instruction, "output": source.response}
     line |= {"label": need.label, "analysis": need.analysis, "queries": list(need.queries)}

@@ -31,7 +31,7 @@ from fusion_jax.kca.records import (
     NO_QUESTION,
     Instance,
     as_record,
-    instance_of,
+    instance_in,
     read_instances,
 )  # fmt: skip
 from fusion_jax.kca.template import TemplateName
@@ -260,7 +260,7 @@ class Knowing:
 
     def _read(self, file: str, records: Sequence[Record]) -> list[Instance]:
         path = self.desk.run.file(file)
-        return [instance_of(Fields(r, path, n), Counter(), False) for n, r in enumerate(records, 1)]
+        return [instance_in(Fields(record, path, number), False) for number, record in enumerate(records, 1)]
 
 
 def _alive(one: Instance) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections import Counter
 
@@ -22,6 +23,7 @@ from fusion_jax.kca.records import (
     Need,
     Source,
     as_record,
+    instance_in,
     instance_of,
     read_instances,
 )
@@ -47,6 +49,8 @@ def test_published_forms_and_ours_read_alike(tmp_path):
     assert found == Instance(Source("1", "ask", "said"), Need(NEED, "a date", ("when", "where")), "It was 1911.",
                              (ExamItem("Which?", ("a", "b", "c", "d"), "B", "so"),))  # fmt: skip
     assert instance_of(Fields(as_record(found)), counts) == found and not +counts
+    twins = dataclasses.replace(found, tests=(found.tests[0]._replace(options=("a", "a", "b", "c")),))
+    assert instance_in(Fields(as_record(twins))) == twins  # a stage's own line, as it was written
     lines = [SOURCE, {"instruction": "ask", "response": "said", "id": 7}, {"prompt": "ask", "response": "said", "prompt_id": "x"},
              {**STAGE_1, "final_prediction": "<no need>"}, STAGE_1, {**STAGE_1, "final_prediction": ""}]  # fmt: skip
     read = read_instances(written(tmp_path / "some.jsonl", *lines), "error", counts)

@@ -1,0 +1,49 @@
+"""The stages at a desk, with a helper of rules and an exam whose answers are known."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+from rich.console import Console
+
+from fusion_jax.asking.given import Given
+from fusion_jax.jsonl import read_jsonl
+from fusion_jax.kca.exam import Sat
+from fusion_jax.kca.papers import Paper
+from fusion_jax.kca.records import KNOWN, NEED, Instance, Need, Source
+from fusion_jax.runs import knowing
+from fusion_jax.runs.desk import Desk
+from fusion_jax.runs.knowing import Knowing, KnowingSettings
+from fusion_jax.runs.provenance import Ran
+from fusion_jax.store.run_folder import RunFolder
+
+MODEL = SimpleNamespace(config=None)
+
+
+@pytest.fixture
+def desk(tmp_path, monkeypatch) -> Desk:
+    """Everybody chooses A in the exam."""
+
+    def sit(model, tests, paper, s, **how):
+        return [Sat((0.0, -9.0, -9.0, -9.0), one.answer == "A") for one in tests], {}
+
+    monkeypatch.setattr(knowing, "sit", sit)
+    monkeypatch.setattr(knowing, "decoding_mesh", lambda config: None)
+    return Desk(RunFolder(tmp_path / "run", Console(quiet=True)), "", Ran("", SimpleNamespace(seed=0), {}))
+
+
+def noted(*names: str) -> list[Instance]:
+    """Instances behind stage 2."""
+    return [Instance(Source(name, f"ask {name}", "said"), Need(NEED), f"note of {name}") for name in names]
+
+
+def test_questions_that_the_published_parser_keeps_are_examined(desk):
+    """Two options that are alike are no reason for it, and the stage's own file loses nothing on being read."""
+    reply = "Question: Which?\nOptions: (A) red (B) red (C) green (D) pink\nAnalysis: so\nAnswer: (A)"
+    made = Knowing(desk, KnowingSettings(compat=True), Paper(), Given("rules", lambda question: reply))
+    (found,) = made.questioned("train", noted("x"))
+    assert [one.options for one in found.tests] == [("red", "red", "green", "pink")] and not found.lost
+    (found,) = made.examined("train", MODEL, [found])
+    assert found.label == KNOWN and len(found.tests) == 1 and made.passed("train", [found]).questions == 1
+    assert len(read_jsonl(desk.run.file("train/4-partition.jsonl"))[0]["tests"]) == 1
