@@ -7,10 +7,9 @@ record. Files may be this project's own or the published program's, whose stages
 
 from __future__ import annotations
 
-import dataclasses
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from fusion_jax.data.loaders import load_records
@@ -106,8 +105,15 @@ def read_instances(file: str, on_bad: OnBad, counts: Counter[str], *, answered: 
     Raises:
       InputError: no usable record, an id that stands twice or, where `on_bad` is "error", a broken record.
     """
+    return instances_in(load_records(file), file, on_bad, counts, answered)
+
+
+def instances_in(
+    records: Sequence[Record], file: str, on_bad: OnBad, counts: Counter[str], answered: bool = True
+) -> list[Instance]:
+    """`read_instances` of records that were loaded."""
     out = list[Instance]()
-    for number, record in numbered(load_records(file)):
+    for number, record in numbered(records):
         try:
             out.append(instance_of(Fields(record, file, number, cure=CURE), counts, answered))
         except InputError as error:
@@ -127,7 +133,16 @@ def source_of(fields: Fields, answered: bool) -> Source:
     if isinstance(identity, bool) or not isinstance(identity, str | int) or not str(identity).strip():
         raise fields.wrong("id", f"is {quoted(identity)}, neither text nor a whole number")
     instruction = _text(fields, ("input", "instruction", "prompt"), needed=True)
-    return Source(str(identity), instruction, _text(fields, ("output", "response", "answer"), needed=answered))
+    names = ("output", "response", "answer")
+    if not answered:
+        fields = _last_of_references(fields, names)
+    return Source(str(identity), instruction, _text(fields, names, needed=answered))
+
+
+def _last_of_references(fields: Fields, names: Sequence[str]) -> Fields:
+    """Of a list of reference answers, as MS MARCO has them, the last one, as published."""
+    lists = {name: fields.values[name] for name in names if isinstance(fields.values.get(name), list)}
+    return replace(fields, values={**fields.values, **{name: (found or [None])[-1] for name, found in lists.items()}})
 
 
 def _text(fields: Fields, names: Sequence[str], *, needed: bool) -> str:
@@ -159,7 +174,7 @@ def instance_of(fields: Fields, counts: Counter[str], answered: bool = True) -> 
     counts.update(f"question: {reason}" for reason in reasons if reason)
     valid = tuple(test for test, reason in zip(found.tests, reasons, strict=True) if not reason)
     none_left = bool(found.tests) and not valid and not found.label
-    return dataclasses.replace(found, tests=valid, lost=found.lost or (NO_QUESTION if none_left else ""))
+    return replace(found, tests=valid, lost=found.lost or (NO_QUESTION if none_left else ""))
 
 
 def instance_in(fields: Fields, answered: bool = True) -> Instance:
@@ -211,12 +226,16 @@ def item_of(value: Any, fields: Fields, number: int) -> ExamItem:
     place = f"tests[{number}]"
     if not isinstance(value, Mapping):
         raise fields.wrong(place, f"is {quoted(value)}, not an object")
-    own = Fields(value, fields.file, fields.record, fields.place(place), fields.cure)
-    options = own.items("options")
+    return item_in(Fields(value, fields.file, fields.record, fields.place(place), fields.cure))
+
+
+def item_in(fields: Fields) -> ExamItem:
+    """The question in an object."""
+    options = fields.items("options")
     if not all(isinstance(one, str) for one in options):
-        raise own.wrong("options", "holds what is no text")
-    answer = own.text("answer").strip().strip("()").upper()
-    return ExamItem(own.text("question"), tuple(options), answer, own.text("analysis", ""))
+        raise fields.wrong("options", "holds what is no text")
+    answer = fields.text("answer").strip().strip("()").upper()
+    return ExamItem(fields.text("question"), tuple(options), answer, fields.text("analysis", ""))
 
 
 def as_record(instance: Instance) -> Record:

@@ -25,7 +25,7 @@ from fusion_jax.kca.calibrate import REFUSAL, Strategy, Where
 from fusion_jax.kca.exam import ExamSettings, Sat, sit
 from fusion_jax.kca.papers import Paper
 from fusion_jax.kca.partition import Passed, agreement, classified, passed
-from fusion_jax.kca.ready import settled, with_sources
+from fusion_jax.kca.ready import Ready
 from fusion_jax.kca.records import (
     NEED,
     NO_QUESTION,
@@ -79,7 +79,8 @@ class KnowingSettings(EvaluatedSettings, SeededSettings):
     instructions: File = ""
     """Training instances {"input", "output"}, or behind some of the stages; without, the world's."""
     exams: File = ""
-    """Ready exams or partitions of the same instances (the published files, or lines of this project's stages)."""
+    """Ready exams, verdicts or partitions of the same instances (the published files, or lines of this project's
+    stages)."""
     tests: Files = ()
     """Test instances, one file a set; "output" is the reference, if there is one. Without, the world's."""
     on_bad: OnBad = "error"
@@ -285,9 +286,8 @@ def read_side(s: KnowingSettings, desk: Desk, files: Sequence[str], side: Side) 
             raise InputError(f"two files are called '{_stem(file)}'", field="tests", cure="Rename one of them")
         out[name] = read_instances(file, s.on_bad, desk.counter(f"{name}, file"), answered=side == "train")
     if side == "train" and s.exams:
-        counts = desk.counter("ready records")
-        ready = [settled(one) for one in read_instances(s.exams, s.on_bad, counts)]
-        out["train"] = with_sources(ready, out["train"], counts) if files else ready
+        ready = Ready(s.exams, s.exam.threshold, s.on_bad)
+        out["train"] = ready.joined(out.get("train"), desk.counter("ready records"))
     return out
 
 

@@ -86,6 +86,16 @@ BAD = [
 ]  # fmt: skip
 
 
+@pytest.mark.parametrize("references, last", [(["first", "last"], "last"), ([], ""), ("one", "one")])
+def test_of_several_references_the_last_one_is_taken(references, last, tmp_path):
+    """Of a test set; what is trained on has one response."""
+    file = written(tmp_path / "in.jsonl", {"input": "ask", "output": references})
+    assert read_instances(file, "error", Counter(), answered=False)[0].source.response == last
+    if isinstance(references, list):
+        with pytest.raises(InputError, match="not a string"):
+            read_instances(file, "error", Counter())
+
+
 @pytest.mark.parametrize("record, field, problem", BAD, ids=lambda x: x if isinstance(x, str) else "")
 def test_a_broken_record_is_refused_or_counted(record, field, problem, tmp_path):
     file = written(tmp_path / "in.jsonl", SOURCE, record)
