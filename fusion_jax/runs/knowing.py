@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -160,7 +160,7 @@ class Knowing:
             return prompts.knowledge_question(source.instruction, source.response, one.need, response_shown=shown)
 
         return self._stage(
-            name, "2-knowledge", instances, lambda one: _needs(one) and not one.knowledge and not one.tests, question,
+            name, "2-knowledge", instances, lambda one: _unexamined(one) and not one.knowledge, question,
             told,
         )  # fmt: skip
 
@@ -175,9 +175,7 @@ class Knowing:
         def question(one: Instance) -> Question:
             return prompts.exam_question(one.knowledge, most, compat)
 
-        found = self._stage(
-            name, "3-exam", instances, lambda one: _needs(one) and not one.tests, question, told, sample
-        )
+        found = self._stage(name, "3-exam", instances, _unexamined, question, told, sample)
         return [dataclasses.replace(one, tests=one.tests[:most]) for one in found]
 
     def agreement(self, name: str, model: Model, informed: Sequence[Instance], first: Sequence[Instance]) -> float:
@@ -249,11 +247,7 @@ class Knowing:
     def _asked(self, questions: Sequence[Question], what: str, sample: int) -> list[Outcome]:
         if not questions:
             return []
-        if self.helper is None:
-            raise InputError(
-                f"there is none, and {len(questions)} instances are to be asked about ({what})", field="--helper",
-                cure="Give --helper.model or --helper.server, or ready records by --exams",
-            )  # fmt: skip
+        assert self.helper is not None  # `check_helped` has looked
         s = self.settings
         return replies(
             self.desk, self.helper, questions, s.helper.decoding, what, sample=sample, patience=s.hosts.patience
@@ -264,6 +258,22 @@ class Knowing:
         return [instance_in(Fields(record, path, number), False) for number, record in enumerate(records, 1)]
 
 
+def check_helped(s: KnowingSettings, sides: Mapping[str, Sequence[Instance]]) -> None:
+    """Refuse instances that a helper is to be asked about, where there is none.
+
+    Raises:
+      InputError: names every set that has such instances.
+    """
+    counts = {name: sum(_alive(one) and (not one.need.label or _unexamined(one)) for one in some)
+              for name, some in sides.items()}  # fmt: skip
+    told = ", ".join(f"{count} of {name}" for name, count in counts.items() if count)
+    if told and not s.helper.given:
+        raise InputError(
+            f"there is none, and instances are to be asked about: {told}", field="--helper",
+            cure="Give --helper.model or --helper.server, or records behind stage 3: --exams to train on, and --tests",
+        )  # fmt: skip
+
+
 def _alive(one: Instance) -> bool:
     """Whether stages go on with an instance."""
     return not one.lost and not one.label
@@ -271,6 +281,10 @@ def _alive(one: Instance) -> bool:
 
 def _needs(one: Instance) -> bool:
     return _alive(one) and one.need.label == NEED
+
+
+def _unexamined(one: Instance) -> bool:
+    return _needs(one) and not one.tests
 
 
 def _sat(record: Record | None) -> Sat | None:

@@ -20,7 +20,7 @@ from fusion_jax.plan.runs import Ask, Planned
 from fusion_jax.runs.checks import check_arms
 from fusion_jax.runs.desk import Desk
 from fusion_jax.runs.fact_world import POSITIONS, helper_of, instances_of, paper_of, raised
-from fusion_jax.runs.knowing import Knowing, KnowingSettings, read_side
+from fusion_jax.runs.knowing import Knowing, KnowingSettings, check_helped, read_side
 from fusion_jax.sampling.generate import SampleSettings, encoded_prompts
 from fusion_jax.train import objectives
 from fusion_jax.zoo.facts import World, world
@@ -78,6 +78,7 @@ def opened(s: KnowingSettings, desk: Desk) -> Opened:
     sides = read_side(s, desk, [s.instructions] if s.instructions else [], "train") | read_side(
         s, desk, s.tests, "test"
     )
+    check_helped(s, sides)
     paper = read_paper(s.exam.exemplars, Counter()) if s.exam.exemplars else Paper()
     base = with_template(desk.load(s.base, s.train), s.template)
     sides = {name: some if name == "train" else answerable(s, desk, base, name, some) for name, some in sides.items()}

@@ -111,7 +111,7 @@ def test_bad_input_is_refused(tmp_path, capsys):
     refused(["--exam.threshold", "1"], "--exam.threshold", "out of range")
     refused(["--exam.turns", "5"], "--exam.turns", "out of range")
     refused(
-        ["--base", base, "--instructions", good], "'--helper'", "there is none, and 4 instances are to be asked about"
+        ["--base", base, "--instructions", good], "'--helper'", "there is none", "are to be asked about: 4 of train"
     )
     broken = str(write(tmp_path / "broken.jsonl", [source, {"input": "ask", "output": 3}]))
     refused(["--base", base, "--instructions", broken], "broken.jsonl", "record 2", "field 'output'")

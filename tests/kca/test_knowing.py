@@ -8,6 +8,7 @@ import pytest
 from rich.console import Console
 
 from fusion_jax.asking.given import Given
+from fusion_jax.errors import InputError
 from fusion_jax.jsonl import read_jsonl
 from fusion_jax.kca.exam import Sat
 from fusion_jax.kca.papers import Paper
@@ -15,8 +16,10 @@ from fusion_jax.kca.records import KNOWN, NEED, Instance, Need, Source
 from fusion_jax.runs import knowing
 from fusion_jax.runs.desk import Desk
 from fusion_jax.runs.knowing import Knowing, KnowingSettings
+from fusion_jax.runs.knowledge_parts import opened
 from fusion_jax.runs.provenance import Ran
 from fusion_jax.store.run_folder import RunFolder
+from tests.small import write
 
 MODEL = SimpleNamespace(config=None)
 
@@ -47,3 +50,13 @@ def test_questions_that_the_published_parser_keeps_are_examined(desk):
     (found,) = made.examined("train", MODEL, [found])
     assert found.label == KNOWN and len(found.tests) == 1 and made.passed("train", [found]).questions == 1
     assert len(read_jsonl(desk.run.file("train/4-partition.jsonl"))[0]["tests"]) == 1
+
+
+def test_sets_that_need_a_helper_are_told_before_a_model_is_loaded(desk, tmp_path):
+    ready = {"input": "ask", "output": "said", "class": KNOWN}
+    exams, tests = write(tmp_path / "train.jsonl", [ready]), write(tmp_path / "lima.jsonl", [{"input": "ask"}, ready])
+    settings = KnowingSettings(base="nowhere", exams=str(exams), tests=(str(tests),))
+    with pytest.raises(
+        InputError, match="'--helper': there is none, and instances are to be asked about: 1 of test-lima"
+    ):
+        opened(settings, desk)
