@@ -91,15 +91,15 @@ def main(s: Settings) -> None:
 def align(s: Settings, desk: Desk) -> Measures:
     """The pipeline; the stages stand at the top of this file."""
     base, knowing, sides, judge, world = opened(s, desk)
-    exams, agreed = {}, dict[str, float]()
     for name, instances in sides.items():
         needing = knowing.required(name, instances)
         informed = knowing.informed(name, needing)
-        questioned = knowing.questioned(name, informed)
-        sides[name] = knowing.examined(name, base, questioned)
-        exams[name] = knowing.passed(name, sides[name])
-        if s.again:
-            agreed[name] = knowing.agreement(name, base, informed, sides[name])
+        sides[name] = knowing.questioned(name, informed)
+    again = {name: knowing.questioned_again(name, some) for name, some in sides.items()} if s.again else {}
+    knowing.dismiss()
+    sides = {name: knowing.examined(name, base, some) for name, some in sides.items()}
+    exams = {name: knowing.passed(name, some) for name, some in sides.items()}
+    agreed = {name: knowing.agreement(name, base, some, sides[name]) for name, some in again.items()}
     train = sides.pop("train")
     run = Calibrating(desk, s, base, judge, sides)
     for arm in (arm for arm in s.arms if arm != s.result):

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from fusion_jax.asking.contract import Answerer, Failure, Outcome, Question
+from fusion_jax.asking.deferred import dismiss
 from fusion_jax.errors import InputError
 from fusion_jax.evals.hallucination.accounting import Account, Judged, account
 from fusion_jax.evals.hallucination.overlap import rouge
@@ -73,11 +74,13 @@ class Calibrating:
         return self.desk.train(stage, self.base, objectives.sft(), rows)
 
     def answer(self, arm: str, model: Model) -> None:
-        """A model's greedy answers to the bare instructions of every test set, judged."""
+        """A model's greedy answers to the bare instructions of every test set, judged. A judge that is a model of ours
+        goes before the next arm is trained."""
         self.answers[arm] = {
             name: self._judged(f"answers/{arm}/{name}.jsonl", arm, model, instances)
             for name, instances in self.sets.items()
         }
+        dismiss(self.judge)
 
     def accounts(self, name: str) -> dict[str, Account]:
         """Every arm's figures (a) to (d) on one set, beside the standard model."""

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from fusion_jax.asking.contract import Answerer, Failure, Outcome, Question
+from fusion_jax.asking.deferred import dismiss
 from fusion_jax.data.chat import ChatSettings
 from fusion_jax.data.examples import TextSettings
 from fusion_jax.data.records import OnBad
@@ -178,10 +179,18 @@ class Knowing:
         found = self._stage(name, "3-exam", instances, _unexamined, question, told, sample)
         return [dataclasses.replace(one, tests=one.tests[:most]) for one in found]
 
-    def agreement(self, name: str, model: Model, informed: Sequence[Instance], first: Sequence[Instance]) -> float:
-        """Share of the instances that get the same class with a second exam. informed: those behind stage 2."""
-        fresh = [dataclasses.replace(one, tests=()) if _needs(one) and one.knowledge else one for one in informed]
-        return agreement(first, self.examined(f"{name}-again", model, self.questioned(f"{name}-again", fresh, 1)))
+    def questioned_again(self, name: str, questioned: Sequence[Instance]) -> list[Instance]:
+        """Stage 3 once more, of the instances behind it whose note there is."""
+        fresh = [dataclasses.replace(one, tests=()) for one in questioned if _needs(one) and one.knowledge]
+        return self.questioned(f"{name}-again", fresh, 1)
+
+    def dismiss(self) -> None:
+        """Let a helper go that is a model of ours: behind stage 3 nothing more is asked."""
+        dismiss(self.helper)
+
+    def agreement(self, name: str, model: Model, again: Sequence[Instance], first: Sequence[Instance]) -> float:
+        """Share of the instances that get the same class with a second exam. again: those behind it."""
+        return agreement(first, self.examined(f"{name}-again", model, again))
 
     def examined(self, name: str, model: Model, instances: Sequence[Instance]) -> list[Instance]:
         """Stages 4 and 5: the base model sits the exam, and every instance gets its class."""

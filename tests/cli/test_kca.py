@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 
 from experiments import kca
 from experiments.sweeps.files import EXPERIMENTS, read_sweep
+from fusion_jax.errors import InputError
 from fusion_jax.jsonl import read_jsonl
 from fusion_jax.kca.calibrate import REFUSAL
 from fusion_jax.kca.records import CLASSES, KNOWN, NO_FACT, UNKNOWN, read_instances
@@ -17,6 +19,7 @@ from fusion_jax.plan.parts import plan_of
 from fusion_jax.plan.runs import Ask
 from fusion_jax.runs import calibrating
 from fusion_jax.runs.calibrating import grade_of, verdict_of
+from fusion_jax.runs.helpers import HelperSettings
 from tests.small import attempt, fails, small_folder, write
 
 pytestmark = pytest.mark.usefixtures("quick_compiler")
@@ -148,3 +151,9 @@ def test_a_plan_has_the_tuning_and_the_answers(tmp_path):
     assert plan_of(kca.parts(kca.PRESETS["tiny"]), Ask("v5p-8", preset="tiny")) == []
     planned = plan_of(kca.parts(kca.PRESETS["llama2-7b"]), Ask("v5p-8", rows=70_000, preset="llama2-7b"))
     assert planned[0].times == 3 * (70_000 // 128) and len(planned) > 1
+    who = HelperSettings(model="nowhere")
+    added = kca.parts(replace(kca.PRESETS["llama2-7b"], helper=who, judge=who))[-2:]
+    assert [part.title for part in added] == ["helper's replies, each stage", "judge's replies, each arm"]
+    for part in added:
+        with pytest.raises(InputError, match="nowhere: there is no such folder"):
+            part.check()

@@ -8,18 +8,20 @@ import pytest
 from rich.console import Console
 
 from fusion_jax.asking.given import Given
+from fusion_jax.asking.local import from_folder
 from fusion_jax.errors import InputError
 from fusion_jax.jsonl import read_jsonl
 from fusion_jax.kca.exam import Sat
 from fusion_jax.kca.papers import Paper
-from fusion_jax.kca.records import KNOWN, NEED, Instance, Need, Source
+from fusion_jax.kca.records import KNOWN, NEED, NO_NEED, Instance, Need, Source
 from fusion_jax.runs import knowing
 from fusion_jax.runs.desk import Desk
+from fusion_jax.runs.helpers import HelperSettings
 from fusion_jax.runs.knowing import Knowing, KnowingSettings
-from fusion_jax.runs.knowledge_parts import opened
+from fusion_jax.runs.knowledge_parts import asked_later, opened
 from fusion_jax.runs.provenance import Ran
 from fusion_jax.store.run_folder import RunFolder
-from tests.small import write
+from tests.small import small_folder, write
 
 MODEL = SimpleNamespace(config=None)
 
@@ -60,3 +62,24 @@ def test_sets_that_need_a_helper_are_told_before_a_model_is_loaded(desk, tmp_pat
         InputError, match="'--helper': there is none, and instances are to be asked about: 1 of test-lima"
     ):
         opened(settings, desk)
+
+
+def test_a_model_that_helps_is_loaded_for_what_the_log_lacks(desk, tmp_path, monkeypatch):
+    """And called by the name under which the log holds its replies; it goes before the base model is examined."""
+    folder, loads = small_folder(tmp_path / "helper"), []
+
+    def loaded(self, desk, option):
+        loads.append(option)
+        return Given("another name", lambda question: '{"label": "no_need"}', together=True)
+
+    monkeypatch.setattr(HelperSettings, "answerer", loaded)
+    settings = KnowingSettings(helper=HelperSettings(model=str(folder)))
+    first, second = (Knowing(desk, settings, Paper(), asked_later(settings.helper, desk, "--helper")) for _ in "12")
+    assert not loads and first.helper.identity == from_folder(folder).identity
+    asked = [Instance(Source(name, f"ask {name}", "said")) for name in "ab"]
+    assert [one.need.label for one in first.required("train", asked)] == [NO_NEED] * 2 and loads == ["--helper"]
+    second.required("test", asked)
+    assert loads == ["--helper"]
+    first.dismiss()
+    first.required("other", [Instance(Source("c", "ask c", "said"))])
+    assert loads == ["--helper"] * 2
