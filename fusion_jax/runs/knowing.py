@@ -89,7 +89,8 @@ class KnowingSettings(EvaluatedSettings, SeededSettings):
     helper: HelperSettings = HelperSettings()
     judge: HelperSettings = HelperSettings()
     again: bool = False
-    """Whether the helper makes a second exam of every note, to tell how many instances keep their class."""
+    """Whether the helper makes a second exam of every note, to tell how many instances keep their class; its
+    temperature has to be more than 0."""
     compat: bool = False
     """Whether replies are asked for and read as by the published program, with what it rejects."""
     response_shown: bool = True
@@ -207,7 +208,8 @@ class Knowing:
                 sat = [next(answers) for _ in tests]
                 told = [None if a is None else {"correct": a.correct, "logprobs": list(a.logprobs)} for a in sat]
                 lines.append({**as_record(classified(one, sat, s.threshold)), "sat": told, COUNTED: {}})
-            lines[0][COUNTED] = dict(cut)
+            if lines:
+                lines[0][COUNTED] = dict(cut)
             return lines
 
         records = self._made(file, made)

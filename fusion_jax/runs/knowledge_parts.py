@@ -41,6 +41,24 @@ class Opened(NamedTuple):
     world: World | None
 
 
+def check_again(s: KnowingSettings) -> None:
+    """Refuse a second exam that would be the first one once more, and agree with it.
+
+    Raises:
+      InputError: names the option.
+    """
+    if not s.again:
+        return
+    if not s.base:
+        problem = "is given without --base: the miniature's helper makes the same exam of a note each time"
+        raise InputError(problem, field="--again", cure="Leave it out, or give --base MODEL and a helper")
+    if not s.helper.given:
+        raise InputError("needs a helper", field="--again", cure="Give --helper.model or --helper.server")
+    if not s.helper.temperature:
+        problem = "is given, and at a temperature of 0 the helper makes the same exam of a note each time"
+        raise InputError(problem, field="--again", cure="Give --helper.temperature 1")
+
+
 def check_knowing(s: KnowingSettings) -> None:
     """Refuse what does not go together.
 
@@ -52,6 +70,7 @@ def check_knowing(s: KnowingSettings) -> None:
         raise InputError(f"'{s.result}' is none of --arms", field="--result", cure=f"Choose one of {', '.join(s.arms)}")
     s.helper.check("--helper")
     s.judge.check("--judge")
+    check_again(s)
     if s.rouge:
         check_rouge()
     if s.base and not (s.instructions or s.exams):

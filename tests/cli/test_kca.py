@@ -110,6 +110,10 @@ def test_bad_input_is_refused(tmp_path, capsys):
     refused(["--judge.model", base, "--judge.server", "http://127.0.0.1:1/v1", "--judge.served", "m", "--base", base,
              "--instructions", good], "'--judge.model'", "stands beside a server")  # fmt: skip
     refused(["--helpfulness", "True", "--base", base, "--instructions", good], "'--helpfulness'", "needs a judge")
+    refused(["--again", "True"], "'--again'", "the miniature's helper makes the same exam")
+    helped = ["--base", base, "--instructions", good, "--again", "True"]
+    refused(helped, "'--again'", "needs a helper")
+    refused([*helped, "--helper.model", base], "'--again'", "at a temperature of 0")
     refused(["--refusal", " "], "refusal", "is blank")
     refused(["--exam.threshold", "1"], "--exam.threshold", "out of range")
     refused(["--exam.turns", "5"], "--exam.turns", "out of range")
