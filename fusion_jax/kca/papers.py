@@ -34,7 +34,9 @@ from fusion_jax.sampling.continuations import before_texts
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-HEADER = "Here are multiple-choice questions on general knowledge. The letter of the right answer follows each of them."
+HEADER = (
+    "Each item below is a multiple-choice question on factual knowledge, followed by the letter of the right answer."
+)
 EXEMPLARS = (
     ExamItem("Through which city does the Danube flow?", ("Madrid", "Oslo", "Dublin", "Vienna"), "D"),
     ExamItem("How many sides does a hexagon have?", ("Six", "Five", "Eight", "Seven"), "A"),

@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from fusion_jax.asking.contract import Answerer, Failure, Outcome, Question
 from fusion_jax.asking.deferred import dismiss
@@ -59,6 +60,14 @@ class Calibrating:
     judge: Answerer | None
     sets: Mapping[str, Sequence[Instance]]
     answers: dict[str, dict[str, list[Answer]]] = field(default_factory=dict)
+
+    @cached_property
+    def sentence(self) -> str:
+        """The sentence that refuses, as the base model's tokenizer writes it."""
+        tokenizer = self.base.tokenizer
+        assert tokenizer is not None  # `with_template` has looked
+        written: str = tokenizer.decode(tokenizer(self.settings.refusal, add_special_tokens=False)["input_ids"])
+        return written
 
     def trained(self, arm: Strategy, instances: Sequence[Instance]) -> Model:
         """The base model, tuned on an arm's training set."""
@@ -129,7 +138,7 @@ class Calibrating:
     def _read(self, one: Instance, text: str) -> Answer:
         s = self.settings
         if s.compat:
-            return Answer(one, text, "refused" if compat_refused(text, s.refusal) else "no")
+            return Answer(one, text, "refused" if compat_refused(text, self.sentence) else "no")
         return Answer(one, text, refusal(text, s.refusal))
 
     def _verdicts(self, answers: Sequence[Answer], file: str) -> list[Record]:

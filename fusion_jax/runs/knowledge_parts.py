@@ -95,7 +95,7 @@ def opened(s: KnowingSettings, desk: Desk) -> Opened:
     """The user's models and files, or the miniature's, made in the run."""
     if not s.base:
         made = world(desk.seed, s.world)
-        base, who = with_template(raised(s, desk, made), s.template), helper_of(made, s.compat)
+        base, who = examinable(s, raised(s, desk, made)), helper_of(made, s.compat)
         sides = {"train": instances_of(made, "train"), "test": instances_of(made, "test")}
         return Opened(base, Knowing(desk, s, paper_of(made), who), sides, who, made)
     sides = read_side(s, desk, [s.instructions] if s.instructions else [], "train") | read_side(
@@ -103,7 +103,7 @@ def opened(s: KnowingSettings, desk: Desk) -> Opened:
     )
     check_helped(s, sides)
     paper = read_paper(s.exam.exemplars, Counter()) if s.exam.exemplars else Paper()
-    base = with_template(desk.load(s.base, s.train), s.template)
+    base = examinable(s, desk.load(s.base, s.train))
     sides = {name: some if name == "train" else answerable(s, desk, base, name, some) for name, some in sides.items()}
     knowing = Knowing(desk, s, paper, asked_later(s.helper, desk, "--helper"))
     return Opened(base, knowing, sides, asked_later(s.judge, desk, "--judge"), None)
@@ -122,6 +122,21 @@ def asked_later(who: HelperSettings, desk: Desk, option: str) -> Answerer | None
         return found
 
     return Deferred(identity, load)
+
+
+def examinable(s: KnowingSettings, base: Model) -> Model:
+    """The base model in its template.
+
+    Raises:
+      InputError: no answer has room for the sentence that is learnt to refuse by.
+    """
+    out = with_template(base, s.template)
+    assert out.tokenizer is not None  # `with_template` has looked
+    length = len(out.tokenizer(s.refusal, add_special_tokens=False)["input_ids"])
+    if "refusal" in s.arms and length > s.max_new_tokens:
+        problem = f"{s.max_new_tokens} tokens do not hold the sentence of --refusal, which has {length}"
+        raise InputError(problem, field="--max-new-tokens", cure=f"Set it to more than {length}")
+    return out
 
 
 def answerable(s: KnowingSettings, desk: Desk, base: Model, name: str, some: list[Instance]) -> list[Instance]:

@@ -26,7 +26,7 @@ pytestmark = pytest.mark.usefixtures("quick_compiler")
 SMALL = [
     "--world.people", "8", "--world.tested", "8", "--world.others", "6", "--miniature.width", "32", "--miniature.layers", "1",
     "--miniature.papers", "32", "--miniature.items", "2", "--miniature.raising.batch-size", "16", "--train.batch-size", "8",
-    "--train.epochs", "1", "--max-new-tokens", "8", "--exam.shots", "1", "--exam.batch-size", "16",
+    "--train.epochs", "1", "--max-new-tokens", "20", "--exam.shots", "1", "--exam.batch-size", "16",
 ]  # fmt: skip
 
 
