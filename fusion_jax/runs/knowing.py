@@ -129,6 +129,19 @@ class KnowingSettings(EvaluatedSettings, SeededSettings):
 
 
 @dataclass(frozen=True)
+class HelperStage:
+    """A stage that asks the helper. name: of its file, the stage's number first; open_to: whether it asks about an
+    instance; question: what it asks; told: what a reply makes of the instance, with counts of what was dropped; sample:
+    another number is another reply."""
+
+    name: str
+    open_to: Callable[[Instance], bool]
+    question: Callable[[Instance], Question]
+    told: Callable[[Instance, str, Counter[str]], Instance]
+    sample: int = 0
+
+
+@dataclass(frozen=True)
 class Knowing:
     """Stages 1 to 5. paper: of the exam; helper: who writes; sat: answers in the exam, by set."""
 
@@ -146,10 +159,12 @@ class Knowing:
             need = read(said)
             return dataclasses.replace(one, need=need, lost=need.lost)
 
-        return self._stage(
-            name, "1-requirement", instances, lambda one: not one.need.label,
-            lambda one: prompts.need_question(one.source.instruction, self.settings.compat), told,
-        )  # fmt: skip
+        def question(one: Instance) -> Question:
+            return prompts.need_question(one.source.instruction, self.settings.compat)
+
+        return self._behind(
+            HelperStage("1-requirement", lambda one: not one.need.label, question, told), name, instances
+        )
 
     def informed(self, name: str, instances: Sequence[Instance]) -> list[Instance]:
         """Stage 2: the knowledge behind those that do."""
@@ -161,10 +176,8 @@ class Knowing:
             source, shown = one.source, self.settings.response_shown and bool(one.source.response)
             return prompts.knowledge_question(source.instruction, source.response, one.need, response_shown=shown)
 
-        return self._stage(
-            name, "2-knowledge", instances, lambda one: _unexamined(one) and not one.knowledge, question,
-            told,
-        )  # fmt: skip
+        stage = HelperStage("2-knowledge", lambda one: _unexamined(one) and not one.knowledge, question, told)
+        return self._behind(stage, name, instances)
 
     def questioned(self, name: str, instances: Sequence[Instance], sample: int = 0) -> list[Instance]:
         """Stage 3: questions on the knowledge."""
@@ -177,7 +190,7 @@ class Knowing:
         def question(one: Instance) -> Question:
             return prompts.exam_question(one.knowledge, most, compat)
 
-        found = self._stage(name, "3-exam", instances, _unexamined, question, told, sample)
+        found = self._behind(HelperStage("3-exam", _unexamined, question, told, sample), name, instances)
         return [dataclasses.replace(one, tests=one.tests[:most]) for one in found]
 
     def questioned_again(self, name: str, questioned: Sequence[Instance]) -> list[Instance]:
@@ -226,24 +239,20 @@ class Knowing:
     def _beat(self, done: int, flat: Sequence[object]) -> None:
         self.desk.run.heartbeat("questions of the exam", done, len(flat))
 
-    def _stage(
-        self, name: str, stage: str, instances: Sequence[Instance], open_: Callable[[Instance], bool],
-        question: Callable[[Instance], Question], told: Callable[[Instance, str, Counter[str]], Instance],
-        sample: int = 0,
-    ) -> list[Instance]:  # fmt: skip
-        """The instances behind a stage: those that are open to it are asked for, the others stay as they are."""
-        file = f"{name}/{stage}.jsonl"
+    def _behind(self, stage: HelperStage, name: str, instances: Sequence[Instance]) -> list[Instance]:
+        """A set's instances behind a stage; those that are not open to it stay as they are."""
+        file = f"{name}/{stage.name}.jsonl"
 
         def made() -> list[Record]:
-            mine = [number for number, one in enumerate(instances) if _alive(one) and open_(one)]
+            mine = [number for number, one in enumerate(instances) if _alive(one) and stage.open_to(one)]
             out, counts = list(instances), [Counter[str]() for _ in instances]
-            outcomes = self._asked([question(out[number]) for number in mine], f"{name}, {stage}", sample)
+            outcomes = self._asked(stage, [stage.question(out[number]) for number in mine], name)
             for number, outcome in zip(mine, outcomes, strict=True):
                 if isinstance(outcome, Failure):
-                    out[number] = dataclasses.replace(out[number], lost=f"stage {stage[0]}: no reply")
+                    out[number] = dataclasses.replace(out[number], lost=f"stage {stage.name[0]}: no reply")
                     counts[number][f"no reply: {outcome.reason}"] += 1
                 else:
-                    out[number] = told(out[number], outcome.text, counts[number])
+                    out[number] = stage.told(out[number], outcome.text, counts[number])
             return [{**as_record(one), COUNTED: dict(+own)} for one, own in zip(out, counts, strict=True)]
 
         return self._read(file, self._made(file, made))
@@ -255,13 +264,13 @@ class Knowing:
             self.desk.counter(file.removesuffix(".jsonl")).update(record[COUNTED])
         return records
 
-    def _asked(self, questions: Sequence[Question], what: str, sample: int) -> list[Outcome]:
+    def _asked(self, stage: HelperStage, questions: Sequence[Question], name: str) -> list[Outcome]:
         if not questions:
             return []
         assert self.helper is not None  # `check_helped` has looked
-        s = self.settings
+        s, what = self.settings, f"{name}, {stage.name}"
         return replies(
-            self.desk, self.helper, questions, s.helper.decoding, what, sample=sample, patience=s.hosts.patience
+            self.desk, self.helper, questions, s.helper.decoding, what, sample=stage.sample, patience=s.hosts.patience
         )
 
     def _read(self, file: str, records: Sequence[Record]) -> list[Instance]:
