@@ -64,7 +64,7 @@ class Ready:
           InputError: a broken record, no such threshold, places of no source.
         """
         if _holds_verdicts(self.file):
-            return self._placed(self._verdicts(), sources)
+            return self._placed(self._verdicts(counts), sources)
         records = load_records(self.file)
         if records and {"idx", "question"} <= records[0].keys():
             return self._placed(self._exams(records, counts), sources)
@@ -82,8 +82,9 @@ class Ready:
             out.setdefault(place, []).extend([] if reason else [test])
         return {place: Said(tuple(tests), "" if tests else NO_QUESTION) for place, tests in out.items()}
 
-    def _verdicts(self) -> dict[int, Said]:
-        """The class of each place at the threshold."""
+    def _verdicts(self, counts: Counter[str]) -> dict[int, Said]:
+        """The class of each place at the threshold. The published program takes an instance's fourth question for an
+        instance of its own, "idx_sft5_test3": such are counted."""
         cure = "Give the published file as it is"
         found = Fields(read_json(self.file, cure=cure), self.file, cure=cure)
         name = f"threshold_{self.threshold:g}"
@@ -91,7 +92,8 @@ class Ready:
             problem = f"has no verdicts at {self.threshold:g}, but {', '.join(sorted(found.values))}"
             raise InputError(problem, file=self.file, field="--exam.threshold", cure="Set it to one of these")
         verdicts = found.object(name)
-        labels = {idx: KNOWN if verdicts.flag(idx) else UNKNOWN for idx in verdicts.values}
+        labels = {idx: KNOWN if verdicts.flag(idx) else UNKNOWN for idx in verdicts.values if "_test" not in idx}
+        counts["verdicts on a question that is no instance"] += len(verdicts.values) - len(labels)
         return {self._place(idx, "", None): Said(label=label) for idx, label in labels.items()}
 
     def _place(self, idx: str, behind: str, record: int | None) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from fusion_jax.asking.contract import Answerer
 from fusion_jax.asking.deferred import Deferred
@@ -14,20 +14,23 @@ from fusion_jax.errors import InputError
 from fusion_jax.evals.hallucination.overlap import check_rouge
 from fusion_jax.kca.papers import Paper, read_paper
 from fusion_jax.kca.records import Instance
-from fusion_jax.kca.template import with_template
+from fusion_jax.kca.template import SYSTEM, with_template
 from fusion_jax.models.folder import Model
 from fusion_jax.plan.models import PUBLIC
 from fusion_jax.plan.parts import Part, Sampling, Training
 from fusion_jax.plan.runs import Ask, Planned
 from fusion_jax.runs.checks import check_arms, model_name
 from fusion_jax.runs.desk import Desk
-from fusion_jax.runs.fact_world import POSITIONS, helper_of, instances_of, paper_of, raised
+from fusion_jax.runs.fact_world import POSITIONS, helper_of, instances_of, paper_of, raised, tokenizer_of
 from fusion_jax.runs.helpers import HelperSettings
 from fusion_jax.runs.knowing import Knowing, KnowingSettings, check_helped, read_side
 from fusion_jax.sampling.generate import SampleSettings, encoded_prompts
 from fusion_jax.train import objectives
 from fusion_jax.zoo import model_path
 from fusion_jax.zoo.facts import World, world
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 class Opened(NamedTuple):
@@ -95,7 +98,8 @@ def opened(s: KnowingSettings, desk: Desk) -> Opened:
     """The user's models and files, or the miniature's, made in the run."""
     if not s.base:
         made = world(desk.seed, s.world)
-        base, who = examinable(s, raised(s, desk, made)), helper_of(made, s.compat)
+        check_refusal(s, tokenizer_of([s.refusal, SYSTEM]))
+        base, who = with_template(raised(s, desk, made), s.template), helper_of(made, s.compat)
         sides = {"train": instances_of(made, "train"), "test": instances_of(made, "test")}
         return Opened(base, Knowing(desk, s, paper_of(made), who), sides, who, made)
     sides = read_side(s, desk, [s.instructions] if s.instructions else [], "train") | read_side(
@@ -103,7 +107,9 @@ def opened(s: KnowingSettings, desk: Desk) -> Opened:
     )
     check_helped(s, sides)
     paper = read_paper(s.exam.exemplars, Counter()) if s.exam.exemplars else Paper()
-    base = examinable(s, desk.load(s.base, s.train))
+    base = with_template(desk.load(s.base, s.train), s.template)
+    assert base.tokenizer is not None  # `with_template` has looked
+    check_refusal(s, base.tokenizer)
     sides = {name: some if name == "train" else answerable(s, desk, base, name, some) for name, some in sides.items()}
     knowing = Knowing(desk, s, paper, asked_later(s.helper, desk, "--helper"))
     return Opened(base, knowing, sides, asked_later(s.judge, desk, "--judge"), None)
@@ -124,19 +130,18 @@ def asked_later(who: HelperSettings, desk: Desk, option: str) -> Answerer | None
     return Deferred(identity, load)
 
 
-def examinable(s: KnowingSettings, base: Model) -> Model:
-    """The base model in its template.
+def check_refusal(s: KnowingSettings, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Refuse answers without room for the sentence that is learnt to refuse by.
 
     Raises:
-      InputError: no answer has room for the sentence that is learnt to refuse by.
+      InputError: names the option.
     """
-    out = with_template(base, s.template)
-    assert out.tokenizer is not None  # `with_template` has looked
-    length = len(out.tokenizer(s.refusal, add_special_tokens=False)["input_ids"])
-    if "refusal" in s.arms and length > s.max_new_tokens:
+    if "refusal" not in s.arms:
+        return
+    length = len(tokenizer(s.refusal, add_special_tokens=False)["input_ids"])
+    if length > s.max_new_tokens:
         problem = f"{s.max_new_tokens} tokens do not hold the sentence of --refusal, which has {length}"
         raise InputError(problem, field="--max-new-tokens", cure=f"Set it to more than {length}")
-    return out
 
 
 def answerable(s: KnowingSettings, desk: Desk, base: Model, name: str, some: list[Instance]) -> list[Instance]:

@@ -167,6 +167,7 @@ def test_bad_input_is_refused(tmp_path, capsys):
     helped = ["--base", base, "--instructions", good, "--again", "True"]
     refused(helped, "'--again'", "needs a helper")
     refused([*helped, "--helper.model", base], "'--again'", "at a temperature of 0")
+    refused(["--max-new-tokens", "12"], "'--max-new-tokens'", "12 tokens do not hold the sentence of --refusal")
     refused(["--refusal", " "], "refusal", "is blank")
     refused(["--exam.threshold", "1"], "--exam.threshold", "out of range")
     refused(["--exam.turns", "5"], "--exam.turns", "out of range")

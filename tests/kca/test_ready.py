@@ -88,9 +88,14 @@ def test_published_exam_lines_find_their_instances_by_place(tmp_path):
 @pytest.mark.parametrize("indent", [None, 2])
 def test_published_verdicts_find_their_instances_by_place(tmp_path, indent):
     file = tmp_path / "verdicts.json"
-    verdicts = {"threshold_0.6": {"idx_sft1": True, "idx_sft10": False}, "threshold_0.9": {"idx_sft1": False}}
+    verdicts = {
+        "threshold_0.6": {"idx_sft1": True, "idx_sft10": False, "idx_sft1_test3": True},
+        "threshold_0.9": {"idx_sft1": False},
+    }
     file.write_text(json.dumps(verdicts, indent=indent))
-    found = Ready(str(file), 0.6).joined(placed(tmp_path), Counter())
+    counts = Counter[str]()
+    found = Ready(str(file), 0.6).joined(placed(tmp_path), counts)
+    assert +counts == {"verdicts on a question that is no instance": 1}
     assert [one.label for one in found] == ["", KNOWN, *[""] * 8, UNKNOWN, ""] and found[0].lost == NOT_READY
     assert Ready(str(file), 0.9).joined(placed(tmp_path), Counter())[1].label == UNKNOWN
     with pytest.raises(InputError, match=r"has no verdicts at 0.3, but threshold_0.6, threshold_0.9"):
