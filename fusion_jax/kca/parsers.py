@@ -14,7 +14,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
-from fusion_jax.asking.json_replies import Unread, read_json_object, read_object
+from fusion_jax.asking.json_replies import Unread, read_object
 from fusion_jax.errors import InputError
 from fusion_jax.kca.records import LETTERS, NEED, NO_NEED, ExamItem, Need, check_item
 
@@ -36,6 +36,11 @@ class _TestReply:
     options: tuple[str, ...]
     answer: str
     analysis: str = ""
+
+
+@dataclass(frozen=True)
+class _ExamReply:
+    tests: tuple[Any, ...]
 
 
 @dataclass(frozen=True)
@@ -95,12 +100,12 @@ def _without_name(text: str, name: str) -> str:
 
 def read_exam(text: str, counts: Counter[str], most: int = 3) -> list[ExamItem]:
     """Stage 3: the first `most` valid questions; each that is none is counted under its reason."""
-    listed = _listed(text)
-    if isinstance(listed, Unread):
+    found = read_object(text, _ExamReply, others=True)
+    if isinstance(found, Unread):
         tests: list[ExamItem | Unread] = [*_lettered(text)]
-        counts[f"stage 3: {listed.reason}"] += not tests
+        counts[f"stage 3: {found.reason}"] += not tests
     else:
-        tests = [_test(value) for value in listed]
+        tests = [_test(value) for value in found.tests]
     out = []
     for test in tests:
         reason = test.reason if isinstance(test, Unread) else check_item(test)
@@ -109,17 +114,6 @@ def read_exam(text: str, counts: Counter[str], most: int = 3) -> list[ExamItem]:
             out.append(test)
     counts["question: more than asked for"] += max(len(out) - most, 0)
     return out[:most]
-
-
-def _listed(text: str) -> list[Any] | Unread:
-    """What stands under "tests" in a reply's object."""
-    found = read_json_object(text)
-    if isinstance(found, Unread):
-        return found
-    tests = found.get("tests")
-    if isinstance(tests, list):
-        return tests
-    return Unread("field 'tests' is no list" if "tests" in found else "field 'tests' is missing")
 
 
 def _test(value: Any) -> ExamItem | Unread:
