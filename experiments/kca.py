@@ -6,7 +6,7 @@ its training instances assert; what it does not know is explained to it, left ou
     python experiments/kca.py --preset llama2-7b --base LLAMA-2-7B --instructions wizardlm.json --tests lima.jsonl \\
         --helper.server http://127.0.0.1:8000/v1 --helper.served NAME \\
         --judge.server http://127.0.0.1:8001/v1 --judge.served NAME --out runs/a
-    python experiments/kca.py --preset llama2-7b --base LLAMA-2-7B --instructions wizardlm.json --exams exams.jsonl ...
+    python experiments/kca.py --preset llama2-7b --base LLAMA-2-7B --instructions stage1.jsonl --exams stage3.jsonl ...
 
 A helper tells which instructions need facts (1), writes the knowledge behind them (2) and three questions on it (3).
 The base model sits the exam (4); an instance is known where more than 0.6 of its valid questions are right (5). The
