@@ -6,7 +6,7 @@ its training instances assert; what it does not know is explained to it, left ou
     python experiments/kca.py --preset llama2-7b --base LLAMA-2-7B --instructions wizardlm.json --tests lima.jsonl \\
         --helper.server http://127.0.0.1:8000/v1 --helper.served NAME \\
         --judge.server http://127.0.0.1:8001/v1 --judge.served NAME --out runs/a
-    python experiments/kca.py --preset llama2-7b --base LLAMA-2-7B --instructions wizardlm.json --exams exams.jsonl ...
+    python experiments/kca.py --preset llama2-7b --base LLAMA-2-7B --instructions stage1.jsonl --exams stage3.jsonl ...
 
 A helper tells which instructions need facts (1), writes the knowledge behind them (2) and three questions on it (3).
 The base model sits the exam (4); an instance is known where more than 0.6 of its valid questions are right (5). The
@@ -94,15 +94,15 @@ def main(s: Settings) -> None:
 def align(s: Settings, desk: Desk) -> Measures:
     """The pipeline; the stages stand at the top of this file."""
     base, knowing, sides, judge, world = opened(s, desk)
-    exams, agreed = {}, dict[str, float]()
     for name, instances in sides.items():
         needing = knowing.required(name, instances)
         informed = knowing.informed(name, needing)
-        questioned = knowing.questioned(name, informed)
-        sides[name] = knowing.examined(name, base, questioned)
-        exams[name] = knowing.passed(name, sides[name])
-        if s.again:
-            agreed[name] = knowing.agreement(name, base, informed, sides[name])
+        sides[name] = knowing.questioned(name, informed)
+    again = {name: knowing.questioned_again(name, some) for name, some in sides.items()} if s.again else {}
+    knowing.dismiss()
+    sides = {name: knowing.examined(name, base, some) for name, some in sides.items()}
+    exams = {name: knowing.passed(name, some) for name, some in sides.items()}
+    agreed = {name: knowing.agreement(name, base, some, sides[name]) for name, some in again.items()}
     train = sides.pop("train")
     run = Calibrating(desk, s, base, judge, sides)
     for arm in (arm for arm in s.arms if arm != s.result):

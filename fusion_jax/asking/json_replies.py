@@ -175,6 +175,8 @@ def _record(values: Any, kind: type, place: str, others: bool) -> Any:
 
 
 def _value(value: Any, kind: Any, place: str, others: bool) -> Any:
+    if kind is Any:  # whoever reads the dataclass looks through it
+        return value
     origin = get_origin(kind)
     if origin in (Union, types.UnionType):
         inner = [one for one in get_args(kind) if one is not type(None)]

@@ -172,12 +172,18 @@ def from_folder(
     model = load_to_sample(place, mesh_tensor, weights=weights)
     if window:
         model = dataclasses.replace(model, config=with_room(model.config, window, os.fspath(path)))
-    told = [f"{name or place.name}@{(signature(place) or '')[:16]}"]
+    told = [identity_of(place, name)]
     told += [] if chat else ["plain text"]
     told += [] if weights == "stored" else [weights]
     told += [f"window {window}"] if window else []
     mesh = decoding_mesh(model.config, mesh_tensor)
     return Local(model, ", ".join(told), mesh, chat, batch_size, window)
+
+
+def identity_of(path: str | os.PathLike[str], name: str = "") -> str:
+    """What `from_folder` calls a model that it loads as it is, before it is loaded."""
+    place = as_path(path)
+    return f"{name or place.name}@{(signature(place) or '')[:16]}"
 
 
 def with_room(config: ModelConfig, window: int, file: str) -> ModelConfig:

@@ -5,6 +5,7 @@ base model sits these exams; instances that it fails are given their knowledge (
 answered by an apology (refusal).
 
     records     instances and their questions, and the files in which they are found
+    ready       what was found before, joined with the sources that it is told of
     prompts     what the helper and the judges are asked
     parsers     what their replies say, read tolerantly or as the published program reads them
     papers      the exam's prompts, and letters as tokens

@@ -18,7 +18,7 @@ from fusion_jax.data.records import Row
 from fusion_jax.kca.records import KNOWN, UNKNOWN, Instance
 
 Strategy = Literal["standard", "surviving", "openbook", "discard", "random", "refusal", "unknown"]
-REFUSAL = "Sorry, I cannot answer this, because I lack the facts that it needs."
+REFUSAL = "I'm sorry, I don't have the factual knowledge needed to answer this."
 NO_KNOWLEDGE, CUT = "no knowledge to give", "knowledge cut"
 Where = Literal["before", "after"]
 

@@ -28,13 +28,15 @@ from fusion_jax.display import brief
 from fusion_jax.errors import InputError
 from fusion_jax.fields import Fields
 from fusion_jax.jsonl import numbered
-from fusion_jax.kca.records import CURE, LETTERS, ExamItem, check_item, item_of
+from fusion_jax.kca.records import CURE, LETTERS, ExamItem, check_item, item_in
 from fusion_jax.sampling.continuations import before_texts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-HEADER = "Here are multiple-choice questions on general knowledge. The letter of the right answer follows each of them."
+HEADER = (
+    "Each item below is a multiple-choice question on factual knowledge, followed by the letter of the right answer."
+)
 EXEMPLARS = (
     ExamItem("Through which city does the Danube flow?", ("Madrid", "Oslo", "Dublin", "Vienna"), "D"),
     ExamItem("How many sides does a hexagon have?", ("Six", "Five", "Eight", "Seven"), "A"),
@@ -154,7 +156,7 @@ def read_paper(file: str, counts: Counter[str]) -> Paper:
 def _exemplars(file: str) -> Iterator[ExamItem]:
     for number, record in numbered(load_records(file)):
         fields = Fields(record, file, number, cure=CURE)
-        test = item_of(record, fields, 0)
+        test = item_in(fields)
         if reason := check_item(test):
             raise fields.wrong("options" if "option" in reason else "answer", reason)
         yield test

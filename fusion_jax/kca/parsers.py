@@ -7,17 +7,19 @@ rejects; the specification's tables hold them.
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections import Counter
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from fusion_jax.asking.json_replies import Unread, read_object
 from fusion_jax.errors import InputError
 from fusion_jax.kca.records import LETTERS, NEED, NO_NEED, ExamItem, Need, check_item
 
 MOST_QUERIES = 5
+_JOINED = re.compile(r"\W*\b[A-D]\W*?(?:[,;/&+]|\b(?:and|or)\b)\W*(?:\b(?:and|or)\b)?\W*[A-D]\b(?!')")  # "(A), or B"
 UNPARSABLE = -100.0  # the published program's score of a reply that it could not read
 
 
@@ -38,7 +40,7 @@ class _TestReply:
 
 @dataclass(frozen=True)
 class _ExamReply:
-    tests: tuple[_TestReply, ...]
+    tests: tuple[Any, ...]
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,13 @@ class _HelpReply:
     def __post_init__(self) -> None:
         if not 1 <= self.score <= 10:
             raise InputError("is not from 1 to 10", field="score")
+
+
+class Grade(NamedTuple):
+    """A judge's grade of helpfulness. score: None where the reply could not be read, for the reason `unread`."""
+
+    score: float | None
+    unread: str = ""
 
 
 class Verdict(NamedTuple):
@@ -90,37 +99,50 @@ def _without_name(text: str, name: str) -> str:
 
 
 def read_exam(text: str, counts: Counter[str], most: int = 3) -> list[ExamItem]:
-    """Stage 3: the first `most` valid questions; what is none is counted under its reason."""
+    """Stage 3: the first `most` valid questions; each that is none is counted under its reason."""
     found = read_object(text, _ExamReply, others=True)
     if isinstance(found, Unread):
-        tests = _lettered(text)
+        tests: list[ExamItem | Unread] = [*_lettered(text)]
         counts[f"stage 3: {found.reason}"] += not tests
     else:
-        tests = [ExamItem(one.question, one.options, letter_in(one.answer), one.analysis) for one in found.tests]
+        tests = [_test(value) for value in found.tests]
     out = []
     for test in tests:
-        reason = check_item(test)
+        reason = test.reason if isinstance(test, Unread) else check_item(test)
         counts[f"question: {reason}"] += bool(reason)
-        out += [] if reason else [test]
+        if isinstance(test, ExamItem) and not reason:
+            out.append(test)
     counts["question: more than asked for"] += max(len(out) - most, 0)
     return out[:most]
+
+
+def _test(value: Any) -> ExamItem | Unread:
+    """One question of the list, read by itself, so that a malformed one takes none of the others with it."""
+    found = read_object(json.dumps(value), _TestReply, others=True)
+    if isinstance(found, Unread):
+        return found
+    return ExamItem(found.question, found.options, letter_in(found.answer), found.analysis)
 
 
 def letter_in(text: str) -> str:
     """The letter that an answer names; "" where it names none, or several.
 
-    >>> letter_in("(b)"), letter_in("The correct option is (B)"), letter_in("(B) a cab"), letter_in("A or B")
-    ('B', 'B', 'B', '')
+    >>> letter_in("(b)"), letter_in("The correct option is (B)"), letter_in("(B) a cab")
+    ('B', 'B', 'B')
+    >>> letter_in("A or B"), letter_in("(A) or (B)"), letter_in("A) and C)")
+    ('', '', '')
     """
     bare = text.strip(" \n\t.*")
     if len(bare) == 1 and bare.upper() in LETTERS:
         return bare.upper()
-    first = re.match(r"\W{0,3}\(?([A-Da-d])\s*[).:]", bare)
-    named = {first[1]} if first else set(re.findall(r"(?<!\w)\(([A-Da-d])\)(?!\w)", bare))
-    named = named or set(
-        re.findall(r"(?<![\w'])([B-D])(?![\w'])|(?<![\w'])(A)(?![\w'])(?!\s+(?!(?:or|and)\b)[a-z])", bare)
-    )
-    letters = {"".join(one).upper() for one in named}
+    plain = re.sub(r"\([^()]{2,}\)", "", bare)  # a remark in brackets marks no letter
+    first = re.match(r"\W{0,3}\(?([A-Da-d])\s*[).:]", plain)
+    if _JOINED.match(plain) if first else _JOINED.search(plain):
+        return ""
+    named = [first[1]] if first else []
+    named += re.findall(r"(?<!\w)\(?([A-Da-d])\)(?!\w)", plain)
+    named = named or re.findall(r"(?<![\w'])([BCD]|A(?!\s+[a-z]))(?![\w'])", plain)
+    letters = {one.upper() for one in named}
     return letters.pop() if len(letters) == 1 else ""
 
 
@@ -148,18 +170,25 @@ def read_verdict(text: str) -> Verdict:
     if not isinstance(found, Unread):
         return Verdict(bool(int(found.hallucinated)), found.spans, found.why)
     head, _, rest = text.strip().partition("\n")
-    said = re.fullmatch(r"\W*(?:score\W{1,3})?([01])(?:\.0)?\W*", head, re.IGNORECASE)
+    said = re.fullmatch(r"\W*(?:score\W{1,3})?(?<!-)([01])(?:\.0)?\W*", head, re.IGNORECASE)
     return Verdict(said[1] == "1", (), rest.strip()) if said else Verdict(None, unread=f"judge: {found.reason}")
 
 
-def read_helpfulness(text: str) -> float | None:
-    """A score from 1 to 10, None where there is none."""
+def read_helpfulness(text: str) -> Grade:
+    """A score from 1 to 10: JSON, or a first line that holds nothing else, whatever stands behind it.
+
+    >>> read_helpfulness("Score: 8/10\\nIt helps.").score, read_helpfulness("3 reasons make this a 9.").score
+    (8.0, None)
+    """
     found = read_object(text, _HelpReply, others=True)
     if not isinstance(found, Unread):
-        return found.score
-    said = re.match(r"\W*(?:score\W{1,5})?(10|[1-9])(\.\d+)?(?![\d.])", text.strip(), re.IGNORECASE)
-    value = float(said[1] + (said[2] or "")) if said else math.nan
-    return value if 1 <= value <= 10 else None
+        return Grade(found.score)
+    head = text.strip().partition("\n")[0]
+    said = re.fullmatch(r"\W*(?:score\W{1,5})?(?<!-)(\d+(?:\.\d+)?)(?:\s*/\s*10)?\W*", head, re.IGNORECASE)
+    if said is None:
+        return Grade(None, f"helpfulness: {found.reason}")
+    value = float(said[1])
+    return Grade(value) if 1 <= value <= 10 else Grade(None, "helpfulness: field 'score' out of range")
 
 
 def compat_need(text: str) -> Need:
@@ -207,10 +236,10 @@ def compat_verdict(text: str) -> float | None:
     return 1.0 if text.strip() else None
 
 
-def compat_helpfulness(text: str) -> float | None:
-    """The number of the first line, clipped to 0 ... 10; None where it is none."""
+def compat_helpfulness(text: str) -> Grade:
+    """As published: the number of the first line, clipped to 0 ... 10; a first line that is none is no grade."""
     try:
         value = float(text.strip().partition("\n")[0])
     except ValueError:
-        return None
-    return None if math.isnan(value) else min(max(value, 0.0), 10.0)
+        value = math.nan
+    return Grade(None, "helpfulness: no number") if math.isnan(value) else Grade(min(max(value, 0.0), 10.0))

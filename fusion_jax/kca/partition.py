@@ -134,8 +134,7 @@ def passed(
 
 
 def agreement(one: Sequence[Instance], other: Sequence[Instance]) -> float:
-    """Share of the instances, by id, that two partitions put into the same class; of those that both have a class
-    for."""
+    """Share of the instances, by id, that two exams put into the same class; of those that both have examined."""
     second = {instance.id: instance.label for instance in other}
-    same = [a.label == second[a.id] for a in one if a.label and second.get(a.id)]
+    same = [a.label == second[a.id] for a in one if {a.label, second.get(a.id)} <= {KNOWN, UNKNOWN}]
     return float(np.mean(same)) if same else math.nan

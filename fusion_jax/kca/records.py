@@ -7,10 +7,9 @@ record. Files may be this project's own or the published program's, whose stages
 
 from __future__ import annotations
 
-import dataclasses
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from fusion_jax.data.loaders import load_records
@@ -24,7 +23,7 @@ LETTERS = "ABCD"
 NEED, NO_NEED = "need", "no_need"
 NO_FACT, KNOWN, UNKNOWN = "no_need_fact", "need_and_have_fact", "need_and_have_no_fact"
 CLASSES = (NO_FACT, KNOWN, UNKNOWN)
-NO_QUESTION, NO_LABEL, NOT_READY = "no valid question", "no label", "not among the ready records"
+NO_QUESTION, NO_LABEL = "no valid question", "no label"
 CURE = "Correct or remove the record"
 
 
@@ -106,8 +105,15 @@ def read_instances(file: str, on_bad: OnBad, counts: Counter[str], *, answered: 
     Raises:
       InputError: no usable record, an id that stands twice or, where `on_bad` is "error", a broken record.
     """
+    return instances_in(load_records(file), file, on_bad, counts, answered)
+
+
+def instances_in(
+    records: Sequence[Record], file: str, on_bad: OnBad, counts: Counter[str], answered: bool = True
+) -> list[Instance]:
+    """`read_instances` of records that were loaded."""
     out = list[Instance]()
-    for number, record in numbered(load_records(file)):
+    for number, record in numbered(records):
         try:
             out.append(instance_of(Fields(record, file, number, cure=CURE), counts, answered))
         except InputError as error:
@@ -127,7 +133,16 @@ def source_of(fields: Fields, answered: bool) -> Source:
     if isinstance(identity, bool) or not isinstance(identity, str | int) or not str(identity).strip():
         raise fields.wrong("id", f"is {quoted(identity)}, neither text nor a whole number")
     instruction = _text(fields, ("input", "instruction", "prompt"), needed=True)
-    return Source(str(identity), instruction, _text(fields, ("output", "response", "answer"), needed=answered))
+    names = ("output", "response", "answer")
+    if not answered:
+        fields = _last_of_references(fields, names)
+    return Source(str(identity), instruction, _text(fields, names, needed=answered))
+
+
+def _last_of_references(fields: Fields, names: Sequence[str]) -> Fields:
+    """Of a list of reference answers, as MS MARCO has them, the last one, as published."""
+    lists = {name: fields.values[name] for name in names if isinstance(fields.values.get(name), list)}
+    return replace(fields, values={**fields.values, **{name: (found or [None])[-1] for name, found in lists.items()}})
 
 
 def _text(fields: Fields, names: Sequence[str], *, needed: bool) -> str:
@@ -152,21 +167,26 @@ def check_ids(ids: Sequence[str], file: str | None) -> None:
 
 
 def instance_of(fields: Fields, counts: Counter[str], answered: bool = True) -> Instance:
-    """The instance in a line of any stage. answered: as in `read_instances`."""
+    """The instance in a user's line of any stage, with its valid questions; the others are counted. answered: as in
+    `read_instances`."""
+    found = instance_in(fields, answered)
+    reasons = [check_item(test) for test in found.tests]
+    counts.update(f"question: {reason}" for reason in reasons if reason)
+    valid = tuple(test for test, reason in zip(found.tests, reasons, strict=True) if not reason)
+    none_left = bool(found.tests) and not valid and not found.label
+    return replace(found, tests=valid, lost=found.lost or (NO_QUESTION if none_left else ""))
+
+
+def instance_in(fields: Fields, answered: bool = True) -> Instance:
+    """The instance in a line of any stage, with all its questions, as a stage has kept them."""
     flat = Fields(flattened(fields), fields.file, fields.record, cure=fields.cure)
     if "conversations" in flat.values:
         flat = Fields({**flat.values, **_turns(flat)}, fields.file, fields.record, cure=fields.cure)
     source, need = source_of(flat, answered), need_of(flat)
-    tests = [item_of(one, flat, number) for number, one in enumerate(flat.items("tests", []))]
-    valid = []
-    for test in tests:
-        reason = check_item(test)
-        counts[f"question: {reason}"] += bool(reason)
-        valid += [] if reason else [test]
-    knowledge = flat.text("knowledge", "")
+    tests = tuple(item_of(one, flat, number) for number, one in enumerate(flat.items("tests", [])))
     label = flat.choice("class", CLASSES, "")
-    lost = flat.text("lost", "") or need.lost or (NO_QUESTION if tests and not valid else "")
-    return Instance(source, need, knowledge, tuple(valid), lost if not label else "", label)
+    lost = "" if label else flat.text("lost", "") or need.lost
+    return Instance(source, need, flat.text("knowledge", ""), tests, lost, label)
 
 
 def flattened(fields: Fields) -> dict[str, Any]:
@@ -206,16 +226,20 @@ def item_of(value: Any, fields: Fields, number: int) -> ExamItem:
     place = f"tests[{number}]"
     if not isinstance(value, Mapping):
         raise fields.wrong(place, f"is {quoted(value)}, not an object")
-    own = Fields(value, fields.file, fields.record, fields.place(place), fields.cure)
-    options = own.items("options")
+    return item_in(Fields(value, fields.file, fields.record, fields.place(place), fields.cure))
+
+
+def item_in(fields: Fields) -> ExamItem:
+    """The question in an object."""
+    options = fields.items("options")
     if not all(isinstance(one, str) for one in options):
-        raise own.wrong("options", "holds what is no text")
-    answer = own.text("answer").strip().strip("()").upper()
-    return ExamItem(own.text("question"), tuple(options), answer, own.text("analysis", ""))
+        raise fields.wrong("options", "holds what is no text")
+    answer = fields.text("answer").strip().strip("()").upper()
+    return ExamItem(fields.text("question"), tuple(options), answer, fields.text("analysis", ""))
 
 
 def as_record(instance: Instance) -> Record:
-    """An instance as a line of this project, which `instance_of` reads."""
+    """An instance as a line of this project, which `instance_in` reads."""
     source, need = instance.source, instance.need
     line: Record = {"id": source.id, "input": source.instruction, "output": source.response}
     line |= {"label": need.label, "analysis": need.analysis, "queries": list(need.queries)}
@@ -236,28 +260,3 @@ def _turns(fields: Fields) -> dict[str, str]:
         raise fields.wrong("conversations", "is no single turn of human and gpt", "Split it, or keep its last turn")
     human, knowledge = str(said[0][1]), fields.text("knowledge", "")
     return {"input": human.removeprefix(f"{knowledge}\n") if knowledge else human, "output": str(said[1][1])}
-
-
-def with_sources(ready: Sequence[Instance], sources: Sequence[Instance], counts: Counter[str]) -> list[Instance]:
-    """Every source with what ready records say of it: by id and instruction, else by instruction and, of several that
-    are alike, in their order. A source of which nothing is said is lost; what is said of no source is counted."""
-    by_id, by_text, used = {one.id: one for one in ready}, dict[str, list[Instance]](), set[str]()
-    for one in ready:
-        by_text.setdefault(one.source.instruction, []).append(one)
-
-    def said_of(source: Source) -> Instance | None:
-        same = by_id.get(source.id)
-        if same is not None and same.source.instruction == source.instruction and same.id not in used:
-            return same
-        return next((one for one in by_text.get(source.instruction, []) if one.id not in used), None)
-
-    out = []
-    for source in (one.source for one in sources):
-        same = said_of(source)
-        if same is None:
-            out.append(Instance(source, lost=NOT_READY))
-            continue
-        used.add(same.id)
-        out.append(dataclasses.replace(same, source=source))
-    counts["ready records of no source"] += len(by_id.keys() - used)
-    return out

@@ -6,8 +6,10 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from fusion_jax.asking.contract import Answerer, Failure, Outcome, Question
+from fusion_jax.asking.deferred import dismiss
 from fusion_jax.errors import InputError
 from fusion_jax.evals.hallucination.accounting import Account, Judged, account
 from fusion_jax.evals.hallucination.overlap import rouge
@@ -31,7 +33,7 @@ STANDARD = "standard"
 @dataclass(frozen=True)
 class Answer:
     """What a model says to one test instance. refusal: how it refuses, if it does; hallucinated, helpfulness: the
-    judge's, None where there is none; unread: why a verdict could not be read."""
+    judge's, None where there is none; unread, ungraded: why a verdict or a grade could not be read."""
 
     instance: Instance
     text: str
@@ -39,6 +41,7 @@ class Answer:
     hallucinated: bool | None = None
     helpfulness: float | None = None
     unread: str = ""
+    ungraded: str = ""
 
     @property
     def refused(self) -> bool:
@@ -58,6 +61,14 @@ class Calibrating:
     sets: Mapping[str, Sequence[Instance]]
     answers: dict[str, dict[str, list[Answer]]] = field(default_factory=dict)
 
+    @cached_property
+    def sentence(self) -> str:
+        """The sentence that refuses, as the base model's tokenizer writes it."""
+        tokenizer = self.base.tokenizer
+        assert tokenizer is not None  # `with_template` has looked
+        written: str = tokenizer.decode(tokenizer(self.settings.refusal, add_special_tokens=False)["input_ids"])
+        return written
+
     def trained(self, arm: Strategy, instances: Sequence[Instance]) -> Model:
         """The base model, tuned on an arm's training set."""
         s = self.settings
@@ -72,11 +83,13 @@ class Calibrating:
         return self.desk.train(stage, self.base, objectives.sft(), rows)
 
     def answer(self, arm: str, model: Model) -> None:
-        """A model's greedy answers to the bare instructions of every test set, judged."""
+        """A model's greedy answers to the bare instructions of every test set, judged. A judge that is a model of ours
+        goes before the next arm is trained."""
         self.answers[arm] = {
             name: self._judged(f"answers/{arm}/{name}.jsonl", arm, model, instances)
             for name, instances in self.sets.items()
         }
+        dismiss(self.judge)
 
     def accounts(self, name: str) -> dict[str, Account]:
         """Every arm's figures (a) to (d) on one set, beside the standard model."""
@@ -106,10 +119,11 @@ class Calibrating:
         own = self.desk.counter(verdicts.removesuffix(".jsonl"))
         out = []
         for one, record in zip(found, graded, strict=True):
-            values = {name: record[name] for name in ("hallucinated", "helpfulness", "unread")}
-            out.append(dataclasses.replace(one, **values))
-            own[f"unread: {record['unread']}"] += bool(record["unread"])
-            own[f"refusal: {one.refusal}"] += one.refusal != "no"
+            judged = dataclasses.replace(one, **record)
+            own[f"unread: {judged.unread}"] += bool(judged.unread)
+            own[f"ungraded: {judged.ungraded}"] += bool(judged.ungraded)
+            own[f"refusal: {judged.refusal}"] += judged.refusal != "no"
+            out.append(judged)
         return out
 
     def _texts(self, model: Model, instances: Sequence[Instance]) -> list[str]:
@@ -124,12 +138,13 @@ class Calibrating:
     def _read(self, one: Instance, text: str) -> Answer:
         s = self.settings
         if s.compat:
-            return Answer(one, text, "refused" if compat_refused(text, s.refusal) else "no")
+            return Answer(one, text, "refused" if compat_refused(text, self.sentence) else "no")
         return Answer(one, text, refusal(text, s.refusal))
 
     def _verdicts(self, answers: Sequence[Answer], file: str) -> list[Record]:
         """What the judge says of answers; refusals are judged for helpfulness alone."""
-        out: list[Record] = [{"hallucinated": None, "helpfulness": None, "unread": ""} for _ in answers]
+        nothing = {"hallucinated": None, "helpfulness": None, "unread": "", "ungraded": ""}
+        out: list[Record] = [dict(nothing) for _ in answers]
         if self.judge is None:
             return out
         compat = self.settings.compat
@@ -143,9 +158,8 @@ class Calibrating:
             out[number].update(verdict_of(outcome, compat))
         if self.settings.helpfulness:
             questions = [prompts.helpfulness_question(a.instance.source.instruction, a.text, compat) for a in answers]
-            read = parsers.compat_helpfulness if compat else parsers.read_helpfulness
             for record, outcome in zip(out, self._asked(questions, f"{file}, helpfulness"), strict=True):
-                record["helpfulness"] = None if isinstance(outcome, Failure) else read(outcome.text)
+                record.update(grade_of(outcome, compat))
         return out
 
     def _asked(self, questions: Sequence[Question], what: str) -> list[Outcome]:
@@ -166,6 +180,14 @@ def verdict_of(outcome: Outcome, compat: bool) -> Record:
     except ValueError:
         return {"hallucinated": None, "unread": "judge: the published parser stops here"}
     return {"hallucinated": None if score is None else score > 0, "unread": "judge: empty" if score is None else ""}
+
+
+def grade_of(outcome: Outcome, compat: bool) -> Record:
+    """The fields of a grade of helpfulness."""
+    if isinstance(outcome, Failure):
+        return {"helpfulness": None, "ungraded": f"no reply: {outcome.reason}"}
+    found = parsers.compat_helpfulness(outcome.text) if compat else parsers.read_helpfulness(outcome.text)
+    return {"helpfulness": found.score, "ungraded": found.unread}
 
 
 def judged_of(one: Answer) -> Judged:

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 from fusion_jax.asking.contract import Answerer, Failure, Outcome, Question
+from fusion_jax.asking.deferred import dismiss
 from fusion_jax.data.chat import ChatSettings
 from fusion_jax.data.examples import TextSettings
 from fusion_jax.data.records import OnBad
@@ -25,15 +26,14 @@ from fusion_jax.kca.calibrate import REFUSAL, Strategy, Where
 from fusion_jax.kca.exam import ExamSettings, Sat, sit
 from fusion_jax.kca.papers import Paper
 from fusion_jax.kca.partition import Passed, agreement, classified, passed
+from fusion_jax.kca.ready import Ready
 from fusion_jax.kca.records import (
     NEED,
-    NO_LABEL,
     NO_QUESTION,
     Instance,
     as_record,
-    instance_of,
+    instance_in,
     read_instances,
-    with_sources,
 )  # fmt: skip
 from fusion_jax.kca.template import TemplateName
 from fusion_jax.models.folder import Model
@@ -80,7 +80,8 @@ class KnowingSettings(EvaluatedSettings, SeededSettings):
     instructions: File = ""
     """Training instances {"input", "output"}, or behind some of the stages; without, the world's."""
     exams: File = ""
-    """Ready exams or partitions of the same instances (the published files, or lines of this project's stages)."""
+    """Ready exams, verdicts or partitions of the same instances (the published files, or lines of this project's
+    stages)."""
     tests: Files = ()
     """Test instances, one file a set; "output" is the reference, if there is one. Without, the world's."""
     on_bad: OnBad = "error"
@@ -88,7 +89,8 @@ class KnowingSettings(EvaluatedSettings, SeededSettings):
     helper: HelperSettings = HelperSettings()
     judge: HelperSettings = HelperSettings()
     again: bool = False
-    """Whether the helper makes a second exam of every note, to tell how many instances keep their class."""
+    """Whether the helper makes a second exam of every note, to tell how many instances keep their class; its
+    temperature has to be more than 0."""
     compat: bool = False
     """Whether replies are asked for and read as by the published program, with what it rejects."""
     response_shown: bool = True
@@ -127,6 +129,19 @@ class KnowingSettings(EvaluatedSettings, SeededSettings):
 
 
 @dataclass(frozen=True)
+class HelperStage:
+    """A stage that asks the helper. name: of its file, the stage's number first; open_to: whether it asks about an
+    instance; question: what it asks; told: what a reply makes of the instance, with counts of what was dropped; sample:
+    another number is another reply."""
+
+    name: str
+    open_to: Callable[[Instance], bool]
+    question: Callable[[Instance], Question]
+    told: Callable[[Instance, str, Counter[str]], Instance]
+    sample: int = 0
+
+
+@dataclass(frozen=True)
 class Knowing:
     """Stages 1 to 5. paper: of the exam; helper: who writes; sat: answers in the exam, by set."""
 
@@ -144,10 +159,12 @@ class Knowing:
             need = read(said)
             return dataclasses.replace(one, need=need, lost=need.lost)
 
-        return self._stage(
-            name, "1-requirement", instances, lambda one: not one.need.label,
-            lambda one: prompts.need_question(one.source.instruction, self.settings.compat), told,
-        )  # fmt: skip
+        def question(one: Instance) -> Question:
+            return prompts.need_question(one.source.instruction, self.settings.compat)
+
+        return self._behind(
+            HelperStage("1-requirement", lambda one: not one.need.label, question, told), name, instances
+        )
 
     def informed(self, name: str, instances: Sequence[Instance]) -> list[Instance]:
         """Stage 2: the knowledge behind those that do."""
@@ -159,10 +176,8 @@ class Knowing:
             source, shown = one.source, self.settings.response_shown and bool(one.source.response)
             return prompts.knowledge_question(source.instruction, source.response, one.need, response_shown=shown)
 
-        return self._stage(
-            name, "2-knowledge", instances, lambda one: _needs(one) and not one.knowledge and not one.tests, question,
-            told,
-        )  # fmt: skip
+        stage = HelperStage("2-knowledge", lambda one: _unexamined(one) and not one.knowledge, question, told)
+        return self._behind(stage, name, instances)
 
     def questioned(self, name: str, instances: Sequence[Instance], sample: int = 0) -> list[Instance]:
         """Stage 3: questions on the knowledge."""
@@ -175,15 +190,21 @@ class Knowing:
         def question(one: Instance) -> Question:
             return prompts.exam_question(one.knowledge, most, compat)
 
-        found = self._stage(
-            name, "3-exam", instances, lambda one: _needs(one) and not one.tests, question, told, sample
-        )
+        found = self._behind(HelperStage("3-exam", _unexamined, question, told, sample), name, instances)
         return [dataclasses.replace(one, tests=one.tests[:most]) for one in found]
 
-    def agreement(self, name: str, model: Model, informed: Sequence[Instance], first: Sequence[Instance]) -> float:
-        """Share of the instances that get the same class with a second exam. informed: those behind stage 2."""
-        fresh = [dataclasses.replace(one, tests=()) if _needs(one) and one.knowledge else one for one in informed]
-        return agreement(first, self.examined(f"{name}-again", model, self.questioned(f"{name}-again", fresh, 1)))
+    def questioned_again(self, name: str, questioned: Sequence[Instance]) -> list[Instance]:
+        """Stage 3 once more, of the instances behind it whose note there is."""
+        fresh = [dataclasses.replace(one, tests=()) for one in questioned if _needs(one) and one.knowledge]
+        return self.questioned(f"{name}-again", fresh, 1)
+
+    def dismiss(self) -> None:
+        """Let a helper go that is a model of ours: behind stage 3 nothing more is asked."""
+        dismiss(self.helper)
+
+    def agreement(self, name: str, model: Model, again: Sequence[Instance], first: Sequence[Instance]) -> float:
+        """Share of the instances that get the same class with a second exam. again: those behind it."""
+        return agreement(first, self.examined(f"{name}-again", model, again))
 
     def examined(self, name: str, model: Model, instances: Sequence[Instance]) -> list[Instance]:
         """Stages 4 and 5: the base model sits the exam, and every instance gets its class."""
@@ -200,7 +221,8 @@ class Knowing:
                 sat = [next(answers) for _ in tests]
                 told = [None if a is None else {"correct": a.correct, "logprobs": list(a.logprobs)} for a in sat]
                 lines.append({**as_record(classified(one, sat, s.threshold)), "sat": told, COUNTED: {}})
-            lines[0][COUNTED] = dict(cut)
+            if lines:
+                lines[0][COUNTED] = dict(cut)
             return lines
 
         records = self._made(file, made)
@@ -217,24 +239,20 @@ class Knowing:
     def _beat(self, done: int, flat: Sequence[object]) -> None:
         self.desk.run.heartbeat("questions of the exam", done, len(flat))
 
-    def _stage(
-        self, name: str, stage: str, instances: Sequence[Instance], open_: Callable[[Instance], bool],
-        question: Callable[[Instance], Question], told: Callable[[Instance, str, Counter[str]], Instance],
-        sample: int = 0,
-    ) -> list[Instance]:  # fmt: skip
-        """The instances behind a stage: those that are open to it are asked for, the others stay as they are."""
-        file = f"{name}/{stage}.jsonl"
+    def _behind(self, stage: HelperStage, name: str, instances: Sequence[Instance]) -> list[Instance]:
+        """A set's instances behind a stage; those that are not open to it stay as they are."""
+        file = f"{name}/{stage.name}.jsonl"
 
         def made() -> list[Record]:
-            mine = [number for number, one in enumerate(instances) if _alive(one) and open_(one)]
+            mine = [number for number, one in enumerate(instances) if _alive(one) and stage.open_to(one)]
             out, counts = list(instances), [Counter[str]() for _ in instances]
-            outcomes = self._asked([question(out[number]) for number in mine], f"{name}, {stage}", sample)
+            outcomes = self._asked(stage, [stage.question(out[number]) for number in mine], name)
             for number, outcome in zip(mine, outcomes, strict=True):
                 if isinstance(outcome, Failure):
-                    out[number] = dataclasses.replace(out[number], lost=f"stage {stage[0]}: no reply")
+                    out[number] = dataclasses.replace(out[number], lost=f"stage {stage.name[0]}: no reply")
                     counts[number][f"no reply: {outcome.reason}"] += 1
                 else:
-                    out[number] = told(out[number], outcome.text, counts[number])
+                    out[number] = stage.told(out[number], outcome.text, counts[number])
             return [{**as_record(one), COUNTED: dict(+own)} for one, own in zip(out, counts, strict=True)]
 
         return self._read(file, self._made(file, made))
@@ -246,22 +264,34 @@ class Knowing:
             self.desk.counter(file.removesuffix(".jsonl")).update(record[COUNTED])
         return records
 
-    def _asked(self, questions: Sequence[Question], what: str, sample: int) -> list[Outcome]:
+    def _asked(self, stage: HelperStage, questions: Sequence[Question], name: str) -> list[Outcome]:
         if not questions:
             return []
-        if self.helper is None:
-            raise InputError(
-                f"there is none, and {len(questions)} instances are to be asked about ({what})", field="--helper",
-                cure="Give --helper.model or --helper.server, or ready records by --exams",
-            )  # fmt: skip
-        s = self.settings
+        assert self.helper is not None  # `check_helped` has looked
+        s, what = self.settings, f"{name}, {stage.name}"
         return replies(
-            self.desk, self.helper, questions, s.helper.decoding, what, sample=sample, patience=s.hosts.patience
+            self.desk, self.helper, questions, s.helper.decoding, what, sample=stage.sample, patience=s.hosts.patience
         )
 
     def _read(self, file: str, records: Sequence[Record]) -> list[Instance]:
         path = self.desk.run.file(file)
-        return [instance_of(Fields(r, path, n), Counter(), False) for n, r in enumerate(records, 1)]
+        return [instance_in(Fields(record, path, number), False) for number, record in enumerate(records, 1)]
+
+
+def check_helped(s: KnowingSettings, sides: Mapping[str, Sequence[Instance]]) -> None:
+    """Refuse instances that a helper is to be asked about, where there is none.
+
+    Raises:
+      InputError: names every set that has such instances.
+    """
+    counts = {name: sum(_alive(one) and (not one.need.label or _unexamined(one)) for one in some)
+              for name, some in sides.items()}  # fmt: skip
+    told = ", ".join(f"{count} of {name}" for name, count in counts.items() if count)
+    if told and not s.helper.given:
+        raise InputError(
+            f"there is none, and instances are to be asked about: {told}", field="--helper",
+            cure="Give --helper.model or --helper.server, or records behind stage 3: --exams to train on, and --tests",
+        )  # fmt: skip
 
 
 def _alive(one: Instance) -> bool:
@@ -271,6 +301,10 @@ def _alive(one: Instance) -> bool:
 
 def _needs(one: Instance) -> bool:
     return _alive(one) and one.need.label == NEED
+
+
+def _unexamined(one: Instance) -> bool:
+    return _needs(one) and not one.tests
 
 
 def _sat(record: Record | None) -> Sat | None:
@@ -286,17 +320,9 @@ def read_side(s: KnowingSettings, desk: Desk, files: Sequence[str], side: Side) 
             raise InputError(f"two files are called '{_stem(file)}'", field="tests", cure="Rename one of them")
         out[name] = read_instances(file, s.on_bad, desk.counter(f"{name}, file"), answered=side == "train")
     if side == "train" and s.exams:
-        counts = desk.counter("ready records")
-        ready = [_settled(one) for one in read_instances(s.exams, s.on_bad, counts)]
-        out["train"] = with_sources(ready, out["train"], counts) if files else ready
+        ready = Ready(s.exams, s.exam.threshold, s.on_bad)
+        out["train"] = ready.joined(out.get("train"), desk.counter("ready records"))
     return out
-
-
-def _settled(one: Instance) -> Instance:
-    """A ready record: what it does not say is not asked for."""
-    needs = one.need.label == NEED and not one.label and not one.tests
-    lost = one.lost or (NO_LABEL if not one.need.label and not one.label else NO_QUESTION if needs else "")
-    return dataclasses.replace(one, lost=lost)
 
 
 def _stem(file: str) -> str:

@@ -4,26 +4,33 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from fusion_jax.asking.contract import Answerer
+from fusion_jax.asking.deferred import Deferred
+from fusion_jax.asking.local import identity_of
 from fusion_jax.data.clip import Clip
 from fusion_jax.errors import InputError
 from fusion_jax.evals.hallucination.overlap import check_rouge
 from fusion_jax.kca.papers import Paper, read_paper
 from fusion_jax.kca.records import Instance
-from fusion_jax.kca.template import with_template
+from fusion_jax.kca.template import SYSTEM, with_template
 from fusion_jax.models.folder import Model
 from fusion_jax.plan.models import PUBLIC
 from fusion_jax.plan.parts import Part, Sampling, Training
 from fusion_jax.plan.runs import Ask, Planned
-from fusion_jax.runs.checks import check_arms
+from fusion_jax.runs.checks import check_arms, model_name
 from fusion_jax.runs.desk import Desk
-from fusion_jax.runs.fact_world import POSITIONS, helper_of, instances_of, paper_of, raised
-from fusion_jax.runs.knowing import Knowing, KnowingSettings, read_side
+from fusion_jax.runs.fact_world import POSITIONS, helper_of, instances_of, paper_of, raised, tokenizer_of
+from fusion_jax.runs.helpers import HelperSettings
+from fusion_jax.runs.knowing import Knowing, KnowingSettings, check_helped, read_side
 from fusion_jax.sampling.generate import SampleSettings, encoded_prompts
 from fusion_jax.train import objectives
+from fusion_jax.zoo import model_path
 from fusion_jax.zoo.facts import World, world
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 class Opened(NamedTuple):
@@ -37,6 +44,24 @@ class Opened(NamedTuple):
     world: World | None
 
 
+def check_again(s: KnowingSettings) -> None:
+    """Refuse a second exam that would be the first one once more, and agree with it.
+
+    Raises:
+      InputError: names the option.
+    """
+    if not s.again:
+        return
+    if not s.base:
+        problem = "is given without --base: the miniature's helper makes the same exam of a note each time"
+        raise InputError(problem, field="--again", cure="Leave it out, or give --base MODEL and a helper")
+    if not s.helper.given:
+        raise InputError("needs a helper", field="--again", cure="Give --helper.model or --helper.server")
+    if not s.helper.temperature:
+        problem = "is given, and at a temperature of 0 the helper makes the same exam of a note each time"
+        raise InputError(problem, field="--again", cure="Give --helper.temperature 1")
+
+
 def check_knowing(s: KnowingSettings) -> None:
     """Refuse what does not go together.
 
@@ -48,6 +73,7 @@ def check_knowing(s: KnowingSettings) -> None:
         raise InputError(f"'{s.result}' is none of --arms", field="--result", cure=f"Choose one of {', '.join(s.arms)}")
     s.helper.check("--helper")
     s.judge.check("--judge")
+    check_again(s)
     if s.rouge:
         check_rouge()
     if s.base and not (s.instructions or s.exams):
@@ -72,17 +98,50 @@ def opened(s: KnowingSettings, desk: Desk) -> Opened:
     """The user's models and files, or the miniature's, made in the run."""
     if not s.base:
         made = world(desk.seed, s.world)
+        check_refusal(s, tokenizer_of([s.refusal, SYSTEM]))
         base, who = with_template(raised(s, desk, made), s.template), helper_of(made, s.compat)
         sides = {"train": instances_of(made, "train"), "test": instances_of(made, "test")}
         return Opened(base, Knowing(desk, s, paper_of(made), who), sides, who, made)
     sides = read_side(s, desk, [s.instructions] if s.instructions else [], "train") | read_side(
         s, desk, s.tests, "test"
     )
+    check_helped(s, sides)
     paper = read_paper(s.exam.exemplars, Counter()) if s.exam.exemplars else Paper()
     base = with_template(desk.load(s.base, s.train), s.template)
+    assert base.tokenizer is not None  # `with_template` has looked
+    check_refusal(s, base.tokenizer)
     sides = {name: some if name == "train" else answerable(s, desk, base, name, some) for name, some in sides.items()}
-    knowing = Knowing(desk, s, paper, s.helper.answerer(desk, "--helper"))
-    return Opened(base, knowing, sides, s.judge.answerer(desk, "--judge"), None)
+    knowing = Knowing(desk, s, paper, asked_later(s.helper, desk, "--helper"))
+    return Opened(base, knowing, sides, asked_later(s.judge, desk, "--judge"), None)
+
+
+def asked_later(who: HelperSettings, desk: Desk, option: str) -> Answerer | None:
+    """A helper or a judge. A model of ours is loaded when something is asked that the log does not hold, so that it
+    does not lie beside the base model for nothing."""
+    if not who.model:
+        return who.answerer(desk, option)
+    identity = identity_of(model_path(who.model, f"{option}.model"), model_name(who.model))
+
+    def load() -> Answerer:
+        found = who.answerer(desk, option)
+        assert found is not None  # a model is given
+        return found
+
+    return Deferred(identity, load)
+
+
+def check_refusal(s: KnowingSettings, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Refuse answers without room for the sentence that is learnt to refuse by.
+
+    Raises:
+      InputError: names the option.
+    """
+    if "refusal" not in s.arms:
+        return
+    length = len(tokenizer(s.refusal, add_special_tokens=False)["input_ids"])
+    if length > s.max_new_tokens:
+        problem = f"{s.max_new_tokens} tokens do not hold the sentence of --refusal, which has {length}"
+        raise InputError(problem, field="--max-new-tokens", cure=f"Set it to more than {length}")
 
 
 def answerable(s: KnowingSettings, desk: Desk, base: Model, name: str, some: list[Instance]) -> list[Instance]:
@@ -100,15 +159,28 @@ def answerable(s: KnowingSettings, desk: Desk, base: Model, name: str, some: lis
 
 
 def knowing_parts(s: KnowingSettings) -> list[Part]:
-    """What the run computes, as far as it is planned: the tuning and the answers. Without a folder they are those of
-    the public model that the preset is called after; the miniature is not planned."""
+    """What the run computes, as far as it is planned: the tuning and the answers, and replies of models of ours.
+    Without a folder the former are those of the public model that the preset is called after; the miniature is not
+    planned."""
     tokens = s.text.tokens.max_length
     how = SampleSettings(0.0, 1.0, num_samples=1, max_new_tokens=s.max_new_tokens, batch_size=s.answer_batch)
     parts = (
         Training("tuning, each arm", s.base, objectives.sft(), s.train, tokens, named="--base"),
         Sampling("answers", s.base, how, "--answer-batch", "--base", kept="float32"),
     )
-    return [part if s.base else OfPreset(part) for part in parts]
+    return [*(part if s.base else OfPreset(part) for part in parts), *_replying(s.helper, "--helper", "each stage"),
+            *_replying(s.judge, "--judge", "each arm")]  # fmt: skip
+
+
+def _replying(who: HelperSettings, option: str, when: str) -> list[Part]:
+    """Replies of a helper or a judge; nothing where a server gives them. when: it is asked, for the title."""
+    if not who.model:
+        return []
+    how = SampleSettings(
+        who.temperature, 1.0, num_samples=1, max_new_tokens=who.max_tokens, batch_size=who.batch_size
+    )  # fmt: skip
+    title = f"{option.removeprefix('--')}'s replies, {when}"
+    return [Sampling(title, who.model, how, f"{option}.batch-size", f"{option}.model")]
 
 
 @dataclass(frozen=True)

@@ -94,7 +94,7 @@ def _write(run: Calibrating, exams: Mapping[str, Passed], measures: Measures, wo
     shown += ["## The base model's exam", markdown_table([found.row(name) for name, found in exams.items()])]
     shown.append(_exam_sentence(exams))
     again = {name: share for name, share in measures["exam"].items() if name.startswith("same class again")}
-    shown += [f"{name}: {100 * share:.1f} %." for name, share in again.items()]
+    shown += [f"{name}: {100 * share:.1f} % of those examined twice." for name, share in again.items()]
     shown += ["Answers by letter (how often it was right, and how often it was chosen):"]
     shown.append(markdown_table([_letters(name, found) for name, found in exams.items() if found.questions]))
     for name in run.sets if run.answers else ():

@@ -69,6 +69,19 @@ def test_answers_of_questions(answer, published):
     assert [one.answer for one in read_exam(question(OPTIONS, answer), Counter())] == ["B"]
 
 
+@pytest.mark.parametrize(
+    "answer", ["(A) or (B)", "A) and C)", "(C) and (D) are both right", "A or (B)", "(B) or C", "A), and B", "A, B",
+               "A|B|C|D", "(A)(B)", "A) red and C) green", "a) or b)", "None of them"],
+)  # fmt: skip
+def test_answers_that_name_several_letters_name_none(answer):
+    assert letter_in(answer) == ""
+
+
+@pytest.mark.parametrize("answer", ["(B) vitamins A and C", "B. A/B tests", "**B**", "(B) what has (vitamin C)"])
+def test_letters_in_the_option_behind_the_letter_do_not_count(answer):
+    assert letter_in(answer) == "B"
+
+
 def test_questions_as_published_and_by_default():
     fine = ExamItem("Which?", ("red", "blue", "green", "pink"), "B", "The note says so.")
     dotted, counts = question(OPTIONS.replace("(", "").replace(")", "."), "(B)"), Counter[str]()
@@ -87,7 +100,8 @@ def test_questions_as_published_and_by_default():
 
 def test_broken_questions_are_counted():
     good = {"question": "Which?", "options": ["a", "b", "c", "d"], "analysis": "", "answer": "(c)"}
-    bad = [{**good, "answer": "E"}, {**good, "options": ["a", "b", "A ", "d"]}, {**good, "question": " "}]
+    bad = [{**good, "answer": "E"}, {**good, "options": ["a", "b", "A ", "d"]}, {**good, "question": " "},
+           {"question": "x"}, {**good, "answer": 1}, "x"]  # fmt: skip
     counts = Counter[str]()
     found = read_exam(json.dumps({"tests": [*bad, good]}), counts)
     assert [one.answer for one in found] == ["C"]
@@ -95,10 +109,14 @@ def test_broken_questions_are_counted():
         "question: answer is none of A to D": 1,
         "question: options alike": 1,
         "question: blank question": 1,
+        "question: field 'options' is missing": 1,
+        "question: field 'answer' is no str": 1,
+        "question: no JSON object": 1,
     }
     counts.clear()
     assert read_exam("No.", counts) == [] and +counts == {"stage 3: no JSON object": 1}
     assert read_exam('{"tests": 3}', counts) == [] and counts["stage 3: field 'tests' is no list"] == 1
+    assert read_exam('{"test": []}', counts) == [] and counts["stage 3: field 'tests' is missing"] == 1
 
 
 def test_verdicts():
@@ -108,7 +126,7 @@ def test_verdicts():
     assert read_verdict('{"hallucinated": 1, "spans": ["x"], "why": "y"}') == (True, ("x",), "y", "")
     assert read_verdict('```json\n{"hallucinated": "0"}\n```').hallucinated is False
     assert read_verdict("Score: 1\nspan\nwhy").hallucinated is True
-    for text in ("I cannot tell.", "", '{"hallucinated": 0.5}', "2\nx\ny", "10"):
+    for text in ("I cannot tell.", "", '{"hallucinated": 0.5}', "2\nx\ny", "10", "-1"):
         assert read_verdict(text).hallucinated is None and read_verdict(text).unread
     assert compat_verdict("0.5\nspan\nwhy") == 0.5 and compat_verdict("I cannot tell.") == 1.0
     assert compat_verdict("") is None and compat_verdict("The score is 0.") == 0.0
@@ -116,11 +134,21 @@ def test_verdicts():
         compat_verdict("Score: 0\nspan\nwhy")
 
 
-def test_helpfulness():
-    assert [parsers.read_helpfulness(t) for t in ('{"score": 7.5}', "Score: 8\nGood.", "10", "11", "0", "good")] == [
-        7.5, 8.0, 10.0, None, None, None,
-    ]  # fmt: skip
-    assert [parsers.compat_helpfulness(t) for t in ("12\nx", "-1", "nan", "Score: 3")] == [10.0, 0.0, None, None]
+@pytest.mark.parametrize(
+    "text, score", [('{"score": 7.5}', 7.5), ("Score: 8\nGood.", 8.0), ("10", 10.0), ("**7/10**", 7.0), ("11", None), ("0", None),
+                    ("good", None), ("3 reasons make this a 9.", None), ("5 of the claims are wrong. Score: 2", None),
+                    ("-3", None), ('{"score": 12}', None)],
+)  # fmt: skip
+def test_helpfulness(text, score):
+    """A number that begins a sentence is no grade; what is none has a reason, to be counted."""
+    found = parsers.read_helpfulness(text)
+    assert found.score == score and found.unread.startswith("helpfulness: " if score is None else "")
+    assert bool(found.unread) == (score is None)
+
+
+def test_helpfulness_as_published():
+    found = [parsers.compat_helpfulness(text) for text in ("12\nx", "-1", "nan", "Score: 3")]
+    assert found == [(10.0, ""), (0.0, ""), (None, "helpfulness: no number"), (None, "helpfulness: no number")]
 
 
 def test_replies_in_the_published_form_are_asked_for_and_read():
@@ -143,7 +171,7 @@ def test_replies_in_the_published_form_are_asked_for_and_read():
             assert (compat_verdict(said) if compat else read_verdict(said).hallucinated) == reply["hallucinated"]
         for _, reply in prompts.HELPFUL_SHOWN:
             said = prompts.written("helpfulness", reply, compat)
-            assert (parsers.compat_helpfulness if compat else parsers.read_helpfulness)(said) == reply["score"]
+            assert (parsers.compat_helpfulness if compat else parsers.read_helpfulness)(said).score == reply["score"]
     asked = prompts.need_question("ask", compat=True).messages
     assert "Prediction: <need> or <no need>" in asked[0].content and asked[1].content.startswith("Analysis: ")
     assert "JSON" in prompts.exam_question("a note", 3).messages[0].content

@@ -116,6 +116,8 @@ def test_knowledge_that_does_not_fit_is_cut_and_counted():
 
 
 def test_agreement_of_two_partitions():
+    """Only of instances that both have examined: what needs no facts and what was lost agrees with nothing."""
     instances, _ = everyone()
     other = [classified(needing("a"), sat(False, False, False), 0.6), *instances[1:]]
-    assert agreement(instances, other) == pytest.approx(4 / 5)
+    assert agreement(instances, other) == pytest.approx(3 / 4)
+    assert agreement(instances, other[:2]) == 0.5 and np.isnan(agreement(instances, instances[4:]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections import Counter
 
@@ -16,16 +17,15 @@ from fusion_jax.kca.records import (
     NO_LABEL,
     NO_NEED,
     NO_QUESTION,
-    NOT_READY,
     UNKNOWN,
     ExamItem,
     Instance,
     Need,
     Source,
     as_record,
+    instance_in,
     instance_of,
     read_instances,
-    with_sources,
 )
 
 ITEM = {"question": "Which?", "options": ["a", "b", "c", "d"], "analysis": "so", "answer": "(B)"}
@@ -49,6 +49,8 @@ def test_published_forms_and_ours_read_alike(tmp_path):
     assert found == Instance(Source("1", "ask", "said"), Need(NEED, "a date", ("when", "where")), "It was 1911.",
                              (ExamItem("Which?", ("a", "b", "c", "d"), "B", "so"),))  # fmt: skip
     assert instance_of(Fields(as_record(found)), counts) == found and not +counts
+    twins = dataclasses.replace(found, tests=(found.tests[0]._replace(options=("a", "a", "b", "c")),))
+    assert instance_in(Fields(as_record(twins))) == twins  # a stage's own line, as it was written
     lines = [SOURCE, {"instruction": "ask", "response": "said", "id": 7}, {"prompt": "ask", "response": "said", "prompt_id": "x"},
              {**STAGE_1, "final_prediction": "<no need>"}, STAGE_1, {**STAGE_1, "final_prediction": ""}]  # fmt: skip
     read = read_instances(written(tmp_path / "some.jsonl", *lines), "error", counts)
@@ -64,23 +66,6 @@ def test_published_training_items(tmp_path):
     found, plain = read_instances(written(tmp_path / "p.jsonl", item, other), "error", Counter())
     assert (found.source.instruction, found.source.response, found.label) == ("ask", "said", UNKNOWN)
     assert plain.source.instruction == "It was 1911.\nask" and plain.label == KNOWN and not plain.lost
-
-
-def test_ready_records_find_their_sources():
-    """By id, else by instruction and in order; sources of which nothing is said are lost, and what is too much is counted."""
-
-    def ready(identity, text, label=KNOWN):
-        return Instance(Source(identity, text, "r"), label=label)
-
-    sources = [Instance(Source(str(i), text, f"said {i}")) for i, text in enumerate(["x", "x", "y", "z"], 1)]
-    counts = Counter[str]()
-    found = with_sources(
-        [ready("a", "x", UNKNOWN), ready("b", "x"), ready("3", "y"), ready("4", "another")], sources, counts
-    )
-    assert [one.label for one in found] == [UNKNOWN, KNOWN, KNOWN, ""] and found[3].lost == NOT_READY
-    assert [one.source for one in found] == [one.source for one in sources] and counts[
-        "ready records of no source"
-    ] == 1
 
 
 BAD = [
@@ -99,6 +84,16 @@ BAD = [
     ({**SOURCE, "tests": [{**ITEM, "question": 2}]}, "tests[0].question", "not a string"),
     ({"id": "a", "conversations": [{"from": "human", "value": "x"}]}, "conversations", "no single turn of human and gpt"),
 ]  # fmt: skip
+
+
+@pytest.mark.parametrize("references, last", [(["first", "last"], "last"), ([], ""), ("one", "one")])
+def test_of_several_references_the_last_one_is_taken(references, last, tmp_path):
+    """Of a test set; what is trained on has one response."""
+    file = written(tmp_path / "in.jsonl", {"input": "ask", "output": references})
+    assert read_instances(file, "error", Counter(), answered=False)[0].source.response == last
+    if isinstance(references, list):
+        with pytest.raises(InputError, match="not a string"):
+            read_instances(file, "error", Counter())
 
 
 @pytest.mark.parametrize("record, field, problem", BAD, ids=lambda x: x if isinstance(x, str) else "")

@@ -11,6 +11,8 @@ from fusion_jax.data.chat import ChatSettings, render, stop_token_ids
 from fusion_jax.data.examples import NOTHING_LEFT, TextSettings, make_examples
 from fusion_jax.data.records import Row
 from fusion_jax.errors import InputError
+from fusion_jax.kca.calibrate import Treatment, training_rows
+from fusion_jax.kca.records import CLASSES, KNOWN, NO_FACT, UNKNOWN, Instance, Source
 from fusion_jax.kca.template import SYSTEM, VICUNA, fitting, with_template
 from fusion_jax.models.folder import Model
 from fusion_jax.runs.fact_world import tokenizer_of
@@ -51,6 +53,30 @@ def test_the_mask_is_the_answer_and_its_end(model):
         assert prompt.replace(" ", "").endswith(f"USER:{asked}ASSISTANT:")
         assert ids[0] == tokenizer.bos_token_id and list(ids).count(tokenizer.bos_token_id) == 1
     assert set(stop_token_ids(tokenizer, {})) == {tokenizer.eos_token_id}
+
+
+def test_strategies_differ_in_the_tokens_of_unknown_instances_alone(model):
+    """There openbook changes what is read and nothing of what is learnt, and refusal the other way round."""
+    asked = {NO_FACT: "Sort: c b a", KNOWN: "What is 2 + 3?", UNKNOWN: "Where is the 3rd bridge?"}
+    said = {NO_FACT: "a b c", KNOWN: "5", UNKNOWN: "In Ferrer; it was built twice."}
+    instances = [Instance(Source(i, asked[i], said[i]), knowledge="It was built twice.", label=i) for i in CLASSES]
+
+    def tokens(strategy) -> dict[str, tuple[list[int], list[int]]]:
+        rows, _ = training_rows(instances, strategy, Treatment("In Ferrer."))
+        examples, counts = make_examples(rows, model.tokenizer, text(256))
+        assert not counts
+        return {row.name: (list(one.rows[0][: one.starts[0]]), list(one.rows[0][one.starts[0] :]))
+                for row, one in zip(rows, examples, strict=True)}  # fmt: skip
+
+    found = {name: tokens(name) for name in ("surviving", "openbook", "discard", "refusal", "unknown")}
+    (prompt, answer), (read, same), (as_asked, apology) = (
+        found[name].pop(UNKNOWN) for name in ("surviving", "openbook", "refusal")
+    )
+    assert found["unknown"] == {UNKNOWN: (prompt, answer)}
+    assert (
+        found["surviving"] == found["openbook"] == found["discard"] == found["refusal"] and len(found["discard"]) == 2
+    )
+    assert same == answer and len(read) > len(prompt) and as_asked == prompt and apology != answer
 
 
 def test_a_row_without_a_trainable_token_is_dropped_and_counted(model):
