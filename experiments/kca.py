@@ -79,7 +79,7 @@ FULL = TrainSettings(
 )  # fmt: skip
 PRESETS = {
     "tiny": Settings(
-        text=text(128), max_new_tokens=16, answer_batch=64, exam=ExamSettings(shots=2),
+        text=text(128), max_new_tokens=24, answer_batch=64, exam=ExamSettings(shots=2),
         miniature=MiniatureSettings(raising=RAISING),
         train=replace(SMALL, optimizer=OptimizerSettings(1e-3, "cosine", warmup_ratio=0.1), epochs=10.0),
     ),
