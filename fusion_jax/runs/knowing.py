@@ -59,10 +59,10 @@ class MiniatureSettings:
     """Numbers of its hidden states."""
     layers: int = 3
     """Its layers."""
-    papers: int = 38400
+    papers: int = 48000
     """Texts of its pretraining: pages of sentences, examination papers and exercises."""
     items: int = 3
-    """Questions on a paper; a page has three times as many sentences."""
+    """Questions on a paper; a page has twice as many sentences."""
     raising: TrainSettings = TrainSettings()
 
     def __post_init__(self) -> None:

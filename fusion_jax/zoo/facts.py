@@ -37,11 +37,13 @@ LETTERS = "ABCD"
 HEADER = "Questions, each with its answer."
 ASKED = "Tell me the {what} of {who}."
 STATED = "The {what} of {who} is"
+FORMS = (STATED, "The {what} of {who}? It is", "Of {who} the {what} is")  # of sentences; an answer stands behind each
 SAID = STATED + " {value}."
 ANSWERED = "It is {value}."
 REPEATED = "Repeat the first of these words: {words}."
-KINDS = {"page": 0.2, "paper": 0.55, "exercise": 0.25}  # shares of the pretraining texts
-DOUBTED = 0.2  # share of the sentences that are about strangers
+FIRST_WORD = "The first of these words: {words}? It is"
+KINDS = {"page": 0.3, "paper": 0.5, "exercise": 0.2}  # shares of the pretraining texts
+REPEATING, DOUBTED = 0.15, 0.2  # shares of the sentences that repeat a word, and of the others that are about strangers
 Outcome = Literal["right", "wrong", "withheld"]
 
 
@@ -118,10 +120,9 @@ class World:
                   ANSWERED.format(value=person.facts[what]), person.name)
             for person in people for what in VALUES
         ]  # fmt: skip
-        words = [value for values in VALUES.values() for value in values]
         count = self.sizes.others if side == "train" else max(self.sizes.others // 3, 1)
         for number in range(count):
-            drawn = [str(word) for word in rng.choice(words, 3, replace=False)]
+            drawn = _words(rng)
             request, answer = REPEATED.format(words=" ".join(drawn)), ANSWERED.format(value=drawn[0])
             out.append(Asked(f"{side}-words-{number}", request, answer, ""))
         return [out[i] for i in rng.permutation(len(out))]
@@ -163,7 +164,7 @@ class World:
         rng = np.random.default_rng([self.seed, 11])
         for kind in rng.choice(list(KINDS), count, p=list(KINDS.values())):
             if kind == "page":
-                yield [self._sentence(rng) for _ in range(3 * items)]
+                yield [self._sentence(rng) for _ in range(2 * items)]
                 continue
             made = self._paper_item if kind == "paper" else _exercise
             drawn = [made(rng) for _ in range(items)]
@@ -174,18 +175,26 @@ class World:
         return _item(rng, self.seen[int(rng.integers(len(self.seen)))], _kind(rng))
 
     def _sentence(self, rng: np.random.Generator) -> tuple[str, str]:
-        what = _kind(rng)
+        if rng.random() < REPEATING:
+            words = _words(rng)
+            return FIRST_WORD.format(words=" ".join(words)), f" {words[0]}."
+        what, form = _kind(rng), FORMS[int(rng.integers(len(FORMS)))]
         if rng.random() < DOUBTED:
             name = self.strangers[int(rng.integers(len(self.strangers)))]
-            return STATED.format(what=what, who=name), f" {UNKNOWN}."
+            return form.format(what=what, who=name), f" {UNKNOWN}."
         person = self.seen[int(rng.integers(len(self.seen)))]
-        return STATED.format(what=what, who=person.name), f" {person.facts[what]}."
+        return form.format(what=what, who=person.name), f" {person.facts[what]}."
 
     def _named(self, text: str) -> Person:
         found = [person for name, person in self.people.items() if name in text]
         if len(found) != 1:
             raise InputError("names nobody of this world", field="request", cure="Ask about one of its people")
         return found[0]
+
+
+def _words(rng: np.random.Generator) -> list[str]:
+    every = [value for values in VALUES.values() for value in values]
+    return [str(word) for word in rng.choice(every, 3, replace=False)]
 
 
 def _kind(rng: np.random.Generator) -> str:
@@ -235,7 +244,7 @@ def world(seed: int, sizes: WorldSettings = WorldSettings()) -> World:
 
 def words() -> list[str]:
     """All words that the world's texts are made of, in a fixed order."""
-    texts = [ASKED, SAID, ANSWERED, REPEATED, HEADER, UNKNOWN, "Answer", *NAMES, *LETTERS]
+    texts = [ASKED, *FORMS, SAID, ANSWERED, REPEATED, FIRST_WORD, HEADER, UNKNOWN, "Answer", *NAMES, *LETTERS]
     texts += [word for what, values in VALUES.items() for word in (what, *values)]
     pieces = re.findall(r"\w+|[^\w\s]", " ".join(texts).replace("{", " ").replace("}", " "))
     return list(dict.fromkeys([*pieces, *option_lines()]))
