@@ -73,13 +73,13 @@ SMALL = TrainSettings(
     OptimizerSettings(3e-3, "cosine", warmup_ratio=0.05, beta2=0.98), batch_size=32, micro_batches=1, log_every=10,
     eval_every=10**6, checkpoint_every=200, remat="none",
 )  # fmt: skip
-RAISING = replace(SMALL, bucket_window=1, log_every=50)  # texts of all kinds in each batch
+RAISING = replace(SMALL, batch_size=64, bucket_window=1, log_every=50)  # texts of all kinds in each batch
 FULL = TrainSettings(
     OptimizerSettings(2e-5, "cosine", warmup_ratio=0.03), epochs=3.0, batch_size=128, micro_batches=16, seed=42,
 )  # fmt: skip
 PRESETS = {
     "tiny": Settings(
-        text=text(128), max_new_tokens=24, answer_batch=64, exam=ExamSettings(shots=2),
+        text=text(128), max_new_tokens=24, answer_batch=64, exam=ExamSettings(shots=0),
         miniature=MiniatureSettings(raising=RAISING),
         train=replace(SMALL, optimizer=OptimizerSettings(1e-3, "cosine", warmup_ratio=0.1), epochs=10.0),
     ),

@@ -59,9 +59,9 @@ class MiniatureSettings:
     """Numbers of its hidden states."""
     layers: int = 3
     """Its layers."""
-    papers: int = 48000
+    papers: int = 96000
     """Texts of its pretraining: pages of sentences, examination papers and exercises."""
-    items: int = 3
+    items: int = 1
     """Questions on a paper; a page has twice as many sentences."""
     raising: TrainSettings = TrainSettings()
 

@@ -1,7 +1,7 @@
 """A small world of invented people: who has which craft, home and favourite colour, and what is written about them.
 
 Of half of the people a base model reads in its pretraining; the others it never meets. Pretraining also holds sentences
-about many people of whom nothing is known, so that a base model doubts unfamiliar names, examination papers about the
+and chats about many people of whom nothing is known, so that a base model doubts unfamiliar names, examination papers about the
 people whom it knows, and exercises in answering papers. Instructions ask about everybody. What knowledge the world has
 is exact: it can answer as a helper and judge answers without a model (`World.note`, `World.tests`, `World.judged`).
 """
@@ -34,14 +34,13 @@ VALUES: dict[str, tuple[str, ...]] = {
 }
 UNKNOWN = "not known"
 LETTERS = "ABCD"
-HEADER = "Questions, each with its answer."
+HEADER = "Questions."
 ASKED = "Tell me the {what} of {who}."
 STATED = "The {what} of {who} is"
-FORMS = (STATED, "The {what} of {who}? It is", "Of {who} the {what} is")  # of sentences; an answer stands behind each
+CHAT = "USER: {asked} ASSISTANT: It is"
 SAID = STATED + " {value}."
 ANSWERED = "It is {value}."
 REPEATED = "Repeat the first of these words: {words}."
-FIRST_WORD = "The first of these words: {words}? It is"
 KINDS = {"page": 0.3, "paper": 0.5, "exercise": 0.2}  # shares of the pretraining texts
 REPEATING, DOUBTED = 0.15, 0.2  # shares of the sentences that repeat a word, and of the others that are about strangers
 Outcome = Literal["right", "wrong", "withheld"]
@@ -158,7 +157,7 @@ class World:
         return [_item(rng, person, kinds[i % len(kinds)]) for i, person in enumerate(self.seen[:count])]
 
     def papers(self, count: int, items: int) -> Iterator[list[tuple[str, str]]]:
-        """Pretraining texts as (text, what completes it) pieces, of kinds drawn by `KINDS`: pages of sentences;
+        """Pretraining texts as (text, what completes it) pieces, of kinds drawn by `KINDS`: pages of sentences and chats;
         examination papers of so many items about people whom a base model knows; and exercises, papers whose questions
         are the right options, from which it learns how a paper is answered."""
         rng = np.random.default_rng([self.seed, 11])
@@ -177,8 +176,8 @@ class World:
     def _sentence(self, rng: np.random.Generator) -> tuple[str, str]:
         if rng.random() < REPEATING:
             words = _words(rng)
-            return FIRST_WORD.format(words=" ".join(words)), f" {words[0]}."
-        what, form = _kind(rng), FORMS[int(rng.integers(len(FORMS)))]
+            return CHAT.format(asked=REPEATED.format(words=" ".join(words))), f" {words[0]}."
+        what, form = _kind(rng), STATED if rng.random() < 0.5 else CHAT.format(asked=ASKED)
         if rng.random() < DOUBTED:
             name = self.strangers[int(rng.integers(len(self.strangers)))]
             return form.format(what=what, who=name), f" {UNKNOWN}."
@@ -244,7 +243,7 @@ def world(seed: int, sizes: WorldSettings = WorldSettings()) -> World:
 
 def words() -> list[str]:
     """All words that the world's texts are made of, in a fixed order."""
-    texts = [ASKED, *FORMS, SAID, ANSWERED, REPEATED, FIRST_WORD, HEADER, UNKNOWN, "Answer", *NAMES, *LETTERS]
+    texts = [CHAT, ASKED, SAID, ANSWERED, REPEATED, HEADER, UNKNOWN, "Answer", *NAMES, *LETTERS]
     texts += [word for what, values in VALUES.items() for word in (what, *values)]
     pieces = re.findall(r"\w+|[^\w\s]", " ".join(texts).replace("{", " ").replace("}", " "))
     return list(dict.fromkeys([*pieces, *option_lines()]))
