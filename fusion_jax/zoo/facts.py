@@ -1,9 +1,10 @@
 """A small world of invented people: who has which craft, home and favourite colour, and what is written about them.
 
 Of half of the people a base model reads in its pretraining; the others it never meets. Pretraining also holds sentences
-and chats about many people of whom nothing is known, so that a base model doubts unfamiliar names, examination papers about the
-people whom it knows, and exercises in answering papers. Instructions ask about everybody. What knowledge the world has
-is exact: it can answer as a helper and judge answers without a model (`World.note`, `World.tests`, `World.judged`).
+and chats about many people of whom nothing is known, so that a base model doubts unfamiliar names, examination papers
+about the people whom it knows, and exercises in answering papers. Instructions ask about everybody. What knowledge the
+world has is exact: it can answer as a helper and judge answers without a model (`World.note`, `World.tests`,
+`World.judged`).
 """
 
 from __future__ import annotations
@@ -157,9 +158,9 @@ class World:
         return [_item(rng, person, kinds[i % len(kinds)]) for i, person in enumerate(self.seen[:count])]
 
     def papers(self, count: int, items: int) -> Iterator[list[tuple[str, str]]]:
-        """Pretraining texts as (text, what completes it) pieces, of kinds drawn by `KINDS`: pages of sentences and chats;
-        examination papers of so many items about people whom a base model knows; and exercises, papers whose questions
-        are the right options, from which it learns how a paper is answered."""
+        """Pretraining texts as (text, what completes it) pieces, of kinds drawn by `KINDS`: pages of sentences and
+        chats; examination papers of so many items about people whom a base model knows; and exercises, papers whose
+        questions are the right options, from which it learns how a paper is answered."""
         rng = np.random.default_rng([self.seed, 11])
         for kind in rng.choice(list(KINDS), count, p=list(KINDS.values())):
             if kind == "page":
