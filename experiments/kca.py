@@ -79,9 +79,9 @@ FULL = TrainSettings(
 )  # fmt: skip
 PRESETS = {
     "tiny": Settings(
-        text=text(128), max_new_tokens=24, answer_batch=64, exam=ExamSettings(shots=0),
+        text=text(128), max_new_tokens=24, answer_batch=64, exam=ExamSettings(shots=0), template="own",
         miniature=MiniatureSettings(raising=RAISING),
-        train=replace(SMALL, optimizer=OptimizerSettings(1e-3, "cosine", warmup_ratio=0.1), epochs=10.0),
+        train=replace(SMALL, optimizer=OptimizerSettings(1e-3, "cosine", warmup_ratio=0.1), epochs=5.0),
     ),
     "llama2-7b": Settings(text=text(2048), train=FULL),
 }  # fmt: skip

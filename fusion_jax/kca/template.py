@@ -19,14 +19,15 @@ SYSTEM = (
     "A chat between a curious user and an artificial intelligence assistant. "
     "The assistant gives helpful, detailed, and polite answers to the user's questions."
 )  # as Vicuna's models were trained with
-VICUNA = (
+PLAIN = (  # Vicuna's without a system sentence of its own
     "{{ bos_token if bos_token else '' }}"
-    "{% if messages[0]['role'] == 'system' %}{{ messages[0]['content'] }}{% else %}" + SYSTEM + "{% endif %}"
+    "{% if messages[0]['role'] == 'system' %}{{ messages[0]['content'] }}{% endif %}"
     "{% for m in messages %}{% if m['role'] == 'user' %}"
     "{{ '' if loop.index0 and messages[loop.index0 - 1]['role'] == 'assistant' else ' ' }}USER: {{ m['content'] }}"
     "{% elif m['role'] == 'assistant' %} ASSISTANT: {{ m['content'] }}{{ eos_token }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %} ASSISTANT:{% endif %}"
 )
+VICUNA = PLAIN.replace("{% endif %}", "{% else %}" + SYSTEM + "{% endif %}", 1)
 MARGIN = 8  # tokens that may be more where two texts meet
 
 

@@ -20,7 +20,7 @@ from fusion_jax.jsonl import Record
 from fusion_jax.kca.papers import Paper
 from fusion_jax.kca.prompts import block, task_of, written
 from fusion_jax.kca.records import LETTERS, ExamItem, Instance, Source
-from fusion_jax.kca.template import SYSTEM, VICUNA
+from fusion_jax.kca.template import PLAIN, SYSTEM
 from fusion_jax.models.config import ModelConfig
 from fusion_jax.models.families import config_from_hf
 from fusion_jax.models.folder import Model
@@ -56,7 +56,7 @@ def tokenizer_of(texts: Sequence[str]) -> PreTrainedTokenizerFast:
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>", unk_token="<unk>"
     )
-    fast.chat_template = VICUNA
+    fast.chat_template = PLAIN  # as in the chats that it reads in its pretraining
     return fast
 
 

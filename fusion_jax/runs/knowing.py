@@ -59,7 +59,7 @@ class MiniatureSettings:
     """Numbers of its hidden states."""
     layers: int = 3
     """Its layers."""
-    papers: int = 96000
+    papers: int = 76800
     """Texts of its pretraining: pages of sentences, examination papers and exercises."""
     items: int = 1
     """Questions on a paper; a page has twice as many sentences."""
