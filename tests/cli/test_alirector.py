@@ -45,7 +45,7 @@ def words(out: Path, data: Path, **more: object) -> list[str]:
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("chinese")
-    write_corpus(folder, ChineseSettings(lang8=120, hsk=12, copies=2, dev=4, test=12, longest=13))
+    write_corpus(folder, ChineseSettings(lang8=60, hsk=8, copies=2, dev=4, test=12, longest=13))
     (folder / "fcgec.json").write_text(json.dumps(FCGEC, ensure_ascii=False))
     return folder
 
