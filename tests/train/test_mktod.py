@@ -22,6 +22,7 @@ from fusion_jax.dialogue.systems import System, as_generator, as_retriever, with
 from fusion_jax.dialogue.turns import turns_of
 from fusion_jax.losses import divide
 from fusion_jax.models.compute import Compute
+from fusion_jax.models.config import ModelConfig
 from fusion_jax.models.decoder import forward, head_kernel
 from fusion_jax.models.folder import Model
 from fusion_jax.runs.answering import answering, tags_of
@@ -43,6 +44,9 @@ pytestmark = pytest.mark.usefixtures("quick_compiler")
 CONDENSED = MktodSettings(top_k=2, scale="condensed")
 LENGTHS = Lengths(context=40, query=40, entity=30, response=16)
 COMPUTE = Compute()
+# As programs: one by one their operations take longer to compile.
+VECTORS = jax.jit(vectors, static_argnums=(1, 3))
+INDEX = jax.jit(index, static_argnums=(1, 3, 4))
 Params = dict[str, Any]
 
 
@@ -104,8 +108,8 @@ def test_a_step_reads_what_a_plain_program_reads(town, system):
     found = scored(settings, system, inputs, batch)
     assert found.found.each.shape[1] == 3 and found.found.retrieved.negative.tolist() == [False, False, True]
     generator, retriever = system.generator, system.retriever
-    query = vectors(retriever.params, retriever.config, batch.beside["query"], COMPUTE)
-    table = index(retriever.params, retriever.config, jnp.asarray(inputs.queried), COMPUTE, 4)
+    query = VECTORS(retriever.params, retriever.config, batch.beside["query"], COMPUTE)
+    table = INDEX(retriever.params, retriever.config, jnp.asarray(inputs.queried), COMPUTE, 4)
     for row in range(3):
         own = np.asarray(batch.beside["own"][row])
         order = sorted(range(len(own)), key=lambda i: (-float(query[row] @ table[own[i]]), i))
@@ -129,11 +133,16 @@ def test_a_step_reads_what_a_plain_program_reads(town, system):
 def plain(model: Model, texts, batch, row: int) -> np.ndarray:
     """Log-probs of a response behind the encoder's states of some texts."""
     tokens = jnp.stack([jnp.concatenate(text) for text in texts])[None]
+    return np.asarray(plain_logprobs(model.params, model.config, tokens, batch.tokens[row], batch.labels[row]))
+
+
+@partial(jax.jit, static_argnums=1)
+def plain_logprobs(params: Params, config: ModelConfig, tokens: jax.Array, inputs: jax.Array, labels: jax.Array):
     made = passages(tokens[0, :1, :0], tokens[0][None, :, :0], tokens, jnp.ones(tokens.shape[:2], bool), bare=False)
-    hidden = read(model.params, model.config, made, COMPUTE)
-    states = forward(model.params, model.config, batch.tokens[row], encoded=together(hidden, made.exists))
-    logits = jnp.einsum("btd,vd->btv", states, head_kernel(model.params, model.config), precision="highest")
-    return np.asarray(jnp.take_along_axis(jax.nn.log_softmax(logits), batch.labels[row][..., None], 2)[0, :, 0])
+    hidden = read(params, config, made, COMPUTE)
+    states = forward(params, config, inputs, encoded=together(hidden, made.exists))
+    logits = jnp.einsum("btd,vd->btv", states, head_kernel(params, config), precision="highest")
+    return jnp.take_along_axis(jax.nn.log_softmax(logits), labels[..., None], 2)[0, :, 0]
 
 
 def test_without_tags_a_prefix_is_plain_fusion_in_decoder_bit_for_bit(town, system):
@@ -183,9 +192,9 @@ def test_an_old_index_chooses_and_new_vectors_score(town, system):
     settings = replace(CONDENSED, scale="large", top_k=3)
     inputs = inputs_of(town, system, "large")
     batch, retriever = batch_of(inputs, town.train[:3]), system.retriever
-    fresh = index(retriever.params, retriever.config, jnp.asarray(inputs.queried), COMPUTE)
+    fresh = INDEX(retriever.params, retriever.config, jnp.asarray(inputs.queried), COMPUTE)
     old = fresh[::-1]
-    query = vectors(retriever.params, retriever.config, batch.beside["query"], COMPUTE)
+    query = VECTORS(retriever.params, retriever.config, batch.beside["query"], COMPUTE)
     found = scored(settings, system, inputs, batch, memory=old).found.retrieved
     wanted = np.argsort(-np.asarray(query @ old.T), axis=1, kind="stable")
     np.testing.assert_array_equal(found.entities[:, :3], wanted[:, :3])
@@ -232,9 +241,9 @@ def test_answers_are_the_most_probable_tokens_and_read_no_negative_entity(town, 
     turns = turns_of(town.train[:5], inputs.knowledge, scale="large").turns
     found = answering(inputs, settings, joined.config, COMPUTE, 2).answers(joined.params, turns)
     retriever, generator = system.retriever, system.generator
-    table = index(retriever.params, retriever.config, jnp.asarray(inputs.queried), COMPUTE)
+    table = INDEX(retriever.params, retriever.config, jnp.asarray(inputs.queried), COMPUTE)
     batch = batch_of(inputs, town.train[:5])
-    query = vectors(retriever.params, retriever.config, batch.beside["query"], COMPUTE)
+    query = VECTORS(retriever.params, retriever.config, batch.beside["query"], COMPUTE)
     wanted = np.argsort(-np.asarray(query @ table.T), axis=1, kind="stable")[:, :3]
     assert [one.entities for one in found] == [tuple(row) for row in wanted.tolist()]
     tags, texts = tag_ids(inputs.generator, tags_of(settings)), []
@@ -243,12 +252,17 @@ def test_answers_are_the_most_probable_tokens_and_read_no_negative_entity(town, 
         texts.append([[*tags[meta], *inputs.read[i].tolist()][: LENGTHS.entity] for meta, i in zip(told, one.entities)])
     context = batch.beside["context"]
     made = passages(context, jnp.zeros((5, 3, 0), int), jnp.asarray(texts), jnp.ones((5, 3), bool), bare=False)
-    encoded = together(read(generator.params, generator.config, made, COMPUTE), made.exists)
-    ids = jnp.zeros((5, 1), jnp.int32)
-    for _ in range(3):
-        states = forward(generator.params, generator.config, ids, encoded=encoded)[:, -1]
-        best = (states @ head_kernel(generator.params, generator.config).T).argmax(-1)
-        ids = jnp.concatenate([ids, best[:, None].astype(jnp.int32)], 1)
+
+    @jax.jit
+    def grown(ids: jax.Array) -> jax.Array:
+        encoded = together(read(generator.params, generator.config, made, COMPUTE), made.exists)
+        for _ in range(3):
+            states = forward(generator.params, generator.config, ids, encoded=encoded)[:, -1]
+            best = (states @ head_kernel(generator.params, generator.config).T).argmax(-1)
+            ids = jnp.concatenate([ids, best[:, None].astype(jnp.int32)], 1)
+        return ids
+
+    ids = grown(jnp.zeros((5, 1), jnp.int32))
     for one, row in zip(found, np.asarray(ids)[:, 1:].tolist(), strict=True):
         row = row[: row.index(1)] if 1 in row else row
         assert one.text.startswith(inputs.generator.decode(row))
@@ -262,8 +276,9 @@ def test_pretraining_prefers_the_entity_that_a_turn_holds(town, system):
     data = Data(examples)
     batch = jax.tree.map(jnp.asarray, collate(examples, buckets_for(data.extents), shapes=data.shapes))
     objective, retriever = retriever_pretraining(0.05), system.retriever
-    scores = objective.scores(retriever.params, retriever.config, batch, COMPUTE, Given(jnp.asarray(inputs.queried)))
-    contexts = vectors(retriever.params, retriever.config, batch.beside["query"], COMPUTE)
+    given = Given(jnp.asarray(inputs.queried))
+    scores = jax.jit(lambda params: objective.scores(params, retriever.config, batch, COMPUTE, given))(retriever.params)
+    contexts = VECTORS(retriever.params, retriever.config, batch.beside["query"], COMPUTE)
     np.testing.assert_allclose(scores.found[0], contexts, atol=1e-6)
     loss, metrics = objective.loss(scores, Progress(jnp.int32(0), 1))
     assert np.isfinite(float(divide(loss))) and 0 <= float(divide(metrics["accuracy"])) <= 1
