@@ -89,12 +89,17 @@ def compare(models: list[Any], theirs: Any, data: Data, s: AlirectorSettings, lo
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5 * largest), gradient, wanted)
 
 
+def translated() -> list[list[list[int]]]:
+    """Sources, what both alignment models read, and corrections."""
+    rng = np.random.default_rng(0)
+    sizes = [(5, 8, 8, 4), (3, 9, 10, 6), (7, 12, 11, 3)]
+    return [[rng.integers(4, 30, n).tolist() for n in one] for one in sizes]
+
+
 @pytest.mark.parametrize("s", SETTINGS)
 def test_an_encoder_decoder_learns_as_in_pytorch(s, tmp_path):
     theirs, ours = made(tmp_path, transformers.BartForConditionalGeneration, transformers.BartConfig(**BART))
-    rng = np.random.default_rng(0)
-    sizes = [(5, 8, 8, 4), (3, 9, 10, 6), (7, 12, 11, 3)]
-    texts = [[rng.integers(4, 30, n).tolist() for n in one] for one in sizes]
+    texts = translated()
     examples = [
         Example(((*source, 3, *labels),), (len(source) + 1,), i,
                 beside={name: np.asarray(t) for name, t in zip(TEACHERS, both, strict=True)})
@@ -157,10 +162,10 @@ def test_an_item_that_one_model_cuts_elsewhere_is_not_taught(tmp_path):
 
 def test_a_corrector_that_is_its_own_alignment_model_learns_nothing_from_it(tmp_path):
     _, ours = made(tmp_path, transformers.BartForConditionalGeneration, transformers.BartConfig(**BART))
-    rng = np.random.default_rng(2)
-    source, labels = rng.integers(4, 30, 5), rng.integers(4, 30, 4)
-    example = Example(((*source.tolist(), 3, *labels.tolist()),), (6,), 0, beside=dict.fromkeys(TEACHERS, source))
-    data = Data([example])
+    data = Data([
+        Example(((*source, 3, *labels),), (len(source) + 1,), i, beside=dict.fromkeys(TEACHERS, np.asarray(source)))
+        for i, (source, *_, labels) in enumerate(translated())
+    ])  # fmt: skip
     batch = jax.tree.map(jnp.asarray, collate(data.examples, buckets_for(data.extents), shapes=data.shapes))
     one, given = ours[0], Given(dict.fromkeys(TEACHERS, ours[0].params))
     objective, plain = alirector(AlirectorSettings(beta=3.0)), corrector()
