@@ -24,6 +24,7 @@ from fusion_jax.sampling.ids import generate_ids
 from tests.parity.checkpoints import write_checkpoint
 from tests.parity.test_generation import NEW, STOP, prompts, theirs_greedy
 from tests.quick import FAST
+from tests.small import compiled
 
 pytestmark = pytest.mark.usefixtures("quick_compiler")
 
@@ -73,8 +74,8 @@ def test_a_native_folder_is_the_model_without_its_blocks(name, lost, tmp_path):
     fj.save(served(whole, removed, "native"), tmp_path / "pruned")
     ours = fj.load(tmp_path / "pruned")
     tokens = np.random.default_rng(0).integers(3, 96, (3, 14))
-    found = np.asarray(fj.logits(ours, tokens))
-    np.testing.assert_allclose(found, np.asarray(fj.logits(served(whole, removed), tokens)), atol=2e-6, rtol=1e-6)
+    found = compiled(fj.logits, ours, tokens)
+    np.testing.assert_allclose(found, compiled(fj.logits, served(whole, removed), tokens), atol=2e-6, rtol=1e-6)
     check_files(name, tmp_path, removed)
     assert sum(x.size for x in jax.tree.leaves(ours.params)) == parameters_of(whole.config, removed)
     theirs = silenced(theirs, removed)
@@ -126,13 +127,14 @@ def test_a_pruned_model_is_pruned_further_saved_again_and_given_in_other_forms(t
     again = fj.load(tmp_path / "two")
     assert again.config == at_once.config
     assert pruned.lost_of(again.config) == first | second and pruned.whole(again.config) == whole.config
-    np.testing.assert_array_equal(fj.logits(again, tokens), fj.logits(at_once, tokens))
+    found = compiled(fj.logits, again, tokens)
+    np.testing.assert_array_equal(found, compiled(fj.logits, at_once, tokens))
     fj.save(served(again, (), "hf"), tmp_path / "served")
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "served", dtype=torch.float32).eval()
     assert theirs.config.num_hidden_layers == 3 and len(theirs.config.removed_blocks) == 4
     with torch.no_grad():
         wanted = theirs(torch.tensor(tokens)).logits.numpy()
-    np.testing.assert_allclose(fj.logits(again, tokens), wanted, atol=1e-5)
+    np.testing.assert_allclose(found, wanted, atol=1e-5)
 
 
 def test_a_model_of_no_folder_is_saved_too(tmp_path):
@@ -147,7 +149,8 @@ def test_a_model_of_no_folder_is_saved_too(tmp_path):
     bare = fj.Model(lacking.config, lacking.params)
     fj.save(bare, tmp_path / "pruned")
     tokens = np.random.default_rng(0).integers(3, 96, (2, 9))
-    np.testing.assert_array_equal(fj.logits(fj.load(tmp_path / "pruned"), tokens), fj.logits(lacking, tokens))
+    found = compiled(fj.logits, fj.load(tmp_path / "pruned"), tokens)
+    np.testing.assert_array_equal(found, compiled(fj.logits, lacking, tokens))
 
 
 @pytest.mark.parametrize(("change", "told"), [
@@ -174,7 +177,7 @@ def test_int8(tmp_path):
     small, whole = fj.load(tmp_path / "pruned", dtype="int8"), fj.load(tmp_path / "hf", dtype="int8")
     text = Text(np.random.default_rng(0).integers(3, 96, (3, 12)).astype(np.int32))
     wanted = score(whole.params, whole.config, text, removed, ()).base
-    rows = np.asarray(jax.nn.log_softmax(fj.logits(small, text.rows)))[:, :-1]
+    rows = np.asarray(jax.nn.log_softmax(compiled(fj.logits, small, text.rows)))[:, :-1]
     found = -np.take_along_axis(rows, text.rows[:, 1:, None], 2)[..., 0].mean(1)
     assert perplexity(found) == pytest.approx(perplexity(wanted), rel=1e-5)
 

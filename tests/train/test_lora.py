@@ -50,6 +50,7 @@ from fusion_jax.train.state import OptimizerSettings, init_state, make_optimizer
 from fusion_jax.train.step import make_train_step
 from tests.parity.checkpoints import SMALL, write_checkpoint
 from tests.quick import FAST
+from tests.small import compiled
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # peft asks for it
 ROWS = np.random.default_rng(3).integers(3, 90, (2, 24))
@@ -107,7 +108,7 @@ def test_gradients_are_those_of_peft(base, adapter_folder):
     """Of A and B of every linear module, in a model whose adapters are not zero."""
     model = load(base)
     adapters = trained_like(model)
-    found = jax.grad(loss_of)(adapters, model)
+    found = jax.jit(jax.grad(lambda adapters: loss_of(adapters, model)))(adapters)
     theirs = peft.PeftModel.from_pretrained(base_of_torch(base), adapter_folder, is_trainable=True)
     mask = torch.tensor([[0.0] * (i + 1) + [1.0] * (23 - i) for i in range(2)])
     logprobs = theirs(torch.tensor(ROWS)).logits.log_softmax(-1)[:, :-1]
@@ -131,12 +132,12 @@ def test_peft_reads_what_is_written_and_the_merged_model_is_that(base, adapter_f
     beside = dataclasses.replace(model, params=joined(model.params, adapters, LORA.scale))
     expected = of_torch(peft.PeftModel.from_pretrained(base_of_torch(base), adapter_folder))
     assert np.abs(expected - of_torch(base_of_torch(base))).max() > 0.1
-    assert_close(logits(beside, ROWS), expected)
-    assert_close(logits(dataclasses.replace(model, params=merged(beside.params)), ROWS), expected)
+    assert_close(compiled(logits, beside, ROWS), expected)
+    assert_close(compiled(logits, dataclasses.replace(model, params=merged(beside.params)), ROWS), expected)
     save(beside, tmp_path / "model")
     assert_close(of_torch(base_of_torch(tmp_path / "model")), expected)
     for again in (load(adapter_folder), load(base, adapter=adapter_folder), load(tmp_path / "model")):
-        assert_close(logits(again, ROWS), expected)
+        assert_close(compiled(logits, again, ROWS), expected)
     assert check_folder(adapter_folder) == model.config
     made = [
         generate_ids(params, model.config, [[5, 6, 7], [8]], max_new_tokens=9, sampler=Sampler(0.0), stop_ids=())
@@ -159,7 +160,7 @@ def test_a_folder_of_peft_is_read(more, base, tmp_path):
                 value.copy_(0.2 * torch.randn_like(value))
     theirs.save_pretrained(tmp_path / "peft")
     expected = of_torch(theirs)
-    assert_close(logits(load(tmp_path / "peft"), ROWS), expected)
+    assert_close(compiled(logits, load(tmp_path / "peft"), ROWS), expected)
     assert load(tmp_path / "peft").folder == "" == load(base, adapter=tmp_path / "peft").folder  # no base of its own
     for name in (str(tmp_path / "peft"), f"{base}+{tmp_path / 'peft'}"):
         models = [{"model": name, "parameters": {"weight": 1.0}}, {"model": str(base), "parameters": {"weight": 0.0}}]
@@ -175,18 +176,23 @@ def train(folder: Path, base: Path, **changes: Any) -> Model:
     return optimise.optimise(load(base), Data(EXAMPLES), objectives.sft(), settings, run, held=Data(EXAMPLES))
 
 
-@pytest.mark.usefixtures("quick_compiler")
-def test_training_changes_adapters_alone_and_resumes(base, tmp_path, monkeypatch):
-    start = load(base)
-    whole = train(tmp_path / "whole", base)
-    metrics = [json.loads(line) for line in (tmp_path / "whole/metrics.jsonl").read_text().splitlines()]
+@pytest.fixture(scope="module")
+def trained(base, tmp_path_factory, quick_compiler) -> tuple[Path, Model]:
+    """A run's folder and its model."""
+    folder = tmp_path_factory.mktemp("trained") / "whole"
+    return folder, train(folder, base)
+
+
+def test_training_changes_adapters_alone_and_resumes(base, trained, tmp_path, monkeypatch):
+    start, (folder, whole) = load(base), trained
+    metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     losses = [line["loss"] for line in metrics if "loss" in line]
     assert losses[-1] < losses[0]
     assert_close(losses[0], float(loss_of(init_adapters(start.config, LORA, 0), start)))
     kernel = ("layers", "q", "kernel")
     assert np.array_equal(whole.params["layers"]["q"]["kernel"], start.params["layers"]["q"]["kernel"]), kernel
     assert (whole.adapter.base, whole.folder) == (str(base), "")
-    stored = sum(f.stat().st_size for f in (tmp_path / "whole/checkpoints/3").rglob("*") if f.is_file())
+    stored = sum(f.stat().st_size for f in (folder / "checkpoints/3").rglob("*") if f.is_file())
     numbers = sum(x.size for x in jax.tree.leaves(whole.adapter.params))
     assert numbers == 4 * 3 * (2 * (48 + 48) + 2 * (48 + 24) + 3 * (48 + 80)) and stored < 3 * 4 * numbers + 60_000
 
@@ -205,9 +211,8 @@ def test_training_changes_adapters_alone_and_resumes(base, tmp_path, monkeypatch
         assert np.array_equal(one, other)
 
 
-@pytest.mark.usefixtures("quick_compiler")
-def test_accumulation_remat_and_rank_0(base, tmp_path):
-    one = train(tmp_path / "one", base)
+def test_accumulation_remat_and_rank_0(base, trained, tmp_path):
+    _, one = trained
     for name, changes in {"parts": {"micro_batches": 2}, "remat": {"remat": "none"}}.items():
         other = train(tmp_path / name, base, **changes)
         for a, b in zip(*map(jax.tree.leaves, (one.adapter.params, other.adapter.params)), strict=True):
@@ -269,7 +274,7 @@ def test_every_adapter_that_may_be_trained_counts(name, tmp_path):
         lora = LORA
     except InputError as told:
         lora = dataclasses.replace(LORA, modules=tuple((told.cure or "").removeprefix("Give some of ").split(", ")))
-    found = jax.grad(loss_of)(init_adapters(model.config, lora, 0), model)
+    found = jax.jit(jax.grad(lambda adapters: loss_of(adapters, model)))(init_adapters(model.config, lora, 0))
     b = {path: x for path, x in jax.tree_util.tree_leaves_with_path(found) if path[-1].key == "lora_b"}
     assert len(b) >= 2 and all(np.abs(np.asarray(x)).max((1, 2)).min() > 0 for x in b.values()), b.keys()
 
