@@ -16,11 +16,11 @@ and a judge looks for hallucinations (8), which are told of all questions and of
 
 Data: {"input", "output"} lines, or lines behind any of the stages, the published ones included (docs/kca.md).
 
-Hardware and time: `tiny` 2 CPU cores, 5 minutes beside other work, and its base model is not tuned yet: it passes the
-exam no more often than by guessing; `llama2-7b` a TPU slice (not timed; --plan estimates).
+Hardware and time: `tiny` 2 CPU cores, 4 minutes a seed beside other work; `llama2-7b` a TPU slice (not timed; --plan
+estimates).
 Result: report.md with the exam beside guessing, the figures of every strategy and the records lost at each stage;
 model/. Published: discard is below standard in 16 of 16 cells, open-book in 13, refusal (over answered questions) in
-16.
+16. Here, wrong answers about people whom the base model never met, 5 seeds: standard 88 %, refusal 57, discard 51.
 
 Stages: raised/ (the miniature's), SET/1-requirement.jsonl, 2-knowledge, 3-exam, 4-partition, arms/ARM,
 answers/ARM/SET.jsonl, verdicts/ARM/SET.jsonl, model/; replies/ keeps every reply of helper and judge
