@@ -31,6 +31,7 @@ from fusion_jax.settings import bounded
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 LONGEST = 300  # characters of what a server says of a failure
 AGAIN = (408, 409, 425, 429, *range(500, 600))  # codes that may pass
+FEW = 3  # questions, of which all may fail for their own sake
 
 
 @dataclass(frozen=True)
@@ -167,7 +168,7 @@ class _Task:
         self, server: Server, questions: Sequence[Question], decoding: Decoding, tell: Callable[[Any], None]
     ) -> None:
         self.server, self.questions, self.decoding, self.tell = server, questions, decoding, tell
-        self.numbers, self.lost, self.replied = iter(range(len(questions))), 0, False
+        self.numbers, self.lost, self.replied, self.reasons = iter(range(len(questions))), 0, False, set[str]()
         self.loop = asyncio.new_event_loop()
         self.work: asyncio.Task[None] | None = None
         self.stopped = threading.Event()
@@ -226,10 +227,16 @@ class _Task:
             await taken.wait()
 
     def _count(self, outcome: Outcome, answered: bool) -> None:
-        """Give a server up that does not answer any more, or that has never given a reply, whatever else it says."""
+        """Give a server up that does not answer any more, or that has never given a reply, whatever else it says. Where
+        all questions failed alike, and none was refused for its own sake, fewer of them are enough."""
         self.replied = self.replied or isinstance(outcome, Reply)
         self.lost = 0 if isinstance(outcome, Reply) or (answered and self.replied) else self.lost + 1
-        if isinstance(outcome, Failure) and self.lost >= self.server.transport.give_up:
+        most = self.server.transport.give_up
+        if isinstance(outcome, Failure):
+            self.reasons.add("refused" if answered and outcome.reason.startswith("HTTP") else outcome.reason)
+        if not self.replied and len(self.reasons) == 1 and "refused" not in self.reasons:
+            most = min(most, max(len(self.questions), FEW))
+        if isinstance(outcome, Failure) and self.lost >= most:
             raise self.server.error(
                 f"the server gives no reply: {self.lost} questions in a row failed, the last one with "
                 f"{outcome.reason} ({outcome.detail})",

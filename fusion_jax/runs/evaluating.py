@@ -61,6 +61,7 @@ def _evaluations(desk: Desk, s: EvaluatedSettings) -> list[Record]:
     models |= {f"{name}/": str(desk.run.file(name)) for name in desk.results}
     out = []
     for who, model in models.items():
+        desk.run.log(f"{who}: evaluating on {', '.join(s.evaluate)}")
         with desk.run.phase("evaluating"):
             found = evaluated(model, s.evaluate, s.harness)
         out += [{"model": who, **one} for one in results_of(found)]

@@ -156,6 +156,16 @@ def test_a_server_that_never_gives_a_reply_is_given_up(wrong, told):
     assert found[0] == Reply("well", "stop") and len(found) == 9
 
 
+def test_all_questions_that_fail_alike_are_enough_to_give_a_server_up():
+    page = Response([b"<html>log in</html>"], headers={"Content-Type": "text/html"})
+    with serving(lambda *_: page) as log:
+        with pytest.raises(InputError, match="4 questions in a row failed, the last one with reply that is no JSON"):
+            outcomes(log.url, *"abcd", retries=0)
+        assert [type(one) for one in outcomes(log.url, *"ab", retries=0)] == [Failure, Failure]
+    with pytest.raises(InputError, match="3 questions in a row failed, the last one with connection"):
+        outcomes(log.url, *"abc", retries=0)
+
+
 @pytest.mark.parametrize("answer, told", [
     (refusal(401, "bad key"), r"refuses the key \(HTTP 401: bad key\).*--transport.key-variable"),
     (refusal(404, "no model"), "no such address or model"),

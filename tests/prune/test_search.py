@@ -117,7 +117,8 @@ def test_a_step_computes_what_it_must():
     score(model.params, model.config, text, (), candidates(model.config, ()), how)
     after = sum(1 + 2 * layer for layer in range(layers))  # states that pass each layer: the base and those before it
     assert counted == {"attention": after + layers, "mlp": after + layers}
-    scorer(frozenset({Block("mlp", 2)}), candidates(model.config, {Block("mlp", 2)}))
+    for removed in ({Block("mlp", 2)}, {Block("attention", 4), Block("mlp", 4), Block("attention", 1)}):
+        scorer(frozenset(removed), candidates(model.config, removed))
     program = scoring.layer_step(how.compute)
     compiled = program._cache_size()
     removed = frozenset({Block("attention", 5), Block("mlp", 5), Block("attention", 0)})
