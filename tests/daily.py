@@ -28,7 +28,6 @@ KEPT: dict[str, tuple[str, ...]] = {
     "cli/test_profuser.py::test_what_cannot_be_done_is_refused": (
         "loss.first-epochs-loss.both-epochs-", "train.epochs-", "sample.num-samples-",
     ),
-    "cool/test_golden.py::test_every_step_of_every_trace": ("fit-shortest",),
     "cool/test_golden.py::test_short_caps_and_short_contexts": ("rand",),
     "losses/test_alirector.py::test_golden_causal_distillation": ("compat",),
     "losses/test_alirector.py::test_golden_distillation_and_pytorchs_gradients": ("0-reverse-logits",),
@@ -80,7 +79,6 @@ KEPT: dict[str, tuple[str, ...]] = {
     "merge/test_task_vectors.py::test_density_1_is_no_sparsifier": ("float32-ties", "float32-della"),
     "merge/test_task_vectors.py::test_golden": ("mergekit032", "mergekit029", "mergekit024"),
     "models/test_configs.py::test_each_field_of_each_family": ("baichuan2-7b", "baichuan2-13b", "internlm2"),
-    "models/test_experts.py::test_values_and_gradients_are_those_of_a_loop_over_experts": ("two of four",),
     "models/test_folders.py::test_a_stored_head_that_differs_is_kept": ("llama-mha",),
     "models/test_folders.py::test_rotary_settings_are_saved_in_both_forms": ("llama-3.1", "qwen2-windows"),
     "models/test_parts.py::test_a_stack_of_every_kind": ("sandwich", "windows and bases by layer"),
@@ -101,7 +99,6 @@ KEPT: dict[str, tuple[str, ...]] = {
     ),
     "ops/test_remat.py::test_same_gradient": ("full-xla",),
     "ops/test_splash.py::test_segments_windows_and_caps": ("40-windows1-2.0",),
-    "parity/test_encoders.py::test_hidden_states_of_bert": ("bert-types",),
     "parity/test_encoders.py::test_logits_and_files": ("t5-1.1",),
     "parity/test_gguf.py::test_llama_as_transformers_reads_the_same_file": ("Q4_1",),
     "parity/test_gguf.py::test_the_numbers_are_those_of_the_folder_that_was_converted": ("gemma3",),
@@ -127,7 +124,6 @@ KEPT: dict[str, tuple[str, ...]] = {
     "tpu_scripts/test_job.py::test_a_preempted_command_and_one_that_lost_a_host_start_again_with_resume": (
         "given4-again4", "given2-again2", "given5-again5",
     ),
-    "train/test_alirector.py::test_a_decoder_learns_as_in_pytorch_though_prompts_differ": ("s1",),
     "train/test_fused_objectives.py::test_infifpo_of_scores": (
         "label_smoothing-changes8", "no_clip_logp_distance-changes4", "ipo-changes5",
     ),
@@ -138,8 +134,6 @@ KEPT: dict[str, tuple[str, ...]] = {
         "mined-dp", "exact-byte_offsets", "statistics-byte_offsets",
     ),
     "train/test_opinions.py::test_what_ends_a_turn_or_a_text_is_mapped_by_meaning": ("True-exact", "True-statistics"),
-    "train/test_profuser.py::test_both_branches": ("1-float32", "1-float64", "2-float32"),
-    "train/test_profuser.py::test_one_branch": ("2-float32", "2-float64"),
     "zoo/test_models.py::test_accuracy_is_what_the_manifest_says": ("target",),
     "zoo/test_tokenizers.py::test_the_prompt_is_a_prefix_in_characters_and_in_tokens": (
         "label-plants-llama", "label-gemma-sentence", "plain-plants-target",
@@ -152,7 +146,10 @@ LEFT_OUT: dict[str, tuple[str, ...]] = {
     "align/test_corpus.py": ("test_a_killed_run_goes_on_and_leaves_no_process", "test_processes_change_nothing"),
     "asking/test_asking_once.py": ("test_a_run_that_is_killed_asks_nothing_twice",),
     "cli/test_align_report.py": ("test_report_of_files_and_languages_in_both_directions",),
-    "cli/test_alirector.py": ("test_no_more_is_trained_than_arms_ask_for", "test_scores_are_those_of_what_was_written"),
+    "cli/test_alirector.py": (
+        "test_drafts_and_alignment_models_are_of_the_second_part", "test_no_more_is_trained_than_arms_ask_for",
+        "test_scores_are_those_of_what_was_written",
+    ),
     "cli/test_bad_input.py": ("test_resume_with_other_examples_is_refused", "test_weights_that_are_not_finite"),
     "cli/test_distil.py": ("test_texts_instead_of_chats",),
     "cli/test_entries.py": (
@@ -171,11 +168,13 @@ LEFT_OUT: dict[str, tuple[str, ...]] = {
         "test_the_same_text_under_two_ids_is_in_one_part_only", "test_whether_a_response_passed_is_true_or_false",
     ),
     "cli/test_profuser.py": (
-        "test_live_sources_teach_what_stored_ones_do", "test_winners_by_reading_are_those_of_transformers",
+        "test_both_arms_have_as_many_steps_and_learn", "test_live_sources_teach_what_stored_ones_do",
+        "test_the_report_counts_what_sources_and_judges_compute", "test_winners_by_reading_are_those_of_transformers",
+        "test_winners_by_writing_have_most_votes",
     ),
     "cli/test_prune.py": (
-        "test_a_pruned_folder_and_its_report", "test_a_pruned_model_learns_again",
-        "test_what_is_served_without_the_blocks",
+        "test_a_pruned_folder_and_its_report", "test_a_pruned_model_learns_again", "test_a_search_is_used_again",
+        "test_interrupted_it_goes_on_behind_its_last_step", "test_what_is_served_without_the_blocks",
     ),
     "cli/test_reports.py": ("test_sft_reports_the_loss_of_held_out_records", "test_the_report_of_a_whole_run"),
     "cli/test_reward_model.py": ("test_a_model_trained_on_pairs_judges_a_run",),
@@ -192,10 +191,12 @@ LEFT_OUT: dict[str, tuple[str, ...]] = {
         "test_wrpo_learns_the_next_best_source_response_from_pairs_of_the_sources",
     ),
     "cool/test_golden.py": (
-        "test_answers_alone_and_the_one_that_all_like_best", "test_one_prompt_gives_what_a_batch_gives",
+        "test_answers_alone_and_the_one_that_all_like_best", "test_every_step_of_every_trace",
+        "test_one_prompt_gives_what_a_batch_gives", "test_passes_through_each_model_are_bounded",
     ),
     "cool/test_together.py": (
         "test_models_with_templates_of_their_own", "test_texts_that_a_tokenizer_cannot_hold",
+        "test_texts_that_end_an_answer", "test_tokenizers_that_share_no_boundary",
         "test_where_a_word_must_begin_and_how_many_make_a_segment",
     ),
     "dialogue/test_networks.py": (
@@ -235,7 +236,9 @@ LEFT_OUT: dict[str, tuple[str, ...]] = {
     "merge/test_experts.py": ("test_weights_that_differ_from_layer_to_layer",),
     "merge/test_spherical.py": ("test_the_order_of_models_changes_only_rounding",),
     "merge/test_trees.py": ("test_trees_in_memory_are_merged_as_folders_are",),
-    "models/test_experts.py": ("test_what_routers_are_counted_to_have_done",),
+    "models/test_experts.py": (
+        "test_values_and_gradients_are_those_of_a_loop_over_experts", "test_what_routers_are_counted_to_have_done",
+    ),
     "models/test_folders.py": (
         "test_defaults_of_fields_that_are_left_out", "test_two_rotary_settings_are_saved_in_both_forms",
     ),
@@ -253,8 +256,9 @@ LEFT_OUT: dict[str, tuple[str, ...]] = {
     "ops/test_splash.py": ("test_continuations_of_one_prompt",),
     "parity/test_beams.py": ("test_all_hypotheses_equal_those_of_transformers", "test_no_ngram_occurs_twice"),
     "parity/test_encoders.py": (
-        "test_greedy_equals_transformers", "test_rows_that_are_not_an_encoder_s_are_not_trained_on",
-        "test_text_in_and_out_of_an_encoder_decoder", "test_the_repetition_penalty_is_that_of_what_is_written",
+        "test_greedy_equals_transformers", "test_hidden_states_of_bert",
+        "test_rows_that_are_not_an_encoder_s_are_not_trained_on", "test_text_in_and_out_of_an_encoder_decoder",
+        "test_the_repetition_penalty_is_that_of_what_is_written",
     ),
     "parity/test_expert_training.py": ("test_a_step_of_sft",),
     "parity/test_generation.py": ("test_greedy_equals_transformers_and_the_uncached_model",),
@@ -263,19 +267,23 @@ LEFT_OUT: dict[str, tuple[str, ...]] = {
     "plan/test_command.py": ("test_a_search_is_planned_with_the_calls_that_it_makes",),
     "plan/test_compile.py": (
         "test_a_program_that_does_not_fit_is_told_with_what_overflows",
+        "test_a_step_never_holds_or_gathers_the_vocabulary",
         "test_a_token_takes_no_less_than_reading_weights_and_cache_once", "test_other_programs_are_planned",
-        "test_the_state_lies_in_equal_parts_on_all_chips",
+        "test_the_page_says_what_fits_whose_figures_and_how_long_a_run_takes",
+        "test_the_state_lies_in_equal_parts_on_all_chips", "test_times_follow_from_the_flops_of_the_program",
     ),
     "plan/test_correcting.py": ("test_the_step_has_both_alignment_models_as_arguments",),
     "plan/test_experts.py": ("test_a_step_computes_the_chosen_experts",),
-    "plan/test_llama.py": ("test_peaks_of_memory_do_not_grow",),
+    "plan/test_llama.py": ("test_no_array_is_as_large_as_the_logits_of_a_chip", "test_peaks_of_memory_do_not_grow"),
     "prune/test_export.py": ("test_the_folder_gives_the_official_logits",),
     "prune/test_native.py": (
         "test_a_model_of_no_folder_is_saved_too", "test_a_native_folder_is_the_model_without_its_blocks",
         "test_a_pruned_model_is_pruned_further_saved_again_and_given_in_other_forms", "test_int8",
         "test_stacks_are_cut_and_joined",
     ),
-    "prune/test_pruned_models.py": ("test_training_saves_and_resumes_a_model_without_a_layer",),
+    "prune/test_nemotron.py": ("test_transformers_loads_it_with_the_folder_s_own_code",),
+    "prune/test_orders.py": ("test_orders_and_their_curves",),
+    "prune/test_pruned_models.py": ("test_adapters", "test_training_saves_and_resumes_a_model_without_a_layer"),
     "resume/test_sigkill.py": ("test_killed_runs_end_like_undisturbed_ones",),
     "rewards/test_code_tests.py": ("test_the_network_of_the_machine_is_out_of_reach",),
     "rewards/test_reward_training.py": (
@@ -297,8 +305,9 @@ LEFT_OUT: dict[str, tuple[str, ...]] = {
         "TestWithoutReference::test_few_tokens_at_once_change_nothing", "test_pytorch_gives_the_same",
     ),
     "sampling/test_generate.py": (
-        "test_edges", "test_every_token_has_its_own_randomness", "test_half_precision",
-        "test_samples_depend_on_seed_prompt_and_number_only",
+        "test_caches_that_grow_change_nothing", "test_edges", "test_every_token_has_its_own_randomness",
+        "test_half_precision", "test_samples_depend_on_seed_prompt_and_number_only",
+        "test_the_repetition_penalty_looks_at_the_prompt_and_at_what_is_there",
     ),
     "sampling/test_refill.py": (
         "test_a_penalty_forgets_what_others_were_given", "test_caches_grow_and_shrink_and_change_nothing",
@@ -319,7 +328,8 @@ LEFT_OUT: dict[str, tuple[str, ...]] = {
     "train/test_alike.py": ("test_an_objective_is_like_itself", "test_the_cosine_of_dpo_and_wrpo"),
     "train/test_alirector.py": (
         "test_a_corrector_that_is_its_own_alignment_model_learns_nothing_from_it",
-        "test_an_encoder_decoder_learns_as_in_pytorch", "test_an_item_that_one_model_cuts_elsewhere_is_not_taught",
+        "test_a_decoder_learns_as_in_pytorch_though_prompts_differ", "test_an_encoder_decoder_learns_as_in_pytorch",
+        "test_an_item_that_one_model_cuts_elsewhere_is_not_taught",
     ),
     "train/test_best_of.py": (
         "test_the_lowest_held_out_loss_of_the_last_states",
@@ -368,7 +378,8 @@ LEFT_OUT: dict[str, tuple[str, ...]] = {
         "test_same_loss_metrics_and_gradient",
     ),
     "train/test_profuser.py": (
-        "test_the_first_stage_learns_nothing_from_training_rows", "test_the_means_depend_on_no_split_and_on_no_padding",
+        "test_both_branches", "test_one_branch", "test_the_first_stage_learns_nothing_from_training_rows",
+        "test_the_means_depend_on_no_split_and_on_no_padding",
     ),
     "train/test_shared_prompt.py": (
         "test_a_window_wider_than_prompt_and_answer_cuts_nothing",
