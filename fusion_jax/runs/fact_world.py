@@ -156,8 +156,7 @@ def outcome_of(world: World, request: str, answer: str) -> facts.Outcome:
     """What an answer is: right, wrong, or withheld."""
     if world.needs(request):
         return world.judged(request, answer)
-    values = [value for kind in facts.VALUES.values() for value in kind if re.search(rf"\b{value}\b", answer)]
-    return "right" if values == [facts.repeated(request)] else "wrong"
+    return "right" if facts.values_in(answer, facts.EVERY) == [facts.repeated(request)] else "wrong"
 
 
 def _required(text: str, name: str) -> str:

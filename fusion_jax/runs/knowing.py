@@ -60,7 +60,7 @@ class MiniatureSettings:
     layers: int = 3
     """Its layers."""
     papers: int = 76800
-    """Texts of its pretraining: pages of sentences, examination papers and exercises."""
+    """Texts of its pretraining: pages of sentences and chats, examination papers and exercises."""
     items: int = 1
     """Questions on a paper; a page has twice as many sentences."""
     raising: TrainSettings = TrainSettings()

@@ -10,7 +10,7 @@ world has is exact: it can answer as a helper and judge answers without a model 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -33,6 +33,7 @@ VALUES: dict[str, tuple[str, ...]] = {
     "home": ("Avon", "Brill", "Corin", "Delph", "Eskel", "Farn", "Gorse", "Hythe"),
     "colour": ("red", "blue", "green", "black", "white", "brown", "pink", "grey"),
 }
+EVERY = tuple(value for values in VALUES.values() for value in values)
 UNKNOWN = "not known"
 LETTERS = "ABCD"
 HEADER = "Questions."
@@ -147,7 +148,7 @@ class World:
         """Whether an answer states the fact that was asked for, another value, or none."""
         person, what = self._named(request), re.match(r"Tell me the (\w+)", request)
         assert what is not None
-        said = [value for value in VALUES[what[1]] if re.search(rf"\b{value}\b", answer)]
+        said = values_in(answer, VALUES[what[1]])
         if not said:
             return "withheld" if UNKNOWN in answer or not answer.strip() else "wrong"
         return "right" if said == [person.facts[what[1]]] else "wrong"
@@ -193,8 +194,7 @@ class World:
 
 
 def _words(rng: np.random.Generator) -> list[str]:
-    every = [value for values in VALUES.values() for value in values]
-    return [str(word) for word in rng.choice(every, 3, replace=False)]
+    return [str(word) for word in rng.choice(EVERY, 3, replace=False)]
 
 
 def _kind(rng: np.random.Generator) -> str:
@@ -217,6 +217,11 @@ def _options(rng: np.random.Generator, right: str, what: str) -> Item:
     options = [right, *map(str, wrong)]
     order = rng.permutation(4)
     return Item(right, tuple(options[i] for i in order), int(np.argmin(order)))
+
+
+def values_in(answer: str, values: Sequence[str]) -> list[str]:
+    """Which of some values an answer names."""
+    return [value for value in values if re.search(rf"\b{value}\b", answer)]
 
 
 def repeated(request: str) -> str:
@@ -252,4 +257,4 @@ def words() -> list[str]:
 
 def option_lines() -> list[str]:
     """All options of papers behind their letters: "A. potter"."""
-    return [f"{letter}. {value}" for values in VALUES.values() for value in values for letter in LETTERS]
+    return [f"{letter}. {value}" for value in EVERY for letter in LETTERS]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
@@ -75,12 +76,19 @@ def found_tasks(names: Sequence[str], s: HarnessSettings, option: str = "tasks")
     Raises:
       InputError: lm-eval is not installed; an unknown task.
     """
-    from fusion_jax.evals.harness import backend  # noqa: F401, I001  # says what to install
+    from fusion_jax.evals.harness import backend  # noqa: F401  # says what to install
+
+    manager = _manager(s.include)
+    return manager, known_tasks(names, zoo_tasks(s.per_skill, seed=s.seed), manager.all_tasks, option)
+
+
+@functools.cache
+def _manager(include: tuple[str, ...]) -> Any:
+    """lm-eval's index of tasks, which takes seconds to make and is the same for every model."""
     from lm_eval.tasks import TaskManager
 
     logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it tells of every default that it takes
-    manager = TaskManager(include_path=list(s.include) or None)
-    return manager, known_tasks(names, zoo_tasks(s.per_skill, seed=s.seed), manager.all_tasks, option)
+    return TaskManager(include_path=list(include) or None)
 
 
 def evaluated(model: str | Model, names: Sequence[str], s: HarnessSettings) -> dict[str, Any]:
