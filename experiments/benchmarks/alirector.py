@@ -138,7 +138,7 @@ def ours(s: Settings) -> Ready:
     from fusion_jax.models.compute import Compute
     from fusion_jax.train.alirector import AlirectorSettings, alirector
     from fusion_jax.train.batching import step_batch
-    from fusion_jax.train.state import OptimizerSettings, init_state, make_optimizer
+    from fusion_jax.train.state import OptimizerSettings, Pace, init_state, make_optimizer
     from fusion_jax.train.step import make_train_step, shard_batch
 
     libraries = memory("VmRSS")
@@ -150,9 +150,9 @@ def ours(s: Settings) -> Ready:
     models = {name: fj.load(Path(s.folder) / name) for name in MODELS}
     student, arrays = models["student"], {name: models[name].params for name in TEACHERS}
     weights = sum(leaf.nbytes for leaf in jax.tree.leaves(student.params))
-    optimizer = make_optimizer(OptimizerSettings(RATE, schedule="constant", warmup_ratio=0.0), 100)
+    optimizer = make_optimizer(OptimizerSettings())
     objective = alirector(AlirectorSettings(BETA, ALPHA))
-    train = make_train_step(student.config, objective, optimizer, Compute(remat=s.remat), total=100)
+    train = make_train_step(student.config, objective, optimizer, Compute(remat=s.remat))
     state = init_state(student.params, optimizer)
     for leaf in jax.tree.leaves(student.params):  # a run keeps them beside the step, PyTorch does not
         leaf.delete()
@@ -161,7 +161,7 @@ def ours(s: Settings) -> Ready:
     def once() -> float:
         nonlocal state
         batch = shard_batch(step_batch(data, micro, buckets, None), None)
-        state, metrics = train(state, batch, None, arrays)
+        state, metrics = train(state, batch, Pace(100, RATE), None, arrays)
         return float(metrics["loss"])
 
     return Ready(once, libraries, weights / 2**20)

@@ -59,7 +59,7 @@ def ours(folder: Path, steps: int, *, kind: str, in_step: bool = False, naive: b
     from fusion_jax.train import fused_objectives, objectives, scores
     from fusion_jax.train.fused_objectives import InfifpoSettings
     from fusion_jax.train.objectives import PairSettings, WrpoSettings
-    from fusion_jax.train.state import OptimizerSettings, init_state, make_optimizer
+    from fusion_jax.train.state import OptimizerSettings, Pace, init_state, make_optimizer
     from fusion_jax.train.step import make_score_step, make_train_step
 
     if naive:
@@ -82,14 +82,14 @@ def ours(folder: Path, steps: int, *, kind: str, in_step: bool = False, naive: b
     if kind != "sft" and not in_step:
         frozen = make_score_step(model.config, compute)(reference, batch)
         batch = batch._replace(reference=np.asarray(frozen))
-    optimizer = make_optimizer(OptimizerSettings(RATE, schedule="constant", warmup_ratio=0.0), 100)
-    train = make_train_step(model.config, objective, optimizer, compute, total=100)
+    optimizer = make_optimizer(OptimizerSettings())
+    train = make_train_step(model.config, objective, optimizer, compute)
     state = init_state(model.params, optimizer)
     batches = jax.tree.map(lambda x: jnp.asarray(x)[None], batch)
 
     def once() -> float:
         nonlocal state
-        state, metrics = train(state, batches, reference if in_step else None)
+        state, metrics = train(state, batches, Pace(100, RATE), reference if in_step else None)
         return float(metrics["loss"])
 
     return timed(once, steps)

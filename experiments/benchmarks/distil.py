@@ -82,14 +82,14 @@ def ours(folder: Path, steps: int, *, live: bool = False) -> Result:
     from fusion_jax.teachers.reading import make_topk_step
     from fusion_jax.teachers.settings import FusionSettings
     from fusion_jax.train import objectives
-    from fusion_jax.train.state import OptimizerSettings, init_state, make_optimizer
+    from fusion_jax.train.state import OptimizerSettings, Pace, init_state, make_optimizer
     from fusion_jax.train.step import make_train_step
 
     rows, (ids, logprobs) = tokens_of(folder), targets_of(folder)
     model, compute = fj.load(folder / "policy"), Compute(remat="dots")
     objective = objectives.fusion(FusionSettings(weight=WEIGHT, kind="kl" if live else "ce", pivot=False))
-    optimizer = make_optimizer(OptimizerSettings(RATE, schedule="constant", warmup_ratio=0.0), 100)
-    train = make_train_step(model.config, objective, optimizer, compute, total=100)
+    optimizer = make_optimizer(OptimizerSettings())
+    train = make_train_step(model.config, objective, optimizer, compute)
     state = init_state(model.params, optimizer)
     teacher, ask = None, None
     if live:
@@ -112,7 +112,7 @@ def ours(folder: Path, steps: int, *, live: bool = False) -> Result:
             for i, row in enumerate(rows)
         ]
         batch = collate(examples, buckets_of(examples))
-        state, metrics = train(state, jax.tree.map(lambda x: jnp.asarray(x)[None], batch))
+        state, metrics = train(state, jax.tree.map(lambda x: jnp.asarray(x)[None], batch), Pace(100, RATE))
         return float(metrics["loss"])
 
     return timed(once, steps)

@@ -35,13 +35,14 @@ from fusion_jax.teachers.rows import FusionRow, Opinion
 from fusion_jax.teachers.settings import FusionSettings
 from fusion_jax.teachers.targets import fuse
 from fusion_jax.train import objectives
-from fusion_jax.train.state import OptimizerSettings, TrainState, init_state, make_optimizer
+from fusion_jax.train.state import OptimizerSettings, Pace, TrainState, init_state, make_optimizer
 from fusion_jax.train.step import make_train_step
 
 Array = jax.Array
 MIB = 2**20
 FUSION = FusionSettings()
-OPTIMIZER = make_optimizer(OptimizerSettings(learning_rate=1e-5), 100)
+OPTIMIZER = make_optimizer(OptimizerSettings())
+PACE = Pace(100, 1e-5)
 
 
 @dataclass(frozen=True)
@@ -133,10 +134,10 @@ def step_of(name: str, vocab: int, dtype: Any) -> Callable[..., Any]:
     """(state, batch, dense targets) -> (state, loss), jitted."""
     config, compute = config_of(vocab), Compute(dtype=jnp.dtype(dtype))
     if name == "ours":
-        inner = make_train_step(config, objectives.fusion(FUSION), OPTIMIZER, compute, total=100)
+        inner = make_train_step(config, objectives.fusion(FUSION), OPTIMIZER, compute)
 
         def sparse(state: TrainState, batch: TokenBatch, dense: None) -> tuple[TrainState, Array]:
-            state, metrics = inner(state, batch)
+            state, metrics = inner(state, batch, PACE)
             return state, metrics["loss"]
 
         return jax.jit(sparse, donate_argnums=0)
@@ -156,7 +157,7 @@ def step_of(name: str, vocab: int, dtype: Any) -> Callable[..., Any]:
 
     def step(state: TrainState, batch: TokenBatch, dense: Array) -> tuple[TrainState, Array]:
         loss, grads = jax.value_and_grad(loss_of)(state.params, jax.tree.map(lambda x: x[0], batch), dense)
-        updates, opt_state = OPTIMIZER.update(grads, state.opt_state, state.params)
+        updates, opt_state = OPTIMIZER.update(grads, state.opt_state, state.params, pace=PACE)
         params = optax.apply_updates(state.params, updates)
         return TrainState(state.step + 1, state.halted, params, opt_state), loss
 

@@ -28,7 +28,7 @@ from fusion_jax.train import objectives
 from fusion_jax.train.objective import Objective
 from fusion_jax.train.objectives import WrpoSettings
 from fusion_jax.train.settings import TrainSettings, compute_for
-from fusion_jax.train.state import OptimizerSettings, init_state, make_optimizer
+from fusion_jax.train.state import OptimizerSettings, Pace, init_state, make_optimizer
 from fusion_jax.train.step import make_score_step, make_train_step
 
 Row = dict[str, Any]
@@ -37,7 +37,6 @@ OBJECTIVES: dict[str, Objective] = {
     "wrpo": objectives.wrpo(WrpoSettings(beta=gpu_shape.BETA, alpha=gpu_shape.ALPHA, dynamic=False)),
     "distillation": objectives.fusion(FusionSettings(weight=gpu_shape.WEIGHT)),
 }
-OPTIMIZER = OptimizerSettings(gpu_shape.RATE, schedule="constant", warmup_ratio=0.0)
 
 
 def jobs(small: bool) -> dict[str, Callable[[], Iterator[Row]]]:
@@ -107,14 +106,14 @@ def weights(config: ModelConfig, dtype: Any) -> Params:
 def training(job: str, config: ModelConfig, shape: Shape, params: Params) -> Callable[[], float]:
     """A function that does one optimizer step and gives its loss."""
     batch = batch_of(job, shape)
-    optimizer = make_optimizer(OPTIMIZER, 100)
-    step = make_train_step(config, OBJECTIVES[job], optimizer, compute(len(batch.weights)), total=100)
+    optimizer = make_optimizer(OptimizerSettings())
+    step = make_train_step(config, OBJECTIVES[job], optimizer, compute(len(batch.weights)))
     state = init_state(params, optimizer)
     batches = jax.tree.map(lambda x: jnp.asarray(x)[None], batch)
 
     def once() -> float:
         nonlocal state
-        state, metrics = step(state, batches, None)
+        state, metrics = step(state, batches, Pace(100, gpu_shape.RATE), None)
         return float(jax.block_until_ready(metrics)["loss"])
 
     return once

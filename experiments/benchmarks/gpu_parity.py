@@ -26,7 +26,7 @@ from fusion_jax.teachers.settings import FusionSettings
 from fusion_jax.train import objectives
 from fusion_jax.train.objective import Objective
 from fusion_jax.train.objectives import WrpoSettings
-from fusion_jax.train.state import OptimizerSettings, init_state, make_optimizer
+from fusion_jax.train.state import OptimizerSettings, Pace, init_state, make_optimizer
 from fusion_jax.train.step import make_score_step, make_train_step
 
 Row = dict[str, Any]
@@ -130,12 +130,12 @@ def steps_of(name: str, config: ModelConfig) -> Numbers:
     if objective.reference:
         reference = make_score_step(config, compute)(weights_of(config, 2), batch)
         batch = batch._replace(reference=np.asarray(reference))
-    optimizer = make_optimizer(OPTIMIZER, STEPS)
-    step = make_train_step(config, objective, optimizer, compute, total=STEPS)
+    optimizer = make_optimizer(OPTIMIZER)
+    step = make_train_step(config, objective, optimizer, compute)
     state, batches = init_state(params, optimizer), jax.tree.map(lambda x: jnp.asarray(x)[None], batch)
     losses, norms = [], []
     for _ in range(STEPS):
-        state, metrics = step(state, batches, None)
+        state, metrics = step(state, batches, Pace(STEPS, OPTIMIZER.learning_rate), None)
         losses.append(float(metrics["loss"]))
         norms.append(float(metrics["grad_norm"]))
     changes = jax.tree.map(lambda new, old: np.asarray(new, np.float64) - np.asarray(old), state.params, before)

@@ -95,7 +95,7 @@ def ours(s: Settings) -> dict[str, float]:
     from fusion_jax.models.compute import Compute
     from fusion_jax.models.folder import load
     from fusion_jax.train.mktod import KnowledgeArrays, MktodSettings, mktod
-    from fusion_jax.train.state import OptimizerSettings, init_state, make_optimizer
+    from fusion_jax.train.state import OptimizerSettings, Pace, init_state, make_optimizer
     from fusion_jax.train.step import make_train_step
 
     made, folder = texts_of(s), Path(s.folder)
@@ -111,13 +111,13 @@ def ours(s: Settings) -> dict[str, float]:
     batch = collate(data.examples, buckets_for(data.extents), shapes=data.shapes)
     batch = jax.tree.map(lambda x: jnp.asarray(x)[None], batch)
     arrays = KnowledgeArrays(jnp.asarray(made["queried"]), jnp.asarray(made["read"]), jnp.zeros((36, 0), jnp.int32))
-    chain = make_optimizer(optimizer, 1000, optimizer)
-    step = make_train_step(joined.config, objective, chain, Compute(), total=1000)
+    chain = make_optimizer(optimizer, optimizer)
+    step = make_train_step(joined.config, objective, chain, Compute())
     state = init_state(joined.params, chain)
 
     def one() -> float:
         nonlocal state
-        state, metrics = step(state, batch, None, arrays)
+        state, metrics = step(state, batch, Pace(1000, RATE, RATE), None, arrays)
         return float(metrics["loss"])
 
     return timed(s, one)

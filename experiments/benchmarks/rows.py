@@ -31,7 +31,7 @@ from fusion_jax.settings import run as run_experiment
 from fusion_jax.train import objectives
 from fusion_jax.train.batching import step_batch
 from fusion_jax.train.objectives import WrpoSettings
-from fusion_jax.train.state import OptimizerSettings, init_state, make_optimizer
+from fusion_jax.train.state import OptimizerSettings, Pace, init_state, make_optimizer
 from fusion_jax.train.step import make_train_step
 
 CONFIG = config_from_hf({
@@ -75,15 +75,15 @@ def stepper(examples: list[Example], way: dict[str, Any]) -> tuple[Callable[[], 
     """One optimizer step on all examples, as a call that gives its loss, and the batch it reads."""
     micro, width = np.arange(EXAMPLES)[None], way.get("pack_tokens", 0)
     batch = step_batch(Data(examples), micro, buckets_of(examples), None, width)
-    optimizer = make_optimizer(OptimizerSettings(1e-6, schedule="constant", warmup_ratio=0.0), 100)
+    optimizer = make_optimizer(OptimizerSettings())
     objective = objectives.wrpo(WrpoSettings(beta=0.1, alpha=0.3, dynamic=False))
     compute = Compute(remat="dots", shared_prompt=way.get("shared_prompt", True))
-    train = make_train_step(CONFIG, objective, optimizer, compute, total=100)
+    train = make_train_step(CONFIG, objective, optimizer, compute)
     state = init_state(init_params(CONFIG, jax.random.key(0)), optimizer)
 
     def once() -> float:
         nonlocal state
-        state, metrics = train(state, batch)
+        state, metrics = train(state, batch, Pace(100, 1e-6))
         return float(metrics["loss"])
 
     return once, batch

@@ -294,11 +294,11 @@ def fused_loss(language: Mean, fusion: Mean, weights: tuple[Array | float, Array
 
 
 def scheduled_weights(
-    step: Array | int, *, weight: float, num_steps: int, schedule: Schedule = "hard"
+    step: Array | int, *, weight: float, num_steps: Array | int, schedule: Schedule = "hard"
 ) -> tuple[Array | float, Array | float]:
     """(lambda, 1 - lambda) of a step: constant, or lambda rising linearly to 1, when the fusion loss has faded out."""
     _check("schedule", schedule, Schedule)
-    progress = step / max(num_steps, 1) if schedule == "hard_and_decay" else 0.0
+    progress = step / jnp.maximum(num_steps, 1) if schedule == "hard_and_decay" else 0.0
     now = weight + (1.0 - weight) * progress
     return now, 1.0 - now
 

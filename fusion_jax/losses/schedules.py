@@ -12,7 +12,7 @@ Array = jax.Array
 POLYNOMIAL_END = 1e-7  # the learning rate at which transformers' polynomial schedule ends
 
 
-def alpha_at(step: Array | int, *, alpha_end: float, num_steps: int, dynamic: bool = True) -> Array:
+def alpha_at(step: Array | int, *, alpha_end: float, num_steps: Array | int, dynamic: bool = True) -> Array:
     """Fusion coefficient used during optimizer step `step` (0-based), the weight on the source response.
 
     Dynamic: alpha_end * step / num_steps, clamped to alpha_end; the first step is DPO on the target's own responses.
@@ -23,9 +23,8 @@ def alpha_at(step: Array | int, *, alpha_end: float, num_steps: int, dynamic: bo
     """
     if not dynamic:
         return jnp.full(jnp.shape(step), alpha_end)
-    if num_steps == 0:
-        return jnp.where(jnp.asarray(step) > 0, alpha_end, 0.0)
-    return alpha_end * jnp.minimum(jnp.asarray(step), num_steps) / num_steps
+    done = jnp.minimum(jnp.asarray(step), jnp.maximum(num_steps, 1))
+    return alpha_end * done / jnp.maximum(num_steps, 1)
 
 
 def learning_rate(

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 
 from fusion_jax import losses
 from fusion_jax.data.batches import TokenBatch
+from fusion_jax.keeping import kept
 from fusion_jax.losses import Mean, combined
 from fusion_jax.losses.alirector import Alignment, Kind, Normalise, aligned_rows, alignment_kl, distilled
 from fusion_jax.models.compute import Compute
@@ -66,6 +67,7 @@ class Apart(NamedTuple):
     taught: Array | None
 
 
+@kept
 def corrector(normalise: Normalise = "micro_batch") -> Objective:
     """Cross-entropy of corrections, of correctors and of alignment models."""
 
@@ -77,6 +79,7 @@ def corrector(normalise: Normalise = "micro_batch") -> Objective:
     return Objective("corrector", ("correction",), loss, held=held)
 
 
+@kept
 def alirector(settings: AlirectorSettings, *, judged_alone: bool = True) -> Objective:
     """Cross-entropy + beta KL, the alignment models' weights in `Given.arrays` under the names of `TEACHERS`.
 
@@ -173,6 +176,7 @@ def _states(params: Params, config: ModelConfig, row: Array, compute: Compute) -
     return states
 
 
+@kept
 def copying(normalise: Normalise = "micro_batch") -> Objective:
     """`corrector` of an encoder-decoder that may copy its source's tokens (section 5.2, `Head.copying`)."""
     plain = corrector(normalise)

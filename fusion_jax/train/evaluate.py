@@ -31,7 +31,8 @@ def evaluator(
     """state -> means and counts of all held-out examples, named `eval_`; the last batch is filled with weight 0.
 
     Args:
-      step: of `step.make_eval_step`. weights: the model's, of those of the state.
+      step: (params, micro-batch, optimizer steps done) -> sums, by `step.make_eval_step`.
+      weights: the model's, of those of the state.
     """
     mine = local_rows(batch_size, mesh)
 

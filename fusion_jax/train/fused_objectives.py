@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from fusion_jax import losses
 from fusion_jax.errors import InputError
+from fusion_jax.keeping import kept
 from fusion_jax.losses import Mean, Pair, Quad, weighted
 from fusion_jax.losses.infifpo import Distance, Fused, Fusion, fused_reference
 from fusion_jax.settings import bounded
@@ -58,6 +59,7 @@ class InfifpoSettings:
             raise InputError(problem, field="distance", cure="Set it to logp where length_norm is False")
 
 
+@kept
 def infifpo(settings: InfifpoSettings) -> Objective:
     """A loss on pairs or quadruples, whose reference is fused from `Scores.values`.
 
@@ -128,6 +130,7 @@ class FuseRLSettings:
         bounded(self, "gamma", least=0)
 
 
+@kept
 def fuse_sft(responses: int, *, length_norm: bool = True) -> Objective:
     """FuseSFT: the cross-entropy of a prompt's responses, weighted by `Scores.values` float[B,R,1].
 
@@ -144,6 +147,7 @@ def fuse_sft(responses: int, *, length_norm: bool = True) -> Objective:
     return Objective("fuse_sft", tuple(f"response_{i + 1}" for i in range(responses)), loss)
 
 
+@kept
 def fuse_po(settings: FuseRLSettings, sources: int, samples: int = 2) -> Objective:
     """FusePO: the losses of K sources, weighted by `Scores.values[..., 0]`, the same for all rows of a source.
 
@@ -188,6 +192,7 @@ def _effective(shares: Array) -> Array:
 LABEL, REVISION = 1, 2  # groups of a reviser's tokens
 
 
+@kept
 def reviser(label_weight: float = 1.0) -> Objective:
     """SEFT's adaptive reviser (arXiv 2406.10813): the token mean of labels, weighted, plus that of revisions.
 

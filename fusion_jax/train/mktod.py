@@ -29,6 +29,7 @@ from fusion_jax.dialogue.meta import Thresholds
 from fusion_jax.dialogue.retrieval import Retrieved
 from fusion_jax.dialogue.sets import Scale
 from fusion_jax.errors import InputError
+from fusion_jax.keeping import kept
 from fusion_jax.losses import Count, Mean, combined, weighted
 from fusion_jax.losses.mktod import Level, entity_contrast, in_batch_contrastive, marginal_likelihood
 from fusion_jax.models.attention import Encoded
@@ -126,6 +127,7 @@ class Found(NamedTuple):
     retrieved: Retrieved
 
 
+@kept
 def mktod(settings: MktodSettings, companion: OptimizerSettings) -> Objective:
     """The joint training of generator and retriever. companion: how the retriever is trained."""
     how = companion if settings.beta else still(companion)
@@ -286,6 +288,7 @@ def _retrieval_metrics(got: Retrieved, weights: Array) -> Metrics:
     }
 
 
+@kept
 def retriever_pretraining(tau: float) -> Objective:
     """In-batch contrastive training of the retriever alone on entities that are taken for right (section 3.3).
 

@@ -21,13 +21,13 @@ Metrics = dict[str, Mean | Count]
 
 
 class Progress(NamedTuple):
-    """How far a run is. step: optimizer steps that are done, a scalar array; total: those of the whole run.
+    """How far a run is. step: optimizer steps that are done; total: those of the whole run; scalars of a program.
 
     tokens: float[n], what `Objective.counts` counts, of the whole optimizer step.
     """
 
-    step: Array
-    total: int
+    step: Array | int
+    total: Array | int
     tokens: Array | None = None
 
 

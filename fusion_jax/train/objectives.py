@@ -13,6 +13,7 @@ import numpy as np
 from fusion_jax import losses
 from fusion_jax.align.classes import CLASSES
 from fusion_jax.errors import InputError
+from fusion_jax.keeping import kept
 from fusion_jax.losses import Mean, Pair, Quad, weighted
 from fusion_jax.losses.fusion import (
     Kind,
@@ -124,6 +125,7 @@ def _unknown(loss: str) -> InputError:
     return InputError(f"'{loss}' is not a loss of this kind", field="loss", cure="See --help for the choices")
 
 
+@kept
 def sft() -> Objective:
     """Token-mean cross-entropy over all scored tokens of the optimizer step."""
 
@@ -140,8 +142,12 @@ def fusion(settings: FusionSettings, classes: np.ndarray | None = None) -> Objec
       classes: uint8[vocabulary], `align.classes.token_classes`; then the metrics tell how much probability the targets
         of scored tokens hold, by class of token. Without renormalising, the rest is unlisted or had no image.
     """
-    s = settings
-    kept = None if classes is None or not s.keeps_mass else np.asarray(classes)
+    return _fusion(settings, None if classes is None or not settings.keeps_mass else classes.tobytes())
+
+
+@kept
+def _fusion(s: FusionSettings, classes: bytes | None) -> Objective:
+    kinds = None if classes is None else np.frombuffer(classes, np.uint8)
     apart = partial(divergence, kind=s.kind, tail=s.tail, beta=s.jsd_beta, rounding=s.rounding)
 
     def loss(scores: Scores, progress: Progress) -> tuple[Mean, Metrics]:
@@ -149,8 +155,8 @@ def fusion(settings: FusionSettings, classes: np.ndarray | None = None) -> Objec
         target = Target(scores.targets.ids, scores.targets.probs)
         mask = (target.probs > 0).any(-1) * scores.weights[:, None, None]
         language, metrics = losses.sft(scores.logprobs, scores.mask)
-        if kept is not None:
-            metrics |= _mass_by_class(scores, target, jnp.asarray(kept))
+        if kinds is not None:
+            metrics |= _mass_by_class(scores, target, jnp.asarray(kinds))
         if s.schedule == "soft":
             each = losses.divide(jax.vmap(apart)(scores.target_logprobs, target, mask))
             return _soft_loss(s, scores, each), metrics
@@ -182,6 +188,7 @@ def _soft_loss(s: FusionSettings, scores: Scores, fused: Array) -> Mean:
 INFERENCE, TRAINING = 0, 1  # `Example.branch` of ProFuser's rows
 
 
+@kept
 def profuser(settings: ProfuserSettings, first_steps: int) -> Objective:
     """w1 L_Infer + w2 L_Train, each L = cross-entropy + beta KL of the rows of one branch.
 
@@ -234,6 +241,7 @@ def with_sft(mean: Mean, scores: Scores, slot: int, weight: float) -> tuple[Mean
     return Mean(mean.total + weight * losses.divide(nll) * mean.weight, mean.weight), nll
 
 
+@kept
 def pair(settings: PairSettings) -> Objective:
     """A loss on (chosen, rejected) rows."""
     s = settings
@@ -275,6 +283,7 @@ def pair(settings: PairSettings) -> Objective:
     return Objective(s.loss, Pair._fields, loss, reference=s.loss not in WITHOUT_REFERENCE)
 
 
+@kept
 def wrpo(settings: WrpoSettings) -> Objective:
     """A loss on (source chosen, target chosen, rejected) rows; a source row without scored tokens has alpha 0."""
     s = settings
@@ -319,6 +328,7 @@ def wrpo(settings: WrpoSettings) -> Objective:
     return Objective(s.loss, Quad._fields, loss, reference=s.loss not in WITHOUT_REFERENCE)
 
 
+@kept
 def rewards(settings: RewardSettings) -> Objective:
     """Bradley and Terry's loss on the scores of (chosen, rejected) rows."""
 

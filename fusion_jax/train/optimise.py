@@ -29,15 +29,15 @@ from fusion_jax.train.batching import step_batch
 from fusion_jax.train.checkpoints import Checkpoints, finishing, restore_state, save_state
 from fusion_jax.train.checks import check_examples, check_rate, check_settings
 from fusion_jax.train.evaluate import evaluator
-from fusion_jax.train.objective import Objective
+from fusion_jax.train.objective import Objective, Progress
 from fusion_jax.train.reference import with_reference
 from fusion_jax.train.scores import score
 from fusion_jax.train.settings import TrainSettings, compute_for, step_count
-from fusion_jax.train.state import TrainState, init_state, make_optimizer
+from fusion_jax.train.state import Pace, TrainState, init_state, make_optimizer, paces
 from fusion_jax.train.step import make_eval_step, make_train_step, shard_batch
 
 if TYPE_CHECKING:
-    from rich.progress import Progress
+    from rich.progress import Progress as Bar
 
 
 LOSS = "eval_loss"
@@ -89,15 +89,14 @@ def optimise(
         refer = partial(_referenced, run, model, objective, settings, compute, buckets)
         data = data if in_step else refer("reference", data)
         held = refer("reference_validation", held) if held else None
-    optimizer = make_optimizer(settings.optimizer, total, objective.companion)
-    rate = settings.optimizer.rate(total)
-    check_rate(run, rate, total)
+    check_rate(run, settings.optimizer.rate(total), total)
+    optimizer = make_optimizer(settings.optimizer, objective.companion)
     step = make_train_step(
-        model.config, objective, optimizer, compute, total=total, rate=rate, router_weight=settings.router_weight,
-        lora=lora, in_step=in_step,
-    )  # fmt: skip
+        model.config, objective, optimizer, compute, router_weight=settings.router_weight, lora=lora, in_step=in_step
+    )
     work = _Work(
         total,
+        paces(settings.optimizer, total, objective.companion),
         _feeder(data, settings, total, buckets, compute),
         step,
         _evaluation(model, objective, held, settings, buckets, compute, total, weights, arrays, measured),
@@ -140,12 +139,14 @@ def _referenced(
 class _Work:
     """A run's parts that do not change from step to step.
 
+    pace: step -> what its program is told.
     feed: step -> the indices of its examples and their batch on the devices, None behind the last step.
-    step: (state, batch, *given) -> (state, metrics). evaluate: state -> metrics of the held-out examples, if any.
+    step: (state, batch, pace, *given) -> (state, metrics). evaluate: state -> metrics of the held-out examples, if any.
     name: index of an example -> its record. dtype: of the computation.
     """
 
     total: int
+    pace: Callable[[int], Pace]
     feed: Callable[[int], tuple[np.ndarray, TokenBatch | None]]
     step: Callable[..., tuple[TrainState, dict[str, jax.Array]]]
     evaluate: Callable[[TrainState], dict[str, float]]
@@ -170,11 +171,12 @@ def _evaluation(
         return lambda state: {} if measured is None else measured(weights(state.params))
     if objective.held is not None:
         objective, arrays = objective.held, None
-    step = make_eval_step(model.config, objective, compute, total=total)
+    step = make_eval_step(model.config, objective, compute)
     size = settings.batch_size // settings.micro_batches
     evaluate = evaluator(
-        lambda *one: step(*one, arrays), held, buckets, compute.mesh, batch_size=size, weights=weights
-    )
+        lambda params, batch, done: step(params, batch, Progress(done, total), arrays),
+        held, buckets, compute.mesh, batch_size=size, weights=weights,
+    )  # fmt: skip
     if measured is None:
         return evaluate
     return lambda state: evaluate(state) | measured(weights(state.params))
@@ -223,7 +225,7 @@ def _loop(
         task = progress.add_task(run.path.name, total=total, completed=first, note="")
         for step in range(first, total):
             indices, batch = upcoming
-            state, metrics = work.step(state, batch, *work.given)
+            state, metrics = work.step(state, batch, work.pace(step), *work.given)
             stopping = told_to_stop()
             clock.took("step")
             upcoming = work.feed(step + 1)  # while the devices work
@@ -287,14 +289,15 @@ def _log_evaluation(run: RunFolder, step: int, held_out: dict[str, float]) -> No
         append_metrics(run, {"step": step, **held_out})
 
 
-def _progress(run: RunFolder) -> Progress:
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+def _progress(run: RunFolder) -> Bar:
+    from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
 
     columns = (
         TextColumn("  {task.description}"), BarColumn(),
         TextColumn("{task.completed}/{task.total} {task.fields[note]}"), TimeRemainingColumn(),
     )  # fmt: skip
-    return Progress(*columns, console=run.console, transient=True, disable=not run.console.is_terminal)
+    return Bar(*columns, console=run.console, transient=True, disable=not run.console.is_terminal)
 
 
 def _stop(

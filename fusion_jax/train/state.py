@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from fusion_jax.display import brief
+from fusion_jax.keeping import kept
 from fusion_jax.losses.schedules import POLYNOMIAL_END, learning_rate
 from fusion_jax.models.parameters import LORA
 from fusion_jax.settings import bounded
@@ -28,6 +32,18 @@ class TrainState(NamedTuple):
 
     def __repr__(self) -> str:
         return brief(self)
+
+
+class Pace(NamedTuple):
+    """What the host tells an optimizer step. They are arguments of its program, which is the same at every pace.
+
+    total: optimizer steps of the whole run. rate: the step's learning rate; companion: that of the parameters under
+    "companion", where there are some.
+    """
+
+    total: Any
+    rate: Any
+    companion: Any = None
 
 
 @dataclass(frozen=True)
@@ -73,57 +89,109 @@ class OptimizerSettings:
 COMPANION = "companion"
 
 
-def make_optimizer(
+def paces(
     settings: OptimizerSettings, num_steps: int, companion: OptimizerSettings | None = None
-) -> optax.GradientTransformation:
-    """Clip by global norm, then AdamW; matrices decay, norms and biases do not.
+) -> Callable[[int], Pace]:
+    """The pace of each step, 0-based. companion: how the parameters under "companion" are trained."""
+    own, beside = (None if s is None else rates(s, num_steps) for s in (settings, companion))
+    assert own is not None
+
+    def pace(step: int) -> Pace:
+        return Pace(np.int32(num_steps), own[step], None if beside is None else beside[step])
+
+    return pace
+
+
+def rates(settings: OptimizerSettings, num_steps: int) -> np.ndarray:
+    """float32[num_steps], the learning rate of each step."""
+    steps = jnp.arange(num_steps)
+    return np.asarray(jnp.broadcast_to(settings.rate(num_steps)(steps), steps.shape))
+
+
+def make_optimizer(
+    settings: OptimizerSettings, companion: OptimizerSettings | None = None
+) -> optax.GradientTransformationExtraArgs:
+    """Clip by global norm, then AdamW; matrices decay, norms and biases do not. `update` takes the step's `pace`.
+
+    Settings that differ in nothing but the learning rate and its schedule give the same optimizer.
 
     companion: of the parameters under "companion", which are clipped and stepped by themselves.
     """
-    if companion is not None:
-        return _side_by_side(make_optimizer(settings, num_steps), make_optimizer(companion, num_steps))
-    rate = settings.rate(num_steps)
+    own, beside = (None if s is None else _steady(s) for s in (settings, companion))
+    assert own is not None
+    return _adamw(own) if beside is None else _side_by_side(own, beside)
 
+
+def _steady(settings: OptimizerSettings) -> OptimizerSettings:
+    """The settings without what the pace tells."""
+    paced = ("learning_rate", "schedule", "warmup_ratio", "warmup_steps")
+    return replace(settings, **{name: getattr(OptimizerSettings, name) for name in paced})
+
+
+@kept
+def _adamw(settings: OptimizerSettings) -> optax.GradientTransformationExtraArgs:
     def decayed(params: Params) -> Params:
         return jax.tree.map_with_path(lambda path, _: path[-1].key in ("kernel", "embedding", *LORA), params)
 
     return optax.chain(
         optax.clip_by_global_norm(settings.clip_norm),
-        optax.adamw(
-            rate, settings.beta1, settings.beta2, settings.eps, weight_decay=settings.weight_decay, mask=decayed
+        optax.chain(
+            optax.scale_by_adam(settings.beta1, settings.beta2, settings.eps),
+            optax.add_decayed_weights(settings.weight_decay, decayed),
+            _at_pace(),
         ),
     )
 
 
+def _at_pace() -> optax.GradientTransformationExtraArgs:
+    """Times -`pace.rate`. Its state, which nothing reads, is that of a schedule: checkpoints look alike."""
+
+    def init(params: Params) -> optax.ScaleByScheduleState:
+        return optax.ScaleByScheduleState(jnp.zeros((), jnp.int32))
+
+    def update(
+        updates: Params, state: optax.ScaleByScheduleState, params: Params | None = None, *, pace: Pace, **_: Any
+    ) -> tuple[Params, optax.ScaleByScheduleState]:
+        scaled = jax.tree.map(lambda u: -jnp.asarray(pace.rate, u.dtype) * u, updates)
+        return scaled, optax.ScaleByScheduleState(optax.safe_increment(state.count))
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+@kept
 def _side_by_side(
-    own: optax.GradientTransformation, beside: optax.GradientTransformation
-) -> optax.GradientTransformation:
+    settings: OptimizerSettings, companion: OptimizerSettings
+) -> optax.GradientTransformationExtraArgs:
     """One optimizer for a model's own parameters, another one for its companion's."""
+    own, beside = _adamw(settings), _adamw(companion)
 
     def init(params: Params) -> tuple[Any, Any]:
         first, second = _parted(params)
         return own.init(first), beside.init(second)
 
-    def update(grads: Params, state: tuple[Any, Any], params: Params) -> tuple[Params, tuple[Any, Any]]:
+    def update(
+        grads: Params, state: tuple[Any, Any], params: Params, *, pace: Pace, **_: Any
+    ) -> tuple[Params, tuple[Any, Any]]:
         (first, second), (weights, others) = _parted(grads), _parted(params)
-        new, own_state = own.update(first, state[0], weights)
-        new_beside, other_state = beside.update(second, state[1], others)
+        new, own_state = own.update(first, state[0], weights, pace=pace)
+        new_beside, other_state = beside.update(second, state[1], others, pace=pace._replace(rate=pace.companion))
         return {**new, COMPANION: new_beside}, (own_state, other_state)
 
-    return optax.GradientTransformation(init, update)
+    return optax.GradientTransformationExtraArgs(init, update)
 
 
 def init_state(params: Params, optimizer: optax.GradientTransformation, mesh: Mesh | None = None) -> TrainState:
     """A fresh state around `params`, which are copied: the step donates the state's buffers."""
-
-    def build(params: Params) -> TrainState:
-        masters = jax.tree.map(lambda p: jnp.array(p, jnp.promote_types(p.dtype, jnp.float32)), params)
-        return TrainState(jnp.zeros((), jnp.int32), jnp.zeros((), bool), masters, optimizer.init(masters))
-
     if mesh is None:
-        return jax.jit(build)(params)
-    shardings = state_shardings(jax.eval_shape(build, params), jax.tree.map(lambda p: p.sharding, params), mesh)
-    return jax.jit(build, out_shardings=shardings)(params)
+        return jax.jit(_fresh, static_argnums=1)(params, optimizer)
+    abstract = jax.eval_shape(functools.partial(_fresh, optimizer=optimizer), params)
+    shardings = state_shardings(abstract, jax.tree.map(lambda p: p.sharding, params), mesh)
+    return jax.jit(_fresh, static_argnums=1, out_shardings=shardings)(params, optimizer)
+
+
+def _fresh(params: Params, optimizer: optax.GradientTransformation) -> TrainState:
+    masters = jax.tree.map(lambda p: jnp.array(p, jnp.promote_types(p.dtype, jnp.float32)), params)
+    return TrainState(jnp.zeros((), jnp.int32), jnp.zeros((), bool), masters, optimizer.init(masters))
 
 
 def state_shardings(abstract: TrainState, param_shardings: Params, mesh: Mesh) -> TrainState:

@@ -17,6 +17,7 @@ from jax import lax
 from jax.sharding import Mesh
 
 from fusion_jax.data.batches import TokenBatch
+from fusion_jax.keeping import kept
 from fusion_jax.losses.reductions import Mean, divide
 from fusion_jax.models.compute import Compute
 from fusion_jax.models.config import ModelConfig
@@ -25,7 +26,7 @@ from fusion_jax.models.lora import Lora, joined
 from fusion_jax.sharding import constrain, data_ways, local_rows, named
 from fusion_jax.train.objective import Given, Metrics, Objective, Progress
 from fusion_jax.train.scores import Scores, score
-from fusion_jax.train.state import Params, TrainState
+from fusion_jax.train.state import Pace, Params, TrainState
 
 Array = jax.Array
 
@@ -34,6 +35,7 @@ def _place(batch: TokenBatch, mesh: Mesh | None) -> TokenBatch:
     return jax.tree.map(lambda x: constrain(x, mesh, ("batch",) + (None,) * (x.ndim - 1)), batch)
 
 
+@kept
 def make_score_step(
     config: ModelConfig, compute: Compute, scores: Callable[..., Scores] = score
 ) -> Callable[[Params, TokenBatch], Array]:
@@ -56,20 +58,20 @@ def scores_of(
     return objective.scores(params, config, batch, compute, *beside)
 
 
-def make_eval_step(
-    config: ModelConfig, objective: Objective, compute: Compute, *, total: int
-) -> Callable[..., Metrics]:
-    """Jitted objective without gradient: (params, micro-batch, step, arrays) -> sums with weights, `loss` among them.
+@kept
+def make_eval_step(config: ModelConfig, objective: Objective, compute: Compute) -> Callable[..., Metrics]:
+    """Jitted objective without gradient: (params, micro-batch, progress, arrays) -> sums with weights, `loss` among
+    them.
 
     What it keeps between steps is made anew of these weights.
     """
 
-    def evaluate(params: Params, batch: TokenBatch, step: Array, arrays: Any = None) -> Metrics:
+    def evaluate(params: Params, batch: TokenBatch, progress: Progress, arrays: Any = None) -> Metrics:
         batch, memory = _place(batch, compute.mesh), objective.memory
         made = None if memory is None else memory.make(params, config, arrays, compute)
         scores = scores_of(objective, params, config, batch, compute, Given(arrays, made))
         tokens = objective.counts(batch) if objective.counts else None
-        loss, metrics = objective.loss(scores, Progress(step, total, tokens))
+        loss, metrics = objective.loss(scores, progress._replace(tokens=tokens))
         return {"loss": loss, **metrics, **_balance(scores)}
 
     return compute.jit(evaluate)
@@ -83,19 +85,21 @@ def _balance(scores: Scores) -> Metrics:
     return {"balance": Mean(balance(scores.routing) * tokens, tokens)}
 
 
+@kept
 def make_train_step(
     config: ModelConfig,
     objective: Objective,
     optimizer: optax.GradientTransformation,
     compute: Compute,
     *,
-    total: int,
-    rate: optax.Schedule | None = None,
     router_weight: float = 0.0,
     lora: Lora | None = None,
     in_step: bool | None = None,
 ) -> Callable[..., tuple[TrainState, dict[str, Array]]]:
-    """The jitted step (state, batches, start=None, arrays=None) -> (state, metrics); the state is donated.
+    """The jitted step (state, batches, pace, start=None, arrays=None) -> (state, metrics); the state is donated.
+
+    Equal arguments give the same function, which is traced and compiled once: runs that differ in their number of steps
+    or in their learning rate share it.
 
     Args:
       batches: a `TokenBatch` with a leading axis A of micro-batches; gradients are those of the sum
@@ -104,8 +108,6 @@ def make_train_step(
       in_step: whether reference log-probs are computed in the step, with `start`, instead of read from the batch; None:
         where `start` is given.
       lora: the state's parameters are adapters, which are added to `start`; nothing else has a gradient.
-      total: optimizer steps of the whole run.
-      rate: the learning-rate schedule, reported as `lr`.
       router_weight: of a model with experts, times the balance of each micro-batch added to its mean loss.
 
     metrics: scalars, each divided once at the end; `bad` bool[A,B] marks examples whose log-probs are not finite.
@@ -135,7 +137,7 @@ def make_train_step(
         return loss.total, ({"loss": loss, **metrics}, bad)
 
     def train_step(
-        state: TrainState, batches: TokenBatch, start: Params | None = None, arrays: Any = None
+        state: TrainState, batches: TokenBatch, pace: Pace, start: Params | None = None, arrays: Any = None
     ) -> tuple[TrainState, dict[str, Array]]:
         gradient, tokens = jax.grad(micro, has_aux=True), None
         opt_state, memory = state.opt_state, objective.memory
@@ -150,7 +152,7 @@ def make_train_step(
         given = Given(arrays, kept)
         if objective.counts:
             tokens = jax.vmap(objective.counts)(batches).sum(0)
-        progress = Progress(state.step, total, tokens)
+        progress = Progress(state.step, pace.total, tokens)
 
         def body(grads: Params, batch: TokenBatch) -> tuple[Params, tuple[Metrics, Array]]:
             new, aux = gradient(state.params, _place(batch, compute.mesh), progress, start, given)
@@ -167,9 +169,8 @@ def make_train_step(
         grads = jax.tree.map(lambda g: g / jnp.maximum(means["loss"].weight, 1e-30), grads)
         metrics = {name: divide(mean) for name, mean in means.items()}
         metrics["grad_norm"] = optax.tree.norm(grads)
-        if rate is not None:
-            metrics["lr"] = rate(state.step)
-        updates, moments = optimizer.update(grads, opt_state, state.params)
+        metrics["lr"] = pace.rate
+        updates, moments = optax.with_extra_args_support(optimizer).update(grads, opt_state, state.params, pace=pace)
         keep = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"]) & ~state.halted
         proposed = (optax.apply_updates(state.params, updates), moments)
         params, moments = jax.tree.map(lambda new, old: jnp.where(keep, new, old), proposed, (state.params, opt_state))

@@ -24,7 +24,7 @@ FLOORS = (
     "arguments display fields files hosts intervals lazy losses options sharding slices",
     "copies",
     "paths",
-    "errors figures versions",
+    "errors figures keeping versions",
 )  # from the top down; the package's own face hands names on and stands beside them
 
 

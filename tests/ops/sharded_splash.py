@@ -17,7 +17,7 @@ from fusion_jax.models.parameters import init_params, parameter_specs
 from fusion_jax.sharding import make_mesh, named
 from fusion_jax.train import objectives
 from fusion_jax.train.objectives import WrpoSettings
-from fusion_jax.train.state import OptimizerSettings, init_state, make_optimizer
+from fusion_jax.train.state import OptimizerSettings, init_state, make_optimizer, paces
 from fusion_jax.train.step import make_train_step, shard_batch
 from tests.small import changed
 from tests.train.sharded_step import CONFIG as GEMMA
@@ -33,13 +33,14 @@ def run(compute: Compute) -> tuple[float, Any]:
     """Loss, and Adam's first moment after one step: (1 - beta1) times the clipped gradient."""
     examples = quadruples(np.random.default_rng(0))[:8]
     batch = jax.tree.map(lambda x: x[None], collate(examples, buckets_of(examples)))
-    optimizer = make_optimizer(OptimizerSettings(learning_rate=0.1, warmup_ratio=0.0), 4)
+    settings = OptimizerSettings(learning_rate=0.1, warmup_ratio=0.0)
+    optimizer, pace = make_optimizer(settings), paces(settings, 4)
     params = init_params(CONFIG, jax.random.key(1))
     if compute.mesh is not None:
         specs = parameter_specs(CONFIG)
         params = jax.tree.map(lambda p, s: jax.device_put(p, named(compute.mesh, s.axes, s.shape)), params, specs)
-    step = make_train_step(CONFIG, objectives.wrpo(WrpoSettings(beta=1.0)), optimizer, compute, total=4)
-    state, metrics = step(init_state(params, optimizer, compute.mesh), shard_batch(batch, compute.mesh))
+    step = make_train_step(CONFIG, objectives.wrpo(WrpoSettings(beta=1.0)), optimizer, compute)
+    state, metrics = step(init_state(params, optimizer, compute.mesh), shard_batch(batch, compute.mesh), pace(0))
     (moments,) = [
         m.mu for m in jax.tree.leaves(state.opt_state, is_leaf=lambda x: hasattr(x, "mu")) if hasattr(m, "mu")
     ]

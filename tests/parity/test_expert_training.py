@@ -13,7 +13,7 @@ from fusion_jax.data.batches import Example, buckets_of, collate
 from fusion_jax.models.compute import Compute
 from fusion_jax.models.folder import load
 from fusion_jax.train import objectives
-from fusion_jax.train.state import init_state
+from fusion_jax.train.state import Pace, init_state
 from fusion_jax.train.step import make_train_step
 from tests.parity.checkpoints import write_checkpoint
 from tests.quick import FAST
@@ -64,11 +64,9 @@ def test_a_step_of_sft(name, router_weight, tmp_path):
     examples = [Example((row,), (start,), i) for i, (row, start) in enumerate(zip(rows(), STARTS, strict=True))]
     batch = jax.tree.map(lambda x: jnp.asarray(x)[None], collate(examples, buckets_of(examples)))
     compute, descent = Compute(options=tuple(FAST.items()), remat="full"), optax.sgd(1.0)
-    step = make_train_step(
-        ours.config, objectives.sft(), descent, compute, total=1, router_weight=router_weight
-    )  # fmt: skip
+    step = make_train_step(ours.config, objectives.sft(), descent, compute, router_weight=router_weight)
     before = jax.tree.map(np.asarray, ours.params)
-    state, metrics = step(init_state(ours.params, descent), batch)
+    state, metrics = step(init_state(ours.params, descent), batch, Pace(1, 1.0))
     assert float(metrics["loss"]) - router_weight * (evenness or 0.0) == pytest.approx(loss, rel=TOLERANCE)
     if evenness is not None:
         assert float(metrics["balance"]) == pytest.approx(evenness, rel=TOLERANCE)

@@ -31,7 +31,8 @@ from fusion_jax.plan.programs import (
 from fusion_jax.sampling.samplers import Sampler
 from fusion_jax.sharding import make_mesh
 from fusion_jax.train import objectives
-from fusion_jax.train.state import OptimizerSettings, init_state, make_optimizer
+from fusion_jax.train.objective import Progress
+from fusion_jax.train.state import OptimizerSettings, Pace, init_state, make_optimizer
 from fusion_jax.train.step import make_eval_step, make_train_step
 
 SIZES = {
@@ -114,14 +115,14 @@ def test_losses_without_a_mesh(objective):
     examples = [Example((row,) * len(objective.slots), (5,) * len(objective.slots), i, **packed) for i in range(2)]
     batch = collate(examples, buckets_of(examples))
     compute = Compute(dtype=jnp.bfloat16, remat="full", logits=CHUNK_ELEMENTS_ACCELERATOR)
-    optimizer = make_optimizer(OptimizerSettings(), 10)
+    optimizer = make_optimizer(OptimizerSettings())
     params = abstract_params(config, jnp.float32)
     state = jax.eval_shape(partial(init_state, optimizer=optimizer), params)
     batches = jax.tree.map(lambda x: jax.ShapeDtypeStruct((1, *x.shape), x.dtype), batch)
-    step = make_train_step(config, objective, optimizer, compute, total=10)
-    assert "module @jit_" in for_cuda(step.trace(state, batches, None))
-    evaluate = make_eval_step(config, objective, compute, total=10)
-    assert "module @jit_" in for_cuda(evaluate.trace(params, batch, jax.ShapeDtypeStruct((), jnp.int32)))
+    step = make_train_step(config, objective, optimizer, compute)
+    assert "module @jit_" in for_cuda(step.trace(state, batches, Pace(10, 1e-3), None))
+    evaluate = make_eval_step(config, objective, compute)
+    assert "module @jit_" in for_cuda(evaluate.trace(params, batch, Progress(0, 10)))
 
 
 def attention(kernel):

@@ -368,7 +368,7 @@ def test_other_places_than_buckets_are_refused():
 
 def test_a_checkpoint_without_permission_is_told_in_one_line(server, model):
     checkpoints = Checkpoints(RunFolder(paths.as_path("gs://readonly/run"), Console(quiet=True)))
-    state = init_state(model.params, make_optimizer(OptimizerSettings(), 10), None)
+    state = init_state(model.params, make_optimizer(OptimizerSettings()), None)
     told = "gs://readonly/run/checkpoints: a checkpoint cannot be written: no permission"
     with pytest.raises(DiskError, match=told), finishing(checkpoints):
         save_state(checkpoints, state._replace(step=state.step + 1))

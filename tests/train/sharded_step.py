@@ -21,7 +21,7 @@ from fusion_jax.sharding import make_mesh
 from fusion_jax.teachers.settings import FusionSettings
 from fusion_jax.train import objectives
 from fusion_jax.train.objectives import RewardSettings, WrpoSettings
-from fusion_jax.train.state import OptimizerSettings, init_state, make_optimizer
+from fusion_jax.train.state import OptimizerSettings, init_state, make_optimizer, paces
 from fusion_jax.train.step import make_train_step, shard_batch
 
 GEMMA = config_from_hf({
@@ -95,24 +95,25 @@ def batch(kind):
 
 
 def run(config, kind, mesh, params):
-    optimizer = make_optimizer(OptimizerSettings(learning_rate=0.01, warmup_ratio=0.0), 4)
+    settings = OptimizerSettings(learning_rate=0.01, warmup_ratio=0.0)
+    optimizer, pace = make_optimizer(settings), paces(settings, 4)
     objective = {
         "fusion": objectives.fusion(FusionSettings(0.5)), "reward": objectives.rewards(RewardSettings()),
         "t5": objectives.sft(), "bart": objectives.sft(), "lora": objectives.sft(),
     }.get(kind, objectives.wrpo(WrpoSettings(beta=1.0)))  # fmt: skip
     compute, lora = Compute(mesh, jnp.float32, "full"), LORA if kind == "lora" else None
-    step = make_train_step(config, objective, optimizer, compute, total=4, router_weight=0.1, lora=lora, in_step=False)
+    step = make_train_step(config, objective, optimizer, compute, router_weight=0.1, lora=lora, in_step=False)
     params, start = place_params(params, config, mesh), None
     if lora is not None:
         adapters, start = init_adapters(config, lora, 3, mesh), params
         params = jax.tree.map(lambda x: x + 0.01 * jnp.cos(jnp.arange(x.size).reshape(x.shape)), adapters)
         params = jax.tree.map(lambda x, like: jax.device_put(x, like.sharding), params, adapters)
     state = init_state(params, optimizer, mesh)
-    state, metrics = step(state, shard_batch(batch(kind), mesh), start)
+    state, metrics = step(state, shard_batch(batch(kind), mesh), pace(0), start)
     # Adam's first moment after one step is (1 - beta1) times the clipped gradient.
     moments = [m.mu for m in jax.tree.leaves(state.opt_state, is_leaf=lambda x: hasattr(x, "mu")) if hasattr(m, "mu")]
     gradient = jax.device_get(moments[0])
-    state, second = step(state, shard_batch(batch(kind), mesh), start)
+    state, second = step(state, shard_batch(batch(kind), mesh), pace(1), start)
     values = {k: float(v) for k, v in metrics.items() if k != "bad"} | {"second": float(second["loss"])}
     spread = sorted({len(x.sharding.device_set) for x in jax.tree.leaves(state.opt_state)})
     return values, gradient, spread

@@ -23,7 +23,7 @@ from fusion_jax.train.fused_objectives import FuseRLSettings, InfifpoSettings
 from fusion_jax.train.objective import Progress
 from fusion_jax.train.objectives import PairSettings
 from fusion_jax.train.scores import Scores, score
-from fusion_jax.train.state import init_state
+from fusion_jax.train.state import Pace, init_state
 from fusion_jax.train.step import make_train_step
 from tests.conftest import golden_cases
 from tests.small import changed
@@ -143,7 +143,7 @@ def test_the_revisers_two_means_depend_on_no_split():
     """The loss and the weights after a step, for 1, 2 and 4 micro-batches, beside the two means computed by hand."""
     examples, objective = drafts(), fused_objectives.reviser(label_weight=0.5)
     optimizer = optax.sgd(1.0)  # whose step is the gradient
-    step = make_train_step(CONFIG, objective, optimizer, Compute(), total=4)
+    step = make_train_step(CONFIG, objective, optimizer, Compute())
     params = init_params(CONFIG, jax.random.key(0))
     batch = collate(examples, buckets_of(examples))
     seen = jax.jit(lambda params: score(params, CONFIG, batch, Compute()))(params)
@@ -152,7 +152,7 @@ def test_the_revisers_two_means_depend_on_no_split():
     for micro in (1, 2, 4):
         state = init_state(init_params(CONFIG, jax.random.key(0)), optimizer, None)
         batch = step_batch(Data(examples), np.arange(8).reshape(micro, -1), buckets_of(examples), None)
-        state, metrics = step(state, jax.tree.map(jnp.asarray, batch))
+        state, metrics = step(state, jax.tree.map(jnp.asarray, batch), Pace(4, 1.0))
         np.testing.assert_allclose(metrics["loss"], 0.5 * means[0] + means[1], rtol=1e-5)
         np.testing.assert_allclose([metrics["nll/label"], metrics["nll/revision"]], means, rtol=1e-5)
         found.append(np.concatenate([np.ravel(x) for x in jax.tree.leaves(state.params)]))

@@ -32,7 +32,7 @@ from fusion_jax.train.optimise import optimise
 from fusion_jax.train.reference import examples_fingerprint
 from fusion_jax.train.scores import score
 from fusion_jax.train.settings import TrainSettings
-from fusion_jax.train.state import COMPANION, OptimizerSettings, TrainState, make_optimizer, state_shardings
+from fusion_jax.train.state import COMPANION, OptimizerSettings, TrainState, make_optimizer, paces, state_shardings
 from tests.small import small_model
 
 pytestmark = pytest.mark.usefixtures("quick_compiler")
@@ -153,20 +153,32 @@ def test_a_projected_text_has_length_one():
     np.testing.assert_allclose(vectors, by_hand / np.linalg.norm(by_hand, axis=-1, keepdims=True), rtol=1e-5)
 
 
+def of_optax(s: OptimizerSettings, num_steps: int) -> optax.GradientTransformation:
+    """The same with the schedule inside."""
+
+    def decayed(params):
+        return jax.tree.map_with_path(lambda path, _: path[-1].key in ("kernel", "embedding"), params)
+
+    adamw = optax.adamw(s.rate(num_steps), s.beta1, s.beta2, s.eps, weight_decay=s.weight_decay, mask=decayed)
+    return optax.chain(optax.clip_by_global_norm(s.clip_norm), adamw)
+
+
 def test_a_companion_has_an_optimizer_of_its_own():
     """Each side moves as optax's own chain moves it alone, clipped by its own norm."""
     model, beside = small_model(), config_from_hf(BERT)
     config = replace(model.config, companion=beside)
     assert parameter_specs(config)["companion"].keys() == parameter_specs(beside).keys()
     params = model.params | {"companion": init_params(beside, jax.random.key(1))}
-    own, other = OptimizerSettings(learning_rate=1e-2, clip_norm=0.5), OptimizerSettings(learning_rate=1e-3)
-    both, grads = make_optimizer(own, 10, other), jax.tree.map(jnp.ones_like, params)
-    updates, state = both.update(grads, both.init(params), params)
-    updates, _ = both.update(grads, state, params)
-    for side, settings in ((model.params, own), (params["companion"], other)):
-        alone, ones = make_optimizer(settings, 10), jax.tree.map(jnp.ones_like, side)
+    own, other = OptimizerSettings(learning_rate=1e-2, clip_norm=0.5, weight_decay=0.1), OptimizerSettings(learning_rate=1e-3)
+    both, grads = make_optimizer(own, other), jax.tree.map(jnp.ones_like, params)
+    pace = paces(own, 10, other)
+    updates, state = both.update(grads, both.init(params), params, pace=pace(0))
+    updates, state = both.update(grads, state, params, pace=pace(1))
+    for side, settings, mine in ((model.params, own, state[0]), (params["companion"], other, state[1])):
+        alone, ones = of_optax(settings, 10), jax.tree.map(jnp.ones_like, side)
         moved, kept = alone.update(ones, alone.init(side), side)
-        moved, _ = alone.update(ones, kept, side)
+        moved, kept = alone.update(ones, kept, side)
+        assert jax.tree.structure(kept) == jax.tree.structure(mine)  # so that older checkpoints are read
         found = {k: updates[k] for k in side} if side is model.params else updates["companion"]
         jax.tree.map(np.testing.assert_array_equal, found, moved)
     assert float(optax.tree.norm(updates["companion"])) > 0
@@ -256,7 +268,7 @@ def test_moments_lie_where_the_parameters_of_their_own_model_lie():
     own, beside = NamedSharding(mesh, PartitionSpec("tensor")), NamedSharding(mesh, PartitionSpec(None, "tensor"))
     params = {"kernel": jnp.ones((4, 2)), COMPANION: {"kernel": jnp.ones((2, 4))}}
     settings = OptimizerSettings(1e-3)
-    optimizer = make_optimizer(settings, 10, settings)
+    optimizer = make_optimizer(settings, settings)
     state = TrainState(0, False, params, optimizer.init(params))
     placed = state_shardings(state, {"kernel": own, COMPANION: {"kernel": beside}}, mesh)
     moments = [m for m in jax.tree.leaves(placed.opt_state, is_leaf=lambda x: hasattr(x, "mu")) if hasattr(m, "mu")]

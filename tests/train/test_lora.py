@@ -46,7 +46,7 @@ from fusion_jax.store.run_folder import RunFolder
 from fusion_jax.train import objectives, optimise
 from fusion_jax.train.scores import score
 from fusion_jax.train.settings import TrainSettings
-from fusion_jax.train.state import OptimizerSettings, init_state, make_optimizer
+from fusion_jax.train.state import OptimizerSettings, Pace, init_state, make_optimizer
 from fusion_jax.train.step import make_train_step
 from tests.parity.checkpoints import SMALL, write_checkpoint
 from tests.quick import FAST
@@ -336,15 +336,15 @@ def test_adapters_that_are_refused(base, adapter_folder, tmp_path):
 def test_no_gradient_of_a_frozen_weight_is_computed(base):
     """The compiled step multiplies nothing into the shape of a kernel or of the head."""
     config = dataclasses.replace(check_folder(base), vocab_size=90)
-    optimizer = make_optimizer(OptimizerSettings(), 4)
+    optimizer = make_optimizer(OptimizerSettings())
     batch = jax.tree.map(lambda x: jnp.asarray(x)[None], collate(EXAMPLES, buckets_of(EXAMPLES)))
     shapes = {}
     for lora in (None, Lora(3, 6.0)):
         trained = abstract_params(config) if lora is None else abstract_adapters(config, lora)
         state = jax.eval_shape(lambda params: init_state(params, optimizer), trained)
-        step = make_train_step(config, objectives.sft(), optimizer, Compute(remat="full"), total=4, lora=lora)
+        step = make_train_step(config, objectives.sft(), optimizer, Compute(remat="full"), lora=lora)
         start = () if lora is None else (abstract_params(config, jnp.bfloat16),)
-        text = step.lower(state, batch, *start).compile(compiler_options=FAST).as_text()
+        text = step.lower(state, batch, Pace(4, 1e-2), *start).compile(compiler_options=FAST).as_text()
         shapes[lora] = set(re.findall(r"= f32\[([0-9,]*)\]\S* (?:dot|custom-call)\(", text))
     kernels = {"48,80", "80,48", "48,48", "48,24", "90,48"}
     assert shapes[None] & kernels == kernels and not shapes[Lora(3, 6.0)] & kernels, (shapes, kernels)

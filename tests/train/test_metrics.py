@@ -17,7 +17,7 @@ from fusion_jax.train.batching import step_batch
 from fusion_jax.train.objectives import PairSettings, WrpoSettings
 from fusion_jax.train.optimise import optimise
 from fusion_jax.train.settings import TrainSettings
-from fusion_jax.train.state import OptimizerSettings, init_state, make_optimizer
+from fusion_jax.train.state import OptimizerSettings, init_state, make_optimizer, paces
 from fusion_jax.train.step import make_train_step
 from tests.small import changed, small_model
 from tests.train.test_shared_prompt import PLAIN
@@ -51,15 +51,16 @@ def uneven(groups: int) -> list[Example]:
 def test_micro_batches_change_no_metric(name):
     groups, objective = OBJECTIVES[name]
     many = uneven(groups)
-    optimizer = make_optimizer(OptimizerSettings(learning_rate=0.1, warmup_ratio=0.0), 4)
-    step = make_train_step(CONFIG, objective, optimizer, Compute(options=FAST), total=4)
+    settings = OptimizerSettings(learning_rate=0.1, warmup_ratio=0.0)
+    optimizer, pace = make_optimizer(settings), paces(settings, 4)
+    step = make_train_step(CONFIG, objective, optimizer, Compute(options=tuple(FAST.items())))
     found = {}
     several = (2, 4) if name == "sft" else (4,)
     for micro in (1, *several):
         state = init_state(init_params(CONFIG, jax.random.key(0)), optimizer, None)
         indices = np.arange(8).reshape(micro, -1)
         batch = jax.tree.map(jnp.asarray, step_batch(Data(many), indices, buckets_of(many), None))
-        _, metrics = step(state, batch)
+        _, metrics = step(state, batch, pace(0))
         found[micro] = {key: float(value) for key, value in metrics.items() if key != "bad"}
     for micro in several:
         for key, value in found[1].items():

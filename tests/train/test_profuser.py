@@ -23,7 +23,7 @@ from fusion_jax.train.batching import step_batch
 from fusion_jax.train.objective import Progress
 from fusion_jax.train.objectives import INFERENCE, TRAINING, ProfuserSettings
 from fusion_jax.train.scores import Scores
-from fusion_jax.train.state import init_state
+from fusion_jax.train.state import Pace, init_state
 from fusion_jax.train.step import make_train_step
 from tests.conftest import GOLDEN
 from tests.small import changed
@@ -136,14 +136,13 @@ def rows(*, longer: int = 0) -> list[Example]:
 def trained(examples: list[Example], micro: int, steps: int = 1, first_steps: int = 1, seen: int = 0) -> Any:
     """Parameters after some steps of SGD, whose first is the gradient, the last metrics, the compiled step."""
     optimizer = optax.sgd(1.0)
-    step = make_train_step(
-        CONFIG, objectives.profuser(ProfuserSettings(beta=0.5), first_steps), optimizer, Compute(), total=4
-    )
+    objective = objectives.profuser(ProfuserSettings(beta=0.5), first_steps)
+    step = make_train_step(CONFIG, objective, optimizer, Compute())
     state = init_state(init_params(CONFIG, jax.random.key(0)), optimizer, None)
     state = state._replace(step=state.step + seen)
     for _ in range(steps):
         batch = step_batch(Data(examples), np.arange(len(examples)).reshape(micro, -1), buckets_of(examples), None)
-        state, metrics = step(state, jax.tree.map(jnp.asarray, batch))
+        state, metrics = step(state, jax.tree.map(jnp.asarray, batch), Pace(4, 1.0))
     flat = np.concatenate([np.ravel(x) for x in jax.tree.leaves(state.params)])
     return flat, {name: float(x) for name, x in metrics.items() if name != "bad"}, step
 

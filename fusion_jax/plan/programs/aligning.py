@@ -17,12 +17,10 @@ from fusion_jax.ops.kernels import Kernel
 from fusion_jax.ops.remat import Remat
 from fusion_jax.plan.flops import forward_flops
 from fusion_jax.plan.programs.program import BYTES, SMALLER, Dtype, Place, Program, Situation, Start, check_rows
-from fusion_jax.plan.programs.shapes import array, batch, spread, tpu_compute, traced
+from fusion_jax.plan.programs.shapes import array, batch, pace, spread, tpu_compute, traced
 from fusion_jax.train.mktod import KnowledgeArrays, MktodSettings, mktod
 from fusion_jax.train.state import OptimizerSettings, init_state, make_optimizer, state_shardings
 from fusion_jax.train.step import make_train_step
-
-_STEPS = 1000  # of the schedules; any number compiles to the same program
 
 
 @dataclass(frozen=True)
@@ -71,9 +69,10 @@ class AlignStep(Program):
 
     def trace(self, config: ModelConfig, mesh: Mesh) -> jax.stages.Traced:
         config = self._both(config)
-        objective, settings = mktod(self.settings, OptimizerSettings()), OptimizerSettings()
+        settings = OptimizerSettings()
+        objective = mktod(self.settings, settings)
         compute = tpu_compute(mesh, self.dtype, kernel=self.attention, remat=self.remat, dropout=self.dropout)
-        optimizer = make_optimizer(settings, _STEPS, objective.companion)
+        optimizer = make_optimizer(settings, objective.companion)
         params = abstract_params(config, jnp.float32, mesh)
         state = jax.eval_shape(lambda params: init_state(params, optimizer), params)
         placed = state_shardings(state, jax.tree.map(lambda p: p.sharding, params), mesh)
@@ -82,8 +81,8 @@ class AlignStep(Program):
             assert config.companion is not None
             index = spread(mesh, ("batch", None), (self.entities, config.companion.head.projected), jnp.float32)
             state = state._replace(opt_state=(state.opt_state, index))
-        step = make_train_step(config, objective, optimizer, compute, total=_STEPS, rate=settings.rate(_STEPS))
-        return traced(step, state, self._batch(mesh), None, self._knowledge(mesh))
+        step = make_train_step(config, objective, optimizer, compute)
+        return traced(step, state, self._batch(mesh), pace(mesh, companion=True), None, self._knowledge(mesh))
 
     def _both(self, config: ModelConfig) -> ModelConfig:
         return replace(config, companion=config_from_hf(self.retriever))

@@ -13,6 +13,7 @@ from fusion_jax.data.batches import Targets, TokenBatch
 from fusion_jax.models.compute import Compute
 from fusion_jax.ops.linear_logprobs import CHUNK_ELEMENTS_ACCELERATOR
 from fusion_jax.sharding import named
+from fusion_jax.train.state import Pace
 
 
 def tpu_compute(mesh: Mesh, dtype: str, **how: Any) -> Compute:
@@ -35,6 +36,12 @@ def array(mesh: Mesh, leading: tuple[int, ...], shape: tuple[int, ...], dtype: A
 def spread(mesh: Mesh, axes: tuple[str | None, ...], shape: tuple[int, ...], dtype: Any) -> Any:
     """An array with these logical axes, whole where the mesh does not divide it."""
     return jax.ShapeDtypeStruct(shape, dtype, sharding=named(mesh, axes, shape))
+
+
+def pace(mesh: Mesh, companion: bool = False) -> Pace:
+    """What the host tells an optimizer step."""
+    rate = jax.ShapeDtypeStruct((), jnp.float32, sharding=named(mesh, ()))
+    return Pace(jax.ShapeDtypeStruct((), jnp.int32, sharding=named(mesh, ())), rate, rate if companion else None)
 
 
 def batch(mesh: Mesh, leading: tuple[int, ...], examples: int, groups: int, prompt: int, tokens: int) -> TokenBatch:

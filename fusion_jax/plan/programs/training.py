@@ -19,7 +19,7 @@ from fusion_jax.ops.kernels import Kernel
 from fusion_jax.ops.remat import Remat
 from fusion_jax.plan.flops import forward_flops, kernel_computed, row_tokens
 from fusion_jax.plan.programs.program import BYTES, SMALLER, Dtype, Place, Program, Situation, Start, check_rows
-from fusion_jax.plan.programs.shapes import array, batch, targets, tpu_compute, traced
+from fusion_jax.plan.programs.shapes import array, batch, pace, targets, tpu_compute, traced
 from fusion_jax.teachers.settings import FusionSettings
 from fusion_jax.train import objectives
 from fusion_jax.train.objective import Metrics, Objective, Progress
@@ -49,7 +49,6 @@ def objective_of(name: ObjectiveName, rows: int) -> Objective:
     return OBJECTIVES[name]
 
 
-_STEPS = 1000  # of the schedules; any number compiles to the same program
 _GIB = 2**30
 
 
@@ -111,9 +110,7 @@ class TrainStep(Program):
             mesh, self.dtype, kernel=self.attention, remat=self.remat, shared_prompt=self.shared_prompt,
             dropout=self.dropout, source_dropout=self.source_dropout,
         )  # fmt: skip
-        settings = OptimizerSettings()
-        optimizer = make_optimizer(settings, _STEPS)
-        rate = settings.rate(_STEPS)
+        optimizer = make_optimizer(OptimizerSettings())
         params = abstract_params(config, jnp.float32, mesh)
         if self.lora is not None:
             params = abstract_adapters(config, self.lora, mesh)
@@ -122,10 +119,8 @@ class TrainStep(Program):
         state = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, placed)
         in_step = self.reference == "in-step"
         start = abstract_params(config, jnp.dtype(self.start), mesh) if in_step or self.lora is not None else None
-        step = make_train_step(
-            config, objective, optimizer, compute, total=_STEPS, rate=rate, lora=self.lora, in_step=in_step
-        )
-        return traced(step, state, rows, start, *given)
+        step = make_train_step(config, objective, optimizer, compute, lora=self.lora, in_step=in_step)
+        return traced(step, state, rows, pace(mesh), start, *given)
 
     def flops(self, config: ModelConfig) -> float:
         forward = forward_flops(config, self.prompt, self.tokens, self.groups, self.shared_prompt)

@@ -1,0 +1,16 @@
+"""Results that a process keeps: equal arguments give the same object, and what was compiled for it is found again."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
+
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
+MOST = 32  # of each function: the stages, seeds and trials of a run need a few
+
+
+def kept(make: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+    """A pure function of hashable arguments that remembers its last `MOST` results."""
+    return functools.wraps(make)(functools.lru_cache(MOST)(make))  # type: ignore[return-value]
