@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -52,6 +53,13 @@ def compiled(
 
     found = jax.jit(whole, compiler_options=options)
     return np.asarray(found(model.params))
+
+
+def doubled(read: Callable[..., jax.Array], model: Model, *given: Any) -> np.ndarray:
+    """`compiled` in float64, where two forms of one model differ by rounding of 1e-15, whatever the machine."""
+    with jax.enable_x64(True):
+        params = jax.tree.map(lambda x: jnp.asarray(np.asarray(x), jnp.float64), model.params)
+        return compiled(read, dataclasses.replace(model, params=params), *given)
 
 
 def changed(

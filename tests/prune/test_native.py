@@ -24,7 +24,7 @@ from fusion_jax.sampling.ids import generate_ids
 from tests.parity.checkpoints import write_checkpoint
 from tests.parity.test_generation import NEW, STOP, prompts, theirs_greedy
 from tests.quick import FAST
-from tests.small import compiled
+from tests.small import compiled, doubled
 
 pytestmark = pytest.mark.usefixtures("quick_compiler")
 
@@ -74,8 +74,8 @@ def test_a_native_folder_is_the_model_without_its_blocks(name, lost, tmp_path):
     fj.save(served(whole, removed, "native"), tmp_path / "pruned")
     ours = fj.load(tmp_path / "pruned")
     tokens = np.random.default_rng(0).integers(3, 96, (3, 14))
-    found = compiled(fj.logits, ours, tokens)
-    np.testing.assert_allclose(found, compiled(fj.logits, served(whole, removed), tokens), atol=2e-6, rtol=1e-6)
+    found = doubled(fj.logits, ours, tokens)
+    np.testing.assert_allclose(found, doubled(fj.logits, served(whole, removed), tokens), atol=1e-12, rtol=1e-12)
     check_files(name, tmp_path, removed)
     assert sum(x.size for x in jax.tree.leaves(ours.params)) == parameters_of(whole.config, removed)
     theirs = silenced(theirs, removed)
