@@ -13,4 +13,4 @@ MOST = 32  # of each function: the stages, seeds and trials of a run need a few
 
 def kept(make: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
     """A pure function of hashable arguments that remembers its last `MOST` results."""
-    return functools.wraps(make)(functools.lru_cache(MOST)(make))  # type: ignore[return-value]
+    return functools.lru_cache(MOST)(make)  # type: ignore[return-value]

@@ -3,6 +3,7 @@ that was left alone."""
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -25,6 +26,7 @@ from fusion_jax.models.parameters import init_params
 from fusion_jax.store import run_folder
 from fusion_jax.store.run_folder import RunFolder
 from fusion_jax.train import objectives, optimise
+from fusion_jax.train.objective import Objective
 from fusion_jax.train.settings import TrainSettings, compute_for
 from fusion_jax.train.state import OptimizerSettings
 
@@ -38,7 +40,7 @@ EXAMPLES = [Example(((1, 2 + i, 3 + i, 4 + 2 * i),), (1,), i) for i in range(10)
 LAST = 3  # of the steps from 0
 
 
-def train(folder: Path) -> Any:
+def train(folder: Path, objective: Objective | None = None, settings: TrainSettings = SETTINGS) -> Any:
     """Four steps on one host, or the rest of them."""
     folder.mkdir(exist_ok=True)
     config = config_from_hf({
@@ -48,7 +50,9 @@ def train(folder: Path) -> Any:
     model = Model(config, init_params(config, jax.random.key(0)), None)
     run = RunFolder(folder, Console(quiet=True))
     return jax.device_get(
-        optimise.optimise(model, Data(EXAMPLES[:8]), objectives.sft(), SETTINGS, run, held=Data(EXAMPLES[8:])).params
+        optimise.optimise(
+            model, Data(EXAMPLES[:8]), objective or objectives.sft(), settings, run, held=Data(EXAMPLES[8:])
+        ).params
     )
 
 
@@ -174,3 +178,25 @@ def test_an_evaluation_that_is_there_is_not_made_again(monkeypatch, tmp_path, wh
 def test_a_kernel_that_the_devices_lack_is_refused() -> None:
     with pytest.raises(InputError, match=r"attention.*devices here are cpu"):
         compute_for(TrainSettings(attention="splash"))
+
+
+def test_runs_that_differ_in_steps_and_rates_share_their_programs(tmp_path):
+    """A second run of twice as many steps at another rate traces nothing, and learns by its own schedule."""
+    plain, traces = objectives.sft(), 0
+
+    def loss(scores: Any, progress: Any) -> Any:
+        nonlocal traces
+        traces += 1
+        return plain.loss(scores, progress)
+
+    objective = dataclasses.replace(plain, loss=loss)
+    train(tmp_path / "one", objective)
+    assert traces
+    traces = 0
+    optimizer = OptimizerSettings(learning_rate=3e-3, schedule="linear", warmup_steps=2)
+    train(tmp_path / "two", objective, dataclasses.replace(SETTINGS, optimizer=optimizer, epochs=2.0))
+    assert not traces
+    told = [line["lr"] for line in read_jsonl(tmp_path / "two/metrics.jsonl") if "lr" in line]
+    assert told == pytest.approx([0, 1.5e-3, 3e-3, 2.5e-3, 2e-3, 1.5e-3, 1e-3, 5e-4], rel=1e-6)
+    train(tmp_path / "three", objective, dataclasses.replace(SETTINGS, optimizer=dataclasses.replace(optimizer, beta1=0.5)))
+    assert traces  # another optimizer
