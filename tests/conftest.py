@@ -90,9 +90,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """What was imported and collected stays: no collection of garbage has to look at it."""
+    """What was imported and collected stays: no collection of garbage has to look at it. Tracing makes many objects
+    that live on; what is garbage among them is looked for more rarely."""
     gc.collect()
     gc.freeze()
+    gc.set_threshold(50_000, 20, 20)
 
 
 @pytest.hookimpl(optionalhook=True)
