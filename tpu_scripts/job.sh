@@ -9,7 +9,8 @@
 #
 # A command that exits with code 75 (EX_TEMPFAIL: told to stop), 134 (jax aborts the hosts that outlive another one) or
 # 143 (SIGTERM came before Python listened) is started again, at most RESTARTS times: hosts that start again meet anew, whichever comes first.
-# Any other code ends the job and is recorded. State: .job/HOST/{log.txt,pid,exit_code,lock}.
+# Any other code ends the job and is recorded. State: .job/HOST/{log.txt,pid,exit_code,lock}, and compiled/, jax's
+# compiled programs, so that a command that starts again does not compile them again (or JAX_COMPILATION_CACHE_DIR).
 set -euo pipefail
 
 readonly TEMPFAIL=75 LOST=134 EARLY=143
@@ -103,7 +104,7 @@ attempt() {
   if ((number > 0)) && ! resumes "$@"; then
     set -- "$@" --resume True
   fi
-  export PATH="$PWD/.venv/bin:$PATH"
+  export PATH="$PWD/.venv/bin:$PATH" JAX_COMPILATION_CACHE_DIR="${JAX_COMPILATION_CACHE_DIR-$PWD/$state/compiled}"
   exec -- "$@"
 }
 

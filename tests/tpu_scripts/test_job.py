@@ -227,6 +227,17 @@ def test_attempt_becomes_the_command_as_the_manifest_needs(host):
     assert calls(host.bin, "train") == [["a"], ["a", "--resume", "True"]]
 
 
+def test_programs_are_kept_for_the_next_start(host):
+    """In the job's own folder, or where it is said; nowhere where that is nothing."""
+    program(host.bin, "train", "import os; print(os.environ['JAX_COMPILATION_CACHE_DIR'])")
+    told = []
+    for given in ("-u JAX_COMPILATION_CACHE_DIR", "JAX_COMPILATION_CACHE_DIR=gs://b/c", "JAX_COMPILATION_CACHE_DIR="):
+        done = host.remote(f"cd ~/fusion_jax && env {given} bash tpu_scripts/job.sh attempt 0 -- train")
+        told.append(done.stdout.strip())
+    own = f"{host.home}/fusion_jax/.job/{os.uname().nodename}/compiled"
+    assert told == [own, "gs://b/c", ""]
+
+
 @pytest.fixture
 def machine(tmp_path: Path) -> Bench:
     """A machine with the sources and a Python that only records what it is asked."""
