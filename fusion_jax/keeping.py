@@ -8,7 +8,7 @@ from typing import ParamSpec, TypeVar
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
-MOST = 32  # of each function: the stages, seeds and trials of a run need a few
+MOST = 16  # of each function: more than a run has stages of different kinds
 
 
 def kept(make: Callable[Arguments, Result]) -> Callable[Arguments, Result]:

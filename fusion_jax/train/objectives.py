@@ -142,7 +142,8 @@ def fusion(settings: FusionSettings, classes: np.ndarray | None = None) -> Objec
       classes: uint8[vocabulary], `align.classes.token_classes`; then the metrics tell how much probability the targets
         of scored tokens hold, by class of token. Without renormalising, the rest is unlisted or had no image.
     """
-    return _fusion(settings, None if classes is None or not settings.keeps_mass else classes.tobytes())
+    told = classes is not None and settings.keeps_mass
+    return _fusion(settings, np.asarray(classes, np.uint8).tobytes() if told else None)
 
 
 @kept
