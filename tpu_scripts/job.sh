@@ -10,7 +10,7 @@
 # A command that exits with code 75 (EX_TEMPFAIL: told to stop), 134 (jax aborts the hosts that outlive another one) or
 # 143 (SIGTERM came before Python listened) is started again, at most RESTARTS times: hosts that start again meet anew, whichever comes first.
 # Any other code ends the job and is recorded. State: .job/HOST/{log.txt,pid,exit_code,lock}, and compiled/, jax's
-# compiled programs, so that a command that starts again does not compile them again (or JAX_COMPILATION_CACHE_DIR).
+# compiled programs of this job, for the command when it starts again (or JAX_COMPILATION_CACHE_DIR).
 set -euo pipefail
 
 readonly TEMPFAIL=75 LOST=134 EARLY=143
@@ -51,7 +51,7 @@ start() {
   mkdir -p "$state"
   exec 9>"$state/lock"
   flock -n 9 || fail "a job is running already" "Wait for its end or stop it: tpu.sh stop"
-  rm -f "$state/exit_code"
+  rm -rf "$state/exit_code" "$state/compiled"
   setsid nohup bash "$script" loop "$restarts" -- "$@" </dev/null >>"$state/log.txt" 2>&1 &
   echo $! >"$state/pid"
   echo "$host: started"
@@ -68,6 +68,7 @@ forward() {
 loop() {
   local restarts=$1 attempt=0 code=0 seen
   shift 2
+  export JAX_COMPILATION_CACHE_DIR="${JAX_COMPILATION_CACHE_DIR-$PWD/$state/compiled}"
   signals=0 child='' told=''
   trap 'signals=$((signals + 1)); forward' TERM
   while true; do
@@ -104,7 +105,7 @@ attempt() {
   if ((number > 0)) && ! resumes "$@"; then
     set -- "$@" --resume True
   fi
-  export PATH="$PWD/.venv/bin:$PATH" JAX_COMPILATION_CACHE_DIR="${JAX_COMPILATION_CACHE_DIR-$PWD/$state/compiled}"
+  export PATH="$PWD/.venv/bin:$PATH"
   exec -- "$@"
 }
 

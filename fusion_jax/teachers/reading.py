@@ -20,7 +20,7 @@ from fusion_jax.data.documents import (
     leading_token,
     read_before,
 )
-from fusion_jax.keeping import kept
+from fusion_jax.keeping import kept_programs
 from fusion_jax.models.compute import Compute
 from fusion_jax.models.config import ModelConfig
 from fusion_jax.models.decoder import Params, forward, head_kernel, padded_positions
@@ -52,7 +52,7 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase, documents: Sequenc
     return hashlib.sha256(read.encode()).hexdigest()
 
 
-@kept
+@kept_programs
 def make_topk_step(
     config: ModelConfig, compute: Compute, k: int, vocab_limit: int
 ) -> Callable[[Params, Array, Array, Array], tuple[TopK, Array]]:

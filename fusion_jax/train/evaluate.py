@@ -31,7 +31,7 @@ def evaluator(
     """state -> means and counts of all held-out examples, named `eval_`; the last batch is filled with weight 0.
 
     Args:
-      step: (params, micro-batch, optimizer steps done) -> sums, by `step.make_eval_step`.
+      step: (params, micro-batch, optimizer steps done) -> sums: `step.make_eval_step`, told the rest.
       weights: the model's, of those of the state.
     """
     mine = local_rows(batch_size, mesh)

@@ -15,7 +15,7 @@ A batch has the decoder's first token and the response as its row, and beside it
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal, NamedTuple
 
@@ -127,14 +127,17 @@ class Found(NamedTuple):
     retrieved: Retrieved
 
 
-@kept
 def mktod(settings: MktodSettings, companion: OptimizerSettings) -> Objective:
     """The joint training of generator and retriever. companion: how the retriever is trained."""
-    how = companion if settings.beta else still(companion)
+    return replace(_mktod(settings), companion=companion if settings.beta else still(companion))
+
+
+@kept
+def _mktod(settings: MktodSettings) -> Objective:
     memory = Memory(_index, settings.refresh) if settings.scale == "large" else None
     return Objective(
         f"mktod_{settings.variant}", ("response",), partial(mktod_loss, settings),
-        scores=partial(mktod_scores, settings), memory=memory, companion=how,
+        scores=partial(mktod_scores, settings), memory=memory,
     )  # fmt: skip
 
 

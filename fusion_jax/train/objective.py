@@ -21,7 +21,7 @@ Metrics = dict[str, Mean | Count]
 
 
 class Progress(NamedTuple):
-    """How far a run is. step: optimizer steps that are done; total: those of the whole run; scalars of a program.
+    """How far a run is. step: int32[], optimizer steps that are done; total: int32[], those of the whole run.
 
     tokens: float[n], what `Objective.counts` counts, of the whole optimizer step.
     """
@@ -55,7 +55,8 @@ class Memory:
 
 @dataclass(frozen=True)
 class Objective:
-    """Rows, reference and loss of a method.
+    """Rows, reference and loss of a method: what its functions need besides settings is in `Given.arrays`, since the
+    record is hashed and kept.
 
     name: what reports and plans call it.
     slots: what the rows of an example are, in their order, for instance ("chosen", "rejected"). A row is one sequence

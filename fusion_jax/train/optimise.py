@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +33,7 @@ from fusion_jax.train.reference import with_reference
 from fusion_jax.train.scores import score
 from fusion_jax.train.settings import TrainSettings, compute_for, step_count
 from fusion_jax.train.state import Pace, TrainState, init_state, make_optimizer, paces
-from fusion_jax.train.step import make_eval_step, make_train_step, shard_batch
+from fusion_jax.train.step import make_eval_step, make_memory, make_train_step, shard_batch
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar
@@ -79,7 +78,7 @@ def optimise(
     total = step_count(len(data), settings) if data.batches is None else len(data.batches)
     adapted = has_adapters(model.params)
     params = place_params(merged(model.params) if adapted else model.params, model.config, compute.mesh)
-    model = dataclasses.replace(model, params=params, adapter=None, folder="" if adapted else model.folder)
+    model = replace(model, params=params, adapter=None, folder="" if adapted else model.folder)
     weights = (lambda params: params) if lora is None else partial(joined, model.params, scale=lora.scale)
     held = held if held is not None and len(held) else None
     buckets = buckets_for(np.concatenate([data.extents, *([held.extents] if held else [])]))
@@ -91,12 +90,13 @@ def optimise(
         held = refer("reference_validation", held) if held else None
     check_rate(run, settings.optimizer.rate(total), total)
     optimizer = make_optimizer(settings.optimizer, objective.companion)
+    pace, objective = paces(settings.optimizer, total, objective.companion), replace(objective, companion=None)
     step = make_train_step(
         model.config, objective, optimizer, compute, router_weight=settings.router_weight, lora=lora, in_step=in_step
     )
     work = _Work(
         total,
-        paces(settings.optimizer, total, objective.companion),
+        pace,
         _feeder(data, settings, total, buckets, compute),
         step,
         _evaluation(model, objective, held, settings, buckets, compute, total, weights, arrays, measured),
@@ -110,7 +110,7 @@ def optimise(
     fresh = model.params if lora is None else init_adapters(model.config, lora, settings.seed, compute.mesh)
     state = init_state(fresh, optimizer, compute.mesh)
     if (memory := objective.memory) is not None:
-        made = compute.jit(lambda params: memory.make(params, model.config, arrays, compute))(state.params)
+        made = make_memory(model.config, memory, compute)(state.params, arrays)
         state = state._replace(opt_state=(state.opt_state, made))
     state = restore_state(checkpoints, state) or state
     with doing(f"training {run.path.name}"), preemption() as told_to_stop, run.timed("training") as clock:
@@ -120,7 +120,7 @@ def optimise(
                 state = _best(state, settings, run, checkpoints, best_by)
         clock.took("checkpoint")
     adapter = None if lora is None else Adapter(lora, state.params, model.folder)
-    return dataclasses.replace(model, params=weights(state.params), adapter=adapter, folder="")
+    return replace(model, params=weights(state.params), adapter=adapter, folder="")
 
 
 def _referenced(

@@ -35,10 +35,10 @@ class TrainState(NamedTuple):
 
 
 class Pace(NamedTuple):
-    """What the host tells an optimizer step. They are arguments of its program, which is the same at every pace.
+    """What the host tells an optimizer step, whose program is the same at every pace.
 
-    total: optimizer steps of the whole run. rate: the step's learning rate; companion: that of the parameters under
-    "companion", where there are some.
+    total: int32[], optimizer steps of the whole run. rate: float32[], the step's learning rate. companion: float32[],
+    that of the parameters under "companion"; None where there are none.
     """
 
     total: Any
@@ -103,9 +103,10 @@ def paces(
 
 
 def rates(settings: OptimizerSettings, num_steps: int) -> np.ndarray:
-    """float32[num_steps], the learning rate of each step."""
-    steps = jnp.arange(num_steps)
-    return np.asarray(jnp.broadcast_to(settings.rate(num_steps)(steps), steps.shape))
+    """float32[num_steps], the learning rate of each step, computed in float64: on any device the same."""
+    with jax.enable_x64(True):
+        found = settings.rate(num_steps)(jnp.arange(num_steps))
+    return np.broadcast_to(np.asarray(found, np.float32), (num_steps,))
 
 
 def make_optimizer(
@@ -172,6 +173,7 @@ def _side_by_side(
     def update(
         grads: Params, state: tuple[Any, Any], params: Params, *, pace: Pace, **_: Any
     ) -> tuple[Params, tuple[Any, Any]]:
+        assert pace.companion is not None, "the companion has a learning rate of its own"
         (first, second), (weights, others) = _parted(grads), _parted(params)
         new, own_state = own.update(first, state[0], weights, pace=pace)
         new_beside, other_state = beside.update(second, state[1], others, pace=pace._replace(rate=pace.companion))

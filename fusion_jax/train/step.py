@@ -17,14 +17,14 @@ from jax import lax
 from jax.sharding import Mesh
 
 from fusion_jax.data.batches import TokenBatch
-from fusion_jax.keeping import kept
+from fusion_jax.keeping import kept_programs
 from fusion_jax.losses.reductions import Mean, divide
 from fusion_jax.models.compute import Compute
 from fusion_jax.models.config import ModelConfig
 from fusion_jax.models.experts import balance
 from fusion_jax.models.lora import Lora, joined
 from fusion_jax.sharding import constrain, data_ways, local_rows, named
-from fusion_jax.train.objective import Given, Metrics, Objective, Progress
+from fusion_jax.train.objective import Given, Memory, Metrics, Objective, Progress
 from fusion_jax.train.scores import Scores, score
 from fusion_jax.train.state import Pace, Params, TrainState
 
@@ -35,7 +35,7 @@ def _place(batch: TokenBatch, mesh: Mesh | None) -> TokenBatch:
     return jax.tree.map(lambda x: constrain(x, mesh, ("batch",) + (None,) * (x.ndim - 1)), batch)
 
 
-@kept
+@kept_programs
 def make_score_step(
     config: ModelConfig, compute: Compute, scores: Callable[..., Scores] = score
 ) -> Callable[[Params, TokenBatch], Array]:
@@ -58,10 +58,9 @@ def scores_of(
     return objective.scores(params, config, batch, compute, *beside)
 
 
-@kept
+@kept_programs
 def make_eval_step(config: ModelConfig, objective: Objective, compute: Compute) -> Callable[..., Metrics]:
-    """Jitted objective without gradient: (params, micro-batch, progress, arrays) -> sums with weights, `loss` among
-    them.
+    """Jitted objective without gradient: (params, micro-batch, progress, arrays) -> sums with weights, also of `loss`.
 
     What it keeps between steps is made anew of these weights.
     """
@@ -77,6 +76,12 @@ def make_eval_step(config: ModelConfig, objective: Objective, compute: Compute) 
     return compute.jit(evaluate)
 
 
+@kept_programs
+def make_memory(config: ModelConfig, memory: Memory, compute: Compute) -> Callable[[Params, Any], Any]:
+    """Jitted (params, arrays) -> what is kept between steps, as it is before the first one."""
+    return compute.jit(lambda params, arrays: memory.make(params, config, arrays, compute))
+
+
 def _balance(scores: Scores) -> Metrics:
     """How evenly the routers of a model with experts choose (`models.experts.balance`), by micro-batches."""
     if scores.routing is None:
@@ -85,7 +90,7 @@ def _balance(scores: Scores) -> Metrics:
     return {"balance": Mean(balance(scores.routing) * tokens, tokens)}
 
 
-@kept
+@kept_programs
 def make_train_step(
     config: ModelConfig,
     objective: Objective,
@@ -141,15 +146,15 @@ def make_train_step(
     ) -> tuple[TrainState, dict[str, Array]]:
         gradient, tokens = jax.grad(micro, has_aux=True), None
         opt_state, memory = state.opt_state, objective.memory
-        kept = None
+        remembered = None
         if memory is not None:
-            opt_state, kept = opt_state
-            kept = lax.cond(
+            opt_state, remembered = opt_state
+            remembered = lax.cond(
                 state.step % memory.every == 0,
                 lambda params, old: memory.make(params, config, arrays, compute), lambda params, old: old,
-                state.params, kept,
+                state.params, remembered,
             )  # fmt: skip
-        given = Given(arrays, kept)
+        given = Given(arrays, remembered)
         if objective.counts:
             tokens = jax.vmap(objective.counts)(batches).sum(0)
         progress = Progress(state.step, pace.total, tokens)
@@ -174,7 +179,7 @@ def make_train_step(
         keep = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"]) & ~state.halted
         proposed = (optax.apply_updates(state.params, updates), moments)
         params, moments = jax.tree.map(lambda new, old: jnp.where(keep, new, old), proposed, (state.params, opt_state))
-        opt_state = moments if memory is None else (moments, kept)
+        opt_state = moments if memory is None else (moments, remembered)
         new_state = TrainState(state.step + keep, ~keep, params, opt_state)
         return new_state, {**metrics, "bad": bad}
 

@@ -227,15 +227,16 @@ def test_attempt_becomes_the_command_as_the_manifest_needs(host):
     assert calls(host.bin, "train") == [["a"], ["a", "--resume", "True"]]
 
 
-def test_programs_are_kept_for_the_next_start(host):
-    """In the job's own folder, or where it is said; nowhere where that is nothing."""
-    program(host.bin, "train", "import os; print(os.environ['JAX_COMPILATION_CACHE_DIR'])")
-    told = []
-    for given in ("-u JAX_COMPILATION_CACHE_DIR", "JAX_COMPILATION_CACHE_DIR=gs://b/c", "JAX_COMPILATION_CACHE_DIR="):
-        done = host.remote(f"cd ~/fusion_jax && env {given} bash tpu_scripts/job.sh attempt 0 -- train")
-        told.append(done.stdout.strip())
-    own = f"{host.home}/fusion_jax/.job/{os.uname().nodename}/compiled"
-    assert told == [own, "gs://b/c", ""]
+@pytest.mark.parametrize("given", [None, "gs://b/c", ""])
+def test_programs_are_kept_for_the_next_start(host, given):
+    """In the job's own folder, which a new job empties, or where it is said; nowhere where that is nothing."""
+    program(host.bin, "train", "import os; print('in', os.environ['JAX_COMPILATION_CACHE_DIR'], flush=True)")
+    own = host.home / f"fusion_jax/.job/{os.uname().nodename}/compiled"
+    own.mkdir(parents=True)
+    there = "-u JAX_COMPILATION_CACHE_DIR" if given is None else f"JAX_COMPILATION_CACHE_DIR={given}"
+    assert host.remote(f"cd ~/fusion_jax && env {there} bash tpu_scripts/job.sh start 0 -- train").returncode == 0
+    assert host.wait() == "ended with code 0" and not own.exists()
+    assert f"in {own if given is None else given}\n" in host.log()
 
 
 @pytest.fixture

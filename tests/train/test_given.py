@@ -169,7 +169,8 @@ def test_a_companion_has_an_optimizer_of_its_own():
     config = replace(model.config, companion=beside)
     assert parameter_specs(config)["companion"].keys() == parameter_specs(beside).keys()
     params = model.params | {"companion": init_params(beside, jax.random.key(1))}
-    own, other = OptimizerSettings(learning_rate=1e-2, clip_norm=0.5, weight_decay=0.1), OptimizerSettings(learning_rate=1e-3)
+    own = OptimizerSettings(learning_rate=1e-2, clip_norm=0.5, weight_decay=0.1)
+    other = OptimizerSettings(learning_rate=1e-3)
     both, grads = make_optimizer(own, other), jax.tree.map(jnp.ones_like, params)
     pace = paces(own, 10, other)
     updates, state = both.update(grads, both.init(params), params, pace=pace(0))
@@ -178,7 +179,8 @@ def test_a_companion_has_an_optimizer_of_its_own():
         alone, ones = of_optax(settings, 10), jax.tree.map(jnp.ones_like, side)
         moved, kept = alone.update(ones, alone.init(side), side)
         moved, kept = alone.update(ones, kept, side)
-        assert jax.tree.structure(kept) == jax.tree.structure(mine)  # so that older checkpoints are read
+        told = [jax.tree.map(lambda x: (x.shape, x.dtype), one) for one in (kept, mine)]
+        assert told[0] == told[1]  # so that older checkpoints are read
         found = {k: updates[k] for k in side} if side is model.params else updates["companion"]
         jax.tree.map(np.testing.assert_array_equal, found, moved)
     assert float(optax.tree.norm(updates["companion"])) > 0

@@ -302,5 +302,7 @@ def test_the_objective_says_what_it_needs():
     settings = OptimizerSettings(learning_rate=1e-3, weight_decay=0.01)
     whole = mktod(MktodSettings(), settings)
     assert whole.memory is not None and whole.companion == settings
+    slower = mktod(MktodSettings(), replace(settings, learning_rate=1e-4))
+    assert replace(slower, companion=None) == replace(whole, companion=None)  # and so they share their step
     alone = mktod(replace(CONDENSED, beta=0.0), settings)
     assert alone.memory is None and alone.companion.learning_rate == 0

@@ -223,6 +223,7 @@ def test_a_run_goes_on_with_another_tracker(tmp_path):
 
 def test_each_line_of_metrics_has_its_time_and_the_report_a_table(data, tmp_path):
     """Without the evaluations, which belong to the line behind them."""
+    jax.clear_caches()
     out = tmp_path / "run"
     attempt(dpo, options(data, out))
     lines = read_jsonl(out / TIMES)
