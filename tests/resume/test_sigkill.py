@@ -10,11 +10,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 
+import jax
 import pytest
 from safetensors.numpy import load_file
 
 from experiments import alirector, dpo, fusechat, kca, mktod, prune, seft
 from fusion_jax.jsonl import read_jsonl
+from fusion_jax.models.folder import Model, save
+from fusion_jax.models.parameters import init_params
+from fusion_jax.zoo import chinese
 from tests.conftest import is_daily
 from tests.programs import Program
 from tests.small import attempt, even_pairs, fails, pairs, script, small_folder, write
@@ -159,14 +163,18 @@ def test_a_joint_training_killed_between_its_evaluations(tmp_path):
 @pytest.mark.slow
 def test_a_corrector_killed_in_its_first_stage_and_in_its_distillation(tmp_path):
     """Once in the first corrector, once when both alignment models have taught the second one a step."""
+    tokenizer = chinese.wordpiece()
+    config = chinese.bart(tokenizer, layers=1, positions=256)
+    save(Model(config, init_params(config, jax.random.key(0)), tokenizer), tmp_path / "bart")
 
     def arguments(out: str) -> list[str]:
         how = {"epochs": 2, "batch-size": 8, "log-every": 1, "checkpoint-every": 2, "dropout": 0.1, "source-dropout": 0.1}
         given = {f"{stage}.{name}": x for stage in ("corrector", "alignment", "distillation") for name, x in how.items()}
         given |= {
-            "out": tmp_path / out, "arms": "alirector", "raised": 0, "validation": 4, "corrector.epochs": 8,
-            "corrector.checkpoint-every": 16, "corrector.optimizer.learning-rate": 5e-3, "corpus.lang8": 60,
-            "corpus.hsk": 8, "corpus.copies": 2, "corpus.test": 8, "corpus.longest": 12, "writing.max-new-tokens": 24,
+            "out": tmp_path / out, "model": tmp_path / "bart", "arms": "alirector", "raised": 0, "validation": 4,
+            "corrector.epochs": 8, "corrector.checkpoint-every": 16, "corrector.optimizer.learning-rate": 5e-3,
+            "corpus.lang8": 60, "corpus.hsk": 8, "corpus.copies": 2, "corpus.test": 8, "corpus.longest": 12,
+            "writing.max-new-tokens": 24,
         }  # fmt: skip
         return [word for name, x in given.items() for word in (f"--{name}", str(x))]
 
