@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -11,13 +13,15 @@ import pytest
 import torch
 import transformers
 
-from fusion_jax.data.batches import Data, Example, buckets_for, collate
+from fusion_jax.data.batches import Data, Example, TokenBatch, buckets_for, collate
 from fusion_jax.losses.reductions import divide
 from fusion_jax.models.compute import Compute
-from fusion_jax.models.folder import load
+from fusion_jax.models.config import ModelConfig
+from fusion_jax.models.folder import Model, load
 from fusion_jax.train.alirector import TEACHERS, AlirectorSettings, alirector, corrector
-from fusion_jax.train.objective import Given, Progress
+from fusion_jax.train.objective import Given, Objective, Progress
 from fusion_jax.train.step import scores_of
+from tests.quick import FAST
 
 BART = {
     "vocab_size": 30, "d_model": 16, "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 2,
@@ -36,7 +40,19 @@ SETTINGS = [
 ]  # fmt: skip
 
 
-def made(tmp_path, kind: Any, config: Any) -> tuple[list[Any], list[Any]]:
+@pytest.fixture(scope="module")
+def bart(tmp_path_factory) -> tuple[list[Any], list[Model]]:
+    config = transformers.BartConfig(**BART)
+    return made(tmp_path_factory.mktemp("bart"), transformers.BartForConditionalGeneration, config)
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory) -> tuple[list[Any], list[Model]]:
+    config = transformers.LlamaConfig(**LLAMA)
+    return made(tmp_path_factory.mktemp("llama"), transformers.LlamaForCausalLM, config)
+
+
+def made(folder: Path, kind: Any, config: Any) -> tuple[list[Any], list[Model]]:
     """Corrector and alignment models, in PyTorch and here, from the same folders."""
     theirs, ours = [], []
     for number in range(3):
@@ -45,9 +61,9 @@ def made(tmp_path, kind: Any, config: Any) -> tuple[list[Any], list[Any]]:
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.normal_(0, 0.3)
-        model.save_pretrained(tmp_path / str(number))
+        model.save_pretrained(folder / str(number))
         theirs.append(model)
-        ours.append(load(tmp_path / str(number)))
+        ours.append(load(folder / str(number)))
     return theirs, ours
 
 
@@ -67,23 +83,34 @@ def by_hand(logits: list[torch.Tensor], labels: torch.Tensor, s: AlirectorSettin
     return torch.nn.functional.cross_entropy(student, labels) + s.beta * kl
 
 
+def batch_of(data: Data) -> TokenBatch:
+    return collate(data.examples, buckets_for(data.extents), shapes=data.shapes)
+
+
+def read(objective: Objective, config: ModelConfig, params: Any, batch: TokenBatch, given: Given) -> Any:
+    """Loss with its metrics, and scores."""
+    scores = scores_of(objective, params, config, batch, Compute(), given)
+    loss, metrics = objective.loss(scores, Progress(jnp.int32(0), 1))
+    return divide(loss), (metrics, scores)
+
+
+# As programs: one by one their operations take longer to compile.
+READ = jax.jit(read, static_argnums=(0, 1), compiler_options=FAST)
+LEARN = jax.jit(jax.value_and_grad(read, argnums=2, has_aux=True), static_argnums=(0, 1), compiler_options=FAST)
+
+
 def compare(models: list[Any], theirs: Any, data: Data, s: AlirectorSettings, loss: torch.Tensor, tmp_path) -> None:
     """Loss and gradients here beside those in PyTorch."""
-    objective, compute = alirector(s), Compute()
-    batch = jax.tree.map(jnp.asarray, collate(data.examples, buckets_for(data.extents), shapes=data.shapes))
     given = Given({name: model.params for name, model in zip(TEACHERS, models[1:], strict=True)})
-
-    def ours(params: Any) -> jax.Array:
-        scores = scores_of(objective, params, models[0].config, batch, compute, given)
-        return divide(objective.loss(scores, Progress(jnp.int32(0), 1))[0])
-
-    value, gradient = jax.value_and_grad(ours)(models[0].params)
+    (value, _), gradient = LEARN(alirector(s), models[0].config, models[0].params, batch_of(data), given)
     assert float(value) == pytest.approx(float(loss.detach()), rel=2e-5)
+    theirs.zero_grad()
     loss.backward()
+    gradients = copy.deepcopy(theirs)
     with torch.no_grad():
-        for parameter in theirs.parameters():
-            parameter.copy_(torch.zeros_like(parameter) if parameter.grad is None else parameter.grad)
-    theirs.save_pretrained(tmp_path / "gradient")
+        for parameter, own in zip(gradients.parameters(), theirs.parameters(), strict=True):
+            parameter.copy_(torch.zeros_like(own) if own.grad is None else own.grad)
+    gradients.save_pretrained(tmp_path / "gradient")
     wanted = load(tmp_path / "gradient").params
     largest = max(float(jnp.abs(x).max()) for x in jax.tree.leaves(wanted))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5 * largest), gradient, wanted)
@@ -97,8 +124,8 @@ def translated() -> list[list[list[int]]]:
 
 
 @pytest.mark.parametrize("s", SETTINGS)
-def test_an_encoder_decoder_learns_as_in_pytorch(s, tmp_path):
-    theirs, ours = made(tmp_path, transformers.BartForConditionalGeneration, transformers.BartConfig(**BART))
+def test_an_encoder_decoder_learns_as_in_pytorch(s, bart, tmp_path):
+    theirs, ours = bart
     texts = translated()
     examples = [
         Example(((*source, 3, *labels),), (len(source) + 1,), i,
@@ -131,8 +158,8 @@ def prompted(cuts: bool = False) -> tuple[list[list[list[int]]], list[Example]]:
 
 
 @pytest.mark.parametrize("s", SETTINGS[:4])
-def test_a_decoder_learns_as_in_pytorch_though_prompts_differ(s, tmp_path):
-    theirs, ours = made(tmp_path, transformers.LlamaForCausalLM, transformers.LlamaConfig(**LLAMA))
+def test_a_decoder_learns_as_in_pytorch_though_prompts_differ(s, llama, tmp_path):
+    theirs, ours = llama
     texts, examples = prompted()
     rows: list[list[torch.Tensor]] = [[], [], []]
     for one in texts:
@@ -145,38 +172,27 @@ def test_a_decoder_learns_as_in_pytorch_though_prompts_differ(s, tmp_path):
     compare(ours, theirs[0], Data(examples), s, loss, tmp_path)
 
 
-def test_an_item_that_one_model_cuts_elsewhere_is_not_taught(tmp_path):
-    _, ours = made(tmp_path, transformers.LlamaForCausalLM, transformers.LlamaConfig(**LLAMA))
-    data = Data(prompted(cuts=True)[1])
-    batch = jax.tree.map(jnp.asarray, collate(data.examples, buckets_for(data.extents), shapes=data.shapes))
+def test_an_item_that_one_model_cuts_elsewhere_is_not_taught(llama):
+    _, ours = llama
+    batch = batch_of(Data(prompted(cuts=True)[1]))
     given = Given({name: model.params for name, model in zip(TEACHERS, ours[1:], strict=True)})
-    objective = alirector(AlirectorSettings())
-    scores = scores_of(objective, ours[0].params, ours[0].config, batch, Compute(), given)
+    found = READ(alirector(AlirectorSettings()), ours[0].config, ours[0].params, batch, given)
+    loss, (metrics, scores) = jax.tree.map(np.asarray, found)
     assert scores.found.taught[:, 0].sum(-1).tolist() == [4, 0, 0]  # of 14 tokens the second is cut by 1, the third by 1
     assert scores.lengths[:, 0].tolist() == [4, 6, 3]
-    loss, metrics = objective.loss(scores, Progress(jnp.int32(0), 1))
     assert float(divide(metrics["tokens"])) == 13 and float(metrics["loss/alignment"].weight) == 4
     taught = scores.found.divergence[0, 0].sum() / 13
-    assert float(divide(loss)) == pytest.approx(float(divide(metrics["loss/language"]) + 0.5 * taught), rel=1e-6)
+    assert float(loss) == pytest.approx(float(divide(metrics["loss/language"]) + 0.5 * taught), rel=1e-6)
 
 
-def test_a_corrector_that_is_its_own_alignment_model_learns_nothing_from_it(tmp_path):
-    _, ours = made(tmp_path, transformers.BartForConditionalGeneration, transformers.BartConfig(**BART))
+def test_a_corrector_that_is_its_own_alignment_model_learns_nothing_from_it(bart):
+    _, ours = bart
     data = Data([
         Example(((*source, 3, *labels),), (len(source) + 1,), i, beside=dict.fromkeys(TEACHERS, np.asarray(source)))
         for i, (source, *_, labels) in enumerate(translated())
     ])  # fmt: skip
-    batch = jax.tree.map(jnp.asarray, collate(data.examples, buckets_for(data.extents), shapes=data.shapes))
-    one, given = ours[0], Given(dict.fromkeys(TEACHERS, ours[0].params))
-    objective, plain = alirector(AlirectorSettings(beta=3.0)), corrector()
-
-    def gradients(which: Any, beside: Given) -> Any:
-        def loss(params: Any) -> jax.Array:
-            scores = scores_of(which, params, one.config, batch, Compute(), beside)
-            return divide(which.loss(scores, Progress(jnp.int32(0), 1))[0])
-
-        return jax.value_and_grad(loss)(one.params)
-
-    (value, gradient), (alone, wanted) = gradients(objective, given), gradients(plain, Given())
+    one, batch, given = ours[0], batch_of(data), Given(dict.fromkeys(TEACHERS, ours[0].params))
+    (value, _), gradient = LEARN(alirector(AlirectorSettings(beta=3.0)), one.config, one.params, batch, given)
+    (alone, _), wanted = LEARN(corrector(), one.config, one.params, batch, Given())
     assert float(value) == pytest.approx(float(alone), rel=1e-6)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), gradient, wanted)
