@@ -15,7 +15,7 @@ from fusion_jax.cool.settings import CoolSettings
 from fusion_jax.cool.sources import Source, read_prompts, sources_of
 from fusion_jax.cool.together import write
 from fusion_jax.cool.words import Words, common
-from fusion_jax.models.folder import load
+from fusion_jax.models.folder import Model, load
 from fusion_jax.models.tokenizers import load_tokenizer
 
 pytestmark = pytest.mark.usefixtures("quick_compiler")
@@ -33,10 +33,15 @@ def folder(root: Path, variant: str, name: str) -> Path:
     return made
 
 
+def alike(model: Model) -> Model:
+    """How weights began is of no matter here, and models that differ in no more share their programs."""
+    return replace(model, config=replace(model.config, initializer_range=0.02))
+
+
 @pytest.fixture(scope="module", params=["fit", "rand"])
 def golden(request, tmp_path_factory) -> tuple[list[Source], dict]:
     root = tmp_path_factory.mktemp("cool")
-    models = {name: load(folder(root, request.param, name)) for name in NAMES}
+    models = {name: alike(load(folder(root, request.param, name))) for name in NAMES}
     traces = json.loads((GOLDEN / f"traces_{request.param}.json").read_text("utf-8"))
     return sources_of(models, chat=False), traces
 
@@ -118,7 +123,7 @@ def test_answers_alone_and_the_one_that_all_like_best(golden):
 def test_one_prompt_gives_what_a_batch_gives(golden):
     """The traces are those of single prompts; above they come from three rows, of which finished ones make room."""
     sources, traces = golden
-    case = traces["cases"][0]
+    case = traces["cases"][1]  # short: programs of few widths
     same(run(sources, [case["prompt"]], settings(traces))[0], case["aligned"])
 
 
