@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from fusion_jax.models.compute import Compute
 from fusion_jax.models.config import Head
 from fusion_jax.models.decoder import encode, encoded_states, forward, gathered, projected
 from fusion_jax.models.families import config_from_hf
+from fusion_jax.models.folder import Model
 from fusion_jax.models.layers import Noise
 from fusion_jax.models.parameters import init_params, parameter_specs
 from fusion_jax.sharding import make_mesh
@@ -36,6 +38,10 @@ from fusion_jax.train.state import COMPANION, OptimizerSettings, TrainState, mak
 from tests.small import small_model
 
 pytestmark = pytest.mark.usefixtures("quick_compiler")
+# As programs: one by one their operations take longer to compile.
+SCORE = jax.jit(score, static_argnums=(1, 3))
+ENCODE, STATES, FORWARD = (jax.jit(read, static_argnums=1) for read in (encode, encoded_states, forward))
+GATHERED, INIT = jax.jit(gathered), jax.jit(init_params, static_argnums=0)
 BART = {
     "model_type": "bart", "vocab_size": 40, "d_model": 16, "encoder_layers": 2, "decoder_layers": 2,
     "encoder_attention_heads": 2, "decoder_attention_heads": 2, "encoder_ffn_dim": 24, "decoder_ffn_dim": 24,
@@ -49,6 +55,11 @@ TRAIN = TrainSettings(
     OptimizerSettings(learning_rate=1e-2, warmup_ratio=0.0), batch_size=4, micro_batches=2, log_every=1, compute_dtype="float32",
     remat="none", epochs=2.0, checkpoint_every=2,
 )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    return small_model()
 
 
 def folder(path: Path) -> RunFolder:
@@ -79,73 +90,74 @@ def test_arrays_beside_rows_have_one_shape_in_all_batches():
     assert examples_fingerprint(changed) != examples_fingerprint(data.examples)
 
 
-def test_dropout_is_that_of_an_example_wherever_it_stands():
+def test_dropout_is_that_of_an_example_wherever_it_stands(model):
     data, micro = Data(examples()), np.arange(8).reshape(2, 4)
     whole = step_batch(data, micro, buckets_for(data.extents), None, drawn_from=(3, 7))
     other = step_batch(data, micro[:, ::-1], buckets_for(data.extents), None, drawn_from=(3, 7))
     later = step_batch(data, micro, buckets_for(data.extents), None, drawn_from=(3, 8))
     assert whole.noise.shape == (2, 4) and len(set(whole.noise.ravel().tolist())) == 8
     assert (whole.noise == other.noise[:, ::-1]).all() and (whole.noise != later.noise).all()
-    model, compute = small_model(), Compute(dropout=0.3)
-    rows, mixed = (jax.tree.map(lambda x: jnp.asarray(x[0]), b) for b in (whole, other))
-    found, again = (score(model.params, model.config, b, compute).sequence for b in (rows, mixed))
+    compute = Compute(dropout=0.3)
+    rows, mixed = (jax.tree.map(lambda x: np.asarray(x[0]), b) for b in (whole, other))
+    found, again = (np.asarray(SCORE(model.params, model.config, b, compute).sequence) for b in (rows, mixed))
     np.testing.assert_allclose(found, again[::-1], rtol=1e-6)
-    plain = score(model.params, model.config, rows._replace(noise=None), compute).sequence
+    plain = np.asarray(SCORE(model.params, model.config, rows._replace(noise=None), compute).sequence)
     assert np.abs(found - plain).min() > 1e-4
-    np.testing.assert_array_equal(plain, score(model.params, model.config, rows, Compute()).sequence)
+    np.testing.assert_array_equal(plain, SCORE(model.params, model.config, rows, Compute()).sequence)
 
 
 def test_dropout_is_of_tokens_and_of_what_each_part_adds():
     config = config_from_hf(BART)
-    params = init_params(config, jax.random.key(0))
-    tokens, lengths = jnp.broadcast_to(jnp.arange(3, 9), (2000, 6)), jnp.full(2000, 6)
-    keys = jax.random.randint(jax.random.key(1), (2000,), -(2**31), 2**31 - 1, jnp.int32)
+    params = INIT(config, jax.random.key(0))
+    tokens, lengths = np.broadcast_to(np.arange(3, 9, dtype=np.int32), (2000, 6)), np.full(2000, 6, np.int32)
+    keys = np.random.default_rng(1).integers(-(2**31), 2**31 - 1, 2000, np.int32)
     shallow = params | {"encoder": jax.tree.map_with_path(
-        lambda path, x: jnp.ones_like(x) if path[-1].key == "scale" else jnp.zeros_like(x), params["encoder"]
+        lambda path, x: np.ones_like(x) if path[-1].key == "scale" else np.zeros_like(x), params["encoder"]
     )}  # fmt: skip
-    gone = encode(shallow, config, tokens, lengths, noise=Noise(keys, source_rate=0.5)).hidden
-    without = shallow | {"embed": {"embedding": jnp.zeros_like(params["embed"]["embedding"])}}
-    empty = encode(without, config, tokens[:1], lengths[:1]).hidden[0]
+    gone = ENCODE(shallow, config, tokens, lengths, noise=Noise(keys, source_rate=0.5)).hidden
+    without = shallow | {"embed": {"embedding": np.zeros_like(params["embed"]["embedding"])}}
+    empty = np.asarray(ENCODE(without, config, tokens[:2], lengths[:2]).hidden)[0]
     assert abs(np.isclose(gone, empty, atol=1e-6).all(-1).mean() - 0.5) < 0.02
 
     def decoded(rate: float, weights: dict) -> np.ndarray:
-        encoded = encode(weights, config, tokens[:2], lengths[:2])
-        return np.asarray(forward(weights, config, tokens[:2], encoded=encoded, noise=Noise(keys[:2], rate)))
+        encoded = ENCODE(weights, config, tokens[:2], lengths[:2])
+        return np.asarray(FORWARD(weights, config, tokens[:2], encoded=encoded, noise=Noise(keys[:2], rate)))
 
-    still = forward(params, config, tokens[:2], encoded=encode(params, config, tokens[:2], lengths[:2]))
+    encoded = ENCODE(params, config, tokens[:2], lengths[:2])
+    still = np.asarray(FORWARD(params, config, tokens[:2], encoded=encoded))
     np.testing.assert_array_equal(decoded(0.0, params), still)
     first = decoded(0.4, params)
     assert np.abs(first - still).max() > 0.01 and np.abs(first[0] - first[1]).max() > 0.01
     # What a layer's part adds is dropped anew in each layer: two layers alike add something else.
-    alike = params | {"layers": jax.tree.map(lambda x: jnp.stack([x[0], x[0]]), params["layers"])}
+    alike = params | {"layers": jax.tree.map(lambda x: np.stack([x[0], x[0]]), params["layers"])}
     assert np.abs(decoded(0.4, alike) - decoded(0.4, params)).max() > 0
 
 
 def test_padding_between_tokens_keeps_their_places():
     config = config_from_hf(BART)
-    params = init_params(config, jax.random.key(0))
-    tokens = jnp.asarray([[5, 6, 7, 8, 9, 10]])
-    exists = jnp.asarray([[True, True, False, True, False, True]])
-    one, other = (encoded_states(params, config, t, exists) for t in (tokens, tokens.at[0, 2].set(33).at[0, 4].set(1)))
+    params = INIT(config, jax.random.key(0))
+    tokens, changed = np.asarray([[5, 6, 7, 8, 9, 10], [5, 6, 33, 8, 1, 10]], np.int32)[:, None]
+    exists = np.asarray([[True, True, False, True, False, True]])
+    one, other = (np.asarray(STATES(params, config, t, exists)) for t in (tokens, changed))
     np.testing.assert_allclose(one[exists], other[exists], rtol=1e-6)
-    whole = gathered(one, exists)
+    whole = GATHERED(one, exists)
     assert whole.lengths.tolist() == [4]
-    np.testing.assert_array_equal(whole.hidden[0, :4], one[0, jnp.asarray([0, 1, 3, 5])])
-    rows = jnp.asarray([[2, 4, 6]])
-    seen = forward(params, config, rows, encoded=whole)
-    mixed = gathered(one[:, ::-1], exists[:, ::-1])
-    np.testing.assert_allclose(seen, forward(params, config, rows, encoded=mixed), atol=1e-5)
-    plain = encode(params, config, tokens[:, :4], jnp.asarray([3]))
+    np.testing.assert_array_equal(np.asarray(whole.hidden)[0, :4], one[0, [0, 1, 3, 5]])
+    rows = np.asarray([[2, 4, 6]], np.int32)
+    seen = FORWARD(params, config, rows, encoded=whole)
+    mixed = GATHERED(one[:, ::-1], exists[:, ::-1])
+    np.testing.assert_allclose(seen, FORWARD(params, config, rows, encoded=mixed), atol=1e-5)
+    plain = ENCODE(params, config, tokens[:, :4], np.asarray([3], np.int32))
     np.testing.assert_allclose(
-        plain.hidden[:, :3], encoded_states(params, config, tokens, jnp.arange(6)[None] < 3)[:, :3], rtol=1e-5
+        plain.hidden[:, :3], STATES(params, config, tokens, np.arange(6)[None] < 3)[:, :3], rtol=1e-5
     )
 
 
 def test_a_projected_text_has_length_one():
     config = replace(config_from_hf(BERT), head=Head(projected=4))
-    params = init_params(config, jax.random.key(0))
-    hidden = encode(params, config, jnp.asarray([[3, 4, 5], [6, 7, 0]]), jnp.asarray([3, 2])).hidden
-    vectors = projected(params, config, hidden)
+    params = INIT(config, jax.random.key(0))
+    hidden = ENCODE(params, config, np.asarray([[3, 4, 5], [6, 7, 0]]), np.asarray([3, 2])).hidden
+    vectors = jax.jit(projected, static_argnums=1)(params, config, hidden)
     assert vectors.shape == (2, 4)
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=-1), 1.0, rtol=1e-6)
     part = jax.tree.map(np.asarray, params["projection"])
@@ -186,6 +198,7 @@ def test_a_companion_has_an_optimizer_of_its_own():
     assert float(optax.tree.norm(updates["companion"])) > 0
 
 
+@functools.cache
 def remembering(every: int) -> Objective:
     """Cross-entropy whose weight is what the weights' sum was when the memory was made; arrays shift it."""
 
@@ -218,8 +231,8 @@ def stopped(monkeypatch, train, step: int) -> None:
         train()
 
 
-def test_memory_is_made_every_few_steps_and_resumes(tmp_path, monkeypatch):
-    model, data = small_model(), Data(examples())
+def test_memory_is_made_every_few_steps_and_resumes(model, tmp_path, monkeypatch):
+    data = Data(examples())
 
     def trained(run: RunFolder, every: int = 2):
         optimise(model, data, remembering(every), TRAIN, run, arrays=jnp.float32(3.0))
@@ -237,20 +250,20 @@ def test_memory_is_made_every_few_steps_and_resumes(tmp_path, monkeypatch):
     assert trained(again, 3) == trained(folder(tmp_path / "three"), 3)
 
 
-def test_training_with_dropout_resumes_bit_for_bit(tmp_path, monkeypatch):
-    model, data, train = small_model(), Data(examples()), replace(TRAIN, dropout=0.2)
+def test_training_with_dropout_resumes_bit_for_bit(model, tmp_path, monkeypatch):
+    data, train = Data(examples()), replace(TRAIN, dropout=0.2)
     whole = optimise(model, data, objectives.sft(), train, folder(tmp_path / "whole"))
     again = folder(tmp_path / "again")
     stopped(monkeypatch, lambda: optimise(model, data, objectives.sft(), train, again), 2)
     resumed = optimise(model, data, objectives.sft(), train, again)
     jax.tree.map(np.testing.assert_array_equal, whole.params, resumed.params)
     plain = optimise(model, data, objectives.sft(), TRAIN, folder(tmp_path / "plain"))
-    assert any(jax.tree.leaves(jax.tree.map(lambda a, b: bool((a != b).any()), whole.params, plain.params)))
+    assert any(jax.tree.leaves(jax.tree.map(lambda a, b: bool((np.asarray(a) != b).any()), whole.params, plain.params)))
 
 
-def test_the_best_state_by_what_is_measured(tmp_path):
+def test_the_best_state_by_what_is_measured(model, tmp_path):
     """Without held-out examples; of the kept states the one with the highest measure is the result."""
-    model, data, seen = small_model(), Data(examples()), list[float]()
+    data, seen = Data(examples()), list[float]()
 
     def measured(params) -> dict[str, float]:
         seen.append(float(params["embed"]["embedding"].astype(jnp.float32).sum()))
