@@ -230,7 +230,8 @@ def test_an_old_index_chooses_and_new_vectors_score(town, system):
     wanted = np.argsort(-(query @ old.T), axis=1, kind="stable")
     np.testing.assert_array_equal(found.entities[:, :3], wanted[:, :3])
     np.testing.assert_array_equal(found.entities[:, 3], wanted[:, -1])
-    np.testing.assert_allclose(found.scores, np.take_along_axis(query @ fresh.T, np.asarray(found.entities), 1), rtol=0, atol=1e-5)
+    expected = np.take_along_axis(query @ fresh.T, np.asarray(found.entities), 1)
+    np.testing.assert_allclose(found.scores, expected, rtol=0, atol=1e-5)
 
 
 def test_turns_with_few_entities_or_none(town, system):
