@@ -233,8 +233,12 @@ class Knowing:
         return found
 
     def passed(self, name: str, instances: Sequence[Instance]) -> Passed:
-        """A set's partition in numbers."""
-        return passed(instances, self.sat[name], self.settings.exam.threshold)
+        """A set's partition in numbers, which the log tells."""
+        found = passed(instances, self.sat[name], self.settings.exam.threshold)
+        told = ", ".join(f"{count} {what}" for what, count in found.sizes.items())
+        shares = f"{100 * found.rate:.1f} % of {found.examined} examined pass ({100 * found.chance:.1f} by guessing)"
+        self.desk.run.log(f"{name}: {told}" + (f"; {shares}" if found.examined else ""))
+        return found
 
     def _beat(self, done: int, flat: Sequence[object]) -> None:
         self.desk.run.heartbeat("questions of the exam", done, len(flat))

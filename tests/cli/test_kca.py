@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from dataclasses import replace
 
@@ -55,6 +56,7 @@ def test_a_run_from_the_world_to_a_report(tmp_path):
             assert line["class"] == (NO_FACT if not line["sat"] else KNOWN if right >= 2 else UNKNOWN)
         again = read_instances(str(out / name / "4-partition.jsonl"), "error", Counter())
         assert [one.label for one in again] == [line["class"] for line in last]
+    assert re.search(r" test: .* % of 24 examined pass \(15.6 by guessing\)\n", (out / "log.txt").read_text())
     report, results = (out / "report.md").read_text(), json.loads((out / "results.json").read_text())
     assert set(results) == {"exam", "standard", "refusal"}
     assert {"passed", "by guessing", "passed, seen", "passed, unseen"} == set(results["exam"])
