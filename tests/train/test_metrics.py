@@ -53,7 +53,7 @@ def test_micro_batches_change_no_metric(name):
     many = uneven(groups)
     settings = OptimizerSettings(learning_rate=0.1, warmup_ratio=0.0)
     optimizer, pace = make_optimizer(settings), paces(settings, 4)
-    step = make_train_step(CONFIG, objective, optimizer, Compute(options=tuple(FAST.items())))
+    step = make_train_step(CONFIG, objective, optimizer, Compute(options=FAST))
     found = {}
     several = (2, 4) if name == "sft" else (4,)
     for micro in (1, *several):
