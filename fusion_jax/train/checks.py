@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import optax
-
 from fusion_jax.data.batches import Data
 from fusion_jax.data.packing import check_packable
 from fusion_jax.errors import InputError
@@ -18,6 +16,7 @@ from fusion_jax.models.lora import check_lora
 from fusion_jax.store.run_folder import RunFolder
 from fusion_jax.train.reference import examples_fingerprint
 from fusion_jax.train.settings import TrainSettings
+from fusion_jax.train.state import Pace
 
 
 def check_settings(settings: TrainSettings, model: Model, chosen: bool) -> None:
@@ -32,9 +31,9 @@ def check_settings(settings: TrainSettings, model: Model, chosen: bool) -> None:
         raise InputError("is for routed experts, the model has none", field="router_weight", cure="Leave it at 0")
 
 
-def check_rate(run: RunFolder, rate: optax.Schedule, total: int) -> None:
+def check_rate(run: RunFolder, first: Pace, total: int) -> None:
     """Refuse a training whose only step has the learning rate 0 that warm-up begins with."""
-    if total == 1 and not float(rate(0)):
+    if total == 1 and not first.rate:
         raise InputError(
             f"{run.path.name} has one step, which warm-up gives the learning rate 0: nothing would be learnt",
             field="warmup_ratio",

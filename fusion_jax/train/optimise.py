@@ -88,9 +88,9 @@ def optimise(
         refer = partial(_referenced, run, model, objective, settings, compute, buckets)
         data = data if in_step else refer("reference", data)
         held = refer("reference_validation", held) if held else None
-    check_rate(run, settings.optimizer.rate(total), total)
-    optimizer = make_optimizer(settings.optimizer, objective.companion)
-    pace, objective = paces(settings.optimizer, total, objective.companion), replace(objective, companion=None)
+    pace = paces(settings.optimizer, total, objective.companion)
+    check_rate(run, pace(0), total)
+    optimizer, objective = make_optimizer(settings.optimizer, objective.companion), replace(objective, companion=None)
     step = make_train_step(
         model.config, objective, optimizer, compute, router_weight=settings.router_weight, lora=lora, in_step=in_step
     )

@@ -104,8 +104,8 @@ def paces(
 
 def rates(settings: OptimizerSettings, num_steps: int) -> np.ndarray:
     """float32[num_steps], the learning rate of each step, computed in float64: on any device the same."""
-    with jax.enable_x64(True):
-        found = settings.rate(num_steps)(jnp.arange(num_steps))
+    with jax.enable_x64(True):  # as one program: each of its operations alone takes as long to compile
+        found = jax.jit(settings.rate(num_steps))(np.arange(num_steps))
     return np.broadcast_to(np.asarray(found, np.float32), (num_steps,))
 
 
