@@ -3,18 +3,10 @@
     python experiments/cache_teacher.py --model TEACHER --texts texts.jsonl --out runs/teacher
     python experiments/cache_teacher.py --texts texts.txt                       # zoo:gemma-source on a text file
 
-Several hosts that see one folder: the same command on each, with a coordinator or without.
+Several hosts that see one folder (docs/stores.md): the same command on each.
 
     python experiments/cache_teacher.py ... --hosts.count 4 --hosts.index 0     # 1, 2, 3 on the others
     python experiments/cache_teacher.py ... --hosts.coordinator auto            # TPU slice, Slurm: the cluster knows
-    python experiments/cache_teacher.py ... --mesh global --hosts.coordinator 10.0.0.1:8476 --hosts.count 4 \\
-        --hosts.index 0
-
-With `--mesh local` each host holds the whole teacher on its own devices and writes every n-th part: the hosts exchange
-nothing, and one that dies takes no other along: the others write their parts, then say which host they miss and stop.
-`--mesh global` is for a teacher that does not fit into one host: all hosts compute every part, the first one writes.
-Where there is a coordinator, in both, JAX stops all hosts when one dies, within a minute. --out must be on a file
-system that all hosts share.
 
 A teacher that vLLM reads on a GPU (docs/stores.md): the prompts first, then a store of the answers to them.
 
@@ -24,14 +16,9 @@ A teacher that vLLM reads on a GPU (docs/stores.md): the prompts first, then a s
 Data: texts, JSON lines with "text", or a .txt or .md file, one text a line; or chats (docs/data.md).
 
 Hardware: all devices of every host; the default takes seconds on a CPU. Result: a store (store.json and array_record
-parts) that `fusion_jax.teachers.store.TeacherStore` reads back for the same model, tokenizer and texts only. Killed,
-the same command goes on at the missing parts, also on another number of hosts. At the end the first host scores a
-sample of the rows again and compares. The experiments write stores of their own, under teachers/, and the fusions of
-texts and chats take this one with --source-stores. To read it in Python:
-
-    identity = StoreIdentity(**json.loads(Path("runs/teacher/store.json").read_text()))
-    store = TeacherStore("runs/teacher", identity)
-    store[0].topk_ids, store[0].topk_logprobs                                   # [T,k] of the first window
+parts) for the same model, tokenizer and texts only, which fusions of texts and chats take with --source-stores and
+`fusion_jax.teachers.store.TeacherStore` reads. Killed, the same command goes on at the missing parts, also on another
+number of hosts. At the end the first host scores a sample of the rows again and compares.
 """
 
 from __future__ import annotations
