@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 def save_figure(figure: Figure, path: Path) -> str:
     """Write a PNG and return the Markdown that shows it."""
     with replacing(path, sync=False) as temporary:
-        figure.savefig(temporary, format="png", dpi=120, bbox_inches="tight")
+        figure.savefig(temporary, format="png", dpi=120)  # whose layout is constrained: nothing lies outside
     return f"![{path.stem}]({path.name})"
 
 

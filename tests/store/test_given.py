@@ -167,7 +167,7 @@ def server(tmp_path):
 def test_the_page_s_lines_ask_a_server_for_every_prompt(tmp_path, monkeypatch, server):
     address, asked = server
     page = (ROOT / "docs/stores.md").read_text(encoding="utf-8")
-    (code,) = re.findall(r"```python\n(.*?)```", page, re.S)
+    (code,) = (block for block in re.findall(r"```python\n(.*?)```", page, re.S) if "prompt_logprobs" in block)
     prompts, answers = tmp_path / "prompts.jsonl", tmp_path / "answers.jsonl"
     attempt(cache_teacher, [*ARGS, "--prompts", str(prompts)])
     monkeypatch.setattr("sys.argv", ["ask.py", str(prompts), str(answers)])
@@ -197,6 +197,12 @@ def as_vllm(model, prompts: Path, k: int) -> list[dict]:
     return out
 
 
+def _next_to(value: np.ndarray, other: np.ndarray) -> None:
+    """The same numbers of 16 bits, or, for one in a thousand, the next ones: what hardly differs is rounded either way."""
+    steps = np.abs(value.view(np.int16).astype(int) - other.view(np.int16))
+    assert value.dtype.itemsize == 2 and steps.max() <= 1 and (steps > 0).mean() < 1e-3
+
+
 @pytest.mark.slow
 def test_a_fusion_learns_the_same_from_a_store_as_from_the_model_itself(tmp_path, capsys):
     """A source that reads in the run, one whose store was written before, one that another program read."""
@@ -222,7 +228,7 @@ def test_a_fusion_learns_the_same_from_a_store_as_from_the_model_itself(tmp_path
         assert (run / "teachers/qwen-source").exists() == (not stores)
     for tensor, value in weights["own"].items():
         np.testing.assert_array_equal(weights["store"][tensor], value)
-        np.testing.assert_allclose(weights["given"][tensor], value, atol=1e-4)
+        _next_to(weights["given"][tensor], value)
     losses = [read_jsonl(tmp_path / f"run-{name}/arms/FuseLLM/metrics.jsonl") for name in ("own", "8bit")]
     whole, eight = ([step["loss/fusion"] for step in steps] for steps in losses)
     np.testing.assert_allclose(eight, whole, rtol=2e-3)
@@ -252,7 +258,7 @@ def test_a_fusion_of_chats_learns_the_same_from_a_store_and_from_answers(tmp_pat
         weights[name] = load_file(tmp_path / f"run-{name}/students/kl/model.safetensors")
     for tensor, value in weights["own"].items():
         np.testing.assert_array_equal(weights["store"][tensor], value)
-        np.testing.assert_allclose(weights["given"][tensor], value, atol=1e-4)
+        _next_to(weights["given"][tensor], value)
     fails(cache_teacher, [*given, "--texts", str(file), "--out", str(tmp_path / "both")], capsys, "given beside --chats")
 
 
