@@ -13,6 +13,8 @@ from fusion_jax.sampling.generate import generate_ids
 from tests.parity.checkpoints import write_checkpoint
 from tests.quick import FAST
 
+pytestmark = pytest.mark.usefixtures("quick_compiler")  # tokens and sums are compared
+
 NEW, STOP = 12, 2
 LAYERS = {"gemma3": 6, "gemma3-kinds-yarn": 3}  # the fewest that hold every kind of layer; of others two
 
