@@ -82,7 +82,7 @@ class Body(nn.Module):
             block = nn.remat(Block, policy=remat_policy(self.remat), prevent_cse=False)
         scanned = nn.scan(
             block, variable_axes={"params": 0, ROUTING: 0, CROSSED: 0}, split_rngs={"params": True},
-            length=stack.layers, in_axes=(0, 0, nn.broadcast),
+            length=stack.layers, in_axes=(0, 0, nn.broadcast), check_constancy_invariants=False,  # one tracing less
         )  # fmt: skip
         return scanned(self.config, stack, self.mesh, self.dtype, self.kernel, self.keep, name=name)
 
