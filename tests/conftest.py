@@ -43,19 +43,19 @@ os.environ["XLA_FLAGS"] = quick.with_flags()  # nothing is compiled before
 GOLDEN = Path(__file__).parent / "golden"
 MOST_PROGRAMS = 2**30  # bytes that daily work keeps
 MODULE = pytest.StashKey[object]()  # of the last test
-# The files that take most CPU seconds, the longest first; one that is not here comes after them. The notebooks find what
-# the benchmark has compiled.
+# The files that take longest, the longest first; one that is not here comes after them.
 LONGEST = (
-    "cli/test_alirector.py", "resume/test_sigkill.py", "train/test_lora.py", "train/test_mktod.py",
-    "train/test_sharding.py", "cli/test_preference_pages.py", "train/test_alirector.py", "store/test_given.py",
-    "fuzz/test_fuzz.py", "train/test_given.py", "sampling/test_session.py", "multihost/test_training.py",
-    "train/test_live_teachers.py", "cli/test_distil.py", "cli/test_profuser.py", "benchmarks/test_gpu.py",
-    "cool/test_golden.py", "notebooks/test_notebooks.py", "plan/test_correcting.py", "train/test_shared_prompt.py",
-    "merge/test_task_vectors.py", "parity/test_generation.py", "cli/test_seft.py", "cli/test_sweeps.py",
-    "train/test_packing.py", "models/test_int8.py", "train/test_metrics.py", "cool/test_together.py",
-    "parity/test_beams.py", "plan/test_llama.py", "sampling/test_generate.py", "store/test_lease.py",
-    "cli/test_prune.py", "cli/test_mktod.py", "train/test_copying.py", "merge/test_mergekit.py", "store/test_bucket.py",
-    "train/test_alike.py", "train/test_optimise.py", "prune/test_native.py",
+    "resume/test_sigkill.py", "cli/test_alirector.py", "parity/test_logits.py", "train/test_sharding.py",
+    "plan/test_correcting.py", "merge/test_mergekit.py", "multihost/test_training.py", "cli/test_mktod.py",
+    "notebooks/test_notebooks.py", "parity/test_encoders.py", "cli/test_distil.py", "benchmarks/test_gpu.py",
+    "store/test_bucket.py", "train/test_lora.py", "sampling/test_generate.py", "merge/test_task_vectors.py",
+    "cli/test_prune.py", "plan/test_compile.py", "cli/test_preference_pages.py", "parity/test_beams.py",
+    "models/test_int8.py", "parity/test_generation.py", "cool/test_golden.py", "store/test_given.py",
+    "sampling/test_session.py", "prune/test_native.py", "cool/test_together.py", "cli/test_sweeps.py",
+    "cli/test_profuser.py", "fuzz/test_fuzz.py", "train/test_mktod_by_heart.py", "cli/test_role_interact.py",
+    "ops/test_kernels.py", "models/test_parts.py", "sampling/test_beams.py", "cli/test_seft.py",
+    "train/test_mktod.py", "parity/test_layouts.py", "train/test_alirector.py", "plan/test_llama.py",
+    "prune/test_search.py", "train/test_given.py",
 )  # fmt: skip
 
 
