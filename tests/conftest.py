@@ -26,7 +26,6 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # of PyTorch: beside another work
 # of bucket it is.
 os.environ |= {"NO_GCE_CHECK": "true", "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false"}
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ.setdefault("JAX_INCLUDE_FULL_TRACEBACKS_IN_LOCATIONS", "0")  # of every operation, in every program
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="fusion-jax-compiled-")
@@ -42,12 +41,12 @@ os.environ["XLA_FLAGS"] = quick.with_flags()  # nothing is compiled before
 
 GOLDEN = Path(__file__).parent / "golden"
 MOST_PROGRAMS = 2**30  # bytes that daily work keeps
-MODULE = pytest.StashKey[object]()  # of the last test
-# The files that take longest, the longest first; one that is not here comes after them.
+# The files that take longest, the longest first; one that is not here comes after them. The notebooks find what the
+# benchmark has compiled.
 LONGEST = (
     "resume/test_sigkill.py", "cli/test_alirector.py", "parity/test_logits.py", "train/test_sharding.py",
     "plan/test_correcting.py", "merge/test_mergekit.py", "multihost/test_training.py", "cli/test_mktod.py",
-    "notebooks/test_notebooks.py", "parity/test_encoders.py", "cli/test_distil.py", "benchmarks/test_gpu.py",
+    "benchmarks/test_gpu.py", "notebooks/test_notebooks.py", "parity/test_encoders.py", "cli/test_distil.py",
     "store/test_bucket.py", "train/test_lora.py", "sampling/test_generate.py", "merge/test_task_vectors.py",
     "cli/test_prune.py", "plan/test_compile.py", "cli/test_preference_pages.py", "parity/test_beams.py",
     "models/test_int8.py", "parity/test_generation.py", "cool/test_golden.py", "store/test_given.py",
@@ -88,17 +87,10 @@ def kept_programs(config: pytest.Config) -> str:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest files first, so that none is left for one process at the end, and files that compile alike together;
-    what daily work leaves out."""
+    """The longest files first, so that none is left for one process at the end; what daily work leaves out."""
     daily.mark(items)
     place = {name: number for number, name in enumerate(LONGEST)}
-    quick = {item.nodeid.partition("::")[0] for item in items if "quick_compiler" in getattr(item, "fixturenames", ())}
-
-    def order(item: pytest.Item) -> tuple[bool, int]:
-        file = item.nodeid.partition("::")[0]
-        return file not in quick, place.get(file.removeprefix("tests/"), len(place))
-
-    items.sort(key=order)
+    items.sort(key=lambda item: place.get(item.nodeid.partition("::")[0].removeprefix("tests/"), len(place)))
 
 
 def pytest_collection_finish() -> None:
@@ -129,33 +121,23 @@ def golden_cases(name: str, kind: str) -> list[dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def quick_compiler() -> None:
+def quick_compiler() -> Iterator[None]:
     """Programs of this process and of those that it starts are compiled with the fewest optimisations.
 
     For modules that compare runs of this package with each other, or look at what a run says, writes and refuses: there
     the compiler would take far longer than the programs. Not for comparisons with numbers of other implementations:
     where a module has some, they stand before the first test that uses this fixture, which holds from there on.
     """
-    _compile(quickly=True)
-
-
-def pytest_runtest_setup(item: pytest.Item) -> None:
-    """A module begins with the usual compiler, unless its first test asks for the quick one. Programs stay from module
-    to module: the compiler is what the last module had, mostly."""
-    assert isinstance(item, pytest.Function)
-    begins = item.session.stash.get(MODULE, None) is not item.module
-    item.session.stash[MODULE] = item.module
-    if begins and "quick_compiler" not in item.fixturenames and not is_daily(item.config):
-        _compile(quickly=False)
-
-
-def _compile(*, quickly: bool) -> None:
-    """From here on; what was compiled otherwise is forgotten."""
-    if jax.config.values["jax_disable_most_optimizations"] == quickly:
+    if os.environ.get("JAX_DISABLE_MOST_OPTIMIZATIONS") == "1":
+        yield
         return
     jax.clear_caches()
-    jax.config.update("jax_disable_most_optimizations", quickly)
-    os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = str(int(quickly))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+        jax.config.update("jax_disable_most_optimizations", True)
+        yield
+        jax.config.update("jax_disable_most_optimizations", False)
+    jax.clear_caches()
 
 
 @pytest.fixture
