@@ -198,9 +198,11 @@ def as_vllm(model, prompts: Path, k: int) -> list[dict]:
 
 
 def _next_to(value: np.ndarray, other: np.ndarray) -> None:
-    """The same numbers of 16 bits, or, for one in a thousand, the next ones: what hardly differs is rounded either way."""
+    """Within 1e-4, or the next number of 16 bits, which is further away where numbers are large."""
+    assert value.dtype.itemsize == 2
     steps = np.abs(value.view(np.int16).astype(int) - other.view(np.int16))
-    assert value.dtype.itemsize == 2 and steps.max() <= 1 and (steps > 0).mean() < 1e-3
+    apart = np.abs(value.astype(float) - other.astype(float))
+    assert ((apart <= 1e-4) | (steps <= 1)).all(), apart.max()
 
 
 @pytest.mark.slow
