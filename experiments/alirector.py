@@ -32,6 +32,7 @@ from fusion_jax.errors import InputError
 from fusion_jax.models.folder import Model
 from fusion_jax.options import Folder
 from fusion_jax.plan.command import run as run_experiment
+from fusion_jax.plan.parts import Part
 from fusion_jax.runs.checks import check_arms
 from fusion_jax.runs.correcting import Correcting, CorrectingSettings, correcting, correcting_parts
 from fusion_jax.runs.correction_checks import check_corrector
@@ -99,7 +100,7 @@ PRESETS = {
 
 
 def main(s: Settings) -> None:
-    conduct(__file__, "Alirector", s, PRESETS, correct, correcting_parts, check=check, unread=("model",))
+    conduct(__file__, "Alirector", s, PRESETS, correct, parts, check=check, unread=("model",))
 
 
 def check(s: Settings) -> None:
@@ -157,5 +158,10 @@ def continued(
     return found, dict(teachers)
 
 
+def parts(s: Settings) -> list[Part]:
+    """What the run computes."""
+    return correcting_parts(s)
+
+
 if __name__ == "__main__":
-    run_experiment(Settings, main, correcting_parts, presets=PRESETS, description=__doc__)
+    run_experiment(Settings, main, parts, presets=PRESETS, description=__doc__)
