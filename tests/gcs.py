@@ -22,6 +22,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 BUCKETS = ("runs", "readonly", "forbidden")
+# Read by gcsfs and Google's library when they are imported: no look into the network for credentials or for what kind of
+# bucket it is.
+QUIET = {"NO_GCE_CHECK": "true", "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false"}
 HOP = ("host", "connection", "transfer-encoding", "content-length", "keep-alive")
 
 
@@ -126,8 +129,7 @@ def emulator() -> Iterator[dict[str, str]]:
         for name in BUCKETS:
             _make_bucket(inner, name)
         clients = {"STORAGE_EMULATOR_HOST": url, "TENSORSTORE_GCS_HTTP_URL": url}
-        # No look for credentials, nor for the kind of the bucket, in the network.
-        yield clients | {"NO_GCE_CHECK": "true", "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false"}
+        yield clients | QUIET
     finally:
         server.shutdown()
         server.server_close()
